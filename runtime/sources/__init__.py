@@ -1,0 +1,1 @@
+"""Where lines and cubes come from, one file per kind of source."""
