@@ -1,0 +1,1 @@
+"""What flies: prompt metrics, bundles, engines, tiles, files. Imports no torch."""
