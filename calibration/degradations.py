@@ -122,7 +122,7 @@ def inpaint(cube: Cube, rng: np.random.Generator, *, rate: float | None = None) 
     if rate is None:
         rate = float(rng.choice(INPAINT_RATES))
     _within("rate", rate, 0, 1)
-    return cube * (rng.random(cube.shape, dtype=np.float32) >= rate)
+    return np.asarray(cube * (rng.random(cube.shape, dtype=np.float32) >= rate), np.float32)
 
 
 def bandloss(cube: Cube, rng: np.random.Generator, *, rate: float | None = None) -> Cube:
