@@ -141,7 +141,7 @@ def bandloss(cube: Cube, rng: np.random.Generator, *, rate: float | None = None)
     if rate is None:
         rate = float(rng.choice(BANDLOSS_RATES))
     _within("rate", rate, 0, 1)
-    lost = cube.copy()
+    lost: Cube = np.array(cube)
     lost[rng.choice(len(cube), max(1, round(rate * len(cube))), replace=False)] = 0
     return lost
 
