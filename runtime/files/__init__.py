@@ -1,0 +1,226 @@
+"""Cubes in files: ENVI pairs, NumPy and MATLAB files, by one pair of functions.
+
+Every file is taken as a stranger's: nothing in it is executed, and it cannot claim more memory than it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from runtime.errors import CubeFileError
+from runtime.files.arrays import read_npy, read_npz, write_npy
+from runtime.files.envi import (
+    DATA_SUFFIXES,
+    INTERLEAVES,
+    Fields,
+    Interleave,
+    listed,
+    pair_of,
+    read_envi,
+    read_header,
+    wavelengths_nm,
+    write_envi,
+)
+from runtime.files.layout import DEFAULT_LAYOUT, checked_layout
+from runtime.files.matlab import read_mat
+
+__all__ = ["READERS", "WRITERS", "CubeFile", "read_cube", "write_cube"]
+
+
+@dataclass(frozen=True, eq=False)
+class CubeFile:
+    """A cube and what its file says about it.
+
+    Attributes:
+        cube: [bands, lines, samples], native byte order, the file's own type, C-contiguous.
+        path: the file as it was named.
+        format: 'envi', 'npy', 'npz' or 'mat'.
+        wavelengths: nanometres, one per band, or None where they or their unit are not known.
+        scale: digital numbers per 1.0 where the file says so (ENVI `reflectance scale factor`), else None.
+        ignore_value: the value that marks missing pixels, possibly NaN, or None.
+        fields: the raw ENVI header, name -> text, looked up in any case; empty for other formats.
+    """
+
+    cube: NDArray[Any]
+    path: Path
+    format: str
+    wavelengths: tuple[float, ...] | None
+    scale: float | None
+    ignore_value: float | None
+    fields: Mapping[str, str]
+
+
+def _read_envi(path: Path, layout: str, key: str | None) -> CubeFile:
+    _no_key(path, key)
+    header = read_header(path)
+    return CubeFile(
+        cube=read_envi(header),
+        path=path,
+        format="envi",
+        wavelengths=wavelengths_nm(header),
+        scale=header.reflectance_scale_factor,
+        ignore_value=header.data_ignore_value,
+        fields=header.fields,
+    )
+
+
+def _read_npy(path: Path, layout: str, key: str | None) -> CubeFile:
+    _no_key(path, key)
+    return _plain(read_npy(path, layout=layout), path, "npy", None)
+
+
+def _read_npz(path: Path, layout: str, key: str | None) -> CubeFile:
+    cube, wavelengths = read_npz(path, layout=layout, key=key)
+    return _plain(cube, path, "npz", wavelengths)
+
+
+def _read_mat(path: Path, layout: str, key: str | None) -> CubeFile:
+    return _plain(read_mat(path, layout=layout, key=key), path, "mat", None)
+
+
+def _plain(cube: NDArray[Any], path: Path, kind: str, wavelengths: tuple[float, ...] | None) -> CubeFile:
+    return CubeFile(cube, path, kind, wavelengths, None, None, Fields({}))
+
+
+def _no_key(path: Path, key: str | None) -> None:
+    if key is not None:
+        raise CubeFileError(
+            "this format holds one cube without a name", file=path, key="key", value=key, remedy="leave the key out"
+        )
+
+
+READERS: dict[str, Callable[[Path, str, str | None], CubeFile]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".mat": _read_mat,
+    ".hdr": _read_envi,
+    **dict.fromkeys(DATA_SUFFIXES, _read_envi),
+}
+"""Suffix in lower case -> reader(path, layout, key)."""
+
+
+def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None = None) -> CubeFile:
+    """Read a cube file of any known format, chosen by its suffix.
+
+    A file with another suffix, or none, is read as ENVI data where a header lies beside it.
+
+    Args:
+        path: the file; for ENVI the header or the data file.
+        layout: order of the axes in `.npy`, `.npz` and `.mat` files; an ENVI header states its own.
+        key: name of the array in `.npz` (default `cube`) and `.mat` (default: the only 3-D array).
+
+    Raises:
+        CubeFileError: the file is missing, damaged, of an unknown format, not a cube or too large for this machine.
+    """
+    path = Path(path)
+    checked_layout(layout, path=path)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        try:
+            pair_of(path)
+        except CubeFileError as error:
+            if path.is_file():
+                raise CubeFileError(
+                    "is not a known cube format and has no ENVI header beside it",
+                    file=path,
+                    value=path.suffix or None,
+                    remedy="give a file with one of these suffixes: " + " ".join(READERS),
+                ) from error
+            raise
+        reader = _read_envi
+    return reader(path, layout, key)
+
+
+def _write_envi(
+    path: Path, cube: NDArray[Any], like: CubeFile | None, layout: str, fields: Mapping[str, str | None]
+) -> None:
+    suffix = path.suffix.lower().removeprefix(".")
+    own = like.fields.get("interleave", "").lower() if like is not None else ""
+    chosen: Interleave = "bil"
+    for name in INTERLEAVES:
+        if name == suffix or (name == own and suffix not in INTERLEAVES):
+            chosen = name
+    write_envi(path, cube, interleave=chosen, fields=_merged(like, fields), inputs=_inputs(like))
+
+
+def _merged(like: CubeFile | None, fields: Mapping[str, str | None]) -> dict[str, str | None]:
+    if like is None:
+        return dict(fields)
+    merged: dict[str, str | None] = dict(like.fields)
+    if like.format != "envi":
+        if like.wavelengths is not None:
+            merged |= {"wavelength units": "Nanometers", "wavelength": listed(like.wavelengths)}
+        if like.scale is not None:
+            merged["reflectance scale factor"] = repr(like.scale)
+        if like.ignore_value is not None:
+            merged["data ignore value"] = repr(like.ignore_value)
+    given = Fields(dict.fromkeys(fields, ""))
+    return {name: text for name, text in merged.items() if name not in given} | dict(fields)
+
+
+def _inputs(like: CubeFile | None) -> tuple[Path, ...]:
+    if like is None:
+        return ()
+    if like.format != "envi":
+        return (like.path,)
+    try:
+        return pair_of(like.path)
+    except CubeFileError:
+        return (like.path,)
+
+
+def _write_npy(
+    path: Path, cube: NDArray[Any], like: CubeFile | None, layout: str, fields: Mapping[str, str | None]
+) -> None:
+    write_npy(path, cube, layout=layout, inputs=_inputs(like))
+
+
+WRITERS: dict[str, Callable[[Path, NDArray[Any], CubeFile | None, str, Mapping[str, str | None]], None]] = {
+    ".npy": _write_npy,
+    **dict.fromkeys((".hdr", ".img", ".raw", ".dat", ".bsq", ".bil", ".bip"), _write_envi),
+}
+"""Suffix in lower case -> writer(path, cube, like, layout, fields)."""
+
+
+def write_cube(
+    path: str | Path,
+    cube: NDArray[Any],
+    *,
+    like: CubeFile | None = None,
+    layout: str = DEFAULT_LAYOUT,
+    fields: Mapping[str, str | None] | None = None,
+) -> Path:
+    """Write a cube, in the format of the suffix: whole afterwards, or nothing has changed.
+
+    Args:
+        path: `.npy`, or for ENVI the data file (its header gets `.hdr`) or the header (its data file gets `.img`).
+        cube: [bands, lines, samples].
+        like: the cube it was made from. Its header fields are carried along where they stay true (`envi.carried`), its
+            interleave is kept unless the suffix names another, and its files are never overwritten.
+        layout: order of the axes in a `.npy` file.
+        fields: more ENVI header fields, over those of `like`; None drops one. A caller that changes the scale of the
+            values must say so here (`reflectance scale factor`, `data ignore value`).
+
+    Returns:
+        `path`.
+
+    Raises:
+        CubeFileError: the format cannot hold the cube, the target is the input, or the system refused to write.
+    """
+    path = Path(path)
+    checked_layout(layout, path=path)
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise CubeFileError(
+            "is not a format cubes are written in",
+            file=path,
+            value=path.suffix or None,
+            remedy="use one of these suffixes: " + " ".join(WRITERS),
+        )
+    writer(path, cube, like, layout, fields or {})
+    return path

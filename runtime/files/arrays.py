@@ -1,0 +1,223 @@
+"""NumPy files: `.npy` in and out, `.npz` in. No pickle, and nothing is allocated that the file does not hold."""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from runtime.errors import CubeFileError
+from runtime.files.disk import PIECE, allocated, check_expansion, fill, opened, reason, refuse_inputs, write_together
+from runtime.files.layout import DEFAULT_LAYOUT, check_shape, check_type, checked_layout, from_cube, to_cube
+
+HEADER_BYTES = 10_000
+CUBE_KEY = "cube"
+WAVELENGTH_KEY = "wavelength_nm"
+
+_ENCRYPTED = 0x1
+
+
+def read_npy(path: str | Path, *, layout: str = DEFAULT_LAYOUT) -> NDArray[Any]:
+    """The cube of a `.npy` file.
+
+    Args:
+        layout: the order of its axes.
+
+    Returns:
+        [bands, lines, samples] in native byte order and the file's own type, C-contiguous.
+
+    Raises:
+        CubeFileError: it is no `.npy` file, needs pickle, is not a 3-D array of real numbers, its size is not what its
+            header says, or it does not fit into memory.
+    """
+    path = Path(path)
+    order = checked_layout(layout, path=path)
+    with opened(path) as (file, size):
+        return to_cube(_array(file, path, size, None, dimensions=3), order)
+
+
+def read_npz(
+    path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None = None
+) -> tuple[NDArray[Any], tuple[float, ...] | None]:
+    """The cube of a `.npz` file, and its wavelengths.
+
+    Args:
+        layout: the order of the cube's axes.
+        key: the array's name, `cube` if None.
+
+    Returns:
+        [bands, lines, samples] in native byte order and the file's own type, C-contiguous; and the array
+        `wavelength_nm` in nanometres, or None where there is none.
+
+    Raises:
+        CubeFileError: as `read_npy`; there is no such array; it expands beyond the bound of `disk.check_expansion`.
+    """
+    path = Path(path)
+    order = checked_layout(layout, path=path)
+    name = CUBE_KEY if key is None else key
+    with opened(path) as (file, size):
+        try:
+            archive = zipfile.ZipFile(file)
+        except Exception as error:
+            raise _damaged(path, None, error) from error
+        with archive:
+            members = {member.filename: member for member in archive.infolist()}
+            if len(members) != len(archive.infolist()):
+                raise CubeFileError("two arrays have the same name", file=path, remedy="write the file again")
+            names = sorted(member.removesuffix(".npy") for member in members if member.endswith(".npy"))
+            if f"{name}.npy" not in members:
+                raise CubeFileError(
+                    "no such array in the file",
+                    file=path,
+                    key="key",
+                    value=name,
+                    remedy="choose one of " + ", ".join(names[:20]) if names else "it holds no arrays",
+                )
+            cube = to_cube(_member(archive, members[f"{name}.npy"], path, size, name, dimensions=3), order)
+            if f"{WAVELENGTH_KEY}.npy" not in members or name == WAVELENGTH_KEY:
+                return cube, None
+            values = _member(archive, members[f"{WAVELENGTH_KEY}.npy"], path, size, WAVELENGTH_KEY, dimensions=1)
+    return cube, _wavelengths(values, cube.shape[0], path)
+
+
+def _wavelengths(values: NDArray[Any], bands: int, path: Path) -> tuple[float, ...]:
+    wavelengths = tuple(float(value) for value in values)
+    if len(wavelengths) != bands:
+        raise CubeFileError(
+            f"has {len(wavelengths)} values for {bands} bands",
+            file=path,
+            key=WAVELENGTH_KEY,
+            remedy="correct the list, or the layout if the cube's axes are in another order",
+        )
+    if not all(map(isfinite, wavelengths)):
+        raise CubeFileError(
+            "holds values that are not finite", file=path, key=WAVELENGTH_KEY, remedy="correct the list"
+        )
+    return wavelengths
+
+
+def _member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, size: int, key: str, *, dimensions: int
+) -> NDArray[Any]:
+    if member.flag_bits & _ENCRYPTED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CubeFileError(
+            "is encrypted or compressed in an unusual way", file=path, key=key, remedy="write it with numpy.savez"
+        )
+    check_expansion(path, member.file_size, min(member.compress_size, size), key=key)
+    try:
+        with archive.open(member) as stream:
+            array = _array(cast(BinaryIO, stream), path, member.file_size, key, dimensions=dimensions)
+            # The checksum is verified where the end is read.
+            if stream.read(1):
+                raise zipfile.BadZipFile("it is longer than the archive says")
+            return array
+    except (CubeFileError, OSError):
+        raise
+    except Exception as error:
+        raise _damaged(path, key, error) from error
+
+
+def _damaged(path: Path, key: str | None, error: Exception) -> CubeFileError:
+    return CubeFileError(
+        f"is damaged: {reason(error)}", file=path, key=key, remedy="copy it again or write it with numpy"
+    )
+
+
+def _array(file: BinaryIO, path: Path, size: int, key: str | None, *, dimensions: int) -> NDArray[Any]:
+    """The array of a `.npy` stream of `size` bytes, in the axes and byte order of the file."""
+    head = io.BytesIO(_read_up_to(file, min(size, HEADER_BYTES + 12)))
+    shape, fortran, dtype = _header(head, path, key)
+    check_type(dtype, path=path, key=key)
+    if dimensions == 3:
+        check_shape(shape, path=path, key=key)
+    elif len(shape) != dimensions or 0 in shape:
+        raise CubeFileError(
+            f"must have {dimensions} axis", file=path, key=key, value=list(shape), remedy="correct the array"
+        )
+    expected = head.tell() + prod(shape) * dtype.itemsize
+    if expected != size:
+        raise CubeFileError(
+            f"holds {size} bytes, its header asks for {expected} ({list(shape)} of {dtype})",
+            file=path,
+            key=key,
+            remedy="copy it again; one array only can be in it",
+        )
+    array = allocated(path, shape[::-1] if fortran else shape, dtype, copies=2)
+
+    def read(count: int) -> bytes:
+        return head.read(count) or file.read(count)
+
+    if fill(array, read) != array.nbytes:
+        raise CubeFileError("ends before its last element", file=path, key=key, remedy="copy it again")
+    return array.T if fortran else array
+
+
+def _read_up_to(file: BinaryIO, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (piece := file.read(count - len(data))):
+        data += piece
+    return data
+
+
+def _header(head: BinaryIO, path: Path, key: str | None) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    # Version 3 differs from 2 in the encoding of field names only, and arrays with fields are refused.
+    readers: dict[tuple[int, int], Callable[..., Any]] = {
+        (1, 0): npy.read_array_header_1_0,
+        (2, 0): npy.read_array_header_2_0,
+        (3, 0): npy.read_array_header_2_0,
+    }
+    try:
+        version = npy.read_magic(head)
+        if version not in readers:
+            raise ValueError(f"unknown version {version}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shape, fortran, dtype = readers[version](head, max_header_size=HEADER_BYTES)
+        return tuple(int(length) for length in shape), bool(fortran), dtype
+    except Exception as error:
+        raise CubeFileError(
+            f"is not a NumPy array file: {reason(error)}", file=path, key=key, remedy="write it with numpy.save"
+        ) from error
+
+
+def write_npy(
+    path: str | Path, cube: NDArray[Any], *, layout: str = DEFAULT_LAYOUT, inputs: Sequence[Path] = ()
+) -> Path:
+    """Write a `.npy` file in one step: it is whole afterwards, or what was there before still is.
+
+    Args:
+        cube: [bands, lines, samples], real numbers of at most 8 bytes.
+        layout: the order of the axes in the file.
+        inputs: files that must not be overwritten.
+
+    Returns:
+        `path`.
+
+    Raises:
+        CubeFileError: the cube is of another kind, the target is an input, or the system refused to write.
+    """
+    path = Path(path)
+    order = checked_layout(layout, path=path)
+    check_type(cube.dtype, path=path)
+    check_shape(cube.shape, path=path)
+    refuse_inputs(path, inputs)
+    array = from_cube(cube, order)
+    header = {"descr": npy.dtype_to_descr(cube.dtype), "fortran_order": False, "shape": array.shape}
+    step = max(1, PIECE // (prod(array.shape[1:]) * array.itemsize))
+
+    def write(file: BinaryIO) -> None:
+        npy.write_array_header_1_0(file, header)
+        for first in range(0, array.shape[0], step):
+            block = np.ascontiguousarray(array[first : first + step])
+            file.write(block.data)
+
+    write_together([(path, write)])
+    return path

@@ -1,0 +1,234 @@
+"""Bytes in and out of cube files: regular files only, bounded memory, and writes that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import CubeFileError
+
+PIECE = 1 << 24
+"""Bytes moved at a time between a file and an array."""
+
+SMALL_EXPANSION = 64 << 20
+"""Bytes any compressed file may expand to: no flight computer runs out of memory over them."""
+
+EXPANSION_RATIO = 100
+"""Largest expansion above SMALL_EXPANSION. Sensor noise keeps real cubes below 10; deflate itself reaches 1032."""
+
+
+def reason(error: BaseException) -> str:
+    """What an OSError or another library's exception says, without its path: at most one clause."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def checked_size(path: Path, status: os.stat_result) -> int:
+    """Size in bytes of a regular, non-empty file. Raises CubeFileError for anything else."""
+    if stat.S_ISDIR(status.st_mode):
+        raise CubeFileError("is a folder, not a cube file", file=path, remedy="give the file inside it")
+    if not stat.S_ISREG(status.st_mode):
+        raise CubeFileError("is not a regular file", file=path, remedy="give a file, not a device, pipe or socket")
+    if status.st_size == 0:
+        raise CubeFileError("the file is empty", file=path, remedy="copy it again")
+    return status.st_size
+
+
+def _opened(path: Path) -> tuple[BinaryIO, int]:
+    try:
+        checked_size(path, path.stat())
+        # A pipe put in the file's place since the check must not block the opening.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = open(descriptor, "rb", buffering=0)  # noqa: PTH123, SIM115
+        try:
+            return file, checked_size(path, os.fstat(descriptor))
+        except BaseException:
+            file.close()
+            raise
+    except FileNotFoundError as error:
+        raise CubeFileError("no such file", file=path, remedy="check the path") from error
+    except (OSError, ValueError) as error:
+        raise CubeFileError(
+            f"cannot be opened: {reason(error)}", file=path, remedy="check the path and the permissions"
+        ) from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file for reading, unbuffered.
+
+    A symbolic link is followed (data managers keep cubes behind links), and its end must be a regular file.
+
+    Yields:
+        the file and its size in bytes, both of the same open file.
+
+    Raises:
+        CubeFileError: it is missing, empty, unreadable, a folder, a device or a pipe, or reading fails in the block.
+    """
+    file, size = _opened(path)
+    with file:
+        try:
+            yield file, size
+        except OSError as error:
+            raise CubeFileError(f"cannot be read: {reason(error)}", file=path, remedy="check the disk") from error
+
+
+def available_memory() -> int:
+    """Bytes of memory a new array may take on this machine: what the kernel calls available, or all there is."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return 1 << 46
+
+
+def allocated(path: Path, shape: Sequence[int], dtype: np.dtype[Any], *, copies: int = 1) -> NDArray[Any]:
+    """An uninitialised C-ordered array for the contents of `path`.
+
+    Args:
+        copies: how many arrays of this size will be alive at once while it is read.
+
+    Raises:
+        CubeFileError: this machine's memory does not hold them.
+    """
+    needed = prod(shape) * dtype.itemsize * copies
+    available = available_memory()
+    try:
+        if needed > available:
+            raise MemoryError
+        return np.empty(tuple(shape), dtype)
+    except (MemoryError, ValueError) as error:
+        raise CubeFileError(
+            f"reading it takes {needed} bytes of memory, {available} are available",
+            file=path,
+            remedy="read it in windows of lines or cut the cube",
+        ) from error
+
+
+def check_expansion(path: Path, expanded: int, stored: int, *, key: str | None = None) -> None:
+    """Refuse `expanded` bytes of array from `stored` bytes of compressed file: CubeFileError."""
+    bound = max(SMALL_EXPANSION, EXPANSION_RATIO * stored)
+    if expanded > bound:
+        raise CubeFileError(
+            f"{stored} compressed bytes claim to hold {expanded} bytes, more than the {bound} accepted",
+            file=path,
+            key=key,
+            remedy="write it without compression if it is genuine",
+        )
+
+
+def fill(array: NDArray[Any], read: Callable[[int], bytes]) -> int:
+    """Fill a C-contiguous `array` from `read(n)`, which gives 1..n bytes, or none at the end.
+
+    Returns:
+        the bytes read; fewer than `array.nbytes` where the source ended early.
+    """
+    target = array.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(target):
+        piece = read(min(PIECE, len(target) - done))
+        if not piece:
+            break
+        target[done : done + len(piece)] = piece
+        done += len(piece)
+    return done
+
+
+def write_together(targets: Sequence[tuple[Path, Callable[[BinaryIO], None]]]) -> None:
+    """Write files of one folder so that all of them are there afterwards, or none.
+
+    Every file is written under a temporary name and synced; only then are they renamed, in the order given. A single
+    file replaces its predecessor in one step. Of several, the predecessors are moved aside in the reverse order first
+    and put back on failure: at no moment does a later file (a header) stand beside an earlier one (its data) that it
+    does not describe.
+
+    Args:
+        targets: pairs of a path and a function that writes its contents.
+
+    Raises:
+        CubeFileError: the system refused (no space, no permission, a folder in the way); nothing has changed.
+    """
+    folder = targets[0][0].parent
+    temporary = [folder / f".{secrets.token_hex(8)}.part" for _ in targets]
+    aside: list[tuple[Path, Path]] = []
+    placed: list[Path] = []
+    current = targets[0][0]
+    try:
+        for (path, write), part in zip(targets, temporary, strict=True):
+            current = path
+            if path.is_dir():
+                raise IsADirectoryError(0, "a folder of that name is in the way")
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+            with open(descriptor, "wb") as file:  # noqa: PTH123
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        if len(targets) > 1:
+            for current in (path for path, _ in reversed(targets) if os.path.lexists(path)):
+                kept = folder / f".{secrets.token_hex(8)}.old"
+                os.replace(current, kept)  # noqa: PTH105
+                aside.append((kept, current))
+            if aside:
+                _sync_folder(folder)
+        for (path, _), part in zip(targets, temporary, strict=True):
+            current = path
+            replaces = os.path.lexists(path)
+            os.replace(part, path)  # noqa: PTH105
+            if not replaces:
+                placed.append(path)
+        _sync_folder(folder)
+    except BaseException as error:
+        for path in [*reversed(placed), *temporary]:
+            with suppress(OSError):
+                path.unlink()
+        lost = [kept for kept, path in reversed(aside) if not _put_back(kept, path)]
+        if isinstance(error, (OSError, ValueError)):
+            raise CubeFileError(
+                f"cannot be written: {reason(error)}",
+                file=current,
+                remedy="check the folder, its permissions and its free space"
+                + "".join(f"; the file replaced is kept as {kept.name}" for kept in lost),
+            ) from error
+        raise
+    for kept, _ in aside:
+        with suppress(OSError):
+            kept.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_back(kept: Path, path: Path) -> bool:
+    try:
+        os.replace(kept, path)  # noqa: PTH105
+    except OSError:
+        return False
+    return True
+
+
+def refuse_inputs(path: Path, inputs: Sequence[Path]) -> None:
+    """Raise CubeFileError where `path` is one of the files in `inputs`, by whatever name."""
+    for other in inputs:
+        with suppress(OSError):
+            if path.samefile(other):
+                raise CubeFileError(
+                    "would overwrite the input file", file=path, remedy="write to another name or folder"
+                )
