@@ -115,9 +115,9 @@ class DifferentialAttention(nn.Module):
         k = self.k_proj(x).view(n, tokens, self.heads, self.width).transpose(1, 2)
         v = self.v_proj(x).view(n, tokens, pairs, 2 * self.width).transpose(1, 2)
         q, k = F.normalize(q, dim=-1, eps=L2_EPS), F.normalize(k, dim=-1, eps=L2_EPS)
-        p = torch.softmax(q @ k.transpose(-1, -2) * self.scale() + self.position_bias(), dim=-1)
-        p = p.view(n, pairs, 2, tokens, tokens)
-        out = (p[:, :, 0] - self.difference() * p[:, :, 1]) @ v
+        p = torch.softmax((q * self.scale()) @ k.transpose(-1, -2) + self.position_bias(), dim=-1)
+        first, second = p.view(n, pairs, 2, tokens, tokens).unbind(2)
+        out = (first - self.difference() * second) @ v
         out = self.diff_norm(out) * (1 - LAMBDA_INITIAL)
         return self.out_proj(out.transpose(1, 2).reshape(n, tokens, channels))
 

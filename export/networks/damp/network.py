@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .attention import relative_position_index
 from .blocks import DecoderBlock, EncoderBlock
 from .config import LEVELS, PROMPT_HIDDEN, DampConfig
 
 SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 DEGRADATION_CLASSES = 5
+
+
+def sobel_kernels() -> dict[str, Tensor]:
+    """The frozen kernels of the reference's gradient branch, [1, 1, 3, 3] each."""
+    x = torch.tensor(SOBEL_X)
+    return {"sobel_x": x.reshape(1, 1, 3, 3), "sobel_y": x.T.reshape(1, 1, 3, 3).contiguous()}
 
 
 class Group(nn.Module):
@@ -48,9 +55,9 @@ class PromptEncoder(nn.Module):
         )
         if config.metric_set == "reference15":
             self.grad_branch = nn.Module()
-            for name, kernel in (("sobel_x", torch.tensor(SOBEL_X)), ("sobel_y", torch.tensor(SOBEL_X).T)):
+            for name, kernel in sobel_kernels().items():
                 conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
-                conv.weight = nn.Parameter(kernel.reshape(1, 1, 3, 3).clone(), requires_grad=False)
+                conv.weight = nn.Parameter(kernel, requires_grad=False)
                 setattr(self.grad_branch, name, conv)
             self.cls = nn.Module()
             self.cls.classifier = nn.Sequential(
@@ -100,6 +107,16 @@ class Damp(nn.Module):
             self.dec.append(nn.ModuleList([up, merge, Group(blocks)]))
         self.refinement = Group([EncoderBlock(config.dim, heads[0], config) for _ in range(config.refinement_blocks)])
         self.output = nn.Conv2d(config.dim, config.bands, 3, padding=1, bias=False)
+
+    @staticmethod
+    def frozen_tables(config: DampConfig) -> dict[str, Tensor]:
+        """{key: tensor} of what no training changes: position indices and, with fifteen metrics, Sobel kernels."""
+        with torch.device("meta"):
+            keys = list(Damp(config).state_dict())
+        tables = {k: relative_position_index() for k in keys if k.endswith("relative_position_index")}
+        if config.metric_set == "reference15":
+            tables |= {f"dep.grad_branch.{name}.weight": kernel for name, kernel in sobel_kernels().items()}
+        return tables
 
     def forward(self, frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor]:
         embedding = self.dep(metrics)

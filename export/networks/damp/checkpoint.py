@@ -1,0 +1,271 @@
+"""Recognise a DAMP by its state-dict keys and read its hyper-parameters off their shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import CheckpointError
+from runtime.metrics import METRIC_SETS
+
+from .config import LEVELS, DampConfig
+from .network import Damp
+
+ARCHITECTURE = "damp"
+REBUILT = (".relative_position_index",)
+"""Endings of tables that follow from the architecture; they may be missing, and must be equal where they are present."""
+FROZEN = (".relative_position_index", ".sobel_x.weight", ".sobel_y.weight")
+
+# What the public training script and its network call our hyper-parameters.
+REFERENCE_NAMES = {
+    "inp_channels": "bands",
+    "dimention": "dim",
+    "num_blocks": "encoder_blocks",
+    "num_dec_blocks": "decoder_blocks",
+    "num_exp_blocks": "experts",
+    "num_experts": "experts",
+    "num_refinement_blocks": "refinement_blocks",
+    "topk": "top_k",
+    "expansion_factor": "expansion",
+    "ffn_expansion_factor": "expansion",
+    "LayerNorm_type": "norm",
+    "emb_dim": "embedding",
+}
+
+
+def recognises(keys: Iterable[str]) -> bool:
+    """Whether these are the state-dict keys of a DAMP, complete or not."""
+    return any(".DAMoE." in key or key.startswith("dep.feature_encoder.") for key in keys)
+
+
+def is_network(net: nn.Module) -> bool:
+    """Whether `net` is this architecture's network."""
+    return isinstance(net, Damp)
+
+
+def stored_state(net: Damp) -> dict[str, Tensor]:
+    """The state dict without tables that are rebuilt."""
+    return {k: v for k, v in net.state_dict().items() if not k.endswith(REBUILT)}
+
+
+def build(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: int | None, file: Path) -> Damp:
+    """A DAMP with these weights.
+
+    Args:
+        state: {key: tensor}.
+        given: options that came with the weights, ours or the reference's names; may be empty.
+        top_k: wins over `given`.
+        file: named in errors.
+
+    Raises:
+        CheckpointError: see `export.networks.load_checkpoint`.
+    """
+    config = configuration(state, given, top_k, file)
+    with torch.device("meta"):
+        net = Damp(config)
+    expected = net.state_dict()
+    _check_keys(state, expected, file)
+    complete = {}
+    rebuilt = Damp.frozen_tables(config)
+    for key, blank in expected.items():
+        value = rebuilt[key] if key not in state else _checked(key, state[key], blank, file)
+        if key.endswith(FROZEN) and not torch.equal(value, rebuilt[key]):
+            raise CheckpointError(
+                "a frozen table differs from the architecture's",
+                file=file,
+                key=key,
+                remedy="these weights belong to another network",
+            )
+        complete[key] = value
+    net.load_state_dict(complete, assign=True)
+    return net
+
+
+def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: int | None, file: Path) -> DampConfig:
+    """Hyper-parameters from shapes; `given` must not contradict them, and tells what shapes do not."""
+    read = _from_shapes(state, file)
+    told = _told(given, file)
+    for key, value in told.items():
+        if key in read and key != "expansion" and read[key] != value:
+            raise CheckpointError(
+                f"the options say {value}, the weights say {read[key]}",
+                file=file,
+                key=key,
+                remedy="give the options that these weights were trained with, or move config.json away",
+            )
+    # Shapes fix the expansion only up to rounding; the options know the factor itself.
+    if "expansion" in told:
+        width = read["dim"] * 2 ** (LEVELS - 1)
+        if int(width * told["expansion"]) != int(width * read["expansion"]):
+            raise CheckpointError(
+                f"the options say {told['expansion']}, the weights say {read['expansion']}",
+                file=file,
+                key="expansion",
+                remedy="give the options that these weights were trained with, or move config.json away",
+            )
+        read["expansion"] = told["expansion"]
+    chosen = top_k if top_k is not None else told.get("top_k")
+    if chosen is None:
+        raise CheckpointError(
+            "top-k is not in the weights and no config.json beside them tells it",
+            file=file,
+            key="top_k",
+            remedy=f"say it: --top-k 1 to {read['experts']}, as the network was trained",
+        )
+    if isinstance(chosen, bool) or not isinstance(chosen, int) or not 1 <= chosen <= read["experts"]:
+        raise CheckpointError(
+            "top-k is out of range",
+            file=file,
+            key="top_k",
+            value=chosen,
+            remedy=f"1 to {read['experts']}, the number of experts",
+        )
+    try:
+        return DampConfig(**read, top_k=chosen)
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"the weights describe no possible network: {error}", file=file, remedy="the file is damaged or not a DAMP"
+        ) from error
+
+
+def _from_shapes(state: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
+    def shape(key: str, axes: int) -> tuple[int, ...]:
+        if key not in state:
+            raise CheckpointError("a key is missing", file=file, key=key, remedy="give the whole state dict")
+        found = tuple(state[key].shape)
+        if len(found) != axes or min(found, default=1) < 1:
+            raise CheckpointError(
+                f"wrong shape, {axes} axes expected",
+                file=file,
+                key=key,
+                value=found,
+                remedy="the weights are damaged or of another network",
+            )
+        return found
+
+    def count(prefix: str) -> int:
+        pattern = re.compile(re.escape(prefix) + r"(\d{1,4})\.")
+        return len({m.group(1) for m in map(pattern.match, state) if m})
+
+    encoder = tuple(count(f"enc.{level}.0.layers.") for level in range(LEVELS - 1)) + (count("latent.layers."),)
+    decoder = tuple(count(f"dec.{LEVELS - 2 - level}.2.layers.") for level in range(LEVELS - 1))
+    deepest = next((level for level in reversed(range(LEVELS - 1)) if decoder[level]), None)
+    if deepest is None:
+        raise CheckpointError(
+            "there is no decoder block", file=file, key="dec.0.2.layers.0", remedy="give the whole state dict"
+        )
+
+    def heads(level: int) -> int:
+        place = f"enc.{level}.0.layers.0.mixer" if level < LEVELS - 1 else "latent.layers.0.mixer"
+        if level < LEVELS - 1 and not encoder[level]:
+            place = f"dec.{LEVELS - 2 - level}.2.layers.0.DAMoE.shared.body_spa"
+        return shape(f"{place}.wa.attn.logit_scale", 3)[0]
+
+    dim, bands = shape("patch_embed.proj.weight", 4)[:2]
+    embedding, _ = shape("dep.feature_encoder.encoder.6.weight", 2)
+    _, metrics = shape("dep.feature_encoder.encoder.0.weight", 2)
+    by_count = {len(names): name for name, names in METRIC_SETS.items()}
+    if metrics not in by_count:
+        raise CheckpointError(
+            "no metric set has this many metrics",
+            file=file,
+            key="dep.feature_encoder.encoder.0.weight",
+            value=metrics,
+            remedy=f"known sets: {', '.join(METRIC_SETS)}",
+        )
+    block = f"dec.{LEVELS - 2 - deepest}.2.layers.0"
+    routing = f"{block}.DAMoE.adapter_spaspe.routing"
+    hidden = shape(f"{block}.ffn.project_in.weight", 4)[0] / 2
+    if encoder[-1]:
+        hidden, deepest = shape("latent.layers.0.ffn.project_in.weight", 4)[0] / 2, LEVELS - 1
+    expansion = hidden / (dim * 2**deepest)
+    return {
+        "bands": bands,
+        "dim": dim,
+        "heads": tuple(heads(level) for level in range(LEVELS)),
+        "encoder_blocks": encoder,
+        "decoder_blocks": decoder,
+        "refinement_blocks": count("refinement.layers."),
+        "expansion": int(expansion) if expansion == int(expansion) else expansion,
+        "norm": "WithBias" if f"{block}.norms.0.body.bias" in state else "BiasFree",
+        "experts": shape(f"{routing}.gate.2.weight", 2)[0],
+        "embedding": embedding,
+        "gate": "concat" if f"{routing}.mix.weight" in state else "additive",
+        "metric_set": by_count[metrics],
+    }
+
+
+def _told(given: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    ours = set(DampConfig.__dataclass_fields__)
+    told: dict[str, Any] = {}
+    for name, value in given.items():
+        key = REFERENCE_NAMES.get(name, name)
+        if key not in ours or value is None:
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, float) and value == int(value):
+            value = int(value)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if key == "expansion" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            numbers = (None,)
+        elif key not in ("norm", "gate", "metric_set", "expansion"):
+            numbers = tuple(v if isinstance(v, int) and not isinstance(v, bool) else None for v in numbers)
+        if None in numbers:
+            raise CheckpointError(
+                "an option of the checkpoint is not a number",
+                file=file,
+                key=name,
+                value=value,
+                remedy="mend config.json or move it away",
+            )
+        told[key] = value
+    return told
+
+
+def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path) -> None:
+    missing = [k for k in expected if k not in state and not k.endswith(REBUILT)]
+    extra = [k for k in state if k not in expected]
+    for problem, keys, remedy in (
+        ("missing", missing, "give the whole state dict"),
+        ("extra", extra, "these weights belong to another network"),
+    ):
+        if keys:
+            others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise CheckpointError(
+                f"{problem} key{others}" if others else f"{problem} key", file=file, key=keys[0], remedy=remedy
+            )
+
+
+def _checked(key: str, value: Tensor, blank: Tensor, file: Path) -> Tensor:
+    if value.shape != blank.shape:
+        raise CheckpointError(
+            f"wrong shape, {list(blank.shape)} expected",
+            file=file,
+            key=key,
+            value=list(value.shape),
+            remedy="the weights are damaged or of another network",
+        )
+    if value.layout != torch.strided or value.is_floating_point() != blank.is_floating_point() or value.is_complex():
+        raise CheckpointError(
+            f"wrong type, {blank.dtype} expected",
+            file=file,
+            key=key,
+            value=value.dtype,
+            remedy="give the float weights, not a quantised form",
+        )
+    value = value.detach().to(blank.dtype).contiguous()
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise CheckpointError(
+            f"{bad} of {value.numel()} weights are NaN or infinite",
+            file=file,
+            key=key,
+            remedy="take a checkpoint from before the training diverged",
+        )
+    # A state dict may hold views of one storage; ours must not write through to another key.
+    return value.clone()

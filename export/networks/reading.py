@@ -1,0 +1,230 @@
+"""Checkpoint files as tensors and facts. Untrusted: no code in them runs, no size in them is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import pickle
+import re
+import stat
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from runtime.durable import write_bytes
+from runtime.errors import CheckpointError
+
+METADATA_KEY = "damp_deploy"
+WRAPPERS = ("state_dict", "params")
+PARALLEL_PREFIX = "module."
+LARGEST_FILE = 4 << 30
+LARGEST_CONFIG = 1 << 20
+LARGEST_HEADER = 64 << 20
+DAMAGED = "copy or download it again; nothing of it was used"
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """Where weights came from and what sensor they were trained for.
+
+    Attributes:
+        file: the checkpoint.
+        sha256: of its bytes.
+        scale: DN per 1.0 of the training data, None if not told.
+        wavelengths: band centres in nanometres, empty if not told.
+        about: one line on data and recipe.
+    """
+
+    file: Path
+    sha256: str
+    scale: float | None = None
+    wavelengths: tuple[float, ...] = ()
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Contents of a checkpoint file: tensors, the architecture's name if told, configuration if told."""
+
+    state: dict[str, Tensor]
+    facts: CheckpointFacts
+    architecture: str | None = None
+    given: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(file: Path) -> Checkpoint:
+    """Read a `.pth` or `.safetensors` by its content, not its name. Raises CheckpointError."""
+    data = _bytes(file)
+    digest = hashlib.sha256(data).hexdigest()
+    if _looks_like_safetensors(data, file):
+        return _read_safetensors(file, data, digest)
+    state = _unwrapped(_read_pickle(file, data), file)
+    return Checkpoint(state, CheckpointFacts(file, digest), given=_neighbour_config(file))
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+    """Write tensors and our metadata, whole or not at all."""
+    tensors = {k: v.detach().contiguous().cpu() for k, v in state.items()}
+    write_bytes(path, safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)}))
+    return path
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError("is not a file", file=file, remedy="give the .pth or .safetensors file itself")
+        if status.st_size > LARGEST_FILE:
+            raise CheckpointError(
+                "the file is too large for a checkpoint", file=file, value=status.st_size, remedy="at most 4 GiB"
+            )
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror or error}", file=file, remedy="check the path and its permissions"
+        ) from error
+    if not data:
+        raise CheckpointError("the file is empty", file=file, remedy=DAMAGED)
+    return data
+
+
+def _looks_like_safetensors(data: bytes, file: Path) -> bool:
+    return data[8:9] == b"{" or (file.suffix == ".safetensors" and not data.startswith(b"PK"))
+
+
+def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(len(data) - 8, LARGEST_HEADER):
+        raise CheckpointError("the safetensors file is damaged or truncated", file=file, key="header", remedy=DAMAGED)
+    try:
+        header = json.loads(data[8 : 8 + length])
+        state = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, RecursionError) as error:
+        raise CheckpointError(
+            "the safetensors file is damaged or truncated", file=file, key="header", value=error, remedy=DAMAGED
+        ) from error
+    try:
+        metadata = json.loads(header["__metadata__"][METADATA_KEY])
+        configuration = metadata["configuration"]
+        if not isinstance(configuration, dict):
+            raise TypeError("the configuration is not a mapping")
+        facts = CheckpointFacts(
+            file,
+            digest,
+            _positive(metadata.get("scale")),
+            tuple(_positive(w) or 0.0 for w in metadata.get("wavelengths", ())),
+            str(metadata.get("about", "")),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            "the file does not hold our configuration",
+            file=file,
+            key=f"__metadata__.{METADATA_KEY}",
+            value=error,
+            remedy="save it with export.networks.save_checkpoint, or give the original .pth",
+        ) from error
+    return Checkpoint(state, facts, str(metadata.get("architecture")), configuration)
+
+
+def _positive(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{value!r} is not a positive number")
+    return float(value)
+
+
+def _read_pickle(file: Path, data: bytes) -> Any:
+    if data.startswith(b"PK"):
+        _check_archive(file, data)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if "nsupported" in text or "blocked" in text or "not an allowed" in text:
+            named = re.search(r"(?:GLOBAL|class|operand|global:?)\s+([\w.]+)", text)
+            raise CheckpointError(
+                "the file holds more than tensors and was not executed",
+                file=file,
+                key=named.group(1) if named else "pickle",
+                remedy="save the bare weights with torch.save(model.state_dict(), path)",
+            ) from None
+        raise _damaged(file, text) from None
+    except MemoryError:
+        raise _damaged(file, "it asks for more memory than there is") from None
+    # torch.load lets whatever a damaged stream trips over escape: no narrower class covers it.
+    except Exception as error:
+        raise _damaged(file, str(error)) from None
+
+
+def _damaged(file: Path, text: str) -> CheckpointError:
+    first = text.strip().splitlines()[0] if text.strip() else None
+    return CheckpointError("the checkpoint is damaged or truncated", file=file, value=first, remedy=DAMAGED)
+
+
+def _check_archive(file: Path, data: bytes) -> None:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise _damaged(file, str(error)) from None
+    if sum(m.file_size for m in members) > len(data):
+        raise CheckpointError(
+            "the archive would expand beyond its size",
+            file=file,
+            remedy="save it with torch.save, which does not compress",
+        )
+
+
+def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(
+            "the file holds no state dict",
+            file=file,
+            value=type(content).__name__,
+            remedy="save the weights with torch.save(model.state_dict(), path)",
+        )
+    state = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                "an entry is not a tensor",
+                file=file,
+                key=str(key),
+                value=type(value).__name__,
+                remedy=f"give the state dict alone, or under {' or '.join(WRAPPERS)}",
+            )
+        state[key.removeprefix(PARALLEL_PREFIX)] = value
+    return state
+
+
+def _neighbour_config(file: Path) -> dict[str, Any]:
+    beside = file.with_name("config.json")
+    if not beside.is_file():
+        return {}
+    try:
+        if beside.stat().st_size > LARGEST_CONFIG:
+            raise ValueError("larger than 1 MiB")
+        content = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            "the options beside the checkpoint cannot be read",
+            file=beside,
+            value=error,
+            remedy="mend it or move it away and give top_k",
+        ) from error
+    return content
