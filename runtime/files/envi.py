@@ -107,6 +107,9 @@ NANOMETRES = {
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eEdD][+-]?[0-9]{1,4})?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+_KEY_FIRST = re.compile(
+    "(?:" + "|".join(key.replace(" ", r"\s+") for key in sorted(INTERPRETED_KEYS, reverse=True)) + r")\b", re.IGNORECASE
+)
 
 
 class _Field(NamedTuple):
@@ -440,12 +443,11 @@ def _check_note(line: str, number: int, path: Path) -> None:
         raise CubeFileError(
             "a brace outside a value", file=path, line=number, value=line, remedy="put the list behind its key and '='"
         )
-    start = normalised(line)
-    for key in INTERPRETED_KEYS:
-        if start.startswith(key) and not start[len(key) : len(key) + 1].isalnum():
-            raise CubeFileError(
-                "'=' is missing", file=path, line=number, key=key, value=line, remedy=f"write '{key} = ...'"
-            )
+    if match := _KEY_FIRST.match(line):
+        key = normalised(match.group())
+        raise CubeFileError(
+            "'=' is missing", file=path, line=number, key=key, value=line, remedy=f"write '{key} = ...'"
+        )
 
 
 def _braced(first: str, lines: Iterator[tuple[int, str]], name: str, number: int, path: Path) -> str:

@@ -40,15 +40,17 @@ def checked_layout(layout: str, *, path: Path) -> tuple[str, str, str]:
     return names[0], names[1], names[2]
 
 
-def to_cube(array: NDArray[Any], order: tuple[str, str, str]) -> NDArray[Any]:
-    """`array` with axes in `order` as [bands, lines, samples], native byte order, C-contiguous."""
+def to_cube(array: NDArray[Any], order: tuple[str, str, str], dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """`array` with axes in `order` as [bands, lines, samples], of `dtype` or its own in native order, C-contiguous."""
     moved = array.transpose([order.index(axis) for axis in AXES])
-    return np.ascontiguousarray(moved, dtype=array.dtype.newbyteorder("="))
+    cube: NDArray[Any] = np.ascontiguousarray(moved, dtype=dtype or array.dtype.newbyteorder("="))
+    return cube
 
 
 def from_cube(cube: NDArray[Any], order: tuple[str, str, str]) -> NDArray[Any]:
     """A view of `cube` [bands, lines, samples] with its axes in `order`."""
-    return cube.transpose([AXES.index(axis) for axis in order])
+    array: NDArray[Any] = cube.transpose([AXES.index(axis) for axis in order])
+    return array
 
 
 def check_type(dtype: np.dtype[Any], *, path: Path, key: str | None = None) -> None:

@@ -95,7 +95,8 @@ def read_mat(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None 
         head = _exactly(file, min(size, _HEADER_BYTES), path)
         if _is_hdf5(file, size):
             return to_cube(_read_hdf5(path, size, key), order)
-        return to_cube(_read_level5(file, head, size, path, key), order)
+        array, dtype = _read_level5(file, head, size, path, key)
+        return to_cube(array, order, dtype)
 
 
 def _is_hdf5(file: BinaryIO, size: int) -> bool:
@@ -159,7 +160,10 @@ def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Var
     return named[0]
 
 
-def _read_level5(file: BinaryIO, head: bytes, size: int, path: Path, key: str | None) -> NDArray[Any]:
+def _read_level5(
+    file: BinaryIO, head: bytes, size: int, path: Path, key: str | None
+) -> tuple[NDArray[Any], np.dtype[Any]]:
+    """The values as stored, in MATLAB's order of axes, and the type they stand for."""
     endian: _Endian | None = {b"IM": "little", b"MI": "big"}.get(head[126:128])  # type: ignore[assignment]
     if endian is None:
         if len(head) >= 20 and _is_level4(head):
@@ -300,7 +304,7 @@ def _text(name: bytes) -> str:
     return name.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _payload(file: BinaryIO, variable: _Variable, endian: _Endian, path: Path) -> NDArray[Any]:
+def _payload(file: BinaryIO, variable: _Variable, endian: _Endian, path: Path) -> tuple[NDArray[Any], np.dtype[Any]]:
     name = variable.name
     check_shape(variable.shape, path=path, key=name)
     read = _segment(file, variable.offset, variable.size, path, compressed=variable.compressed)
@@ -315,13 +319,13 @@ def _payload(file: BinaryIO, variable: _Variable, endian: _Endian, path: Path) -
     stored = np.dtype(("<" if endian == "little" else ">") + _STORED_TYPES[kind])
     if length != prod(variable.shape) * stored.itemsize:
         raise _damaged(path, f"{length} bytes for {list(variable.shape)} of {stored}", name)
-    array = allocated(path, variable.shape[::-1], stored, copies=1 + max(1, -(-2 * dtype.itemsize // stored.itemsize)))
+    array = allocated(path, variable.shape[::-1], stored, copies=1 + -(-dtype.itemsize // stored.itemsize))
     inline = data
     if fill(array, read if inline is None else lambda _: inline) != array.nbytes:
         raise _damaged(path, "it ends before its last element", name)
     if variable.compressed:
         _check_end(read, -length % 8 if data is None else 0, path, name)
-    return array.T.astype(dtype, copy=False)
+    return array.T, dtype
 
 
 def _check_end(read: Callable[[int], bytes], padding: int, path: Path, name: str) -> None:
@@ -339,12 +343,13 @@ def _read_hdf5(path: Path, size: int, key: str | None) -> NDArray[Any]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             variables = list(_hdf5_variables(h5py, file))
-            if key is not None and isinstance(file.get(key, getlink=True), (h5py.SoftLink, h5py.ExternalLink)):
+            if key in list(file) and not isinstance(file.get(key, getlink=True), h5py.HardLink):
                 raise CubeFileError(
                     "is a link to another place", file=path, key=key, remedy="save the array itself into the file"
                 )
             chosen = _chosen(variables, key, path)
-            return _hdf5_array(file[chosen.name], path, size, chosen.name).T
+            values: NDArray[Any] = _hdf5_array(file[chosen.name], path, size, chosen.name).T
+            return values
     except (CubeFileError, MemoryError):
         raise
     except Exception as error:

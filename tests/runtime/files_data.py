@@ -44,7 +44,8 @@ def sample(dtype: str, shape: tuple[int, int, int] = (3, 4, 5), seed: int = 0) -
     if np.dtype(dtype).kind == "f":
         return random.normal(size=shape).astype(dtype)
     limits = np.iinfo(dtype)
-    return random.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+    native = np.dtype(dtype).newbyteorder("=")
+    return random.integers(limits.min, limits.max, shape, dtype=native, endpoint=True).astype(dtype)
 
 
 def header_lines(cube: NDArray[Any], code: int, interleave: str, byte_order: int, **more: object) -> list[str]:
@@ -64,7 +65,7 @@ def header_lines(cube: NDArray[Any], code: int, interleave: str, byte_order: int
 
 
 def write_pair(
-    folder: Path, cube: NDArray[Any], code: int, interleave: str = "bil", byte_order: int = 0, **more: object
+    folder: Path, cube: NDArray[Any], code: int, interleave: str = "bil", byte_order: int = 0, **more: Any
 ) -> Path:
     """An ENVI pair written by hand, not by the code under test; gives the header."""
     offset = int(str(more.get("header_offset", 0)))

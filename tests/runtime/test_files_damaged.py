@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,14 +83,18 @@ def test_damaged_headers_are_read_right_or_refused(tmp_path: Path, seed: int) ->
     chance = random.Random(seed)
     cube = sample("u2", (3, 4, 5), seed)
     interleave = chance.choice(["bil", "bip", "bsq"])
-    more = {"description": "{a\n b}", "wavelength": "{400.5,\n 500.5, 600.5}", "data_ignore_value": "-9999"}
+    more: dict[str, Any] = {
+        "description": "{a\n b}",
+        "wavelength": "{400.5,\n 500.5, 600.5}",
+        "data_ignore_value": "-9999",
+    }
     path = write_pair(tmp_path, cube, 12, interleave, **more)
     lines = header_lines(cube, 12, interleave, 0, **more)
     damage = [*BY_LINE, *BY_BYTE][seed % (len(BY_LINE) + len(BY_BYTE))]
     for _ in range(6):
-        text = "\n".join(damage(lines, chance) if damage in BY_LINE else lines).encode()  # type: ignore[arg-type]
+        text = "\n".join(damage(lines, chance) if damage in BY_LINE else lines).encode()
         if damage in BY_BYTE:
-            text = damage(text, chance)  # type: ignore[arg-type]
+            text = damage(text, chance)
         path.write_bytes(text)
         start = time.perf_counter()
         try:
