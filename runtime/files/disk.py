@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.durable import sync_folder
 from runtime.errors import CubeFileError
 
 PIECE = 1 << 24
@@ -182,14 +183,14 @@ def write_together(targets: Sequence[tuple[Path, Callable[[BinaryIO], None]]]) -
                 os.replace(current, kept)  # noqa: PTH105
                 aside.append((kept, current))
             if aside:
-                _sync_folder(folder)
+                sync_folder(folder)
         for (path, _), part in zip(targets, temporary, strict=True):
             current = path
             replaces = os.path.lexists(path)
             os.replace(part, path)  # noqa: PTH105
             if not replaces:
                 placed.append(path)
-        _sync_folder(folder)
+        sync_folder(folder)
     except BaseException as error:
         for path in [*reversed(placed), *temporary]:
             with suppress(OSError):
@@ -206,14 +207,6 @@ def write_together(targets: Sequence[tuple[Path, Callable[[BinaryIO], None]]]) -
     for kept, _ in aside:
         with suppress(OSError):
             kept.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _put_back(kept: Path, path: Path) -> bool:
