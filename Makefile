@@ -1,0 +1,58 @@
+# make PYTHON=python3.12 VENV=/some/folder PIP_ARGS="--no-index --find-links wheels" PYTEST_ARGS="-k bundle"
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+SLOW ?=
+
+EXTRAS := cpu,export,report,rtx,openvino,dev
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TYPED := -p runtime -p calibration -p deploy
+BENCHMARKS = $(sort $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test bench lint lint-style lint-types lint-imports check-flight clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP) ## make the virtual environment with everything that runs here
+
+# The second line tells a finished environment from one that venv left half made, as it does where ensurepip is missing.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt $(PIP_ARGS) -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: install ## a scene degraded, built, restored and checked, under build/demo
+	@rm -rf build/demo
+	$(BIN)/deploy demo --out build/demo
+
+test: install ## the tests, with SLOW=1 those that take minutes too; says how many were left out for want of real cubes
+	$(BIN)/pytest $(if $(SLOW),-m "") $(PYTEST_ARGS)
+
+bench: install ## every benchmark, one table each
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+
+lint: lint-style lint-types lint-imports ## style, types (as Python 3.11 and 3.10 see them) and the direction of imports
+
+lint-style: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lint-types: install
+	$(BIN)/mypy --strict $(TYPED)
+	$(BIN)/mypy --strict $(TYPED) --python-version 3.10
+
+lint-imports: install
+	$(BIN)/lint-imports
+
+check-flight: install ## do the flight computers' Pythons find wheels for the flight install?
+	$(BIN)/python -m tests.flight_wheels
+
+clean: ## remove what was built and cached; the virtual environment and runs/ stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .benchmarks
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
