@@ -1,0 +1,125 @@
+"""Do the flight computers find wheels for the flight install? `python -m tests.flight_wheels` resolves it for them.
+
+pip judges markers by the Python that runs it, whatever --python-version says. So markers are judged here, for the
+flight computer, and pip is asked again until nothing that is needed there is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+DISTRIBUTION = "damp-deploy"
+EXTRA = "cpu"
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+
+
+@dataclass(frozen=True)
+class Computer:
+    """A flight computer as pip sees it: its Python and its C library (glibc 2.`glibc`)."""
+
+    name: str
+    python: str
+    glibc: int
+    machine: str = "aarch64"
+
+    def wants(self, requirement: Requirement, extra: str = "") -> bool:
+        """True if the requirement's marker holds there."""
+        if requirement.marker is None:
+            return True
+        return requirement.marker.evaluate(
+            {
+                "python_version": self.python,
+                "python_full_version": f"{self.python}.0",
+                "implementation_version": f"{self.python}.0",
+                "platform_machine": self.machine,
+                "platform_system": "Linux",
+                "sys_platform": "linux",
+                "os_name": "posix",
+                "extra": extra,
+            }
+        )
+
+    @property
+    def platforms(self) -> list[str]:
+        """Platform tags of the wheels that it takes."""
+        return [f"manylinux_2_{minor}_{self.machine}" for minor in range(self.glibc, 16, -1)] + [
+            f"manylinux2014_{self.machine}"
+        ]
+
+
+COMPUTERS = (
+    Computer("Jetson Orin, JetPack 6", "3.10", 35),
+    Computer("Jetson Thor, JetPack 7", "3.12", 39),
+)
+
+
+def bare(requirement: Requirement) -> str:
+    """The requirement without its marker."""
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"{requirement.name}{extras}{requirement.specifier}"
+
+
+def resolve(computer: Computer, wanted: list[str], constraints: Path) -> list[dict[str, Any]]:
+    """What pip would install there, wheels only.
+
+    Raises:
+        subprocess.CalledProcessError: there is no such set of wheels; pip has said why on stderr.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed"]
+        command += ["--target", folder, "--report", "-", "--only-binary", ":all:", "--constraint", str(constraints)]
+        command += ["--python-version", computer.python, "--implementation", "cp"]
+        for platform in computer.platforms:
+            command += ["--platform", platform]
+        done = subprocess.run([*command, *wanted], stdout=subprocess.PIPE, check=True, text=True)
+    installs: list[dict[str, Any]] = json.loads(done.stdout)["install"]
+    return installs
+
+
+def flight_install(computer: Computer) -> list[dict[str, Any]]:
+    """Everything that the flight install brings to a computer, as pip reports it."""
+    own = [Requirement(text) for text in requires(DISTRIBUTION) or []]
+    wanted = {bare(item) for item in own if computer.wants(item) or computer.wants(item, EXTRA)}
+    pins = [Requirement(line) for line in CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")]
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder, "constraints.txt")
+        constraints.write_text("".join(f"{bare(pin)}\n" for pin in pins if computer.wants(pin)))
+        while True:
+            installs = resolve(computer, sorted(wanted), constraints)
+            there = {canonicalize_name(install["metadata"]["name"]) for install in installs}
+            missing = {
+                bare(need)
+                for install in installs
+                for need in map(Requirement, install["metadata"].get("requires_dist", []))
+                for extra in ["", *install.get("requested_extras", [])]
+                if computer.wants(need, extra) and canonicalize_name(need.name) not in there
+            }
+            if not missing:
+                return installs
+            wanted |= missing
+
+
+def main() -> None:
+    """Print the wheels of every computer; pip's exit code where one is missing."""
+    for computer in COMPUTERS:
+        print(f"{computer.name}: Python {computer.python}, {computer.machine}, glibc 2.{computer.glibc}")
+        try:
+            installs = flight_install(computer)
+        except subprocess.CalledProcessError as error:
+            sys.exit(error.returncode)
+        for wheel in sorted(install["download_info"]["url"].rpartition("/")[2] for install in installs):
+            print(f"  {wheel}")
+
+
+if __name__ == "__main__":
+    main()
