@@ -105,7 +105,7 @@ def test_everything_that_make_installs_is_pinned() -> None:
     here: dict[str, Requirement] = {
         canonicalize_name(pin.name): pin for pin in pins if pin.marker is None or pin.marker.evaluate()
     }
-    wanted = dict(closure(DISTRIBUTION, frozenset(extras[1].split(","))))
+    wanted = closure(DISTRIBUTION, frozenset(extras[1].split(",")), unfollowed=frozenset({"torch"}))
     wanted.pop(DISTRIBUTION)
     unpinned = {
         f"{name}=={dist.version}"
@@ -115,8 +115,11 @@ def test_everything_that_make_installs_is_pinned() -> None:
     assert not unpinned
 
 
-def closure(name: str, extras: frozenset[str]) -> dict[str, Distribution]:
-    """A distribution with these extras and everything that they need here, by name, as installed."""
+def closure(name: str, extras: frozenset[str], unfollowed: frozenset[str] = frozenset()) -> dict[str, Distribution]:
+    """A distribution with these extras and everything that they need here, by name, as installed.
+
+    What the `unfollowed` need in turn stays out.
+    """
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
     waiting = [(canonicalize_name(name), extra) for extra in ("", *extras)]
@@ -126,7 +129,7 @@ def closure(name: str, extras: frozenset[str]) -> dict[str, Distribution]:
             continue
         seen.add(key)
         dist = found[key[0]] = distribution(key[0])
-        for need in map(Requirement, dist.requires or []):
+        for need in map(Requirement, [] if key[0] in unfollowed else dist.requires or []):
             if need.marker is None or need.marker.evaluate({"extra": key[1]}):
                 waiting += [(canonicalize_name(need.name), extra) for extra in ("", *need.extras)]
     return found
