@@ -187,7 +187,8 @@ import json, pathlib, numpy, onnxruntime, runtime
 bundle = pathlib.Path(sys.argv[1])
 session = onnxruntime.InferenceSession(next(bundle.rglob("*.onnx")), providers=["CPUExecutionProvider"])
 shape = session.get_inputs()[0].shape[1:]
-restored = numpy.asarray(runtime.load_bundle(bundle).restore(numpy.full(shape, 0.5, numpy.float32)))
+cube = numpy.random.default_rng(0).random(shape, numpy.float32)
+restored = runtime.load_bundle(bundle).restore(cube).cube
 print(json.dumps([shape, restored.shape, bool(numpy.isfinite(restored).all())]))
 """
     given, returned, finite = json.loads(fly(flight_site, code, str(request.getfixturevalue("tiny_bundle"))))
