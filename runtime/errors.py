@@ -60,7 +60,9 @@ class DeployError(Exception):
             where.append(_unfolded(self.key))
         text = (", ".join(where) + ": " if where else "") + _unfolded(self.problem)
         if self.value is not None:
-            text += f" (found {plain(self.value)!r})" if isinstance(self.value, str) else f" (found {plain(self.value)})"
+            text += (
+                f" (found {plain(self.value)!r})" if isinstance(self.value, str) else f" (found {plain(self.value)})"
+            )
         return text + (f"; {_unfolded(self.remedy)}" if self.remedy else "")
 
     def as_json(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One package per architecture, and the loading of their checkpoints.
 
-A package offers `ARCHITECTURE` (its name), `recognises(keys)`, and `build(state, given, top_k, file)`; adding one means
-adding its line to `ARCHITECTURES`.
+A package offers `ARCHITECTURE` (its name), `SIZE_MULTIPLE`, `recognises(keys)`, `build(state, given, top_k, file)`,
+`is_network(net)`, `stored_state(net)` and `deployment_form(net)`; adding one means adding its line to `ARCHITECTURES`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, plain
 
 from . import damp
 from .reading import CheckpointFacts, read_checkpoint, write_safetensors
@@ -42,10 +42,15 @@ def find_checkpoint(name: str | Path) -> Path:
         CheckpointError: neither.
     """
     path = Path(name)
-    packaged = PACKAGED / f"{name}.safetensors"
-    if not path.exists() and str(name) in packaged_models():
-        return packaged
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise CheckpointError(
+            f"no such checkpoint: {error.strerror}", file=plain(path), remedy="check the path and its permissions"
+        ) from error
+    if not exists and str(name) in packaged_models():
+        return PACKAGED / f"{name}.safetensors"
+    if not exists:
         models = ", ".join(packaged_models()) or "none"
         raise CheckpointError("no such checkpoint", file=path, remedy=f"give a path or a packaged model ({models})")
     return path
@@ -57,15 +62,15 @@ def load_checkpoint(path: str | Path, top_k: int | None = None) -> nn.Module:
     Args:
         path: a reference `.pth` (bare state dict, or under `state_dict` or `params`, keys with or without `module.`;
             `config.json` beside it is read), one of our `.safetensors`, or the name of a packaged model.
-        top_k: experts that run for a frame; needed where neither the file nor `config.json` says it, and wins over both.
+        top_k: experts that run for a frame; needed where neither the file nor `config.json` says it, wins over both.
 
     Returns:
         the network in eval mode: `net(frame [B, C, H, W], metrics [B, M]) -> (restored [B, C, H, W],
         gates [B, layers, experts])`, with `net.config` (its configuration) and `net.facts` (`CheckpointFacts`).
 
     Raises:
-        CheckpointError: unknown architecture, top-k missing or out of range, missing or extra keys, wrong shapes, weights
-            that are not finite, a file that is damaged, truncated or holds more than tensors.
+        CheckpointError: unknown architecture, top-k missing or out of range, missing or extra keys, wrong shapes,
+            weights that are not finite, a file that is damaged, truncated or holds more than tensors.
     """
     file = find_checkpoint(path)
     content = read_checkpoint(file)
@@ -83,10 +88,18 @@ def load_checkpoint(path: str | Path, top_k: int | None = None) -> nn.Module:
     )
 
 
+def architecture_of(net: nn.Module) -> ModuleType:
+    """The package that a network belongs to."""
+    for package in ARCHITECTURES.values():
+        if package.is_network(net):
+            return package
+    raise TypeError(f"{type(net).__name__} belongs to no known architecture")
+
+
 def save_checkpoint(
     net: nn.Module, path: Path, *, scale: float | None = None, wavelengths: tuple[float, ...] = (), about: str = ""
 ) -> Path:
-    """Write a network as `.safetensors` with its configuration in the metadata; tables that can be rebuilt are left out.
+    """Write a network as `.safetensors` with its configuration in the metadata, without tables that can be rebuilt.
 
     Args:
         net: a network of `ARCHITECTURES`.
@@ -95,14 +108,12 @@ def save_checkpoint(
         wavelengths: band centres in nanometres.
         about: one line on data and recipe.
     """
-    for name, package in ARCHITECTURES.items():
-        if package.is_network(net):
-            metadata: dict[str, Any] = {
-                "architecture": name,
-                "configuration": net.config.as_dict(),
-                "scale": scale,
-                "wavelengths": list(wavelengths),
-                "about": about,
-            }
-            return write_safetensors(path, package.stored_state(net), metadata)
-    raise TypeError(f"{type(net).__name__} belongs to no known architecture")
+    package = architecture_of(net)
+    metadata: dict[str, Any] = {
+        "architecture": package.ARCHITECTURE,
+        "configuration": net.config.as_dict(),
+        "scale": scale,
+        "wavelengths": list(wavelengths),
+        "about": about,
+    }
+    return write_safetensors(path, package.stored_state(net), metadata)

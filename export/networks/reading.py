@@ -9,6 +9,7 @@ import math
 import pickle
 import re
 import stat
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,19 @@ PARALLEL_PREFIX = "module."
 LARGEST_FILE = 4 << 30
 LARGEST_CONFIG = 1 << 20
 LARGEST_HEADER = 64 << 20
+LARGEST_EXPANSION = 4
+"""Bytes of tensors per byte of file. A state dict repeats little; a tensor of one repeated element can be any size."""
 DAMAGED = "copy or download it again; nothing of it was used"
+REFUSED = re.compile(r"GLOBAL ([\w.]+)|unrecognized function (.+)|(?:create new|only build) .* got (.+)")
+"""How PyTorch says that it will not run what a pickle asks for."""
+PLAIN_TYPES = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.bool,
+    *(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +79,12 @@ def read_checkpoint(file: Path) -> Checkpoint:
     data = _bytes(file)
     digest = hashlib.sha256(data).hexdigest()
     if _looks_like_safetensors(data, file):
-        return _read_safetensors(file, data, digest)
-    state = _unwrapped(_read_pickle(file, data), file)
-    return Checkpoint(state, CheckpointFacts(file, digest), given=_neighbour_config(file))
+        found = _read_safetensors(file, data, digest)
+    else:
+        state = _unwrapped(_read_pickle(file, data), file)
+        found = Checkpoint(state, CheckpointFacts(file, digest), given=_neighbour_config(file))
+    _check_plain(found.state, len(data), file)
+    return found
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
@@ -124,7 +140,7 @@ def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
             tuple(_positive(w) or 0.0 for w in metadata.get("wavelengths", ())),
             str(metadata.get("about", "")),
         )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             "the file does not hold our configuration",
             file=file,
@@ -147,23 +163,31 @@ def _read_pickle(file: Path, data: bytes) -> Any:
     if data.startswith(b"PK"):
         _check_archive(file, data)
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        if "nsupported" in text or "blocked" in text or "not an allowed" in text:
-            named = re.search(r"(?:GLOBAL|class|operand|global:?)\s+([\w.]+)", text)
+        cause = _cause(str(error))
+        if named := REFUSED.search(cause):
             raise CheckpointError(
                 "the file holds more than tensors and was not executed",
                 file=file,
-                key=named.group(1) if named else "pickle",
+                key=next(filter(None, named.groups())),
                 remedy="save the bare weights with torch.save(model.state_dict(), path)",
             ) from None
-        raise _damaged(file, text) from None
+        raise _damaged(file, cause) from None
     except MemoryError:
         raise _damaged(file, "it asks for more memory than there is") from None
     # torch.load lets whatever a damaged stream trips over escape: no narrower class covers it.
     except Exception as error:
         raise _damaged(file, str(error)) from None
+
+
+def _cause(text: str) -> str:
+    """What PyTorch's unpickler found, without the advice around it to load the file unsafely."""
+    for lead in ("WeightsUnpickler error:", "trusted source."):
+        text = text.partition(lead)[2] or text
+    return text.strip().partition("\n")[0]
 
 
 def _damaged(file: Path, text: str) -> CheckpointError:
@@ -172,32 +196,38 @@ def _damaged(file: Path, text: str) -> CheckpointError:
 
 
 def _check_archive(file: Path, data: bytes) -> None:
+    """Refuse an archive that expands, and one whose checksums are wrong: torch.load does not look at them."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+            expands = any(m.compress_type != zipfile.ZIP_STORED for m in members)
+            if expands or sum(m.file_size for m in members) > len(data):
+                raise CheckpointError(
+                    "the archive would expand beyond its size",
+                    file=file,
+                    remedy="save it with torch.save, which does not compress",
+                )
+            spoilt = archive.testzip()
+    except (zipfile.BadZipFile, ValueError, RuntimeError, OSError, EOFError) as error:
         raise _damaged(file, str(error)) from None
-    if sum(m.file_size for m in members) > len(data):
-        raise CheckpointError(
-            "the archive would expand beyond its size",
-            file=file,
-            remedy="save it with torch.save, which does not compress",
-        )
+    if spoilt is not None:
+        raise _damaged(file, f"wrong checksum of {spoilt}")
 
 
 def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
+    # Methods of the type, not of the instance: a pickle can put anything in their place.
     for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
+        if isinstance(content, dict) and isinstance(dict.get(content, key), dict):
+            content = dict.get(content, key)
+    if not isinstance(content, dict) or not content:
         raise CheckpointError(
             "the file holds no state dict",
             file=file,
             value=type(content).__name__,
             remedy="save the weights with torch.save(model.state_dict(), path)",
         )
-    state = {}
-    for key, value in content.items():
+    state: dict[str, Tensor] = {}
+    for key, value in dict.items(content):
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
                 "an entry is not a tensor",
@@ -206,8 +236,39 @@ def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
                 value=type(value).__name__,
                 remedy=f"give the state dict alone, or under {' or '.join(WRAPPERS)}",
             )
-        state[key.removeprefix(PARALLEL_PREFIX)] = value
+        key = key.removeprefix(PARALLEL_PREFIX)
+        if key in state:
+            raise CheckpointError(
+                "a key is there twice, with and without its prefix",
+                file=file,
+                key=PARALLEL_PREFIX + key,
+                remedy="keep one of the two",
+            )
+        state[key] = Tensor.detach(value)
     return state
+
+
+def _check_plain(state: Mapping[str, Tensor], size: int, file: Path) -> None:
+    """Refuse tensors that are not arrays of numbers, and those that hold more elements than the file does."""
+    total = 0
+    for key, value in state.items():
+        form = value.dtype, value.layout, value.device.type
+        if value.is_nested or value.dtype not in PLAIN_TYPES or form[1:] != (torch.strided, "cpu"):
+            raise CheckpointError(
+                "not a plain array of numbers",
+                file=file,
+                key=key,
+                value=", ".join(map(str, form)),
+                remedy="give the float weights, not a quantised or sparse form",
+            )
+        total += value.numel() * value.element_size()
+    if total > LARGEST_EXPANSION * size:
+        raise CheckpointError(
+            "the tensors would expand beyond the file's size",
+            file=file,
+            value=f"{total} bytes from {size}",
+            remedy="save the weights with torch.save(model.state_dict(), path)",
+        )
 
 
 def _neighbour_config(file: Path) -> dict[str, Any]:

@@ -1,7 +1,18 @@
 """DAMP (arXiv 2512.20251): network, checkpoint detection, static deployment form."""
 
 from .checkpoint import ARCHITECTURE, build, is_network, recognises, stored_state
-from .config import DampConfig
+from .config import SIZE_MULTIPLE, DampConfig
+from .deployment import deployment_form
 from .network import Damp
 
-__all__ = ["ARCHITECTURE", "Damp", "DampConfig", "build", "is_network", "recognises", "stored_state"]
+__all__ = [
+    "ARCHITECTURE",
+    "SIZE_MULTIPLE",
+    "Damp",
+    "DampConfig",
+    "build",
+    "deployment_form",
+    "is_network",
+    "recognises",
+    "stored_state",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, plain
 from runtime.metrics import METRIC_SETS
 
 from .config import LEVELS, DampConfig
@@ -18,10 +19,12 @@ from .network import Damp
 
 ARCHITECTURE = "damp"
 REBUILT = (".relative_position_index",)
-"""Endings of tables that follow from the architecture; they may be missing, and must be equal where they are present."""
+"""Endings of tables that follow from the architecture; they may be missing, and must be equal where present."""
 FROZEN = (".relative_position_index", ".sobel_x.weight", ".sobel_y.weight")
+EXPANSION_LIMIT = 1024
 
 # What the public training script and its network call our hyper-parameters.
+UNTOLD_HEADS = 2
 REFERENCE_NAMES = {
     "inp_channels": "bands",
     "dimention": "dim",
@@ -88,12 +91,12 @@ def build(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: int | No
 
 def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: int | None, file: Path) -> DampConfig:
     """Hyper-parameters from shapes; `given` must not contradict them, and tells what shapes do not."""
-    read = _from_shapes(state, file)
     told = _told(given, file)
+    read = _from_shapes(state, told.get("heads", ()), file)
     for key, value in told.items():
         if key in read and key != "expansion" and read[key] != value:
             raise CheckpointError(
-                f"the options say {value}, the weights say {read[key]}",
+                f"the options say {plain(value)}, the weights say {read[key]}",
                 file=file,
                 key=key,
                 remedy="give the options that these weights were trained with, or move config.json away",
@@ -103,7 +106,7 @@ def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: 
         width = read["dim"] * 2 ** (LEVELS - 1)
         if int(width * told["expansion"]) != int(width * read["expansion"]):
             raise CheckpointError(
-                f"the options say {told['expansion']}, the weights say {read['expansion']}",
+                f"the options say {plain(told['expansion'])}, the weights say {read['expansion']}",
                 file=file,
                 key="expansion",
                 remedy="give the options that these weights were trained with, or move config.json away",
@@ -133,7 +136,7 @@ def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: 
         ) from error
 
 
-def _from_shapes(state: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
+def _from_shapes(state: Mapping[str, Tensor], given_heads: tuple[int, ...], file: Path) -> dict[str, Any]:
     def shape(key: str, axes: int) -> tuple[int, ...]:
         if key not in state:
             raise CheckpointError("a key is missing", file=file, key=key, remedy="give the whole state dict")
@@ -152,7 +155,7 @@ def _from_shapes(state: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
         pattern = re.compile(re.escape(prefix) + r"(\d{1,4})\.")
         return len({m.group(1) for m in map(pattern.match, state) if m})
 
-    encoder = tuple(count(f"enc.{level}.0.layers.") for level in range(LEVELS - 1)) + (count("latent.layers."),)
+    encoder = (*(count(f"enc.{level}.0.layers.") for level in range(LEVELS - 1)), count("latent.layers."))
     decoder = tuple(count(f"dec.{LEVELS - 2 - level}.2.layers.") for level in range(LEVELS - 1))
     deepest = next((level for level in reversed(range(LEVELS - 1)) if decoder[level]), None)
     if deepest is None:
@@ -160,11 +163,14 @@ def _from_shapes(state: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
             "there is no decoder block", file=file, key="dec.0.2.layers.0", remedy="give the whole state dict"
         )
 
-    def heads(level: int) -> int:
-        place = f"enc.{level}.0.layers.0.mixer" if level < LEVELS - 1 else "latent.layers.0.mixer"
-        if level < LEVELS - 1 and not encoder[level]:
-            place = f"dec.{LEVELS - 2 - level}.2.layers.0.DAMoE.shared.body_spa"
-        return shape(f"{place}.wa.attn.logit_scale", 3)[0]
+    def heads(level: int) -> int | None:
+        places = ["latent.layers.0.mixer"]
+        if level < LEVELS - 1:
+            places = [f"enc.{level}.0.layers.0.mixer", f"dec.{LEVELS - 2 - level}.2.layers.0.DAMoE.shared.body_spa"]
+        if level == 0:
+            places.append("refinement.layers.0.mixer")
+        found = [key for place in places if (key := f"{place}.wa.attn.logit_scale") in state]
+        return shape(found[0], 3)[0] if found else None
 
     dim, bands = shape("patch_embed.proj.weight", 4)[:2]
     embedding, _ = shape("dep.feature_encoder.encoder.6.weight", 2)
@@ -183,11 +189,18 @@ def _from_shapes(state: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
     hidden = shape(f"{block}.ffn.project_in.weight", 4)[0] / 2
     if encoder[-1]:
         hidden, deepest = shape("latent.layers.0.ffn.project_in.weight", 4)[0] / 2, LEVELS - 1
-    expansion = hidden / (dim * 2**deepest)
+    width = dim * 2**deepest
+    expansion = hidden / width
+    if int(width * expansion) < hidden:
+        expansion = math.nextafter(expansion, math.inf)
     return {
         "bands": bands,
         "dim": dim,
-        "heads": tuple(heads(level) for level in range(LEVELS)),
+        "heads": tuple(
+            # A level without attention has no heads to tell; any even number describes it.
+            heads(level) or (given_heads[level] if len(given_heads) == LEVELS else UNTOLD_HEADS)
+            for level in range(LEVELS)
+        ),
         "encoder_blocks": encoder,
         "decoder_blocks": decoder,
         "refinement_blocks": count("refinement.layers."),
@@ -208,16 +221,17 @@ def _told(given: Mapping[str, Any], file: Path) -> dict[str, Any]:
         if key not in ours or value is None:
             continue
         value = tuple(value) if isinstance(value, list) else value
-        if isinstance(value, float) and value == int(value):
+        if isinstance(value, float) and value.is_integer():
             value = int(value)
         numbers = value if isinstance(value, tuple) else (value,)
-        if key == "expansion" and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            numbers = (None,)
-        elif key not in ("norm", "gate", "metric_set", "expansion"):
+        if key == "expansion":
+            known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= EXPANSION_LIMIT
+            numbers = (value if known else None,)
+        elif key not in ("norm", "gate", "metric_set"):
             numbers = tuple(v if isinstance(v, int) and not isinstance(v, bool) else None for v in numbers)
         if None in numbers:
             raise CheckpointError(
-                "an option of the checkpoint is not a number",
+                "an option of the checkpoint is not a number in range",
                 file=file,
                 key=name,
                 value=value,

@@ -75,7 +75,7 @@ class DampConfig:
         for level, heads in enumerate(self.heads):
             if heads < 2 or heads % 2 or self.width(level) % heads:
                 raise ValueError(f"heads of level {level} must be even and divide {self.width(level)}, not {heads}")
-        if self.dim % (EXPERT_RANK_DIVISOR * EXPERT_HEADS):
+        if self.dim < 1 or self.dim % (EXPERT_RANK_DIVISOR * EXPERT_HEADS):
             raise ValueError(f"dim must be a multiple of {EXPERT_RANK_DIVISOR * EXPERT_HEADS}, not {self.dim}")
         if self.bands < 1 or self.embedding < 1 or self.refinement_blocks < 0 or self.expansion <= 0:
             raise ValueError("bands, embedding and expansion must be positive, refinement_blocks not negative")

@@ -1,0 +1,209 @@
+"""A trained network as an ONNX graph, and the proof that the graph computes what the network does."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from export.networks import architecture_of
+from export.torch_engine import TorchEngine, spec_of
+from runtime.engines import open_engine
+from runtime.engines.onnx_guard import IR_VERSION, OPSETS
+from runtime.errors import GateError, InputError
+
+Float32 = NDArray[np.float32]
+Probe = tuple[Float32, Float32]
+OPSET = OPSETS.stop - 1
+LIMIT = 2e-4
+"""Largest difference between graph and network, as a share of the output's range."""
+ROUNDING_SLACK = 2.0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An exported graph: its bytes, and what it is made of."""
+
+    data: bytes
+    nodes: int
+    opset: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a graph compares with its network on the probes.
+
+    Attributes:
+        difference: largest difference as a share of the output's range.
+        rms: root mean square of it, likewise.
+        gates: largest difference of a gate.
+        limit: what `difference` was held against.
+        rounding: the network's own largest difference from float64, where it was needed to set the limit.
+        choices: how many different sets of experts the probes made the network choose.
+        probes: how many probes.
+    """
+
+    difference: float
+    rms: float
+    gates: float
+    limit: float
+    rounding: float | None
+    choices: int
+    probes: int
+
+
+def check_size(net: nn.Module, lines: int, samples: int) -> None:
+    """Refuse a frame size that the network does not take. Raises InputError."""
+    multiple = architecture_of(net).SIZE_MULTIPLE
+    if min(lines, samples) < multiple or lines % multiple or samples % multiple:
+        nearest = [max(multiple, round(n / multiple) * multiple) for n in (lines, samples)]
+        raise InputError(
+            "the network does not take frames of this size",
+            key="size",
+            value=f"{lines}x{samples}",
+            remedy=f"lines and samples are multiples of {multiple}, for example {nearest[0]}x{nearest[1]}",
+        )
+
+
+def export_graph(net: nn.Module, lines: int, samples: int) -> Graph:
+    """The static deployment form as ONNX, with inputs `frame` and `metrics`, outputs `restored` and `gates`.
+
+    Args:
+        net: a network from `export.networks.load_checkpoint`.
+        lines, samples: the fixed size of a frame.
+
+    Raises:
+        InputError: the network does not take frames of this size.
+    """
+    check_size(net, lines, samples)
+    spec = spec_of(net, lines, samples)
+    static = architecture_of(net).deployment_form(net)
+    example = (torch.zeros(spec.frame_shape), torch.zeros(spec.metrics_shape))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            static,
+            example,
+            dynamo=True,
+            input_names=["frame", "metrics"],
+            output_names=["restored", "gates"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("the exporter gave no program")
+    model = program.model_proto
+    _strip(model)
+    if model.ir_version > IR_VERSION:
+        raise RuntimeError(f"the exporter wrote IR version {model.ir_version}, engines read {IR_VERSION}")
+    data = model.SerializeToString(deterministic=True)
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    return Graph(data, len(model.graph.node), opset)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Leave out what the exporter notes for debugging: it names files of the machine that exported."""
+    model.ClearField("metadata_props")
+    model.ClearField("doc_string")
+    graph = model.graph
+    graph.name = "restoration"
+    del graph.value_info[:]
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+
+
+def diverse_probes(
+    net: nn.Module, frames: Sequence[Float32], metrics: Sequence[Float32], wanted: int = 3
+) -> list[Probe]:
+    """Probes that make the network choose different experts, where its router can be moved at all.
+
+    Args:
+        net: the network.
+        frames: float32 [1, bands, H, W] candidates.
+        metrics: float32 [1, M], the metrics of each frame.
+        wanted: how many probes at most.
+
+    Returns:
+        (frame, metrics) pairs, each with another set of chosen experts; at least one. Where the frames' own metrics do
+        not move the router, seeded multiples of them are tried.
+    """
+    rng = np.random.default_rng(0)
+    multiple = architecture_of(net).SIZE_MULTIPLE
+    seen: dict[bytes, Probe] = {}
+    for attempt in range(6):
+        for frame, own in zip(frames, metrics, strict=True):
+            candidate = own if attempt == 0 else (own * np.exp(2 * rng.standard_normal(own.shape))).astype(np.float32)
+            corner = np.ascontiguousarray(frame[:, :, :multiple, :multiple])
+            with torch.inference_mode():
+                gates = net(torch.from_numpy(corner), torch.from_numpy(candidate))[1][0].numpy()
+            seen.setdefault((gates > 0).tobytes(), (frame, candidate))
+            if len(seen) == wanted:
+                return list(seen.values())
+    return list(seen.values())
+
+
+def compare(
+    net: nn.Module, graph: Graph, probes: Sequence[Probe], progress: Callable[[int, int], None] | None = None
+) -> Agreement:
+    """Run graph (ONNX Runtime) and network (PyTorch) on the probes.
+
+    The limit is 2e-4 of the output's range. A network so ill-conditioned that PyTorch's own float32 is farther than half
+    of that from float64 is held to twice its own rounding instead; `Agreement.limit` tells.
+
+    Raises:
+        GateError: they differ by more than the limit, or choose different experts.
+    """
+    lines, samples = probes[0][0].shape[2:]
+    reference = TorchEngine(net, lines, samples)
+    largest, squares, gate_difference, choices = 0.0, [], 0.0, set()
+    limit, rounding = LIMIT, None
+    with open_engine("onnxruntime", graph.data, spec_of(net, lines, samples)) as engine:
+        for index, (frame, metrics) in enumerate(probes):
+            expected, gates = reference.infer(frame, metrics)
+            restored, chosen = engine.infer(frame, metrics)
+            span = float(np.ptp(expected)) or 1.0
+            difference = float(np.abs(restored - expected).max()) / span
+            if difference > LIMIT:
+                rounding = max(rounding or 0.0, _rounding(net, frame, metrics, expected) / span)
+                limit = max(limit, ROUNDING_SLACK * rounding)
+            if not np.array_equal(chosen > 0, gates > 0):
+                raise GateError(
+                    "the exported graph chooses other experts than PyTorch",
+                    key=f"probe {index}",
+                    remedy="nothing was written; report this with the checkpoint",
+                )
+            choices.add((gates > 0).tobytes())
+            largest = max(largest, difference)
+            squares.append(float(np.mean(np.square(restored - expected, dtype=np.float64))) / span**2)
+            gate_difference = max(gate_difference, float(np.abs(chosen - gates).max()))
+            if progress is not None:
+                progress(index + 1, len(probes))
+    if largest > limit:
+        raise GateError(
+            "the exported graph does not compute what PyTorch does",
+            key="difference",
+            value=largest,
+            remedy=f"at most {limit:g} of the output's range; nothing was written",
+        )
+    return Agreement(
+        largest, float(np.sqrt(np.mean(squares))), gate_difference, limit, rounding, len(choices), len(probes)
+    )
+
+
+def _rounding(net: nn.Module, frame: Float32, metrics: Float32, expected: Float32) -> float:
+    exact = copy.deepcopy(net).double()
+    with torch.inference_mode():
+        truth = exact(torch.from_numpy(frame).double(), torch.from_numpy(metrics).double())[0].numpy()
+    return float(np.abs(truth - expected).max())

@@ -1,0 +1,235 @@
+"""Bundles: the folder that leaves the ground. Written whole, read with every byte checked before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import manifest as manifests
+from .durable import sync_folder
+from .engines import Engine, EngineOptions, open_engine
+from .errors import BundleError, CubeError, GateError
+from .manifest import FileRecord, Manifest
+from .restore import Progress, Restored, restore_cube
+from .scaling import to_numbers, to_unit
+
+MANIFEST = "manifest.json"
+MEND = "copy or build the bundle again"
+
+
+class Bundle:
+    """A verified bundle with its engine loaded. A context manager.
+
+    Attributes:
+        path: the folder.
+        manifest: what it says of itself.
+        engine: what restores a frame.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, engine: Engine, files: Mapping[str, bytes]) -> None:
+        self.path, self.manifest, self.engine, self._files = path, manifest, engine, files
+
+    def restore(
+        self,
+        cube: ArrayLike,
+        metrics: ArrayLike | None = None,
+        *,
+        scale: float | None = None,
+        progress: Progress | None = None,
+    ) -> Restored:
+        """Restore a cube of any size.
+
+        Args:
+            cube: [bands, lines, samples], finite; at least as many bands as the network. Floats are taken as they are
+                (nominally [0, 1]); integers are divided by a scale and come back as the same type in the same scale.
+            metrics: prompt metrics [M] or [1, M] to use in place of the cube's own; with band groups also [groups, M].
+            scale: digital number that stands for 1.0, instead of the bundle's.
+            progress: called with (frames done, frames in all).
+
+        Raises:
+            CubeError: the cube or the metrics cannot be used.
+            MachineError: the engine failed.
+        """
+        array = np.asarray(cube)
+        if array.ndim != 3 or array.size == 0:
+            raise CubeError("a cube has three axes", key="cube", value=array.shape, remedy="[bands, lines, samples]")
+        used = scale if scale is not None else self.manifest.scale
+        unit = to_unit(array, used)
+        m = self.manifest
+        restored = restore_cube(
+            unit,
+            self.engine.infer,
+            bands=m.bands,
+            frame=(m.frame.lines, m.frame.samples),
+            overlap=m.frame.overlap,
+            metric_set=m.metric_set,
+            metrics=metrics,
+            progress=progress,
+        )
+        if array.dtype.kind == "f":
+            return Restored(restored.cube.astype(array.dtype, copy=False), restored.metrics, restored.gates)
+        if used is None:
+            raise AssertionError("an integer cube passed without a scale")
+        numbers, saturated = to_numbers(unit_cube(restored), used, array.dtype)
+        return Restored(numbers, restored.metrics, restored.gates, saturated)
+
+    def self_test(self) -> float:
+        """Run the golden frame through the engine.
+
+        Returns:
+            largest difference from the recorded output, as a share of its range.
+
+        Raises:
+            GateError: the difference is above the manifest's tolerance, or other experts were chosen.
+        """
+        golden = self.manifest.golden
+        frame, metrics, expected, gates = (
+            _array(self._files[name], self.path / name)
+            for name in (golden.frame, golden.metrics, golden.restored, golden.gates)
+        )
+        restored, chosen = self.engine.infer(frame, metrics)
+        span = float(np.ptp(expected)) or 1.0
+        difference = float(np.abs(restored - expected).max()) / span
+        if difference > golden.tolerance or not np.array_equal(chosen > 0, gates > 0):
+            raise GateError(
+                "this machine does not restore the golden frame as it was recorded",
+                file=self.path,
+                key="golden",
+                value=difference,
+                remedy=f"at most {golden.tolerance:g} of the range and the same experts; do not fly this bundle here",
+            )
+        return difference
+
+    def close(self) -> None:
+        """Give the engine back."""
+        self.engine.close()
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def unit_cube(restored: Restored) -> NDArray[np.float32]:
+    """The cube of a restoration in the unit range."""
+    return np.asarray(restored.cube, np.float32)
+
+
+def load_bundle(path: str | Path, *, threads: int | None = None) -> Bundle:
+    """Open a bundle: check the manifest and the hash of every file, then load the very bytes that were hashed.
+
+    Args:
+        path: the bundle's folder.
+        threads: CPU threads of the engine instead of the target's.
+
+    Raises:
+        BundleError: something is missing, damaged, altered or of an unknown version.
+        MachineError: the engine is not installed or cannot run here.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    files = {name: _verified(folder, name, record) for name, record in manifest.files.items()}
+    graph = manifest.graphs.get(manifest.precision.chosen)
+    golden = manifest.golden
+    for name in (graph, golden.frame, golden.metrics, golden.restored, golden.gates):
+        if name is None or name not in files:
+            raise BundleError("the manifest does not list a file it needs", file=folder, key=name, remedy=MEND)
+    options = EngineOptions(threads or manifest.target.threads)
+    engine = open_engine(manifest.target.engine, files[str(graph)], manifest.spec(), options)
+    # The graph is the engine's now; only the golden arrays are kept.
+    return Bundle(folder, manifest, engine, {n: d for n, d in files.items() if n not in manifest.graphs.values()})
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a bundle, checked; no other file is read. Raises BundleError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BundleError("no such bundle", file=folder, remedy="give the folder that `deploy build` wrote")
+    return manifests.parse(_read(folder, MANIFEST, manifests.LARGEST), file=folder / MANIFEST)
+
+
+def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> Manifest:
+    """Write the files and the manifest of a bundle into an empty folder that is not yet in its place.
+
+    Args:
+        folder: where to; put it in its place with `install_bundle`.
+        files: inner path -> content.
+        manifest: its `files` are filled in here.
+    """
+    records = {n: FileRecord(sha256=hashlib.sha256(d).hexdigest(), bytes=len(d)) for n, d in files.items()}
+    complete = manifest.model_copy(update={"files": records})
+    for name, data in (*files.items(), (MANIFEST, manifests.dump(complete))):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(target.parent)
+    return complete
+
+
+def install_bundle(folder: Path, out: Path) -> None:
+    """Put a finished folder in its place, replacing what is there; at no moment is `out` half there."""
+    old = out.with_name(f".{out.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    if out.exists():
+        out.rename(old)
+    folder.rename(out)
+    sync_folder(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """An array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _read(folder: Path, name: str, limit: int) -> bytes:
+    path = folder / name
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError("is not a regular file", file=path, remedy=MEND)
+            if status.st_size > limit:
+                raise BundleError("the file is larger than it can be", file=path, value=status.st_size, remedy=MEND)
+            return file.read()
+    except OSError as error:
+        raise BundleError(
+            f"a file of the bundle cannot be read: {error.strerror or error}", file=path, remedy=MEND
+        ) from error
+
+
+def _verified(folder: Path, name: str, record: FileRecord) -> bytes:
+    data = _read(folder, name, record.bytes)
+    if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
+        raise BundleError(
+            "the file is not the one that was built: its SHA-256 differs", file=folder / name, remedy=MEND
+        )
+    return data
+
+
+def _array(data: bytes, file: Path) -> NDArray[np.float32]:
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BundleError("the golden array is damaged", file=file, value=error, remedy=MEND) from error
+    return np.asarray(array, np.float32)

@@ -1,0 +1,179 @@
+"""The manifest of a bundle: everything a flight computer must know about it, in one JSON file that is its own canon.
+
+The file holds exactly the bytes `dump` writes for its content; a flipped byte anywhere is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from .engines.contract import EngineSpec
+from .errors import BundleError
+
+SCHEMA_VERSION = 1
+SEAL = "seal"
+LARGEST = 4 << 20
+
+Count = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+def _inside(path: str) -> str:
+    parts = path.split("/")
+    if not path or path.startswith("/") or "\\" in path or "\0" in path or any(p in ("", ".", "..") for p in parts):
+        raise ValueError("must be a relative path inside the bundle")
+    return path
+
+
+InnerPath = Annotated[str, AfterValidator(_inside)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Network(_Part):
+    """Which network, and where its weights came from."""
+
+    architecture: str
+    configuration: dict[str, Any]
+    parameters: Count
+    checkpoint: str
+    checkpoint_sha256: str
+    about: str = ""
+
+
+class FrameSize(_Part):
+    """Lines and samples of the engine's frame and what neighbouring frames share."""
+
+    lines: Count
+    samples: Count
+    overlap: Annotated[int, Field(ge=0, le=1 << 20)]
+
+
+class TargetMade(_Part):
+    """What the bundle was built for."""
+
+    name: str
+    engine: str
+    threads: Count | None = None
+
+
+class Precision(_Part):
+    """The precision of the graph that runs, and why it is that one."""
+
+    chosen: str
+    why: str
+
+
+class Golden(_Part):
+    """A recorded frame and what it must become, as .npy files, with the largest difference allowed (share of range)."""
+
+    frame: InnerPath
+    metrics: InnerPath
+    restored: InnerPath
+    gates: InnerPath
+    tolerance: Annotated[float, Field(gt=0, le=1)]
+
+
+class FileRecord(_Part):
+    """Size and hash of a file of the bundle."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Manifest(_Part):
+    """Content of `manifest.json`.
+
+    Attributes:
+        scale: digital number that stands for 1.0 in integer cubes, or None.
+        scale_from: who said so: flag, config, model.
+        graphs: precision -> ONNX file.
+        evidence: what was measured when the bundle was built.
+        files: every other file of the bundle.
+    """
+
+    schema_version: int
+    created: str
+    tools: dict[str, str]
+    network: Network
+    bands: Count
+    wavelengths: list[float] | None
+    metric_set: str
+    metrics: Count
+    layers: Count
+    experts: Count
+    frame: FrameSize
+    scale: Annotated[float, Field(gt=0)] | None
+    scale_from: str | None
+    target: TargetMade
+    precision: Precision
+    graphs: dict[str, InnerPath]
+    golden: Golden
+    evidence: dict[str, Any]
+    files: dict[InnerPath, FileRecord]
+
+    def spec(self) -> EngineSpec:
+        """Shapes of the engine."""
+        return EngineSpec(self.bands, self.frame.lines, self.frame.samples, self.metrics, self.layers, self.experts)
+
+
+def dump(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`."""
+    content = manifest.model_dump(mode="json")
+    content[SEAL] = hashlib.sha256(_canonical(content)).hexdigest()
+    return _canonical(content)
+
+
+def parse(data: bytes, *, file: object) -> Manifest:
+    """Read `manifest.json`.
+
+    Raises:
+        BundleError: it is damaged, altered, or of a version this program does not know.
+    """
+    if len(data) > LARGEST:
+        raise BundleError("the manifest is too large", file=file, value=len(data), remedy="build the bundle again")
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError("the manifest is not JSON", file=file, value=error, remedy="copy the bundle again") from error
+    if not isinstance(content, dict):
+        raise BundleError("the manifest is not a mapping", file=file, remedy="copy the bundle again")
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            "the manifest's version is not known here",
+            file=file,
+            key="schema_version",
+            value=version,
+            remedy=f"this program reads version {SCHEMA_VERSION}; update it or build the bundle again",
+        )
+    seal = content.pop(SEAL, None)
+    try:
+        sealed = hashlib.sha256(_canonical(content)).hexdigest() == seal
+        intact = sealed and _canonical({**content, SEAL: seal}) == data
+    except (ValueError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise BundleError(
+            "the manifest was altered or damaged", file=file, key=SEAL, remedy="copy or build the bundle again"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BundleError(
+            f"the manifest is wrong: {first['msg']}",
+            file=file,
+            key=".".join(map(str, first["loc"])),
+            remedy="build the bundle again",
+        ) from error
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False)
+    return (text + "\n").encode("ascii")
