@@ -159,8 +159,8 @@ def compare(
 ) -> Agreement:
     """Run graph (ONNX Runtime) and network (PyTorch) on the probes.
 
-    The limit is 2e-4 of the output's range. A network so ill-conditioned that PyTorch's own float32 is farther than half
-    of that from float64 is held to twice its own rounding instead; `Agreement.limit` tells.
+    The limit is 2e-4 of the output's range. A network so ill-conditioned that PyTorch's own float32 is farther than
+    half of that from float64 is held to twice its own rounding instead; `Agreement.limit` tells.
 
     Raises:
         GateError: they differ by more than the limit, or choose different experts.

@@ -8,7 +8,7 @@ spectral flatness of a strongly blurred cube is limited by float32 rounding in t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -162,10 +162,11 @@ def _band_means(x: Float32) -> Float32:
             key="cube",
             remedy="replace NaN and infinite values, or leave those bands out",
         )
-    return (sums / x[0].size).astype(np.float32)
+    return np.asarray(sums / x[0].size, np.float32)
 
 
 Values = dict[str, float]
+Row = tuple[float, ...]
 
 
 def _blocks(pixels: int) -> list[slice]:
@@ -277,11 +278,11 @@ def _gradients(
     with_orientation = "orientation_std" in wanted
     with_extremes = "gradient_max" in wanted or "strong_gradient_share" in wanted
 
-    def chunk_values(bands: Float32) -> list[Sequence[float]]:
+    def chunk_values(bands: Float32) -> list[Row]:
         padded = np.zeros((lines + 2, samples + 2), np.float32)
         smooth, slope = np.empty((2, lines, samples + 2), np.float32)
         gx, gy, magnitude = np.empty((3, lines, samples), np.float32)
-        rows = []
+        rows: list[Row] = []
         for band in bands:
             padded[1:-1, 1:-1] = band
             np.add(padded[:-2], padded[2:], out=smooth)
@@ -312,9 +313,7 @@ def _gradients(
     return dict(zip(names, map(float, np.mean(parts, axis=0)), strict=True))
 
 
-def _each(
-    pool: ThreadPoolExecutor, work: Callable[[Float32], list[Sequence[float]]], chunks: list[Float32]
-) -> list[Sequence[float]]:
+def _each(pool: ThreadPoolExecutor, work: Callable[[Float32], list[Row]], chunks: list[Float32]) -> list[Row]:
     return [row for rows in pool.map(work, chunks) for row in rows]
 
 

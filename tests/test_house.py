@@ -93,7 +93,7 @@ def test_extras_bring_what_they_say(extra: str, packages: set[str]) -> None:
 
 
 def test_base_is_small() -> None:
-    assert set(declared()) == {"h5py", "numpy", "pillow", "pydantic", "pyyaml", "rich", "scipy", "typer"}
+    assert set(declared()) == {"click", "h5py", "numpy", "pillow", "pydantic", "pyyaml", "rich", "scipy"}
 
 
 def test_everything_that_make_installs_is_pinned() -> None:

@@ -32,6 +32,7 @@ LARGEST_CONFIG = 1 << 20
 LARGEST_HEADER = 64 << 20
 LARGEST_EXPANSION = 4
 """Bytes of tensors per byte of file. A state dict repeats little; a tensor of one repeated element can be any size."""
+DOS_FOLDER = 0x10
 DAMAGED = "copy or download it again; nothing of it was used"
 REFUSED = re.compile(r"GLOBAL ([\w.]+)|unrecognized function (.+)|(?:create new|only build) .* got (.+)")
 """How PyTorch says that it will not run what a pickle asks for."""
@@ -207,11 +208,12 @@ def _check_archive(file: Path, data: bytes) -> None:
                     file=file,
                     remedy="save it with torch.save, which does not compress",
                 )
-            spoilt = archive.testzip()
+            # A member marked as a folder reads as zeros in torch.load.
+            spoilt = next((m.filename for m in members if m.external_attr & DOS_FOLDER), None) or archive.testzip()
     except (zipfile.BadZipFile, ValueError, RuntimeError, OSError, EOFError) as error:
         raise _damaged(file, str(error)) from None
     if spoilt is not None:
-        raise _damaged(file, f"wrong checksum of {spoilt}")
+        raise _damaged(file, f"{spoilt} is not as it was written")
 
 
 def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Shapes an engine was built for: frame [1, bands, lines, samples], metrics [1, metrics], gates [layers, experts]."""
+    """Shapes an engine was built for: frame [1, bands, lines, samples], metrics [1, M], gates [layers, experts]."""
 
     bands: int
     lines: int
@@ -91,8 +91,8 @@ class Engine(ABC):
     def describe(self) -> dict[str, str]:
         """Name, version and device, for people and manifests."""
 
-    def close(self) -> None:
-        """Give back what the engine holds."""
+    def close(self) -> None:  # noqa: B027
+        """Give back what the engine holds; most backends leave it to Python."""
 
     def __enter__(self) -> Engine:
         return self

@@ -201,8 +201,8 @@ class StaticMixture(nn.Module):
     """`ExpertMixture` plus its input, all experts at once, on [1, C, H, W].
 
     The spatial branches are one attention with all experts' heads; a gate of zero silences an expert exactly. The
-    spectral branches, the experts' shortcuts and the output projection are linear once gates and band weights are known:
-    they become one C x C matrix, made for each frame.
+    spectral branches, the experts' shortcuts and the output projection are linear once gates and band weights are
+    known: they become one C x C matrix, made for each frame.
     """
 
     def __init__(self, mixture: ExpertMixture) -> None:

@@ -1,0 +1,127 @@
+"""The `deploy` command: which subcommands there are, how errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import traceback
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime.errors import DeployError, InputError, MachineError
+
+from . import __version__, console
+
+COMMANDS: Mapping[str, str] = {
+    "build": "deploy.build",
+    "run": "deploy.run",
+    "check": "deploy.check",
+    "inspect": "deploy.inspect",
+    "simulate": "deploy.simulate",
+    "demo": "deploy.demo",
+    "doctor": "deploy.doctor",
+    "schema": "deploy.schema",
+    "completion": "deploy.completion",
+}
+"""Subcommand -> module whose `command` it is; imported when it is used."""
+
+BUG, INTERRUPTED = 70, 130
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[cmd_name]).command
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with `deploy demo`, or `deploy doctor` to see what this machine can do. "
+    "Tab completion: `deploy completion --help`.",
+)
+@click.version_option(__version__, prog_name="deploy")
+def app() -> None:
+    """Put a trained hyperspectral restoration network on the computer next to the sensor."""
+
+
+def main() -> None:
+    """Entry point of the command."""
+    import sys
+
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line.
+
+    Returns:
+        the exit code: 0 done, 1 a gate failed, 2 the input is wrong, 3 this machine cannot do it, 70 a bug of ours,
+        130 interrupted. With `--json` the last line of standard output is one JSON object.
+    """
+    as_json = "--json" in arguments
+    console.warnings.clear()
+    if as_json:
+        console.speak_to_machines()
+    try:
+        result = app.main(arguments, prog_name="deploy", standalone_mode=False)
+        if not isinstance(result, dict):
+            return int(result or 0)
+        if as_json:
+            _print_json({**result, "warnings": list(console.warnings)})
+        return 0
+    except DeployError as error:
+        return _failed(error, as_json)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "deploy"
+        return _failed(InputError(error.format_message().rstrip("."), remedy=f"see `{command} --help`"), as_json)
+    except click.ClickException as error:
+        return _failed(InputError(error.format_message().rstrip(".")), as_json)
+    except (KeyboardInterrupt, click.Abort):
+        return _ended(INTERRUPTED, "interrupted", as_json)
+    except MemoryError:
+        return _failed(MachineError("there is not enough memory", remedy="use smaller frames, or free memory"), as_json)
+    except BrokenPipeError:
+        # The reader of our output has gone; there is nobody to tell.
+        return 0
+    except Exception as error:
+        log = _log(error)
+        return _ended(BUG, f"a bug of ours: {type(error).__name__}; please report it with {log}", as_json)
+
+
+def _failed(error: DeployError, as_json: bool) -> int:
+    console.errors.print(f"deploy: error: {error.one_line()}", markup=False, soft_wrap=True)
+    if as_json:
+        _print_json({"error": error.as_json()})
+    return error.exit_code
+
+
+def _ended(code: int, text: str, as_json: bool) -> int:
+    console.errors.print(f"deploy: {text}", markup=False, soft_wrap=True)
+    if as_json:
+        empty = {"file": None, "line": None, "key": None, "value": None, "remedy": ""}
+        _print_json(
+            {"error": {"code": code, "kind": "Interrupted" if code == INTERRUPTED else "Bug", "message": text, **empty}}
+        )
+    return code
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    click.echo(json.dumps(content, allow_nan=False))
+
+
+def _log(error: BaseException) -> str:
+    descriptor, name = tempfile.mkstemp(prefix="deploy-", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return str(Path(name))

@@ -1,0 +1,60 @@
+"""Where words for people go: standard output, or standard error when a machine reads the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from runtime.errors import plain
+
+people = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+warnings: list[str] = []
+"""What this run warned of; `--json` repeats it."""
+
+
+def speak_to_machines() -> None:
+    """From now on words for people go to standard error; standard output is left to one JSON object."""
+    global people
+    people = Console(stderr=True, highlight=False)
+
+
+def say(text: str, style: str = "") -> None:
+    """One line for people; text from files is safe in it, markup is not interpreted."""
+    people.print(Text(text, style=style), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """One line on standard error that a person should read before trusting the result."""
+    warnings.append(text)
+    errors.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+
+def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table for people."""
+    grid = Table(title=Text(title), title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        grid.add_column(Text(column), justify="right" if index else "left")
+    for row in rows:
+        grid.add_row(*[Text(plain(cell)) for cell in row])
+    people.print(grid)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; yields a function (done, in all). Time alone where no number is told."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

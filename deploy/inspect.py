@@ -1,0 +1,52 @@
+"""`deploy inspect`: what a bundle says of itself, after every byte of it was checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime.bundle import load_bundle
+
+from . import console
+from .options import examples, json_option
+
+
+@click.command(epilog=examples("deploy inspect build/bundle", "deploy inspect build/bundle --json"))
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def command(bundle: Path) -> dict[str, Any]:
+    """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first."""
+    with load_bundle(bundle) as loaded:
+        m, engine = loaded.manifest, loaded.engine.describe()
+    network = m.network
+    frame = f"{m.bands} bands x {m.frame.lines} lines x {m.frame.samples} samples, overlap {m.frame.overlap}"
+    rows = [
+        ("network", f"{network.architecture}, {network.parameters / 1e6:.2f} M parameters"),
+        ("checkpoint", f"{network.checkpoint} (sha256 {network.checkpoint_sha256[:12]})"),
+        ("about", network.about or "-"),
+        ("built", f"{m.created} by damp-deploy {m.tools.get('damp-deploy', '?')}"),
+        ("target", f"{m.target.name}, engine {m.target.engine}"),
+        ("runs here on", f"{engine['engine']} {engine['version']}, {engine['device']}"),
+        ("precision", f"{m.precision.chosen} ({m.precision.why})"),
+        ("frame", frame),
+        ("wavelengths", f"{m.wavelengths[0]:g} to {m.wavelengths[-1]:g} nm" if m.wavelengths else "not told"),
+        ("scale", f"{m.scale:g} (from the {m.scale_from})" if m.scale else "none"),
+        ("metrics", f"{m.metric_set}, {m.metrics} values"),
+        ("experts", f"{m.layers} layers of {m.experts}"),
+    ]
+    for label, text in rows:
+        console.say(f"{label:<13} {text}")
+    export = m.evidence.get("export", {})
+    if isinstance(export, dict):
+        console.table(
+            "evidence: graph against PyTorch", ("measure", "value"), [(k, _figure(v)) for k, v in export.items()]
+        )
+    files = [(name, f"{record.bytes:,}", record.sha256[:16]) for name, record in sorted(m.files.items())]
+    console.table("files, all intact", ("file", "bytes", "sha256"), files)
+    return {"bundle": str(bundle), "intact": True, "engine": engine, "manifest": m.model_dump(mode="json")}
+
+
+def _figure(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

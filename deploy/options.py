@@ -1,0 +1,75 @@
+"""Options that several subcommands share, and what they have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import click
+
+from runtime.errors import InputError, MachineError
+
+from . import console
+from .config import Config, load_config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(command: F) -> F:
+    """`--json`, on every subcommand."""
+    return click.option(
+        "--json", "as_json", is_flag=True, expose_value=False, help="One JSON object on the last line."
+    )(command)
+
+
+def config_option(command: F) -> F:
+    """`--config FILE`."""
+    return click.option("--config", "config_file", type=click.Path(path_type=Path), help="A deploy.yaml.")(command)
+
+
+def examples(*lines: str) -> str:
+    """Epilog of a subcommand that shows how it is used."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def read_config(config_file: Path | None, *, checkpoint_given: bool) -> Config:
+    """The configuration: `--config`, or ./deploy.yaml when neither it nor a checkpoint is given, or the defaults."""
+    from runtime.engines import ENGINES
+
+    file = config_file
+    if file is None and not checkpoint_given and Path("deploy.yaml").is_file():
+        file = Path("deploy.yaml")
+        console.say("reading ./deploy.yaml")
+    return Config() if file is None else load_config(file, engines=tuple(ENGINES))
+
+
+def parse_size(text: str | None) -> dict[str, int] | None:
+    """`LINESxSAMPLES` as {"lines": ..., "samples": ...}; None stays None. Raises InputError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX]\s*(\d{1,6})\s*", text, re.ASCII)
+    if match is None or 0 in map(int, match.groups()):
+        raise InputError("not a size", key="size", value=text, remedy="lines x samples, for example 256x320")
+    return {"lines": int(match[1]), "samples": int(match[2])}
+
+
+def ground(module: str) -> ModuleType:
+    """A module of the ground side, which needs PyTorch. Raises MachineError where it is not installed."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MachineError(
+            f"{error.name} is not installed on this machine",
+            key="export",
+            remedy='it is needed on the ground only: pip install "damp-deploy[export]"',
+        ) from error
+
+
+def refuse_existing(out: Path, replace: bool) -> None:
+    """Raise InputError where `out` exists and may not be replaced, or where its folder does not exist."""
+    if out.exists() and not replace:
+        raise InputError("exists already", file=out, key="--out", remedy="give another --out, or --replace")
