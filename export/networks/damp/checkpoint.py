@@ -22,9 +22,9 @@ REBUILT = (".relative_position_index",)
 """Endings of tables that follow from the architecture; they may be missing, and must be equal where present."""
 FROZEN = (".relative_position_index", ".sobel_x.weight", ".sobel_y.weight")
 EXPANSION_LIMIT = 1024
+UNTOLD_HEADS = 2
 
 # What the public training script and its network call our hyper-parameters.
-UNTOLD_HEADS = 2
 REFERENCE_NAMES = {
     "inp_channels": "bands",
     "dimention": "dim",
@@ -92,7 +92,8 @@ def build(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: int | No
 def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: int | None, file: Path) -> DampConfig:
     """Hyper-parameters from shapes; `given` must not contradict them, and tells what shapes do not."""
     told = _told(given, file)
-    read = _from_shapes(state, told.get("heads", ()), file)
+    heads = told.get("heads")
+    read = _from_shapes(state, heads if isinstance(heads, tuple) else (), file)
     for key, value in told.items():
         if key in read and key != "expansion" and read[key] != value:
             raise CheckpointError(
