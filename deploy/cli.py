@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from runtime.errors import DeployError, InputError, MachineError
+from runtime.errors import DeployError, GateError, InputError, MachineError
 
 from . import __version__, console
 
@@ -102,7 +102,8 @@ def run(arguments: list[str]) -> int:
 def _failed(error: DeployError, as_json: bool) -> int:
     console.errors.print(f"deploy: error: {error.one_line()}", markup=False, soft_wrap=True)
     if as_json:
-        _print_json({"error": error.as_json()})
+        figures = error.result if isinstance(error, GateError) else None
+        _print_json({"error": error.as_json(), **({"result": figures} if figures else {})})
     return error.exit_code
 
 

@@ -82,11 +82,7 @@ def command(
         restored, used, missing = restore_file(loaded, source, scale=scale, clip=clip, unit=output_type == "float32")
         seconds = time.monotonic() - began
         manifest = loaded.manifest
-    # A cube in the unit range no longer has the file's scale, and its marks no longer have the file's value.
-    fields: dict[str, str | None] = {}
-    if output_type == "float32" and source.cube.dtype.kind in "iu":
-        fields = {"reflectance scale factor": None}
-    write_cube(out, restored.cube, like=source, layout=layout, fields=fields)
+    write(out, source, restored, layout)
     tiles = int(np.prod(restored.gates.shape[:-2], dtype=int))
     console.say(f"restored   {tiles} frames in {seconds:.2f} s")
     if missing:
@@ -105,6 +101,15 @@ def command(
         "saturated": restored.saturated,
         "precision": manifest.precision.chosen,
     }
+
+
+def write(out: Path, source: CubeFile, restored: Restored, layout: str = DEFAULT_LAYOUT) -> None:
+    """Write a restored cube with what its source's file says of bands and place."""
+    # A cube in the unit range no longer has the file's scale.
+    unit = source.cube.dtype.kind in "iu" and restored.cube.dtype.kind == "f"
+    write_cube(
+        out, restored.cube, like=source, layout=layout, fields={"reflectance scale factor": None} if unit else {}
+    )
 
 
 def restore_file(

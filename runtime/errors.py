@@ -84,9 +84,10 @@ def _unfolded(text: str) -> str:
 
 
 class GateError(DeployError):
-    """An accuracy gate failed."""
+    """An accuracy gate failed. `result` holds the figures, where there are any, for `--json`."""
 
     exit_code = 1
+    result: dict[str, Any] | None = None
 
 
 class InputError(DeployError):

