@@ -18,7 +18,7 @@ import numpy as np
 
 from runtime.bundle import array_bytes, install_bundle, write_bundle
 from runtime.durable import write_bytes
-from runtime.errors import CheckpointError, InputError
+from runtime.errors import CheckpointError, DeployError, InputError
 from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Network, Precision, TargetMade
 
 from . import __version__, console
@@ -27,6 +27,7 @@ from .options import config_option, examples, ground, json_option, parse_size, r
 
 GOLDEN_SLACK = 5.0
 """The golden frame may differ by this many times the export's limit: other processors round differently."""
+GOLDEN_ARRAYS = ("frame", "metrics", "restored", "gates")
 PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
 TOOLS = ("numpy", "scipy", "torch", "onnx", "onnxscript", "onnxruntime")
 GRAPH = "graphs/fp32.onnx"
@@ -143,50 +144,20 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
     console.say(f"precision  {precision} ({why})")
     console.say(f"scale      {_scale_text(scale, scale_from)}")
     work = _workplace(out, plan)
-    graph, seconds = _exported(net, plan, work)
-    with console.progress("comparing the graph with PyTorch") as moved:
-        probes = onnx.diverse_probes(net, *probe_frames(net.config.bands, plan, net.config.metric_set))
-        agreement = onnx.compare(net, graph, probes, moved)
-    files = _golden_files(net, probes[0])
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        tools=plan.tools,
-        network=Network(
-            architecture=networks.architecture_of(net).ARCHITECTURE,
-            configuration=json.loads(json.dumps(net.config.as_dict())),
-            parameters=sum(p.numel() for p in net.parameters()),
-            checkpoint=net.facts.file.name,
-            checkpoint_sha256=net.facts.sha256,
-            about=net.facts.about,
-        ),
-        bands=net.config.bands,
-        wavelengths=list(wavelengths) or None,
-        metric_set=net.config.metric_set,
-        metrics=net.config.metrics,
-        layers=net.config.layers,
-        experts=net.config.experts,
-        frame=FrameSize(lines=frame.lines, samples=frame.samples, overlap=plan.overlap),
-        scale=scale,
-        scale_from=scale_from,
-        target=TargetMade(name=target.name, engine=target.engine, threads=target.threads),
-        precision=Precision(chosen=precision, why=why),
-        graphs={precision: GRAPH},
-        golden=Golden(
-            frame="golden/frame.npy",
-            metrics="golden/metrics.npy",
-            restored="golden/restored.npy",
-            gates="golden/gates.npy",
-            tolerance=min(1.0, GOLDEN_SLACK * agreement.limit),
-        ),
-        evidence={"export": asdict(agreement)},
-        files={},
-    )
-    finished = work / "bundle"
-    shutil.rmtree(finished, ignore_errors=True)
-    finished.mkdir()
-    write_bundle(finished, {GRAPH: graph.data, **files}, manifest)
-    install_bundle(finished, out)
+    try:
+        graph, seconds = _exported(net, plan, work)
+        with console.progress("comparing the graph with PyTorch") as moved:
+            probes = onnx.diverse_probes(net, *probe_frames(net.config.bands, plan, net.config.metric_set))
+            agreement = onnx.compare(net, graph, probes, moved)
+        finished = work / "bundle"
+        shutil.rmtree(finished, ignore_errors=True)
+        manifest = _manifest(net, plan, why, scale_from, agreement)
+        write_bundle(finished, {GRAPH: graph.data, **_golden_files(net, probes[0])}, manifest)
+        install_bundle(finished, out)
+    except DeployError:
+        # A graph that failed is not worth going on with; one that was interrupted is.
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     shutil.rmtree(work, ignore_errors=True)
     console.say(
         f"graph      {graph.nodes} nodes, opset {graph.opset}; differs from PyTorch by at most "
@@ -211,6 +182,40 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
         "onnx": {precision: {"path": GRAPH, "nodes": graph.nodes, "opset": graph.opset}},
         "agreement": asdict(agreement),
     }
+
+
+def _manifest(net: Any, plan: Plan, why: str, scale_from: str | None, agreement: Any) -> Manifest:
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        tools=plan.tools,
+        network=Network(
+            architecture=ground("export.networks").architecture_of(net).ARCHITECTURE,
+            configuration=json.loads(json.dumps(net.config.as_dict())),
+            parameters=sum(p.numel() for p in net.parameters()),
+            checkpoint=net.facts.file.name,
+            checkpoint_sha256=net.facts.sha256,
+            about=net.facts.about,
+        ),
+        bands=net.config.bands,
+        wavelengths=list(plan.wavelengths) or None,
+        metric_set=net.config.metric_set,
+        metrics=net.config.metrics,
+        layers=net.config.layers,
+        experts=net.config.experts,
+        frame=FrameSize(lines=plan.lines, samples=plan.samples, overlap=plan.overlap),
+        scale=plan.scale,
+        scale_from=scale_from,
+        target=TargetMade(name=plan.target, engine=plan.engine, threads=plan.threads),
+        precision=Precision(chosen=plan.precision, why=why),
+        graphs={plan.precision: GRAPH},
+        golden=Golden(
+            **{name: f"golden/{name}.npy" for name in GOLDEN_ARRAYS},
+            tolerance=min(1.0, GOLDEN_SLACK * agreement.limit),
+        ),
+        evidence={"export": asdict(agreement)},
+        files={},
+    )
 
 
 def probe_frames(bands: int, plan: Plan, metric_set: str) -> tuple[list[Any], list[Any]]:
@@ -273,8 +278,8 @@ def _golden_files(net: Any, probe: tuple[Any, Any]) -> dict[str, bytes]:
     frame, metrics = probe
     engine = ground("export.torch_engine").TorchEngine(net, *frame.shape[2:])
     restored, gates = engine.infer(frame, metrics)
-    arrays = {"frame": frame, "metrics": metrics, "restored": restored, "gates": gates}
-    return {f"golden/{name}.npy": array_bytes(array) for name, array in arrays.items()}
+    arrays = zip(GOLDEN_ARRAYS, (frame, metrics, restored, gates), strict=True)
+    return {f"golden/{name}.npy": array_bytes(array) for name, array in arrays}
 
 
 def _check_bands(config: Config, net: Any) -> None:

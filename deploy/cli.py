@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +60,9 @@ def app() -> None:
 
 def main() -> None:
     """Entry point of the command."""
-    import sys
-
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal that does not know a character gets its code.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -73,8 +77,10 @@ def run(arguments: list[str]) -> int:
     console.warnings.clear()
     if as_json:
         console.speak_to_machines()
+    else:
+        console.speak_to_people()
     try:
-        result = app.main(arguments, prog_name="deploy", standalone_mode=False)
+        result = app.main(arguments or ["--help"], prog_name="deploy", standalone_mode=False)
         if not isinstance(result, dict):
             return int(result or 0)
         if as_json:
@@ -92,7 +98,9 @@ def run(arguments: list[str]) -> int:
     except MemoryError:
         return _failed(MachineError("there is not enough memory", remedy="use smaller frames, or free memory"), as_json)
     except BrokenPipeError:
-        # The reader of our output has gone; there is nobody to tell.
+        # The reader of our output has gone; there is nobody to tell, and nothing is left to write when Python ends.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         log = _log(error)
@@ -100,7 +108,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _failed(error: DeployError, as_json: bool) -> int:
-    console.errors.print(f"deploy: error: {error.one_line()}", markup=False, soft_wrap=True)
+    console.complain(f"deploy: error: {error.one_line()}")
     if as_json:
         figures = error.result if isinstance(error, GateError) else None
         _print_json({"error": error.as_json(), **({"result": figures} if figures else {})})
@@ -108,7 +116,7 @@ def _failed(error: DeployError, as_json: bool) -> int:
 
 
 def _ended(code: int, text: str, as_json: bool) -> int:
-    console.errors.print(f"deploy: {text}", markup=False, soft_wrap=True)
+    console.complain(f"deploy: {text}")
     if as_json:
         empty = {"file": None, "line": None, "key": None, "value": None, "remedy": ""}
         _print_json(

@@ -28,5 +28,5 @@ def command(shell: str) -> dict[str, Any]:
     if kind is None:
         raise AssertionError(f"click completes no {shell}")
     script = kind(app, {}, "deploy", "_DEPLOY_COMPLETE").source()
-    console.say(script)
+    console.say_verbatim(script)
     return {"shell": shell, "script": script}

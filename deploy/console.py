@@ -10,10 +10,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from runtime.errors import plain
+from runtime.errors import plain, printable
 
-people = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the process with the exit code of a failed gate.
+        raise BrokenPipeError
+
+
+people: Console = _Console(highlight=False)
+errors = _Console(stderr=True, highlight=False)
 warnings: list[str] = []
 """What this run warned of; `--json` repeats it."""
 
@@ -21,18 +28,35 @@ warnings: list[str] = []
 def speak_to_machines() -> None:
     """From now on words for people go to standard error; standard output is left to one JSON object."""
     global people
-    people = Console(stderr=True, highlight=False)
+    people = _Console(stderr=True, highlight=False)
+
+
+def speak_to_people() -> None:
+    """From now on words for people go to standard output."""
+    global people
+    people = _Console(highlight=False)
 
 
 def say(text: str, style: str = "") -> None:
-    """One line for people; text from files is safe in it, markup is not interpreted."""
-    people.print(Text(text, style=style), soft_wrap=True)
+    """One line for people; text from files is safe in it, markup is not interpreted. Leading newlines are kept."""
+    line = text.lstrip("\n")
+    people.print(Text(text[: len(text) - len(line)] + printable(line), style=style), soft_wrap=True)
+
+
+def say_verbatim(text: str) -> None:
+    """Lines of our own, as they are: never text from files."""
+    people.print(Text(text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """One line on standard error."""
+    errors.print(Text(printable(text)), soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """One line on standard error that a person should read before trusting the result."""
     warnings.append(text)
-    errors.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+    errors.print(Text(f"warning: {printable(text)}", style="yellow"), soft_wrap=True)
 
 
 def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -55,6 +79,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=errors, transient=True) as bar:
+    # Where nobody watches, a bar would leave empty lines behind.
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

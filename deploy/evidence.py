@@ -87,7 +87,7 @@ def assemble(
         ),
         Plot(
             "Quality of every band",
-            band_psnr_plot({r.task: _finite(r, cases) for r in results}, wavelengths),
+            band_psnr_plot({r.task: _band_psnr(r, cases) for r in results}, wavelengths),
             "PSNR of the restored cube, band by band, for every degradation.",
         ),
         Plot(
@@ -114,7 +114,7 @@ def assemble(
     )
 
 
-def _finite(result: TaskResult, cases: list[Case]) -> list[float]:
+def _band_psnr(result: TaskResult, cases: list[Case]) -> list[float]:
     from calibration.quality import psnr_per_band
 
     case = next(c for c in cases if c.task == result.task)
@@ -133,7 +133,8 @@ def _row(case: Case, result: TaskResult, pixels: list[tuple[int, int]], waveleng
     pictures.append(
         Picture("error", png_bytes(fitted(error, shortest=256)), f"mean error over bands, {case.task}", scale)
     )
-    note = f"{result.input.psnr:.1f} dB in, {result.engine.psnr:.1f} dB out ({result.engine.psnr - result.input.psnr:+.1f} dB)"
+    gain = result.engine.psnr - result.input.psnr
+    note = f"{result.input.psnr:.1f} dB in, {result.engine.psnr:.1f} dB out ({gain:+.1f} dB)"
     return Row(case.task, tuple(pictures), note)
 
 

@@ -17,5 +17,5 @@ from .options import examples, json_option
 def command() -> dict[str, Any]:
     """Print the JSON schema of deploy.yaml, for editors."""
     schema = config_schema()
-    console.say(json.dumps(schema, indent=2))
+    console.say_verbatim(json.dumps(schema, indent=2))
     return schema

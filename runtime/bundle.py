@@ -7,7 +7,8 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -171,27 +172,41 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -
     """
     records = {n: FileRecord(sha256=hashlib.sha256(d).hexdigest(), bytes=len(d)) for n, d in files.items()}
     complete = manifest.model_copy(update={"files": records})
-    for name, data in (*files.items(), (MANIFEST, manifests.dump(complete))):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(target.parent)
+    with _writing(folder):
+        for name, data in (*files.items(), (MANIFEST, manifests.dump(complete))):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(target.parent)
     return complete
 
 
 def install_bundle(folder: Path, out: Path) -> None:
     """Put a finished folder in its place, replacing what is there; at no moment is `out` half there."""
     old = out.with_name(f".{out.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    if out.exists():
-        out.rename(old)
-    folder.rename(out)
-    sync_folder(out.parent)
+    with _writing(out):
+        if old.exists():
+            shutil.rmtree(old)
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+        sync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"the bundle cannot be written: {error.strerror or error}",
+            file=place,
+            remedy="check the folder, its permissions and its free space",
+        ) from error
 
 
 def array_bytes(array: NDArray[Any]) -> bytes:

@@ -53,17 +53,17 @@ class DeployError(Exception):
 
     def one_line(self) -> str:
         """The whole error as one printable line."""
-        where = [] if self.file is None else [_unfolded(self.file)]
+        where = [] if self.file is None else [printable(self.file)]
         if self.line is not None:
             where.append(f"line {self.line}")
         if self.key is not None:
-            where.append(_unfolded(self.key))
-        text = (", ".join(where) + ": " if where else "") + _unfolded(self.problem)
+            where.append(printable(self.key))
+        text = (", ".join(where) + ": " if where else "") + printable(self.problem)
         if self.value is not None:
             text += (
                 f" (found {plain(self.value)!r})" if isinstance(self.value, str) else f" (found {plain(self.value)})"
             )
-        return text + (f"; {_unfolded(self.remedy)}" if self.remedy else "")
+        return text + (f"; {printable(self.remedy)}" if self.remedy else "")
 
     def as_json(self) -> dict[str, Any]:
         """The error object of `--json`: code (the exit code), kind, message, file, line, key, value, remedy."""
@@ -79,7 +79,8 @@ class DeployError(Exception):
         }
 
 
-def _unfolded(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` as one line that no terminal obeys: control characters, newlines among them, are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
