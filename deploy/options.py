@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from importlib import import_module
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from runtime.errors import InputError, MachineError
+from runtime.files import written_files
 
 from . import console
 from .config import Config, load_config
@@ -70,6 +72,18 @@ def ground(module: str) -> ModuleType:
 
 
 def refuse_existing(out: Path, replace: bool) -> None:
-    """Raise InputError where `out` exists and may not be replaced, or where its folder does not exist."""
-    if out.exists() and not replace:
+    """Raise InputError where `out` exists, be it as a broken link, and may not be replaced."""
+    if os.path.lexists(out) and not replace:
         raise InputError("exists already", file=out, key="--out", remedy="give another --out, or --replace")
+
+
+def refuse_cube_output(out: Path, replace: bool) -> None:
+    """Raise InputError where a cube could not be written to `out`, before any work is done for it.
+
+    Something of that name or of its ENVI partner's exists and may not be replaced, the format is not known, or there
+    is no such folder.
+    """
+    for file in written_files(out):
+        refuse_existing(file, replace)
+    if not out.absolute().parent.is_dir():
+        raise InputError("no such folder", file=out, key="--out", remedy="make the folder first")

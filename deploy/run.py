@@ -17,9 +17,10 @@ from runtime.files import CubeFile, read_cube, write_cube
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.masking import filled, missing_pixels
 from runtime.restore import Restored
+from runtime.scaling import to_numbers, to_unit
 
 from . import console
-from .options import examples, json_option, refuse_existing
+from .options import examples, json_option, refuse_cube_output
 
 FAR_NANOMETRES = 5.0
 
@@ -69,7 +70,7 @@ def command(
     Integer cubes come back in their own type and scale, with wavelengths and georeferencing; pixels that the file marks
     with `data ignore value` stay as they are.
     """
-    refuse_existing(out, replace)
+    refuse_cube_output(out, replace)
     source = read_cube(cube, layout=layout, key=key)
     with load_bundle(bundle, threads=threads) as loaded:
         for key_, value in loaded.engine.describe().items():
@@ -150,7 +151,7 @@ def restore_file(
     missing = missing_pixels(source.cube, source.ignore_value)
     cube = filled(source.cube, missing)
     if unit or clip:
-        cube = cube.astype(np.float32) if used is None else (cube / used).astype(np.float32)
+        cube = to_unit(cube, used)
     with console.progress("restoring") as moved:
         restored = bundle.restore(cube, scale=used if integers else None, progress=moved)
     if clip:
@@ -165,8 +166,6 @@ def restore_file(
 
 
 def _back(restored: Restored, dtype: np.dtype[Any], scale: float | None) -> Restored:
-    from runtime.scaling import to_numbers
-
     if scale is None:
         return changed(restored, cube=restored.cube.astype(dtype, copy=False))
     numbers, saturated = to_numbers(np.asarray(restored.cube, np.float32), scale, dtype)

@@ -15,7 +15,7 @@ from runtime.scaling import to_numbers
 from runtime.sources.simulator import SensorModel, sense, simulate_scene
 
 from . import console
-from .options import examples, json_option, parse_size, refuse_existing
+from .options import examples, json_option, parse_size, refuse_cube_output
 
 REFLECTANCE_SCALE = 10000.0
 
@@ -63,8 +63,8 @@ def simulate(
 
     names = () if degradation.strip() == "none" else parse_degradations(degradation)
     truth_file = out.with_name(f"{out.stem}-truth{out.suffix}")
-    refuse_existing(out, replace)
-    refuse_existing(truth_file, replace)
+    for file in (out, truth_file):
+        refuse_cube_output(file, replace)
     with console.progress("simulating"):
         scene = simulate_scene(seed, bands, size["lines"], size["samples"], np.linspace(*wavelengths, bands))
         sensed = sense(scene, SensorModel(), np.random.default_rng([seed, 1]))

@@ -23,13 +23,14 @@ from runtime.files.envi import (
     pair_of,
     read_envi,
     read_header,
+    target_pair,
     wavelengths_nm,
     write_envi,
 )
 from runtime.files.layout import DEFAULT_LAYOUT, checked_layout
 from runtime.files.matlab import read_mat
 
-__all__ = ["READERS", "WRITERS", "CubeFile", "read_cube", "write_cube"]
+__all__ = ["READERS", "WRITERS", "CubeFile", "read_cube", "write_cube", "written_files"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +181,8 @@ def _write_npy(
     write_npy(path, cube, layout=layout, inputs=_inputs(like))
 
 
-WRITERS: dict[str, Callable[[Path, NDArray[Any], CubeFile | None, str, Mapping[str, str | None]], None]] = {
+Writer = Callable[[Path, NDArray[Any], CubeFile | None, str, Mapping[str, str | None]], None]
+WRITERS: dict[str, Writer] = {
     ".npy": _write_npy,
     **dict.fromkeys((".hdr", ".img", ".raw", ".dat", ".bsq", ".bil", ".bip"), _write_envi),
 }
@@ -214,6 +216,21 @@ def write_cube(
     """
     path = Path(path)
     checked_layout(layout, path=path)
+    _writer(path)(path, cube, like, layout, fields or {})
+    return path
+
+
+def written_files(path: str | Path) -> tuple[Path, ...]:
+    """The files that `write_cube` would write for `path`.
+
+    Raises:
+        CubeFileError: the suffix is none that cubes are written in, or a file beside it would make the pair ambiguous.
+    """
+    path = Path(path)
+    return target_pair(path) if _writer(path) is _write_envi else (path,)
+
+
+def _writer(path: Path) -> Writer:
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         raise CubeFileError(
@@ -222,5 +239,4 @@ def write_cube(
             value=path.suffix or None,
             remedy="use one of these suffixes: " + " ".join(WRITERS),
         )
-    writer(path, cube, like, layout, fields or {})
-    return path
+    return writer

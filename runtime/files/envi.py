@@ -717,7 +717,7 @@ def write_envi(
         CubeFileError: the cube has no ENVI form, the target is an input or would make the pair ambiguous, or the system
             refused to write (its reason is given); nothing has changed on disk then.
     """
-    header_path, data_path = _target_pair(Path(path))
+    header_path, data_path = target_pair(Path(path))
     name = cube.dtype.newbyteorder("=").str[1:]
     if cube.ndim != 3 or 0 in cube.shape or name not in CODE_OF_TYPE:
         raise CubeFileError(
@@ -745,7 +745,8 @@ def write_envi(
     return header_path, data_path
 
 
-def _target_pair(path: Path) -> tuple[Path, Path]:
+def target_pair(path: Path) -> tuple[Path, Path]:
+    """The header and data files that `write_envi` writes. Raises CubeFileError: a file beside them is in the way."""
     if not path.name:
         raise CubeFileError("is not a file name", file=path, remedy="name the header or the data file")
     if path.suffix.lower() == ".hdr":
