@@ -91,12 +91,19 @@ class Bundle:
             largest difference from the recorded output, as a share of its range.
 
         Raises:
+            BundleError: the golden arrays are damaged, not finite or of other shapes than the engine's.
             GateError: the difference is above the manifest's tolerance, or other experts were chosen.
         """
         golden = self.manifest.golden
+        spec = self.engine.spec
         frame, metrics, expected, gates = (
-            _array(self._files[name], self.path / name)
-            for name in (golden.frame, golden.metrics, golden.restored, golden.gates)
+            _array(self._files[name], self.path / name, shape)
+            for name, shape in (
+                (golden.frame, spec.frame_shape),
+                (golden.metrics, spec.metrics_shape),
+                (golden.restored, spec.frame_shape),
+                (golden.gates, spec.gates_shape),
+            )
         )
         restored, chosen = self.engine.infer(frame, metrics)
         span = float(np.ptp(expected)) or 1.0
@@ -159,6 +166,10 @@ def read_manifest(folder: str | Path) -> Manifest:
     folder = Path(folder)
     if not folder.is_dir():
         raise BundleError("no such bundle", file=folder, remedy="give the folder that `deploy build` wrote")
+    if not os.path.lexists(folder / MANIFEST):
+        raise BundleError(
+            f"is not a bundle, it has no {MANIFEST}", file=folder, remedy="give the folder that `deploy build` wrote"
+        )
     return manifests.parse(_read(folder, MANIFEST, manifests.LARGEST), file=folder / MANIFEST)
 
 
@@ -219,6 +230,8 @@ def array_bytes(array: NDArray[Any]) -> bytes:
 def _read(folder: Path, name: str, limit: int) -> bytes:
     path = folder / name
     try:
+        if any(folder.joinpath(inner).is_symlink() for inner in Path(name).parents if inner.name):
+            raise BundleError("lies behind a link, which could lead out of the bundle", file=path, remedy=MEND)
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
@@ -242,9 +255,15 @@ def _verified(folder: Path, name: str, record: FileRecord) -> bytes:
     return data
 
 
-def _array(data: bytes, file: Path) -> NDArray[np.float32]:
+def _array(data: bytes, file: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    # A header that is not what it should be makes NumPy raise almost anything.
+    except Exception as error:
         raise BundleError("the golden array is damaged", file=file, value=error, remedy=MEND) from error
+    known = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.shape == shape
+    if not known or not np.isfinite(array).all():
+        raise BundleError(
+            "the golden array is not what the manifest describes", file=file, remedy=f"finite float32 {shape}; {MEND}"
+        )
     return np.asarray(array, np.float32)

@@ -9,10 +9,11 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .engines.contract import EngineSpec
-from .errors import BundleError
+from .errors import BundleError, plain
+from .metrics import METRIC_SETS
 
 SCHEMA_VERSION = 1
 SEAL = "seal"
@@ -59,7 +60,7 @@ class TargetMade(_Part):
 
     name: str
     engine: str
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class Precision(_Part):
@@ -117,6 +118,15 @@ class Manifest(_Part):
     evidence: dict[str, Any]
     files: dict[InnerPath, FileRecord]
 
+    @model_validator(mode="after")
+    def _agrees(self) -> Manifest:
+        names = METRIC_SETS.get(self.metric_set)
+        if names is None or len(names) != self.metrics:
+            raise ValueError(f"metric set {plain(self.metric_set)!r} does not have {self.metrics} metrics")
+        if self.frame.overlap >= min(self.frame.lines, self.frame.samples):
+            raise ValueError("frames overlap by their whole side")
+        return self
+
     def spec(self) -> EngineSpec:
         """Shapes of the engine."""
         return EngineSpec(self.bands, self.frame.lines, self.frame.samples, self.metrics, self.layers, self.experts)
@@ -167,9 +177,9 @@ def parse(data: bytes, *, file: object) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise BundleError(
-            f"the manifest is wrong: {first['msg']}",
+            f"the manifest is wrong: {first['msg'].removeprefix('Value error, ')}",
             file=file,
-            key=".".join(map(str, first["loc"])),
+            key=".".join(map(str, first["loc"])) or None,
             remedy="build the bundle again",
         ) from error
 
