@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from glob import escape
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from runtime.bundle import array_bytes, install_bundle, write_bundle
+from runtime.bundle import MANIFEST, array_bytes, install_bundle, write_bundle
 from runtime.durable import write_bytes
 from runtime.errors import CheckpointError, DeployError, InputError
 from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Network, Precision, TargetMade
@@ -112,6 +114,7 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
         )
     out = (out or Path(config.output.dir or "build/bundle")).absolute()
     refuse_existing(out, replace)
+    _refuse_foreign(out)
     targets = ground("export.targets")
     own = {name: targets.Target(name, **section.model_dump()) for name, section in config.targets.items()}
     target = targets.find_target(config.target, own)
@@ -258,12 +261,21 @@ def _exported(net: Any, plan: Plan, work: Path) -> tuple[Any, float]:
     return graph, seconds
 
 
+def _refuse_foreign(out: Path) -> None:
+    """Raise InputError where what `--replace` would remove is neither a bundle nor an empty folder."""
+    ours = not out.is_symlink() and out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))
+    if os.path.lexists(out) and not ours:
+        raise InputError(
+            "is not a bundle and is not replaced", file=out, key="--out", remedy="give another --out, or move it away"
+        )
+
+
 def _workplace(out: Path, plan: Plan) -> Path:
     """A hidden folder beside `out` for this plan; those of other plans for the same `out` are removed."""
     work = out.with_name(f".{out.name}.building-{plan.recipe()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for other in out.parent.glob(f".{out.name}.building-*"):
+        for other in out.parent.glob(f".{escape(out.name)}.building-*"):
             if other != work:
                 shutil.rmtree(other, ignore_errors=True)
         work.mkdir(exist_ok=True)
