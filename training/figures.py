@@ -1,7 +1,7 @@
 """Figures for a model's card: `python -m training.figures --checkpoint FILE --data DIR --scenes a,b` prints Markdown.
 
-Whole scenes, every degradation, PSNR (MSE over all elements), SSIM and SAM of input and output; over the lost bands where
-bands were lost. Means over scenes.
+Whole scenes, every degradation: PSNR (MSE over all elements), SSIM and SAM of input and output, over the lost bands
+where bands were lost. Means over scenes.
 """
 
 from __future__ import annotations

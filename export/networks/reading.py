@@ -25,6 +25,7 @@ from runtime.durable import write_bytes
 from runtime.errors import CheckpointError
 
 METADATA_KEY = "damp_deploy"
+DIGEST = "weights_sha256"
 WRAPPERS = ("state_dict", "params")
 PARALLEL_PREFIX = "module."
 LARGEST_FILE = 4 << 30
@@ -91,8 +92,14 @@ def read_checkpoint(file: Path) -> Checkpoint:
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
     """Write tensors and our metadata, whole or not at all."""
     tensors = {k: v.detach().contiguous().cpu() for k, v in state.items()}
-    write_bytes(path, safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)}))
+    content = {**metadata, DIGEST: _weights_digest(safetensors.torch.save(tensors))}
+    write_bytes(path, safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(content, sort_keys=True)}))
     return path
+
+
+def _weights_digest(data: bytes) -> str:
+    """SHA-256 of the part of a safetensors file that holds the numbers."""
+    return hashlib.sha256(memoryview(data)[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
 
 def _bytes(file: Path) -> bytes:
@@ -149,6 +156,10 @@ def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
             value=error,
             remedy="save it with export.networks.save_checkpoint, or give the original .pth",
         ) from error
+    if DIGEST in metadata and metadata[DIGEST] != _weights_digest(data):
+        raise CheckpointError(
+            "the weights are not those that were saved: their SHA-256 differs", file=file, key=DIGEST, remedy=DAMAGED
+        )
     return Checkpoint(state, facts, str(metadata.get("architecture")), configuration)
 
 
