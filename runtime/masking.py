@@ -37,7 +37,7 @@ def filled(cube: NDArray[Any], missing: NDArray[np.bool_]) -> NDArray[Any]:
         return cube
     if missing.all():
         raise CubeError("every pixel is marked as missing", key="data ignore value", remedy="give a cube with data")
-    out = cube.copy()
+    out: NDArray[Any] = np.array(cube)
     for band in out:
         mean = band[~missing].mean(dtype=np.float64)
         band[missing] = np.rint(mean) if cube.dtype.kind in "iu" else mean

@@ -220,7 +220,7 @@ def _correlation(
 
     def block_gram(block: slice) -> NDArray[np.float64]:
         centred = spectra[:, block] - means[:, None]
-        return (centred @ centred.T).astype(np.float64)
+        return np.asarray(centred @ centred.T, np.float64)
 
     gram = np.zeros((len(x), len(x)))
     for part in pool.map(block_gram, _blocks(spectra.shape[1])):

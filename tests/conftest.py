@@ -21,6 +21,53 @@ def data_dir() -> Path:
     return DATA
 
 
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `.safetensors` with seeded weights: 31 bands of 400 to 700 nm, 8 channels, 4 experts, scale 65535."""
+    import torch
+
+    from export.networks import save_checkpoint
+    from export.networks.damp import Damp, DampConfig
+
+    config = DampConfig(
+        dim=8,
+        heads=(2, 2, 2, 2),
+        encoder_blocks=(1, 0, 0, 1),
+        decoder_blocks=(1, 1, 0),
+        refinement_blocks=0,
+        expansion=1,
+        embedding=16,
+        gate="concat",
+        metric_set="paper6",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Damp(config).eval()
+        torch.nn.init.normal_(net.output.weight, 0, 0.02)
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    return save_checkpoint(net, path, scale=65535, wavelengths=tuple(range(400, 701, 10)), about="seeded weights")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """A bundle of `tiny_checkpoint` for frames of 64x64 that overlap by 16; a test that writes to it takes a copy."""
+    import torch
+
+    from deploy.build import build
+    from deploy.config import Config, with_overrides
+
+    flags = {"model.checkpoint": str(tiny_checkpoint), "input.frame": "64x64", "input.overlap": 16}
+    out = tiny_checkpoint.with_name("bundle")
+    threads = torch.get_num_threads()
+    # A network this small loses more to waiting threads than it gains.
+    torch.set_num_threads(1)
+    try:
+        build(with_overrides(Config(), flags), out)
+    finally:
+        torch.set_num_threads(threads)
+    return out
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the tests marked `data` where there are no real cubes."""
     if DATA.is_dir():
