@@ -1,0 +1,53 @@
+"""ONNX graphs with an engine's signature whose results are known: restored = gain * frame + offset."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from runtime.engines import EngineSpec
+
+SMALL = EngineSpec(bands=3, lines=8, samples=16, metrics=6, layers=2, experts=4)
+
+
+def known_model(spec: EngineSpec = SMALL, gain: float = 1.0, offset: float = 0.0) -> onnx.ModelProto:
+    """Gates are a softmax over the experts of seeded multiples of the metrics."""
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((spec.metrics, spec.layers * spec.experts)).astype(np.float32)
+    constants = {
+        "gain": np.float32(gain),
+        "offset": np.float32(offset),
+        "weights": weights,
+        "shape": np.array(spec.gates_shape, np.int64),
+    }
+    nodes = [
+        helper.make_node("Mul", ["frame", "gain"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["restored"]),
+        helper.make_node("MatMul", ["metrics", "weights"], ["flat"]),
+        helper.make_node("Reshape", ["flat", "shape"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["gates"], axis=-1),
+    ]
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (
+            ("frame", spec.frame_shape),
+            ("metrics", spec.metrics_shape),
+            ("restored", spec.frame_shape),
+            ("gates", spec.gates_shape),
+        )
+    }
+    graph = helper.make_graph(
+        nodes,
+        "known",
+        [values["frame"], values["metrics"]],
+        [values["restored"], values["gates"]],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def known_graph(spec: EngineSpec = SMALL, gain: float = 1.0, offset: float = 0.0) -> bytes:
+    """`known_model` as the bytes of a file."""
+    data: bytes = known_model(spec, gain, offset).SerializeToString()
+    return data
