@@ -41,7 +41,7 @@ class Network(_Part):
 
     architecture: str
     configuration: dict[str, Any]
-    parameters: Count
+    parameters: Annotated[int, Field(ge=1)]
     checkpoint: str
     checkpoint_sha256: str
     about: str = ""
