@@ -117,6 +117,8 @@ def _checked_metrics(metrics: ArrayLike, count: int, groups: int) -> Float32:
     if rows.ndim != 2 or rows.shape[1] != count or rows.shape[0] not in (1, groups) or values.dtype.kind not in "fiu":
         expected = f"[{count}] or [1, {count}]" + (f" or [{groups}, {count}]" if groups > 1 else "")
         raise CubeError("the metrics do not fit the network", key="metrics", value=values.shape, remedy=expected)
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(np.broadcast_to(rows, (groups, count)), np.float32)
     if not np.isfinite(rows).all():
         raise CubeError("the metrics are not finite", key="metrics", remedy="give finite metrics")
-    return np.ascontiguousarray(np.broadcast_to(rows, (groups, count)), np.float32)
+    return rows

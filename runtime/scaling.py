@@ -18,7 +18,9 @@ def to_unit(cube: NDArray[Any], scale: float | None) -> NDArray[np.float32]:
         CubeError: an integer cube without a scale, a scale that is not positive, or a type that is not a real number.
     """
     if cube.dtype.kind == "f":
-        return np.ascontiguousarray(cube, np.float32)
+        # What float32 cannot hold becomes infinite, and is refused as such.
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(cube, np.float32)
     if cube.dtype.kind not in "iu":
         raise CubeError("not a cube of real numbers", key="cube", value=cube.dtype, remedy="give integers or floats")
     if scale is None:
