@@ -1,0 +1,718 @@
+"""Bundles: restored cubes of every size and type, every damage found, nothing believed that a seal only repeats."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import runtime
+from runtime.bundle import MANIFEST, array_bytes, install_bundle, load_bundle, read_manifest, write_bundle
+from runtime.engines import EngineSpec
+from runtime.errors import BundleError, CubeError, GateError
+from runtime.manifest import SCHEMA_VERSION, Manifest, dump, parse
+from runtime.metrics import prompt_metrics
+from runtime.tiles import Tiling
+from tests.contracts.engine import inputs
+from tests.contracts.graphs import known_graph
+
+SPEC = EngineSpec(bands=3, lines=8, samples=16, metrics=6, layers=2, experts=4)
+GOLDEN = ("frame", "metrics", "restored", "gates")
+
+
+def known_bundle(folder: Path, gain: float = 1.0, offset: float = 0.0, scale: float | None = None) -> Path:
+    """A bundle whose restoration is known: gain * cube + offset."""
+    graph = known_graph(SPEC, gain, offset)
+    frame, metrics = inputs(SPEC, 0)
+    with runtime.engines.open_engine("onnxruntime", graph, SPEC) as engine:
+        restored, gates = engine.infer(frame, metrics)
+    arrays = dict(zip(GOLDEN, (frame, metrics, restored, gates), strict=True))
+    manifest = Manifest.model_validate(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "created": "2026-01-01T00:00:00+00:00",
+            "tools": {"damp-deploy": "0"},
+            "network": {
+                "architecture": "known",
+                "configuration": {},
+                "parameters": 2,
+                "checkpoint": "known.safetensors",
+                "checkpoint_sha256": "0" * 64,
+            },
+            "bands": SPEC.bands,
+            "wavelengths": [500.0, 600.0, 700.0],
+            "metric_set": "paper6",
+            "metrics": SPEC.metrics,
+            "layers": SPEC.layers,
+            "experts": SPEC.experts,
+            "frame": {"lines": SPEC.lines, "samples": SPEC.samples, "overlap": 4},
+            "scale": scale,
+            "scale_from": None if scale is None else "flag",
+            "target": {"name": "cpu", "engine": "onnxruntime", "threads": 1},
+            "precision": {"chosen": "fp32", "why": "asked for"},
+            "graphs": {"fp32": "graphs/fp32.onnx"},
+            "golden": {**{name: f"golden/{name}.npy" for name in GOLDEN}, "tolerance": 1e-4},
+            "evidence": {"export": {"difference": 1e-7}},
+            "files": {},
+        }
+    )
+    golden = {f"golden/{name}.npy": array_bytes(array) for name, array in arrays.items()}
+    write_bundle(folder, {"graphs/fp32.onnx": graph, **golden}, manifest)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that gives cubes back as they are. To be read."""
+    return known_bundle(tmp_path_factory.mktemp("identity") / "bundle")
+
+
+@pytest.fixture
+def altered(identity: Path, tmp_path: Path) -> Path:
+    """A copy of `identity` to alter."""
+    return Path(shutil.copytree(identity, tmp_path / "bundle"))
+
+
+def cube_of(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """The manifest's bytes as its documentation says, written without its code."""
+
+    def canonical(values: dict[str, Any]) -> bytes:
+        return (json.dumps(values, sort_keys=True, indent=1, ensure_ascii=True) + "\n").encode()
+
+    bare = {key: value for key, value in content.items() if key != "seal"}
+    return canonical({**bare, "seal": hashlib.sha256(canonical(bare)).hexdigest()})
+
+
+def reseal(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Alter the manifest as somebody would who knows how it is sealed."""
+    content = json.loads((bundle / MANIFEST).read_bytes())
+    change(content)
+    (bundle / MANIFEST).write_bytes(sealed(content))
+
+
+def swap(bundle: Path, name: str, data: bytes) -> None:
+    """Replace a file and its entry in the manifest."""
+    (bundle / name).write_bytes(data)
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    reseal(bundle, lambda content: content["files"].update({name: entry}))
+
+
+def refused(bundle: Path, match: str = ".") -> BundleError:
+    with pytest.raises(BundleError, match=match) as caught:
+        load_bundle(bundle).close()
+    error = caught.value
+    assert error.exit_code == 2 and str(error).isprintable() and error.remedy
+    return error
+
+
+# What a bundle restores
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (64, 64), (65, 64), (100, 190), (64, 1)])
+def test_the_network_restores_cubes_of_every_size(tiny_bundle: Path, size: tuple[int, int]) -> None:
+    cube = cube_of(31, *size)
+    told: list[tuple[int, int]] = []
+    with load_bundle(tiny_bundle) as bundle:
+        restored = bundle.restore(cube, progress=lambda done, total: told.append((done, total)))
+        layers, experts = bundle.engine.spec.gates_shape
+    assert restored.cube.shape == cube.shape and restored.cube.dtype == np.float32
+    assert np.isfinite(restored.cube).all() and not np.array_equal(restored.cube, cube)
+    np.testing.assert_array_equal(restored.metrics, prompt_metrics(cube, "paper6"))
+    tiles = len(Tiling(size, (64, 64), 16).tiles())
+    assert told == [(n, tiles) for n in range(1, tiles + 1)]
+    assert restored.gates.shape == ((tiles,) if tiles > 1 else ()) + (layers, experts)
+    assert ((restored.gates > 0).sum(axis=-1) == 1).all()
+    assert restored.saturated == 0
+
+
+def test_a_cube_of_one_frame_is_what_the_engine_gives(tiny_bundle: Path) -> None:
+    cube = cube_of(31, 64, 64)
+    with load_bundle(tiny_bundle) as bundle:
+        restored = bundle.restore(cube)
+        expected, gates = bundle.engine.infer(cube[None], prompt_metrics(cube, "paper6")[None])
+    np.testing.assert_array_equal(restored.cube, expected[0])
+    np.testing.assert_array_equal(restored.gates, gates)
+
+
+def test_a_small_cube_is_restored_as_its_reflection(tiny_bundle: Path) -> None:
+    cube = cube_of(31, 40, 50)
+    with load_bundle(tiny_bundle) as bundle:
+        restored = bundle.restore(cube)
+        frame = np.pad(cube, ((0, 0), (0, 24), (0, 14)), mode="reflect")
+        expected, _ = bundle.engine.infer(frame[None], prompt_metrics(cube, "paper6")[None])
+    np.testing.assert_array_equal(restored.cube, expected[0, :, :40, :50])
+
+
+def test_more_bands_than_the_network_are_restored_in_groups(tiny_bundle: Path) -> None:
+    cube = cube_of(40, 65, 64)
+    with load_bundle(tiny_bundle) as bundle:
+        restored = bundle.restore(cube)
+        spec = bundle.engine.spec
+        first = bundle.restore(cube[:31])
+    assert restored.cube.shape == cube.shape and np.isfinite(restored.cube).all()
+    assert restored.metrics.shape == (2, 6)
+    assert restored.gates.shape == (2, 2, spec.layers, spec.experts)
+    np.testing.assert_array_equal(restored.metrics[0], first.metrics)
+    np.testing.assert_array_equal(restored.gates[0], first.gates)
+    # The first bands lie in the first group alone.
+    np.testing.assert_allclose(restored.cube[:9], first.cube[:9], atol=1e-6)
+
+
+def test_metrics_can_be_given_and_steer_the_network(tiny_bundle: Path) -> None:
+    cube = cube_of(31, 64, 64)
+    with load_bundle(tiny_bundle) as bundle:
+        own = bundle.restore(cube)
+        same = [bundle.restore(cube, metrics) for metrics in (own.metrics, own.metrics[None], own.metrics.tolist())]
+        other = bundle.restore(cube, own.metrics + 3)
+        for wrong in (np.zeros(15), np.zeros((2, 6)), np.zeros((6, 1)), "x"):
+            with pytest.raises(CubeError, match="metrics"):
+                bundle.restore(cube, wrong)
+    for again in same:
+        np.testing.assert_array_equal(again.cube, own.cube)
+    assert not np.array_equal(other.cube, own.cube)
+    np.testing.assert_array_equal(other.metrics, own.metrics + 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f8"])
+def test_floats_come_back_in_their_type(identity: Path, dtype: Any) -> None:
+    cube = (cube_of(3, 20, 20) - 0.5).astype(dtype)
+    with load_bundle(identity) as bundle:
+        restored = bundle.restore(cube)
+        assert restored.cube.dtype == cube.dtype and restored.saturated == 0
+        np.testing.assert_allclose(restored.cube, cube, atol=1e-6 if np.dtype(dtype).itemsize > 2 else 1e-3)
+        # A scale is for integers: floats pass as they are.
+        np.testing.assert_array_equal(bundle.restore(cube, scale=255).cube, restored.cube)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("u1", 255), ("i2", 10000), ("u2", 65535), ("i4", 1e6), (">i2", 4095)])
+def test_integers_come_back_in_their_type_and_scale(identity: Path, dtype: str, scale: float) -> None:
+    limits = np.iinfo(dtype)
+    low, high = max(limits.min, -1_000_000), min(limits.max, 2_000_000)
+    cube = np.random.default_rng(0).integers(low, high, (3, 20, 20), endpoint=True).astype(dtype)
+    kept = cube.copy()
+    with load_bundle(identity) as bundle:
+        restored = bundle.restore(cube, scale=scale)
+    assert restored.cube.dtype == cube.dtype and restored.saturated == 0
+    np.testing.assert_array_equal(restored.cube, cube)
+    np.testing.assert_array_equal(cube, kept)
+    np.testing.assert_array_equal(restored.metrics, prompt_metrics((cube / scale).astype(np.float32), "paper6"))
+
+
+@pytest.mark.parametrize(("dtype", "gain"), [("u1", 2.0), ("i2", 2.0), ("u2", -1.0), ("i2", -3.0)])
+def test_what_the_type_cannot_hold_is_counted(tmp_path: Path, dtype: str, gain: float) -> None:
+    limits = np.iinfo(dtype)
+    cube = np.random.default_rng(0).integers(limits.min, limits.max, (3, 8, 16), endpoint=True).astype(dtype)
+    expected = cube.astype(np.int64) * int(gain)
+    with load_bundle(known_bundle(tmp_path / "b", gain)) as bundle:
+        restored = bundle.restore(cube, scale=1000)
+    assert restored.saturated == int(((expected < limits.min) | (expected > limits.max)).sum()) > 0
+    np.testing.assert_array_equal(restored.cube, np.clip(expected, limits.min, limits.max))
+
+
+def test_scale_of_the_bundle_is_used_unless_another_is_given(tmp_path: Path) -> None:
+    cube = np.full((3, 8, 16), 50, np.uint8)
+    with load_bundle(known_bundle(tmp_path / "b", 1.0, offset=0.5, scale=100)) as bundle:
+        assert (bundle.restore(cube).cube == 100).all()
+        assert (bundle.restore(cube, scale=20).cube == 60).all()
+        with pytest.raises(CubeError, match="scale"):
+            bundle.restore(cube, scale=-1)
+
+
+def test_integers_without_any_scale_are_refused(identity: Path) -> None:
+    with load_bundle(identity) as bundle, pytest.raises(CubeError, match="a cube of integers needs a scale"):
+        bundle.restore(np.ones((3, 8, 16), np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("cube", "match"),
+    [
+        (np.zeros((8, 16), np.float32), "three axes"),
+        (np.zeros((1, 3, 8, 16), np.float32), "three axes"),
+        (np.zeros((3, 0, 16), np.float32), "three axes"),
+        (np.float32(1), "three axes"),
+        ([1.0, 2.0], "three axes"),
+        ("cube", "three axes"),
+        (np.zeros((2, 8, 16), np.float32), "fewer bands"),
+        (np.full((3, 8, 16), np.nan, np.float32), "384 values are not finite"),
+        (np.full((3, 8, 16), 1e300), "384 values are not finite"),
+        (np.zeros((3, 8, 16), bool), "real numbers"),
+        (np.zeros((3, 8, 16), complex), "real numbers"),
+        (np.zeros((3, 8, 16), object), "real numbers"),
+    ],
+)
+def test_what_is_no_cube_is_refused(identity: Path, cube: Any, match: str) -> None:
+    with load_bundle(identity) as bundle:
+        with pytest.raises(CubeError, match=match) as caught:
+            bundle.restore(cube)
+        assert caught.value.exit_code == 2
+        # And the bundle still works.
+        assert bundle.restore(np.zeros((3, 8, 16), np.float32)).cube.shape == (3, 8, 16)
+
+
+def test_strided_cubes_are_restored_as_their_copies(identity: Path) -> None:
+    wide = cube_of(20, 30, 6)
+    cube = wide.transpose(2, 0, 1)[::2, ::-1]
+    with load_bundle(identity) as bundle:
+        np.testing.assert_array_equal(bundle.restore(cube).cube, bundle.restore(cube.copy()).cube)
+
+
+# The manifest
+
+
+def test_a_manifest_comes_back_as_it_was_written(tiny_bundle: Path, identity: Path) -> None:
+    for bundle in (tiny_bundle, identity):
+        data = (bundle / MANIFEST).read_bytes()
+        manifest = parse(data, file="m")
+        assert dump(manifest) == data == sealed(json.loads(data))
+        assert parse(dump(manifest), file="m") == manifest == read_manifest(bundle)
+        assert set(manifest.files) == {
+            str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()
+        } - {MANIFEST}
+        for name, record in manifest.files.items():
+            content = (bundle / name).read_bytes()
+            assert (hashlib.sha256(content).hexdigest(), len(content)) == (record.sha256, record.bytes)
+
+
+def test_a_manifest_says_what_was_built(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    m = read_manifest(tiny_bundle)
+    assert (m.bands, m.metrics, m.metric_set, m.layers, m.experts) == (31, 6, "paper6", 2, 4)
+    assert (m.frame.lines, m.frame.samples, m.frame.overlap) == (64, 64, 16)
+    assert (m.scale, m.scale_from) == (65535, "model") and m.wavelengths == list(map(float, range(400, 701, 10)))
+    assert (m.target.name, m.target.engine, m.precision.chosen) == ("cpu", "onnxruntime", "fp32")
+    assert m.network.checkpoint_sha256 == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
+    assert m.network.configuration["dim"] == 8 and m.network.about == "seeded weights"
+    assert {"damp-deploy", "python", "torch", "onnxruntime"} <= set(m.tools)
+    assert m.evidence["export"]["difference"] <= m.evidence["export"]["limit"]
+    text = (tiny_bundle / MANIFEST).read_text()
+    assert str(tiny_checkpoint.parent) not in text and str(Path.home()) not in text
+
+
+def test_every_flipped_byte_of_a_manifest_is_found(identity: Path) -> None:
+    whole, chance = (identity / MANIFEST).read_bytes(), random.Random(1)
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << chance.randrange(8)
+        with pytest.raises(BundleError) as caught:
+            parse(bytes(data), file="m")
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"3",
+        b"{" * 100_000,
+        b'{"schema_version": 1}',
+        b'{"schema_version": 1, "seal": "' + b"0" * 64 + b'"}',
+        b'{"schema_version": 1, "x": NaN}',
+        b'{"schema_version": 1, "x": 1' + b"0" * 6000 + b"}",
+        b"\xff\xfe{}",
+        b" " * (5 << 20),
+    ],
+    ids=range(12),
+)
+def test_what_is_no_manifest_is_refused(altered: Path, data: bytes) -> None:
+    (altered / MANIFEST).write_bytes(data)
+    refused(altered)
+
+
+def test_the_same_content_in_other_words_is_refused(altered: Path) -> None:
+    data = (altered / MANIFEST).read_bytes()
+    content = json.loads(data)
+    first = data.index(b'"bands"')
+    for other in (
+        json.dumps(content).encode(),
+        json.dumps(content, indent=2, sort_keys=True).encode(),
+        data + b"\n",
+        data[:-1],
+        b" " + data,
+        data[:first] + b'"bands": 4,\n ' + data[first:],
+        data.replace(b'"known"', b'"\\u006bnown"'),
+    ):
+        assert other != data
+        (altered / MANIFEST).write_bytes(other)
+        refused(altered, "altered or damaged")
+
+
+Change = Callable[[dict[str, Any]], object]
+OUTSIDE = (
+    "../secret",
+    "/etc/hostname",
+    "graphs/../../secret",
+    "./graphs/fp32.onnx",
+    "graphs//fp32.onnx",
+    "a\\b",
+    "",
+    "a\0b",
+)
+WRONG: dict[str, tuple[Change, str]] = {
+    **{f"file {p!r}": (lambda c, p=p: c["files"].update({p: c["files"].popitem()[1]}), "inside") for p in OUTSIDE},
+    **{f"graph {p!r}": (lambda c, p=p: c["graphs"].update(fp32=p), "inside") for p in OUTSIDE},
+    **{f"golden {p!r}": (lambda c, p=p: c["golden"].update(frame=p), "inside") for p in OUTSIDE},
+    "unknown version": (
+        lambda c: c.update(schema_version=2),
+        r"schema_version: .*version is not known here \(found 2\)",
+    ),
+    "version of text": (lambda c: c.update(schema_version="1"), "version is not known"),
+    "version of truth": (lambda c: c.update(schema_version=True), "schema_version"),
+    "version with a point": (lambda c: c.update(schema_version=1.0), "schema_version"),
+    "no version": (lambda c: c.pop("schema_version"), "version is not known"),
+    "no engine": (lambda c: c["target"].pop("engine"), r"target\.engine"),
+    "unknown engine": (lambda c: c["target"].update(engine="magic"), r"unknown engine \(found 'magic'\)"),
+    "engine of nothing": (lambda c: c["target"].update(engine=None), r"target\.engine"),
+    "engine by module": (lambda c: c["target"].update(engine="os"), "unknown engine"),
+    "no threads": (lambda c: c["target"].update(threads=0), r"target\.threads"),
+    "a million threads": (lambda c: c["target"].update(threads=1_000_000), r"target\.threads"),
+    "more bands": (lambda c: c.update(bands=4), "not the one that the manifest describes"),
+    "no bands": (lambda c: c.update(bands=0), "bands"),
+    "bands of text": (lambda c: c.update(bands="3"), "bands"),
+    "too many bands": (lambda c: c.update(bands=10**9), "bands"),
+    "more lines": (lambda c: c["frame"].update(lines=16), "not the one that the manifest describes"),
+    "more experts": (lambda c: c.update(experts=5), "not the one that the manifest describes"),
+    "more layers": (lambda c: c.update(layers=1), "not the one that the manifest describes"),
+    "more metrics": (lambda c: c.update(metrics=15), "metric set 'paper6' does not have 15"),
+    "other metrics": (lambda c: c.update(metric_set="reference15"), "'reference15' does not have 6"),
+    "unknown metrics": (lambda c: c.update(metric_set="\x1b[31m"), "does not have 6"),
+    "overlap of a whole frame": (lambda c: c["frame"].update(overlap=8), "overlap"),
+    "negative overlap": (lambda c: c["frame"].update(overlap=-1), r"frame\.overlap"),
+    "no scale": (lambda c: c.update(scale=0), "scale"),
+    "negative scale": (lambda c: c.update(scale=-1.5), "scale"),
+    "no tolerance": (lambda c: c["golden"].update(tolerance=0), r"golden\.tolerance"),
+    "any tolerance": (lambda c: c["golden"].update(tolerance=2), r"golden\.tolerance"),
+    "unknown key": (lambda c: c.update(run="rm"), "run"),
+    "missing key": (lambda c: c.pop("golden"), "golden"),
+    "unknown precision": (lambda c: c["precision"].update(chosen="fp64"), "a file it needs"),
+    "no graph": (lambda c: c.update(graphs={}), "a file it needs"),
+    "graph not listed": (lambda c: c["graphs"].update(fp32="graphs/other.onnx"), "graphs/other.onnx.*|a file it needs"),
+    "golden not listed": (lambda c: c["golden"].update(gates="golden/none.npy"), "a file it needs"),
+    "short hash": (lambda c: c["files"]["graphs/fp32.onnx"].update(sha256="00"), "sha256"),
+    "other hash": (lambda c: c["files"]["graphs/fp32.onnx"].update(sha256="0" * 64), "SHA-256 differs"),
+    "fewer bytes": (lambda c: c["files"]["graphs/fp32.onnx"].update(bytes=1), "larger than it can be"),
+    "more bytes": (lambda c: c["files"]["graphs/fp32.onnx"].update(bytes=1 << 60), "SHA-256 differs"),
+    "negative bytes": (lambda c: c["files"]["graphs/fp32.onnx"].update(bytes=-1), "bytes"),
+    "file that is not there": (lambda c: c["files"].update(more=c["files"]["golden/gates.npy"]), "cannot be read"),
+    "graph that is an array": (lambda c: c["graphs"].update(fp32="golden/gates.npy"), "the graph"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_manifest_that_is_wrong_is_refused_although_it_is_sealed(altered: Path, name: str) -> None:
+    change, match = WRONG[name]
+    (altered.parent / "secret").write_bytes(b"secret")
+    reseal(altered, change)
+    with watching() as seen:
+        refused(altered, match)
+    assert not [path for path in seen if not inside(path, altered)]
+
+
+def test_a_manifest_that_is_sealed_anew_without_a_change_is_accepted(altered: Path) -> None:
+    reseal(altered, lambda content: None)
+    load_bundle(altered).close()
+
+
+# Damage
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def truncate(path: Path, chance: random.Random) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: chance.choice((0, len(data) - 1, chance.randrange(len(data))))])
+
+
+def extend(path: Path, chance: random.Random) -> None:
+    path.write_bytes(path.read_bytes() + chance.choice((b"\0", b"\n", b"more")))
+
+
+def delete(path: Path, chance: random.Random) -> None:
+    path.unlink()
+
+
+def link(path: Path, chance: random.Random) -> None:
+    """The very content, behind a link."""
+    moved = path.rename(path.with_name(path.name + ".moved"))
+    path.symlink_to(moved)
+
+
+def dangling_link(path: Path, chance: random.Random) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def folder_instead(path: Path, chance: random.Random) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path, chance: random.Random) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path: Path, chance: random.Random) -> None:
+    path.unlink()
+    path.symlink_to(chance.choice(("/dev/zero", "/dev/null", "/dev/stdin")))
+
+
+DAMAGES = (flip, truncate, extend, delete, link, dangling_link, folder_instead, pipe, device)
+
+
+def put_back(whole: Path, damaged: Path) -> None:
+    shutil.rmtree(damaged)
+    shutil.copytree(whole, damaged)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_every_damage_to_every_file_is_found(identity: Path, altered: Path, damage: Any) -> None:
+    names = sorted(str(path.relative_to(identity)) for path in identity.rglob("*") if path.is_file())
+    assert len(names) == 6 and MANIFEST in names
+    chance = random.Random(damage.__name__)
+    for name in names * 2:
+        damage(altered / name, chance)
+        assert refused(altered).file == str(altered / name) or (damage is delete and name == MANIFEST)
+        put_back(identity, altered)
+    load_bundle(altered).close()
+
+
+def test_flips_in_a_networks_bundle_are_found(tiny_bundle: Path, tmp_path: Path) -> None:
+    altered, chance = shutil.copytree(tiny_bundle, tmp_path / "bundle"), random.Random(2)
+    files = sorted(path for path in altered.rglob("*") if path.is_file())
+    for path in files * 3:
+        data = path.read_bytes()
+        chance.choice((flip, truncate, extend))(path, chance)
+        assert refused(altered).file == str(path)
+        path.write_bytes(data)
+    load_bundle(altered).close()
+
+
+@pytest.mark.parametrize("inner", ["graphs", "golden"])
+def test_a_folder_behind_a_link_is_not_entered(altered: Path, inner: str) -> None:
+    outside = (altered / inner).rename(altered.parent / "outside")
+    (altered / inner).symlink_to(outside)
+    with watching() as seen:
+        refused(altered, "link")
+    assert not [path for path in seen if not inside(path, altered)]
+
+
+def test_a_bundle_itself_may_lie_behind_a_link(identity: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(identity)
+    load_bundle(tmp_path / "current").close()
+
+
+def test_what_is_no_bundle_is_told(identity: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "has no manifest.json" in str(refused(tmp_path / "empty"))
+    for wrong in (tmp_path / "nothing", identity / MANIFEST, identity / "golden" / "frame.npy", Path("/dev/null")):
+        assert "no such bundle" in str(refused(wrong))
+
+
+def test_files_that_the_manifest_does_not_list_are_left_alone(altered: Path) -> None:
+    (altered / "notes.txt").write_text("mine")
+    os.mkfifo(altered / "pipe")
+    with watching() as seen:
+        load_bundle(altered).close()
+    assert not any(path.endswith(("notes.txt", "pipe")) for path in seen)
+
+
+def test_loading_opens_nothing_outside_the_folder_and_runs_nothing(identity: Path) -> None:
+    load_bundle(identity).close()
+    with watching() as seen, load_bundle(identity) as bundle:
+        bundle.self_test()
+    assert {path for path in seen if inside(path, identity)} >= {str(identity / name) for name in bundle.manifest.files}
+    assert not [path for path in seen if not inside(path, identity)]
+
+
+Seen = list[str]
+_watchers: list[Seen] = []
+
+
+RUNNING = ("os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "os.system", "pickle.find_class")
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watchers:
+        return
+    # A number is a file that was opened, and seen, before.
+    if event == "open" and not isinstance(arguments[0], int):
+        _watchers[-1].append(os.fsdecode(arguments[0]))
+    elif event in RUNNING:
+        _watchers[-1].append(event)
+
+
+sys.addaudithook(_hook)
+
+
+@contextmanager
+def watching() -> Iterator[Seen]:
+    """What this process opens and runs meanwhile, by Python's audit events."""
+    seen: Seen = []
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(seen)
+
+
+def inside(path: str, folder: Path) -> bool:
+    # The kernel's own tables and Python's own modules are no files of anybody's.
+    ours = (str(folder), "/proc/", "/sys/", sys.prefix, sys.base_prefix, str(Path(runtime.__file__).parents[1]))
+    return path.startswith(ours)
+
+
+def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
+    with watching() as seen:
+        (tmp_path / "a").write_bytes(b"")
+        os.close(os.open(tmp_path / "a", os.O_RDONLY))
+        pickle.loads(pickle.dumps(Path))
+    assert seen == [str(tmp_path / "a")] * 2 + ["pickle.find_class"]
+    assert not inside(seen[0], tmp_path / "b") and inside(seen[0], tmp_path)
+
+
+# The self-test
+
+
+def test_the_golden_frame_is_restored_as_recorded(tiny_bundle: Path) -> None:
+    with load_bundle(tiny_bundle) as bundle:
+        difference = bundle.self_test()
+        assert 0 <= difference <= bundle.manifest.golden.tolerance
+        assert difference == bundle.self_test()
+
+
+def golden(bundle: Path, name: str) -> NDArray[np.float32]:
+    return np.asarray(np.load(bundle / f"golden/{name}.npy"))
+
+
+def test_another_golden_output_fails_the_self_test(tiny_bundle: Path, tmp_path: Path) -> None:
+    altered = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    expected = golden(altered, "restored")
+    expected[0, 0, 0, 0] += 2 * read_manifest(altered).golden.tolerance * np.ptp(expected)
+    swap(altered, "golden/restored.npy", array_bytes(expected))
+    with load_bundle(altered) as bundle, pytest.raises(GateError, match="does not restore the golden frame") as caught:
+        bundle.self_test()
+    assert caught.value.exit_code == 1 and "do not fly" in caught.value.remedy
+
+
+def test_other_experts_fail_the_self_test(tiny_bundle: Path, tmp_path: Path) -> None:
+    altered = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    swap(altered, "golden/gates.npy", array_bytes(golden(altered, "gates")[:, ::-1]))
+    with load_bundle(altered) as bundle, pytest.raises(GateError, match="same experts"):
+        bundle.self_test()
+
+
+def test_another_graph_fails_the_self_test(altered: Path) -> None:
+    swap(altered, "graphs/fp32.onnx", known_graph(SPEC, gain=1.001))
+    with load_bundle(altered) as bundle, pytest.raises(GateError, match="golden"):
+        bundle.self_test()
+
+
+class Trap:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def bad_arrays(name: str, good: NDArray[np.float32], trap: Path) -> dict[str, bytes]:
+    holed = good.copy()
+    holed.flat[-1] = np.nan
+    objects = io.BytesIO()
+    np.save(objects, np.array([Trap(trap)], object), allow_pickle=True)
+    archive = io.BytesIO()
+    np.savez(archive, good)
+    whole = array_bytes(good)
+    liar = io.BytesIO()
+    np.lib.format.write_array_header_1_0(liar, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
+    return {
+        "nan": array_bytes(holed),
+        "infinite": array_bytes(holed * np.float32(np.inf)),
+        "doubles": array_bytes(good.astype(np.float64)),
+        "text": array_bytes(np.array(["x"])),
+        "shape": array_bytes(good[..., 1:]),
+        "axes": array_bytes(good[0]),
+        "empty": b"",
+        "noise": bytes(range(256)),
+        "truncated": whole[:-1],
+        "header": whole[:30],
+        "archive": archive.getvalue(),
+        "half an archive": archive.getvalue()[:40],
+        "objects": objects.getvalue(),
+        "pickle": pickle.dumps(Trap(trap)),
+        "liar": liar.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_arrays_are_not_believed(altered: Path, name: str, tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    for data in bad_arrays(name, golden(altered, name), trap).values():
+        swap(altered, f"golden/{name}.npy", data)
+        with load_bundle(altered) as bundle, pytest.raises(BundleError, match="golden array") as caught:
+            bundle.self_test()
+        assert str(caught.value).isprintable() and caught.value.file == str(altered / f"golden/{name}.npy")
+    assert not trap.exists()
+
+
+# Writing
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_written_files_are_whole_and_plain(identity: Path) -> None:
+    for path in identity.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o111 == 0 or path.is_dir()
+        assert not path.is_symlink() and not path.name.startswith(".")
+
+
+def test_a_bundle_is_put_in_its_place(identity: Path, tmp_path: Path) -> None:
+    shutil.copytree(identity, tmp_path / "new")
+    install_bundle(tmp_path / "new", tmp_path / "bundle")
+    load_bundle(tmp_path / "bundle").close()
+    assert names_in(tmp_path) == ["bundle"]
+
+
+def test_a_bundle_takes_the_place_of_an_older_one(identity: Path, tmp_path: Path) -> None:
+    known_bundle(tmp_path / "bundle", gain=2.0)
+    (tmp_path / ".bundle.old").mkdir()
+    (tmp_path / ".bundle.old" / "left over").write_bytes(b"")
+    shutil.copytree(identity, tmp_path / "new")
+    install_bundle(tmp_path / "new", tmp_path / "bundle")
+    assert (tmp_path / "bundle" / MANIFEST).read_bytes() == (identity / MANIFEST).read_bytes()
+    assert names_in(tmp_path) == ["bundle"]
+
+
+def test_threads_are_the_targets_unless_others_are_asked_for(identity: Path) -> None:
+    with load_bundle(identity) as bundle:
+        assert "1 threads" in bundle.engine.describe()["device"]
+    with load_bundle(identity, threads=2) as bundle:
+        assert "2 threads" in bundle.engine.describe()["device"]
