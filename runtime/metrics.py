@@ -54,6 +54,8 @@ METRIC_SETS: Mapping[str, tuple[str, ...]] = {
 GUARD = 1e-8
 BLOCK_PIXELS = 8192
 """Pixels worked on at a time, so that all bands of a block stay in a core's cache."""
+TILE_BANDS, TILE_PIXELS = 32, 128
+"""Size of a matrix product: below what makes OpenBLAS start threads, whose waiting costs seconds on a busy computer."""
 
 
 def raw_metrics(cube: ArrayLike, sample_index: ArrayLike | None = None) -> Float32:
@@ -243,6 +245,23 @@ def _correlation(
     return values
 
 
+def _gram(centred: Float32) -> NDArray[np.float64]:
+    """Products of all bands with each other, [bands, bands], summed over the pixels of [bands, pixels]."""
+    bands, pixels = centred.shape
+    whole = pixels - pixels % TILE_PIXELS
+    head = centred[:, :whole].reshape(bands, -1, TILE_PIXELS).transpose(1, 0, 2)
+    tail = centred[:, whole:]
+    gram = np.zeros((bands, bands))
+    for i in range(0, bands, TILE_BANDS):
+        a = slice(i, i + TILE_BANDS)
+        for j in range(0, i + 1, TILE_BANDS):
+            b = slice(j, j + TILE_BANDS)
+            products = head[:, a] @ head[:, b].transpose(0, 2, 1)
+            gram[a, b] = products.sum(axis=0, dtype=np.float64) + tail[a] @ tail[b].T
+            gram[b, a] = gram[a, b].T
+    return gram
+
+
 def _spectrum(
     x: Float32, means: Float32, positions: NDArray[np.intp] | None, wanted: set[str], pool: ThreadPoolExecutor
 ) -> Values:
@@ -254,7 +273,7 @@ def _spectrum(
     radius = min(lines // 2, samples // 2) // 3
     # Half a spectrum stands for a whole one: columns with a mirror image count twice.
     twice = np.where((kx > 0) & (2 * kx != samples), 2, 1).astype(np.float32)
-    far = ((ky[:, None] ** 2 + kx[None] ** 2 > radius**2) * twice).astype(np.float32).ravel()
+    far = ((ky[:, None] ** 2 + kx[None] ** 2 > radius**2) * twice).astype(np.float32)
     count = lines * samples
 
     def band_values(band: Float32) -> tuple[float, float]:
@@ -262,7 +281,7 @@ def _spectrum(
         power = np.square(f.real)
         power += np.square(f.imag)
         energy = float(power.sum(axis=0) @ twice)
-        ratio = float(np.dot(power.ravel(), far)) / (energy + GUARD)
+        ratio = float(np.einsum("ls,ls->l", power, far).sum(dtype=np.float64)) / (energy + GUARD)
         amplitude = np.sqrt(power, out=power)
         amplitude += np.float32(GUARD)
         mean = float(amplitude.sum(axis=0) @ twice) / count
@@ -327,5 +346,5 @@ def _deviation(values: Float32) -> tuple[float, float]:
     values -= mean
     if values.size < 2:
         return float(mean), 0.0
-    flat = values.ravel()
-    return float(mean), float(np.sqrt(np.dot(flat, flat) / (values.size - 1)))
+    squares = np.einsum("ls,ls->l", values, values).sum(dtype=np.float64)
+    return float(mean), float(np.sqrt(squares / (values.size - 1)))
