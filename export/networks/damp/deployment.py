@@ -217,7 +217,7 @@ class StaticMixture(nn.Module):
             expand = [s * e.proj_spa[2].weight[:, :, 0, 0] for s, e in zip(shares, experts, strict=True)]
             self.expand = nn.Parameter((out @ torch.cat(expand, dim=1))[:, :, None, None])
             self.register_buffer("out", out)
-            self.register_buffer("identity", torch.eye(len(out)))
+            self.register_buffer("identity", torch.eye(len(out), dtype=out.dtype))
             self.register_buffer("mixes", torch.stack([e.proj_spe.weight[:, :, 0, 0] for e in experts]))
             self.register_buffer("spectral_shares", 1 - shares[:, None])
             self.band_kernels = nn.Parameter(torch.cat([e.body_spe.conv.weight for e in experts]))
