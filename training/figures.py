@@ -24,7 +24,7 @@ from training.data import load_scenes
 Row = tuple[float, float, float, float, float, float]
 
 
-def figures(checkpoint: Path, data: Path, names: tuple[str, ...], seed: int = 0) -> dict[str, Row]:
+def figures(checkpoint: str, data: Path, names: tuple[str, ...], seed: int = 0) -> dict[str, Row]:
     """{task: (PSNR in, PSNR out, SSIM in, SSIM out, SAM in, SAM out)}, means over the named scenes."""
     net = load_checkpoint(checkpoint)
     scenes = load_scenes(data, net.facts.scale or 1.0)
@@ -56,7 +56,7 @@ def figures(checkpoint: Path, data: Path, names: tuple[str, ...], seed: int = 0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", required=True, help="a file, or the name of a packaged model")
     parser.add_argument("--data", type=Path, required=True, help="folder of .npz scenes")
     parser.add_argument("--scenes", required=True, help="comma list of scenes that were not trained on")
     arguments = parser.parse_args()
