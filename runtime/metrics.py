@@ -220,12 +220,8 @@ def _correlation(
     """Statistics of the band correlation matrix R."""
     spectra = x.reshape(len(x), -1)
 
-    def block_gram(block: slice) -> NDArray[np.float64]:
-        centred = spectra[:, block] - means[:, None]
-        return np.asarray(centred @ centred.T, np.float64)
-
     gram = np.zeros((len(x), len(x)))
-    for part in pool.map(block_gram, _blocks(spectra.shape[1])):
+    for part in pool.map(lambda block: _gram(spectra[:, block] - means[:, None]), _blocks(spectra.shape[1])):
         gram += part
     norms = np.sqrt(np.maximum(np.diag(gram), GUARD))
     r = gram / np.outer(norms, norms)
