@@ -1,0 +1,69 @@
+"""Targets are data: found by name, the user's own first, and precision changes only by an explicit word."""
+
+from __future__ import annotations
+
+import pytest
+
+from deploy.config import TargetSection
+from export.targets import BUILT_IN, Target, choose_precision, find_target
+from runtime.engines import ENGINES
+from runtime.errors import InputError
+
+BENCH = Target("bench", precisions=("fp32", "fp16"), default_precision="fp16", threads=4)
+
+
+def test_built_in_targets_are_consistent() -> None:
+    assert "cpu" in BUILT_IN
+    for name, target in BUILT_IN.items():
+        assert target.name == name and target.engine in ENGINES
+        assert target.default_precision in target.precisions
+        assert find_target(name, {}) is target
+    assert BUILT_IN["cpu"].default_precision == "fp32"
+
+
+def test_own_targets_win_over_built_in_ones() -> None:
+    mine = Target("cpu", threads=1)
+    assert find_target("cpu", {"cpu": mine}) is mine
+    assert find_target("bench", {"bench": BENCH}) is BENCH
+
+
+def test_a_section_of_the_configuration_makes_a_target() -> None:
+    section = TargetSection(precisions=("fp32", "fp16"), default_precision="fp16", threads=4)
+    assert Target("bench", **section.model_dump()) == BENCH
+    assert Target("bench", **TargetSection().model_dump()) == Target("bench")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("cqu", "did you mean cpu"), ("benhc", "did you mean bench"), ("zzz", "known: ")]
+)
+def test_unknown_targets_name_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=rf"target: unknown target \(found '{name}'\); .*{hint}") as caught:
+        find_target(name, {"bench": BENCH})
+    assert "bench" in caught.value.remedy and "cpu" in caught.value.remedy
+
+
+def test_the_default_is_the_targets_own_and_says_so() -> None:
+    assert choose_precision(BUILT_IN["cpu"], None) == ("fp32", "the default of target cpu")
+    assert choose_precision(BENCH, None) == ("fp16", "the default of target bench")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_is_asked_for_is_built(precision: str) -> None:
+    assert choose_precision(BENCH, precision) == (precision, "asked for")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fp64", ""])
+def test_what_a_target_cannot_run_is_refused_never_replaced(precision: str) -> None:
+    with pytest.raises(InputError, match=r"precision: target bench does not run this precision.*it runs fp32, fp16"):
+        choose_precision(BENCH, precision)
+
+
+def test_auto_is_the_only_precision_or_refused() -> None:
+    chosen, why = choose_precision(BUILT_IN["cpu"], "auto")
+    assert chosen == "fp32" and "only precision" in why
+    try:
+        chosen, why = choose_precision(BENCH, "auto")
+    except InputError as error:
+        assert "fp32" in error.remedy and "fp16" in error.remedy
+    else:
+        assert chosen in BENCH.precisions and "auto" in why
