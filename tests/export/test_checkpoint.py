@@ -444,7 +444,7 @@ def test_a_small_file_cannot_ask_for_a_large_network(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(name: str) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint") as caught:
         load_checkpoint(name, 1)
-    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
