@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime.bundle import MANIFEST, array_bytes, install_bundle, write_bundle
 from runtime.durable import write_bytes
-from runtime.errors import CheckpointError, DeployError, InputError
+from runtime.errors import CheckpointError, DeployError, InputError, MachineError
 from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Network, Precision, TargetMade
 
 from . import __version__, console
@@ -32,7 +32,8 @@ GOLDEN_SLACK = 5.0
 GOLDEN_ARRAYS = ("frame", "metrics", "restored", "gates")
 PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
 TOOLS = ("numpy", "scipy", "torch", "onnx", "onnxscript", "onnxruntime")
-GRAPH = "graphs/fp32.onnx"
+EXPORTED = ("fp32",)
+"""Precisions that a graph can be written in."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,13 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
     own = {name: targets.Target(name, **section.model_dump()) for name, section in config.targets.items()}
     target = targets.find_target(config.target, own)
     precision, why = targets.choose_precision(target, config.precision)
+    if precision not in EXPORTED:
+        raise MachineError(
+            f"graphs are written in {', '.join(EXPORTED)} only",
+            key="precision",
+            value=precision,
+            remedy=f"build with --precision {EXPORTED[0]}",
+        )
     with console.progress("loading the checkpoint"):
         networks = ground("export.networks")
         net = networks.load_checkpoint(config.model.checkpoint, config.model.top_k)
@@ -155,8 +163,8 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
         finished = work / "bundle"
         shutil.rmtree(finished, ignore_errors=True)
         manifest = _manifest(net, plan, why, scale_from, agreement)
-        write_bundle(finished, {GRAPH: graph.data, **_golden_files(net, probes[0])}, manifest)
-        install_bundle(finished, out)
+        write_bundle(finished, {_graph_path(plan): graph.data, **_golden_files(net, probes[0])}, manifest)
+        install_bundle(finished, out, replace=replace)
     except DeployError:
         # A graph that failed is not worth going on with; one that was interrupted is.
         shutil.rmtree(work, ignore_errors=True)
@@ -182,7 +190,7 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
         "export_seconds": round(seconds, 2),
         "engine": None,
         "deferred": None,
-        "onnx": {precision: {"path": GRAPH, "nodes": graph.nodes, "opset": graph.opset}},
+        "onnx": {precision: {"path": _graph_path(plan), "nodes": graph.nodes, "opset": graph.opset}},
         "agreement": asdict(agreement),
     }
 
@@ -211,7 +219,7 @@ def _manifest(net: Any, plan: Plan, why: str, scale_from: str | None, agreement:
         scale_from=scale_from,
         target=TargetMade(name=plan.target, engine=plan.engine, threads=plan.threads),
         precision=Precision(chosen=plan.precision, why=why),
-        graphs={plan.precision: GRAPH},
+        graphs={plan.precision: _graph_path(plan)},
         golden=Golden(
             **{name: f"golden/{name}.npy" for name in GOLDEN_ARRAYS},
             tolerance=min(1.0, GOLDEN_SLACK * agreement.limit),
@@ -237,15 +245,23 @@ def probe_frames(bands: int, plan: Plan, metric_set: str) -> tuple[list[Any], li
     return frames, metrics
 
 
+def _graph_path(plan: Plan) -> str:
+    return f"graphs/{plan.precision}.onnx"
+
+
 def _exported(net: Any, plan: Plan, work: Path) -> tuple[Any, float]:
     """The graph, from an unfinished build of the same plan where there is one, and the seconds its export took."""
     onnx = ground("export.onnx")
     graph_file, facts_file = work / "graph.onnx", work / "graph.json"
-    if facts_file.is_file() and graph_file.is_file():
+    try:
         facts, data = json.loads(facts_file.read_bytes()), graph_file.read_bytes()
         if hashlib.sha256(data).hexdigest() == facts["sha256"]:
+            found = onnx.Graph(data, int(facts["nodes"]), int(facts["opset"]))
             console.say("going on with an unfinished build: its graph is used again")
-            return onnx.Graph(data, facts["nodes"], facts["opset"]), facts["seconds"]
+            return found, float(facts["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        # No unfinished build, or a damaged one: the graph is exported anew.
+        facts_file.unlink(missing_ok=True)
     began = time.monotonic()
     with console.progress("exporting the graph"):
         graph = onnx.export_graph(net, plan.lines, plan.samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -63,6 +64,8 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         # A terminal that does not know a character gets its code.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # What systemd and schedulers send ends us as Ctrl-C does: cleanly.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

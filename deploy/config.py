@@ -157,19 +157,19 @@ class InputSection(Section):
     )
     overlap: Annotated[Whole, Field(ge=0, lt=MAX_SIDE)] = Field(
         default=32,
-        description="Lines and samples shared by neighbouring tiles, less than the frame's shorter side.",
+        description="Lines and samples shared by neighbouring tiles, at most half of the frame's shorter side.",
         examples=[32],
     )
 
     @model_validator(mode="after")
     def _agree(self) -> InputSection:
         shorter = min(self.frame.lines, self.frame.samples)
-        if self.overlap >= shorter:
+        if self.overlap > shorter // 2:
             raise _cross(
                 "overlap",
                 self.overlap,
-                f"must be less than the frame's shorter side, {shorter}",
-                f"set input.overlap to at most {shorter - 1}, or a larger input.frame",
+                f"must be at most half of the frame's shorter side, {shorter}",
+                f"set input.overlap to at most {shorter // 2}, or a larger input.frame",
             )
         if self.bands is not None and self.wavelengths is not None and len(self.wavelengths) != self.bands:
             raise _cross(
@@ -270,7 +270,7 @@ class Config(Section):
     )
     precision: AskedPrecision | None = Field(
         default=None,
-        description="Precision to build; null is the target's own, auto the fastest inside the gates.",
+        description="Precision to build; null is the target's own. Graphs are written in fp32 so far.",
         examples=["fp32"],
     )
     targets: Annotated[dict[Name, TargetSection], Field(max_length=64), BeforeValidator(_no_targets)] = Field(

@@ -13,7 +13,7 @@ import numpy as np
 from calibration.quality import quality
 from runtime.bundle import load_bundle
 from runtime.durable import write_bytes
-from runtime.errors import GateError
+from runtime.errors import GateError, InputError
 from runtime.files import read_cube
 
 from . import build, check, console, run, simulate
@@ -46,7 +46,12 @@ def command(out: Path) -> dict[str, Any]:
 def demo(out: Path) -> dict[str, Any]:
     """Run the demo into the folder `out`. Raises GateError where the restoration gains less than 3 dB."""
     refuse_existing(out, replace=False)
-    out.mkdir(parents=True)
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot be written: {error.strerror or error}", file=out, key="--out", remedy="give a folder you may write"
+        ) from error
     scene, truth, bundle, restored = (
         out / "scene.hdr",
         out / "scene-truth.hdr",
@@ -72,10 +77,10 @@ def demo(out: Path) -> dict[str, Any]:
         check.show(results, gates)
         _step(lines[3])
         source = read_cube(scene)
-        fine, used, _ = run.restore_file(loaded, source)
+        fine = run.restore_file(loaded, source)
         run.write(restored, source, fine)
         manifest = loaded.manifest
-    scale = used or 1.0
+    scale = fine.scale or 1.0
     degraded_cube = np.asarray(source.cube / scale, np.float32)
     restored_cube = np.asarray(read_cube(restored).cube / scale, np.float32)
     truth_cube = np.asarray(read_cube(truth).cube, np.float32)

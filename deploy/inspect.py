@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from runtime.bundle import load_bundle
+from runtime.bundle import load_bundle, unlisted_files
 
 from . import console
 from .options import examples, json_option
@@ -45,7 +45,16 @@ def command(bundle: Path) -> dict[str, Any]:
         )
     files = [(name, f"{record.bytes:,}", record.sha256[:16]) for name, record in sorted(m.files.items())]
     console.table("files, all intact", ("file", "bytes", "sha256"), files)
-    return {"bundle": str(bundle), "intact": True, "engine": engine, "manifest": m.model_dump(mode="json")}
+    strangers = unlisted_files(bundle, m)
+    if strangers:
+        console.warn(f"{len(strangers)} files here are not the bundle's and are never opened, first {strangers[0]}")
+    return {
+        "bundle": str(bundle),
+        "intact": True,
+        "unlisted": list(strangers),
+        "engine": engine,
+        "manifest": m.model_dump(mode="json"),
+    }
 
 
 def _figure(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from runtime.errors import InputError, MachineError
-from runtime.files import files_written, written_files
+from runtime.files import written_files
 
 from . import console
 from .config import Config, load_config
@@ -69,14 +69,6 @@ def ground(module: str) -> ModuleType:
             key="export",
             remedy='it is needed on the ground only: pip install "damp-deploy[export]"',
         ) from error
-
-
-def refuse_existing_cube(out: Path, replace: bool) -> None:
-    """`refuse_existing` for every file that writing a cube to `out` makes; raises before any work is done."""
-    for file in files_written(out):
-        refuse_existing(file, replace)
-        if not file.absolute().parent.is_dir():
-            raise InputError("no such folder", file=out, key="--out", remedy="make the folder first")
 
 
 def refuse_existing(out: Path, replace: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import Bundle, load_bundle
-from runtime.errors import InputError
+from runtime.errors import CubeError
 from runtime.files import CubeFile, read_cube, write_cube
 from runtime.files.layout import DEFAULT_LAYOUT
-from runtime.masking import filled, missing_pixels
 from runtime.restore import Restored
-from runtime.scaling import to_numbers, to_unit
 
 from . import console
 from .options import examples, json_option, refuse_cube_output
@@ -80,25 +77,30 @@ def command(
                 difference = loaded.self_test()
             console.say(f"self-test  golden frame restored, off by {difference:.1e} of its range")
         began = time.monotonic()
-        restored, used, missing = restore_file(loaded, source, scale=scale, clip=clip, unit=output_type == "float32")
+        restored = restore_file(loaded, source, scale=scale, clip=clip, unit=output_type == "float32")
         seconds = time.monotonic() - began
         manifest = loaded.manifest
     write(out, source, restored, layout)
     tiles = int(np.prod(restored.gates.shape[:-2], dtype=int))
     console.say(f"restored   {tiles} frames in {seconds:.2f} s")
-    if missing:
-        console.say(f"missing    {missing} pixels hold the file's ignore value and stay as they are")
+    if restored.missing:
+        console.say(f"missing    {restored.missing} pixels hold the file's ignore value and stay as they are")
+    if restored.moved:
+        console.warn(
+            f"{restored.moved} restored values equalled the ignore value and were set to the number next to it"
+        )
     if restored.saturated:
         console.warn(f"{restored.saturated} values do not fit {source.cube.dtype} and were set to its limit")
     console.say(f"wrote      {out}", "bold green")
     return {
         "out": str(out),
-        "scale": used,
+        "scale": restored.scale,
         "frames": tiles,
         "seconds": round(seconds, 3),
         "metrics": dict(metric_names(manifest.metric_set, restored.metrics)),
         "experts": chosen_experts(restored.gates),
-        "missing_pixels": missing,
+        "missing_pixels": restored.missing,
+        "moved": restored.moved,
         "saturated": restored.saturated,
         "precision": manifest.precision.chosen,
     }
@@ -115,8 +117,8 @@ def write(out: Path, source: CubeFile, restored: Restored, layout: str = DEFAULT
 
 def restore_file(
     bundle: Bundle, source: CubeFile, *, scale: float | None = None, clip: bool = False, unit: bool = False
-) -> tuple[Restored, float | None, int]:
-    """Restore a cube file's cube.
+) -> Restored:
+    """Restore a cube file's cube with what the file says of scale and missing pixels.
 
     Args:
         bundle: an open bundle.
@@ -124,59 +126,21 @@ def restore_file(
         scale: digital number that stands for 1.0; beats the file's, which beats the bundle's.
         clip: clip to [0, 1] in the unit range.
         unit: give float32 in the unit range, whatever the input's type.
-
-    Returns:
-        (the restoration, the scale used or None for floats, number of missing pixels).
     """
-    integers = source.cube.dtype.kind in "iu"
-    if scale is not None and not integers:
-        raise InputError(
-            "a scale is for cubes of integers, this one holds floats",
-            file=source.path,
-            key="--scale",
-            value=scale,
-            remedy="leave --scale out; floats pass as they are",
-        )
-    used, origin = _scale(bundle, source, scale) if integers else (None, "")
-    if integers:
-        if used is None:
-            raise InputError(
-                "a cube of integers needs a scale, and neither flag, file nor bundle tells one",
-                file=source.path,
-                key="--scale",
-                remedy="say which digital number stands for 1.0, for example --scale 4095",
-            )
-        console.say(f"scale      {used:g} stands for 1.0 (from the {origin})")
+    told = source.scale if scale is None and source.cube.dtype.kind in "iu" else scale
     _compare_wavelengths(bundle, source)
-    missing = missing_pixels(source.cube, source.ignore_value)
-    cube = filled(source.cube, missing)
-    if unit or clip:
-        cube = to_unit(cube, used)
-    with console.progress("restoring") as moved:
-        restored = bundle.restore(cube, scale=used if integers else None, progress=moved)
-    if clip:
-        restored = changed(restored, cube=np.clip(restored.cube, 0, 1))
-    if clip and not unit:
-        restored = _back(restored, source.cube.dtype, used)
-    if missing.any():
-        out = restored.cube.copy()
-        out[:, missing] = source.cube[:, missing].astype(out.dtype)
-        restored = changed(restored, cube=out)
-    return restored, used, int(missing.sum())
-
-
-def _back(restored: Restored, dtype: np.dtype[Any], scale: float | None) -> Restored:
-    if scale is None:
-        return changed(restored, cube=restored.cube.astype(dtype, copy=False))
-    numbers, saturated = to_numbers(np.asarray(restored.cube, np.float32), scale, dtype)
-    return changed(restored, cube=numbers, saturated=saturated)
-
-
-def _scale(bundle: Bundle, source: CubeFile, flag: float | None) -> tuple[float | None, str]:
-    for value, origin in ((flag, "flag"), (source.scale, "file"), (bundle.manifest.scale, "bundle")):
-        if value is not None:
-            return value, origin
-    return None, ""
+    try:
+        with console.progress("restoring") as moved:
+            restored = bundle.restore(
+                source.cube, scale=told, ignore_value=source.ignore_value, clip=clip, unit=unit, progress=moved
+            )
+    except CubeError as error:
+        error.file = error.file or str(source.path)
+        raise
+    if restored.scale is not None:
+        origin = "flag" if scale is not None else "file" if told is not None else "bundle"
+        console.say(f"scale      {restored.scale:g} stands for 1.0 (from the {origin})")
+    return restored
 
 
 def _compare_wavelengths(bundle: Bundle, source: CubeFile) -> None:

@@ -21,8 +21,9 @@ from .durable import sync_folder
 from .engines import Engine, EngineOptions, open_engine
 from .errors import BundleError, CubeError, GateError
 from .manifest import FileRecord, Manifest
+from .masking import filled, missing_pixels
 from .restore import Progress, Restored, restore_cube
-from .scaling import to_numbers, to_unit
+from .scaling import returned, to_unit
 
 MANIFEST = "manifest.json"
 MEND = "copy or build the bundle again"
@@ -46,6 +47,9 @@ class Bundle:
         metrics: ArrayLike | None = None,
         *,
         scale: float | None = None,
+        ignore_value: float | None = None,
+        clip: bool = False,
+        unit: bool = False,
         progress: Progress | None = None,
     ) -> Restored:
         """Restore a cube of any size.
@@ -54,21 +58,34 @@ class Bundle:
             cube: [bands, lines, samples], finite; at least as many bands as the network. Floats are taken as they are
                 (nominally [0, 1]); integers are divided by a scale and come back as the same type in the same scale.
             metrics: prompt metrics [M] or [1, M] to use in place of the cube's own; with band groups also [groups, M].
-            scale: digital number that stands for 1.0, instead of the bundle's.
+            scale: digital number that stands for 1.0 in a cube of integers, instead of the bundle's.
+            ignore_value: pixels that hold it in any band are missing: kept from the network and left as they are.
+            clip: clip the restored cube to [0, 1] in the unit range.
+            unit: give float32 in the unit range, whatever the input's type.
             progress: called with (frames done, frames in all).
 
         Raises:
-            CubeError: the cube or the metrics cannot be used.
+            CubeError: the cube, the metrics or the scale cannot be used.
             MachineError: the engine failed.
         """
-        array = np.asarray(cube)
+        try:
+            array = np.asarray(cube)
+        except ValueError as error:
+            raise CubeError("not an array of numbers", key="cube", remedy="[bands, lines, samples]") from error
         if array.ndim != 3 or array.size == 0:
             raise CubeError("a cube has three axes", key="cube", value=array.shape, remedy="[bands, lines, samples]")
-        used = scale if scale is not None else self.manifest.scale
-        unit = to_unit(array, used)
+        if scale is not None and array.dtype.kind == "f":
+            raise CubeError(
+                "a scale is for cubes of integers, this one holds floats",
+                key="scale",
+                value=scale,
+                remedy="leave the scale out; floats pass as they are",
+            )
         m = self.manifest
+        used = None if array.dtype.kind == "f" else (scale if scale is not None else m.scale)
+        missing = missing_pixels(array, ignore_value)
         restored = restore_cube(
-            unit,
+            to_unit(filled(array, missing), used),
             self.engine.infer,
             bands=m.bands,
             frame=(m.frame.lines, m.frame.samples),
@@ -77,12 +94,10 @@ class Bundle:
             metrics=metrics,
             progress=progress,
         )
-        if array.dtype.kind == "f":
-            return Restored(restored.cube.astype(array.dtype, copy=False), restored.metrics, restored.gates)
-        if used is None:
-            raise AssertionError("an integer cube passed without a scale")
-        numbers, saturated = to_numbers(unit_cube(restored), used, array.dtype)
-        return Restored(numbers, restored.metrics, restored.gates, saturated)
+        out, saturated, moved = returned(
+            np.asarray(restored.cube, np.float32), array, used, ignore_value, clip=clip, unit=unit
+        )
+        return Restored(out, restored.metrics, restored.gates, used, saturated, int(missing.sum()), moved)
 
     def self_test(self) -> float:
         """Run the golden frame through the engine.
@@ -131,11 +146,6 @@ class Bundle:
         self.close()
 
 
-def unit_cube(restored: Restored) -> NDArray[np.float32]:
-    """The cube of a restoration in the unit range."""
-    return np.asarray(restored.cube, np.float32)
-
-
 def load_bundle(path: str | Path, *, threads: int | None = None) -> Bundle:
     """Open a bundle: check the manifest and the hash of every file, then load the very bytes that were hashed.
 
@@ -159,6 +169,13 @@ def load_bundle(path: str | Path, *, threads: int | None = None) -> Bundle:
     engine = open_engine(manifest.target.engine, files[str(graph)], manifest.spec(), options)
     # The graph is the engine's now; only the golden arrays are kept.
     return Bundle(folder, manifest, engine, {n: d for n, d in files.items() if n not in manifest.graphs.values()})
+
+
+def unlisted_files(folder: str | Path, manifest: Manifest) -> tuple[str, ...]:
+    """Files in a bundle's folder that its manifest does not list; nothing ever opens them."""
+    found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    inner = (path.relative_to(folder).as_posix() for path in found)
+    return tuple(sorted(set(inner) - {MANIFEST, *manifest.files}))
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -195,10 +212,16 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -
     return complete
 
 
-def install_bundle(folder: Path, out: Path) -> None:
-    """Put a finished folder in its place, replacing what is there; at no moment is `out` half there."""
+def install_bundle(folder: Path, out: Path, *, replace: bool) -> None:
+    """Put a finished folder in its place; at no moment is `out` half there.
+
+    Raises:
+        BundleError: the system refused, or something is at `out` and may not be replaced.
+    """
     old = out.with_name(f".{out.name}.old")
     with _writing(out):
+        if os.path.lexists(out) and not replace:
+            raise BundleError("exists already", file=out, remedy="give another place, or allow it to be replaced")
         if old.exists():
             shutil.rmtree(old)
         if out.exists():

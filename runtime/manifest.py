@@ -18,6 +18,8 @@ from .metrics import METRIC_SETS
 SCHEMA_VERSION = 1
 SEAL = "seal"
 LARGEST = 4 << 20
+LARGEST_PART = 2 << 30
+"""Bytes of one file, which is also what an ONNX file can hold."""
 
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 
@@ -84,7 +86,7 @@ class FileRecord(_Part):
     """Size and hash of a file of the bundle."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, le=LARGEST_PART)]
 
 
 class Manifest(_Part):
@@ -123,8 +125,12 @@ class Manifest(_Part):
         names = METRIC_SETS.get(self.metric_set)
         if names is None or len(names) != self.metrics:
             raise ValueError(f"metric set {plain(self.metric_set)!r} does not have {self.metrics} metrics")
-        if self.frame.overlap >= min(self.frame.lines, self.frame.samples):
-            raise ValueError("frames overlap by their whole side")
+        if 2 * self.frame.overlap > min(self.frame.lines, self.frame.samples):
+            raise ValueError("frames overlap by more than half of their side")
+        if sum(record.bytes for record in self.files.values()) > 2 * LARGEST_PART:
+            raise ValueError("the files are larger than a bundle can be")
+        if self.wavelengths is not None and len(self.wavelengths) != self.bands:
+            raise ValueError(f"{len(self.wavelengths)} wavelengths for {self.bands} bands")
         return self
 
     def spec(self) -> EngineSpec:

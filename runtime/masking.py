@@ -22,9 +22,22 @@ def missing_pixels(cube: NDArray[Any], ignore_value: float | None) -> NDArray[np
         return np.zeros(cube.shape[1:], np.bool_)
     if math.isnan(ignore_value):
         return np.asarray(np.isnan(cube).any(axis=0))
-    # Float cubes hold the mark as their own type rounds it.
-    mark = np.asarray(ignore_value).astype(cube.dtype) if cube.dtype.kind == "f" else ignore_value
-    return np.asarray((cube == mark).any(axis=0))
+    mark = held(ignore_value, cube.dtype)
+    return np.zeros(cube.shape[1:], np.bool_) if mark is None else np.asarray((cube == mark).any(axis=0))
+
+
+def held(ignore_value: float, dtype: np.dtype[Any]) -> Any:
+    """The ignore value as an array of `dtype` holds it; None where it cannot."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return dtype.type(ignore_value)
+    limits = np.iinfo(dtype)
+    fits = (
+        math.isfinite(ignore_value)
+        and ignore_value == int(ignore_value)
+        and limits.min <= int(ignore_value) <= limits.max
+    )
+    return dtype.type(int(ignore_value)) if fits else None
 
 
 def filled(cube: NDArray[Any], missing: NDArray[np.bool_]) -> NDArray[Any]:

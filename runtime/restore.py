@@ -24,15 +24,21 @@ class Restored:
     Attributes:
         cube: [bands, lines, samples], of the input's type.
         metrics: float32 [M]; [groups, M] where the cube has more bands than the network.
-        gates: float32 [layers, experts]; [tiles, layers, experts] or [groups, tiles, layers, experts] where there are
-            several tiles or band groups. Zero where an expert was not chosen.
+        gates: float32 [layers, experts] where there is one band group and one tile, else [groups, tiles, layers,
+            experts]. Zero where an expert was not chosen.
+        scale: digital number that stood for 1.0, None for floats.
         saturated: values that the input's integer type cannot hold and that were set to its limit.
+        missing: pixels that hold the ignore value in some band and stay as they are.
+        moved: restored values that happened to equal the ignore value and were set to the number next to it.
     """
 
     cube: NDArray[np.generic]
     metrics: Float32
     gates: Float32
+    scale: float | None = None
     saturated: int = 0
+    missing: int = 0
+    moved: int = 0
 
 
 def restore_cube(
@@ -103,16 +109,15 @@ def restore_cube(
         band_weight[group.start : group.start + bands] += group.weights
         used.append(prompt)
     out /= band_weight[:, None, None]
-    all_gates = np.stack(gates).reshape(len(groups), len(tiles), *gates[0].shape)
-    return Restored(
-        out,
-        used[0] if len(groups) == 1 else np.stack(used),
-        all_gates.reshape([n for n in all_gates.shape[:2] if n > 1] + list(all_gates.shape[2:])),
-    )
+    all_gates = gates[0] if total == 1 else np.stack(gates).reshape(len(groups), len(tiles), *gates[0].shape)
+    return Restored(out, used[0] if len(groups) == 1 else np.stack(used), all_gates)
 
 
 def _checked_metrics(metrics: ArrayLike, count: int, groups: int) -> Float32:
-    values = np.asarray(metrics)
+    try:
+        values = np.asarray(metrics)
+    except ValueError as error:
+        raise CubeError("the metrics are not an array of numbers", key="metrics", remedy=f"[{count}]") from error
     rows = values[None] if values.ndim == 1 else values
     if rows.ndim != 2 or rows.shape[1] != count or rows.shape[0] not in (1, groups) or values.dtype.kind not in "fiu":
         expected = f"[{count}] or [1, {count}]" + (f" or [{groups}, {count}]" if groups > 1 else "")

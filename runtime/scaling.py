@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CubeError
+from .masking import held, missing_pixels
 
 
 def to_unit(cube: NDArray[Any], scale: float | None) -> NDArray[np.float32]:
@@ -29,7 +30,7 @@ def to_unit(cube: NDArray[Any], scale: float | None) -> NDArray[np.float32]:
             key="scale",
             remedy="say which digital number stands for 1.0, for example --scale 4095",
         )
-    if not math.isfinite(scale) or scale <= 0:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale <= 0:
         raise CubeError("the scale is not a positive number", key="scale", value=scale, remedy="for example 4095")
     return np.ascontiguousarray(cube / np.float64(scale), np.float32)
 
@@ -46,3 +47,55 @@ def to_numbers(cube: NDArray[np.float32], scale: float, dtype: np.dtype[Any]) ->
     # 2**63 is a float64 and no int64: clip below the largest float that fits.
     top = np.nextafter(float(limits.max), 0) if float(limits.max) > limits.max else float(limits.max)
     return np.clip(numbers, float(limits.min), top).astype(dtype), outside
+
+
+def returned(
+    restored: NDArray[np.float32],
+    source: NDArray[Any],
+    scale: float | None,
+    ignore_value: float | None,
+    *,
+    clip: bool,
+    unit: bool,
+) -> tuple[NDArray[Any], int, int]:
+    """A restored unit cube as its user gets it: in the source's type and scale, missing pixels as they were.
+
+    Args:
+        restored: float32 [bands, lines, samples] in the unit range.
+        source: the cube that was restored.
+        scale: what `source` was divided by; None for floats.
+        ignore_value: mark of missing pixels in `source`, or None.
+        clip: clip to [0, 1] first.
+        unit: stay in the unit range as float32. Missing pixels are scaled too, but the mark itself stays the mark.
+
+    Returns:
+        (cube, values set to a limit of the type, values moved away from the mark that they happened to equal).
+    """
+    missing = missing_pixels(source, ignore_value)
+    if clip:
+        restored = np.clip(restored, 0, 1)
+    saturated = 0
+    if unit or scale is None:
+        cube = np.array(restored, np.float32 if unit else source.dtype)
+        cube[:, missing] = to_unit(source[:, missing], scale)
+    else:
+        cube, saturated = to_numbers(restored, scale, source.dtype)
+        cube[:, missing] = source[:, missing]
+    if ignore_value is None or math.isnan(ignore_value):
+        return cube, saturated, 0
+    mark = held(ignore_value, cube.dtype)
+    if mark is None:
+        return cube, saturated, 0
+    equal = cube == mark
+    equal[:, missing] = False
+    cube[equal] = _next_to(mark)
+    marks = np.zeros_like(equal)
+    marks[:, missing] = source[:, missing] == held(ignore_value, source.dtype)
+    cube[marks] = mark
+    return cube, saturated, int(equal.sum())
+
+
+def _next_to(mark: Any) -> Any:
+    if mark.dtype.kind == "f":
+        return np.nextafter(mark, mark.dtype.type(np.inf))
+    return mark + 1 if mark < np.iinfo(mark.dtype).max else mark - 1

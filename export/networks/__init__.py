@@ -6,6 +6,7 @@ A package offers `ARCHITECTURE` (its name), `SIZE_MULTIPLE`, `recognises(keys)`,
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,6 +79,7 @@ def load_checkpoint(path: str | Path, top_k: int | None = None) -> nn.Module:
         if content.architecture in (None, name) and package.recognises(content.state):
             net: nn.Module = package.build(content.state, content.given, top_k, file)
             net.facts = content.facts
+            _check_wavelengths(content.facts, net.config.bands)
             return net.eval()
     raise CheckpointError(
         "no architecture that we know has these weights",
@@ -86,6 +88,18 @@ def load_checkpoint(path: str | Path, top_k: int | None = None) -> nn.Module:
         value=content.architecture,
         remedy=f"known architectures: {', '.join(ARCHITECTURES)}",
     )
+
+
+def _check_wavelengths(facts: CheckpointFacts, bands: int) -> None:
+    told = facts.wavelengths
+    if told and (len(told) != bands or any(b <= a for a, b in pairwise(told))):
+        raise CheckpointError(
+            f"{bands} wavelengths in increasing order are expected, or none",
+            file=facts.file,
+            key="wavelengths",
+            value=len(told),
+            remedy="save it again with the wavelengths of its bands",
+        )
 
 
 def architecture_of(net: nn.Module) -> ModuleType:

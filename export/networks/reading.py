@@ -145,7 +145,7 @@ def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
             file,
             digest,
             _positive(metadata.get("scale")),
-            tuple(_positive(w) or 0.0 for w in metadata.get("wavelengths", ())),
+            tuple(_positive_number(w) for w in metadata.get("wavelengths", ())),
             str(metadata.get("about", "")),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -164,8 +164,10 @@ def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
 
 
 def _positive(value: Any) -> float | None:
-    if value is None:
-        return None
+    return None if value is None else _positive_number(value)
+
+
+def _positive_number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{value!r} is not a positive number")
     return float(value)

@@ -12,6 +12,15 @@ from runtime.errors import BundleError
 IR_VERSION = 10
 OPSETS = range(18, 21)
 DEEPEST = 32
+# fmt: off
+OPERATORS = frozenset((
+    "Add", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "Div", "Equal", "Erf", "Exp",
+    "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Max", "Min", "Mul", "Neg", "Pow",
+    "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax",
+    "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Unsqueeze",
+))
+# fmt: on
+"""What a graph may consist of: no loops, no randomness, nothing that makes large tensors out of nothing."""
 
 # message -> {field number: message of that field}; only the ways that lead to tensors.
 _PATHS: dict[str, dict[int, str]] = {
@@ -48,11 +57,20 @@ def check_onnx(data: bytes, *, file: object = None) -> None:
                 if domain in (b"", b"ai.onnx"):
                     opset = version
         external = _has_external(view, "model", 0)
+        operators = _operators(view)
     except (IndexError, ValueError, RecursionError) as error:
         raise BundleError("the graph is damaged", file=file, remedy="build the bundle again") from error
     if external:
         raise BundleError(
             "the graph refers to data outside itself", file=file, remedy="build the bundle again; weights belong inside"
+        )
+    strange = sorted(name for domain, name in operators if domain not in ("", "ai.onnx") or name not in OPERATORS)
+    if strange:
+        raise BundleError(
+            "the graph has an operator that no export of ours writes",
+            file=file,
+            value=strange[0],
+            remedy="build the bundle again with this version",
         )
     if ir > IR_VERSION or ir < 1 or opset not in OPSETS:
         raise BundleError(
@@ -61,6 +79,19 @@ def check_onnx(data: bytes, *, file: object = None) -> None:
             value=f"IR {ir}, opset {opset}",
             remedy=f"IR up to {IR_VERSION} and opset {OPSETS.start} to {OPSETS.stop - 1}",
         )
+
+
+def _operators(view: memoryview, message: str = "model") -> set[tuple[str, str]]:
+    """(domain, operator) of all nodes."""
+    found = set()
+    if message == "node":
+        texts = {n: bytes(v).decode("ascii") for n, v in _fields(view) if n in (4, 7) and isinstance(v, memoryview)}
+        found.add((texts.get(7, ""), texts.get(4, "")))
+    ways = {k: v for k, v in _PATHS.get(message, {}).items() if v not in ("tensor", "sparse")}
+    for number, value in _fields(view):
+        if number in ways and isinstance(value, memoryview):
+            found |= _operators(value, ways[number])
+    return found
 
 
 def _has_external(view: memoryview, message: str, depth: int) -> bool:
@@ -80,6 +111,9 @@ def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at = 0
     while at < len(view):
         tag, at = _varint(view, at)
+        # Other parsers keep 32 bits of a tag: a longer one would be another field to them than to us.
+        if not 8 <= tag < 1 << 32:
+            raise ValueError("not a field")
         kind = tag & 7
         if kind == 0:
             value, at = _varint(view, at)
@@ -104,5 +138,7 @@ def _varint(view: memoryview, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if shift and not byte:
+                raise ValueError("a number longer than it need be")
             return value, at
     raise ValueError("varint too long")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
-
 from runtime.errors import BundleError, MachineError
 
 from .contract import Engine, EngineOptions, EngineSpec, Float32
@@ -32,7 +30,13 @@ class OnnxRuntimeCpu(Engine):
         self._session, self._threads = session, threads
 
     def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
-        restored, gates = self._session.run(["restored", "gates"], {"frame": frame, "metrics": metrics})
+        try:
+            restored, gates = self._session.run(["restored", "gates"], {"frame": frame, "metrics": metrics})
+        # ONNX Runtime's exceptions share no base class but Exception.
+        except Exception as error:
+            raise MachineError(
+                "ONNX Runtime failed on a frame", value=str(error), remedy="free memory, or check the bundle here"
+            ) from error
         return restored, gates
 
     def describe(self) -> dict[str, str]:
@@ -58,7 +62,7 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OnnxR
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4
     try:
         session = ort.InferenceSession(graph, settings, providers=[PROVIDER])
     # ONNX Runtime's exceptions share no base class but Exception.
@@ -99,8 +103,3 @@ def _check_signature(session: Any, spec: EngineSpec) -> None:
             value=sorted(found),
             remedy="build the bundle again",
         )
-
-
-def example_inputs(spec: EngineSpec) -> tuple[Float32, Float32]:
-    """Zeros of the right shapes, to warm an engine up."""
-    return np.zeros(spec.frame_shape, np.float32), np.zeros(spec.metrics_shape, np.float32)

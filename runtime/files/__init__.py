@@ -30,7 +30,7 @@ from runtime.files.envi import (
 from runtime.files.layout import DEFAULT_LAYOUT, checked_layout
 from runtime.files.matlab import read_mat
 
-__all__ = ["READERS", "WRITERS", "CubeFile", "files_written", "read_cube", "write_cube", "written_files"]
+__all__ = ["READERS", "WRITERS", "CubeFile", "read_cube", "write_cube", "written_files"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,24 +187,6 @@ WRITERS: dict[str, Writer] = {
     **dict.fromkeys((".hdr", ".img", ".raw", ".dat", ".bsq", ".bil", ".bip"), _write_envi),
 }
 """Suffix in lower case -> writer(path, cube, like, layout, fields)."""
-
-
-def files_written(path: str | Path) -> tuple[Path, ...]:
-    """The files that `write_cube(path, ...)` makes: one, or the header and data of an ENVI pair.
-
-    Raises:
-        CubeFileError: the suffix names no format that can be written, or a file beside them is in the way.
-    """
-    path = Path(path)
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise CubeFileError(
-            "is not a format that can be written",
-            file=path,
-            value=path.suffix or None,
-            remedy="use one of these suffixes: " + " ".join(WRITERS),
-        )
-    return target_pair(path) if writer is _write_envi else (path,)
 
 
 def write_cube(

@@ -179,8 +179,8 @@ MESSAGES = [
     ),
     (
         "input:\n  frame: 64x64\n  overlap: 64\n",
-        "deploy.yaml, line 3, input.overlap: must be less than the frame's shorter side, 64 (found 64); "
-        "set input.overlap to at most 63, or a larger input.frame",
+        "deploy.yaml, line 3, input.overlap: must be at most half of the frame's shorter side, 64 (found 64); "
+        "set input.overlap to at most 32, or a larger input.frame",
     ),
     (
         "input:\n  frame: 64 by 64\n",

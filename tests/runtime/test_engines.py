@@ -337,7 +337,10 @@ def test_external_data_is_found_wherever_a_tensor_can_be(
 ) -> None:
     inside = known_model()
     place(inside, numpy_helper.from_array(np.zeros(4, np.float32), "t"))
-    check_onnx(inside.SerializeToString())
+    if place in (in_branch, in_branch_of_branch):
+        refused_before_opening(inside, "an operator that no export of ours writes")
+    else:
+        check_onnx(inside.SerializeToString())
     model = known_model()
     place(model, outside(told=told, listed=not told))
     refused_before_opening(model, "data outside itself")
@@ -389,11 +392,26 @@ def test_graphs_may_be_nested_but_not_without_end(depth: int, refused: bool) -> 
         # graph.node.attribute.g
         graph = field(1, field(5, field(6, graph)))
     data = known_graph() + field(7, graph)
-    if refused:
-        with pytest.raises(BundleError, match="the graph is damaged"):
-            check_onnx(data)
-    else:
+    # A nest that is not too deep is walked to its end, where a node without an operator is found.
+    with pytest.raises(BundleError, match="the graph is damaged" if refused else "no export of ours writes"):
         check_onnx(data)
+
+
+@pytest.mark.parametrize("length", range(2, 10))
+def test_a_field_by_a_longer_number_is_refused(length: int) -> None:
+    # Other parsers keep 32 bits of a tag, and would read another field than the guard.
+    tag = bytes([0x3A | 0x80, *[0x80] * (length - 2), 0x00])
+    with pytest.raises(BundleError, match="the graph is damaged"):
+        check_onnx(known_graph() + tag + b"\x00")
+    with pytest.raises(BundleError, match="the graph is damaged"):
+        check_onnx(known_graph() + bytes([0xF0, 0x80, 0x80, 0x80, 0x10]) + b"\x01")
+
+
+@pytest.mark.parametrize("operator", ["Loop", "If", "ConstantOfShape", "RandomNormal", "Expand"])
+def test_operators_that_no_export_writes_are_refused(operator: str) -> None:
+    model = known_model()
+    model.graph.node.append(helper.make_node(operator, ["x"], ["strange"]))
+    refused_before_opening(model, operator)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from runtime.errors import CubeError
-from runtime.scaling import to_numbers, to_unit
+from runtime.scaling import returned, to_numbers, to_unit
 
 INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 
@@ -109,3 +109,40 @@ def test_integers_without_a_scale_are_refused_with_the_remedy() -> None:
 def test_what_is_not_a_real_number_is_refused(dtype: Any) -> None:
     with pytest.raises(CubeError, match="not a cube of real numbers"):
         to_unit(np.zeros((1, 1, 1), dtype), 255)
+
+
+def partly_missing() -> np.ndarray:
+    """int16 DN [2, 1, 3], the middle pixel missing in its second band alone."""
+    return np.array([[[3470, 5445, 4204]], [[100, -9999, 300]]], np.int16)
+
+
+def test_missing_pixels_come_back_as_they_were() -> None:
+    source = partly_missing()
+    restored = np.full(source.shape, 0.5, np.float32)
+    cube, saturated, moved = returned(restored, source, 1e4, -9999.0, clip=False, unit=False)
+    np.testing.assert_array_equal(cube, [[[5000, 5445, 5000]], [[5000, -9999, 5000]]])
+    assert (cube.dtype, saturated, moved) == (np.int16, 0, 0)
+
+
+def test_missing_pixels_of_a_unit_cube_are_scaled_but_for_the_mark() -> None:
+    source = partly_missing()
+    restored = np.full(source.shape, 0.5, np.float32)
+    cube, _, moved = returned(restored, source, 1e4, -9999.0, clip=True, unit=True)
+    expected = np.array([[[0.5, 0.5445, 0.5]], [[0.5, -9999, 0.5]]], np.float32)
+    np.testing.assert_array_equal(cube, expected)
+    assert (cube.dtype, moved) == (np.float32, 0)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_a_restored_value_never_becomes_a_mark(dtype: Any, unit: bool) -> None:
+    source = np.array([[[0, 7, 9]]], dtype)
+    scale = 10.0 if dtype is np.int16 else None
+    cube, _, moved = returned(np.array([[[0.5, -0.1, 0.0]]], np.float32), source, scale, 0.0, clip=True, unit=unit)
+    assert cube[0, 0, 0] == 0 and (cube[0, 0, 1:] > 0).all() and moved == 2
+
+
+def test_a_mark_at_the_end_of_the_type_is_left_downwards() -> None:
+    source = np.array([[[255, 7]]], np.uint8)
+    cube, saturated, moved = returned(np.full((1, 1, 2), 2.0, np.float32), source, 100.0, 255.0, clip=False, unit=False)
+    assert cube.tolist() == [[[255, 254]]] and (saturated, moved) == (2, 1)
