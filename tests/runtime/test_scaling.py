@@ -144,5 +144,5 @@ def test_a_restored_value_never_becomes_a_mark(dtype: Any, unit: bool) -> None:
 
 def test_a_mark_at_the_end_of_the_type_is_left_downwards() -> None:
     source = np.array([[[255, 7]]], np.uint8)
-    cube, saturated, moved = returned(np.full((1, 1, 2), 2.0, np.float32), source, 100.0, 255.0, clip=False, unit=False)
+    cube, saturated, moved = returned(np.full((1, 1, 2), 3.0, np.float32), source, 100.0, 255.0, clip=False, unit=False)
     assert cube.tolist() == [[[255, 254]]] and (saturated, moved) == (2, 1)

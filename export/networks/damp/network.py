@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from runtime.errors import CubeError
+
 from .attention import relative_position_index
 from .blocks import DecoderBlock, EncoderBlock
-from .config import LEVELS, PROMPT_HIDDEN, DampConfig
+from .config import LEVELS, PROMPT_HIDDEN, SIZE_MULTIPLE, DampConfig
 
 SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 DEGRADATION_CLASSES = 5
@@ -119,6 +121,13 @@ class Damp(nn.Module):
         return tables
 
     def forward(self, frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor]:
+        if frame.shape[-2] % SIZE_MULTIPLE or frame.shape[-1] % SIZE_MULTIPLE:
+            raise CubeError(
+                "the network does not take frames of this size",
+                key="frame",
+                value=tuple(frame.shape),
+                remedy=f"lines and samples are multiples of {SIZE_MULTIPLE}",
+            )
         embedding = self.dep(metrics)
         x = self.patch_embed.proj(frame)
         skips = []
