@@ -113,7 +113,6 @@ def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: 
                 remedy="give the options that these weights were trained with, or move config.json away",
             )
         read["expansion"] = told["expansion"]
-    _refuse_untold_gaps(read, told, file)
     chosen = top_k if top_k is not None else told.get("top_k")
     if chosen is None:
         raise CheckpointError(
@@ -136,28 +135,6 @@ def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: 
         raise CheckpointError(
             f"the weights describe no possible network: {error}", file=file, remedy="the file is damaged or not a DAMP"
         ) from error
-
-
-def _refuse_untold_gaps(read: Mapping[str, Any], told: Mapping[str, Any], file: Path) -> None:
-    """A level without any block is a network only if the options say so; otherwise its keys were lost."""
-    names = [f"enc.{level}.0.layers.0" for level in range(LEVELS - 1)] + ["latent.layers.0"]
-    stages = [f"dec.{LEVELS - 2 - level}.2.layers.0" for level in range(LEVELS - 1)]
-    for key, places in (("encoder_blocks", names), ("decoder_blocks", stages)):
-        for count, place in zip(read[key], places, strict=True):
-            if count == 0 and key not in told:
-                raise CheckpointError(
-                    "all keys of a level are missing",
-                    file=file,
-                    key=place,
-                    remedy="give the whole state dict, or a config.json that says the level has no blocks",
-                )
-    if read["refinement_blocks"] == 0 and "refinement_blocks" not in told:
-        raise CheckpointError(
-            "all keys of a level are missing",
-            file=file,
-            key="refinement.layers.0",
-            remedy="give the whole state dict, or a config.json that says the level has no blocks",
-        )
 
 
 def _from_shapes(state: Mapping[str, Tensor], given_heads: tuple[int, ...], file: Path) -> dict[str, Any]:
