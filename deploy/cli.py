@@ -100,7 +100,10 @@ def run(arguments: list[str]) -> int:
         return _ended(INTERRUPTED, "interrupted", as_json)
     except MemoryError:
         return _failed(MachineError("there is not enough memory", remedy="use smaller frames, or free memory"), as_json)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as gone:
+        # click ends with 1 when the reader of its help has gone.
+        if isinstance(gone, SystemExit) and not isinstance(gone.__context__, BrokenPipeError):
+            raise
         # The reader of our output has gone; there is nobody to tell, and nothing is left to write when Python ends.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

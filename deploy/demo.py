@@ -33,7 +33,13 @@ LEAST_GAIN_DB = 3.0
 
 
 @click.command(epilog=examples("deploy demo --out build/demo"))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("build/demo"),
+    show_default=True,
+    help="Folder for everything that is made.",
+)
 @json_option
 def command(out: Path) -> dict[str, Any]:
     """Simulate a scene, build a bundle for this CPU, check it against PyTorch, restore the scene, write a report.

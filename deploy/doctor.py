@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -16,6 +15,7 @@ import runtime
 from runtime.engines import available_engines
 from runtime.errors import MachineError
 from runtime.files.disk import available_memory
+from runtime.machine import available_cores
 
 from . import __version__, console
 from .options import examples, json_option
@@ -48,8 +48,7 @@ def command() -> dict[str, Any]:
 
 
 def _machine() -> list[Finding]:
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = available_cores()
     return [
         Finding("damp-deploy", "ok", f"{__version__}, Python {platform.python_version()}"),
         Finding("machine", "ok", f"{platform.machine()}, {cores} cores, {available_memory() / 2**30:.1f} GiB free"),

@@ -172,6 +172,8 @@ def parse(data: bytes, *, file: object) -> Manifest:
     try:
         sealed = hashlib.sha256(_canonical(content)).hexdigest() == seal
         intact = sealed and _canonical({**content, SEAL: seal}) == data
+        # Half a character is legal JSON and no text: nothing can print it.
+        json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError):
         intact = False
     if not intact:

@@ -7,7 +7,6 @@ spectral flatness of a strongly blurred cube is limited by float32 rounding in t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +17,7 @@ import scipy.fft
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import CubeError
+from .machine import available_cores
 
 Float32 = NDArray[np.float32]
 MetricSet = Literal["reference15", "paper6"]
@@ -118,8 +118,7 @@ def prompt_metrics(cube: ArrayLike, metric_set: str, sample_index: ArrayLike | N
 
 
 def _threads() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return max(1, min(8, len(affinity(0)) if affinity else os.cpu_count() or 1))
+    return min(8, available_cores())
 
 
 def _checked(cube: ArrayLike) -> Float32:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from runtime.errors import BundleError, MachineError
+from runtime.machine import available_cores
 
 from .contract import Engine, EngineOptions, EngineSpec, Float32
 from .onnx_guard import check_onnx
@@ -57,8 +57,7 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OnnxR
         raise MachineError(
             "ONNX Runtime is not installed", key="engine", remedy='pip install "damp-deploy[cpu]"'
         ) from error
-    affinity = getattr(os, "sched_getaffinity", None)
-    threads = options.threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+    threads = options.threads or available_cores()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1

@@ -413,6 +413,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "more bytes": (lambda c: c["files"]["graphs/fp32.onnx"].update(bytes=1 << 60), "bytes"),
     "negative bytes": (lambda c: c["files"]["graphs/fp32.onnx"].update(bytes=-1), "bytes"),
     "file that is not there": (lambda c: c["files"].update(more=c["files"]["golden/gates.npy"]), "cannot be read"),
+    "half a character": (lambda c: c["network"].update(about="\ud800"), "altered or damaged"),
     "graph that is an array": (lambda c: c["graphs"].update(fp32="golden/gates.npy"), "the graph"),
 }
 
