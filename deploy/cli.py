@@ -35,6 +35,8 @@ COMMANDS: Mapping[str, str] = {
 """Subcommand -> module whose `command` it is; imported when it is used."""
 
 BUG, INTERRUPTED = 70, 130
+COMPLETE = "_DEPLOY_COMPLETE"
+"""What the shell sets when it asks for completion."""
 
 
 class _Commands(click.Group):
@@ -101,8 +103,8 @@ def run(arguments: list[str]) -> int:
     except MemoryError:
         return _failed(MachineError("there is not enough memory", remedy="use smaller frames, or free memory"), as_json)
     except (BrokenPipeError, SystemExit) as gone:
-        # click ends with 1 when the reader of its help has gone.
-        if isinstance(gone, SystemExit) and not isinstance(gone.__context__, BrokenPipeError):
+        # click itself ends a process after it completed a word, and with 1 when the reader of its help has gone.
+        if isinstance(gone, SystemExit) and COMPLETE in os.environ:
             raise
         # The reader of our output has gone; there is nobody to tell, and nothing is left to write when Python ends.
         with suppress(OSError):

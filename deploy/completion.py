@@ -22,11 +22,11 @@ from .options import examples, json_option
 @json_option
 def command(shell: str) -> dict[str, Any]:
     """Print the script that teaches a shell to complete `deploy` commands and options."""
-    from .cli import app
+    from .cli import COMPLETE, app
 
     kind = get_completion_class(shell)
     if kind is None:
         raise AssertionError(f"click completes no {shell}")
-    script = kind(app, {}, "deploy", "_DEPLOY_COMPLETE").source()
+    script = kind(app, {}, "deploy", COMPLETE).source()
     console.say_verbatim(script)
     return {"shell": shell, "script": script}
