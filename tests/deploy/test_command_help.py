@@ -1,0 +1,239 @@
+"""Help, schema, completion and doctor: what people read before anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from deploy import __version__
+from deploy.cli import COMMANDS, app
+from deploy.config import config_schema
+from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke, start
+
+Capsys = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[2]
+
+
+def command_of(name: str) -> click.Command:
+    command = app.get_command(click.Context(app), name)
+    assert command is not None
+    return command
+
+
+def shown_examples(name: str) -> list[list[str]]:
+    """The example command lines of a subcommand, as the shell would split them, without the leading `deploy`."""
+    lines = (command_of(name).epilog or "").splitlines()
+    return [shlex.split(match[1]) for line in lines if (match := re.search(r"deploy ([^#|>)]+)", line))]
+
+
+# Help
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_command(capsys: Capsys, flag: str) -> None:
+    done = invoke(capsys, flag)
+    assert done.code == 0 and done.err == ""
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} +\w", done.out, re.MULTILINE), name
+
+
+def test_without_arguments_help_is_shown(capsys: Capsys) -> None:
+    assert invoke(capsys) == invoke(capsys, "--help")
+
+
+def test_the_version_is_told(capsys: Capsys) -> None:
+    done = invoke(capsys, "--version")
+    assert done.code == 0 and __version__ in done.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_shows_examples(capsys: Capsys, name: str) -> None:
+    done = invoke(capsys, name, "--help")
+    assert done.code == 0 and done.err == ""
+    assert done.out.startswith(f"Usage: deploy {name} ")
+    examples = done.out.partition("Examples:\n")[2]
+    assert all(
+        f"deploy {shlex.join(line)}".replace("'", "") in examples.replace('"', "") for line in shown_examples(name)
+    )
+    assert "--json" in done.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_are_command_lines_that_the_command_understands(name: str) -> None:
+    examples = shown_examples(name)
+    assert examples
+    for first, *arguments in examples:
+        assert first == name
+        # Parses options and arguments, and runs nothing.
+        command_of(name).make_context(name, list(arguments))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is(name: str) -> None:
+    for parameter in command_of(name).params:
+        if isinstance(parameter, click.Option):
+            help_text = parameter.help or ""
+            assert help_text or parameter.name in ("bands", "seed"), parameter.name
+
+
+# Usage
+
+
+WRONG = [
+    (("runn",), ("runn", "deploy --help")),
+    (("--nope",), ("--nope",)),
+    (("run", "--nope"), ("--nope", "deploy run --help")),
+    (("schema", "extra"), ("extra", "deploy schema --help")),
+    (("completion",), ("Missing argument",)),
+    (("completion", "tcsh"), ("tcsh", "bash", "zsh", "fish")),
+    (("doctor", "--verbose"), ("--verbose",)),
+    (("",), ("No such command",)),
+    (("build", "--size"), ("--size", "argument")),
+    (("\x1b[31mrun",), ("\\x1b[31mrun",)),
+    (("run\nnow",), ("run\\nnow",)),
+]
+
+
+@pytest.mark.parametrize(("arguments", "parts"), WRONG, ids=range(len(WRONG)))
+def test_wrong_usage_is_one_line_and_exit_2(capsys: Capsys, arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    done = invoke(capsys, *arguments)
+    assert_failed(done, 2, *parts)
+    assert done.out == ""
+    error = assert_json_error(invoke(capsys, arguments[0], "--json", *arguments[1:]), 2)
+    assert error["file"] is error["key"] is error["value"] is None
+
+
+def test_a_process_exits_with_2_as_well(tmp_path: Path) -> None:
+    assert_failed(start("runn", cwd=tmp_path), 2, "runn")
+    assert_json_error(start("runn", "--json", cwd=tmp_path), 2)
+
+
+# Schema
+
+
+def references(node: Any) -> set[str]:
+    if isinstance(node, dict):
+        own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+        return own.union(*(references(value) for value in node.values()))
+    return set().union(*(references(value) for value in node)) if isinstance(node, list) else set()
+
+
+def schemas(node: Any) -> list[dict[str, Any]]:
+    """Every schema inside a schema."""
+    found = [node]
+    for key in ("properties", "$defs"):
+        for inner in node.get(key, {}).values():
+            found += schemas(inner)
+    for key in ("items", "additionalProperties"):
+        if isinstance(node.get(key), dict):
+            found += schemas(node[key])
+    for inner in node.get("anyOf", []):
+        found += schemas(inner)
+    return found
+
+
+def test_the_schema_is_a_json_schema_that_editors_can_read(capsys: Capsys) -> None:
+    done = invoke(capsys, "schema")
+    schema = json.loads(done.out)
+    assert done.code == 0 and done.err == "" and schema == json.loads(json.dumps(config_schema()))
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema" and schema["type"] == "object"
+    assert references(schema) <= {f"#/$defs/{name}" for name in schema["$defs"]}
+    kinds = {"object", "array", "string", "integer", "number", "boolean", "null"}
+    for part in schemas(schema):
+        assert part.get("type", "object") in kinds
+        assert not part.keys() - KEYWORDS, part.keys() - KEYWORDS
+        re.compile(part.get("pattern", ""))
+        assert isinstance(part.get("required", []), list) and isinstance(part.get("enum", []), list)
+        for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxItems", "minItems"):
+            assert isinstance(part.get(key, 0), int | float)
+    for section in (schema, *schema["$defs"].values()):
+        assert section["additionalProperties"] is False
+        assert all(value["description"] for value in section["properties"].values())
+
+
+KEYWORDS = {
+    *("$schema", "$ref", "$defs", "title", "description", "default", "examples", "type", "enum", "const", "anyOf"),
+    *("properties", "additionalProperties", "required", "maxProperties", "propertyNames", "patternProperties"),
+    *("items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength", "pattern"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+}
+
+
+def test_the_schema_comes_on_one_line_for_machines(capsys: Capsys) -> None:
+    done = invoke(capsys, "schema", "--json")
+    told = dict(done.json)
+    assert told.pop("warnings") == [] and told == json.loads(json.dumps(config_schema()))
+    assert json.loads(done.err) == told
+
+
+# Completion
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(capsys: Capsys, shell: str) -> None:
+    done = invoke(capsys, "completion", shell)
+    assert done.code == 0 and "_DEPLOY_COMPLETE" in done.out and f"{shell}_complete" in done.out
+    told = invoke(capsys, "completion", shell, "--json")
+    assert told.json["script"].strip() == done.out.strip() and told.json["shell"] == shell
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_the_bash_script_is_a_script(capsys: Capsys, tmp_path: Path) -> None:
+    (tmp_path / "complete.sh").write_text(invoke(capsys, "completion", "bash").out)
+    done = subprocess.run(["bash", "-n", str(tmp_path / "complete.sh")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("deploy in", ["inspect"]),
+        ("deploy completion ", ["bash", "zsh", "fish"]),
+        ("deploy run --out", ["--out", "--output-type"]),
+    ],
+)
+def test_words_are_completed(tmp_path: Path, words: str, expected: list[str]) -> None:
+    asked = {"_DEPLOY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = start(cwd=tmp_path, env=asked)
+    assert sorted(line.partition(",")[2] for line in done.out.splitlines()) == sorted(expected), done.err
+
+
+# Doctor
+
+
+def test_doctor_tells_what_this_machine_can_do(capsys: Capsys) -> None:
+    done = invoke(capsys, "doctor")
+    assert done.code == 0 and done.err == ""
+    for part in ("damp-deploy", "Python 3.", "cores", "engine onnxruntime", "torch", "models"):
+        assert part in done.out
+
+
+def test_doctor_tells_machines_the_same(capsys: Capsys) -> None:
+    done = invoke(capsys, "doctor", "--json")
+    findings = {finding["name"]: finding for finding in done.json["findings"]}
+    assert done.code == 0 and done.json["ok"] is True
+    assert_finite(done.json)
+    assert findings["engine onnxruntime"]["outcome"] == findings["installation"]["outcome"] == "ok"
+    assert {finding["outcome"] for finding in findings.values()} <= {"ok", "absent"}
+    assert str(ROOT / "runtime") in findings["installation"]["text"]
+
+
+def test_doctor_finds_another_package_called_runtime(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "runtime", tmp_path / "runtime", ignore=shutil.ignore_patterns("__pycache__"))
+    done = start("doctor", "--json", cwd=tmp_path, env={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])})
+    error = assert_json_error(done, 3)
+    assert error["key"] == "installation" and str(tmp_path / "runtime") in error["message"]
+
+
+def test_doctor_speaks_to_terminals_that_know_no_ticks(tmp_path: Path) -> None:
+    done = start("doctor", cwd=tmp_path, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.code == 0 and done.out.isascii() and "engine onnxruntime" in done.out
