@@ -20,7 +20,7 @@ from . import build, check, console, run, simulate
 from .config import Config, with_overrides
 from .evidence import assemble
 from .options import examples, json_option, refuse_existing
-from .pictures import rgb, save_png, stretch_limits
+from .pictures import Picture, rgb, save_png, stretch_limits
 from .report import Command, Fact, write_report
 
 MODEL = "damp-tiny"
@@ -30,6 +30,7 @@ FRAME = {"lines": 128, "samples": 128}
 SEED = 7
 CHECKED = ("noise", "bandloss")
 LEAST_GAIN_DB = 3.0
+GAP_PIXELS = 8
 
 
 @click.command(epilog=examples("deploy demo --out build/demo"))
@@ -93,8 +94,10 @@ def demo(out: Path) -> dict[str, Any]:
     before, after = quality(degraded_cube, truth_cube), quality(restored_cube, truth_cube)
     stretch = stretch_limits(truth_cube, source.wavelengths)
     pictures = (("degraded", degraded_cube), ("restored", restored_cube), ("truth", truth_cube))
-    for name, cube in pictures:
-        save_png(out / f"{name}.png", rgb(cube, source.wavelengths, stretch))
+    looks = [rgb(cube, source.wavelengths, stretch) for _, cube in pictures]
+    for (name, _), look in zip(pictures, looks, strict=True):
+        save_png(out / f"{name}.png", look)
+    save_png(out / "side-by-side.png", side_by_side(looks))
     shown = check.TaskResult("noise and stripes", before, after, after, after, 0.0, 1.0)
     own = check.Case("noise and stripes", degraded_cube, restored_cube, truth_cube, fine.gates, fine.gates)
     gain = after.psnr - before.psnr
@@ -128,7 +131,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.say(f"\nnoisy      {before.psnr:.2f} dB PSNR, {before.sam:.2f} degrees")
     console.say(f"restored   {after.psnr:.2f} dB PSNR, {after.sam:.2f} degrees ({gain:+.2f} dB)", "bold green")
     console.say(f"report     {out / 'report.html'}", "bold")
-    console.say(f"pictures   {out / 'degraded.png'}, {out / 'restored.png'}, {out / 'truth.png'}")
+    console.say(f"pictures   {out / 'side-by-side.png'}: degraded, restored, truth")
     console.say(f"bundle     {bundle}")
     summary = check.conclude(results, gates, bundle)
     if gain < LEAST_GAIN_DB:
@@ -140,6 +143,13 @@ def demo(out: Path) -> dict[str, Any]:
             remedy=f"at least {LEAST_GAIN_DB:g} dB is expected of {MODEL}; please report this",
         )
     return {**outcome, "gates": summary["gates"]}
+
+
+def side_by_side(looks: list[Picture]) -> Picture:
+    """Pictures [lines, samples, 3] of one size in a row, with white between them."""
+    gap = np.full((looks[0].shape[0], GAP_PIXELS, 3), 255, np.uint8)
+    row = [part for look in looks for part in (look, gap)][:-1]
+    return np.concatenate(row, axis=1)
 
 
 def _step(line: str) -> None:
