@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from calibration.degradations import DEGRADATIONS, lost_bands
@@ -32,7 +33,7 @@ def figures(checkpoint: str, data: Path, names: tuple[str, ...], seed: int = 0) 
     if missing:
         raise InputError("no such scene", file=data, value=missing[0], remedy=f"there are {', '.join(scenes)}")
     table = {}
-    for index, task in enumerate(track(DEGRADATIONS, "restoring")):
+    for index, task in enumerate(track(DEGRADATIONS, "restoring", console=Console(stderr=True))):
         rows = []
         for place, name in enumerate(names):
             truth = scenes[name]
