@@ -391,7 +391,7 @@ def test_graphs_of_the_golden_weights_compute_what_the_reference_does(name: str)
     case = golden(name)
     net = case.net.float()
     size = case.size
-    # `odd` amplifies rounding so much that PyTorch's own distance from float64 says little of the graph's, and its build
+    # `odd` amplifies rounding so much that PyTorch's own distance from float64 says little of the graph's; its build
     # may fail the gate. What the graph computes is held to the reference here.
     graph = export_graph(net, size, size) if name == "odd" else exported(net, size, size)[0]
     kind = "noise"
