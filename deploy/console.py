@@ -63,7 +63,7 @@ def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]])
     """A table for people."""
     grid = Table(title=Text(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        grid.add_column(Text(column), justify="right" if index else "left")
+        grid.add_column(Text(column), justify="right" if index else "left", no_wrap=not index)
     for row in rows:
         grid.add_row(*[Text(plain(cell)) for cell in row])
     people.print(grid)
