@@ -21,58 +21,13 @@ import pytest
 from numpy.typing import NDArray
 
 import runtime
-from runtime.bundle import MANIFEST, array_bytes, install_bundle, load_bundle, read_manifest, write_bundle
-from runtime.engines import EngineSpec
+from runtime.bundle import MANIFEST, array_bytes, install_bundle, load_bundle, read_manifest
 from runtime.errors import BundleError, CubeError, GateError
-from runtime.manifest import SCHEMA_VERSION, Manifest, dump, parse
+from runtime.manifest import dump, parse
 from runtime.metrics import prompt_metrics
 from runtime.tiles import Tiling
-from tests.contracts.engine import inputs
+from tests.contracts.bundles import GOLDEN, SPEC, known_bundle, reseal, sealed, swap
 from tests.contracts.graphs import known_graph
-
-SPEC = EngineSpec(bands=3, lines=8, samples=16, metrics=6, layers=2, experts=4)
-GOLDEN = ("frame", "metrics", "restored", "gates")
-
-
-def known_bundle(folder: Path, gain: float = 1.0, offset: float = 0.0, scale: float | None = None) -> Path:
-    """A bundle whose restoration is known: gain * cube + offset."""
-    graph = known_graph(SPEC, gain, offset)
-    frame, metrics = inputs(SPEC, 0)
-    with runtime.engines.open_engine("onnxruntime", graph, SPEC) as engine:
-        restored, gates = engine.infer(frame, metrics)
-    arrays = dict(zip(GOLDEN, (frame, metrics, restored, gates), strict=True))
-    manifest = Manifest.model_validate(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "created": "2026-01-01T00:00:00+00:00",
-            "tools": {"damp-deploy": "0"},
-            "network": {
-                "architecture": "known",
-                "configuration": {},
-                "parameters": 2,
-                "checkpoint": "known.safetensors",
-                "checkpoint_sha256": "0" * 64,
-            },
-            "bands": SPEC.bands,
-            "wavelengths": [500.0, 600.0, 700.0],
-            "metric_set": "paper6",
-            "metrics": SPEC.metrics,
-            "layers": SPEC.layers,
-            "experts": SPEC.experts,
-            "frame": {"lines": SPEC.lines, "samples": SPEC.samples, "overlap": 4},
-            "scale": scale,
-            "scale_from": None if scale is None else "flag",
-            "target": {"name": "cpu", "engine": "onnxruntime", "threads": 1},
-            "precision": {"chosen": "fp32", "why": "asked for"},
-            "graphs": {"fp32": "graphs/fp32.onnx"},
-            "golden": {**{name: f"golden/{name}.npy" for name in GOLDEN}, "tolerance": 1e-4},
-            "evidence": {"export": {"difference": 1e-7}},
-            "files": {},
-        }
-    )
-    golden = {f"golden/{name}.npy": array_bytes(array) for name, array in arrays.items()}
-    write_bundle(folder, {"graphs/fp32.onnx": graph, **golden}, manifest)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -89,30 +44,6 @@ def altered(identity: Path, tmp_path: Path) -> Path:
 
 def cube_of(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).random(shape, np.float32)
-
-
-def sealed(content: dict[str, Any]) -> bytes:
-    """The manifest's bytes as its documentation says, written without its code."""
-
-    def canonical(values: dict[str, Any]) -> bytes:
-        return (json.dumps(values, sort_keys=True, indent=1, ensure_ascii=True) + "\n").encode()
-
-    bare = {key: value for key, value in content.items() if key != "seal"}
-    return canonical({**bare, "seal": hashlib.sha256(canonical(bare)).hexdigest()})
-
-
-def reseal(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Alter the manifest as somebody would who knows how it is sealed."""
-    content = json.loads((bundle / MANIFEST).read_bytes())
-    change(content)
-    (bundle / MANIFEST).write_bytes(sealed(content))
-
-
-def swap(bundle: Path, name: str, data: bytes) -> None:
-    """Replace a file and its entry in the manifest."""
-    (bundle / name).write_bytes(data)
-    entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    reseal(bundle, lambda content: content["files"].update({name: entry}))
 
 
 def refused(bundle: Path, match: str = ".") -> BundleError:
