@@ -15,7 +15,7 @@ from calibration.degradations import DEGRADATIONS, lost_bands
 from calibration.quality import Quality, quality
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import GateError, InputError, MachineError
-from runtime.restore import Restored, restore_cube
+from runtime.restore import Infer, Restored, restore_cube
 from runtime.sources.simulator import simulate_scene
 
 from . import console
@@ -70,7 +70,6 @@ class Case:
     restored: Float32
     truth: Float32
     gates: Float32
-    pytorch_gates: Float32
 
 
 @dataclass(frozen=True)
@@ -141,43 +140,59 @@ def check(bundle: Bundle, config: Config) -> tuple[list[TaskResult], list[Case]]
     multiple = ground("export.networks").architecture_of(net).SIZE_MULTIPLE
     whole = (-(-size.lines // multiple) * multiple, -(-size.samples // multiple) * multiple)
     torch_engine = ground("export.torch_engine").TorchEngine
-    results, cases = [], []
+    ways = _Ways(
+        (bundle.engine.infer, (m.frame.lines, m.frame.samples), m.frame.overlap),
+        (torch_engine(net, m.frame.lines, m.frame.samples).infer, (m.frame.lines, m.frame.samples), m.frame.overlap),
+        (torch_engine(net, *whole).infer, whole, 0),
+    )
+    done = []
     with console.progress("checking") as moved:
         total = len(config.check.degradations)
-        moved(0, total)
         for index, task in enumerate(config.check.degradations):
+            moved(index, total)
             degraded = DEGRADATIONS[task](truth, np.random.default_rng([config.check.seed, index]))
-            tiled = (m.frame.lines, m.frame.samples)
-            try:
-                engine = _restored(bundle, bundle.engine.infer, degraded, tiled, m.frame.overlap)
-            except MachineError as error:
-                raise GateError(
-                    f"the engine failed on {task}: {error.problem}",
-                    file=bundle.path,
-                    key=error.key,
-                    value=error.value,
-                    remedy="do not fly this bundle on this machine",
-                ) from error
-            pytorch = _restored(bundle, torch_engine(net, *tiled).infer, degraded, tiled, m.frame.overlap)
-            untiled = _restored(bundle, torch_engine(net, *whole).infer, degraded, whole, 0)
-            lost = lost_bands(degraded)
-            bands = lost if lost.any() and not lost.all() else None
-            span = float(np.ptp(pytorch.cube)) or 1.0
-            same = ((engine.gates > 0) == (pytorch.gates > 0)).all(axis=-1)
-            results.append(
-                TaskResult(
-                    task,
-                    quality(degraded, truth, bands),
-                    quality(_cube(engine), truth, bands),
-                    quality(_cube(pytorch), truth, bands),
-                    quality(_cube(untiled), truth, bands),
-                    float(np.abs(_cube(engine) - _cube(pytorch)).max()) / span,
-                    float(same.mean()),
-                )
-            )
-            cases.append(Case(task, degraded, _cube(engine), truth, engine.gates, pytorch.gates))
-            moved(index + 1, total)
-    return results, cases
+            done.append(_task(bundle, task, degraded, truth, ways))
+    return [result for result, _ in done], [case for _, case in done]
+
+
+Way = tuple[Infer, tuple[int, int], int]
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How a cube goes through: what restores a frame, the frame's size, the overlap."""
+
+    engine: Way
+    pytorch: Way
+    untiled: Way
+
+
+def _task(bundle: Bundle, task: str, degraded: Float32, truth: Float32, ways: _Ways) -> tuple[TaskResult, Case]:
+    try:
+        engine = _restored(bundle, degraded, ways.engine)
+    except MachineError as error:
+        raise GateError(
+            f"the engine failed on {task}: {error.problem}",
+            file=bundle.path,
+            key=error.key,
+            value=error.value,
+            remedy="do not fly this bundle on this machine",
+        ) from error
+    pytorch, untiled = _restored(bundle, degraded, ways.pytorch), _restored(bundle, degraded, ways.untiled)
+    lost = lost_bands(degraded)
+    bands = lost if lost.any() and not lost.all() else None
+    span = float(np.ptp(pytorch.cube)) or 1.0
+    same = ((engine.gates > 0) == (pytorch.gates > 0)).all(axis=-1)
+    result = TaskResult(
+        task,
+        quality(degraded, truth, bands),
+        quality(_cube(engine), truth, bands),
+        quality(_cube(pytorch), truth, bands),
+        quality(_cube(untiled), truth, bands),
+        float(np.abs(_cube(engine) - _cube(pytorch)).max()) / span,
+        float(same.mean()),
+    )
+    return result, Case(task, degraded, _cube(engine), truth, engine.gates)
 
 
 def judge(results: list[TaskResult], gates: GatesSection) -> list[GateResult]:
@@ -255,7 +270,8 @@ def _as_json(result: TaskResult) -> dict[str, Any]:
     }
 
 
-def _restored(bundle: Bundle, infer: Any, cube: Float32, frame: tuple[int, int], overlap: int) -> Restored:
+def _restored(bundle: Bundle, cube: Float32, way: Way) -> Restored:
+    infer, frame, overlap = way
     m = bundle.manifest
     return restore_cube(cube, infer, bands=m.bands, frame=frame, overlap=overlap, metric_set=m.metric_set)
 

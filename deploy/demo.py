@@ -99,7 +99,7 @@ def demo(out: Path) -> dict[str, Any]:
         save_png(out / f"{name}.png", look)
     save_png(out / "side-by-side.png", side_by_side(looks))
     shown = check.TaskResult("noise and stripes", before, after, after, after, 0.0, 1.0)
-    own = check.Case("noise and stripes", degraded_cube, restored_cube, truth_cube, fine.gates, fine.gates)
+    own = check.Case("noise and stripes", degraded_cube, restored_cube, truth_cube, fine.gates)
     gain = after.psnr - before.psnr
     report = assemble(
         f"{MODEL} restores a simulated scene on this CPU",
