@@ -45,13 +45,20 @@ WHOLE = dataclasses.replace(SMALL, decoder_blocks=(1, 1, 1), refinement_blocks=1
 CONFIGURATIONS: dict[str, DampConfig] = {
     **{
         f"{gate}, {metrics}, top-{k}": dataclasses.replace(SMALL, gate=gate, metric_set=metrics, experts=4, top_k=k)
-        for gate in ("additive", "concat")
-        for metrics in ("reference15", "paper6")
-        for k in (1, 2, 3)
+        for gate, metrics, k in (
+            ("additive", "reference15", 1),
+            ("additive", "reference15", 2),
+            ("additive", "reference15", 3),
+            ("concat", "paper6", 1),
+            ("concat", "paper6", 2),
+            ("concat", "paper6", 3),
+            ("additive", "paper6", 2),
+            ("concat", "reference15", 2),
+        )
     },
     **{
         f"{k} of {experts} experts": dataclasses.replace(SMALL, experts=experts, top_k=k)
-        for experts, k in ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (4, 4))
+        for experts, k in ((1, 1), (2, 1), (3, 2), (4, 4))
     },
     "bias free": dataclasses.replace(WHOLE, norm="BiasFree", experts=3, top_k=2),
     "bias free, concat": dataclasses.replace(WHOLE, norm="BiasFree", gate="concat", metric_set="paper6"),
@@ -173,8 +180,13 @@ def probes_of(net: nn.Module, lines: int = 64, samples: int = 64, wanted: int = 
     return diverse_probes(net, frames, metrics, wanted)
 
 
-def test_the_graph_computes_what_pytorch_does(tiny: nn.Module, graph: Graph) -> None:
-    probes = probes_of(tiny)
+@pytest.fixture(scope="module")
+def probes(tiny: nn.Module) -> list[Probe]:
+    """Inputs that choose different experts."""
+    return probes_of(tiny)
+
+
+def test_the_graph_computes_what_pytorch_does(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
     told: list[tuple[int, int]] = []
     agreement = compare(tiny, graph, probes, lambda done, total: told.append((done, total)))
     assert agreement.choices == agreement.probes == len(probes) > 1, "the same experts throughout"
@@ -183,9 +195,9 @@ def test_the_graph_computes_what_pytorch_does(tiny: nn.Module, graph: Graph) -> 
     assert told == [(n, len(probes)) for n in range(1, len(probes) + 1)]
 
 
-def test_the_probes_differ_in_what_they_choose(tiny: nn.Module) -> None:
+def test_the_probes_differ_in_what_they_choose(tiny: nn.Module, probes: list[Probe]) -> None:
     chosen = set()
-    for x, metrics in probes_of(tiny):
+    for x, metrics in probes:
         assert x.dtype == metrics.dtype == np.float32
         with torch.inference_mode():
             chosen.add((tiny(torch.from_numpy(x), torch.from_numpy(metrics))[1] > 0).numpy().tobytes())
@@ -194,8 +206,7 @@ def test_the_probes_differ_in_what_they_choose(tiny: nn.Module) -> None:
 
 
 def test_a_router_without_a_choice_gives_one_probe() -> None:
-    assert len(probes_of(network(dataclasses.replace(SMALL, experts=1)))) == 1
-    assert len(probes_of(network(dataclasses.replace(SMALL, experts=2, top_k=2)))) == 1
+    assert len(probes_of(network(dataclasses.replace(SMALL, top_k=SMALL.experts)))) == 1
 
 
 def walk(message: Message) -> Iterator[Any]:
@@ -286,31 +297,30 @@ def is_router(value: np.ndarray) -> bool:
     return value.ndim == 2 and 4 in value.shape and min(value.shape) == 4 and max(value.shape) in (16, 32)
 
 
-def test_a_graph_with_other_weights_is_refused(tiny: nn.Module, graph: Graph) -> None:
+def test_a_graph_with_other_weights_is_refused(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
     other = changed(graph, is_output, lambda value: value * np.float32(1.05))
     with pytest.raises(GateError, match="does not compute what PyTorch does") as caught:
-        compare(tiny, other, probes_of(tiny))
+        compare(tiny, other, probes)
     assert caught.value.exit_code == 1 and caught.value.key == "difference" and "0.0002" in caught.value.remedy
 
 
-def test_one_wrong_weight_is_enough(tiny: nn.Module, graph: Graph) -> None:
+def test_one_wrong_weight_is_enough(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
     def spoilt(value: np.ndarray) -> np.ndarray:
         value.flat[0] += 0.5
         return value
 
     with pytest.raises(GateError):
-        compare(tiny, changed(graph, is_output, spoilt), probes_of(tiny))
+        compare(tiny, changed(graph, is_output, spoilt), probes)
 
 
-def test_a_graph_that_routes_otherwise_is_refused(tiny: nn.Module, graph: Graph) -> None:
+def test_a_graph_that_routes_otherwise_is_refused(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
     other = changed(graph, is_router, np.negative)
     with pytest.raises(GateError, match=r"probe \d: the exported graph chooses other experts than PyTorch"):
-        compare(tiny, other, probes_of(tiny))
+        compare(tiny, other, probes)
 
 
-def test_a_choice_that_was_frozen_is_found(tiny: nn.Module, graph: Graph) -> None:
+def test_a_choice_that_was_frozen_is_found(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
     """Some exporters trace the one choice of their example: only probes that choose differently tell."""
-    probes = probes_of(tiny)
     with open_engine("onnxruntime", graph.data, spec_of(tiny, 64, 64)) as engine:
         outputs = [engine.infer(*probe) for probe in probes]
     model = onnx.load_from_string(graph.data)
@@ -324,12 +334,12 @@ def test_a_choice_that_was_frozen_is_found(tiny: nn.Module, graph: Graph) -> Non
         compare(tiny, frozen, probes)
 
 
-def test_another_network_is_told_from_the_one_exported(tiny: nn.Module, graph: Graph) -> None:
+def test_another_network_is_told_from_the_one_exported(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
     other = copy.deepcopy(tiny)
     with torch.no_grad():
         other.output.weight.mul_(1.1)
     with pytest.raises(GateError):
-        compare(other, graph, probes_of(tiny))
+        compare(other, graph, probes)
 
 
 # Sizes
