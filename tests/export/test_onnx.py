@@ -145,6 +145,16 @@ def test_the_static_form_of_the_golden_networks_is_the_network(name: str) -> Non
         assert_same(net, static, torch.from_numpy(case.cube(kind))[None].double(), metrics)
 
 
+def test_a_head_whose_query_is_zero_is_no_division_by_zero() -> None:
+    net = steered(WHOLE)
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            if name.endswith(("q_proj.weight", "q_proj.bias")):
+                weight[: len(weight) // 2] = 0
+    static = deployment_form(copy.deepcopy(net))
+    assert_same(net, static, frame(WHOLE, 0), prompts(WHOLE, 1))
+
+
 def test_the_static_form_is_deterministic_and_leaves_the_network_as_it_was() -> None:
     net = network(WHOLE)
     kept = {key: value.clone() for key, value in net.state_dict().items()}
@@ -253,7 +263,8 @@ def test_the_graph_holds_no_node_that_draws_branches_or_transforms(graph: Graph)
     kinds = {node.op_type for node in nodes}
     assert not {kind for kind in kinds if kind.startswith(("Random", "Sequence"))}
     assert not kinds & {"If", "Loop", "Scan", "NonZero", "DFT", "STFT", "Multinomial", "Bernoulli", "Dropout", "Shape"}
-    assert {"TopK", "Softmax", "Conv", "MatMul", "LayerNormalization"} <= kinds
+    # The clamp that keeps norms from zero is a Clip; an epsilon added instead would have been optimised away.
+    assert {"TopK", "Softmax", "Conv", "MatMul", "LayerNormalization", "Clip"} <= kinds
 
 
 def test_shapes_are_fixed_and_everything_is_float32(graph: Graph, tiny: nn.Module) -> None:
