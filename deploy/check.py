@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.degradations import DEGRADATIONS, lost_bands
-from calibration.quality import Quality, quality
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import GateError, InputError, MachineError
 from runtime.restore import Infer, Restored, restore_cube
@@ -21,6 +19,10 @@ from runtime.sources.simulator import simulate_scene
 from . import console
 from .config import Config, GatesSection, with_overrides
 from .options import config_option, examples, ground, json_option, read_config
+
+if TYPE_CHECKING:
+    # The ground's: imported where it is used, so that a flight computer can show this command's help.
+    from calibration.quality import Quality
 
 Float32 = NDArray[np.float32]
 
@@ -146,11 +148,12 @@ def check(bundle: Bundle, config: Config) -> tuple[list[TaskResult], list[Case]]
         (torch_engine(net, *whole).infer, whole, 0),
     )
     done = []
+    degradations = ground("calibration.degradations").DEGRADATIONS
     with console.progress("checking") as moved:
         total = len(config.check.degradations)
         for index, task in enumerate(config.check.degradations):
             moved(index, total)
-            degraded = DEGRADATIONS[task](truth, np.random.default_rng([config.check.seed, index]))
+            degraded = degradations[task](truth, np.random.default_rng([config.check.seed, index]))
             done.append(_task(bundle, task, degraded, truth, ways))
     return [result for result, _ in done], [case for _, case in done]
 
@@ -168,6 +171,9 @@ class _Ways:
 
 
 def _task(bundle: Bundle, task: str, degraded: Float32, truth: Float32, ways: _Ways) -> tuple[TaskResult, Case]:
+    from calibration.degradations import lost_bands
+    from calibration.quality import quality
+
     try:
         engine = _restored(bundle, degraded, ways.engine)
     except MachineError as error:
