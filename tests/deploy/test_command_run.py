@@ -337,6 +337,8 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        # A shell's background job hands down an ignored SIGINT, which Python keeps ignoring.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout and process.stderr
         # The self-test is over and hundreds of frames are ahead.
