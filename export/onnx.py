@@ -27,7 +27,7 @@ Probe = tuple[Float32, Float32]
 OPSET = OPSETS.stop - 1
 LIMIT = 2e-4
 """Largest difference between graph and network, as a share of the output's range."""
-ROUNDING_SLACK = 2.0
+ROUNDING_SLACK = 4.0
 LOOSEST_LIMIT = 1e-3
 
 
@@ -161,7 +161,7 @@ def compare(
     """Run graph (ONNX Runtime) and network (PyTorch) on the probes.
 
     The limit is 2e-4 of the output's range. A network so ill-conditioned that PyTorch's own float32 is farther than
-    half of that from float64 is held to twice its own rounding instead, at most 1e-3; `Agreement.limit` tells.
+    a quarter of that from float64 is held to four times its own rounding instead, at most 1e-3; see `Agreement.limit`.
 
     Raises:
         GateError: they differ by more than the limit, or choose different experts.
@@ -207,4 +207,11 @@ def _rounding(net: nn.Module, frame: Float32, metrics: Float32, expected: Float3
     exact = copy.deepcopy(net).double()
     with torch.inference_mode():
         truth = exact(torch.from_numpy(frame).double(), torch.from_numpy(metrics).double())[0].numpy()
-    return float(np.abs(truth - expected).max())
+        # One run underestimates: another number of threads sums in another order.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            alone = net(torch.from_numpy(frame), torch.from_numpy(metrics))[0].numpy()
+        finally:
+            torch.set_num_threads(threads)
+    return float(max(np.abs(truth - expected).max(), np.abs(truth - alone).max()))
