@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "build": "deploy.build",
     "run": "deploy.run",
     "check": "deploy.check",
+    "evaluate": "deploy.evaluate",
     "inspect": "deploy.inspect",
     "simulate": "deploy.simulate",
     "demo": "deploy.demo",

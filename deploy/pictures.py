@@ -308,6 +308,70 @@ def experts_plot(cases: Mapping[str, ArrayLike]) -> bytes:
         return _png(figure)
 
 
+def choices_plot(cases: Mapping[str, ArrayLike], balances: ArrayLike | None = None) -> bytes:
+    """How often every expert was chosen: one heat map per layer, degradations down, experts across; PNG.
+
+    Args:
+        cases: share of cubes [layers, experts], 0 to 1, by the degradation's name.
+        balances: share of the spatial branch of every expert [layers, experts], written below its number.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+        CubeError: shares are not [layers, experts] of one shape.
+    """
+    shares = {label: np.asarray(values, np.float64) for label, values in cases.items()}
+    _something(shares, "cases")
+    shape = next(iter(shares.values())).shape
+    if len(shape) != 2 or any(values.shape != shape for values in shares.values()):
+        raise CubeError("shares of experts are [layers, experts] of one shape", key="cases")
+    spatial = None if balances is None else np.asarray(balances, np.float64)
+    with _drawing(shape[0], panel=(0.9 + 0.62 * shape[1], 0.9 + 0.26 * len(shares)), columns=3) as (figure, panels):
+        for layer, axes in enumerate(panels):
+            shown = np.stack([values[layer] for values in shares.values()])
+            axes.imshow(shown, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+            for (row, expert), share in np.ndenumerate(shown):
+                colour = "white" if share > 0.55 else "#111418"
+                axes.text(expert, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=7.5)
+            below = [""] * shape[1] if spatial is None else [f"\n{value:.2f}" for value in spatial[layer]]
+            axes.set_xticks(range(shape[1]), [f"{expert + 1}{text}" for expert, text in enumerate(below)])
+            axes.set_yticks(range(len(shares)), [_label(label) for label in shares])
+            axes.set_title(f"layer {layer + 1}: cubes in %", loc="left")
+            axes.set_xlabel("expert" if spatial is None else "expert, and its spatial share")
+            axes.tick_params(length=0)
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(False)
+        return _png(figure)
+
+
+def gains_plot(cases: Mapping[str, Mapping[str, float]]) -> bytes:
+    """PSNR gain in dB over the degraded input, bars of every contender side by side per task; PNG.
+
+    Args:
+        cases: {task: {contender: gain in dB}}, the same contenders for every task.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    _something(cases, "cases")
+    contenders = list(next(iter(cases.values())))
+    width = 0.8 / len(contenders)
+    with _drawing(1, panel=(9.3, 3.0), columns=1) as (figure, (axes,)):
+        for place, contender in enumerate(contenders):
+            at = np.arange(len(cases)) + (place - (len(contenders) - 1) / 2) * width
+            gains = [case[contender] for case in cases.values()]
+            bars = axes.bar(
+                at, gains, width, color=SERIES_COLOURS[place % len(SERIES_COLOURS)], label=_label(contender)
+            )
+            axes.bar_label(bars, [f"{gain:+.1f}" for gain in gains], fontsize=7.5, padding=1)
+        axes.axhline(0, color="#111418", linewidth=0.8)
+        axes.set_xticks(range(len(cases)), [_label(task) for task in cases])
+        axes.set_ylabel("PSNR gain in dB")
+        axes.tick_params(axis="x", length=0)
+        axes.grid(visible=False, axis="x")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+        return _png(figure)
+
+
 def _cube(cube: ArrayLike) -> NDArray[Any]:
     values = np.asarray(cube)
     if values.ndim != 3 or values.size == 0 or values.dtype.kind not in "buif":

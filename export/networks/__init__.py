@@ -1,7 +1,8 @@
 """One package per architecture, and the loading of their checkpoints.
 
 A package offers `ARCHITECTURE` (its name), `SIZE_MULTIPLE`, `recognises(keys)`, `build(state, given, top_k, file)`,
-`is_network(net)`, `stored_state(net)` and `deployment_form(net)`; adding one means adding its line to `ARCHITECTURES`.
+`is_network(net)`, `stored_state(net)`, `deployment_form(net)` and `balances(net)`; adding one means adding its line to
+`ARCHITECTURES`.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from .checkpoint import ARCHITECTURE, build, is_network, recognises, stored_state
 from .config import SIZE_MULTIPLE, DampConfig
 from .deployment import deployment_form
-from .network import Damp
+from .network import Damp, balances
 
 __all__ = [
     "ARCHITECTURE",
     "SIZE_MULTIPLE",
     "Damp",
     "DampConfig",
+    "balances",
     "build",
     "deployment_form",
     "is_network",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runtime.errors import CubeError
@@ -145,3 +147,10 @@ class Damp(nn.Module):
         x = self.refinement(x)
         empty = frame.new_zeros((len(frame), 0, self.config.experts))
         return self.output(x) + frame, torch.stack(gates, 1) if gates else empty
+
+
+def balances(net: Damp) -> NDArray[np.float64] | None:
+    """Share of the spatial branch of every expert, float64 [layers, experts]; None without mixtures."""
+    layers = [block.DAMoE.adapter_spaspe for _, _, blocks in net.dec for block in blocks.layers]
+    shares = [[float(torch.sigmoid(expert.alpha)) for (expert,) in layer.experts] for layer in layers]
+    return np.array(shares) if shares else None

@@ -1,0 +1,363 @@
+"""`deploy evaluate`: how well a model restores real cubes, beside the degraded input and classical methods."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.bundle import load_bundle
+from runtime.errors import InputError
+from runtime.files import READERS, read_cube
+from runtime.files.layout import DEFAULT_LAYOUT
+from runtime.restore import restore_cube
+from runtime.scaling import to_unit
+
+from . import console
+from .options import examples, ground, json_option
+
+if TYPE_CHECKING:
+    # The ground's: imported where it is used, so that a flight computer can show this command's help.
+    from calibration.evaluation import Cubes, Restore, Row
+    from calibration.quality import Quality
+
+Float32 = NDArray[np.float32]
+CONTENDERS = ("input", "baseline", "model")
+LARGEST_FRAME = 512
+FRAME_OVERLAP = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is evaluated.
+
+    Attributes:
+        name: as it was given.
+        about: one line on its training.
+        restore: cube -> restored cube and gates [layers, experts].
+        bands: of the network.
+        scale: number that stands for 1.0 in cubes of integers, None if not told.
+        wavelengths: band centres in nm, None if not told.
+        balances: spatial share of every expert [layers, experts], None where the model does not tell.
+    """
+
+    name: str
+    about: str
+    restore: Restore
+    bands: int
+    scale: float | None
+    wavelengths: tuple[float, ...] | None
+    balances: NDArray[np.float64] | None
+
+
+@click.command(
+    epilog=examples(
+        "deploy evaluate damp-small --data cubes/",
+        "deploy evaluate model.pth --top-k 1 --data cubes/ --scenes cloth,paints --tasks noise,blur",
+        "deploy evaluate build/bundle --data cubes/ --out evaluation --json",
+    )
+)
+@click.argument("model")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of clean cubes.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for tables and pictures [evaluation/MODEL].")
+@click.option("--scenes", help="Comma list of the cubes to take, by name without suffix; all by default.")
+@click.option("--tasks", help="Comma list of degradations; all seven by default.")
+@click.option("--scale", type=float, help="Number that stands for 1.0 in cubes of integers; beats file's and model's.")
+@click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
+@click.option("--key", help="Name of the array in .npz and .mat files.")
+@click.option("--top-k", type=int, help="Experts that run for a frame, where the checkpoint does not tell it.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the degradations.")
+@json_option
+def command(
+    model: str,
+    data: Path,
+    out: Path | None,
+    scenes: str | None,
+    tasks: str | None,
+    scale: float | None,
+    layout: str,
+    key: str | None,
+    top_k: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure a model on clean cubes: degrade, restore, compare.
+
+    MODEL is a packaged model, a checkpoint or a bundle. For every degradation and cube: PSNR, SSIM and spectral angle
+    of the degraded input, of a classical method and of the model. Cubes are ENVI, .npy, .mat or .npz; those with
+    missing pixels are refused. Scores of cubes that the model was trained on flatter it: name the others with --scenes.
+    """
+    evaluation = ground("calibration.evaluation")
+    chosen = _tasks(tasks, evaluation.TASKS)
+    files = _files(data, scenes)
+    with _opened(model, top_k) as measured:
+        folder = out if out is not None else Path("evaluation") / Path(model).stem
+        _refuse_file(folder)
+        rows: list[Row] = []
+        pictured: dict[str, tuple[str, Cubes]] = {}
+        names = list(files)
+        with console.progress("evaluating") as moved:
+            moved(0, len(files) * len(chosen))
+            cubes = ((name, _cube(file, measured, scale, layout, key)) for name, file in files.items())
+            for row, kept in evaluation.evaluate(cubes, measured.restore, tasks=chosen, seed=seed):
+                rows.append(row)
+                # Another scene for every task, so that the page shows several.
+                if row.scene == names[chosen.index(row.task) % len(names)]:
+                    pictured[row.task] = (row.scene, kept)
+                moved(len(rows), len(files) * len(chosen))
+    rows.sort(key=lambda r: chosen.index(r.task))
+    _show(rows)
+    _write(folder, measured, rows, pictured, seed)
+    console.say(f"wrote      {folder}/evaluation.html, .md, .csv and pictures", "bold green")
+    return summary(rows, measured.name, folder)
+
+
+def summary(rows: Sequence[Row], model: str, out: Path) -> dict[str, Any]:
+    """What `--json` prints: means over scenes, and every scene."""
+    from calibration.evaluation import choices, means
+
+    def triple(figures: Sequence[Quality]) -> dict[str, dict[str, float]]:
+        return {who: _figures(q) for who, q in zip(CONTENDERS, figures, strict=True)}
+
+    return {
+        "model": model,
+        "out": str(out),
+        "tasks": {task: triple(figures) for task, figures in means(rows).items()},
+        "scenes": {
+            task: {r.scene: triple((r.input, r.baseline, r.model)) for r in rows if r.task == task}
+            for task in dict.fromkeys(r.task for r in rows)
+        },
+        "experts": {task: share.tolist() for task, share in choices(rows).items()},
+    }
+
+
+def _figures(q: Quality) -> dict[str, float]:
+    return {"psnr": q.psnr, "ssim": q.ssim, "sam": q.sam, "band_psnr": q.band_psnr, "ergas": q.ergas}
+
+
+@contextmanager
+def _opened(model: str, top_k: int | None) -> Iterator[Model]:
+    """A packaged model, a checkpoint or a bundle, whose engine is closed in the end. Raises DeployError."""
+    if not Path(model).is_dir():
+        yield _from_checkpoint(model, top_k)
+        return
+    if top_k is not None:
+        raise InputError("a bundle's top-k is fixed", key="--top-k", value=top_k, remedy="leave it out")
+    with load_bundle(Path(model)) as bundle:
+        m = bundle.manifest
+
+        def restore(cube: Float32) -> tuple[Float32, Float32]:
+            restored = bundle.restore(cube)
+            return np.asarray(restored.cube, np.float32), _mean_gates(restored.gates)
+
+        centres = tuple(m.wavelengths) if m.wavelengths else None
+        yield Model(model, m.network.about, restore, m.bands, m.scale, centres, None)
+
+
+def _from_checkpoint(name: str, top_k: int | None) -> Model:
+    networks = ground("export.networks")
+    net = networks.load_checkpoint(name, top_k)
+    engine = ground("export.torch_engine").TorchEngine
+    package = networks.architecture_of(net)
+
+    def restore(cube: Float32) -> tuple[Float32, Float32]:
+        multiple = package.SIZE_MULTIPLE
+        lines, samples = (min(LARGEST_FRAME, -(-n // multiple) * multiple) for n in cube.shape[1:])
+        restored = restore_cube(
+            cube,
+            engine(net, lines, samples).infer,
+            bands=net.config.bands,
+            frame=(lines, samples),
+            overlap=FRAME_OVERLAP if max(cube.shape[1:]) > LARGEST_FRAME else 0,
+            metric_set=net.config.metric_set,
+        )
+        return np.asarray(restored.cube, np.float32), _mean_gates(restored.gates)
+
+    facts = net.facts
+    return Model(
+        name, facts.about, restore, net.config.bands, facts.scale, facts.wavelengths or None, package.balances(net)
+    )
+
+
+def _mean_gates(gates: Float32) -> Float32:
+    return gates.reshape(-1, *gates.shape[-2:]).mean(axis=0)
+
+
+def _tasks(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = known if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in known:
+            raise InputError("unknown task", key="--tasks", value=name, remedy=f"choose from {', '.join(known)}")
+    return names
+
+
+def _files(folder: Path, scenes: str | None) -> dict[str, Path]:
+    """The cubes of a folder by name; an ENVI pair is its header."""
+    if not folder.is_dir():
+        raise InputError("no such folder", file=folder, key="--data", remedy="give a folder of clean cubes")
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() not in (".hdr", ".npy", ".npz", ".mat") or file.name.startswith("."):
+            continue
+        if file.stem in found:
+            raise InputError("two cubes of one name", file=file, key="--data", remedy=f"move {found[file.stem].name}")
+        found[file.stem] = file
+    if not found:
+        known = ", ".join(s for s in READERS if s in (".hdr", ".npy", ".npz", ".mat"))
+        raise InputError("no cubes there", file=folder, key="--data", remedy=f"cubes end in {known}")
+    if scenes is None:
+        return found
+    wanted = tuple(dict.fromkeys(part.strip() for part in scenes.split(",")))
+    for name in wanted:
+        if name not in found:
+            raise InputError("no such cube", file=folder, key="--scenes", value=name, remedy=f"has {', '.join(found)}")
+    return {name: found[name] for name in wanted}
+
+
+def _cube(file: Path, model: Model, scale: float | None, layout: str, key: str | None) -> Float32:
+    """A clean cube in the unit range, checked to be one."""
+    source = read_cube(file, layout=layout, key=key)
+    told = scale if scale is not None else source.scale if source.scale is not None else model.scale
+    cube = to_unit(source.cube, told)
+    ignored = source.ignore_value is not None and bool((source.cube == source.ignore_value).any())
+    if ignored or not np.isfinite(cube).all():
+        raise InputError(
+            "has missing pixels, so there is no truth to compare with",
+            file=file,
+            remedy="cut them away, or leave the cube out with --scenes",
+        )
+    if len(cube) < model.bands:
+        raise InputError(
+            f"has {len(cube)} bands, the network restores {model.bands}",
+            file=file,
+            key="bands",
+            remedy="leave it out with --scenes",
+        )
+    brightest = float(np.quantile(cube, 0.999))
+    if not 0.02 <= brightest <= 4:
+        console.warn(
+            f"{file.name}: 1.0 should be about the brightest, but 99.9 % lie below {brightest:.3g}; see --scale"
+        )
+    return cube
+
+
+def _refuse_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError("is a file", file=folder, key="--out", remedy="give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot be made: {error.strerror}", file=folder, key="--out", remedy="give a folder that can be written"
+        ) from error
+
+
+COLUMNS = ("task", "scene", *(f"{who} {what}" for what in ("PSNR", "SSIM", "SAM") for who in CONTENDERS), "gain")
+
+
+def _cells(name: tuple[str, str], figures: Sequence[Quality]) -> tuple[str, ...]:
+    before, _, after = figures
+    return (
+        *name,
+        *(f"{q.psnr:.2f}" for q in figures),
+        *(f"{q.ssim:.3f}" for q in figures),
+        *(f"{q.sam:.2f}" for q in figures),
+        f"{after.psnr - before.psnr:+.2f}",
+    )
+
+
+def _table(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+    """Every scene of a task, then their mean."""
+    from calibration.evaluation import means
+
+    for task, figures in means(rows).items():
+        for row in rows:
+            if row.task == task:
+                yield _cells((task, row.scene), (row.input, row.baseline, row.model))
+        yield _cells((task, "mean"), figures)
+
+
+def _show(rows: Sequence[Row]) -> None:
+    from calibration.baselines import BASELINES
+
+    from calibration.evaluation import means
+
+    console.table(
+        f"means over {len({r.scene for r in rows})} scenes",
+        ("task", "input dB", "baseline dB", "model dB", "gain dB", "SSIM", "SAM deg", "baseline"),
+        [
+            (
+                task,
+                f"{a.psnr:.2f}",
+                f"{b.psnr:.2f}",
+                f"{c.psnr:.2f}",
+                f"{c.psnr - a.psnr:+.2f}",
+                f"{c.ssim:.3f}",
+                f"{c.sam:.2f}",
+                BASELINES[task].name,
+            )
+            for task, (a, b, c) in means(rows).items()
+        ],
+    )
+
+
+def _write(
+    folder: Path,
+    model: Model,
+    rows: Sequence[Row],
+    pictured: dict[str, tuple[str, Cubes]],
+    seed: int,
+) -> None:
+    from .evaluation_page import evaluation_page, pictures_of
+    from .pictures import save_bytes
+    from .report import write_report
+
+    table = list(_table(rows))
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *table])
+    save_bytes(folder / "evaluation.csv", stream.getvalue().encode())
+    pictures = pictures_of(model, rows, pictured)
+    for name, png in pictures.files.items():
+        save_bytes(folder / name, png)
+    save_bytes(folder / "evaluation.md", _markdown(model, table, list(pictures.files), seed).encode())
+    write_report(folder / "evaluation.html", evaluation_page(model, rows, COLUMNS, table, pictures, seed))
+
+
+def _markdown(model: Model, table: list[tuple[str, ...]], files: list[str], seed: int) -> str:
+    means_only = [row for row in table if row[1] == "mean"]
+
+    def lines(rows: list[tuple[str, ...]], columns: tuple[str, ...]) -> list[str]:
+        def escaped(cell: str) -> str:
+            return cell.replace("|", "\\|")
+
+        head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        return head + ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
+
+    return "\n".join(
+        [
+            f"# {model.name}",
+            "",
+            f"{model.about or 'Nothing is said of its training.'}",
+            "",
+            "PSNR in dB from the mean squared error over all elements, SAM in degrees; for bandloss over the lost "
+            f"bands. Seed {seed}.",
+            "",
+            "## Means over scenes",
+            "",
+            *lines([(row[0], *row[2:]) for row in means_only], (COLUMNS[0], *COLUMNS[2:])),
+            "",
+            "## Every scene",
+            "",
+            *lines(table, COLUMNS),
+            "",
+            *(f"![{Path(name).stem}]({name})" for name in files),
+            "",
+        ]
+    )

@@ -1,0 +1,132 @@
+"""What `deploy evaluate` found, as pictures and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .pictures import Picture as Pixels
+from .pictures import choices_plot, error_map, fitted, gains_plot, png_bytes, rgb, spectra_plot, stretch_limits
+from .report import Case, ColourScale, Command, Picture, Plot, Report, Table, Verdict, figure_text
+
+if TYPE_CHECKING:
+    from calibration.evaluation import Cubes, Row
+
+    from .evaluate import Model
+
+SHOWN_PIXELS = ((0.25, 0.3), (0.5, 0.62), (0.75, 0.4))
+STRIP_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """PNG files by name, and the page's rows of single pictures."""
+
+    files: Mapping[str, bytes]
+    cases: tuple[Case, ...]
+
+
+def pictures_of(model: Model, rows: Sequence[Row], pictured: Mapping[str, tuple[str, Cubes]]) -> Pictures:
+    """Gains, experts and spectra as plots, and a strip of every task: degraded, baseline, restored, truth, error.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    from calibration.baselines import BASELINES
+
+    from calibration.evaluation import choices, means
+
+    gains = {task: (b.psnr - a.psnr, c.psnr - a.psnr) for task, (a, b, c) in means(rows).items()}
+    files = {
+        "gains.png": gains_plot(
+            {task: dict(zip(("baseline", "model"), pair, strict=True)) for task, pair in gains.items()}
+        )
+    }
+    if rows[0].gates.size:
+        files["experts.png"] = choices_plot(choices(rows), model.balances)
+    cases = []
+    for task, (scene, cubes) in pictured.items():
+        wavelengths = model.wavelengths if model.wavelengths and len(model.wavelengths) == len(cubes.truth) else None
+        stretch = stretch_limits(cubes.truth, wavelengths)
+        shown = {
+            "degraded": cubes.degraded,
+            BASELINES[task].name: cubes.baseline,
+            "restored": cubes.restored,
+            "truth": cubes.truth,
+        }
+        images = {label: fitted(rgb(cube, wavelengths, stretch), shortest=STRIP_SIDE) for label, cube in shown.items()}
+        error, limit = error_map(cubes.restored, cubes.truth)
+        images["error"] = fitted(error, shortest=STRIP_SIDE)
+        files[f"{task}.png"] = png_bytes(_strip(list(images.values())))
+        scale = ColourScale("0", f"{figure_text(limit, 2)} or more")
+        row = next(r for r in rows if r.task == task and r.scene == scene)
+        note = f"{row.input.psnr:.1f} dB in, baseline {row.baseline.psnr:.1f} dB, model {row.model.psnr:.1f} dB"
+        described = tuple(
+            Picture(label, png_bytes(image), f"{label}, {task} of {scene}", scale if label == "error" else None)
+            for label, image in images.items()
+        )
+        cases.append(Case(f"{task}: {scene}", described, note))
+    task, (_, cubes) = next(iter(pictured.items()))
+    size = cubes.truth.shape[1:]
+    pixels = [(int(a * size[0]), int(b * size[1])) for a, b in SHOWN_PIXELS]
+    centres = model.wavelengths if model.wavelengths and len(model.wavelengths) == len(cubes.truth) else None
+    series = {"degraded": cubes.degraded, "restored": cubes.restored, "truth": cubes.truth}
+    files["spectra.png"] = spectra_plot(series, pixels, centres, scale=f"share of full scale, {task}")
+    return Pictures(files, tuple(cases))
+
+
+def evaluation_page(
+    model: Model,
+    rows: Sequence[Row],
+    columns: tuple[str, ...],
+    table: Sequence[tuple[str, ...]],
+    pictures: Pictures,
+    seed: int,
+) -> Report:
+    """The page of `deploy evaluate`."""
+    from calibration.baselines import BASELINES
+
+    from calibration.evaluation import means
+
+    found = means(rows)
+    ahead = [task for task, (_, b, c) in found.items() if c.psnr > b.psnr]
+    behind = [task for task in found if task not in ahead]
+    mean_gain = float(np.mean([c.psnr - a.psnr for a, _, c in found.values()]))
+    text = f"{mean_gain:+.1f} dB on average over {len(found)} tasks and {len({r.scene for r in rows})} scenes."
+    detail = (
+        f"Behind the classical method on {', '.join(behind)}." if behind else "Ahead of the classical method on all."
+    )
+    scenes = Table("Every scene", columns, tuple(row for row in table if row[1] != "mean"))
+    mean = Table(
+        "Means over scenes",
+        (columns[0], *columns[2:], "baseline"),
+        tuple((row[0], *row[2:], BASELINES[row[0]].name) for row in table if row[1] == "mean"),
+        "PSNR from the mean squared error over all elements, in dB; SAM in degrees; bandloss over the lost bands only.",
+    )
+    plots = [Plot("Gain over the degraded input", pictures.files["gains.png"], "PSNR gain of baseline and model.")]
+    if "experts.png" in pictures.files:
+        note = "" if model.balances is None else "Below an expert's number: the share of its spatial branch."
+        alt = "Share of scenes in which every expert was chosen, per layer and degradation."
+        plots.append(Plot("Experts that the network chose", pictures.files["experts.png"], alt, note))
+    plots.append(Plot("Spectra", pictures.files["spectra.png"], "Spectra of three pixels: degraded, restored, truth."))
+    return Report(
+        title=f"{model.name} on clean cubes",
+        subtitle=model.about,
+        verdict=Verdict("unjudged", text, detail),
+        cases=pictures.cases,
+        plots=tuple(plots),
+        tables=(mean, scenes),
+        commands=(
+            Command(f"deploy evaluate {model.name} --data DIR --seed {seed}", "measures it and writes this page"),
+        ),
+        footnotes=("Scores of cubes that the model was trained on flatter it.",),
+    )
+
+
+def _strip(images: Sequence[Pixels]) -> Pixels:
+    gap = np.full((images[0].shape[0], 4, 3), 255, np.uint8)
+    parts = [part for image in images for part in (gap, image)][1:]
+    return np.concatenate(parts, axis=1)

@@ -1,0 +1,65 @@
+"""Evaluation: the figures are those of the cubes, and a scene's row depends on nothing but itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from calibration.baselines import BASELINES
+from numpy.typing import NDArray
+
+from calibration.degradations import DEGRADATIONS, lost_bands
+from calibration.evaluation import TASKS, choices, evaluate, means
+from calibration.quality import psnr, sam, ssim
+from runtime.sources.simulator import simulate_scene
+
+Float32 = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[str, Float32]:
+    return {name: simulate_scene(seed, 8, 64, 72).truth for seed, name in enumerate(("a", "b"))}
+
+
+def half(cube: Float32) -> tuple[Float32, Float32]:
+    """Half the cube, by an expert that follows from its brightness."""
+    gates = np.zeros((2, 3), np.float32)
+    gates[:, 0 if cube.mean() > 0.1 else 2] = 0.7
+    return cube / 2, gates
+
+
+def test_every_task_is_measured_and_has_a_baseline(scenes: dict[str, Float32]) -> None:
+    assert set(TASKS) == set(BASELINES) <= set(DEGRADATIONS)
+    rows = [row for row, _ in evaluate([("a", scenes["a"])], half)]
+    assert [row.task for row in rows] == list(TASKS)
+
+
+def test_the_figures_are_those_of_the_cubes(scenes: dict[str, Float32]) -> None:
+    for row, cubes in evaluate(scenes.items(), half, tasks=("noise", "bandloss", "sr")):
+        bands = lost_bands(cubes.degraded) if row.task == "bandloss" else None
+        for quality, cube in ((row.input, cubes.degraded), (row.baseline, cubes.baseline), (row.model, cubes.restored)):
+            assert quality.psnr == psnr(cube, scenes[row.scene], bands)
+            assert quality.ssim == ssim(cube, scenes[row.scene], bands)
+            assert quality.sam == sam(cube, scenes[row.scene], bands)
+        np.testing.assert_array_equal(cubes.restored, cubes.degraded / 2)
+        np.testing.assert_array_equal(cubes.truth, scenes[row.scene])
+        assert not np.array_equal(cubes.degraded, cubes.truth)
+
+
+def test_a_row_depends_on_its_scene_task_and_seed_alone(scenes: dict[str, Float32]) -> None:
+    def figures(names: tuple[str, ...], tasks: tuple[str, ...], seed: int) -> dict[tuple[str, str], float]:
+        given = [(name, scenes[name]) for name in names]
+        return {(r.task, r.scene): r.input.psnr for r, _ in evaluate(given, half, tasks=tasks, seed=seed)}
+
+    alone = figures(("b",), ("noise",), 0)
+    assert figures(("a", "b"), ("inpaint", "noise"), 0)["noise", "b"] == alone["noise", "b"]
+    assert figures(("b",), ("noise",), 1) != alone
+
+
+def test_means_and_choices_are_over_scenes(scenes: dict[str, Float32]) -> None:
+    rows = [row for row, _ in evaluate(scenes.items(), half, tasks=("noise", "poisson"))]
+    found = means(rows)
+    assert list(found) == ["noise", "poisson"]
+    assert found["noise"][2].psnr == pytest.approx(np.mean([r.model.psnr for r in rows if r.task == "noise"]))
+    for share in choices(rows).values():
+        assert share.shape == (2, 3)
+        np.testing.assert_allclose(share.sum(axis=1), 1)

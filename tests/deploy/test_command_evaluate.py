@@ -1,0 +1,121 @@
+"""`deploy evaluate`: what it measures, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibration.evaluation import TASKS
+from deploy.evaluate import COLUMNS, CONTENDERS
+from runtime.files import write_cube
+from runtime.sources.simulator import simulate_scene
+from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def cubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cube of 16 bits as .npz, floats as .npy, and an ENVI pair with a scale of its own."""
+    folder = tmp_path_factory.mktemp("cubes")
+    truths = [simulate_scene(seed, 31, 64, 64).truth.transpose(1, 2, 0) for seed in range(3)]
+    np.savez(folder / "digital.npz", cube=np.rint(truths[0] * 65535).astype(np.uint16))
+    np.save(folder / "floats.npy", truths[1])
+    fields = {"reflectance scale factor": "10000"}
+    numbers = np.rint(truths[2].transpose(2, 0, 1) * 10000).astype(np.uint16)
+    write_cube(folder / "envi.hdr", numbers, fields=fields)
+    (folder / "notes.txt").write_text("not a cube")
+    return folder
+
+
+def test_every_task_is_measured_and_written(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("evaluate", tiny_checkpoint, "--data", cubes, "--scenes", "digital", "--out", out)
+    done = invoke(capsys, *arguments, "--json")
+    assert done.code == 0, done.err
+    assert list(done.json["tasks"]) == list(TASKS)
+    assert_finite(done.json)
+    for task in done.json["tasks"].values():
+        assert set(task) == set(CONTENDERS)
+        for figures in task.values():
+            assert {"psnr", "ssim", "sam"} <= set(figures)
+    with (out / "evaluation.csv").open() as file:
+        header, *rows = list(csv.reader(file))
+    assert tuple(header) == COLUMNS and {row[1] for row in rows} == {"digital", "mean"}
+    noise = done.json["tasks"]["noise"]
+    assert [float(v) for v in rows[0][2:5]] == pytest.approx([noise[who]["psnr"] for who in CONTENDERS], abs=0.006)
+    text = (out / "evaluation.md").read_text()
+    for name in ("gains.png", "experts.png", "spectra.png", *(f"{task}.png" for task in TASKS)):
+        assert f"]({name})" in text and (out / name).read_bytes().startswith(PNG)
+    page = (out / "evaluation.html").read_text()
+    assert page.count("data:image/png;base64") >= 5 * len(TASKS) and "digital" in page
+    again = invoke(capsys, *arguments, "--json")
+    assert again.json == done.json
+
+
+def test_every_file_is_taken_at_its_scale(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    arguments = ("evaluate", tiny_checkpoint, "--data", cubes, "--tasks", "inpaint", "--out", tmp_path / "out")
+    done = invoke(capsys, *arguments, "--json")
+    assert done.code == 0, done.err
+    scenes = done.json["scenes"]["inpaint"]
+    assert set(scenes) == {"digital", "floats", "envi"} and done.json["warnings"] == []
+    for name, seed in (("digital", 0), ("floats", 1), ("envi", 2)):
+        power = float(np.mean(simulate_scene(seed, 31, 64, 64).truth ** 2))
+        # Seven or eight tenths of the elements are lost.
+        expected = [-10 * np.log10(rate * power) for rate in (0.7, 0.8)]
+        assert min(abs(scenes[name]["input"]["psnr"] - e) for e in expected) < 0.15
+
+
+def test_a_bundle_is_measured_as_its_checkpoint(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tiny_bundle: Path, cubes: Path, tmp_path: Path
+) -> None:
+    figures = []
+    for model in (tiny_checkpoint, tiny_bundle):
+        arguments = ("--data", cubes, "--scenes", "floats", "--tasks", "noise,bandloss", "--out", tmp_path / "out")
+        done = invoke(capsys, "evaluate", model, *arguments, "--json")
+        assert done.code == 0, done.err
+        figures.append(done.json["tasks"])
+    for task in ("noise", "bandloss"):
+        assert figures[0][task]["input"] == figures[1][task]["input"]
+        assert figures[0][task]["model"]["psnr"] == pytest.approx(figures[1][task]["model"]["psnr"], abs=1e-3)
+
+
+def test_mistakes_are_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tiny_bundle: Path, cubes: Path, tmp_path: Path
+) -> None:
+    def refused(*arguments: object, model: object = tiny_checkpoint, parts: tuple[str, ...]) -> None:
+        done = invoke(capsys, "evaluate", model, "--out", tmp_path / "out", *arguments)
+        assert_failed(done, 2, *parts)
+
+    refused("--data", tmp_path / "nowhere", parts=("no such folder", "--data"))
+    refused("--data", tmp_path, parts=("no cubes there",))
+    refused("--data", cubes, "--tasks", "noise,fog", parts=("unknown task", "fog", "noise, blur"))
+    refused("--data", cubes, "--scenes", "digitl", parts=("no such cube", "digitl", "digital"))
+    refused("--data", cubes, model="damp-huge", parts=("no such checkpoint", "damp-tiny"))
+    refused("--data", cubes, "--top-k", 1, model=tiny_bundle, parts=("top-k is fixed",))
+    few = tmp_path / "few"
+    few.mkdir()
+    np.save(few / "grey.npy", np.zeros((64, 64, 3), np.float32))
+    refused("--data", few, parts=("has 3 bands", "grey.npy"))
+    holes = tmp_path / "holes"
+    holes.mkdir()
+    np.save(holes / "holes.npy", np.full((64, 64, 31), np.nan, np.float32))
+    refused("--data", holes, parts=("missing pixels", "holes.npy"))
+    (tmp_path / "file").write_text("")
+    done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", cubes, "--out", tmp_path / "file", "--json")
+    assert assert_json_error(done, 2)["key"] == "--out"
+
+
+def test_a_doubtful_scale_is_warned_of(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    arguments = ("--scenes", "digital", "--tasks", "bandloss", "--out", tmp_path / "out", "--scale", 1000, "--json")
+    done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", cubes, *arguments)
+    assert done.code == 0 and any("digital.npz" in warning for warning in done.json["warnings"])
