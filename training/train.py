@@ -1,61 +1,77 @@
 """Train a DAMP on real cubes: `python -m training.train --recipe training/recipes/damp-tiny.yaml --data DIR --out DIR`.
 
-L1 loss, AdamW, cosine schedule with warm-up, exponential moving average, gating noise as in the paper. A run that was
-stopped goes on from its last saved state with the same numbers: every draw follows from seed and step.
+L1, AdamW, cosine schedule with warm-up, exponential moving average, gating noise as in the paper; bfloat16 on a GPU,
+float32 on a CPU. A run that was stopped, by Ctrl-C or by a power cut, goes on from its last saved state with the same
+numbers: every draw follows from seed and step.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import io
 import math
+import signal
+import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
-from calibration.degradations import DEGRADATIONS
+from calibration.degradations import DEGRADATIONS, lost_bands
 from calibration.quality import psnr
-from export.networks import save_checkpoint
-from export.networks.damp import Damp, DampConfig
-from runtime.durable import replacing
+from export.networks import load_checkpoint, save_checkpoint
+from export.networks.damp import Damp
+from export.networks.damp.config import SIZE_MULTIPLE
+from runtime.durable import write_bytes
+from runtime.errors import ConfigError, DeployError, InputError
 from runtime.metrics import prompt_metrics
+from training.curves import append_row, draw_curves, drop_rows_after
 from training.data import Batch, draw_batch, load_scenes
+from training.growth import grow
+from training.recipe import Loss, Optimiser, Recipe, load_recipe
 
 VALIDATION_SIZE = 128
-console = Console(stderr=True)
+SPATIAL_ALPHA = 30.0
+"""Its sigmoid is 1 in float32: nothing of a spectral branch is left."""
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def learning_rate(step: int, options: dict[str, Any]) -> float:
+@dataclass
+class Run:
+    """What a training changes as it goes."""
+
+    net: Damp
+    optimiser: torch.optim.AdamW
+    ema: dict[str, Tensor]
+    step: int = 0
+
+
+def learning_rate(step: int, options: Optimiser) -> float:
     """Linear warm-up, then a cosine down to the last learning rate."""
-    first, last, warmup = options["learning_rate"], options["last_learning_rate"], options["warmup"]
+    first, last, warmup = options.learning_rate, options.last_learning_rate, options.warmup
     if step < warmup:
-        return float(first * (step + 1) / warmup)
-    progress = (step - warmup) / max(1, options["steps"] - warmup)
-    return float(last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        return first * (step + 1) / warmup
+    progress = (step - warmup) / max(1, options.steps - warmup)
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def validate(net: Damp, scenes: dict[str, np.ndarray], seed: int) -> dict[str, float]:
-    """PSNR gain in dB over the degraded input per task, mean over scenes (centre crops)."""
-    net.eval()
-    gains: dict[str, float] = {}
-    for index, task in enumerate(DEGRADATIONS):
-        rows = []
-        for place, scene in enumerate(scenes.values()):
-            at = (scene.shape[1] - VALIDATION_SIZE) // 2
-            clean = scene[:, at : at + VALIDATION_SIZE, at : at + VALIDATION_SIZE]
-            bad = DEGRADATIONS[task](clean, np.random.default_rng([seed, index, place]))
-            metrics = torch.from_numpy(prompt_metrics(bad, net.config.metric_set))[None]
-            with torch.no_grad():
-                restored = net(torch.from_numpy(bad)[None], metrics)[0][0].numpy()
-            rows.append(psnr(restored, clean) - psnr(bad, clean))
-        gains[task] = float(np.mean(rows))
-    return gains
+def softened(errors: Tensor, loss: Loss, progress: float) -> Tensor:
+    """The loss of a batch from the L1 error [B] of its patches, `progress` 0 to 1 through the run; see `Loss`."""
+    if loss.first_floor is None or loss.last_floor is None:
+        return errors.mean()
+    floor = loss.first_floor * (loss.last_floor / loss.first_floor) ** progress
+    return floor * torch.log1p(errors / floor).mean()
 
 
 def start_transparent(net: Damp, gain: float = 4.0) -> None:
@@ -75,115 +91,256 @@ def start_transparent(net: Damp, gain: float = 4.0) -> None:
             merge.weight[:, channels:, 0, 0] += torch.eye(channels)
 
 
-def average(ema: dict[str, torch.Tensor], net: Damp, step: int, decay: float) -> None:
+def average(ema: dict[str, Tensor], net: Damp, step: int, decay: float) -> None:
     """Move the averaged weights towards the present ones; short memory at the start."""
     rate = 1 - min(decay, (1 + step) / (10 + step))
-    for key, value in net.state_dict().items():
-        if value.is_floating_point():
-            ema[key].lerp_(value, rate)
+    present = net.state_dict()
+    moving = [key for key, value in present.items() if value.is_floating_point()]
+    torch._foreach_lerp_([ema[key] for key in moving], [present[key] for key in moving], rate)
 
 
-def train(recipe: dict[str, Any], data: Path, out: Path) -> Path:
-    """Run the recipe to its end (or go on with it) and return the path of the written checkpoint."""
-    options, seed = recipe["optimiser"], recipe["seed"]
-    config = DampConfig.from_dict(recipe["network"])
-    scenes = load_scenes(data, recipe["data"]["scale"])
-    held = {k: v for k, v in scenes.items() if k in recipe["data"]["validation"]}
-    used = [v for k, v in scenes.items() if k not in held]
-    torch.manual_seed(seed)
-    net = Damp(config)
-    start_transparent(net)
-    optimiser = torch.optim.AdamW(
-        [p for p in net.parameters() if p.requires_grad], weight_decay=options["weight_decay"]
-    )
-    ema = {k: v.clone() for k, v in net.state_dict().items()}
-    first, state_file = 0, out / "state.pt"
-    out.mkdir(parents=True, exist_ok=True)
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        net.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
-        ema, first = state["ema"], state["step"]
-        console.print(f"going on at step {first}")
+def prompt_of(cube: NDArray[np.float32], net: Damp, recipe: Recipe) -> NDArray[np.float32]:
+    """The metrics [M] that the gates are shown: the cube's, or zeros where the prompt is ablated."""
+    metrics = prompt_metrics(cube, net.config.metric_set)
+    return np.zeros_like(metrics) if recipe.ablate == "prompt" else metrics
 
-    def batch_of(step: int) -> Batch:
+
+def validate(net: Damp, scenes: dict[str, NDArray[np.float32]], recipe: Recipe) -> dict[str, float]:
+    """PSNR gain in dB over the degraded input per task (over the lost bands after band loss), mean over scenes.
+
+    Centre crops; scenes smaller than a frame are left out, scenes of more bands give their middle ones.
+    """
+    net.eval()
+    device = next(net.parameters()).device
+    gains: dict[str, float] = {}
+    for index, task in enumerate(DEGRADATIONS):
+        rows = []
+        for place, scene in enumerate(scenes.values()):
+            size = min(VALIDATION_SIZE, min(scene.shape[1:]) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+            if size == 0:
+                continue
+            band, line, sample = (
+                (n - m) // 2 for n, m in zip(scene.shape, (net.config.bands, size, size), strict=True)
+            )
+            clean = scene[band : band + net.config.bands, line : line + size, sample : sample + size]
+            bad = DEGRADATIONS[task](clean, np.random.default_rng([recipe.seed, index, place]))
+            metrics = torch.from_numpy(prompt_of(bad, net, recipe))[None]
+            with torch.no_grad():
+                restored = net(torch.from_numpy(bad)[None].to(device), metrics.to(device))[0][0].cpu().numpy()
+            lost = lost_bands(bad)
+            bands = lost if lost.any() else None
+            rows.append(psnr(restored, clean, bands) - psnr(bad, clean, bands))
+        gains[task] = float(np.mean(rows)) if rows else math.nan
+    return gains
+
+
+def begin(recipe: Recipe, device: torch.device) -> Run:
+    """The run before its first step. Raises CheckpointError, ConfigError."""
+    torch.manual_seed(recipe.seed)
+    net = Damp(recipe.config)
+    if recipe.start is None:
+        start_transparent(net)
+    else:
+        grow(net, load_checkpoint(recipe.start, recipe.config.top_k))
+    if recipe.ablate == "spectral":
+        for name, module in net.named_modules():
+            if hasattr(module, "alpha"):
+                assert name.startswith("dec")
+                module.alpha.requires_grad_(False).fill_(SPATIAL_ALPHA)
+    net.to(device, memory_format=torch.channels_last)
+    learned = [p for p in net.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learned, weight_decay=recipe.optimiser.weight_decay)
+    return Run(net, optimiser, {k: v.clone() for k, v in net.state_dict().items()})
+
+
+def save(run: Run, recipe: Recipe, file: Path) -> None:
+    """Write the state from which `resume` goes on."""
+    state = {"net": run.net.state_dict(), "optimiser": run.optimiser.state_dict(), "ema": run.ema, "step": run.step}
+    # PyTorch says RuntimeError, without a cause, where a disk is full.
+    stream = io.BytesIO()
+    torch.save({**state, "recipe": recipe.digest()}, stream)
+    write_bytes(file, stream.getvalue())
+
+
+def resume(run: Run, recipe: Recipe, file: Path) -> None:
+    """Bring `run` to where `file` says. Raises ConfigError where another recipe wrote it."""
+    state = torch.load(file, weights_only=True, map_location=next(run.net.parameters()).device)
+    if state.get("recipe") != recipe.digest():
+        raise ConfigError(
+            "another recipe wrote this run's state", file=file, key="recipe", value=state.get("recipe"),
+            remedy="give another --out, or the recipe that the run began with",
+        )  # fmt: skip
+    run.net.load_state_dict(state["net"])
+    run.optimiser.load_state_dict(state["optimiser"])
+    run.ema, run.step = state["ema"], state["step"]
+
+
+def step(run: Run, recipe: Recipe, batch: Batch) -> NDArray[np.float64]:
+    """One step; the L1 errors [B] of the batch's patches before it."""
+    device = next(run.net.parameters()).device
+    options = recipe.optimiser
+    for group in run.optimiser.param_groups:
+        group["lr"] = learning_rate(run.step, options)
+    torch.manual_seed(recipe.seed * 1_000_003 + run.step)
+    run.net.train()
+    degraded = torch.from_numpy(batch.degraded).to(device, memory_format=torch.channels_last)
+    metrics = torch.from_numpy(batch.metrics).to(device)
+    if recipe.ablate == "prompt":
+        metrics = torch.zeros_like(metrics)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        restored, _ = run.net(degraded, metrics)
+    errors = (restored.float() - torch.from_numpy(batch.clean).to(device)).abs().mean((1, 2, 3))
+    loss = softened(errors, recipe.loss, run.step / options.steps)
+    run.optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.net.parameters(), options.gradient_norm)
+    run.optimiser.step()
+    average(run.ema, run.net, run.step, options.ema)
+    run.step += 1
+    return errors.detach().double().cpu().numpy()
+
+
+def averaged(run: Run, recipe: Recipe) -> Damp:
+    """The network of the averaged weights, on the run's device."""
+    net = Damp(recipe.config)
+    net.load_state_dict(run.ema)
+    return net.to(next(run.net.parameters()).device)
+
+
+def train(recipe: Recipe, data: Path | Sequence[Path], out: Path, device: str = "cpu") -> Path:
+    """Run the recipe to its end (or go on with it) and return the path of the written checkpoint.
+
+    `out` receives state.pt, training.csv (mean L1, and per task), validation.csv (gains in dB), curves.png and the
+    checkpoint `<name>.safetensors`.
+
+    Raises:
+        DeployError: no data, another recipe's state, a start that does not fit, a full disk.
+        KeyboardInterrupt: stopped; the state is saved, the same call goes on.
+    """
+    scenes = load_scenes(data, recipe.data)
+    missing = sorted(set(recipe.data.validation) - set(scenes))
+    if missing:
+        raise ConfigError("no such scene", key="data.validation", value=missing[0], remedy="name scenes of --data")
+    bands = recipe.config.bands
+    narrow = next((name for name, scene in scenes.items() if len(scene) < bands), None)
+    if narrow is not None:
+        raise ConfigError(
+            f"{narrow} has only {len(scenes[narrow])} bands", key="network.bands", value=bands, remedy="leave it out"
+        )
+    held = {name: scenes.pop(name) for name in dict.fromkeys(recipe.data.validation)}
+    largest = max(p.size for p in recipe.patches)
+    used = [s for s in scenes.values() if min(s.shape[1:]) >= largest]
+    if not used:
+        raise ConfigError("no scene is as large as a patch", key="patches", value=largest, remedy="smaller patches")
+    run = begin(recipe, torch.device(device))
+    state = out / "state.pt"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be made: {error.strerror}", file=out, remedy="give another --out") from error
+    if state.exists():
+        resume(run, recipe, state)
+        console.print(f"going on at step {run.step}")
+    for log in ("training.csv", "validation.csv"):
+        drop_rows_after(out / log, run.step)
+    with _stopping() as stopped, _progress(recipe, run.step) as moved:
+        for errors, tasks in _steps(run, recipe, used):
+            due = {k for k in ("log", "validate", "save") if run.step % getattr(recipe, f"{k}_every") == 0}
+            last = run.step == recipe.optimiser.steps
+            moved(run.step, errors, tasks, "log" in due or last, out / "training.csv")
+            if "validate" in due or last:
+                gains = validate(averaged(run, recipe), held, recipe)
+                console.print(f"step {run.step} gain in dB: " + ", ".join(f"{k} {v:+.2f}" for k, v in gains.items()))
+                append_row(out / "validation.csv", {"step": run.step, **gains})
+                draw_curves(out)
+            if "save" in due or last or stopped:
+                save(run, recipe, state)
+            if stopped:
+                raise KeyboardInterrupt
+    spacing = recipe.data.wavelengths
+    centres = tuple(np.linspace(spacing.first, spacing.last, spacing.count)) if spacing else ()
+    file = out / f"{recipe.name}.safetensors"
+    net = averaged(run, recipe).cpu()
+    return save_checkpoint(net, file, scale=recipe.data.stored_scale, wavelengths=centres, about=recipe.about())
+
+
+def _steps(
+    run: Run, recipe: Recipe, scenes: list[NDArray[np.float32]]
+) -> Iterator[tuple[NDArray[np.float64], tuple[str, ...]]]:
+    config = recipe.config
+
+    def batch_of(number: int) -> Batch:
         return draw_batch(
-            used,
-            recipe["tasks"],
-            [tuple(p) for p in recipe["patches"]],
-            tuple(recipe["data"]["gain"]),
-            config.metric_set,
-            seed,
-            step,
+            scenes, recipe.tasks, recipe.patches, recipe.data.gain, config.bands, config.metric_set, recipe.seed, number
         )
 
-    log_file = out / "training.csv"
-    began = time.monotonic()
     with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(batch_of, first)
-        losses = []
-        for step in range(first, options["steps"]):
+        waiting = ahead.submit(batch_of, run.step)
+        while run.step < recipe.optimiser.steps:
             batch = waiting.result()
-            waiting = ahead.submit(batch_of, step + 1)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, options)
-            torch.manual_seed(seed * 1_000_003 + step)
-            net.train()
-            restored, _ = net(torch.from_numpy(batch.degraded), torch.from_numpy(batch.metrics))
-            loss = (restored - torch.from_numpy(batch.clean)).abs().mean()
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), options["gradient_norm"])
-            optimiser.step()
-            average(ema, net, step, options["ema"])
-            losses.append(loss.item())
-            done = step + 1
-            if done % recipe["log_every"] == 0:
-                each = (time.monotonic() - began) / (done - first)
-                console.print(f"step {done}/{options['steps']} L1 {np.mean(losses):.5f} {each:.2f} s/step")
-                _append(log_file, {"step": done, "loss": float(np.mean(losses))})
-                losses = []
-            if done % recipe["save_every"] == 0 or done == options["steps"]:
-                with replacing(state_file) as temporary:
-                    torch.save(
-                        {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema, "step": done},
-                        temporary,
-                    )
-            if done % recipe["validate_every"] == 0 or done == options["steps"]:
-                averaged = Damp(config)
-                averaged.load_state_dict(ema)
-                gains = validate(averaged, held, seed)
-                console.print("gain in dB: " + ", ".join(f"{k} {v:+.2f}" for k, v in gains.items()))
-                _append(out / "validation.csv", {"step": done, **gains})
-    averaged = Damp(config)
-    averaged.load_state_dict(ema)
-    spacing = recipe["data"]["wavelengths"]
-    return save_checkpoint(
-        averaged,
-        out / f"{recipe['name']}.safetensors",
-        scale=recipe["data"]["scale"],
-        wavelengths=tuple(np.linspace(spacing["first"], spacing["last"], spacing["count"])),
-        about=f"recipe {recipe['name']}, {options['steps']} steps, seed {seed}; trained on CAVE, data not included",
-    )
+            waiting = ahead.submit(batch_of, run.step + 1)
+            yield step(run, recipe, batch), batch.tasks
 
 
-def _append(path: Path, row: dict[str, float]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """A list that is filled by the first SIGINT or SIGTERM; the second ends the process as usual."""
+    received: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        received.append(number)
+        for each, before in previous.items():
+            signal.signal(each, before)
+        console.print("stopping after this step")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for each, before in previous.items():
+            signal.signal(each, before)
+
+
+@contextmanager
+def _progress(recipe: Recipe, first: int) -> Iterator[Any]:
+    """A bar for people at a terminal, lines in a log, and rows in training.csv."""
+    columns = (TextColumn(recipe.name), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    began, seen = time.monotonic(), defaultdict[str, list[float]](list)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(recipe.name, total=recipe.optimiser.steps, completed=first)
+
+        def moved(at: int, errors: NDArray[np.float64], tasks: tuple[str, ...], log: bool, file: Path) -> None:
+            bar.update(task, completed=at)
+            for name, error in zip(tasks, errors, strict=True):
+                seen[name].append(float(error))
+            if not log:
+                return
+            mean = float(np.mean([e for each in seen.values() for e in each]))
+            pace = (time.monotonic() - began) / (at - first)
+            console.print(f"step {at}/{recipe.optimiser.steps} L1 {mean:.5f} {pace:.2f} s/step")
+            each = {name: float(np.mean(seen[name])) if seen[name] else math.nan for name in recipe.tasks}
+            append_row(file, {"step": at, "loss": mean, **each})
+            seen.clear()
+
+        yield moved
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder of .npz scenes")
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
+    parser.add_argument("--recipe", type=Path, required=True, help="a YAML file; see training/recipes/")
+    parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of .npz scenes")
     parser.add_argument("--out", type=Path, required=True, help="where the run keeps its state and its result")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda")
     arguments = parser.parse_args()
-    recipe = yaml.safe_load(arguments.recipe.read_text())
-    console.print(f"wrote {train(recipe, arguments.data, arguments.out)}")
+    try:
+        file = train(load_recipe(arguments.recipe), arguments.data, arguments.out, arguments.device)
+        console.print(f"wrote {file}", markup=False)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on")
+        sys.exit(130)
+    except DeployError as error:
+        console.print(f"error: {error.one_line()}", markup=False)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

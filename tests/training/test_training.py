@@ -1,15 +1,20 @@
-"""Training: the schedule, draws that follow from seed and step, and runs that go on as if never stopped."""
+"""Training: recipes, the schedule, the loss, draws that follow from seed and step, runs that go on where they were."""
 
 from __future__ import annotations
 
 import copy
 import csv
+import io
+import math
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,17 +24,36 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 
 from calibration.degradations import DEGRADATIONS
-from export.networks import load_checkpoint
-from export.networks.damp import SIZE_MULTIPLE, Damp, DampConfig
-from runtime.errors import InputError
+from calibration.quality import psnr
+from export.networks import load_checkpoint, packaged_models
+from export.networks.damp import Damp, DampConfig
+from runtime.errors import CheckpointError, ConfigError, CubeError, CubeFileError, InputError
 from runtime.metrics import prompt_metrics
 from training import train as training
-from training.data import draw_batch, draw_patch, load_scenes
-from training.train import average, learning_rate, start_transparent, train
+from training.curves import append_row, draw_curves, drop_rows_after, read_rows
+from training.data import Batch, draw_batch, draw_patch, load_scenes
+from training.growth import grow
+from training.recipe import Data, Loss, Optimiser, Recipe, load_recipe
+from training.train import (
+    SPATIAL_ALPHA,
+    average,
+    begin,
+    learning_rate,
+    main,
+    prompt_of,
+    save,
+    softened,
+    start_transparent,
+    step,
+    train,
+    validate,
+)
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
 BANDS = 4
 RECIPE: dict[str, Any] = {
     "name": "nano",
@@ -49,13 +73,16 @@ RECIPE: dict[str, Any] = {
         "metric_set": "paper6",
     },
     "data": {
+        "name": "noise",
         "scale": 65535,
+        "stored_scale": 65535,
         "wavelengths": {"first": 400, "last": 700, "count": BANDS},
         "validation": ["held"],
         "gain": [0.6, 2.5],
     },
     "tasks": {"noise": 0.5, "blur": 0.2, "bandloss": 0.3},
-    "patches": [[2, 64, 0.7], [1, 64, 0.3]],
+    "patches": [{"count": 2, "size": 64, "share": 0.7}, {"count": 1, "size": 64, "share": 0.3}],
+    "loss": {"first_floor": 0.2, "last_floor": 0.01},
     "optimiser": {
         "steps": 4,
         "learning_rate": 1.0e-3,
@@ -71,6 +98,47 @@ RECIPE: dict[str, Any] = {
 }
 
 
+def content(**changes: Any) -> dict[str, Any]:
+    """RECIPE with other values; `optimiser__steps` is the key `optimiser.steps`."""
+    changed = copy.deepcopy(RECIPE)
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        inner = changed
+        for parent in parents:
+            inner = inner[parent]
+        inner[key] = value
+    return changed
+
+
+def made(**changes: Any) -> Recipe:
+    return Recipe.model_validate(content(**changes))
+
+
+def written(folder: Path, recipe: dict[str, Any]) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def interrupt_at(at: int, act: Callable[[], None]) -> Callable[[int, Optimiser], float]:
+    """A learning rate that acts as step `at` begins."""
+
+    def rate(number: int, options: Optimiser) -> float:
+        if number == at:
+            act()
+        return learning_rate(number, options)
+
+    return rate
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Sums in one order, so that runs can be compared bit by bit."""
@@ -84,8 +152,8 @@ def one_thread() -> Iterator[None]:
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two scenes to train on and one to hold out, [lines, samples, bands] of 16 bits."""
     folder = tmp_path_factory.mktemp("scenes")
-    for seed, name in enumerate(("one", "two", "held")):
-        cube = np.random.default_rng(seed).integers(0, 60000, (130, 140, BANDS), np.uint16)
+    for seed, (name, *size) in enumerate((("one", 130, 140), ("two", 130, 140), ("held", 70, 80))):
+        cube = np.random.default_rng(seed).integers(0, 60000, (*size, BANDS), np.uint16)
         np.savez(folder / f"{name}.npz", cube=cube)
     return folder
 
@@ -93,17 +161,150 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def straight(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a run that nothing stopped."""
-    return train(RECIPE, scenes, tmp_path_factory.mktemp("straight"))
+    return train(made(), scenes, tmp_path_factory.mktemp("straight"))
+
+
+BUSY = {"log_every": 1, "validate_every": 1}
+
+
+@pytest.fixture(scope="module")
+def busy(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of the same run, logged and validated at every step and saved at other ones."""
+    return train(made(**BUSY, save_every=3), scenes, tmp_path_factory.mktemp("busy"))
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        ({"sead": 1}, "sead", "not permitted"),
+        ({"optimiser__momentum": 0.9}, "optimiser.momentum", "not permitted"),
+        ({"tasks": {"noise": 1, "rain": 1}}, "tasks", "rain"),
+        ({"tasks": {}}, "tasks", "empty"),
+        ({"tasks": {"noise": 0}}, "tasks.noise", "greater than 0"),
+        ({"patches": [{"count": 1, "size": 96}]}, "patches.0.size", "multiple of 64"),
+        ({"patches": [{"count": 0, "size": 64}]}, "patches.0.count", "greater than or equal to 1"),
+        ({"patches": [{"size": 64}]}, "patches.0.count", "required"),
+        ({"name": "../nano"}, "name", "pattern"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"ablate": "gate"}, "ablate", "'prompt' or 'spectral'"),
+        ({"optimiser__steps": "many"}, "optimiser.steps", "integer"),
+        ({"optimiser__learning_rate": math.inf}, "optimiser.learning_rate", "finite"),
+        ({"optimiser__ema": 1.0}, "optimiser.ema", "less than 1"),
+        ({"loss": {"first_floor": 0.2}}, "loss", "both floors or none"),
+        ({"data__gain": [2.5, 0.6]}, "data.gain", "lower"),
+        ({"data__scale": "least"}, "data.scale", "number"),
+        ({"data__wavelengths": {"first": 700, "last": 400, "count": 4}}, "data.wavelengths", "must rise"),
+        ({"data__wavelengths__count": 5}, None, "data.wavelengths.count is 5, network.bands 4"),
+        ({"network__width": 8}, None, "network: "),
+        ({"network__heads": [2, 2]}, None, "network: heads"),
+        ({"network__top_k": 3}, None, "network: top_k"),
+        ({"network__bands": "four"}, None, "network: "),
+    ],
+    ids=str,
+)
+def test_a_wrong_key_is_named_with_its_file(
+    changes: dict[str, Any], key: str | None, says: str, tmp_path: Path
+) -> None:
+    file = written(tmp_path, content(**changes))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(file)
+    assert caught.value.file == str(file) and (caught.value.key or "").startswith(key or "")
+    assert (caught.value.key is None) == (key is None)
+    assert says in caught.value.problem and "Value error" not in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"a: [", "not YAML"),
+        (b"name: \xff", "not YAML"),
+        (b"- name", "no mapping"),
+        (b"", "no mapping"),
+        (None, "read"),
+    ],
+    ids=str,
+)
+def test_a_file_that_is_no_recipe_is_refused(text: bytes | None, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    if text is not None:
+        file.write_bytes(text)
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_recipe(file)
+    assert caught.value.file == str(file)
+
+
+def test_a_recipe_is_read_as_it_is_written_but_for_what_the_caller_changes(tmp_path: Path) -> None:
+    file = written(tmp_path, content())
+    assert load_recipe(file) == made()
+    assert load_recipe(file, seed=9, ablate="prompt") == made(seed=9, ablate="prompt")
+    with pytest.raises(ConfigError, match="seed"):
+        load_recipe(file, seed="nine")
+
+
+DECIDING: list[dict[str, Any]] = [
+    {"name": "other"},
+    {"seed": 4},
+    {"start": "damp-tiny"},
+    {"ablate": "prompt"},
+    {"network__experts": 3},
+    {"data__scale": "max"},
+    {"data__scales": {"o": 1}},
+    {"data__validation": ["one"]},
+    {"data__gain": [0.6, 2.4]},
+    {"tasks__noise": 0.6},
+    {"patches": [{"count": 2, "size": 64}]},
+    {"loss__last_floor": 0.02},
+    {"optimiser__steps": 5},
+    {"optimiser__ema": 0.99},
+]
+
+
+@pytest.mark.parametrize("changes", DECIDING, ids=str)
+def test_the_digest_tells_recipes_apart_that_train_other_weights(changes: dict[str, Any]) -> None:
+    assert made(**changes).digest() != made().digest()
+
+
+def test_the_digest_leaves_out_what_changes_no_weight() -> None:
+    assert made(log_every=1, validate_every=7, save_every=9).digest() == made().digest()
+
+
+def test_the_order_of_tasks_in_the_file_changes_nothing(scenes: Path) -> None:
+    turned = made(tasks=dict(reversed(RECIPE["tasks"].items())))
+    assert turned.digest() == made().digest()
+    assert all(same(batch(scenes, 1, at, turned), batch(scenes, 1, at)) for at in range(4))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_can_be_run(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert 0 < recipe.optimiser.warmup < recipe.optimiser.steps
+    assert recipe.optimiser.last_learning_rate < recipe.optimiser.learning_rate
+    assert recipe.data.validation and recipe.loss.first_floor
+    if recipe.start is not None:
+        assert recipe.start in packaged_models()
+    with torch.device("meta"):
+        net = Damp(recipe.config)
+        for other in SHIPPED:
+            if other.stem == recipe.start:
+                grow(net, Damp(load_recipe(other).config))
+
+
+def test_recipes_are_shipped() -> None:
+    assert {"damp-nano", "damp-tiny", "damp-small"} <= {path.stem for path in SHIPPED}
 
 
 # The schedule
 
 
-OPTIONS = {"learning_rate": 1e-3, "last_learning_rate": 1e-6, "warmup": 10, "steps": 110}
+OPTIONS = Optimiser(learning_rate=1e-3, last_learning_rate=1e-6, warmup=10, steps=110)
 
 
 def test_the_rate_rises_evenly_then_falls_along_a_cosine() -> None:
-    rates = [learning_rate(step, OPTIONS) for step in range(110)]
+    rates = [learning_rate(at, OPTIONS) for at in range(110)]
     assert rates[:10] == pytest.approx([1e-4 * n for n in range(1, 11)])
     assert rates[10] == pytest.approx(1e-3)
     assert rates[60] == pytest.approx((1e-3 + 1e-6) / 2)
@@ -114,43 +315,90 @@ def test_the_rate_rises_evenly_then_falls_along_a_cosine() -> None:
 
 def test_the_rate_ends_at_the_last_one_and_stays() -> None:
     assert learning_rate(110, OPTIONS) == learning_rate(5000, OPTIONS) == pytest.approx(1e-6)
-    assert learning_rate(0, {**OPTIONS, "warmup": 0}) == pytest.approx(1e-3)
-    assert learning_rate(0, {**OPTIONS, "warmup": 0, "steps": 0}) == pytest.approx(1e-3)
+    short = OPTIONS.model_copy(update={"warmup": 1, "steps": 1})
+    assert learning_rate(0, short) == learning_rate(1, short) == pytest.approx(1e-3)
+
+
+# The loss
+
+
+ERRORS = torch.tensor([0.003, 0.01, 0.05, 0.2], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_the_plain_loss_and_one_with_a_huge_floor_are_l1(progress: float) -> None:
+    assert softened(ERRORS, Loss(), progress) == ERRORS.mean()
+    huge = softened(ERRORS, Loss(first_floor=1e6, last_floor=1e5), progress)
+    torch.testing.assert_close(huge, ERRORS.mean(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_no_error_pulls_harder_than_in_l1_and_small_ones_pull_relatively_harder(progress: float) -> None:
+    errors = ERRORS.clone().requires_grad_()
+    softened(errors, Loss(first_floor=0.2, last_floor=0.01), progress).backward()
+    pull = errors.grad
+    assert pull is not None and bool((pull > 0).all()) and bool((pull < 1 / len(ERRORS)).all())
+    assert all(large < small for small, large in pairwise(pull.tolist()))
+
+
+def test_the_floor_falls_geometrically_over_the_run() -> None:
+    falling = Loss(first_floor=0.2, last_floor=0.002)
+    for progress, floor in ((0.0, 0.2), (0.5, 0.02), (1.0, 0.002)):
+        expected = (floor * torch.log(1 + ERRORS / floor)).mean()
+        torch.testing.assert_close(softened(ERRORS, falling, progress), expected)
+
+
+def test_a_step_learns_from_the_softened_loss_and_tells_the_plain_one(scenes: Path) -> None:
+    drawn = batch(scenes, 1, 0)
+    runs = {kind: begin(made(loss=loss), torch.device("cpu")) for kind, loss in LOSSES.items()}
+    errors = {kind: step(run, made(loss=LOSSES[kind]), drawn) for kind, run in runs.items()}
+    expected = np.abs(drawn.degraded - drawn.clean).mean((1, 2, 3))
+    for kind in LOSSES:
+        np.testing.assert_allclose(errors[kind], expected, rtol=1e-4)
+    weights = [run.net.state_dict()["output.weight"] for run in runs.values()]
+    assert not torch.equal(*weights)
+
+
+LOSSES: dict[str, dict[str, float]] = {"plain": {}, "softened": RECIPE["loss"]}
 
 
 # Draws
 
 
-def batch(scenes: Path, seed: int, step: int) -> Any:
-    cubes = list(load_scenes(scenes, 65535).values())
-    return draw_batch(cubes, RECIPE["tasks"], [(2, 64, 0.7), (1, 64, 0.3)], (0.6, 2.5), "paper6", seed, step)
+def batch(scenes: Path, seed: int, at: int, recipe: Recipe | None = None) -> Batch:
+    recipe = recipe or made()
+    cubes = list(load_scenes(scenes, recipe.data).values())
+    return draw_batch(cubes, recipe.tasks, recipe.patches, recipe.data.gain, BANDS, "paper6", seed, at)
 
 
-def same(one: Any, other: Any) -> bool:
-    return all(np.array_equal(vars(one)[name], vars(other)[name]) for name in ("degraded", "clean", "metrics"))
+def same(one: Batch, other: Batch) -> bool:
+    arrays = ("degraded", "clean", "metrics")
+    return one.tasks == other.tasks and all(np.array_equal(vars(one)[k], vars(other)[k]) for k in arrays)
 
 
 def test_a_batch_follows_from_seed_and_step_alone(scenes: Path) -> None:
     first = batch(scenes, 1, 7)
     np.random.seed(0)
-    for step in (3, 8, 1):
-        assert not same(batch(scenes, 1, step), first)
+    for at in (3, 8, 1):
+        assert not same(batch(scenes, 1, at), first)
     assert same(batch(scenes, 1, 7), first)
     assert not same(batch(scenes, 2, 7), first)
 
 
-def test_a_batch_is_patches_their_degraded_forms_and_their_metrics(scenes: Path) -> None:
-    counts = set()
-    for step in range(12):
-        drawn = batch(scenes, 0, step)
+def test_a_batch_is_patches_their_degraded_forms_their_metrics_and_tasks(scenes: Path) -> None:
+    counts, tasks = set(), set()
+    for at in range(12):
+        drawn = batch(scenes, 0, at)
         counts.add(len(drawn.clean))
+        tasks |= set(drawn.tasks)
         assert drawn.clean.shape == drawn.degraded.shape == (len(drawn.clean), BANDS, 64, 64)
         assert drawn.clean.dtype == drawn.degraded.dtype == drawn.metrics.dtype == np.float32
         assert drawn.clean.min() >= 0 and np.quantile(drawn.clean, 0.99) <= 1
-        for clean, degraded, metrics in zip(drawn.clean, drawn.degraded, drawn.metrics, strict=True):
+        for clean, degraded, metrics, task in zip(drawn.clean, drawn.degraded, drawn.metrics, drawn.tasks, strict=True):
             assert not np.array_equal(clean, degraded)
+            assert (task == "bandloss") == (not degraded.any((1, 2)).all())
             np.testing.assert_array_equal(metrics, prompt_metrics(degraded, "paper6"))
-    assert counts == {1, 2}
+    assert counts == {1, 2} and tasks == set(RECIPE["tasks"])
 
 
 def turns(patch: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
@@ -164,7 +412,7 @@ def test_a_patch_is_a_piece_of_the_scene_turned_and_brightened() -> None:
     scene = (np.arange(2 * 30 * 40).reshape(2, 30, 40) / (2 * 30 * 40) / 4).astype(np.float32)
     seen = set()
     for seed in range(40):
-        patch = draw_patch(scene, 16, (1.0, 1.0), np.random.default_rng(seed))
+        patch = draw_patch(scene, 2, 16, (1.0, 1.0), np.random.default_rng(seed))
         assert patch.flags.c_contiguous and patch.shape == (2, 16, 16)
         found = [
             number
@@ -174,26 +422,97 @@ def test_a_patch_is_a_piece_of_the_scene_turned_and_brightened() -> None:
         ]
         assert len(found) == 1
         seen.add(found[0])
-        bright = draw_patch(scene, 16, (2.0, 2.0), np.random.default_rng(seed))
+        bright = draw_patch(scene, 2, 16, (2.0, 2.0), np.random.default_rng(seed))
         np.testing.assert_allclose(bright, 2 * patch, rtol=1e-6)
     assert seen == set(range(8))
 
 
+def test_a_patch_takes_neighbouring_bands_from_anywhere_in_the_scene() -> None:
+    scene = np.broadcast_to(np.arange(1, 8, dtype=np.float32)[:, None, None] / 10, (7, 20, 20))
+    seen = set()
+    for seed in range(60):
+        patch = draw_patch(scene, 3, 16, (1.0, 1.0), np.random.default_rng(seed))
+        bands = np.round(patch[:, 0, 0] * 10).astype(int).tolist()
+        assert bands == list(range(bands[0], bands[0] + 3))
+        seen.add(bands[0])
+    assert seen == {1, 2, 3, 4, 5}
+
+
 def test_brightness_is_limited_by_the_brightest_pixels() -> None:
     scene = np.random.default_rng(0).random((2, 64, 64), np.float32)
-    patch = draw_patch(scene, 64, (100.0, 100.0), np.random.default_rng(0))
+    patch = draw_patch(scene, 2, 64, (100.0, 100.0), np.random.default_rng(0))
     assert np.quantile(patch, 0.999) == pytest.approx(1, abs=0.01)
 
 
-def test_scenes_are_read_by_name_in_the_unit_range(scenes: Path, tmp_path: Path) -> None:
-    found = load_scenes(scenes, 65535)
+# Scenes
+
+
+def data(**values: Any) -> Data:
+    return Data(**{"name": "d", "scale": 1.0, "stored_scale": None, "validation": (), **values})
+
+
+def store(folder: Path, **cubes: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, cube in cubes.items():
+        np.savez(folder / f"{name.replace('_', '-')}.npz", cube=np.asarray(cube))
+    return folder
+
+
+def test_scenes_are_read_by_name_in_the_unit_range(scenes: Path) -> None:
+    found = load_scenes(scenes, made().data)
     assert list(found) == ["held", "one", "two"]
     for name, cube in found.items():
         with np.load(scenes / f"{name}.npz") as archive:
             np.testing.assert_array_equal(cube, archive["cube"].transpose(2, 0, 1).astype(np.float32) / 65535)
         assert cube.flags.c_contiguous and cube.dtype == np.float32
-    with pytest.raises(InputError, match="no training scenes"):
-        load_scenes(tmp_path, 65535)
+
+
+def test_what_stands_for_one_is_a_number_or_the_largest_value_and_follows_the_name(tmp_path: Path) -> None:
+    ramp = np.arange(1, 9, dtype=np.int16).reshape(2, 2, 2)
+    store(tmp_path, a=ramp, a_b=ramp, c=ramp)
+    found = load_scenes(tmp_path, data(scale=2, scales={"a": "max", "a-": 4}))
+    assert {name: float(cube.max()) for name, cube in found.items()} == {"a": 1, "a-b": 2, "c": 4}
+    turned = load_scenes(tmp_path, data(scale="max", scales={"a-": 4, "a": 16}))
+    assert {name: float(cube.max()) for name, cube in turned.items()} == {"a": 0.5, "a-b": 2, "c": 1}
+
+
+def test_negative_values_become_zero(tmp_path: Path) -> None:
+    store(tmp_path, one=[[[-3.0, 0.5], [0.25, -0.1]]])
+    np.testing.assert_array_equal(load_scenes(tmp_path, data())["one"], [[[0, 0.25]], [[0.5, 0]]])
+
+
+def test_scenes_come_from_several_folders_without_two_of_one_name(tmp_path: Path) -> None:
+    first, second = store(tmp_path / "1", one=np.ones((2, 2, 2))), store(tmp_path / "2", two=np.ones((2, 2, 2)))
+    assert list(load_scenes([second, first], data())) == ["two", "one"]
+    store(second, one=np.ones((2, 2, 2)))
+    with pytest.raises(InputError, match="two scenes of one name") as caught:
+        load_scenes([first, second], data())
+    assert caught.value.file == str(second / "one.npz")
+
+
+@pytest.mark.parametrize("cube", [[[[1.0, math.nan]]], [[[1.0, math.inf]]], [[[0.0, -1.0]]]], ids=str)
+def test_scenes_that_are_not_finite_or_dark_throughout_are_refused(cube: Any, tmp_path: Path) -> None:
+    store(tmp_path, bad=cube)
+    with pytest.raises(CubeError, match="not finite, or dark") as caught:
+        load_scenes(tmp_path, data(scale="max"))
+    assert caught.value.file == str(tmp_path / "bad.npz")
+
+
+def test_a_folder_without_scenes_is_named_beside_one_that_has_some(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no training scenes") as caught:
+        load_scenes([scenes, tmp_path], made().data)
+    assert caught.value.file == str(tmp_path)
+
+
+def test_files_that_are_no_scenes_are_refused(tmp_path: Path) -> None:
+    flat = io.BytesIO()
+    np.savez(flat, cube=np.ones((2, 2)))
+    unnamed = io.BytesIO()
+    np.savez(unnamed, frame=np.ones((2, 2, 2)))
+    for given in (b"", b"PK\x03\x04 and no more", flat.getvalue(), flat.getvalue()[:100], unnamed.getvalue()):
+        (tmp_path / "bad.npz").write_bytes(given)
+        with pytest.raises(CubeFileError, match="is no scene"):
+            load_scenes(tmp_path, data())
 
 
 # Weights
@@ -201,7 +520,7 @@ def test_scenes_are_read_by_name_in_the_unit_range(scenes: Path, tmp_path: Path)
 
 def test_a_run_starts_with_frames_passing_unchanged() -> None:
     torch.manual_seed(0)
-    net = Damp(DampConfig.from_dict(RECIPE["network"]))
+    net = Damp(made().config)
     frame, metrics = torch.rand(1, BANDS, 64, 64), torch.rand(1, 6)
     start_transparent(net)
     net.eval()
@@ -217,14 +536,125 @@ def test_a_run_starts_with_frames_passing_unchanged() -> None:
 
 
 def test_the_average_moves_fast_first_and_then_with_its_decay() -> None:
-    net = Damp(DampConfig.from_dict(RECIPE["network"]))
+    net = Damp(made().config)
     key = "output.weight"
-    for step, rate in ((0, 0.9), (8, 0.5), (10_000, 0.01)):
+    for at, rate in ((0, 0.9), (8, 0.5), (10_000, 0.01)):
         ema = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
         kept = net.state_dict()[key].clone()
-        average(ema, net, step, 0.99)
+        average(ema, net, at, 0.99)
         torch.testing.assert_close(ema[key], rate * kept)
         assert torch.equal(net.state_dict()[key], kept)
+
+
+def test_a_run_can_start_from_a_checkpoint(scenes: Path, straight: Path, tmp_path: Path) -> None:
+    tuned = made(start=str(straight), optimiser__steps=1, optimiser__learning_rate=1e-7, seed=8)
+    given = load_checkpoint(straight).state_dict()
+    before = begin(tuned, torch.device("cpu"))
+    assert all(torch.equal(value, given[key]) for key, value in before.net.state_dict().items())
+    after = load_checkpoint(train(tuned, scenes, tmp_path)).state_dict()
+    apart = [float((after[key] - given[key]).abs().max()) for key in given if given[key].is_floating_point()]
+    assert 0 < max(apart) < 1e-6
+
+
+def test_a_start_that_is_no_part_of_the_network_is_refused(scenes: Path, straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no part of the recipe's network") as caught:
+        train(made(start=str(straight), network__embedding=32), scenes, tmp_path / "run")
+    assert caught.value.key is not None and caught.value.key.startswith("start")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        train(made(start="damp-none"), scenes, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# Ablations
+
+
+def steps_with(metrics: float, recipe: Recipe, scenes: Path) -> dict[str, torch.Tensor]:
+    """Weights after three steps whose batches show `metrics` in place of their own."""
+    run = begin(recipe, torch.device("cpu"))
+    for at in range(3):
+        drawn = batch(scenes, 1, at)
+        step(run, recipe, replace(drawn, metrics=np.full_like(drawn.metrics, metrics)))
+    return run.net.state_dict()
+
+
+def test_gates_without_a_prompt_do_not_see_the_metrics(scenes: Path) -> None:
+    for recipe, blind in ((made(ablate="prompt"), True), (made(), False)):
+        one, other = steps_with(0.1, recipe, scenes), steps_with(2.0, recipe, scenes)
+        assert all(torch.equal(one[key], other[key]) for key in one) == blind
+
+
+def test_validation_without_a_prompt_shows_zeros() -> None:
+    net, cube = Damp(made().config), np.random.default_rng(0).random((BANDS, 64, 64), np.float32)
+    np.testing.assert_array_equal(prompt_of(cube, net, made(ablate="prompt")), np.zeros(6, np.float32))
+    np.testing.assert_array_equal(prompt_of(cube, net, made()), prompt_metrics(cube, "paper6"))
+
+
+def test_without_spectral_branches_their_weights_do_not_matter(scenes: Path, straight: Path, tmp_path: Path) -> None:
+    spatial = train(made(ablate="spectral"), scenes, tmp_path)
+    frame, metrics = torch.rand(1, BANDS, 64, 64), torch.rand(1, 6)
+    for file, indifferent in ((spatial, True), (straight, False)):
+        net = load_checkpoint(file)
+        state = net.state_dict()
+        alphas = [float(value) for key, value in state.items() if key.endswith(".alpha")]
+        assert len(alphas) == RECIPE["network"]["experts"] + 1
+        assert all(alpha == SPATIAL_ALPHA for alpha in alphas) == indifferent
+        with torch.inference_mode():
+            before = net(frame, metrics)[0]
+            spectral = [value for key, value in state.items() if "proj_spe." in key or "body_spe." in key]
+            assert spectral
+            for value in spectral:
+                value.uniform_(-1, 1)
+            assert torch.equal(net(frame, metrics)[0], before) == indifferent
+
+
+# Validation
+
+
+class Filler(torch.nn.Module):
+    """Fills lost bands with one value and harms the others by another."""
+
+    def __init__(self, filling: float, harm: float) -> None:
+        super().__init__()
+        self.config = made().config
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.filling, self.harm = filling, harm
+
+    def forward(self, frame: torch.Tensor, metrics: torch.Tensor) -> tuple[torch.Tensor, None]:
+        lost = ~frame.ne(0).any(3).any(2)[:, :, None, None]
+        return torch.where(lost, self.filling, frame + self.harm), None
+
+
+def random_scene(seed: int, bands: int = BANDS, lines: int = 70, samples: int = 80) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).uniform(0.1, 0.9, (bands, lines, samples)).astype(np.float32)
+
+
+def test_gains_after_band_loss_are_of_the_lost_bands_alone() -> None:
+    held = {"held": random_scene(0)}
+    kind, harmful = (validate(Filler(0.5, harm), held, made()) for harm in (0.0, 0.3))
+    assert set(kind) == set(DEGRADATIONS)
+    assert kind["bandloss"] == harmful["bandloss"]
+    assert kind["noise"] == 0 and harmful["noise"] < -1
+    clean = held["held"][:, 3:67, 8:72]
+    bad = DEGRADATIONS["bandloss"](clean, np.random.default_rng([3, list(DEGRADATIONS).index("bandloss"), 0]))
+    lost = ~bad.any((1, 2))
+    assert lost.sum() == 1
+    filled = np.where(lost[:, None, None], np.float32(0.5), bad)
+    assert kind["bandloss"] == pytest.approx(psnr(filled, clean, lost) - psnr(bad, clean, lost))
+
+
+def test_scenes_of_more_bands_are_validated_by_their_middle_ones() -> None:
+    wide = random_scene(0, BANDS + 4)
+    other = wide.copy()
+    other[[0, 1, -2, -1]] = 0.5
+    gains = [validate(Filler(0.5, 0.1), {"held": scene}, made()) for scene in (wide, other, wide[2:-2], wide[1:-3])]
+    assert gains[0] == gains[1] == gains[2] != gains[3]
+
+
+def test_scenes_smaller_than_a_frame_are_not_validated() -> None:
+    large, small = random_scene(0), random_scene(1, lines=60)
+    net = Filler(0.5, 0.1)
+    assert validate(net, {"large": large, "small": small}, made()) == validate(net, {"large": large}, made())
+    assert all(math.isnan(gain) for gain in validate(net, {"small": small}, made()).values())
 
 
 # Runs
@@ -235,7 +665,7 @@ def test_a_run_writes_a_checkpoint_that_loads(straight: Path) -> None:
     assert straight.name == "nano.safetensors"
     assert net.config == DampConfig.from_dict(RECIPE["network"])
     assert net.facts.scale == 65535 and net.facts.wavelengths == (400, 500, 600, 700)
-    assert "nano" in net.facts.about and "4 steps" in net.facts.about
+    assert all(part in net.facts.about for part in ("nano", "4 steps", "seed 3", made().digest()[:12]))
     frame = torch.rand(1, BANDS, 64, 64)
     with torch.inference_mode():
         restored = net(frame, torch.rand(1, 6))[0]
@@ -250,45 +680,133 @@ def test_the_checkpoint_holds_the_average_not_the_last_step(straight: Path) -> N
     assert not torch.equal(stored["output.weight"], state["net"]["output.weight"])
 
 
-def test_a_run_logs_what_it_did(straight: Path) -> None:
+def test_a_run_logs_what_it_did(straight: Path, busy: Path) -> None:
     with straight.with_name("training.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4"] and all(0 < float(row["loss"]) < 1 for row in rows)
+    assert list(rows[0]) == ["step", "loss", *RECIPE["tasks"]]
     with straight.with_name("validation.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row.pop("step") == "4" and set(row) == set(DEGRADATIONS)
     assert all(np.isfinite(float(gain)) for gain in row.values())
+    for log in ("training.csv", "validation.csv"):
+        assert [row["step"] for row in read_rows(busy.with_name(log))] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
+def test_the_log_tells_l1_per_task_and_over_all_patches(scenes: Path, busy: Path) -> None:
+    first, *_ = read_rows(busy.with_name("training.csv"))
+    cubes = load_scenes(scenes, made().data)
+    cubes.pop("held")
+    recipe = made()
+    drawn = draw_batch(
+        list(cubes.values()), recipe.tasks, recipe.patches, recipe.data.gain, BANDS, "paper6", recipe.seed, 0
+    )
+    errors = np.abs(drawn.degraded - drawn.clean).mean((1, 2, 3))
+    assert first["loss"] == pytest.approx(errors.mean(), rel=1e-4)
+    for task in recipe.tasks:
+        mine = errors[[name == task for name in drawn.tasks]]
+        assert first[task] == pytest.approx(mine.mean() if mine.size else math.nan, rel=1e-4, nan_ok=True)
+
+
+def test_logging_validating_and_saving_change_no_bit_of_the_result(straight: Path, busy: Path) -> None:
+    assert busy.read_bytes() == straight.read_bytes()
+
+
+def test_a_run_draws_its_curves(straight: Path) -> None:
+    with Image.open(straight.with_name("curves.png")) as picture:
+        assert picture.format == "PNG"
+        picture.load()
+        assert min(picture.size) > 300 and len(set(picture.convert("L").tobytes())) > 10
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
-    scenes: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    scenes: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    def stops(at: int, options: dict[str, Any]) -> float:
-        if at == step:
-            raise KeyboardInterrupt
-        return learning_rate(at, options)
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", interrupt_at(at, interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            train(made(), scenes, tmp_path)
+    # What was done since the last save is lost; nothing else is.
+    assert (tmp_path / "state.pt").exists() == (at >= 2) and not list(tmp_path.glob("*.safetensors"))
+    assert train(made(), scenes, tmp_path).read_bytes() == straight.read_bytes()
+
+
+def test_no_row_of_a_log_is_lost_or_written_twice_by_a_run_that_goes_on(
+    scenes: Path, busy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = made(**BUSY, save_every=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", interrupt_at(3, interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, scenes, tmp_path)
+    assert len(read_rows(tmp_path / "training.csv")) == len(read_rows(tmp_path / "validation.csv")) == 3
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+    assert train(recipe, scenes, tmp_path).read_bytes() == busy.read_bytes()
+    for log in ("training.csv", "validation.csv"):
+        assert (tmp_path / log).read_bytes() == busy.with_name(log).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_after_the_step_and_stops(
+    scenes: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    recipe = made(save_every=100)
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", interrupt_at(1, lambda: os.kill(os.getpid(), number)))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, scenes, tmp_path)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+    assert train(recipe, scenes, tmp_path).read_bytes() == straight.read_bytes()
+
+
+def test_a_second_signal_stops_at_once(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "learning_rate", stops)
+        patched.setattr(training, "learning_rate", interrupt_at(1, twice))
         with pytest.raises(KeyboardInterrupt):
-            train(RECIPE, scenes, tmp_path)
-    # What was done since the last save is lost; nothing else is.
-    assert (tmp_path / "state.pt").exists() == (step >= 2) and not list(tmp_path.glob("*.safetensors"))
-    assert train(RECIPE, scenes, tmp_path).read_bytes() == straight.read_bytes()
+            train(made(save_every=100), scenes, tmp_path)
+    assert not (tmp_path / "state.pt").exists()
 
 
 def test_a_finished_run_started_again_changes_nothing(scenes: Path, straight: Path) -> None:
-    kept, state = straight.read_bytes(), straight.with_name("state.pt").read_bytes()
-    assert train(RECIPE, scenes, straight.parent) == straight
-    assert straight.read_bytes() == kept and straight.with_name("state.pt").read_bytes() == state
+    kept = files_of(straight.parent)
+    assert train(made(), scenes, straight.parent) == straight
+    assert files_of(straight.parent) == kept
+
+
+@pytest.mark.parametrize("changes", [{"seed": 4}, {"optimiser__steps": 5}, {"data__gain": [0.5, 2.5]}], ids=str)
+def test_a_run_does_not_go_on_with_another_recipe(
+    scenes: Path, straight: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(straight.parent, out)
+    with pytest.raises(ConfigError, match="another recipe") as caught:
+        train(made(**changes), scenes, out)
+    assert caught.value.file == str(out / "state.pt") and caught.value.value == made().digest()
+    assert files_of(out) == files_of(straight.parent)
+
+
+def test_a_run_goes_on_with_other_intervals(
+    scenes: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", interrupt_at(2, interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            train(made(), scenes, tmp_path)
+    finished = train(made(log_every=1, validate_every=3, save_every=50), scenes, tmp_path)
+    assert finished.read_bytes() == straight.read_bytes()
+    assert [row["step"] for row in read_rows(tmp_path / "training.csv")] == [2, 3, 4]
+    assert [row["step"] for row in read_rows(tmp_path / "validation.csv")] == [3, 4]
 
 
 def test_another_seed_trains_other_weights(scenes: Path, straight: Path, tmp_path: Path) -> None:
-    recipe = copy.deepcopy(RECIPE)
-    recipe["seed"] += 1
-    recipe["optimiser"]["steps"] = 1
-    other = load_checkpoint(train(recipe, scenes, tmp_path)).state_dict()
+    other = load_checkpoint(train(made(seed=4, optimiser__steps=1), scenes, tmp_path)).state_dict()
     mine = load_checkpoint(straight).state_dict()
     assert any(not torch.equal(other[key], mine[key]) for key in mine)
 
@@ -296,46 +814,194 @@ def test_another_seed_trains_other_weights(scenes: Path, straight: Path, tmp_pat
 def test_the_held_out_scene_is_not_trained_on(scenes: Path, straight: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         os.link(scenes / f"{name}.npz", tmp_path / f"{name}.npz")
-    np.savez(tmp_path / "held.npz", cube=np.zeros((130, 140, BANDS), np.uint16))
-    assert train(RECIPE, tmp_path, tmp_path / "run").read_bytes() == straight.read_bytes()
+    np.savez(tmp_path / "held.npz", cube=np.ones((70, 80, BANDS), np.uint16))
+    assert train(made(), tmp_path, tmp_path / "run").read_bytes() == straight.read_bytes()
+
+
+def test_a_run_takes_scenes_of_more_bands_and_tells_no_wavelengths(scenes: Path, tmp_path: Path) -> None:
+    wide = np.random.default_rng(0).integers(1, 60000, (80, 70, BANDS + 3), np.uint16)
+    folder = store(tmp_path / "wide", wide=wide)
+    recipe = made(optimiser__steps=1, data__wavelengths=None, data__stored_scale=None, data__scale="max")
+    net = load_checkpoint(train(recipe, [scenes, folder], tmp_path / "run"))
+    assert net.config.bands == BANDS and net.facts.scale is None and net.facts.wavelengths == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "says"),
+    [
+        ((70, 70, BANDS), {"data__validation": ["lost"]}, "no such scene"),
+        ((70, 70, BANDS - 1), {}, "only 3 bands"),
+        ((70, 70, BANDS), {"patches": [{"count": 1, "size": 192}]}, "as large as a patch"),
+    ],
+)
+def test_data_that_do_not_fit_the_recipe_are_refused_before_a_run_begins(
+    shape: tuple[int, int, int], changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    folder = store(tmp_path / "data", held=np.ones((70, 70, BANDS)), one=np.ones(shape))
+    with pytest.raises(ConfigError, match=says):
+        train(made(**changes), folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_state(tmp_path: Path) -> None:
+    run, file = begin(made(), torch.device("cpu")), tmp_path / "state.pt"
+    file.write_bytes(b"the last state")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(InputError, match="cannot be written"):
+            save(run, made(), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files_of(tmp_path) == {"state.pt": b"the last state"}
+
+
+# Logs
+
+
+def test_a_log_is_cut_after_a_step(tmp_path: Path) -> None:
+    file = tmp_path / "training.csv"
+    drop_rows_after(file, 5)
+    assert not file.exists() and read_rows(file) == []
+    for at in (1, 2, 3):
+        append_row(file, {"step": at, "loss": 0.5, "noise": math.nan})
+    kept = file.read_bytes()
+    drop_rows_after(file, 3)
+    assert file.read_bytes() == kept
+    drop_rows_after(file, 2)
+    assert file.read_bytes() == kept[: kept.index(b"3,")]
+    drop_rows_after(file, 0)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("tail", "steps"),
+    [
+        (b"2,0.5", [1, 6]),
+        (b"2,0.5,0.", [1, 6]),
+        (b"2,0.5\r\n", [1, 6]),
+        (b"\0\0\0", [1, 6]),
+        (b"2,0.5,0.1\r\n", [1, 2, 6]),
+    ],
+)
+def test_a_torn_row_is_left_out(tmp_path: Path, tail: bytes, steps: list[int]) -> None:
+    file = tmp_path / "training.csv"
+    file.write_bytes(b"step,loss,noise\r\n1,0.5,nan\r\n" + tail)
+    drop_rows_after(file, 5)
+    append_row(file, {"step": 6, "loss": 0.5, "noise": 0.5})
+    assert [row["step"] for row in read_rows(file)] == steps
+
+
+@pytest.mark.parametrize("before", [b"", b"step,lo", b"\0\0\0\0"])
+def test_a_log_torn_in_its_header_begins_anew(tmp_path: Path, before: bytes) -> None:
+    file = tmp_path / "training.csv"
+    file.write_bytes(before)
+    drop_rows_after(file, 5)
+    append_row(file, {"step": 6, "loss": 0.5})
+    assert read_rows(file) == [{"step": 6, "loss": 0.5}]
+
+
+def test_curves_are_drawn_of_any_log(tmp_path: Path) -> None:
+    pictures = []
+    for at in range(0, 24, 12):
+        draw_curves(tmp_path)
+        pictures.append((tmp_path / "curves.png").read_bytes())
+        for number in range(at, at + 12):
+            append_row(tmp_path / "training.csv", {"step": number, "loss": 0.1, "noise": math.nan, "blur": 0.01})
+        append_row(tmp_path / "validation.csv", {"step": at, "noise": 5.0, "blur": math.nan})
+    draw_curves(tmp_path)
+    pictures.append((tmp_path / "curves.png").read_bytes())
+    assert all(picture.startswith(b"\x89PNG\r\n\x1a\n") for picture in pictures) and len(set(pictures)) == 3
+
+
+# The command
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.mark.parametrize("broken", ["recipe", "yaml", "missing", "data", "scene", "out", "start"])
+def test_an_error_is_one_line_and_exit_code_2(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    changes = {"recipe": {"patches": [{"count": 1, "size": 96}]}, "scene": {"data__validation": ["[red]lost"]}}
+    recipe = written(tmp_path, content(**changes.get(broken, {"start": "lost"} if broken == "start" else {})))
+    named = {"recipe": "patches.0.size", "scene": "[red]lost", "start": "lost"}.get(broken, str(tmp_path))
+    if broken == "yaml":
+        recipe.write_text("a: [")
+    if broken == "missing":
+        recipe.unlink()
+    out = recipe / "run" if broken == "out" else tmp_path / "run"
+    folder = tmp_path if broken == "data" else scenes
+    code = run_main(monkeypatch, "--recipe", recipe, "--data", folder, "--out", out, "--device", "cpu")
+    printed = capsys.readouterr()
+    assert code == 2 and not printed.out
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and printed.err.endswith("\n")
+    assert named in printed.err and not out.exists()
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def command(recipe: Path, scenes: Path, out: Path) -> list[str]:
+    places = ("--recipe", str(recipe), "--data", str(scenes), "--out", str(out), "--device", "cpu")
+    return [sys.executable, "-m", "training.train", *places]
+
+
+def test_the_command_refuses_a_wrong_recipe_in_one_line(tmp_path: Path) -> None:
+    recipe = written(tmp_path, content(tasks={"rain": 1}))
+    done = subprocess.run(
+        command(recipe, tmp_path, tmp_path / "run"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 2 and not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {recipe}, tasks: ") and "rain" in line
+
+
+def started_and_sent(arguments: list[str], awaited: Path, number: signal.Signals) -> tuple[int, str]:
+    """Exit code and last line of a command that is sent a signal as soon as a file is there."""
+    with subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        while not awaited.exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=300)
+    return process.returncode, (said.splitlines() or [""])[-1]
+
+
+def test_the_command_ends_with_130_on_sigterm_and_goes_on_with_the_same_bits(scenes: Path, tmp_path: Path) -> None:
+    changes = {"optimiser__steps": 14, "log_every": 1, "save_every": 1000, "validate_every": 1000}
+    recipe, out = written(tmp_path, content(**changes)), tmp_path / "run"
+    arguments = command(recipe, scenes, out)
+    code, said = started_and_sent(arguments, out / "training.csv", signal.SIGTERM)
+    assert code == 130 and "the same command goes on" in said
+    assert sorted(files_of(out)) == ["state.pt", "training.csv"]
+    assert 0 < torch.load(out / "state.pt", weights_only=True)["step"] < 14
+    subprocess.run(arguments, env=environment(), check=True, capture_output=True, timeout=300)
+    expected = train(made(**changes), scenes, tmp_path / "straight")
+    for name in ("nano.safetensors", "training.csv", "validation.csv"):
+        assert (out / name).read_bytes() == expected.with_name(name).read_bytes()
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_bits(scenes: Path, tmp_path: Path) -> None:
-    recipe = copy.deepcopy(RECIPE)
-    recipe["optimiser"]["steps"] = 12
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def command(out: str) -> list[str]:
-        place = ("--recipe", str(tmp_path / "recipe.yaml"), "--data", str(scenes), "--out", str(tmp_path / out))
-        return [sys.executable, "-m", "training.train", *place]
-
-    subprocess.run(command("straight"), env=environment, check=True, capture_output=True, timeout=300)
-    with subprocess.Popen(command("killed"), env=environment, stderr=subprocess.DEVNULL) as process:
-        while not (tmp_path / "killed" / "state.pt").exists():
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "nano.safetensors").exists()
-    subprocess.run(command("killed"), env=environment, check=True, capture_output=True, timeout=300)
-    files = [tmp_path / out / "nano.safetensors" for out in ("straight", "killed")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
-# The recipes that are shipped
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_recipes_can_be_run(path: Path) -> None:
-    recipe = yaml.safe_load(path.read_text())
-    config = DampConfig.from_dict(recipe["network"])
-    assert recipe["name"] == path.stem and set(recipe) == set(RECIPE)
-    assert set(recipe["data"]) == set(RECIPE["data"]) and set(recipe["optimiser"]) == set(RECIPE["optimiser"])
-    assert set(recipe["tasks"]) <= set(DEGRADATIONS) and all(share > 0 for share in recipe["tasks"].values())
-    assert all(count >= 1 and size % SIZE_MULTIPLE == 0 and share > 0 for count, size, share in recipe["patches"])
-    assert recipe["data"]["wavelengths"]["count"] == config.bands
-    assert 0 <= recipe["optimiser"]["warmup"] < recipe["optimiser"]["steps"]
-    # YAML reads 1e-3 as text and 1.0e-3 as a number.
-    assert all(isinstance(value, int | float) for value in recipe["optimiser"].values())
+    recipe = written(tmp_path, content(optimiser__steps=12))
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    subprocess.run(command(recipe, scenes, straight), env=environment(), check=True, capture_output=True, timeout=300)
+    code, _ = started_and_sent(command(recipe, scenes, killed), killed / "state.pt", signal.SIGKILL)
+    assert code == -signal.SIGKILL and not (killed / "nano.safetensors").exists()
+    subprocess.run(command(recipe, scenes, killed), env=environment(), check=True, capture_output=True, timeout=300)
+    for name in ("nano.safetensors", "training.csv", "validation.csv"):
+        assert (killed / name).read_bytes() == (straight / name).read_bytes()
