@@ -187,7 +187,8 @@ def _from_checkpoint(name: str, top_k: int | None) -> Model:
 
 
 def _mean_gates(gates: Float32) -> Float32:
-    return gates.reshape(-1, *gates.shape[-2:]).mean(axis=0)
+    mean: Float32 = gates.reshape(-1, *gates.shape[-2:]).mean(axis=0)
+    return mean
 
 
 def _tasks(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -286,7 +287,6 @@ def _table(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
 
 def _show(rows: Sequence[Row]) -> None:
     from calibration.baselines import BASELINES
-
     from calibration.evaluation import means
 
     console.table(

@@ -82,7 +82,7 @@ def declared(extra: str = "") -> dict[str, Requirement]:
         ("rtx", {"onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings"}),
         ("openvino", {"openvino"}),
         ("export", {"onnx", "onnxscript", "safetensors", "torch"}),
-        ("report", {"matplotlib"}),
+        ("report", {"matplotlib", "pywavelets", "scikit-image", "scikit-learn"}),
         ("genicam", {"pygobject"}),
     ],
 )

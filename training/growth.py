@@ -21,6 +21,15 @@ def grow(net: Damp, given: Damp) -> None:
         ConfigError: `given` is no part of `net`: other widths, or blocks that `net` lacks.
     """
     state, mine = given.state_dict(), net.state_dict()
+    blocks = ("encoder_blocks", "decoder_blocks", "refinement_blocks")
+    for key, value in given.config.as_dict().items():
+        if key not in blocks and net.config.as_dict()[key] != value:
+            raise ConfigError(
+                "the start is no part of the recipe's network",
+                key=f"start: {key}",
+                value=value,
+                remedy=f"the recipe says {net.config.as_dict()[key]}",
+            )
     for key, value in state.items():
         if key not in mine or mine[key].shape != value.shape:
             raise ConfigError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from calibration.baselines import BASELINES
 from numpy.typing import NDArray
 
+from calibration.baselines import BASELINES
 from calibration.degradations import DEGRADATIONS, lost_bands
 from calibration.evaluation import TASKS, choices, evaluate, means
 from calibration.quality import psnr, sam, ssim

@@ -152,5 +152,5 @@ class Damp(nn.Module):
 def balances(net: Damp) -> NDArray[np.float64] | None:
     """Share of the spatial branch of every expert, float64 [layers, experts]; None without mixtures."""
     layers = [block.DAMoE.adapter_spaspe for _, _, blocks in net.dec for block in blocks.layers]
-    shares = [[float(torch.sigmoid(expert.alpha)) for (expert,) in layer.experts] for layer in layers]
+    shares = [[torch.sigmoid(expert.alpha).item() for (expert,) in layer.experts] for layer in layers]
     return np.array(shares) if shares else None
