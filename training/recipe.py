@@ -84,10 +84,10 @@ class Patches(_Part):
 
 
 class Loss(_Part):
-    """L1 of every patch, softened: floor * log(1 + L1 / floor), the floor falling geometrically over the run.
+    """L1 of every patch, softened: floor * log(1 + L1 / floor), the floor falling over the run, slowly at first.
 
-    A floor far above the errors is L1 itself, which sees noise and holes (L1 0.1) first; one below them counts a
-    decibel alike in every task, without which blur (L1 0.01) is never attended to. `first: null` is plain L1.
+    A floor far above the errors is L1 itself, which mends noise and holes (L1 0.1) first and fastest; one below them
+    counts a decibel alike in every task, without which blur (L1 0.01) is never attended to. Null is plain L1.
     """
 
     first_floor: Positive | None = None

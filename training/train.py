@@ -42,6 +42,7 @@ from training.growth import grow
 from training.recipe import Loss, Optimiser, Recipe, load_recipe
 
 VALIDATION_SIZE = 128
+CONSTANT_SHARE = 1 / 12
 SPATIAL_ALPHA = 30.0
 """Its sigmoid is 1 in float32: nothing of a spectral branch is left."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -70,25 +71,36 @@ def softened(errors: Tensor, loss: Loss, progress: float) -> Tensor:
     """The loss of a batch from the L1 error [B] of its patches, `progress` 0 to 1 through the run; see `Loss`."""
     if loss.first_floor is None or loss.last_floor is None:
         return errors.mean()
-    floor = loss.first_floor * (loss.last_floor / loss.first_floor) ** progress
+    floor = loss.first_floor * (loss.last_floor / loss.first_floor) ** (progress * progress)
     return floor * torch.log1p(errors / floor).mean()
 
 
-def start_transparent(net: Damp, gain: float = 4.0) -> None:
+def start_transparent(net: Damp, gain: float = 4.0, constant: float = 2.0) -> None:
     """Start with bands running straight through the network and nothing added to the frame.
 
     The frame is added at the end, so noise must reach the output to be taken away: from a random start the weights
     spend thousands of steps on finding that way (31 bands, dim 32: loss after 60 steps 0.10, with this start 0.05).
+
+    A twelfth of the channels on the way up starts as the number `constant`. LayerNorm takes the scale of a pixel's
+    channels away; beside a constant it can be read again, and a correction be as large as what it corrects (dim 48,
+    after 500 steps: noise +10.8 dB with constants, +6.8 without).
     """
     with torch.no_grad():
         net.output.weight.zero_()
         embed = net.patch_embed.proj.weight.mul_(0.1)
         for band in range(min(embed.shape[:2])):
             embed[band, band, 1, 1] += gain
-        for _, merge, _ in net.dec:
+        for up, merge, _ in net.dec:
             channels = len(merge.weight)
             merge.weight[:, channels:].mul_(0.1)
             merge.weight[:, channels:, 0, 0] += torch.eye(channels)
+            # At the first level the bands' own way stays free.
+            spare = channels - net.config.bands if channels == net.config.dim else channels
+            for channel in range(channels - min(max(0, spare), max(1, round(CONSTANT_SHARE * channels))), channels):
+                up.body.weight[:, channel].zero_()
+                up.body.bias[channel] = constant
+                merge.weight[channel].zero_()
+                merge.weight[channel, channel] = 1
 
 
 def average(ema: dict[str, Tensor], net: Damp, step: int, decay: float) -> None:

@@ -341,9 +341,9 @@ def test_no_error_pulls_harder_than_in_l1_and_small_ones_pull_relatively_harder(
     assert all(large < small for small, large in pairwise(pull.tolist()))
 
 
-def test_the_floor_falls_geometrically_over_the_run() -> None:
+def test_the_floor_falls_slowly_first_and_to_its_last_value() -> None:
     falling = Loss(first_floor=0.2, last_floor=0.002)
-    for progress, floor in ((0.0, 0.2), (0.5, 0.02), (1.0, 0.002)):
+    for progress, floor in ((0.0, 0.2), (0.5**0.5, 0.02), (1.0, 0.002)):
         expected = (floor * torch.log(1 + ERRORS / floor)).mean()
         torch.testing.assert_close(softened(ERRORS, falling, progress), expected)
 
@@ -533,6 +533,21 @@ def test_a_run_starts_with_frames_passing_unchanged() -> None:
     for band in range(BANDS):
         pair = torch.stack([seen[0][0, band].flatten(), frame[0, band].flatten()])
         assert float(torch.corrcoef(pair)[0, 1]) > 0.7
+
+
+def test_a_constant_stands_beside_the_bands_where_there_is_room() -> None:
+    # Where bands fill the width, none of them gives way.
+    for dim, bands, constants in ((8, 4, 1), (24, 4, 2), (8, 8, 0), (8, 12, 0)):
+        torch.manual_seed(0)
+        net = Damp(replace(made().config, dim=dim, bands=bands, decoder_blocks=(0, 0, 0), refinement_blocks=0)).eval()
+        start_transparent(net, constant=3.0)
+        seen: list[torch.Tensor] = []
+        net.output.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        with torch.inference_mode():
+            net(torch.rand(1, bands, 64, 64), torch.rand(1, 6))
+        flat = [c for c in range(dim) if float(seen[0][0, c].std()) < 1e-6]
+        assert flat == list(range(dim - constants, dim))
+        assert all(float(seen[0][0, c].mean()) == pytest.approx(3.0) for c in flat)
 
 
 def test_the_average_moves_fast_first_and_then_with_its_decay() -> None:
