@@ -40,7 +40,7 @@ bench: install ## every benchmark, one table each
 lint: lint-style lint-types lint-imports ## style, types (as Python 3.11 and 3.10 see them) and the direction of imports
 
 lint-style: install
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 
 lint-types: install

@@ -36,7 +36,6 @@ def pictures_of(model: Model, rows: Sequence[Row], pictured: Mapping[str, tuple[
         MachineError: matplotlib is not installed.
     """
     from calibration.baselines import BASELINES
-
     from calibration.evaluation import choices, means
 
     gains = {task: (b.psnr - a.psnr, c.psnr - a.psnr) for task, (a, b, c) in means(rows).items()}
@@ -88,7 +87,6 @@ def evaluation_page(
 ) -> Report:
     """The page of `deploy evaluate`."""
     from calibration.baselines import BASELINES
-
     from calibration.evaluation import means
 
     found = means(rows)
