@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from calibration.baselines import BASELINES
 from calibration.degradations import DEGRADATIONS, TRAINING, UNSEEN, lost_bands
 from calibration.quality import Quality, quality
+from runtime.errors import CubeError
 
 Float32 = NDArray[np.float32]
 Restore = Callable[[Float32], tuple[Float32, Float32]]
@@ -24,6 +25,7 @@ Restore = Callable[[Float32], tuple[Float32, Float32]]
 TASKS = (*TRAINING, "poisson", "motionblur")
 """What a model is measured by: the tasks it was trained on, then those it was not."""
 assert set(TASKS) == {*TRAINING, *UNSEEN}
+LOSE_BANDS = ("bandloss", "mixed")
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,13 @@ def evaluate(
         for task in tasks:
             rng = np.random.default_rng([seed, TASKS.index(task), zlib.crc32(name.encode())])
             degraded = DEGRADATIONS[task](truth, rng)
-            lost = lost_bands(degraded)
-            # A scene may have dark bands of its own; with every band lost there is nothing to interpolate either way.
-            bands = lost if task == "bandloss" and lost.any() else None
+            bands = bands_measured(task, degraded, truth)
             classical = BASELINES[task].restore(degraded)
             restored, gates = restore(degraded)
+            if not np.isfinite(restored).all():
+                raise CubeError(
+                    f"the model's output after {task} is not finite", file=name, remedy="check the model's weights"
+                )
             row = Row(
                 task,
                 name,
@@ -87,6 +91,18 @@ def evaluate(
                 gates,
             )
             yield row, Cubes(degraded, classical, restored, truth)
+
+
+def bands_measured(task: str, degraded: Float32, truth: Float32) -> NDArray[np.bool_] | None:
+    """The bands that a task's quality is taken over, bool [bands]; None is all of them.
+
+    After band loss these are the bands that were lost. One that is dark in the truth too lost nothing, and would count
+    as perfectly restored.
+    """
+    if task not in LOSE_BANDS:
+        return None
+    lost = lost_bands(degraded) & ~lost_bands(truth)
+    return lost if lost.any() else None
 
 
 def mean_quality(figures: Sequence[Quality]) -> Quality:
@@ -108,6 +124,10 @@ def means(rows: Sequence[Row]) -> Mapping[str, tuple[Quality, Quality, Quality]]
 
 
 def choices(rows: Sequence[Row]) -> Mapping[str, NDArray[np.float64]]:
-    """{task: share of scenes in which every expert was chosen, float64 [layers, experts]}; rows sum to top-k."""
+    """{task: share of scenes in which every expert was chosen, float64 [layers, experts]}.
+
+    Rows sum to top-k where a scene is one frame; in a larger one, tiles and band groups choose for themselves, and an
+    expert counts that any of them chose.
+    """
     tasks = dict.fromkeys(row.task for row in rows)
     return {task: np.mean([row.gates > 0 for row in rows if row.task == task], axis=0) for task in tasks}

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from calibration.baselines import BASELINES
 from calibration.degradations import DEGRADATIONS, lost_bands
-from calibration.evaluation import TASKS, choices, evaluate, means
+from calibration.evaluation import TASKS, bands_measured, choices, evaluate, means
 from calibration.quality import psnr, sam, ssim
+from runtime.errors import CubeError
 from runtime.sources.simulator import simulate_scene
 
 Float32 = NDArray[np.float32]
@@ -43,6 +44,33 @@ def test_the_figures_are_those_of_the_cubes(scenes: dict[str, Float32]) -> None:
         np.testing.assert_array_equal(cubes.restored, cubes.degraded / 2)
         np.testing.assert_array_equal(cubes.truth, scenes[row.scene])
         assert not np.array_equal(cubes.degraded, cubes.truth)
+
+
+def test_a_band_that_was_dark_before_is_not_a_lost_one(scenes: dict[str, Float32]) -> None:
+    truth = scenes["a"].copy()
+    truth[[0, 3]] = 0
+    degraded = truth.copy()
+    degraded[5] = 0
+    for task in ("bandloss", "mixed"):
+        mask = bands_measured(task, degraded, truth)
+        assert mask is not None and np.flatnonzero(mask).tolist() == [5]
+    assert bands_measured("bandloss", truth, truth) is None
+    assert bands_measured("blur", degraded, truth) is None
+    for seed in range(4):
+        ((row, cubes),) = evaluate([("a", truth)], half, tasks=("bandloss",), seed=seed)
+        lost = lost_bands(cubes.degraded)
+        lost[[0, 3]] = False
+        if lost.any():
+            assert row.input.psnr == psnr(cubes.degraded, truth, lost)
+
+
+def test_a_model_that_diverges_is_named_with_its_scene_and_task(scenes: dict[str, Float32]) -> None:
+    def diverge(cube: Float32) -> tuple[Float32, Float32]:
+        return cube * np.float32(np.nan), np.zeros((1, 2), np.float32)
+
+    with pytest.raises(CubeError, match="after noise is not finite") as caught:
+        list(evaluate([("a", scenes["a"])], diverge))
+    assert caught.value.file == "a"
 
 
 def test_a_row_depends_on_its_scene_task_and_seed_alone(scenes: dict[str, Float32]) -> None:
