@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import load_bundle
-from runtime.errors import InputError
-from runtime.files import READERS, read_cube
+from runtime.errors import CubeError, InputError, plain, printable
+from runtime.files import READERS, CubeFile, read_cube
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.restore import restore_cube
 from runtime.scaling import to_unit
 
 from . import console
 from .options import examples, ground, json_option
+from .pictures import require_plots
+from .run import FAR_NANOMETRES
 
 if TYPE_CHECKING:
     # The ground's: imported where it is used, so that a flight computer can show this command's help.
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from calibration.quality import Quality
 
 Float32 = NDArray[np.float32]
+Centres = Mapping[str, tuple[float, ...] | None]
+"""Scene -> band centres in nm, None if not told."""
 CONTENDERS = ("input", "baseline", "model")
 LARGEST_FRAME = 512
 FRAME_OVERLAP = 64
@@ -95,17 +100,19 @@ def command(
     missing pixels are refused. Scores of cubes that the model was trained on flatter it: name the others with --scenes.
     """
     evaluation = ground("calibration.evaluation")
+    require_plots()
     chosen = _tasks(tasks, evaluation.TASKS)
     files = _files(data, scenes)
     with _opened(model, top_k) as measured:
-        folder = out if out is not None else Path("evaluation") / Path(model).stem
+        folder = out if out is not None else Path("evaluation") / _plain_name(Path(model))
         _refuse_file(folder)
+        centres = {name: _checked(file, measured, scale, layout, key) for name, file in files.items()}
         rows: list[Row] = []
         pictured: dict[str, tuple[str, Cubes]] = {}
         names = list(files)
         with console.progress("evaluating") as moved:
             moved(0, len(files) * len(chosen))
-            cubes = ((name, _cube(file, measured, scale, layout, key)) for name, file in files.items())
+            cubes = ((name, _cube(file, measured, scale, layout, key)[1]) for name, file in files.items())
             for row, kept in evaluation.evaluate(cubes, measured.restore, tasks=chosen, seed=seed):
                 rows.append(row)
                 # Another scene for every task, so that the page shows several.
@@ -114,12 +121,17 @@ def command(
                 moved(len(rows), len(files) * len(chosen))
     rows.sort(key=lambda r: chosen.index(r.task))
     _show(rows)
-    _write(folder, measured, rows, pictured, seed)
+    options = {"--scenes": scenes, "--tasks": tasks, "--scale": scale, "--key": key, "--top-k": top_k, "--seed": seed}
+    options |= {"--layout": layout} if layout != DEFAULT_LAYOUT else {}
+    again = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
+    line = f"deploy evaluate {shlex.quote(model)} --data DIR {again}"
+    in_order = {task: pictured[task] for task in chosen}
+    _write(folder, measured, rows, in_order, centres, line)
     console.say(f"wrote      {folder}/evaluation.html, .md, .csv and pictures", "bold green")
-    return summary(rows, measured.name, folder)
+    return summary(rows, measured.name, folder, seed)
 
 
-def summary(rows: Sequence[Row], model: str, out: Path) -> dict[str, Any]:
+def summary(rows: Sequence[Row], model: str, out: Path, seed: int) -> dict[str, Any]:
     """What `--json` prints: means over scenes, and every scene."""
     from calibration.evaluation import choices, means
 
@@ -129,6 +141,7 @@ def summary(rows: Sequence[Row], model: str, out: Path) -> dict[str, Any]:
     return {
         "model": model,
         "out": str(out),
+        "seed": seed,
         "tasks": {task: triple(figures) for task, figures in means(rows).items()},
         "scenes": {
             task: {r.scene: triple((r.input, r.baseline, r.model)) for r in rows if r.task == task}
@@ -187,8 +200,13 @@ def _from_checkpoint(name: str, top_k: int | None) -> Model:
 
 
 def _mean_gates(gates: Float32) -> Float32:
-    mean: Float32 = gates.reshape(-1, *gates.shape[-2:]).mean(axis=0)
+    # Not reshaped to one axis of frames: a network without mixtures has no layers.
+    mean: Float32 = gates.mean(axis=tuple(range(gates.ndim - 2)))
     return mean
+
+
+def _plain_name(model: Path) -> str:
+    return model.resolve().name if model.is_dir() else model.stem
 
 
 def _tasks(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -204,7 +222,13 @@ def _files(folder: Path, scenes: str | None) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError("no such folder", file=folder, key="--data", remedy="give a folder of clean cubes")
     found: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}", file=folder, key="--data", remedy="check its permissions"
+        ) from error
+    for file in inside:
         if file.suffix.lower() not in (".hdr", ".npy", ".npz", ".mat") or file.name.startswith("."):
             continue
         if file.stem in found:
@@ -218,15 +242,34 @@ def _files(folder: Path, scenes: str | None) -> dict[str, Path]:
     wanted = tuple(dict.fromkeys(part.strip() for part in scenes.split(",")))
     for name in wanted:
         if name not in found:
-            raise InputError("no such cube", file=folder, key="--scenes", value=name, remedy=f"has {', '.join(found)}")
+            raise InputError(
+                "no such cube", file=folder, key="--scenes", value=name, remedy=f"has {plain(', '.join(found))}"
+            )
     return {name: found[name] for name in wanted}
 
 
-def _cube(file: Path, model: Model, scale: float | None, layout: str, key: str | None) -> Float32:
-    """A clean cube in the unit range, checked to be one."""
-    source = read_cube(file, layout=layout, key=key)
+def _cube(file: Path, model: Model, scale: float | None, layout: str, key: str | None) -> tuple[CubeFile, Float32]:
+    """A cube as its file holds it, and in the unit range."""
+    named = file.suffix.lower() in (".npz", ".mat")
+    source = read_cube(file, layout=layout, key=key if named else None)
     told = scale if scale is not None else source.scale if source.scale is not None else model.scale
-    cube = to_unit(source.cube, told)
+    try:
+        return source, to_unit(source.cube, told)
+    except CubeError as error:
+        raise CubeError(
+            error.problem.replace("bundle", "model"), file=file, key="--scale", value=error.value, remedy=error.remedy
+        ) from error
+
+
+def _checked(file: Path, model: Model, scale: float | None, layout: str, key: str | None) -> tuple[float, ...] | None:
+    """Refuse what is no clean cube for this model before any is restored, and warn of what is doubtful.
+
+    Returns:
+        Its band centres in nm, None where neither file nor model tells them.
+    """
+    from calibration.degradations import BRIGHTEST
+
+    source, cube = _cube(file, model, scale, layout, key)
     ignored = source.ignore_value is not None and bool((source.cube == source.ignore_value).any())
     if ignored or not np.isfinite(cube).all():
         raise InputError(
@@ -241,12 +284,28 @@ def _cube(file: Path, model: Model, scale: float | None, layout: str, key: str |
             key="bands",
             remedy="leave it out with --scenes",
         )
+    floats = source.cube.dtype.kind == "f"
+    largest = float(np.abs(cube).max())
+    if largest > BRIGHTEST:
+        raise InputError(
+            "holds values far outside [0, 1]",
+            file=file,
+            value=f"{largest:.3g}",
+            remedy="floats are taken as they are: divide them first" if floats else "give a larger --scale",
+        )
     brightest = float(np.quantile(cube, 0.999))
     if not 0.02 <= brightest <= 4:
+        remedy = "floats are taken as they are, so divide them first" if floats else "see --scale"
         console.warn(
-            f"{file.name}: 1.0 should be about the brightest, but 99.9 % lie below {brightest:.3g}; see --scale"
+            f"{file.name}: 1.0 should be about the brightest, but 99.9 % lie at or below {brightest:.3g}; {remedy}"
         )
-    return cube
+    centres = model.wavelengths if model.wavelengths and len(model.wavelengths) == len(cube) else None
+    if source.wavelengths is None or centres is None:
+        return source.wavelengths or centres
+    apart = float(np.abs(np.asarray(source.wavelengths) - np.asarray(centres)).max())
+    if apart > FAR_NANOMETRES:
+        console.warn(f"{file.name}: its bands lie up to {apart:.0f} nm from those that the model was made for")
+    return source.wavelengths
 
 
 def _refuse_file(folder: Path) -> None:
@@ -274,24 +333,25 @@ def _cells(name: tuple[str, str], figures: Sequence[Quality]) -> tuple[str, ...]
     )
 
 
-def _table(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
-    """Every scene of a task, then their mean."""
+def _mean_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     from calibration.evaluation import means
 
-    for task, figures in means(rows).items():
-        for row in rows:
-            if row.task == task:
-                yield _cells((task, row.scene), (row.input, row.baseline, row.model))
-        yield _cells((task, "mean"), figures)
+    return [_cells((task, "mean"), figures) for task, figures in means(rows).items()]
+
+
+def _scene_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    return [_cells((row.task, row.scene), (row.input, row.baseline, row.model)) for row in rows]
 
 
 def _show(rows: Sequence[Row]) -> None:
     from calibration.baselines import BASELINES
     from calibration.evaluation import means
 
+    found = means(rows)
+    scenes = len({r.scene for r in rows})
     console.table(
-        f"means over {len({r.scene for r in rows})} scenes",
-        ("task", "input dB", "baseline dB", "model dB", "gain dB", "SSIM", "SAM deg", "baseline"),
+        f"PSNR in dB, mean over {scenes} scene{'s' * (scenes > 1)}",
+        ("task", "input", "baseline", "model", "gain", "SSIM", "SAM deg"),
         [
             (
                 task,
@@ -301,61 +361,68 @@ def _show(rows: Sequence[Row]) -> None:
                 f"{c.psnr - a.psnr:+.2f}",
                 f"{c.ssim:.3f}",
                 f"{c.sam:.2f}",
-                BASELINES[task].name,
             )
-            for task, (a, b, c) in means(rows).items()
+            for task, (a, b, c) in found.items()
         ],
     )
+    label = "baseline"
+    for name in dict.fromkeys(BASELINES[task].name for task in found):
+        console.say(f"{label:<10} {name}: {', '.join(task for task in found if BASELINES[task].name == name)}")
+        label = ""
 
 
 def _write(
     folder: Path,
     model: Model,
     rows: Sequence[Row],
-    pictured: dict[str, tuple[str, Cubes]],
-    seed: int,
+    pictured: Mapping[str, tuple[str, Cubes]],
+    centres: Centres,
+    line: str,
 ) -> None:
     from .evaluation_page import evaluation_page, pictures_of
     from .pictures import save_bytes
     from .report import write_report
 
-    table = list(_table(rows))
+    scenes, mean = _scene_rows(rows), _mean_rows(rows)
+    by_task = [row for last in mean for row in (*(r for r in scenes if r[0] == last[0]), last)]
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *table])
+    csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *by_task])
     save_bytes(folder / "evaluation.csv", stream.getvalue().encode())
-    pictures = pictures_of(model, rows, pictured)
+    pictures = pictures_of(model, rows, pictured, centres)
     for name, png in pictures.files.items():
         save_bytes(folder / name, png)
-    save_bytes(folder / "evaluation.md", _markdown(model, table, list(pictures.files), seed).encode())
-    write_report(folder / "evaluation.html", evaluation_page(model, rows, COLUMNS, table, pictures, seed))
+    save_bytes(folder / "evaluation.md", _markdown(model, scenes, mean, list(pictures.files), line).encode())
+    write_report(folder / "evaluation.html", evaluation_page(model, rows, COLUMNS, scenes, mean, pictures, line))
 
 
-def _markdown(model: Model, table: list[tuple[str, ...]], files: list[str], seed: int) -> str:
-    means_only = [row for row in table if row[1] == "mean"]
-
+def _markdown(
+    model: Model, scenes: list[tuple[str, ...]], mean: list[tuple[str, ...]], files: list[str], line: str
+) -> str:
     def lines(rows: list[tuple[str, ...]], columns: tuple[str, ...]) -> list[str]:
         def escaped(cell: str) -> str:
-            return cell.replace("|", "\\|")
+            return printable(cell).replace("|", "\\|")
 
         head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
         return head + ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
 
     return "\n".join(
         [
-            f"# {model.name}",
+            f"# {printable(model.name)}",
             "",
-            f"{model.about or 'Nothing is said of its training.'}",
+            f"{printable(model.about) or 'Nothing is said of its training.'}",
+            "",
+            f"    {printable(line)}",
             "",
             "PSNR in dB from the mean squared error over all elements, SAM in degrees; for bandloss over the lost "
-            f"bands. Seed {seed}.",
+            "bands.",
             "",
             "## Means over scenes",
             "",
-            *lines([(row[0], *row[2:]) for row in means_only], (COLUMNS[0], *COLUMNS[2:])),
+            *lines([(row[0], *row[2:]) for row in mean], (COLUMNS[0], *COLUMNS[2:])),
             "",
             "## Every scene",
             "",
-            *lines(table, COLUMNS),
+            *lines(scenes, COLUMNS),
             "",
             *(f"![{Path(name).stem}]({name})" for name in files),
             "",

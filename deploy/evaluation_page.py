@@ -15,7 +15,7 @@ from .report import Case, ColourScale, Command, Picture, Plot, Report, Table, Ve
 if TYPE_CHECKING:
     from calibration.evaluation import Cubes, Row
 
-    from .evaluate import Model
+    from .evaluate import Centres, Model
 
 SHOWN_PIXELS = ((0.25, 0.3), (0.5, 0.62), (0.75, 0.4))
 STRIP_SIDE = 256
@@ -29,7 +29,9 @@ class Pictures:
     cases: tuple[Case, ...]
 
 
-def pictures_of(model: Model, rows: Sequence[Row], pictured: Mapping[str, tuple[str, Cubes]]) -> Pictures:
+def pictures_of(
+    model: Model, rows: Sequence[Row], pictured: Mapping[str, tuple[str, Cubes]], centres: Centres
+) -> Pictures:
     """Gains, experts and spectra as plots, and a strip of every task: degraded, baseline, restored, truth, error.
 
     Raises:
@@ -48,7 +50,7 @@ def pictures_of(model: Model, rows: Sequence[Row], pictured: Mapping[str, tuple[
         files["experts.png"] = choices_plot(choices(rows), model.balances)
     cases = []
     for task, (scene, cubes) in pictured.items():
-        wavelengths = model.wavelengths if model.wavelengths and len(model.wavelengths) == len(cubes.truth) else None
+        wavelengths = centres[scene]
         stretch = stretch_limits(cubes.truth, wavelengths)
         shown = {
             "degraded": cubes.degraded,
@@ -68,12 +70,11 @@ def pictures_of(model: Model, rows: Sequence[Row], pictured: Mapping[str, tuple[
             for label, image in images.items()
         )
         cases.append(Case(f"{task}: {scene}", described, note))
-    task, (_, cubes) = next(iter(pictured.items()))
+    task, (scene, cubes) = next(iter(pictured.items()))
     size = cubes.truth.shape[1:]
     pixels = [(int(a * size[0]), int(b * size[1])) for a, b in SHOWN_PIXELS]
-    centres = model.wavelengths if model.wavelengths and len(model.wavelengths) == len(cubes.truth) else None
     series = {"degraded": cubes.degraded, "restored": cubes.restored, "truth": cubes.truth}
-    files["spectra.png"] = spectra_plot(series, pixels, centres, scale=f"share of full scale, {task}")
+    files["spectra.png"] = spectra_plot(series, pixels, centres[scene], scale=f"share of full scale, {task}")
     return Pictures(files, tuple(cases))
 
 
@@ -81,11 +82,17 @@ def evaluation_page(
     model: Model,
     rows: Sequence[Row],
     columns: tuple[str, ...],
-    table: Sequence[tuple[str, ...]],
+    scenes: Sequence[tuple[str, ...]],
+    mean: Sequence[tuple[str, ...]],
     pictures: Pictures,
-    seed: int,
+    line: str,
 ) -> Report:
-    """The page of `deploy evaluate`."""
+    """The page of `deploy evaluate`.
+
+    Args:
+        columns: of the rows in `scenes`, one for every task and scene, and in `mean`, one for every task.
+        line: the command that wrote it.
+    """
     from calibration.baselines import BASELINES
     from calibration.evaluation import means
 
@@ -97,11 +104,10 @@ def evaluation_page(
     detail = (
         f"Behind the classical method on {', '.join(behind)}." if behind else "Ahead of the classical method on all."
     )
-    scenes = Table("Every scene", columns, tuple(row for row in table if row[1] != "mean"))
-    mean = Table(
+    means_table = Table(
         "Means over scenes",
         (columns[0], *columns[2:], "baseline"),
-        tuple((row[0], *row[2:], BASELINES[row[0]].name) for row in table if row[1] == "mean"),
+        tuple((row[0], *row[2:], BASELINES[row[0]].name) for row in mean),
         "PSNR from the mean squared error over all elements, in dB; SAM in degrees; bandloss over the lost bands only.",
     )
     plots = [Plot("Gain over the degraded input", pictures.files["gains.png"], "PSNR gain of baseline and model.")]
@@ -116,10 +122,8 @@ def evaluation_page(
         verdict=Verdict("unjudged", text, detail),
         cases=pictures.cases,
         plots=tuple(plots),
-        tables=(mean, scenes),
-        commands=(
-            Command(f"deploy evaluate {model.name} --data DIR --seed {seed}", "measures it and writes this page"),
-        ),
+        tables=(means_table, Table("Every scene", columns, tuple(scenes))),
+        commands=(Command(line, "measures it and writes this page"),),
         footnotes=("Scores of cubes that the model was trained on flatter it.",),
     )
 

@@ -440,19 +440,26 @@ def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
     figure.legend(handles, [_label(label) or "?" for label in labels], loc="outside upper left", ncols=4, frameon=False)
 
 
-@contextmanager
-def _drawing(panels: int, *, panel: tuple[float, float], columns: int) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of `panels` axes in rows of `columns`, in our style whatever the user's matplotlibrc says."""
+def require_plots() -> None:
+    """Raise MachineError where matplotlib, which draws the plots, is not installed."""
     try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise MachineError(
             "matplotlib is not installed, so no plots can be drawn",
             key="matplotlib",
             remedy='pip install "damp-deploy[report]"',
         ) from error
+
+
+@contextmanager
+def _drawing(panels: int, *, panel: tuple[float, float], columns: int) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of `panels` axes in rows of `columns`, in our style whatever the user's matplotlibrc says."""
+    require_plots()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(), warnings.catch_warnings():
         # A label in a script that the font lacks is shown as boxes; that is no reason to write to stderr.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from calibration.evaluation import TASKS
+from deploy import evaluate
 from deploy.evaluate import COLUMNS, CONTENDERS
 from runtime.files import write_cube
 from runtime.sources.simulator import simulate_scene
@@ -119,3 +122,104 @@ def test_a_doubtful_scale_is_warned_of(
     arguments = ("--scenes", "digital", "--tasks", "bandloss", "--out", tmp_path / "out", "--scale", 1000, "--json")
     done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", cubes, *arguments)
     assert done.code == 0 and any("digital.npz" in warning for warning in done.json["warnings"])
+
+
+def test_floats_that_are_no_reflectance_are_not_sent_to_a_scale_that_would_be_ignored(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    truth = np.load(cubes / "floats.npy")
+    for factor, code in ((6e4, 0), (6e8, 2)):
+        np.save(tmp_path / "numbers.npy", (truth * factor).astype(np.float32))
+        arguments = ("--data", tmp_path, "--tasks", "bandloss", "--out", tmp_path / "out")
+        done = invoke(capsys, "evaluate", tiny_checkpoint, *arguments)
+        assert done.code == code and "numbers.npy" in done.err and "--scale" not in done.err
+        assert "divide them first" in done.err
+
+
+def test_the_worst_cube_is_refused_before_any_is_restored(
+    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Path,
+    cubes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("calibration.evaluation.evaluate", None)
+    shutil.copy(cubes / "floats.npy", tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", np.zeros((64, 64, 31), np.complex64))
+    done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", tmp_path, "--out", tmp_path / "out")
+    assert_failed(done, 2, "b.npy")
+    done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", cubes, "--scale", 0, "--out", tmp_path / "out")
+    assert_failed(done, 2, "digital.npz", "--scale", "not a positive number")
+
+
+def test_without_matplotlib_it_says_so_before_any_work(
+    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Path,
+    cubes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("calibration.evaluation.evaluate", None)
+    done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", cubes, "--out", tmp_path / "out")
+    assert_failed(done, 3, "matplotlib", "damp-deploy[report]")
+
+
+def test_a_key_is_for_the_files_that_name_their_arrays(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    arguments = ("--data", cubes, "--key", "cube", "--tasks", "bandloss", "--out", tmp_path / "out", "--json")
+    done = invoke(capsys, "evaluate", tiny_checkpoint, *arguments)
+    assert done.code == 0, done.err
+    assert len(done.json["scenes"]["bandloss"]) == 3
+
+
+def test_a_scene_may_be_called_mean_and_the_page_says_how_it_was_made(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    shutil.copy(cubes / "floats.npy", tmp_path / "mean.npy")
+    out = tmp_path / "out"
+    arguments = ("--data", tmp_path, "--tasks", "bandloss,inpaint", "--seed", 7, "--out", out)
+    done = invoke(capsys, "evaluate", tiny_checkpoint, *arguments)
+    assert done.code == 0, done.err
+    head, *rest = (out / "evaluation.md").read_text().split("## ")
+    assert "--data DIR --tasks bandloss,inpaint --seed 7" in head
+    assert "--tasks bandloss,inpaint --seed 7" in (out / "evaluation.html").read_text()
+    assert [part.count("| bandloss |") for part in rest] == [1, 1]
+    assert len((out / "evaluation.csv").read_text().splitlines()) == 5
+
+
+def test_the_table_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Path,
+    cubes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ("--data", cubes, "--scenes", "floats", "--out", tmp_path)
+    done = invoke(capsys, "evaluate", tiny_checkpoint, *arguments)
+    assert done.code == 0 and "…" not in done.out and "mean over 1 scene " in done.out
+    for task in TASKS:
+        (row,) = (line for line in done.out.splitlines() if line.startswith(f"│ {task} "))
+        assert row.count("│") == 8
+    assert "unsharp masking: blur, motionblur" in done.out
+
+
+def test_bands_elsewhere_than_the_models_are_warned_of(
+    capsys: pytest.CaptureFixture[str], cubes: Path, tmp_path: Path
+) -> None:
+    cube = np.load(cubes / "floats.npy")
+    for first in (400, 500):
+        np.savez(tmp_path / "cube.npz", cube=cube, wavelength_nm=np.linspace(first, first + 300, 31))
+        arguments = ("--data", tmp_path, "--tasks", "bandloss", "--out", tmp_path / "out", "--json")
+        done = invoke(capsys, "evaluate", "damp-tiny", *arguments)
+        assert done.code == 0, done.err
+        assert [("100 nm" in warning) for warning in done.json["warnings"]] == [True] * (first == 500)
+
+
+def test_gates_are_averaged_over_tiles_and_groups_and_may_be_none() -> None:
+    gates = np.random.default_rng(0).random((2, 3, 4, 5), np.float32)
+    np.testing.assert_allclose(evaluate._mean_gates(gates), gates.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_array_equal(evaluate._mean_gates(gates[0, 0]), gates[0, 0])
+    assert evaluate._mean_gates(np.zeros((2, 3, 0, 5), np.float32)).shape == (0, 5)
