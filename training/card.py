@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from calibration.baselines import BASELINES
+from calibration.degradations import UNSEEN
 from export.networks import load_checkpoint
 from export.networks.damp import Damp
 from runtime.errors import DeployError, InputError
@@ -24,6 +25,8 @@ GOALS: Mapping[str, float] = MappingProxyType(
     {"noise": 14.0, "blur": 4.0, "sr": 3.0, "inpaint": 15.0, "bandloss": 15.0, "poisson": 6.0, "motionblur": 0.5}
 )
 """Gain in PSNR over the degraded input, in dB, that the largest model is to reach."""
+
+UNSEEN_WORDS: Mapping[str, str] = MappingProxyType({"motionblur": "motion blur", "poisson": "Poisson noise"})
 
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -40,8 +43,16 @@ def card(net: Damp, recipe: Recipe, tasks: Figures, scenes: list[str], took: str
         size: bytes of the file.
 
     Raises:
-        InputError: the checkpoint was trained by another recipe.
+        InputError: the checkpoint was trained by another recipe, or a scene may have been trained on.
     """
+    seen = [name for name in scenes if name not in recipe.data.validation]
+    if seen:
+        raise InputError(
+            "the recipe does not hold this scene out",
+            key="scenes",
+            value=seen[0],
+            remedy=f"evaluate with --scenes {','.join(recipe.data.validation)}",
+        )
     if recipe.digest()[:12] not in net.facts.about:
         raise InputError("was trained by another recipe", file=net.facts.file, value=net.facts.about)
     config, options = net.config, recipe.optimiser
@@ -53,16 +64,19 @@ def card(net: Damp, recipe: Recipe, tasks: Figures, scenes: list[str], took: str
         else f"any bands, {config.bands} neighbouring ones at a time"
     )
     scale = recipe.data.stored_scale
+    softened = "" if recipe.loss.first_floor is None else " softened as the recipe says"
+    unseen = [UNSEEN_WORDS[task] for task in UNSEEN if task not in recipe.tasks]
+    untrained = f"; never trained on: {', '.join(unseen)}" if unseen else ""
     parts = [
         f"# {recipe.name}",
         f"A DAMP for {spectrum_text}: {parameters:.2f} M parameters, {size / 2**20:.1f} MiB, {_gate(config)}. "
         + (f"{scale:g} stands for 1.0 in cubes of integers." if scale else "It tells no scale."),
         "## Data and recipe",
         f"Trained on {recipe.data.name}; data not included. Never trained on: {', '.join(recipe.data.validation)}. "
-        f"{options.steps:,} steps of {_patches(recipe)} (AdamW, L1 softened as the recipe says, cosine from "
+        f"{options.steps:,} steps of {_patches(recipe)} (AdamW, L1{softened}, cosine from "
         f"{options.learning_rate:g}, EMA {options.ema:g}, gating noise, seed {recipe.seed})"
         + (f", grown from `{recipe.start}`" if recipe.start else "")
-        + f"; {took}. Tasks: {', '.join(recipe.tasks)}; motion blur and Poisson noise were never trained on.",
+        + f"; {took}. Tasks: {', '.join(recipe.tasks)}{untrained}.",
         f"```\npython -m training.train --recipe training/recipes/{recipe.name}.yaml --data DIR --out RUN\n"
         f"deploy evaluate {recipe.name} --data DIR --scenes {','.join(scenes)}\n```",
         "## Figures",
@@ -101,9 +115,9 @@ def _table(tasks: Figures) -> str:
 
 def _limits(tasks: Figures) -> list[str]:
     gains = {task: f["model"]["psnr"] - f["input"]["psnr"] for task, f in tasks.items()}
-    missed = [f"{task} by {GOALS[task] - gain:.1f} dB" for task, gain in gains.items() if gain < GOALS[task]]
+    missed = [f"{task} by {GOALS[task] - gain:.2f} dB" for task, gain in gains.items() if gain < GOALS[task]]
     behind = {task: f["baseline"]["psnr"] - f["model"]["psnr"] for task, f in tasks.items()}
-    worse = [f"{task} by {gap:.1f} dB" for task, gap in behind.items() if gap > 0]
+    worse = [f"{task} by {gap:.2f} dB" for task, gap in behind.items() if gap > 0]
     bent = [task for task, f in tasks.items() if f["model"]["sam"] > f["input"]["sam"]]
     limits = [f"It misses the project's goals for gain: {', '.join(missed)}." if missed else "It reaches every goal."]
     if worse:
@@ -116,6 +130,29 @@ def _limits(tasks: Figures) -> list[str]:
     return limits
 
 
+def read_evaluation(file: Path, checkpoint: Path) -> tuple[Figures, list[str]]:
+    """Tasks' figures and the scenes' names of what `deploy evaluate --json` printed for this checkpoint.
+
+    Raises:
+        InputError: it cannot be read, is something else, or of another model.
+    """
+    try:
+        evaluation = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
+        tasks, scenes = evaluation["tasks"], list(next(iter(evaluation["scenes"].values())))
+        model = str(evaluation["model"])
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=file, key="--evaluation") from error
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        raise InputError(
+            "is not what `deploy evaluate --json` printed", file=file, key="--evaluation", remedy="evaluate again"
+        ) from error
+    if Path(model).stem != checkpoint.stem:
+        raise InputError(
+            f"is not of {checkpoint.stem}", file=file, key="model", value=model, remedy="evaluate this checkpoint"
+        )
+    return tasks, scenes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.card", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="a file, or the name of a packaged model")
@@ -125,10 +162,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         net = load_checkpoint(arguments.checkpoint)
-        evaluation = json.loads(arguments.evaluation.read_text().splitlines()[-1])
-        scenes = list(next(iter(evaluation["scenes"].values())))
-        size = net.facts.file.stat().st_size
-        print(card(net, load_recipe(arguments.recipe), evaluation["tasks"], scenes, arguments.took, size), end="")
+        tasks, scenes = read_evaluation(arguments.evaluation, Path(net.facts.file))
+        size = Path(net.facts.file).stat().st_size
+        print(card(net, load_recipe(arguments.recipe), tasks, scenes, arguments.took, size), end="")
     except DeployError as error:
         print(f"error: {error.one_line()}", file=sys.stderr)
         sys.exit(error.exit_code)
