@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from calibration.degradations import DEGRADATIONS
 from runtime.errors import CubeError, CubeFileError, InputError
+from runtime.files import read_cube
 from runtime.metrics import prompt_metrics
 from training.recipe import Data, Patches
 
@@ -47,11 +47,10 @@ def load_scenes(folders: Path | Sequence[Path], data: Data) -> dict[str, Float32
             if path.stem in scenes:
                 raise InputError("two scenes of one name", file=path, remedy="rename one")
             try:
-                with np.load(path, allow_pickle=False) as archive:
-                    cube = np.ascontiguousarray(archive["cube"].transpose(2, 0, 1), np.float32)
-            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+                cube = read_cube(path).cube.astype(np.float32)
+            except CubeFileError as error:
                 raise CubeFileError(
-                    f"is no scene: {error}", file=path, remedy="`cube` must be [lines, samples, bands]"
+                    f"is no scene: {error.problem}", file=path, key=error.key, value=error.value, remedy=error.remedy
                 ) from error
             key = max((k for k in data.scales if path.stem.startswith(k)), key=len, default=None)
             wanted = data.scale if key is None else data.scales[key]

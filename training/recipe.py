@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,13 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Ablation = Literal["prompt", "spectral"]
+
+
+_KINDS: dict[Any, str] = {int: "a whole number", int | float: "a number", str: "a word", list | tuple: "a list"}
+_NETWORK: dict[str, Any] = {
+    field.name: {int: int, float: int | float, str: str, tuple: list | tuple}[type(field.default)]
+    for field in fields(DampConfig)
+}
 
 
 class _Part(BaseModel):
@@ -133,12 +142,24 @@ class Recipe(_Part):
     network: dict[str, Any]
     data: Data
     tasks: dict[str, Positive]
-    patches: tuple[Patches, ...]
+    patches: Annotated[tuple[Patches, ...], Field(min_length=1)]
     loss: Loss = Loss()
     optimiser: Optimiser
     log_every: Count = 100
     validate_every: Count = 1000
     save_every: Count = 100
+
+    @field_validator("network")
+    @classmethod
+    def _typed(cls, network: dict[str, Any]) -> dict[str, Any]:
+        for name, value in network.items():
+            if name not in _NETWORK:
+                raise ValueError(f"has no key {name}; its keys are {', '.join(_NETWORK)}")
+            if not isinstance(value, _NETWORK[name]) or isinstance(value, bool):
+                raise ValueError(f"{name} must be {_KINDS[_NETWORK[name]]}, not {value!r}")
+            if isinstance(value, list | tuple) and any(type(part) is not int for part in value):
+                raise ValueError(f"{name} must be whole numbers, not {value!r}")
+        return network
 
     @field_validator("tasks")
     @classmethod
@@ -194,9 +215,26 @@ def load_recipe(path: Path, **changes: Any) -> Recipe:
     try:
         return Recipe.model_validate({**content, **changes})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or None
-        found = first["input"] if key and first["type"] != "missing" else None
+        given = {**content, **changes}
+        first, key = error.errors()[0], _key(error.errors()[0], given)
+        # A value that may be one thing or another fails as each of them.
+        said = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in error.errors() if _key(e, given) == key)
+        found = None if first["type"] == "missing" or isinstance(first["input"], Mapping) else first["input"]
+        problem = ", or: ".join(said) if key else next(iter(said))
         raise ConfigError(
-            first["msg"].removeprefix("Value error, "), file=path, key=key, value=found, remedy="see training/recipes/"
+            problem, file=path, key=key, value=found if key else None, remedy="see training/recipes/"
         ) from error
+
+
+def _key(error: Any, content: Any) -> str | None:
+    """Where an error is in the file: its place without what Pydantic adds of its types; a missing key is named too."""
+    parts: list[str] = []
+    for part in error["loc"]:
+        if not isinstance(content, Mapping | list | tuple):
+            break
+        parts.append(str(part))
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            break
+    return ".".join(parts) or None

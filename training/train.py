@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import pickle
 import signal
 import sys
 import time
@@ -28,13 +29,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from calibration.degradations import DEGRADATIONS, lost_bands
+from calibration.degradations import DEGRADATIONS
+from calibration.evaluation import bands_measured
 from calibration.quality import psnr
 from export.networks import load_checkpoint, save_checkpoint
 from export.networks.damp import Damp
 from export.networks.damp.config import SIZE_MULTIPLE
 from runtime.durable import write_bytes
-from runtime.errors import ConfigError, DeployError, InputError
+from runtime.errors import ConfigError, DeployError, InputError, MachineError
 from runtime.metrics import prompt_metrics
 from training.curves import append_row, draw_curves, drop_rows_after
 from training.data import Batch, draw_batch, load_scenes
@@ -139,8 +141,7 @@ def validate(net: Damp, scenes: dict[str, NDArray[np.float32]], recipe: Recipe) 
             metrics = torch.from_numpy(prompt_of(bad, net, recipe))[None]
             with torch.no_grad():
                 restored = net(torch.from_numpy(bad)[None].to(device), metrics.to(device))[0][0].cpu().numpy()
-            lost = lost_bands(bad)
-            bands = lost if lost.any() else None
+            bands = bands_measured(task, bad, clean)
             rows.append(psnr(restored, clean, bands) - psnr(bad, clean, bands))
         gains[task] = float(np.mean(rows)) if rows else math.nan
     return gains
@@ -175,11 +176,16 @@ def save(run: Run, recipe: Recipe, file: Path) -> None:
 
 
 def resume(run: Run, recipe: Recipe, file: Path) -> None:
-    """Bring `run` to where `file` says. Raises ConfigError where another recipe wrote it."""
-    state = torch.load(file, weights_only=True, map_location=next(run.net.parameters()).device)
-    if state.get("recipe") != recipe.digest():
+    """Bring `run` to where `file` says. Raises ConfigError where another recipe wrote it, InputError for no state."""
+    try:
+        state = torch.load(file, weights_only=True, map_location=next(run.net.parameters()).device)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError("is no state of a run", file=file, remedy="remove it to begin anew") from error
+    if not isinstance(state, dict) or not {"net", "optimiser", "ema", "step", "recipe"} <= set(state):
+        raise InputError("is no state of a run", file=file, remedy="remove it to begin anew")
+    if state["recipe"] != recipe.digest():
         raise ConfigError(
-            "another recipe wrote this run's state", file=file, key="recipe", value=state.get("recipe"),
+            "another recipe wrote this run's state", file=file, key="recipe", value=state["recipe"],
             remedy="give another --out, or the recipe that the run began with",
         )  # fmt: skip
     run.net.load_state_dict(state["net"])
@@ -219,6 +225,23 @@ def averaged(run: Run, recipe: Recipe) -> Damp:
     return net.to(next(run.net.parameters()).device)
 
 
+def usable(device: str) -> torch.device:
+    """The device of a name, tried. Raises InputError for another kind, MachineError where this machine has none."""
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError("no such device", key="--device", value=device, remedy="choose cpu or cuda")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError("no such device", key="--device", value=device, remedy="choose cpu or cuda") from error
+    try:
+        torch.ones(1, device=found).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        raise MachineError(
+            "this machine cannot use the device", key="--device", value=device, remedy="choose cpu, or mend its driver"
+        ) from error
+    return found
+
+
 def train(recipe: Recipe, data: Path | Sequence[Path], out: Path, device: str = "cpu") -> Path:
     """Run the recipe to its end (or go on with it) and return the path of the written checkpoint.
 
@@ -226,9 +249,10 @@ def train(recipe: Recipe, data: Path | Sequence[Path], out: Path, device: str = 
     checkpoint `<name>.safetensors`.
 
     Raises:
-        DeployError: no data, another recipe's state, a start that does not fit, a full disk.
+        DeployError: no data, no such device, another recipe's state, a start that does not fit, a full disk.
         KeyboardInterrupt: stopped; the state is saved, the same call goes on.
     """
+    place = usable(device)
     scenes = load_scenes(data, recipe.data)
     missing = sorted(set(recipe.data.validation) - set(scenes))
     if missing:
@@ -244,7 +268,7 @@ def train(recipe: Recipe, data: Path | Sequence[Path], out: Path, device: str = 
     used = [s for s in scenes.values() if min(s.shape[1:]) >= largest]
     if not used:
         raise ConfigError("no scene is as large as a patch", key="patches", value=largest, remedy="smaller patches")
-    run = begin(recipe, torch.device(device))
+    run = begin(recipe, place)
     state = out / "state.pt"
     try:
         out.mkdir(parents=True, exist_ok=True)
