@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from calibration.degradations import TRAINING, UNSEEN
+from export.networks import load_checkpoint
 from runtime.durable import write_bytes
-from runtime.errors import DeployError
+from runtime.errors import ConfigError, DeployError, InputError
 from training.curves import read_rows
 from training.recipe import Recipe, load_recipe
 from training.train import console, train
@@ -57,9 +58,17 @@ def ablate(recipe: Path, data: Sequence[Path], out: Path, device: str) -> dict[s
     for name in VARIANTS:
         made = variant(recipe, name)
         console.print(f"{name}: {VARIANTS[name][0]}")
-        if not (out / name / f"{made.name}.safetensors").exists():
+        file = out / name / f"{made.name}.safetensors"
+        if not file.exists():
             train(made, data, out / name, device)
-        last = read_rows(out / name / "validation.csv")[-1]
+        elif load_checkpoint(file).facts.about != made.about():
+            raise ConfigError(
+                "was trained by another recipe", file=file, remedy="give another --out, or the recipe it began with"
+            )
+        rows = read_rows(out / name / "validation.csv")
+        last = rows[-1] if rows else {}
+        if last.get("step") != made.optimiser.steps:
+            raise InputError("does not tell the last step", file=out / name / "validation.csv", remedy="remove the run")
         found = {task: last[task] for task in TASKS}
         gains[name] = {**found, "mean": sum(found.values()) / len(found)}
     return gains

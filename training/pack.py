@@ -1,15 +1,16 @@
 """Pack scenes for a machine that is lent for minutes: `python -m training.pack --data DIR --out DIR --mebibytes 48`.
 
 Every scene is cut to its middle, all by the same share of their sides, until the files together are small enough;
-numbers, names and bands stay as they are. The packed folder is given to `training.train` in place of the whole one.
+numbers, names and bands stay as they are. The packed folder is given to `training.train` in place of the whole one:
+that is another run, with other patches, and where a recipe's scale is `max`, with the largest value of what is left.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from rich.progress import track
 
 from export.networks.damp.config import SIZE_MULTIPLE
 from runtime.durable import write_bytes
-from runtime.errors import DeployError, InputError
+from runtime.errors import CubeFileError, DeployError, InputError
+from runtime.files import read_cube
 
 MEBIBYTE = 2**20
 SHARES = tuple(np.sqrt(np.arange(1, 0, -0.05)))
@@ -43,7 +45,9 @@ def pack(folders: Sequence[Path], out: Path, limit: int) -> dict[str, int]:
     files = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
     names = [file.name for file in files]
     if not files:
-        raise InputError("no scenes", file=folders, key="--data", remedy="give folders of .npz cubes")
+        raise InputError(
+            "no scenes", file=", ".join(map(str, folders)), key="--data", remedy="give folders of .npz cubes"
+        )
     if len(set(names)) < len(names):
         raise InputError("two scenes of one name", key="--data", remedy="rename one")
     if any(out.glob("*.npz")):
@@ -64,11 +68,14 @@ def pack(folders: Sequence[Path], out: Path, limit: int) -> dict[str, int]:
 
 def _packed(file: Path, share: float) -> bytes:
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            content = {key: archive[key] for key in archive.files}
-            content["cube"] = middle(content["cube"], share)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError("is no scene", file=file, key="cube", remedy="give .npz files with the key cube") from error
+        source = read_cube(file)
+    except CubeFileError as error:
+        raise InputError(
+            f"is no scene: {error.problem}", file=file, key=error.key, value=error.value, remedy=error.remedy
+        ) from error
+    content = {"cube": middle(source.cube.transpose(1, 2, 0), share)}
+    if source.wavelengths is not None:
+        content["wavelength_nm"] = np.array(source.wavelengths)
     stream = io.BytesIO()
     np.savez_compressed(stream, **content)
     return stream.getvalue()
@@ -81,6 +88,8 @@ def main() -> None:
     parser.add_argument("--mebibytes", type=float, default=48, help="largest size of the packed scenes together [48]")
     arguments = parser.parse_args()
     try:
+        if not 0 < arguments.mebibytes < math.inf:
+            raise InputError("not a size", key="--mebibytes", value=arguments.mebibytes, remedy="give more than 0")
         sizes = pack(arguments.data, arguments.out, int(arguments.mebibytes * MEBIBYTE))
     except DeployError as error:
         print(f"error: {error.one_line()}", file=sys.stderr)

@@ -69,6 +69,26 @@ def test_the_table_is_what_the_runs_logged(tmp_path: Path, capsys: pytest.Captur
     assert len(times) == len(VARIANTS) and times == {f: f.stat().st_mtime_ns for f in times}
 
 
+@pytest.mark.usefixtures("shortened")
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablations, "VARIANTS", {"full": VARIANTS["full"]})
+    ablations.main()
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe["optimiser"]["steps"] = 3
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(SystemExit) as stopped:
+        ablations.main()
+    assert stopped.value.code == 2 and "another recipe" in capsys.readouterr().err
+    recipe["optimiser"]["steps"] = 2
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "out" / "full" / "validation.csv").unlink()
+    with pytest.raises(SystemExit):
+        ablations.main()
+    assert "does not tell the last step" in capsys.readouterr().err
+
+
 def test_the_table_says_what_the_variants_are() -> None:
     text = markdown({name: {**dict.fromkeys(TASKS, 1.0), "mean": 1.0} for name in VARIANTS})
     assert all(what in text for what, _ in VARIANTS.values())

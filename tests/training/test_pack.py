@@ -48,6 +48,9 @@ def test_a_scene_smaller_than_a_frame_stays_whole() -> None:
 def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no scenes"):
         pack([tmp_path], tmp_path / "out", 10**7)
+    with pytest.raises(InputError) as caught:
+        pack([tmp_path], tmp_path / "out", 10**7)
+    assert caught.value.file == str(tmp_path)
     scene(tmp_path, "one", 80, 90, 0)
     with pytest.raises(InputError, match="not even a frame"):
         pack([tmp_path], tmp_path / "out", 1000)

@@ -8,7 +8,7 @@ from runtime.errors import InputError
 from runtime.metrics import METRIC_SETS, prompt_metrics
 from runtime.sources.simulator import simulate_scene
 from training import separability
-from training.separability import CLEAN, METRIC_SET, Outcome, Rows, draw_rows, mistake, study, tell_apart
+from training.separability import CLEAN, METRIC_SET, Outcome, Rows, draw_rows, main, mistake, study, tell_apart
 
 FILES = ("separability-confusion.png", "separability-metrics.png", "separability.md")
 
@@ -105,3 +105,15 @@ def test_a_split_that_leaves_a_side_empty_is_refused(folder, tmp_path, held):
 def test_a_folder_without_scenes_is_refused(tmp_path):
     with pytest.raises(InputError, match="no scenes"):
         study(tmp_path, tmp_path, ["a"], 1, 32, 1000, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), [(("--patches", "0"), "--patches"), (("--scale", "nan"), "--scale"), ((), "no scenes")]
+)
+def test_the_command_ends_with_one_line(tmp_path, monkeypatch, capsys, arguments, says):
+    line = ["separability", "--data", str(tmp_path), "--out", str(tmp_path), *arguments]
+    monkeypatch.setattr("sys.argv", line)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith("error: ") and says in said and said.count("\n") == 1
