@@ -1,0 +1,195 @@
+"""A float32 graph rewritten as a strongly typed FP16 one, with islands that stay float32.
+
+Precision lives in the graph: every tensor has one type and every change of it is a Cast, so each engine that reads the
+file computes in the same types. What stays float32 follows from what a node does, not from its name:
+
+- numbers per channel and per frame: the prompt, the means over the picture, the router, the gates, matrices made from
+  them. They cost nothing, and a gate that is rounded can choose another expert;
+- sums of squares, means of squares and what is divided by their roots: L2 norms and RMS norms. A square leaves the
+  range of FP16 at 256;
+- softmax, and differences of softmaxes, which cancel;
+- the frame added to the correction at the end, so that what needs no restoring comes out as it went in.
+
+`LayerNormalization` keeps FP16 at its ends and float32 inside (its `stash_type`, ONNX operator specification).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from runtime.errors import MachineError
+
+LARGEST_HALF = 65504.0
+SMALLEST_HALF = 2.0**-24
+STATISTICS = frozenset({"ReduceMean", "ReduceL2", "ReduceSum", "ReduceSumSquare", "Sqrt", "Pow", "Exp", "Log"})
+DIVISORS = STATISTICS | {"Clip", "Max", "Add", "Reciprocal"}
+ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "Max", "Min", "Neg", "Reciprocal", "Abs"})
+SHAPES = frozenset({"Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Identity", "Concat", "Gather"})
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A typed graph and what was done to it.
+
+    Attributes:
+        data: the ONNX file.
+        half: nodes that compute in FP16.
+        single: nodes that stay float32 islands (of those that handle floats).
+        casts: Cast nodes put in.
+        flushed: weights other than zero that are zero, or are rounded to fewer than 11 bits, in FP16.
+    """
+
+    data: bytes
+    half: int
+    single: int
+    casts: int
+    flushed: int
+
+
+def half_precision(data: bytes) -> Typed:
+    """Rewrite a float32 graph as strongly typed FP16 with float32 islands; inputs and outputs stay float32.
+
+    Args:
+        data: an ONNX file whose floats are all float32, with fixed shapes.
+
+    Raises:
+        MachineError: a weight lies outside the range of FP16.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data), strict_mode=True, data_prop=True)
+    graph = model.graph
+    floats = _float_tensors(model)
+    single = _islands(graph, floats)
+    writer = _Writer(graph, floats, single)
+    nodes = [written for place, node in enumerate(graph.node) for written in writer.rewrite(place, node)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    kept = [i for i in graph.initializer if i.name in used] + list(writer.weights.values())
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    del graph.value_info[:]
+    onnx.checker.check_model(model, full_check=True)
+    counts = len([n for n in nodes if any(o in floats for o in n.output)]) - writer.casts
+    return Typed(
+        model.SerializeToString(deterministic=True), counts - writer.singles, writer.singles, writer.casts,
+        writer.flushed,
+    )  # fmt: skip
+
+
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    graph = model.graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    known = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return known | {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT}
+
+
+def _islands(graph: onnx.GraphProto, floats: set[str]) -> set[int]:
+    """Places of the nodes that compute in float32."""
+    constants = {i.name: i for i in graph.initializer}
+    nodes = list(graph.node)
+    maker = {name: place for place, node in enumerate(nodes) for name in node.output}
+    picture = _pictures(graph, constants)
+    outputs = {o.name for o in graph.output}
+
+    def makers(node: NodeProto) -> list[int]:
+        return [maker[name] for name in node.input if name in maker]
+
+    single = {p for p, n in enumerate(nodes) if not picture.intersection(n.output) or outputs.intersection(n.output)}
+    single |= {p for p, n in enumerate(nodes) if n.op_type in STATISTICS or n.op_type == "Softmax"}
+    # Forward: what a statistic or a softmax goes through until a product or the normalised value itself ends it.
+    for place, node in enumerate(nodes):
+        if place in single or node.op_type not in ELEMENTWISE | SHAPES or node.op_type == "Concat":
+            continue
+        froms = [p for p in makers(node) if p in single and picture.intersection(nodes[p].output)]
+        ended = [p for p in froms if nodes[p].op_type == "Div"]
+        if froms and len(ended) < len(froms):
+            single.add(place)
+    # Backward: what is squared, or has its mean taken away, enters the statistic unrounded.
+    for place in reversed(range(len(nodes))):
+        if nodes[place].op_type not in STATISTICS:
+            continue
+        for before in makers(nodes[place]):
+            if nodes[before].op_type in {"Mul", "Sub", "Pow", "Abs"}:
+                single.add(before)
+    return {p for p in single if floats.intersection(nodes[p].output) or floats.intersection(nodes[p].input)}
+
+
+def _pictures(graph: onnx.GraphProto, constants: dict[str, TensorProto]) -> set[str]:
+    """Names of the tensors that have a value per pixel: of the frame, and until a mean over the picture ends it."""
+    found = {i.name for i in graph.input if len(i.type.tensor_type.shape.dim) == 4}
+    for node in graph.node:
+        if not found.intersection(node.input):
+            continue
+        if node.op_type.startswith("Reduce") and len(_axes(node, constants)) > 1:
+            continue
+        found.update(node.output)
+    return found
+
+
+def _axes(node: NodeProto, constants: dict[str, TensorProto]) -> list[int]:
+    if len(node.input) < 2 or node.input[1] not in constants:
+        return []
+    return [int(axis) for axis in np.atleast_1d(numpy_helper.to_array(constants[node.input[1]]))]
+
+
+class _Writer:
+    """Rewrites nodes one by one, and remembers the casts and the FP16 weights that they share."""
+
+    def __init__(self, graph: onnx.GraphProto, floats: set[str], single: set[int]) -> None:
+        self.constants = {i.name: i for i in graph.initializer}
+        self.floats, self.single = floats, single
+        self.half: set[str] = set()
+        """Tensors that are FP16 now."""
+        self.weights: dict[str, TensorProto] = {}
+        self.cast: dict[tuple[str, int], str] = {}
+        self.casts = self.singles = self.flushed = 0
+
+    def rewrite(self, place: int, node: NodeProto) -> Iterator[NodeProto]:
+        """The node in its new type, after the casts that it needs."""
+        handles = self.floats.intersection(node.output) or self.floats.intersection(node.input)
+        if not handles:
+            yield node
+            return
+        wanted = TensorProto.FLOAT if place in self.single else TensorProto.FLOAT16
+        written = NodeProto()
+        written.CopyFrom(node)
+        for index, name in enumerate(node.input):
+            if name not in self.floats:
+                continue
+            present = TensorProto.FLOAT16 if name in self.half else TensorProto.FLOAT
+            if present == wanted:
+                continue
+            if name in self.constants:
+                written.input[index] = self._weight(name)
+                continue
+            if (name, wanted) not in self.cast:
+                made = f"{name}/{'half' if wanted == TensorProto.FLOAT16 else 'single'}"
+                self.cast[name, wanted] = made
+                self.casts += 1
+                yield onnx.helper.make_node("Cast", [name], [made], name=f"cast/{made}", to=wanted)
+            written.input[index] = self.cast[name, wanted]
+        if wanted == TensorProto.FLOAT16:
+            self.half.update(self.floats.intersection(node.output))
+            if node.op_type == "Cast":
+                next(a for a in written.attribute if a.name == "to").i = wanted
+        elif self.floats.intersection(node.output):
+            self.singles += 1
+        yield written
+
+    def _weight(self, name: str) -> str:
+        made = f"{name}/half"
+        if made not in self.weights:
+            values = numpy_helper.to_array(self.constants[name])
+            largest = float(np.abs(values).max(initial=0))
+            if not largest <= LARGEST_HALF:
+                raise MachineError(
+                    "a weight does not fit into FP16", key=name, value=largest, remedy="build with --precision fp32"
+                )
+            self.flushed += int(((np.abs(values) < 2.0**-14) & (values != 0)).sum())
+            self.weights[made] = numpy_helper.from_array(values.astype(np.float16), made)
+        return made
