@@ -26,6 +26,7 @@ from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Networ
 from . import __version__, console
 from .config import Config, with_overrides
 from .options import config_option, examples, ground, json_option, parse_size, read_config, refuse_existing
+from .targets import known_targets
 
 GOLDEN_SLACK = 5.0
 """The golden frame may differ by this many times the export's limit: other processors round differently."""
@@ -117,8 +118,7 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
     refuse_existing(out, replace)
     _refuse_foreign(out)
     targets = ground("export.targets")
-    own = {name: targets.Target(name, **section.model_dump()) for name, section in config.targets.items()}
-    target = targets.find_target(config.target, own)
+    target = targets.find_target(config.target, known_targets(config))
     precision, why = targets.choose_precision(target, config.precision)
     if precision not in EXPORTED:
         raise MachineError(

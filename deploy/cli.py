@@ -23,6 +23,7 @@ from . import __version__, console
 
 COMMANDS: Mapping[str, str] = {
     "build": "deploy.build",
+    "targets": "deploy.targets",
     "run": "deploy.run",
     "check": "deploy.check",
     "evaluate": "deploy.evaluate",

@@ -32,6 +32,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from deploy.yaml_lines import KeyPath, Located, dotted, read_yaml
 from runtime.errors import ConfigError
+from runtime.versions import satisfiable
 
 MAX_SIDE = 16384
 MAX_BANDS = 4096
@@ -46,6 +47,12 @@ Degradation = Literal["noise", "blur", "sr", "inpaint", "bandloss"]
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise PydanticCustomError("control_characters", "must be printable text")
+    return text
+
+
+def _versions(text: str) -> str:
+    if not satisfiable(text):
+        raise PydanticCustomError("versions", "must be bounds such as >=10.3,<12")
     return text
 
 
@@ -182,9 +189,12 @@ class InputSection(Section):
 
 
 class TargetSection(Section):
-    """A target of the user's own, or another setting of a built-in one."""
+    """A target of the user's own, or other settings of a built-in one: of that, what is not set here stays."""
 
     engine: Name = Field(default="onnxruntime", description="Engine that runs the graph.", examples=["onnxruntime"])
+    title: Annotated[str, Strict(), StringConstraints(max_length=200), AfterValidator(_printable)] = Field(
+        default="", description="What it is, for people.", examples=["the payload computer"]
+    )
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
         default=("fp32",), description="Precisions that this target can run.", examples=[["fp32", "fp16"]]
     )
@@ -194,10 +204,27 @@ class TargetSection(Section):
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads of the engine; null leaves the choice to it.", examples=[4]
     )
+    sm: Annotated[str, Strict(), StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")] | None = Field(
+        default=None, description='Compute capability of the GPU, in quotes: "8.7" is Orin.', examples=["8.7"]
+    )
+    tensorrt: Annotated[str, Strict(), StringConstraints(max_length=100), AfterValidator(_versions)] | None = Field(
+        default=None, description="Versions of TensorRT that may build and run there.", examples=[">=10.3,<12"]
+    )
+    memory_gib: Annotated[Number, Field(gt=0, le=65536)] | None = Field(
+        default=None, description="Memory that the GPU can use, in GiB.", examples=[8]
+    )
+    workspace_mib: Annotated[Whole, Field(ge=1, le=1048576)] = Field(
+        default=1024, description="Most scratch memory that the builder may give to one layer, in MiB.", examples=[1024]
+    )
+    made_there: Annotated[bool, Strict()] = Field(
+        default=False, description="The engine is built on the target itself, by `deploy finalize`.", examples=[True]
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> TargetSection:
-        if self.default_precision not in self.precisions:
+        # Where only one of the two is set, the other may be a built-in target's.
+        both = {"default_precision", "precisions"} <= self.model_fields_set
+        if both and self.default_precision not in self.precisions:
             raise _cross(
                 "default_precision",
                 self.default_precision,

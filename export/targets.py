@@ -1,12 +1,21 @@
-"""Targets as data: what runs a bundle, and in which precisions."""
+"""Targets as data: what runs a bundle, in which precisions, and what builds its engine.
+
+The figures are the makers' own: compute capabilities from NVIDIA's CUDA GPU list, memory from the modules' and cards'
+data sheets (the smallest variant where there are several), TensorRT versions from the JetPack release notes.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from runtime.errors import InputError
+
+ENGINE_FILES = ("tensorrt", "tensorrt-rtx")
+"""Engines that load a file built for one kind of GPU; the others load the graph itself."""
+GPU = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,12 @@ class Target:
         precisions: those it can run.
         default_precision: used when none is asked for.
         threads: CPU threads of the engine, None for all.
+        title: what it is, for people.
+        sm: compute capability of its GPU, such as 8.7; None without a GPU.
+        tensorrt: versions of TensorRT that may build and run the engine there, such as `>=10.3,<12`.
+        memory_gib: memory that the GPU can use; on a Jetson the CPU uses it too.
+        workspace_mib: most scratch memory that the builder may give to one layer.
+        made_there: the engine is built on the target itself: it is locked to that board's software.
     """
 
     name: str
@@ -26,14 +41,47 @@ class Target:
     precisions: tuple[str, ...] = ("fp32",)
     default_precision: str = "fp32"
     threads: int | None = None
+    title: str = ""
+    sm: str | None = None
+    tensorrt: str | None = None
+    memory_gib: float | None = None
+    workspace_mib: int = 1024
+    made_there: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The target as `deploy targets --json` shows it."""
+        return {**asdict(self), "precisions": list(self.precisions)}
 
 
-BUILT_IN: Mapping[str, Target] = {"cpu": Target("cpu")}
+def _gpu(name: str, title: str, sm: str, memory: float, **others: Any) -> Target:
+    defaults = {"engine": "tensorrt", "tensorrt": ">=10.3,<12", "workspace_mib": 4096, "made_there": True}
+    common = {"precisions": GPU, "default_precision": "fp16", "title": title, "sm": sm, "memory_gib": memory}
+    return Target(name, **{**common, **defaults, **others})
 
 
-def find_target(name: str, own: Mapping[str, Target]) -> Target:
-    """The target of that name, the user's own first. Raises InputError."""
-    known = {**BUILT_IN, **own}
+def _rtx(name: str, title: str, sm: str, memory: float) -> Target:
+    return _gpu(name, title, sm, memory, engine="tensorrt-rtx", tensorrt=">=1.7,<2", made_there=False)
+
+
+_ALL = (
+    Target("cpu", title="any CPU, ONNX Runtime"),
+    Target("intel", "openvino", ("fp32", "bf16"), title="Intel and AMD CPUs, OpenVINO"),
+    _gpu("jetson-orin-nano", "Jetson Orin Nano 4 or 8 GB", "8.7", 4, workspace_mib=512),
+    _gpu("jetson-orin-nx", "Jetson Orin NX 8 or 16 GB", "8.7", 8, workspace_mib=1024),
+    _gpu("jetson-orin", "Jetson AGX Orin 32 or 64 GB", "8.7", 32),
+    _gpu("jetson-thor", "Jetson AGX Thor, JetPack 7", "11.0", 128, tensorrt=">=10.13.3,<12"),
+    _rtx("rtx-30", "GeForce RTX 30 and RTX A-series (Ampere)", "8.6", 8),
+    _rtx("rtx-40", "GeForce RTX 40 and RTX Ada", "8.9", 8),
+    _rtx("rtx-50", "GeForce RTX 50 and RTX PRO Blackwell", "12.0", 8),
+    _gpu("a100", "A100", "8.0", 40),
+    _gpu("h100", "H100", "9.0", 80),
+    _gpu("h200", "H200", "9.0", 141),
+)
+BUILT_IN: Mapping[str, Target] = {target.name: target for target in _ALL}
+
+
+def find_target(name: str, known: Mapping[str, Target] = BUILT_IN) -> Target:
+    """The target of that name. Raises InputError."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import manifest as manifests
 from .durable import sync_folder
-from .engines import Engine, EngineOptions, open_engine
-from .errors import BundleError, CubeError, GateError
+from .engines import Built, Engine, EngineOptions, open_engine
+from .errors import BundleError, CubeError, GateError, MachineError
 from .manifest import FileRecord, Manifest
 from .masking import filled, missing_pixels
 from .restore import Progress, Restored, restore_cube
@@ -146,29 +146,62 @@ class Bundle:
         self.close()
 
 
-def load_bundle(path: str | Path, *, threads: int | None = None) -> Bundle:
+def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | None = None) -> Bundle:
     """Open a bundle: check the manifest and the hash of every file, then load the very bytes that were hashed.
 
     Args:
         path: the bundle's folder.
         threads: CPU threads of the engine instead of the target's.
+        engine: run the bundle's graph in this engine instead of the target's; never done unasked.
 
     Raises:
         BundleError: something is missing, damaged, altered or of an unknown version.
-        MachineError: the engine is not installed or cannot run here.
+        MachineError: the engine is not installed, was not built yet or cannot run here.
+    """
+    folder = Path(path)
+    manifest, files = verified_bundle(folder)
+    name, program, built = manifest.target.engine, str(manifest.graphs[manifest.precision.chosen]), None
+    if engine is not None:
+        name = engine
+    elif manifest.engine is not None:
+        program, made = manifest.engine.path, manifest.engine
+        built = Built(made.builder, made.version, made.sm)
+    elif manifest.deferred is not None:
+        raise MachineError(
+            "the bundle's engine is not built yet",
+            file=folder,
+            value=manifest.deferred,
+            remedy="run `deploy finalize` on the target, or ask for --engine onnxruntime to run the graph here",
+        )
+    options = EngineOptions(threads or manifest.target.threads, manifest.precision.chosen, built)
+    opened = open_engine(name, files[program], manifest.spec(), options)
+    # The graph is the engine's now; only the golden arrays are kept.
+    golden = manifest.golden
+    kept = {n: files[n] for n in (golden.frame, golden.metrics, golden.restored, golden.gates)}
+    return Bundle(folder, manifest, opened, kept)
+
+
+def verified_bundle(path: str | Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the bytes of every file it lists, all hashes checked; no engine is loaded.
+
+    Raises:
+        BundleError: something is missing, damaged, altered or of an unknown version.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
     files = {name: _verified(folder, name, record) for name, record in manifest.files.items()}
-    graph = manifest.graphs.get(manifest.precision.chosen)
-    golden = manifest.golden
-    for name in (graph, golden.frame, golden.metrics, golden.restored, golden.gates):
+    golden, made = manifest.golden, manifest.engine
+    needed = [manifest.graphs.get(manifest.precision.chosen), *manifest.graphs.values()]
+    needed += [golden.frame, golden.metrics, golden.restored, golden.gates]
+    needed += [] if made is None else [made.path, *filter(None, (made.layers, made.log))]
+    for name in needed:
         if name is None or name not in files:
             raise BundleError("the manifest does not list a file it needs", file=folder, key=name, remedy=MEND)
-    options = EngineOptions(threads or manifest.target.threads)
-    engine = open_engine(manifest.target.engine, files[str(graph)], manifest.spec(), options)
-    # The graph is the engine's now; only the golden arrays are kept.
-    return Bundle(folder, manifest, engine, {n: d for n, d in files.items() if n not in manifest.graphs.values()})
+    if made is not None:
+        source = manifest.files[manifest.graphs[manifest.precision.chosen]].sha256
+        if made.graph_sha256 != source:
+            raise BundleError("the engine was built from another graph", file=folder, key="engine", remedy=MEND)
+    return manifest, files
 
 
 def unlisted_files(folder: str | Path, manifest: Manifest) -> tuple[str, ...]:

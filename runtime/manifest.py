@@ -63,6 +63,33 @@ class TargetMade(_Part):
     name: str
     engine: str
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    sm: Annotated[str, Field(pattern=r"^[0-9]{1,2}\.[0-9]$")] | None = None
+    tensorrt: str | None = None
+    workspace_mib: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+
+
+class EngineFile(_Part):
+    """An engine built for one kind of GPU, and what built it.
+
+    Attributes:
+        path: the engine.
+        builder: `tensorrt` or `tensorrt-rtx`.
+        version: of the builder.
+        sm: compute capability that it was built for.
+        graph_sha256: the graph that it was built from.
+        options: what the builder was told.
+        layers: list of its layers (JSON), where there is one.
+        log: what the builder said.
+    """
+
+    path: InnerPath
+    builder: str
+    version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){1,4}$")]
+    sm: Annotated[str, Field(pattern=r"^[0-9]{1,2}\.[0-9]$")]
+    graph_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    options: dict[str, Any]
+    layers: InnerPath | None = None
+    log: InnerPath | None = None
 
 
 class Precision(_Part):
@@ -98,6 +125,8 @@ class Manifest(_Part):
         graphs: precision -> ONNX file.
         evidence: what was measured when the bundle was built.
         files: every other file of the bundle.
+        engine: the engine file, where the target's engine needs one and it was built.
+        deferred: why it was not built, where it is to be built on the target.
     """
 
     schema_version: int
@@ -119,6 +148,8 @@ class Manifest(_Part):
     golden: Golden
     evidence: dict[str, Any]
     files: dict[InnerPath, FileRecord]
+    engine: EngineFile | None = None
+    deferred: str | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:

@@ -6,16 +6,19 @@ from importlib import import_module
 
 from runtime.errors import BundleError
 
-from .contract import Engine, EngineOptions, EngineSpec
+from .contract import Built, Engine, EngineOptions, EngineSpec
 
-ENGINES: dict[str, str] = {"onnxruntime": "runtime.engines.onnxruntime_cpu"}
-"""Engine name -> module with `open_engine(graph, spec, options)` and `available()`."""
+ENGINES: dict[str, str] = {
+    "onnxruntime": "runtime.engines.onnxruntime_cpu",
+    "openvino": "runtime.engines.openvino_cpu",
+}
+"""Engine name -> module with `open_engine(program, spec, options)` and `available()`."""
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "EngineSpec", "available_engines", "open_engine"]
+__all__ = ["ENGINES", "Built", "Engine", "EngineOptions", "EngineSpec", "available_engines", "open_engine"]
 
 
-def open_engine(name: str, graph: bytes, spec: EngineSpec, options: EngineOptions | None = None) -> Engine:
-    """Load a graph (the bytes that were hashed, never a path) into the named engine.
+def open_engine(name: str, program: bytes, spec: EngineSpec, options: EngineOptions | None = None) -> Engine:
+    """Load a graph, or an engine file, into the named engine: the bytes that were hashed, never a path.
 
     Raises:
         BundleError: unknown engine, or the graph is not what the specification says.
@@ -23,7 +26,7 @@ def open_engine(name: str, graph: bytes, spec: EngineSpec, options: EngineOption
     """
     if name not in ENGINES:
         raise BundleError("unknown engine", key="engine", value=name, remedy=f"one of {', '.join(ENGINES)}")
-    engine: Engine = import_module(ENGINES[name]).open_engine(graph, spec, options or EngineOptions())
+    engine: Engine = import_module(ENGINES[name]).open_engine(program, spec, options or EngineOptions())
     return engine
 
 

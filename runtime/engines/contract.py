@@ -40,10 +40,34 @@ class EngineSpec:
 
 
 @dataclass(frozen=True)
+class Built:
+    """What built an engine file, and for what: checked before the file is opened.
+
+    Attributes:
+        builder: `tensorrt` or `tensorrt-rtx`.
+        version: of the builder, such as 10.3.0.
+        sm: compute capability of the GPU that it was built for, such as 8.7.
+    """
+
+    builder: str
+    version: str
+    sm: str
+
+
+@dataclass(frozen=True)
 class EngineOptions:
-    """How an engine runs; `threads` None means all cores this process may use."""
+    """How an engine runs.
+
+    Attributes:
+        threads: CPU threads; None for all cores this process may use.
+        precision: what the manifest says; an engine that computes a graph in other types than the graph's own does so
+            only where this names them (`bf16`).
+        built: of an engine file; None where the engine loads the graph itself.
+    """
 
     threads: int | None = None
+    precision: str = "fp32"
+    built: Built | None = None
 
 
 class Engine(ABC):

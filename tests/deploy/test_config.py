@@ -226,8 +226,8 @@ MESSAGES = [
         "deploy.yaml, line 1, gates: must be a section of keys (found 3); for example `gates: {max_difference: 0.001}`",
     ),
     (
-        "targets:\n  edge:\n    precisions: [fp16]\n",
-        "deploy.yaml, line 2, targets.edge.default_precision: is not among the target's precisions (found 'fp32'); "
+        "targets:\n  edge:\n    precisions: [fp16]\n    default_precision: fp32\n",
+        "deploy.yaml, line 4, targets.edge.default_precision: is not among the target's precisions (found 'fp32'); "
         "choose one of: fp16",
     ),
     (

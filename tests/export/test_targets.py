@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from deploy.config import TargetSection
+from deploy.config import Config, TargetSection
+from deploy.targets import known_targets
 from export.targets import BUILT_IN, Target, choose_precision, find_target
 from runtime.engines import ENGINES
-from runtime.errors import InputError
+from runtime.errors import ConfigError, InputError
+from runtime.versions import satisfiable
 
 BENCH = Target("bench", precisions=("fp32", "fp16"), default_precision="fp16", threads=4)
 
 
 def test_built_in_targets_are_consistent() -> None:
-    assert "cpu" in BUILT_IN
+    jetsons = {"jetson-orin-nano", "jetson-orin-nx", "jetson-orin", "jetson-thor"}
+    assert {"cpu", "intel", "rtx-30", "rtx-40", "rtx-50", "a100", "h100", "h200"} | jetsons <= BUILT_IN.keys()
     for name, target in BUILT_IN.items():
-        assert target.name == name and target.engine in ENGINES
+        assert target.name == name and target.engine in {*ENGINES, "tensorrt", "tensorrt-rtx"}
         assert target.default_precision in target.precisions
-        assert find_target(name, {}) is target
+        assert find_target(name) is target
+        if target.engine.startswith("tensorrt"):
+            assert target.sm and target.memory_gib and target.tensorrt and satisfiable(target.tensorrt)
+            assert target.default_precision == "fp16" and target.made_there == (target.engine == "tensorrt")
     assert BUILT_IN["cpu"].default_precision == "fp32"
 
 
 def test_own_targets_win_over_built_in_ones() -> None:
     mine = Target("cpu", threads=1)
     assert find_target("cpu", {"cpu": mine}) is mine
-    assert find_target("bench", {"bench": BENCH}) is BENCH
+    assert find_target("bench", {**BUILT_IN, "bench": BENCH}) is BENCH
+
+
+def test_a_built_in_target_keeps_what_the_configuration_does_not_set() -> None:
+    config = Config.model_validate({"targets": {"jetson-orin": {"workspace_mib": 2048}, "bench": {"threads": 2}}})
+    known = known_targets(config)
+    assert known["jetson-orin"] == dataclasses.replace(BUILT_IN["jetson-orin"], workspace_mib=2048)
+    assert known["bench"] == Target("bench", threads=2) and known["cpu"] is BUILT_IN["cpu"]
+
+
+def test_the_default_precision_must_be_one_of_the_precisions_after_both_are_laid_together() -> None:
+    config = Config.model_validate({"targets": {"jetson-orin": {"precisions": ["fp32"]}}})
+    with pytest.raises(ConfigError, match=r"targets.jetson-orin.default_precision: .*'fp16'.*fp32"):
+        known_targets(config)
 
 
 def test_a_section_of_the_configuration_makes_a_target() -> None:
@@ -38,7 +59,7 @@ def test_a_section_of_the_configuration_makes_a_target() -> None:
 )
 def test_unknown_targets_name_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(InputError, match=rf"target: unknown target \(found '{name}'\); .*{hint}") as caught:
-        find_target(name, {"bench": BENCH})
+        find_target(name, {**BUILT_IN, "bench": BENCH})
     assert "bench" in caught.value.remedy and "cpu" in caught.value.remedy
 
 

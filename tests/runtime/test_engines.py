@@ -51,6 +51,15 @@ class TestOnnxRuntimeCpu(EngineContract):
             yield engine
 
 
+class TestOpenVinoCpu(EngineContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls, tiny_bundle: Path) -> Iterator[Engine]:
+        pytest.importorskip("openvino")
+        with open_engine("openvino", *tiny_graph(tiny_bundle), ONE) as engine:
+            yield engine
+
+
 class TestTorch(EngineContract):
     @pytest.fixture(scope="class")
     @classmethod

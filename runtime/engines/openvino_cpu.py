@@ -1,0 +1,121 @@
+"""OpenVINO on the CPU: the same graph, often faster; bfloat16 only where the bundle says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import BundleError, MachineError
+from runtime.machine import available_cores
+
+from .contract import Engine, EngineOptions, EngineSpec, Float32
+from .onnx_guard import check_onnx
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+"""Precision of a bundle -> type in which OpenVINO may compute; without the word it would choose bfloat16 by itself."""
+
+
+def available() -> str | None:
+    """Version of OpenVINO, or None where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        return None
+    return str(openvino.__version__).split("-")[0]
+
+
+class OpenVinoCpu(Engine):
+    """A compiled model and its one request on the CPU device."""
+
+    def __init__(self, request: Any, spec: EngineSpec, threads: int, precision: str) -> None:
+        super().__init__(spec)
+        self._request, self._threads, self._precision = request, threads, precision
+
+    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+        try:
+            results = self._request.infer({"frame": frame, "metrics": metrics}, share_inputs=True)
+        # OpenVINO says RuntimeError for all that can go wrong in a frame.
+        except RuntimeError as error:
+            raise MachineError(
+                "OpenVINO failed on a frame", value=str(error), remedy="free memory, or check the bundle here"
+            ) from error
+        return np.array(results["restored"]), np.array(results["gates"])
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "engine": "openvino",
+            "version": available() or "",
+            "device": f"CPU, {self._threads} threads, computes in {self._precision}",
+        }
+
+
+def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OpenVinoCpu:
+    """See `runtime.engines.open_engine`."""
+    check_onnx(graph)
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise MachineError(
+            "OpenVINO is not installed", key="engine", remedy='pip install "damp-deploy[openvino]"'
+        ) from error
+    if options.precision not in PRECISIONS:
+        raise MachineError(
+            "OpenVINO does not run this precision here",
+            key="precision",
+            value=options.precision,
+            remedy=f"it runs {', '.join(PRECISIONS)}",
+        )
+    wanted = PRECISIONS[options.precision]
+    threads = options.threads or available_cores()
+    core = ov.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": wanted,
+        "EXECUTION_MODE_HINT": "ACCURACY" if wanted == "f32" else "PERFORMANCE",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": "1",
+    }
+    try:
+        model = core.read_model(graph)
+        compiled = core.compile_model(model, "CPU", settings)
+    # OpenVINO says RuntimeError for a graph it cannot read and for a setting it does not have.
+    except RuntimeError as error:
+        raise BundleError(
+            "OpenVINO cannot load the graph", value=str(error), remedy="build the bundle again"
+        ) from error
+    _check_signature(compiled, spec)
+    computes = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if computes != wanted:
+        raise MachineError(
+            "OpenVINO computes in another type than asked for on this CPU",
+            key="precision",
+            value=computes,
+            remedy="build with --precision fp32",
+        )
+    return OpenVinoCpu(compiled.create_infer_request(), spec, threads, options.precision)
+
+
+def _check_signature(compiled: Any, spec: EngineSpec) -> None:
+    expected = {
+        "frame": spec.frame_shape,
+        "metrics": spec.metrics_shape,
+        "restored": spec.frame_shape,
+        "gates": spec.gates_shape,
+    }
+    ports = (*compiled.inputs, *compiled.outputs)
+    found = {p.any_name: tuple(p.shape) if p.element_type.to_string() == "f32" else None for p in ports}
+    for name, shape in expected.items():
+        if found.get(name) != shape:
+            raise BundleError(
+                "the graph is not the one that the manifest describes",
+                key=name,
+                value=found.get(name),
+                remedy=f"float32 {shape} expected; build the bundle again",
+            )
+    if set(found) != set(expected):
+        raise BundleError(
+            "the graph has other inputs or outputs than frame, metrics, restored and gates",
+            value=sorted(found),
+            remedy="build the bundle again",
+        )
