@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 
 from runtime.errors import BundleError
 
@@ -11,8 +12,16 @@ from .contract import Built, Engine, EngineOptions, EngineSpec
 ENGINES: dict[str, str] = {
     "onnxruntime": "runtime.engines.onnxruntime_cpu",
     "openvino": "runtime.engines.openvino_cpu",
+    "tensorrt": "runtime.engines.tensorrt:tensorrt",
+    "tensorrt-rtx": "runtime.engines.tensorrt:tensorrt-rtx",
+    "onnxruntime-cuda": "runtime.engines.onnxruntime_gpu:onnxruntime-cuda",
+    "onnxruntime-tensorrt": "runtime.engines.onnxruntime_gpu:onnxruntime-tensorrt",
+    "onnxruntime-rtx": "runtime.engines.onnxruntime_gpu:onnxruntime-rtx",
 }
-"""Engine name -> module with `open_engine(program, spec, options)` and `available()`."""
+"""Engine name -> module with `open_engine(program, spec, options)` and `available()`.
+
+A module of several engines has `:kind` after it, which is given to both functions as their last argument.
+"""
 
 __all__ = ["ENGINES", "Built", "Engine", "EngineOptions", "EngineSpec", "available_engines", "open_engine"]
 
@@ -26,10 +35,17 @@ def open_engine(name: str, program: bytes, spec: EngineSpec, options: EngineOpti
     """
     if name not in ENGINES:
         raise BundleError("unknown engine", key="engine", value=name, remedy=f"one of {', '.join(ENGINES)}")
-    engine: Engine = import_module(ENGINES[name]).open_engine(program, spec, options or EngineOptions())
+    module, kind = _backend(name)
+    engine: Engine = module.open_engine(program, spec, options or EngineOptions(), *kind)
     return engine
 
 
 def available_engines() -> dict[str, str | None]:
     """{engine: version, or None where it is not installed}."""
-    return {name: import_module(module).available() for name, module in ENGINES.items()}
+    backends = {name: _backend(name) for name in ENGINES}
+    return {name: module.available(*kind) for name, (module, kind) in backends.items()}
+
+
+def _backend(name: str) -> tuple[ModuleType, tuple[str, ...]]:
+    module, *kind = ENGINES[name].split(":")
+    return import_module(module), tuple(kind)
