@@ -4,65 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import shutil
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
-from glob import escape
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from runtime.bundle import MANIFEST, array_bytes, install_bundle, write_bundle
-from runtime.durable import write_bytes
+from runtime.bundle import array_bytes, install_bundle, write_bundle
 from runtime.errors import CheckpointError, DeployError, InputError, MachineError
 from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Network, Precision, TargetMade
 
-from . import __version__, console
+from . import console
 from .config import Config, with_overrides
+from .engine_step import EngineStep, engine_step, request_of
+from .graphs import Graphs, check_engine, choose_engine, make_graphs, measure, probe_frames
 from .options import config_option, examples, ground, json_option, parse_size, read_config, refuse_existing
+from .plan import Plan, refuse_foreign, used_tools, workplace
 from .targets import known_targets
 
 GOLDEN_SLACK = 5.0
 """The golden frame may differ by this many times the export's limit: other processors round differently."""
+GOLDEN_LEAST = 5e-3
 GOLDEN_ARRAYS = ("frame", "metrics", "restored", "gates")
-PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
-TOOLS = ("numpy", "scipy", "torch", "onnx", "onnxscript", "onnxruntime")
-EXPORTED = ("fp32",)
-"""Precisions that a graph can be written in."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that fixes a bundle: same plan, same bundle (but for time and rounding)."""
-
-    checkpoint_sha256: str
-    top_k: int
-    lines: int
-    samples: int
-    overlap: int
-    target: str
-    engine: str
-    threads: int | None
-    precision: str
-    scale: float | None
-    wavelengths: tuple[float, ...]
-    tools: dict[str, str]
-
-    def recipe(self) -> str:
-        """Short hash of the plan."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+EXPORTED = ("fp32", "fp16", "bf16")
+"""Precisions that a graph is written for; bfloat16 is an engine's own arithmetic on the float32 graph."""
 
 
 @click.command(
     epilog=examples(
         "deploy build --target cpu --checkpoint damp-tiny --out build/bundle",
         "deploy build --target cpu --checkpoint model.pth --top-k 1 --size 256x320 --scale 4095",
+        "deploy build --target jetson-orin --checkpoint damp-small --size 448x448 --out orin",
         "deploy build --config deploy.yaml --replace",
     )
 )
@@ -72,6 +46,7 @@ class Plan:
 @click.option("--size", help="Lines x samples of a frame.  [default: 256x256]")
 @click.option("--overlap", type=int, help="Lines and samples that neighbouring tiles share.  [default: 32]")
 @click.option("--precision", help="fp32, fp16, bf16, int8 or auto.  [default: the target's own]")
+@click.option("--engine", help="For targets without a GPU: onnxruntime, openvino, or auto to time them here.")
 @click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: build/bundle]")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
@@ -84,6 +59,7 @@ def command(
     size: str | None,
     overlap: int | None,
     precision: str | None,
+    engine: str | None,
     scale: float | None,
     out: Path | None,
     replace: bool,
@@ -103,11 +79,26 @@ def command(
         "precision": precision,
         "input.scale": scale,
     }
-    return build(with_overrides(config, flags), out, replace=replace, scale_flag=scale is not None)
+    return build(with_overrides(config, flags), out, replace=replace, scale_flag=scale is not None, engine=engine)
 
 
-def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag: bool = False) -> dict[str, Any]:
-    """Build what `config` says into the folder `out`; returns what `--json` prints. Raises DeployError."""
+def build(
+    config: Config,
+    out: Path | None,
+    *,
+    replace: bool = False,
+    scale_flag: bool = False,
+    engine: str | None = None,
+) -> dict[str, Any]:
+    """Build what `config` says into the folder `out`; returns what `--json` prints. Raises DeployError.
+
+    Args:
+        config: what to build.
+        out: where to; `output.dir` of the configuration where it is None.
+        replace: replace a bundle that is there.
+        scale_flag: the scale was given on the command line.
+        engine: another engine than the target's own, or `auto`.
+    """
     if config.model.checkpoint is None:
         raise InputError(
             "no checkpoint is given",
@@ -116,13 +107,15 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
         )
     out = (out or Path(config.output.dir or "build/bundle")).absolute()
     refuse_existing(out, replace)
-    _refuse_foreign(out)
+    refuse_foreign(out)
     targets = ground("export.targets")
     target = targets.find_target(config.target, known_targets(config))
     precision, why = targets.choose_precision(target, config.precision)
+    gpu = target.engine in targets.ENGINE_FILES
+    engine = check_engine(engine, target.engine, precision, gpu=gpu)
     if precision not in EXPORTED:
         raise MachineError(
-            f"graphs are written in {', '.join(EXPORTED)} only",
+            f"graphs are written for {', '.join(EXPORTED)} only",
             key="precision",
             value=precision,
             remedy=f"build with --precision {EXPORTED[0]}",
@@ -135,51 +128,62 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
     onnx.check_size(net, frame.lines, frame.samples)
     _check_bands(config, net)
     scale, scale_from = _scale(config, net, scale_flag)
-    wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths)
     plan = Plan(
         net.facts.sha256,
         net.config.top_k,
         frame.lines,
         frame.samples,
         config.input.overlap,
-        target.name,
-        target.engine,
-        target.threads,
+        target,
+        engine,
         precision,
         scale,
-        wavelengths,
-        _tools(),
+        tuple(config.input.wavelengths or net.facts.wavelengths),
+        used_tools(),
     )
+    if gpu and not target.made_there:
+        # Before the long work: without its builder this machine cannot make the bundle.
+        ground("export.tensorrt.build").builder_version(request_of(plan))
     console.say(f"network    {_described(net)}")
     console.say(f"frame      {net.config.bands} bands x {frame.lines} lines x {frame.samples} samples")
     console.say(f"precision  {precision} ({why})")
     console.say(f"scale      {_scale_text(scale, scale_from)}")
-    work = _workplace(out, plan)
+    work = workplace(out, plan)
     try:
-        graph, seconds = _exported(net, plan, work)
-        with console.progress("comparing the graph with PyTorch") as moved:
-            probes = onnx.diverse_probes(net, *probe_frames(net.config.bands, plan, net.config.metric_set))
-            agreement = onnx.compare(net, graph, probes, moved)
+        graphs = make_graphs(net, plan, work)
+        probe = probe_frames(net.config.bands, plan, net.config.metric_set)
+        spec = ground("export.torch_engine").spec_of(net, frame.lines, frame.samples)
+        chosen, times = choose_engine(graphs, plan, spec, (probe[0][0], probe[1][0]))
+        # What needs a GPU is held against the golden frame where it runs; its graph is held against PyTorch here.
+        agreements, probes = measure(net, plan, graphs, "onnxruntime" if gpu else chosen)
+        program = graphs.chosen(precision).data
+        step = engine_step(plan, program, hashlib.sha256(program).hexdigest(), work)
         finished = work / "bundle"
         shutil.rmtree(finished, ignore_errors=True)
-        manifest = _manifest(net, plan, why, scale_from, agreement)
-        write_bundle(finished, {_graph_path(plan): graph.data, **_golden_files(net, probes[0])}, manifest)
+        manifest = _manifest(net, plan, why, scale_from, graphs, agreements)
+        evidence = {
+            **manifest.evidence,
+            **({"engine": step.facts} if step.facts else {}),
+            **({"engine_choice_ms": times} if times else {}),
+        }
+        manifest = manifest.model_copy(
+            update={
+                "engine": step.record,
+                "deferred": step.deferred,
+                "evidence": evidence,
+                "target": manifest.target.model_copy(update={"engine": chosen}),
+            }
+        )
+        paths = graphs.paths()
+        files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
+        write_bundle(finished, {**files, **_golden_files(net, probes[0]), **step.files}, manifest)
         install_bundle(finished, out, replace=replace)
     except DeployError:
         # A graph that failed is not worth going on with; one that was interrupted is.
         shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
-    console.say(
-        f"graph      {graph.nodes} nodes, opset {graph.opset}; differs from PyTorch by at most "
-        f"{agreement.difference:.1e} of the range (limit {agreement.limit:.1e}), "
-        f"{agreement.choices} sets of experts exercised"
-    )
-    if agreement.limit > onnx.LIMIT:
-        console.warn(
-            f"PyTorch itself is {agreement.rounding:.1e} of the range off float64 with these weights, so the limit is "
-            f"{agreement.limit:.1e} instead of {onnx.LIMIT:.1e}"
-        )
+    _say_what_was_built(graphs, agreements, step, chosen, times)
     console.say(f"bundle     {_shown(out)}", "bold green")
     return {
         "bundle": str(out),
@@ -187,15 +191,47 @@ def build(config: Config, out: Path | None, *, replace: bool = False, scale_flag
         "precision": {"chosen": precision, "why": why},
         "scale": scale,
         "scale_from": scale_from,
-        "export_seconds": round(seconds, 2),
-        "engine": None,
-        "deferred": None,
-        "onnx": {precision: {"path": _graph_path(plan), "nodes": graph.nodes, "opset": graph.opset}},
-        "agreement": asdict(agreement),
+        "export_seconds": round(graphs.seconds, 2),
+        "engine": step.record.path if step.record else None,
+        "deferred": step.deferred,
+        "runs_in": chosen,
+        "engine_choice_ms": times or None,
+        "onnx": {n: {"path": paths[n], "nodes": g.nodes, "opset": g.opset} for n, g in graphs.variants.items()},
+        "agreement": asdict(agreements[precision]),
     }
 
 
-def _manifest(net: Any, plan: Plan, why: str, scale_from: str | None, agreement: Any) -> Manifest:
+def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: EngineStep, chosen: str, times: Any) -> None:
+    onnx = ground("export.onnx")
+    for name, agreement in agreements.items():
+        graph = graphs.variants[graphs.runs.get(name, name)]
+        console.say(
+            f"graph      {name}: {graph.nodes} nodes, opset {graph.opset}; differs from PyTorch by at most "
+            f"{agreement.difference:.1e} of the range (limit {agreement.limit:.1e}), "
+            f"{agreement.choices} sets of experts exercised"
+        )
+        if agreement.limit > onnx.LIMITS[name]:
+            console.warn(
+                f"PyTorch itself is {agreement.rounding:.1e} of the range off float64 with these weights, so the limit "
+                f"is {agreement.limit:.1e} instead of {onnx.LIMITS[name]:.1e}"
+            )
+    if times:
+        console.say(f"engine     {chosen}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in times.items()))
+    if step.record is not None:
+        console.say(
+            f"engine     {step.record.builder} {step.record.version} for SM {step.record.sm}: "
+            f"{step.facts['bytes'] / 2**20:.1f} MiB, built in {step.facts['seconds']:.1f} s; it has not run here"
+        )
+    if step.deferred is not None:
+        console.say(f"engine     deferred: {step.deferred}")
+        console.say("           copy the bundle there and run `deploy finalize BUNDLE`, or build with --remote", "bold")
+
+
+def _manifest(
+    net: Any, plan: Plan, why: str, scale_from: str | None, graphs: Graphs, agreements: dict[str, Any]
+) -> Manifest:
+    agreement, paths = agreements[plan.precision], graphs.paths()
+    target = plan.target
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -217,89 +253,34 @@ def _manifest(net: Any, plan: Plan, why: str, scale_from: str | None, agreement:
         frame=FrameSize(lines=plan.lines, samples=plan.samples, overlap=plan.overlap),
         scale=plan.scale,
         scale_from=scale_from,
-        target=TargetMade(name=plan.target, engine=plan.engine, threads=plan.threads),
+        target=TargetMade(
+            name=target.name,
+            engine=target.engine,
+            threads=target.threads,
+            sm=target.sm,
+            tensorrt=target.tensorrt,
+            workspace_mib=target.workspace_mib if target.sm else None,
+        ),
         precision=Precision(chosen=plan.precision, why=why),
-        graphs={plan.precision: _graph_path(plan)},
+        graphs={**paths, plan.precision: paths[graphs.runs[plan.precision]]},
         golden=Golden(
             **{name: f"golden/{name}.npy" for name in GOLDEN_ARRAYS},
-            tolerance=min(1.0, GOLDEN_SLACK * agreement.limit),
+            tolerance=_golden_tolerance(agreement, plan.precision),
         ),
-        evidence={"export": asdict(agreement)},
+        evidence={"export": asdict(agreements["fp32"]), **{n: asdict(a) for n, a in agreements.items() if n != "fp32"}},
         files={},
     )
 
 
-def probe_frames(bands: int, plan: Plan, metric_set: str) -> tuple[list[Any], list[Any]]:
-    """Degraded frames [1, bands, lines, samples] of a simulated scene, and their metrics [1, M]."""
-    from calibration.degradations import DEGRADATIONS
-    from runtime.metrics import prompt_metrics
-    from runtime.sources.simulator import simulate_scene
+def _golden_tolerance(agreement: Any, precision: str) -> float:
+    """How far a golden frame may be off elsewhere: other processors and engines round differently.
 
-    wavelengths = plan.wavelengths if len(plan.wavelengths) == bands else None
-    scene = simulate_scene(0, bands, plan.lines, plan.samples, wavelengths).truth
-    frames, metrics = [], []
-    for index, name in enumerate(PROBE_DEGRADATIONS):
-        degraded = DEGRADATIONS[name](scene, np.random.default_rng([0, index]))
-        frames.append(np.ascontiguousarray(degraded[None]))
-        metrics.append(prompt_metrics(degraded, metric_set)[None])
-    return frames, metrics
-
-
-def _graph_path(plan: Plan) -> str:
-    return f"graphs/{plan.precision}.onnx"
-
-
-def _exported(net: Any, plan: Plan, work: Path) -> tuple[Any, float]:
-    """The graph, from an unfinished build of the same plan where there is one, and the seconds its export took."""
-    onnx = ground("export.onnx")
-    graph_file, facts_file = work / "graph.onnx", work / "graph.json"
-    try:
-        facts, data = json.loads(facts_file.read_bytes()), graph_file.read_bytes()
-        if hashlib.sha256(data).hexdigest() == facts["sha256"]:
-            found = onnx.Graph(data, int(facts["nodes"]), int(facts["opset"]))
-            console.say("going on with an unfinished build: its graph is used again")
-            return found, float(facts["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        # No unfinished build, or a damaged one: the graph is exported anew.
-        facts_file.unlink(missing_ok=True)
-    began = time.monotonic()
-    with console.progress("exporting the graph"):
-        graph = onnx.export_graph(net, plan.lines, plan.samples)
-    seconds = time.monotonic() - began
-    write_bytes(graph_file, graph.data)
-    facts = {
-        "sha256": hashlib.sha256(graph.data).hexdigest(),
-        "nodes": graph.nodes,
-        "opset": graph.opset,
-        "seconds": seconds,
-    }
-    write_bytes(facts_file, json.dumps(facts).encode())
-    return graph, seconds
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Raise InputError where what `--replace` would remove is neither a bundle nor an empty folder."""
-    ours = not out.is_symlink() and out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))
-    if os.path.lexists(out) and not ours:
-        raise InputError(
-            "is not a bundle and is not replaced", file=out, key="--out", remedy="give another --out, or move it away"
-        )
-
-
-def _workplace(out: Path, plan: Plan) -> Path:
-    """A hidden folder beside `out` for this plan; those of other plans for the same `out` are removed."""
-    work = out.with_name(f".{out.name}.building-{plan.recipe()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for other in out.parent.glob(f".{escape(out.name)}.building-*"):
-            if other != work:
-                shutil.rmtree(other, ignore_errors=True)
-        work.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot be written: {error.strerror or error}", file=out, key="--out", remedy="give a folder you may write"
-        ) from error
-    return work
+    In float32 a multiple of the export's limit; in a lower precision a multiple of what was measured here, since the
+    limit there is far wider than what a sound engine does.
+    """
+    if precision == "fp32":
+        return float(min(1.0, GOLDEN_SLACK * agreement.limit))
+    return float(min(GOLDEN_SLACK * agreement.limit, max(GOLDEN_LEAST, GOLDEN_SLACK * agreement.difference)))
 
 
 def _golden_files(net: Any, probe: tuple[Any, Any]) -> dict[str, bytes]:
@@ -352,9 +333,3 @@ def _described(net: Any) -> str:
 
 def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _tools() -> dict[str, str]:
-    tools = {"damp-deploy": __version__, "python": platform.python_version()}
-    installed = {d.metadata["Name"]: d.version for d in distributions()}
-    return tools | {name: installed[name] for name in TOOLS if name in installed}

@@ -18,7 +18,7 @@ from runtime.sources.simulator import simulate_scene
 
 from . import console
 from .config import Config, GatesSection, with_overrides
-from .options import config_option, examples, ground, json_option, read_config
+from .options import config_option, engine_option, examples, ground, json_option, read_config
 
 if TYPE_CHECKING:
     # The ground's: imported where it is used, so that a flight computer can show this command's help.
@@ -92,6 +92,13 @@ GATES: dict[str, tuple[str, Callable[[TaskResult], float]]] = {
 }
 """Gate -> which way its limit goes, and what it looks at."""
 
+AUTO: dict[str, dict[str, float]] = {
+    "fp32": {"max_difference": 1e-3, "psnr_drop_db": 0.01, "sam_rise_deg": 0.005, "routing_agreement": 1.0},
+    "fp16": {"max_difference": 2e-2, "psnr_drop_db": 0.05, "sam_rise_deg": 0.02, "routing_agreement": 1.0},
+    "bf16": {"max_difference": 5e-2, "psnr_drop_db": 0.1, "sam_rise_deg": 0.05, "routing_agreement": 1.0},
+}
+"""Precision -> limits where the configuration says `auto`."""
+
 
 @click.command(
     epilog=examples(
@@ -102,20 +109,26 @@ GATES: dict[str, tuple[str, Callable[[TaskResult], float]]] = {
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--checkpoint", help="The checkpoint that the bundle was built from.")
 @click.option("--top-k", type=int, help="Where the checkpoint does not tell it; the bundle's own by default.")
+@engine_option
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with pictures and tables there.")
 @config_option
 @json_option
 def command(
-    bundle: Path, checkpoint: str | None, top_k: int | None, report: Path | None, config_file: Path | None
+    bundle: Path,
+    checkpoint: str | None,
+    top_k: int | None,
+    engine: str | None,
+    report: Path | None,
+    config_file: Path | None,
 ) -> dict[str, Any]:
     """Compare a bundle with PyTorch on a simulated scene; exit 1 when a gate of the configuration fails."""
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
     config = with_overrides(config, {"model.checkpoint": checkpoint, "model.top_k": top_k})
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError("no such folder", file=report, key="--report", remedy="make the folder first")
-    with load_bundle(bundle) as loaded:
+    with load_bundle(bundle, engine=engine) as loaded:
         results, cases = check(loaded, config)
-        gates = judge(results, config.gates)
+        gates = judge(results, config.gates, loaded.manifest.precision.chosen)
         show(results, gates)
         if report is not None:
             from .evidence import check_report
@@ -201,13 +214,14 @@ def _task(bundle: Bundle, task: str, degraded: Float32, truth: Float32, ways: _W
     return result, Case(task, degraded, _cube(engine), truth, engine.gates)
 
 
-def judge(results: list[TaskResult], gates: GatesSection) -> list[GateResult]:
+def judge(results: list[TaskResult], gates: GatesSection, precision: str) -> list[GateResult]:
     """Hold the worst figure of each kind against its limit."""
     judged = []
     for key, (direction, figure) in GATES.items():
         figures = [figure(r) for r in results]
         worst = min(figures) if direction == "at least" else max(figures)
-        limit = getattr(gates, key)
+        asked = getattr(gates, key)
+        limit = AUTO[precision][key] if asked == "auto" else asked
         passed = None if limit is None else (worst >= limit if direction == "at least" else worst <= limit)
         judged.append(GateResult(key, worst, limit, passed))
     return judged

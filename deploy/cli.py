@@ -23,11 +23,14 @@ from . import __version__, console
 
 COMMANDS: Mapping[str, str] = {
     "build": "deploy.build",
+    "finalize": "deploy.finalize",
     "targets": "deploy.targets",
     "run": "deploy.run",
     "check": "deploy.check",
     "evaluate": "deploy.evaluate",
+    "bench": "deploy.bench",
     "inspect": "deploy.inspect",
+    "export-triton": "deploy.export_triton",
     "simulate": "deploy.simulate",
     "demo": "deploy.demo",
     "doctor": "deploy.doctor",

@@ -235,21 +235,24 @@ class TargetSection(Section):
 
 
 class GatesSection(Section):
-    """How far the engine may be from PyTorch before `deploy check` fails; null switches a gate off."""
+    """How far the engine may be from PyTorch before `deploy check` fails.
 
-    max_difference: Annotated[Number, Field(ge=0)] | None = Field(
-        default=1.0e-3,
+    `auto` is what a sound engine keeps in the bundle's precision (`deploy.check.AUTO`); null switches a gate off.
+    """
+
+    max_difference: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
+        default="auto",
         description="Largest difference between engine and PyTorch, as a share of the range.",
         examples=[1.0e-3],
     )
-    psnr_drop_db: Annotated[Number, Field(ge=0)] | None = Field(
-        default=0.01, description="Largest loss of PSNR against PyTorch, in dB.", examples=[0.01]
+    psnr_drop_db: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
+        default="auto", description="Largest loss of PSNR against PyTorch, in dB.", examples=[0.01]
     )
-    sam_rise_deg: Annotated[Number, Field(ge=0)] | None = Field(
-        default=0.005, description="Largest rise of the spectral angle against PyTorch, in degrees.", examples=[0.005]
+    sam_rise_deg: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
+        default="auto", description="Largest rise of the spectral angle against PyTorch, in degrees.", examples=[0.005]
     )
-    routing_agreement: Annotated[Number, Field(ge=0, le=1)] | None = Field(
-        default=1.0,
+    routing_agreement: Annotated[Number, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
+        default="auto",
         description="Smallest share of layers, 0 to 1, that choose the same experts as PyTorch.",
         examples=[1.0],
     )
@@ -304,7 +307,8 @@ class Config(Section):
         default={}, description="Targets of your own, by name.", examples=[{"bench": {"engine": "onnxruntime"}}]
     )
     gates: GatesSection = Field(
-        default=GatesSection(), description="How far the engine may be from PyTorch; null switches a gate off."
+        default=GatesSection(),
+        description="How far the engine may be from PyTorch: a limit, auto for the precision's own, or null for none.",
     )
     check: CheckSection = Field(default=CheckSection(), description="What `deploy check` runs.")
     output: OutputSection = Field(default=OutputSection(), description="Where the bundle goes.")

@@ -83,7 +83,7 @@ def demo(out: Path) -> dict[str, Any]:
     _step(lines[2])
     with load_bundle(bundle) as loaded:
         results, cases = check.check(loaded, config)
-        gates = check.judge(results, config.gates)
+        gates = check.judge(results, config.gates, loaded.manifest.precision.chosen)
         check.show(results, gates)
         _step(lines[3])
         source = read_cube(scene)

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from runtime.bundle import load_bundle, unlisted_files
+from runtime.bundle import load_bundle, unlisted_files, verified_bundle
+from runtime.errors import MachineError
+from runtime.manifest import Manifest
 
 from . import console
 from .options import examples, json_option
@@ -18,8 +20,8 @@ from .options import examples, json_option
 @json_option
 def command(bundle: Path) -> dict[str, Any]:
     """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first."""
-    with load_bundle(bundle) as loaded:
-        m, engine = loaded.manifest, loaded.engine.describe()
+    m, _ = verified_bundle(bundle)
+    engine, refusal = _engine_here(bundle)
     network = m.network
     frame = f"{m.bands} bands x {m.frame.lines} lines x {m.frame.samples} samples, overlap {m.frame.overlap}"
     rows = [
@@ -28,7 +30,8 @@ def command(bundle: Path) -> dict[str, Any]:
         ("about", network.about or "-"),
         ("built", f"{m.created} by damp-deploy {m.tools.get('damp-deploy', '?')}"),
         ("target", f"{m.target.name}, engine {m.target.engine}"),
-        ("runs here on", f"{engine['engine']} {engine['version']}, {engine['device']}"),
+        ("engine file", _engine_file(m)),
+        ("runs here on", f"{engine['engine']} {engine['version']}, {engine['device']}" if engine else f"no: {refusal}"),
         ("precision", f"{m.precision.chosen} ({m.precision.why})"),
         ("frame", frame),
         ("wavelengths", f"{m.wavelengths[0]:g} to {m.wavelengths[-1]:g} nm" if m.wavelengths else "not told"),
@@ -53,8 +56,25 @@ def command(bundle: Path) -> dict[str, Any]:
         "intact": True,
         "unlisted": list(strangers),
         "engine": engine,
+        "refusal": refusal or None,
         "manifest": m.model_dump(mode="json"),
     }
+
+
+def _engine_here(bundle: Path) -> tuple[dict[str, str] | None, str]:
+    """What the bundle's engine says of itself on this machine, or why it does not run here."""
+    try:
+        with load_bundle(bundle) as loaded:
+            return loaded.engine.describe(), ""
+    except MachineError as error:
+        return None, error.one_line()
+
+
+def _engine_file(manifest: Manifest) -> str:
+    if manifest.engine is not None:
+        made = manifest.engine
+        return f"{made.path}, {made.builder} {made.version} for SM {made.sm}"
+    return f"deferred: {manifest.deferred}" if manifest.deferred else "none: the engine loads the graph"
 
 
 def _figure(value: object) -> str:

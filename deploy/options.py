@@ -33,6 +33,13 @@ def config_option(command: F) -> F:
     return click.option("--config", "config_file", type=click.Path(path_type=Path), help="A deploy.yaml.")(command)
 
 
+def engine_option(command: F) -> F:
+    """`--engine NAME`."""
+    return click.option(
+        "--engine", help="Run the bundle's graph in this engine, for example onnxruntime, instead of the target's own."
+    )(command)
+
+
 def examples(*lines: str) -> str:
     """Epilog of a subcommand that shows how it is used."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

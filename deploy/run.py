@@ -17,7 +17,7 @@ from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.restore import Restored
 
 from . import console
-from .options import examples, json_option, refuse_cube_output
+from .options import engine_option, examples, json_option, refuse_cube_output
 
 FAR_NANOMETRES = 5.0
 UNIT_LIMIT = 4.0
@@ -48,6 +48,7 @@ DIM_SHARE = 0.1
 )
 @click.option("--clip", is_flag=True, help="Clip the restored cube to [0, 1] (in the unit range).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine.")
+@engine_option
 @click.option("--self-test/--no-self-test", default=True, show_default=True, help="Restore the golden frame first.")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
 @json_option
@@ -61,6 +62,7 @@ def command(
     output_type: str,
     clip: bool,
     threads: int | None,
+    engine: str | None,
     self_test: bool,
     replace: bool,
 ) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def command(
     """
     refuse_cube_output(out, replace)
     source = read_cube(cube, layout=layout, key=key)
-    with load_bundle(bundle, threads=threads) as loaded:
+    with load_bundle(bundle, threads=threads, engine=engine) as loaded:
         for key_, value in loaded.engine.describe().items():
             console.say(f"{key_:<10} {value}")
         if self_test:

@@ -6,9 +6,10 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from torch import nn
 
 from export.networks import architecture_of
 from export.torch_engine import TorchEngine, spec_of
-from runtime.engines import open_engine
+from runtime.engines import EngineOptions, open_engine
 from runtime.engines.onnx_guard import IR_VERSION, OPSETS
 from runtime.errors import GateError, InputError
 
@@ -27,6 +28,9 @@ Probe = tuple[Float32, Float32]
 OPSET = OPSETS.stop - 1
 LIMIT = 2e-4
 """Largest difference between graph and network, as a share of the output's range."""
+LIMITS: Mapping[str, float] = MappingProxyType({"fp32": LIMIT, "fp16": 5e-2, "bf16": 0.1})
+"""The same for each precision of arithmetic. An FP16 number has 11 bits, a bfloat16 number 8; how much of that a network
+multiplies is its own (our trained ones reach 1e-3 in FP16, random weights 2e-2): `deploy check` judges what it costs."""
 ROUNDING_SLACK = 4.0
 LOOSEST_LIMIT = 1e-3
 
@@ -110,7 +114,25 @@ def export_graph(net: nn.Module, lines: int, samples: int) -> Graph:
         raise RuntimeError(f"the exporter wrote IR version {model.ir_version}, engines read {IR_VERSION}")
     data = model.SerializeToString(deterministic=True)
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    return Graph(data, len(model.graph.node), opset)
+    return Graph(data, count_nodes(data), opset)
+
+
+def count_nodes(data: bytes) -> int:
+    """Nodes of an ONNX file, with those of subgraphs and of local functions at each call."""
+    model = onnx.load_model_from_string(data)
+    functions = {(f.domain, f.name): f for f in model.functions}
+
+    def count(nodes: Iterable[onnx.NodeProto]) -> int:
+        total = 0
+        for node in nodes:
+            inner = functions.get((node.domain, node.op_type))
+            total += count(inner.node) if inner is not None else 1
+            total += sum(
+                count(g.node) for a in node.attribute for g in (*a.graphs, *([a.g] if a.HasField("g") else []))
+            )
+        return total
+
+    return count(model.graph.node)
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -156,12 +178,19 @@ def diverse_probes(
 
 
 def compare(
-    net: nn.Module, graph: Graph, probes: Sequence[Probe], progress: Callable[[int, int], None] | None = None
+    net: nn.Module,
+    graph: Graph,
+    probes: Sequence[Probe],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    engine_name: str = "onnxruntime",
+    precision: str = "fp32",
 ) -> Agreement:
-    """Run graph (ONNX Runtime) and network (PyTorch) on the probes.
+    """Run graph (in the named engine) and network (PyTorch, float32) on the probes.
 
-    The limit is 2e-4 of the output's range. A network so ill-conditioned that PyTorch's own float32 is farther than
-    a quarter of that from float64 is held to four times its own rounding instead, at most 1e-3; see `Agreement.limit`.
+    The limit is that of the precision in `LIMITS`, 2e-4 of the output's range in float32. A network so ill-conditioned
+    that PyTorch's own float32 is farther than a quarter of that from float64 is held to four times its own rounding
+    instead, at most 1e-3; see `Agreement.limit`.
 
     Raises:
         GateError: they differ by more than the limit, or choose different experts.
@@ -169,14 +198,15 @@ def compare(
     lines, samples = probes[0][0].shape[2:]
     reference = TorchEngine(net, lines, samples)
     largest, squares, gate_difference, choices = 0.0, [], 0.0, set()
-    limit, rounding = LIMIT, None
-    with open_engine("onnxruntime", graph.data, spec_of(net, lines, samples)) as engine:
+    limit, rounding = LIMITS[precision], None
+    options = EngineOptions(precision=precision)
+    with open_engine(engine_name, graph.data, spec_of(net, lines, samples), options) as engine:
         for index, (frame, metrics) in enumerate(probes):
             expected, gates = reference.infer(frame, metrics)
             restored, chosen = engine.infer(frame, metrics)
             span = float(np.ptp(expected)) or 1.0
             difference = float(np.abs(restored - expected).max()) / span
-            if difference > LIMIT:
+            if precision == "fp32" and difference > LIMIT:
                 rounding = max(rounding or 0.0, _rounding(net, frame, metrics, expected) / span)
                 limit = max(limit, min(LOOSEST_LIMIT, ROUNDING_SLACK * rounding))
             if not np.array_equal(chosen > 0, gates > 0):

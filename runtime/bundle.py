@@ -109,29 +109,7 @@ class Bundle:
             BundleError: the golden arrays are damaged, not finite or of other shapes than the engine's.
             GateError: the difference is above the manifest's tolerance, or other experts were chosen.
         """
-        golden = self.manifest.golden
-        spec = self.engine.spec
-        frame, metrics, expected, gates = (
-            _array(self._files[name], self.path / name, shape)
-            for name, shape in (
-                (golden.frame, spec.frame_shape),
-                (golden.metrics, spec.metrics_shape),
-                (golden.restored, spec.frame_shape),
-                (golden.gates, spec.gates_shape),
-            )
-        )
-        restored, chosen = self.engine.infer(frame, metrics)
-        span = float(np.ptp(expected)) or 1.0
-        difference = float(np.abs(restored - expected).max()) / span
-        if difference > golden.tolerance or not np.array_equal(chosen > 0, gates > 0):
-            raise GateError(
-                "this machine does not restore the golden frame as it was recorded",
-                file=self.path,
-                key="golden",
-                value=difference,
-                remedy=f"at most {golden.tolerance:g} of the range and the same experts; do not fly this bundle here",
-            )
-        return difference
+        return golden_difference(self.engine, self.manifest, self._files, self.path)
 
     def close(self) -> None:
         """Give the engine back."""
@@ -144,6 +122,37 @@ class Bundle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def golden_difference(engine: Engine, manifest: Manifest, files: Mapping[str, bytes], path: Path) -> float:
+    """Run the golden frame of a bundle through an engine; see `Bundle.self_test`.
+
+    Args:
+        engine: what is to be proved.
+        manifest, files, path: the bundle's manifest, the bytes of its golden files by inner path, its folder.
+    """
+    golden, spec = manifest.golden, engine.spec
+    frame, metrics, expected, gates = (
+        _array(files[name], path / name, shape)
+        for name, shape in (
+            (golden.frame, spec.frame_shape),
+            (golden.metrics, spec.metrics_shape),
+            (golden.restored, spec.frame_shape),
+            (golden.gates, spec.gates_shape),
+        )
+    )
+    restored, chosen = engine.infer(frame, metrics)
+    span = float(np.ptp(expected)) or 1.0
+    difference = float(np.abs(restored - expected).max()) / span
+    if difference > golden.tolerance or not np.array_equal(chosen > 0, gates > 0):
+        raise GateError(
+            "this machine does not restore the golden frame as it was recorded",
+            file=path,
+            key="golden",
+            value=difference,
+            remedy=f"at most {golden.tolerance:g} of the range and the same experts; do not fly this bundle here",
+        )
+    return difference
 
 
 def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | None = None) -> Bundle:

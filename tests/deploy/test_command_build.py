@@ -270,7 +270,7 @@ def test_wrong_input_is_told_in_one_line_and_nothing_is_written(capsys: Capsys, 
         "scale": "input: {scale: -1}",
         "typo": "input: {scael: 1}",
         "engine": "target: x\ntargets: {x: {engine: magic}}",
-        "half": "target: x\ntargets: {x: {precisions: [fp32, fp16], default_precision: fp16}}",
+        "int8": "target: x\ntargets: {x: {precisions: [fp32, int8], default_precision: int8}}",
     }.items():
         (here / f"{name}.yaml").write_text(text + "\n")
     before = names_in(here)
@@ -297,7 +297,7 @@ def test_wrong_input_is_told_in_one_line_and_nothing_is_written(capsys: Capsys, 
         ((*good, "--config", "engine.yaml"), 2, ("engine.yaml", "magic", "onnxruntime")),
         ((*good, "--config", "bands.yaml"), 2, ("input.bands", "4", "3")),
         ((*good, "--config", "waves.yaml"), 2, ("input.wavelengths", "2", "3")),
-        ((*good, "--config", "half.yaml"), 3, ("fp16", "fp32")),
+        ((*good, "--config", "int8.yaml"), 3, ("int8", "fp32")),
         (("--checkpoint", "lost.pth"), 2, ("lost.pth: no such checkpoint", "packaged model")),
         (("--checkpoint", "cut.safetensors"), 2, ("cut.safetensors", "damaged or truncated")),
         (("--checkpoint", "text.pth"), 2, ("text.pth",)),

@@ -89,7 +89,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert config.targets["bench"].default_precision == "int8"
     assert config.gates.max_difference == 1e-3
     assert config.gates.psnr_drop_db is None
-    assert config.gates.sam_rise_deg == 0.005
+    assert config.gates.sam_rise_deg == "auto"
     assert config.check.degradations == ("noise", "blur")
 
 

@@ -1,0 +1,119 @@
+"""The engine of a bundle: built here where a builder for the target's GPU is at hand, else deferred to the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.engines.tensorrt_libraries import tensorrt_version
+from runtime.errors import InputError
+from runtime.manifest import EngineFile
+
+from . import console
+from .options import ground
+from .plan import Plan
+
+if TYPE_CHECKING:
+    # The ground's: imported where they are used, so that a flight computer can show the commands' help.
+    from export.tensorrt.build import EngineMade, Request
+
+ENGINE, LAYERS, LOG = "engine/engine.plan", "engine/layers.json", "engine/builder.log"
+
+
+@dataclass(frozen=True)
+class EngineStep:
+    """What became of the engine.
+
+    Attributes:
+        record: what the manifest says of it; None where none was built.
+        files: inner path -> content.
+        deferred: why none was built, where the target needs one.
+        facts: for the evidence: seconds, memory, size.
+    """
+
+    record: EngineFile | None
+    files: dict[str, bytes]
+    deferred: str | None
+    facts: dict[str, Any]
+
+
+NO_ENGINE = EngineStep(None, {}, None, {})
+
+
+def request_of(plan: Plan) -> Request:
+    """What a builder is asked for. Raises InputError where the target does not say which GPU it has."""
+    target = plan.target
+    if target.sm is None:
+        raise InputError(
+            f"target {target.name} does not say which GPU it has",
+            key=f"targets.{target.name}.sm",
+            remedy='give its compute capability, for example sm: "8.7"',
+        )
+    request: Request = ground("export.tensorrt.build").Request(
+        target.engine, target.sm, target.workspace_mib, target.tensorrt
+    )
+    return request
+
+
+def engine_step(plan: Plan, graph: bytes, graph_sha256: str, work: Path) -> EngineStep:
+    """Build the engine, or say why it is deferred; a target whose engine loads the graph itself needs neither.
+
+    Raises:
+        DeployError: the target is wrong, or a builder that is here and fits failed.
+    """
+    if plan.engine not in ground("export.targets").ENGINE_FILES:
+        return NO_ENGINE
+    request = request_of(plan)
+    if plan.target.made_there:
+        reason = why_not_here(request)
+        if reason is not None:
+            return EngineStep(None, {}, reason, {})
+    made = build_with_progress(graph, request, work)
+    return EngineStep(
+        engine_record(made, request, graph_sha256),
+        {ENGINE: made.data, LAYERS: made.layers, LOG: made.log},
+        None,
+        {"seconds": made.seconds, "peak_mib": made.peak_mib, "bytes": len(made.data)},
+    )
+
+
+def engine_record(made: EngineMade, request: Request, graph_sha256: str) -> EngineFile:
+    """What the manifest says of a built engine."""
+    return EngineFile(
+        path=ENGINE,
+        builder=request.kind,
+        version=made.version,
+        sm=request.sm,
+        graph_sha256=graph_sha256,
+        options=request.options(),
+        layers=LAYERS,
+        log=LOG,
+    )
+
+
+def build_with_progress(graph: bytes, request: Request, work: Path) -> EngineMade:
+    """`export.tensorrt.build.build_engine` with a bar for people."""
+    with console.progress("building the engine") as moved:
+
+        def told(phase: str, step: int, steps: int) -> None:
+            moved(step, steps)
+
+        made: EngineMade = ground("export.tensorrt.build").build_engine(graph, request, work, told)
+    if made.again:
+        console.say("going on with an unfinished build: its engine is used again")
+    return made
+
+
+def why_not_here(request: Request) -> str | None:
+    """Why this machine does not build a target's own engine, or None where it can."""
+    if tensorrt_version(request.kind) is None:
+        name = "TensorRT" if request.kind == "tensorrt" else "TensorRT for RTX"
+        return f"{name} is not installed on this machine; the engine is built on the target"
+    from runtime.engines.cuda import compute_capability
+
+    present = compute_capability()
+    if present != request.sm:
+        here = f"a GPU of SM {present}" if present else "no GPU"
+        return f"this machine has {here}, the target one of SM {request.sm}; the engine is built on the target"
+    return None

@@ -1,0 +1,47 @@
+"""A stand-in for a Jetson: TensorRT for RTX's real builder, and ONNX Runtime in place of the GPU that runs its engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.engine_step import build_with_progress
+from deploy.finalize import Device
+from export.tensorrt.build import EngineMade, Request, builder_version
+from runtime.bundle import verified_bundle
+from runtime.engines import Engine, EngineOptions, EngineSpec, open_engine
+
+SM = "8.9"
+TARGET = "standin"
+CONFIG = f"""\
+targets:
+  {TARGET}:
+    engine: tensorrt-rtx
+    precisions: [fp32, fp16]
+    default_precision: fp16
+    sm: "{SM}"
+    tensorrt: ">=1.7,<2"
+    workspace_mib: 64
+    made_there: true
+"""
+"""A target whose engine is built there, as a Jetson's is."""
+
+
+def stand_in(folder: Path, *, spoilt: bool = False, sm: str | None = SM, version: str | None = None) -> Device:
+    """The device for the bundle in `folder`; `spoilt` engines compute something else."""
+
+    def open_graph(name: str, program: bytes, spec: EngineSpec, options: EngineOptions) -> Engine:
+        assert name == "tensorrt-rtx" and options.built is not None and options.built.sm == SM and len(program) > 1000
+        manifest, files = verified_bundle(folder)
+        return open_engine("onnxruntime", other_graph(spec) if spoilt else files[manifest.graphs["fp16"]], spec)
+
+    def build(graph: bytes, request: Request, work: Path) -> EngineMade:
+        return build_with_progress(graph, request, work)
+
+    return Device(lambda request: version or builder_version(request), lambda: sm, build, open_graph)
+
+
+def other_graph(spec: EngineSpec) -> bytes:
+    """A graph of the same signature that restores something else."""
+    from tests.contracts.graphs import known_graph
+
+    return known_graph(spec, gain=0.5)

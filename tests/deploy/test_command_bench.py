@@ -1,0 +1,249 @@
+"""`deploy bench`: times that add up, in their order, beside PyTorch's; and what the board says, or does not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deploy import bench
+from deploy.bench import Times, bench_frames, latency_ms, measure, split_ms
+from deploy.bench_picture import latency_plot, thinned
+from deploy.cli import run
+from runtime.board import Gpu, Reading
+from runtime.bundle import Bundle, load_bundle, read_manifest
+from runtime.engines import Engine
+from runtime.engines.onnxruntime_cpu import OnnxRuntimeCpu
+from runtime.errors import MachineError
+from tests.contracts.bundles import known_bundle, reseal
+from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke
+
+Capsys = pytest.CaptureFixture[str]
+STEPS = ("metrics", "pre", "engine", "post")
+
+
+@pytest.fixture(autouse=True)
+def still_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests do not ask this machine's tools."""
+    readings = iter([Reading(), Reading()])
+    monkeypatch.setattr(bench, "read_board", lambda: next(readings, Reading()))
+
+
+def assert_ordered(latency: dict[str, Any], frames: int) -> None:
+    assert set(latency) == {"p50", "p90", "p99", "mean", "frames"} and latency["frames"] == frames
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+
+
+def test_the_figures_belong_together(capsys: Capsys, tiny_bundle: Path) -> None:
+    done = invoke(capsys, "bench", tiny_bundle, "--frames", 7, "--warmup", 1, "--threads", 1, "--json")
+    assert done.code == 0, done.err
+    told = done.json
+    assert_finite(told)
+    assert_ordered(told["latency_ms"], 7)
+    assert told["frames_per_second"] == pytest.approx(1000 / told["latency_ms"]["mean"])
+    assert tuple(told["split_ms"]) == STEPS and all(value > 0 for value in told["split_ms"].values())
+    assert told["peak_memory_mib"] is None or told["peak_memory_mib"] > 10
+    assert told["engine"]["engine"] == "onnxruntime" and told["engine"]["device"] == "CPU, 1 threads"
+    assert told["pytorch"] is None
+    assert told["board"]["before"]["temperatures_c"] == {} and told["board"]["after"]["clocks_locked"] is None
+
+
+def test_pytorch_runs_in_turn_with_the_engine(
+    capsys: Capsys, tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export.torch_engine import TorchEngine
+
+    ran: list[tuple[str, float]] = []
+    noted(monkeypatch, OnnxRuntimeCpu, "engine", ran)
+    noted(monkeypatch, TorchEngine, "pytorch", ran)
+    threads = torch.get_num_threads()
+    arguments = ("--checkpoint", tiny_checkpoint, "--frames", 4, "--warmup", 2, "--threads", 1)
+    done = invoke(capsys, "bench", tiny_bundle, *arguments, "--json")
+    assert done.code == 0 and done.err.count("\n") == done.err.count("what the board") == 0, done.err
+    told = done.json
+    assert_finite(told)
+    assert_ordered(told["latency_ms"], 4)
+    assert_ordered(told["pytorch"]["latency_ms"], 4)
+    assert told["pytorch"]["ratio"] > 0 and told["pytorch"]["engine_ratio"] > 0
+    assert told["pytorch"]["engine"]["engine"] == "pytorch" and "1 threads" in told["pytorch"]["engine"]["device"]
+    assert torch.get_num_threads() == threads
+    names = [name for name, _ in ran]
+    assert names[:4] == ["engine", "engine", "pytorch", "pytorch"]
+    assert names[4:] == ["engine", "pytorch", "pytorch", "engine"] * 2
+    # Both are given the same frame, and the next pair another one.
+    frames = [frame for _, frame in ran[4:]]
+    assert frames[0::2] == frames[1::2] and len(set(frames[0::2])) == 4
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, kind: type[Engine], name: str, ran: list[tuple[str, float]]) -> None:
+    """Note the engine's name and the sum of its frame whenever it runs."""
+    usual: Callable[..., Any] = kind.infer_impl
+
+    def infer_impl(self: Engine, frame: Any, metrics: Any) -> Any:
+        ran.append((name, float(frame.sum())))
+        return usual(self, frame, metrics)
+
+    monkeypatch.setattr(kind, "infer_impl", infer_impl)
+
+
+def test_every_step_is_counted_in_its_own_place(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def held(before: float, work: Callable[..., Any], after: float = 0.0) -> Callable[..., Any]:
+        def slower(*arguments: Any, **others: Any) -> Any:
+            spend(before)
+            result = work(*arguments, **others)
+            spend(after)
+            return result
+
+        return slower
+
+    cubes = bench_frames(tiny_bundle)
+    with load_bundle(tiny_bundle, threads=1) as loaded:
+        monkeypatch.setattr(bench, "prompt_metrics", held(1, bench.prompt_metrics))
+        monkeypatch.setattr(OnnxRuntimeCpu, "infer_impl", held(10, OnnxRuntimeCpu.infer_impl))
+        monkeypatch.setattr(Bundle, "restore", held(2, Bundle.restore, 3))
+        monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+        measured = measure(loaded, cubes, (3, math.inf), 1)
+        monkeypatch.undo()
+        # The bundle is left open.
+        assert loaded.engine.infer(*golden(tiny_bundle))[0].shape == loaded.engine.spec.frame_shape
+    assert measured.times == (Times(1, 2, 10, 3),) * 3
+    assert latency_ms(measured.times) == {"p50": 16e3, "p90": 16e3, "p99": 16e3, "mean": 16e3, "frames": 3}
+    assert split_ms(measured.times) == {"metrics": 1e3, "pre": 2e3, "engine": 10e3, "post": 3e3}
+
+
+def golden(bundle: Path) -> tuple[Any, Any]:
+    names = read_manifest(bundle).golden
+    return np.load(bundle / names.frame), np.load(bundle / names.metrics)
+
+
+def test_medians_of_the_steps_are_about_the_latency() -> None:
+    rng = np.random.default_rng(0)
+    times = tuple(Times(*row) for row in 0.01 + 0.001 * rng.random((101, 4)))
+    assert sum(split_ms(times).values()) == pytest.approx(latency_ms(times)["p50"], rel=0.02)
+    latency = latency_ms([Times(0, 0, n / 1000, 0) for n in range(1, 102)])
+    assert latency == pytest.approx({"p50": 51, "p90": 91, "p99": 100, "mean": 51, "frames": 101})
+
+
+def test_the_frames_differ_and_are_of_the_bundles_size(tiny_bundle: Path) -> None:
+    cubes = bench_frames(tiny_bundle)
+    m = read_manifest(tiny_bundle)
+    assert len(cubes) == 4 and np.array_equal(cubes[0], golden(tiny_bundle)[0][0])
+    assert {cube.shape for cube in cubes} == {(m.bands, m.frame.lines, m.frame.samples)}
+    assert {cube.dtype for cube in cubes} == {np.dtype(np.float32)}
+    assert len({float(cube.sum()) for cube in cubes}) == 4 and all(np.isfinite(cube).all() for cube in cubes)
+
+
+def test_wavelengths_that_no_scene_has_do_not_matter(tmp_path: Path) -> None:
+    bundle = known_bundle(tmp_path / "bundle")
+    reseal(bundle, lambda content: content.update(wavelengths=[100.0, 600.0, 8000.0]))
+    assert len(bench_frames(bundle)) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "frames"), [(("--seconds", 1e-9), 1), (("--seconds", 1e-9, "--frames", 5), 1), (("--frames", 3), 3)]
+)
+def test_frames_and_seconds_end_it(capsys: Capsys, tmp_path: Path, flags: tuple[object, ...], frames: int) -> None:
+    bundle = known_bundle(tmp_path / "bundle")
+    done = invoke(capsys, "bench", bundle, *flags, "--json")
+    assert done.code == 0 and done.json["latency_ms"]["frames"] == frames
+
+
+def test_people_get_tables_of_80_columns(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cool = Reading((1200.0, 2400.0), 400.0, 3000.0, "schedutil", {"cpu": 45.5, "gpu": 44.0}, {"VDD_IN": 4.541})
+    gpus = (Gpu("integrated", clock_mhz=612),)
+    hot = Reading((2400.0,), None, None, "schedutil", {"cpu": 71.2}, {"VDD_IN": 12.0}, gpus, "25W", False)
+    readings = iter([cool, hot])
+    monkeypatch.setattr(bench, "read_board", lambda: next(readings))
+    done = invoke(capsys, "bench", known_bundle(tmp_path / "bundle"), "--frames", 2)
+    assert done.code == 0 and done.err == ""
+    tables = [line for line in done.out.splitlines() if line[:1] in "┏┃┡│└"]
+    assert tables and max(map(len, tables)) <= 80
+    for parts in (("p50 ms", "p99 ms", "frames/s"), ("metrics ms", "post ms"), ("VDD_IN W", "4.54", "12.00")):
+        assert any(all(part in line for part in parts) for line in tables), parts
+    assert "71 (cpu)" in done.out and "GPU MHz" in done.out and "jetson_clocks" in done.out
+
+
+def test_a_board_that_says_nothing_is_said_so(capsys: Capsys, tmp_path: Path) -> None:
+    done = invoke(capsys, "bench", known_bundle(tmp_path / "bundle"), "--frames", 1)
+    assert "tells nothing of clocks, power or temperature" in done.out
+
+
+def test_a_folder_of_results(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, out = known_bundle(tmp_path / "bundle"), tmp_path / "out"
+    done = invoke(capsys, "bench", bundle, "--frames", 3, "--out", out, "--json")
+    told = {key: value for key, value in done.json.items() if key != "warnings"}
+    assert json.loads((out / "bench.json").read_text()) == told
+    assert (out / "bench.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.png"]
+    assert_failed(invoke(capsys, "bench", bundle, "--frames", 1, "--out", out), 2, "exists already", "--replace")
+
+    def none(series: object) -> bytes:
+        raise MachineError("matplotlib is not installed")
+
+    monkeypatch.setattr("deploy.bench_picture.latency_plot", none)
+    done = invoke(capsys, "bench", bundle, "--frames", 1, "--out", out, "--replace")
+    assert done.code == 0 and "no picture is drawn" in done.err
+    assert [path.name for path in out.iterdir()] == ["bench.json"]
+    # Nothing that it worked with is left behind.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "out"]
+
+
+def test_wrong_input(capsys: Capsys, tmp_path: Path, tiny_bundle: Path) -> None:
+    bundle = known_bundle(tmp_path / "bundle")
+    for seconds in ("nan", "inf", "0", "-1"):
+        error = assert_json_error(invoke(capsys, "bench", bundle, "--seconds", seconds, "--json"), 2)
+        assert error["key"] == "--seconds"
+    assert_failed(invoke(capsys, "bench", bundle, "--frames", 0), 2, "--frames")
+    assert_failed(invoke(capsys, "bench", bundle, "--engine", "nope"), 2, "unknown engine")
+    assert_failed(invoke(capsys, "bench", tmp_path / "none"), 2, "no such bundle")
+    assert_failed(invoke(capsys, "bench", bundle, "--out", tmp_path / "a/b"), 2, "no such folder")
+    assert_failed(
+        invoke(capsys, "bench", tiny_bundle, "--frames", 1, "--checkpoint", "damp-tiny"),
+        2,
+        "built from another network",
+    )
+
+
+def test_ctrl_c_leaves_nothing_behind(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = known_bundle(tmp_path / "bundle")
+    calls = iter(range(100))
+
+    def interrupted(self: OnnxRuntimeCpu, frame: Any, metrics: Any) -> Any:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return frame.copy(), np.eye(*self.spec.gates_shape, dtype=np.float32)
+
+    monkeypatch.setattr(OnnxRuntimeCpu, "infer_impl", interrupted)
+    capsys.readouterr()
+    assert run(["bench", str(bundle), "--frames", "50", "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_memory_that_is_not_known_is_null(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "forget_peak_memory", lambda: False)
+    bundle = known_bundle(tmp_path / "bundle")
+    assert invoke(capsys, "bench", bundle, "--frames", 1, "--json").json["peak_memory_mib"] is None
+    assert "memory" not in invoke(capsys, "bench", bundle, "--frames", 1).out
+
+
+def test_the_picture_keeps_the_slowest_frames() -> None:
+    latencies = np.full(5001, 2.0)
+    latencies[1234] = 99.0
+    frames, shown = thinned(latencies)
+    assert len(frames) <= 2000 and shown.max() == 99 and frames[shown.argmax()] == 1235
+    frames, shown = thinned(latencies[:7])
+    assert frames.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert latency_plot({"engine": [0.0], "PyTorch": [0.0]})[:4] == b"\x89PNG"

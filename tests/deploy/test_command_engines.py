@@ -1,0 +1,242 @@
+"""Engines built ahead of time, deferred to the target, finalised there: whole or not at all, and proved before use."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy.finalize import finalize
+from runtime.bundle import load_bundle, read_manifest, verified_bundle
+from runtime.engines.tensorrt_libraries import tensorrt_version
+from runtime.errors import BundleError, DeployError, GateError, MachineError
+from tests.contracts.bundles import reseal
+from tests.contracts.command import invoke
+from tests.contracts.device import CONFIG, TARGET, stand_in
+
+pytestmark = pytest.mark.skipif(tensorrt_version("tensorrt-rtx") is None, reason="the extra `rtx` is not installed")
+SIZE = ("--size", "64x64", "--overlap", "16")
+
+
+@pytest.fixture(scope="module")
+def deferred(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for the stand-in, without its engine. To be read."""
+    from deploy.build import build
+    from deploy.config import load_config, with_overrides
+
+    folder = tmp_path_factory.mktemp("deferred")
+    (folder / "deploy.yaml").write_text(CONFIG)
+    flags = {"model.checkpoint": str(tiny_checkpoint), "target": TARGET, "input.frame": "64x64", "input.overlap": 16}
+    build(with_overrides(load_config(folder / "deploy.yaml"), flags), folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture
+def bundle(deferred: Path, tmp_path: Path) -> Path:
+    """A copy of `deferred` to work on."""
+    return Path(shutil.copytree(deferred, tmp_path / "bundle"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_an_rtx_engine_is_built_without_a_gpu(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    done = invoke(capsys, "build", "--target", "rtx-40", "--checkpoint", tiny_checkpoint, *SIZE, "--out", out, "--json")
+    assert done.code == 0 and done.json["deferred"] is None and done.json["precision"]["chosen"] == "fp16"
+    assert (out / done.json["engine"]).stat().st_size > 10_000
+    assert set(done.json["onnx"]) == {"fp32", "fp16"}
+    for variant in done.json["onnx"].values():
+        assert (out / variant["path"]).is_file() and variant["opset"] == 20 and variant["nodes"] > 100
+    assert done.json["agreement"]["difference"] > 0
+    manifest, files = verified_bundle(out)
+    made = manifest.engine
+    assert made is not None and made.sm == "8.9" and made.version == tensorrt_version("tensorrt-rtx")
+    assert made.options["tf32"] is False and made.options["strongly_typed"] is True
+    assert made.layers is not None and made.log is not None
+    listed = json.loads(files[made.layers])
+    assert {layer["type"] for layer in listed["layers"]} >= {"CONVOLUTION", "MATRIX_MULTIPLY", "SOFTMAX", "TOPK"}
+    types = {t["type"] for layer in listed["layers"] for t in layer["outputs"]}
+    assert {"HALF", "FLOAT"} <= types
+    assert b"STRONGLY_TYPED" in files[made.log] and b"TF32" not in files[made.log]
+    # It needs a GPU, and nothing else runs in its place unasked.
+    with pytest.raises(MachineError, match=r"GPU|CUDA|cuda"):
+        load_bundle(out)
+    with load_bundle(out, engine="onnxruntime") as loaded:
+        assert 0 < loaded.self_test() < 0.05
+
+
+def test_a_float32_engine_is_built_without_tf32(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ("--precision", "fp32", *SIZE, "--out", tmp_path / "b", "--json")
+    done = invoke(capsys, "build", "--target", "rtx-30", "--checkpoint", tiny_checkpoint, *options)
+    assert done.code == 0 and set(done.json["onnx"]) == {"fp32"}
+    manifest, files = verified_bundle(tmp_path / "b")
+    assert manifest.engine is not None and manifest.engine.sm == "8.6" and manifest.engine.log is not None
+    assert b"TF32" not in files[manifest.engine.log]
+
+
+def test_a_jetsons_engine_is_deferred_and_the_bundle_complete(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "orin"
+    command = ("build", "--target", "jetson-orin", "--checkpoint", tiny_checkpoint, *SIZE, "--out", out)
+    done = invoke(capsys, *command, "--json")
+    assert done.code == 0 and done.json["engine"] is None and "on the target" in done.json["deferred"]
+    manifest, _ = verified_bundle(out)
+    assert manifest.deferred == done.json["deferred"] and manifest.target.sm == "8.7"
+    assert set(manifest.graphs) == {"fp32", "fp16"}
+    inspected = invoke(capsys, "inspect", out, "--json")
+    assert inspected.code == 0 and inspected.json["engine"] is None and "finalize" in inspected.json["refusal"]
+    with pytest.raises(MachineError, match=r"not built yet.*deploy finalize.*--engine onnxruntime"):
+        load_bundle(out)
+    config = tmp_path / "deploy.yaml"
+    config.write_text("check:\n  cube: 64x64\n  degradations: [noise]\n")
+    checked = invoke(
+        capsys, "check", out, "--config", config, "--checkpoint", tiny_checkpoint, "--engine", "onnxruntime", "--json"
+    )
+    assert checked.code in (0, 1) and "max_difference" in (checked.json.get("gates") or checked.json["result"]["gates"])
+    failed = invoke(capsys, "finalize", out, "--json")
+    assert failed.code == 3 and "not installed" in failed.json["error"]["message"]
+
+
+def test_finalising_builds_proves_and_installs(bundle: Path) -> None:
+    before = contents(bundle)
+    done = finalize(bundle, device=stand_in(bundle))
+    assert (bundle / done["engine"]).is_file() and 0 < done["golden_difference"] < 0.05
+    manifest = read_manifest(bundle)
+    assert manifest.deferred is None and manifest.engine is not None and manifest.engine.builder == "tensorrt-rtx"
+    after = contents(bundle)
+    assert {n: d for n, d in after.items() if n in before and n != "manifest.json"} == {
+        n: d for n, d in before.items() if n != "manifest.json"
+    }
+    assert set(after) - set(before) == {"engine/engine.plan", "engine/layers.json", "engine/builder.log"}
+    assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+    with pytest.raises(BundleError, match="built already"):
+        finalize(bundle, device=stand_in(bundle))
+    assert finalize(bundle, rebuild=True, device=stand_in(bundle))["bytes"] == done["bytes"]
+
+
+def test_an_engine_that_computes_something_else_is_never_installed(bundle: Path) -> None:
+    before = contents(bundle)
+    with pytest.raises(GateError, match="golden"):
+        finalize(bundle, device=stand_in(bundle, spoilt=True))
+    assert contents(bundle) == before
+
+
+@pytest.mark.parametrize(("sm", "match"), [(None, "no GPU"), ("8.7", r"SM 8.7, not 8.9")])
+def test_another_gpu_than_the_targets_is_refused(bundle: Path, sm: str | None, match: str) -> None:
+    before = contents(bundle)
+    with pytest.raises(MachineError, match=match):
+        finalize(bundle, device=stand_in(bundle, sm=sm))
+    assert contents(bundle) == before
+
+
+def test_versions_that_the_target_does_not_take_are_refused(bundle: Path) -> None:
+    reseal(bundle, lambda content: content["target"].update(tensorrt=">=1.8"))
+    with pytest.raises(MachineError, match=r"1\.7\..*install a version >=1\.8"):
+        finalize(bundle, device=stand_in(bundle))
+
+
+def test_a_changed_byte_is_refused_before_anything_is_built(bundle: Path) -> None:
+    graph = bundle / "graphs" / "fp16.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    with pytest.raises(BundleError, match="SHA-256"):
+        finalize(bundle, device=stand_in(bundle))
+
+
+def test_an_engine_from_another_graph_is_refused(bundle: Path) -> None:
+    finalize(bundle, device=stand_in(bundle))
+    reseal(bundle, lambda content: content["engine"].update(graph_sha256="0" * 64))
+    with pytest.raises(BundleError, match="from another graph"):
+        verified_bundle(bundle)
+
+
+def test_a_build_killed_at_any_moment_leaves_no_half_bundle_and_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    command = [
+        sys.executable, "-m", "deploy", "build", "--target", "rtx-40", "--checkpoint", str(tiny_checkpoint), *SIZE,
+        "--out", str(out),
+    ]  # fmt: skip
+    for wait in ("graph.json", "engine.plan"):
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        end = time.monotonic() + 120
+        while running.poll() is None and time.monotonic() < end:
+            if list(tmp_path.glob(f".bundle.building-*/{wait}")):
+                running.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        running.wait()
+        if running.returncode == 0:
+            break
+        assert running.returncode == -signal.SIGKILL and not os.path.lexists(out)
+    if not out.exists():
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0 and "going on with an unfinished build" in done.stdout
+    verified_bundle(out)
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_missing_builder_is_told_before_the_long_work(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.tensorrt.build.tensorrt_version", lambda kind: None)
+    out = tmp_path / "b"
+    done = invoke(capsys, "build", "--target", "rtx-40", "--checkpoint", tiny_checkpoint, *SIZE, "--out", out, "--json")
+    assert done.code == 3 and "damp-deploy[rtx]" in done.json["error"]["remedy"] and not any(tmp_path.iterdir())
+
+
+def test_known_bad_builders_are_refused_with_their_source() -> None:
+    from export.tensorrt.known_bad import WATCHED, matching, refuse_known_bad
+
+    with pytest.raises(MachineError, match=r"10\.13\.2.*issues/4820.*--allow-known-bad"):
+        refuse_known_bad("tensorrt", "10.13.2.6", "11.0", "fp16")
+    with pytest.raises(MachineError, match=r"no kernels for Orin"):
+        refuse_known_bad("tensorrt", "10.13.3.9", "8.7", "fp32")
+    refuse_known_bad("tensorrt", "10.13.2.6", "11.0", "fp32")
+    refuse_known_bad("tensorrt", "10.3.0", "8.7", "fp16")
+    assert matching(WATCHED, "tensorrt", "10.3.0", "8.7", "fp16")[0].source.endswith("4330")
+
+
+def test_too_little_memory_is_told_before_the_builder_starts(deferred: Path) -> None:
+    from export.tensorrt.build import check_memory, needed_mib
+
+    graph = (deferred / "graphs" / "fp16.onnx").read_bytes()
+    needed = needed_mib(graph, 64)
+    check_memory(graph, 64, needed << 20)
+    with pytest.raises(DeployError, match=r"memory.*MiB free.*workspace_mib"):
+        check_memory(graph, 64, (needed << 20) - 1)
+    assert needed_mib(graph, 128) == needed + 64
+
+
+def test_a_graph_that_the_builder_refuses_names_its_log(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    from export.tensorrt.build import Request, build_engine
+
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in ("frame", "restored")]
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["frame"], ["i"]), helper.make_node("Cast", ["i"], ["restored"], to=1)],
+        "g",
+        value[:1],
+        value[1:],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    assert isinstance(model, onnx.ModelProto)
+    with pytest.raises(MachineError) as caught:
+        build_engine(model.SerializeToString(), Request("tensorrt-rtx", "8.9", 64), tmp_path / "w")
+    assert caught.value.file and Path(caught.value.file).is_file() and "builder.log" in str(caught.value)
