@@ -1,0 +1,283 @@
+"""`deploy export-triton`: a bundle as a model repository of Triton Inference Server.
+
+Three models: prompt metrics in the Python backend, the network in ONNX Runtime or TensorRT, and an ensemble of both.
+Formats: `model_config.proto` of triton-inference-server/common and "Model Configuration" of its user guide; the axis of
+length 1 that the network has and callers need not know is put in by `reshape`, as that page describes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import click
+
+from runtime.bundle import verified_bundle
+from runtime.errors import InputError, MachineError, plain
+from runtime.manifest import Manifest
+
+from . import console
+from .folders import refuse_folder, write_folder
+from .options import examples, json_option
+
+NAME_CHARACTERS = 64
+METRICS_SUFFIX, ENGINE_SUFFIX = "_metrics", "_engine"
+CONFIG = "config.pbtxt"
+BACKENDS = {"onnxruntime": 'backend: "onnxruntime"', "tensorrt": 'platform: "tensorrt_plan"'}
+"""Backend -> the line of a configuration that names it."""
+IMAGE = "nvcr.io/nvidia/tritonserver:VERSION-py3"
+
+SERVE = """\
+docker run --rm$gpus --shm-size=256m -v "$$PWD:/models:ro" \\
+  -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 $image \\
+  sh -c "pip install damp-deploy && exec tritonserver --model-repository=/models\""""
+
+QUERY = """\
+import numpy as np
+import tritonclient.http as http
+
+client = http.InferenceServerClient("127.0.0.1:8000")
+cube = np.ascontiguousarray(np.load("frame.npy", allow_pickle=False), np.float32)
+frame = http.InferInput("frame", list(cube.shape), "FP32")
+frame.set_data_from_numpy(cube)
+answer = client.infer("$name", [frame])
+np.save("restored.npy", answer.as_numpy("restored"))
+print("experts of each layer:", [list(np.flatnonzero(row)) for row in answer.as_numpy("gates")])"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What serves the network.
+
+    Attributes:
+        backend: one of `BACKENDS`.
+        file: its file inside the model's version folder.
+        program: the content of that file.
+        gpu: whether it runs on a GPU.
+        text: what it is, for people.
+        note: what else they have to know, a paragraph or nothing.
+    """
+
+    backend: str
+    file: str
+    program: bytes
+    gpu: bool
+    text: str
+    note: str = ""
+
+
+@click.command(
+    "export-triton",
+    epilog=examples(
+        "deploy export-triton build/bundle --out build/models",
+        "deploy export-triton build/bundle --out build/models --name restorer --replace",
+        "deploy export-triton orin --graph --out build/models",
+    ),
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the model repository.")
+@click.option("--name", help="Name of the models.  [default: the checkpoint's]")
+@click.option("--graph", is_flag=True, help="Serve the ONNX graph in ONNX Runtime, whatever the bundle's engine is.")
+@click.option("--replace", is_flag=True, help="Replace what is at --out.")
+@json_option
+def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: bool) -> dict[str, Any]:
+    """Write a model repository for Triton Inference Server: frame in, restored frame and gates out.
+
+    The repository's README says how to serve it and how to query it.
+    """
+    refuse_folder(out, replace)
+    _refuse_overlap(out, bundle)
+    manifest, contents = verified_bundle(bundle)
+    chosen = model_name(name, manifest)
+    served = choose_engine(manifest, contents, bundle, graph=graph)
+    repository = repository_files(manifest, served, chosen)
+    write_folder(out, repository, replace=replace)
+    console.say(f"ensemble   {chosen}: frame -> metrics -> restored, gates")
+    console.say(f"engine     {chosen}{ENGINE_SUFFIX}: {served.text}, on {'a GPU' if served.gpu else 'the CPU'}")
+    console.say(f"metrics    {chosen}{METRICS_SUFFIX}: {manifest.metric_set}, needs damp-deploy in the server's Python")
+    console.say(f"wrote      {out}; its README.md says how to serve and query it", "bold green")
+    return {
+        "out": str(out),
+        "name": chosen,
+        "models": [chosen, chosen + METRICS_SUFFIX, chosen + ENGINE_SUFFIX],
+        "engine": {"backend": served.backend, "file": served.file, "gpu": served.gpu},
+        "precision": manifest.precision.chosen,
+        "files": sorted(repository),
+    }
+
+
+def model_name(asked: str | None, manifest: Manifest) -> str:
+    """The name asked for, or the checkpoint's with anything but letters, digits, `-` and `_` made `_`.
+
+    Raises:
+        InputError: the name asked for is not one that Triton and every file system take.
+    """
+    if asked is None:
+        made = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(manifest.network.checkpoint).stem)[:NAME_CHARACTERS]
+        return made.lstrip("-_") or manifest.metric_set
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{NAME_CHARACTERS - 1}}}", asked):
+        raise InputError(
+            "cannot be the name of a model",
+            key="--name",
+            value=asked,
+            remedy=f"letters, digits, - and _, at most {NAME_CHARACTERS}, the first a letter or digit",
+        )
+    return asked
+
+
+def choose_engine(manifest: Manifest, contents: Mapping[str, bytes], bundle: Path, *, graph: bool) -> Served:
+    """What serves the bundle's network: its engine file where it has one, else its graph.
+
+    Args:
+        manifest: of the bundle.
+        contents: bytes of its files.
+        bundle: its folder, for errors.
+        graph: the graph in any case.
+
+    Raises:
+        MachineError: the engine is not built yet, or Triton has no backend for it.
+    """
+    made, asks = manifest.engine, "say --graph to serve the ONNX graph in ONNX Runtime instead"
+    if graph or (made is None and manifest.deferred is None):
+        gpu = manifest.target.sm is not None
+        # bfloat16 is an engine's own arithmetic on the float32 graph, and ONNX Runtime does not do it.
+        precision = "fp32" if manifest.precision.chosen == "bf16" else plain(manifest.precision.chosen)
+        program = contents[manifest.graphs[manifest.precision.chosen]]
+        return Served("onnxruntime", "model.onnx", program, gpu, f"the {precision} graph in ONNX Runtime")
+    if made is None:
+        raise MachineError(
+            "the bundle's engine is not built yet",
+            file=bundle,
+            value=manifest.deferred,
+            remedy=f"run `deploy finalize` on the target, or {asks}",
+        )
+    if made.builder != "tensorrt":
+        raise MachineError("Triton has no backend for this engine", file=bundle, value=made.builder, remedy=asks)
+    return Served(
+        "tensorrt",
+        "model.plan",
+        contents[made.path],
+        gpu=True,
+        text=f"an engine of TensorRT {made.version} for compute capability {made.sm}",
+        note=f"\nThe engine runs on GPUs of compute capability {made.sm} and in releases of Triton that bring TensorRT "
+        f"{made.version};\nNVIDIA's support matrix of Triton lists them.\n",
+    )
+
+
+def repository_files(manifest: Manifest, served: Served, name: str) -> dict[str, bytes]:
+    """The model repository: path inside it -> content. `name` is one that `model_name` gave."""
+    spec = manifest.spec()
+    frame, gates = (spec.bands, spec.lines, spec.samples), spec.gates_shape
+    metrics_model, engine_model = name + METRICS_SUFFIX, name + ENGINE_SUFFIX
+    cpu_threads = [] if served.gpu or manifest.target.threads is None else [str(manifest.target.threads)]
+    engine = [
+        *_head(engine_model, BACKENDS[served.backend]),
+        *_tensors(
+            "input",
+            {"frame": frame, "metrics": (spec.metrics,)},
+            {"frame": spec.frame_shape, "metrics": spec.metrics_shape},
+        ),
+        *_tensors("output", {"restored": frame, "gates": gates}, {"restored": spec.frame_shape}),
+        _instances(gpu=served.gpu),
+        *[_parameter("intra_op_thread_count", threads) for threads in cpu_threads],
+    ]
+    metrics = [
+        *_head(metrics_model, 'backend: "python"'),
+        *_tensors("input", {"frame": frame}),
+        *_tensors("output", {"metrics": (spec.metrics,)}),
+        _instances(gpu=False),
+        _parameter("metric_set", manifest.metric_set),
+    ]
+    ensemble = [
+        *_head(name, 'platform: "ensemble"'),
+        *_tensors("input", {"frame": frame}),
+        *_tensors("output", {"restored": frame, "gates": gates}),
+        "ensemble_scheduling {",
+        *_step(metrics_model, ("frame",), ("metrics",)),
+        *_step(engine_model, ("frame", "metrics"), ("restored", "gates")),
+        "}",
+    ]
+    return {
+        f"{name}/{CONFIG}": _lines(ensemble),
+        # Triton wants a version of an ensemble too, and git keeps no empty folder.
+        f"{name}/1/.keep": b"",
+        f"{metrics_model}/{CONFIG}": _lines(metrics),
+        f"{metrics_model}/1/model.py": _packaged("model.py").encode(),
+        f"{engine_model}/{CONFIG}": _lines(engine),
+        f"{engine_model}/1/{served.file}": served.program,
+        "README.md": _readme(manifest, served, name).encode(),
+    }
+
+
+def _readme(manifest: Manifest, served: Served, name: str) -> str:
+    spec = manifest.spec()
+    gpus = " --gpus=all" if served.gpu else ""
+    return Template(_packaged("repository.md")).substitute(
+        name=name,
+        metrics_model=name + METRICS_SUFFIX,
+        engine_model=name + ENGINE_SUFFIX,
+        bands=spec.bands,
+        lines=spec.lines,
+        samples=spec.samples,
+        metrics=spec.metrics,
+        layers=spec.layers,
+        experts=spec.experts,
+        metric_set=manifest.metric_set,
+        engine_text=served.text,
+        note=served.note,
+        serve=Template(SERVE).substitute(gpus=gpus, image=IMAGE),
+        query=Template(QUERY).substitute(name=name),
+    )
+
+
+def _refuse_overlap(out: Path, bundle: Path) -> None:
+    """A repository that lay in the bundle, or in its place, would end it."""
+    there, here = out.resolve(), bundle.resolve()
+    if there == here or there in here.parents or here in there.parents:
+        raise InputError("lies in the bundle, or holds it", file=out, key="--out", remedy="give another --out")
+
+
+def _packaged(name: str) -> str:
+    return package_files("deploy.triton").joinpath(name).read_text(encoding="utf-8")
+
+
+def _lines(lines: Sequence[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode("ascii")
+
+
+def _head(name: str, backend: str) -> list[str]:
+    return [f'name: "{name}"', backend, "max_batch_size: 0"]
+
+
+def _tensors(
+    kind: str, shapes: Mapping[str, Sequence[int]], inner: Mapping[str, Sequence[int]] | None = None
+) -> list[str]:
+    """Inputs or outputs; `inner` has the shapes of those that the network has with more axes than callers."""
+    lines = []
+    for name, shape in shapes.items():
+        reshape = f" reshape {{ shape: {list(inner[name])} }}" if inner and name in inner else ""
+        lines.append(f'{kind} {{ name: "{name}" data_type: TYPE_FP32 dims: {list(shape)}{reshape} }}')
+    return lines
+
+
+def _instances(*, gpu: bool) -> str:
+    return f"instance_group {{ count: 1 kind: {'KIND_GPU' if gpu else 'KIND_CPU'} }}"
+
+
+def _parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+
+
+def _step(model: str, inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
+    """A step of an ensemble whose tensors have the model's own names."""
+    maps = [
+        f'    {kind} {{ key: "{n}" value: "{n}" }}'
+        for kind, names in (("input_map", inputs), ("output_map", outputs))
+        for n in names
+    ]
+    return ["  step {", f'    model_name: "{model}"', "    model_version: -1", *maps, "  }"]

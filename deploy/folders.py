@@ -1,0 +1,68 @@
+"""Folders of results: whole or absent, like everything that is written here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from runtime.bundle import install_bundle
+from runtime.durable import sync_folder
+from runtime.errors import InputError
+
+from .options import refuse_existing
+
+
+def refuse_folder(out: Path, replace: bool) -> None:
+    """Raise InputError where a folder could not be written to `out`, before any work is done for it.
+
+    Something is there and may not be replaced or is no folder, or the folder that it would lie in is not there.
+    """
+    refuse_existing(out, replace)
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir()):
+        raise InputError("is no folder, and is not replaced", file=out, key="--out", remedy="give another --out")
+    if not out.absolute().parent.is_dir():
+        raise InputError("no such folder", file=out.absolute().parent, key="--out", remedy="make the folder first")
+
+
+def write_folder(out: Path, files: Mapping[str, bytes], *, replace: bool) -> None:
+    """Write a folder under a temporary name, sync it, and put it in its place.
+
+    Args:
+        out: where to; what is there is replaced as a whole where `replace` says so.
+        files: path inside the folder -> content.
+        replace: whether something may be there.
+
+    Raises:
+        InputError: the system refused; `out` is as it was.
+    """
+    refuse_folder(out, replace)
+    out = out.absolute()
+    work = out.with_name(f".{out.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        _fill(work, files, out)
+        install_bundle(work, out, replace=replace)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _fill(work: Path, files: Mapping[str, bytes], out: Path) -> None:
+    try:
+        for name, data in files.items():
+            path = work / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for place, _, _ in os.walk(work):
+            sync_folder(Path(place))
+    except OSError as error:
+        raise InputError(
+            f"cannot be written: {error.strerror or error}",
+            file=out,
+            key="--out",
+            remedy="check the folder, its permissions and its free space",
+        ) from error

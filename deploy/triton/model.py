@@ -1,0 +1,43 @@
+"""Prompt metrics of a frame, for the Python backend of Triton Inference Server.
+
+Written by `deploy export-triton`. The server's Python needs the `runtime` package: `pip install damp-deploy`.
+Interface: https://github.com/triton-inference-server/python_backend
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from runtime.errors import CubeError, DeployError
+from runtime.metrics import METRIC_SETS, prompt_metrics
+
+
+class TritonPythonModel:
+    """`frame` float32 [bands, lines, samples] in, `metrics` float32 [M] of the configured set out."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the metric set from the model's configuration."""
+        config = json.loads(args["model_config"])
+        self.metric_set: str = config["parameters"]["metric_set"]["string_value"]
+        if self.metric_set not in METRIC_SETS:
+            raise CubeError(
+                "unknown metric set",
+                key="metric_set",
+                value=self.metric_set,
+                remedy=f"this runtime knows {', '.join(METRIC_SETS)}; install the one that the bundle was built with",
+            )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response per request; a frame that cannot be used fails its own request only."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        frame = pb_utils.get_input_tensor_by_name(request, "frame").as_numpy()
+        try:
+            metrics = prompt_metrics(frame, self.metric_set)
+        except DeployError as error:
+            return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(error.one_line()))
+        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("metrics", metrics)])
