@@ -20,8 +20,18 @@ from . import console
 from .config import Config, with_overrides
 from .engine_step import EngineStep, engine_step, request_of
 from .graphs import Graphs, check_engine, choose_engine, make_graphs, measure, probe_frames
-from .options import config_option, examples, ground, json_option, parse_size, read_config, refuse_existing
+from .options import (
+    config_option,
+    examples,
+    ground,
+    json_option,
+    parse_size,
+    read_config,
+    refuse_existing,
+    remote_options,
+)
 from .plan import Plan, refuse_foreign, used_tools, workplace
+from .remote import finalize_remotely, parse_remote
 from .targets import known_targets
 
 GOLDEN_SLACK = 5.0
@@ -50,6 +60,7 @@ EXPORTED = ("fp32", "fp16", "bf16")
 @click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: build/bundle]")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
+@remote_options
 @config_option
 @json_option
 def command(
@@ -63,6 +74,9 @@ def command(
     scale: float | None,
     out: Path | None,
     replace: bool,
+    remote: str | None,
+    remote_command: str,
+    ssh_config: Path | None,
     config_file: Path | None,
 ) -> dict[str, Any]:
     """Build a bundle: export the network, prove the graph against PyTorch, write everything that flies.
@@ -79,7 +93,19 @@ def command(
         "precision": precision,
         "input.scale": scale,
     }
-    return build(with_overrides(config, flags), out, replace=replace, scale_flag=scale is not None, engine=engine)
+    there = None if remote is None else parse_remote(remote, remote_command, ssh_config)
+    done = build(with_overrides(config, flags), out, replace=replace, scale_flag=scale is not None, engine=engine)
+    if there is None:
+        return done
+    if done["deferred"] is None:
+        console.warn(f"nothing is left to do on {there.host}: the bundle is complete")
+        return done
+    try:
+        finished = finalize_remotely(Path(done["bundle"]), there)
+    except DeployError:
+        console.warn(f"the bundle is complete but for its engine; go on with `deploy finalize --remote {there.host}`")
+        raise
+    return {**done, "engine": finished["engine"], "deferred": None, "remote": finished}
 
 
 def build(

@@ -40,6 +40,17 @@ def engine_option(command: F) -> F:
     )(command)
 
 
+def remote_options(command: F) -> F:
+    """`--remote`, `--remote-command` and `--ssh-config`."""
+    for option in (
+        click.option("--ssh-config", type=click.Path(path_type=Path), help="Another configuration file for ssh."),
+        click.option("--remote-command", default="deploy", show_default=True, help="What runs `deploy` there."),
+        click.option("--remote", help="Finalise on this target over ssh: user@host."),
+    ):
+        command = option(command)
+    return command
+
+
 def examples(*lines: str) -> str:
     """Epilog of a subcommand that shows how it is used."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,14 +1,22 @@
-"""A stand-in for a Jetson: TensorRT for RTX's real builder, and ONNX Runtime in place of the GPU that runs its engine."""
+"""A stand-in for a Jetson: TensorRT for RTX's real builder, and ONNX Runtime in place of the GPU that runs its engine.
+
+`python -m tests.contracts.device finalize BUNDLE --json` answers as `deploy finalize` does on the device.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from pathlib import Path
 
+from deploy import console
 from deploy.engine_step import build_with_progress
-from deploy.finalize import Device
+from deploy.finalize import Device, finalize
 from export.tensorrt.build import EngineMade, Request, builder_version
 from runtime.bundle import verified_bundle
 from runtime.engines import Engine, EngineOptions, EngineSpec, open_engine
+from runtime.errors import DeployError
 
 SM = "8.9"
 TARGET = "standin"
@@ -45,3 +53,26 @@ def other_graph(spec: EngineSpec) -> bytes:
     from tests.contracts.graphs import known_graph
 
     return known_graph(spec, gain=0.5)
+
+
+def main() -> int:
+    """What `DEVICE_FAULT` names goes wrong: `spoilt`, `tampered` or `link`."""
+    folder, fault = Path(sys.argv[2]), os.environ.get("DEVICE_FAULT")
+    console.speak_to_machines()
+    try:
+        done = finalize(folder, device=stand_in(folder, spoilt=fault == "spoilt"))
+    except DeployError as error:
+        print(json.dumps({"error": error.as_json()}))
+        return error.exit_code
+    if fault == "tampered":
+        from tests.contracts.bundles import reseal
+
+        reseal(folder, lambda content: content.update(scale=1.0))
+    if fault == "link":
+        (folder / "stranger").symlink_to("/etc/passwd")
+    print(json.dumps(done))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
