@@ -13,6 +13,7 @@ import click
 
 import runtime
 from runtime.engines import available_engines
+from runtime.engines.cuda import compute_capability
 from runtime.errors import MachineError
 from runtime.files.disk import available_memory
 from runtime.machine import available_cores
@@ -21,6 +22,16 @@ from . import __version__, console
 from .options import examples, json_option
 
 Outcome = Literal["ok", "absent", "wrong"]
+EXTRAS = {
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "rtx",
+    "onnxruntime-cuda": "gpu",
+    "onnxruntime-tensorrt": "gpu",
+    "onnxruntime-rtx": "rtx",
+}
+"""Engine -> the extra that brings it."""
 MARKS: dict[Outcome, tuple[str, str]] = {"ok": ("✓", "green"), "absent": ("-", "yellow"), "wrong": ("✗", "bold red")}
 
 
@@ -40,7 +51,7 @@ def command() -> dict[str, Any]:
     findings = [*_machine(), _installation(), *_engines(), *_ground()]
     for finding in findings:
         mark, style = MARKS[finding.outcome]
-        console.say(f"{mark} {finding.name:<14} {finding.text}", style)
+        console.say(f"{mark} {finding.name:<27} {finding.text}", style)
     wrong = [f for f in findings if f.outcome == "wrong"]
     if wrong:
         raise MachineError(f"{wrong[0].name}: {wrong[0].text}", key=wrong[0].name, remedy="mend it and run again")
@@ -71,9 +82,11 @@ def _installation() -> Finding:
 def _engines() -> list[Finding]:
     found = available_engines()
     findings = [
-        Finding(f"engine {name}", "ok" if v else "absent", v or 'not installed: pip install "damp-deploy[cpu]"')
+        Finding(f"engine {name}", "ok" if v else "absent", v or f'pip install "damp-deploy[{EXTRAS[name]}]"')
         for name, v in found.items()
     ]
+    gpu = compute_capability()
+    findings.append(Finding("gpu", "ok" if gpu else "absent", f"SM {gpu}" if gpu else "none that CUDA can use"))
     if not any(found.values()):
         findings.append(Finding("engines", "wrong", 'none is installed; pip install "damp-deploy[cpu]"'))
     return findings
