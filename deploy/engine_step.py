@@ -38,6 +38,8 @@ class EngineStep:
     facts: dict[str, Any]
 
 
+OLDEST = {"tensorrt": "10.3", "tensorrt-rtx": "1.7"}
+"""Oldest versions that are supported at all."""
 NO_ENGINE = EngineStep(None, {}, None, {})
 
 
@@ -65,6 +67,7 @@ def engine_step(plan: Plan, graph: bytes, graph_sha256: str, work: Path) -> Engi
     if plan.engine not in ground("export.targets").ENGINE_FILES:
         return NO_ENGINE
     request = request_of(plan)
+    lint_graph(graph, request, plan)
     if plan.target.made_there:
         reason = why_not_here(request)
         if reason is not None:
@@ -76,6 +79,24 @@ def engine_step(plan: Plan, graph: bytes, graph_sha256: str, work: Path) -> Engi
         None,
         {"seconds": made.seconds, "peak_mib": made.peak_mib, "bytes": len(made.data)},
     )
+
+
+def lint_graph(graph: bytes, request: Request, plan: Plan) -> None:
+    """Hold the graph against the oldest TensorRT that the target takes; warnings are told. Raises InputError."""
+    lint = ground("export.tensorrt.lint")
+    findings = lint.lint(
+        graph, tensorrt=oldest(request.bounds or OLDEST[request.kind]), kind=request.kind, sm=request.sm
+    )
+    lint.raise_for(findings, f"graphs/{plan.precision}.onnx")
+    for finding in findings:
+        console.warn(f"{finding.node}: {finding.problem}; {finding.remedy}")
+
+
+def oldest(bounds: str) -> str:
+    """The lowest version that `bounds` name, such as 10.3 of `>=10.3,<12`; the first one where none is a lower bound."""
+    parts = [part.strip() for part in bounds.split(",")]
+    lower = next((part for part in parts if part.startswith((">", "=="))), parts[0])
+    return lower.lstrip("<>=! ")
 
 
 def engine_record(made: EngineMade, request: Request, graph_sha256: str) -> EngineFile:
