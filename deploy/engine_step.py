@@ -93,7 +93,7 @@ def lint_graph(graph: bytes, request: Request, plan: Plan) -> None:
 
 
 def oldest(bounds: str) -> str:
-    """The lowest version that `bounds` name, such as 10.3 of `>=10.3,<12`; the first one where none is a lower bound."""
+    """The lowest version that `bounds` name, such as 10.3 of `>=10.3,<12`; the first one where none is a lowest."""
     parts = [part.strip() for part in bounds.split(",")]
     lower = next((part for part in parts if part.startswith((">", "=="))), parts[0])
     return lower.lstrip("<>=! ")

@@ -29,8 +29,8 @@ OPSET = OPSETS.stop - 1
 LIMIT = 2e-4
 """Largest difference between graph and network, as a share of the output's range."""
 LIMITS: Mapping[str, float] = MappingProxyType({"fp32": LIMIT, "fp16": 5e-2, "bf16": 0.1})
-"""The same for each precision of arithmetic. An FP16 number has 11 bits, a bfloat16 number 8, and how a network enlarges
-rounding is its own (in FP16 our trained ones reach 1e-3, random weights 2e-2): `deploy check` judges what it costs."""
+"""The same for each precision of arithmetic. An FP16 number has 11 bits, a bfloat16 number 8; what a network makes of
+that is its own (in FP16 our trained ones reach 1e-3, random weights 2e-2): `deploy check` judges what it costs."""
 ROUNDING_SLACK = 4.0
 LOOSEST_LIMIT = 1e-3
 
