@@ -69,7 +69,7 @@ def test_a_card_tells_the_figures_beside_goal_and_baseline(recipe_file: Path, ch
         assert rows[task].endswith(f"| {BASELINES[task].name} |")
     assert "It reaches every goal." in text and "restores better" not in text and "bends" not in text
     assert "4 bands, 400 to 700 nm" in text and "1.0 MiB" in text and "65535 stands for 1.0" in text
-    assert "top-1 of 4 experts in 1 mixtures" in text and "3 minutes, one CPU thread" in text
+    assert "top-1 of 4 experts in one mixture" in text and "3 minutes, one CPU thread" in text
     assert "Means over cloth, paints, whole" in text and "--scenes cloth,paints" in text
 
 
