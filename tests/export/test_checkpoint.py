@@ -732,3 +732,24 @@ def test_a_damaged_file_is_refused_or_harmless(
         elif kind == "safetensors":
             assert altered <= changed_bytes(data, bad), seed
     assert refused or damage == "flips anywhere"
+
+
+def test_every_packaged_model_loads_is_small_and_has_a_card() -> None:
+    names = packaged_models()
+    assert {"damp-nano", "damp-tiny", "damp-small"} <= set(names)
+    files = [find_checkpoint(name) for name in names]
+    assert sum(file.stat().st_size for file in files) <= 40 * 2**20
+    for name, file in zip(names, files, strict=True):
+        net = load_checkpoint(name)
+        assert (net.config.metric_set, net.config.gate, net.config.experts, net.config.top_k) == (
+            "paper6",
+            "concat",
+            4,
+            1,
+        )
+        assert net.config.bands == 31
+        card = file.with_suffix(".md").read_text(encoding="utf-8")
+        assert card.startswith(f"# {name}\n") and "## What it is not good for" in card
+        if not name.endswith("-rs"):
+            assert net.facts.scale == 65535 and net.facts.wavelengths == tuple(range(400, 701, 10))
+            assert f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters" in card
