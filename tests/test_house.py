@@ -78,8 +78,8 @@ def declared(extra: str = "") -> dict[str, Requirement]:
     [
         ("cpu", {"onnxruntime"}),
         ("gpu", {"onnxruntime-gpu"}),
-        ("tensorrt", {"tensorrt"}),
-        ("rtx", {"onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings"}),
+        ("tensorrt", {"onnx", "polygraphy", "tensorrt"}),
+        ("rtx", {"onnx", "onnxruntime-ep-nv-tensorrt-rtx-cu13", "polygraphy", "tensorrt-rtx-cu13-bindings"}),
         ("openvino", {"openvino"}),
         ("export", {"onnx", "onnxscript", "safetensors", "torch"}),
         ("report", {"matplotlib", "pywavelets", "scikit-image", "scikit-learn"}),

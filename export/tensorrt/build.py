@@ -120,7 +120,7 @@ def build_engine(graph: bytes, request: Request, work: Path, progress: Progress 
     Args:
         graph: a strongly typed ONNX file.
         request: what to build.
-        work: a folder of the caller's; keeps the engine, the builder's log and its timing cache.
+        work: a folder of the caller's; keeps the engine and the builder's log.
         progress: told how far the builder is.
 
     Raises:
@@ -141,7 +141,7 @@ def build_engine(graph: bytes, request: Request, work: Path, progress: Progress 
         "graph": str(graph_file),
         "engine": str(work / "engine.plan"),
         "layers": str(work / "layers.json"),
-        "timing_cache": str(work / f"timing-{version}-{request.sm}.cache"),
+        "timing_cache": str(timing_cache(version, request.sm, key, work)),
     }
     done = _run(told, log, progress)
     graph_file.unlink(missing_ok=True)
@@ -156,6 +156,20 @@ def build_engine(graph: bytes, request: Request, work: Path, progress: Progress 
     record = {**done, "key": key, "sha256": hashlib.sha256(made.data).hexdigest()}
     write_bytes(work / "engine.json", json.dumps(record).encode())
     return made
+
+
+def timing_cache(version: str, sm: str, key: str, work: Path) -> Path:
+    """Where the builder keeps what it timed for this version, GPU, graph and options; the next build takes it up.
+
+    In the user's cache folder (XDG base directory specification), so that it outlives a bundle; in `work` where that
+    cannot be written.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "damp-deploy" / "timing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = work
+    return folder / f"tensorrt-{version}-sm{sm}-{key}.cache"
 
 
 def _found(work: Path, key: str) -> EngineMade | None:

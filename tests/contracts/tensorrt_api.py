@@ -48,7 +48,7 @@ Used = tuple[str, str]
 
 def sources() -> list[Path]:
     """The files that talk to TensorRT."""
-    return [ROOT / "runtime/engines/tensorrt.py", *sorted((ROOT / "export/tensorrt").glob("*.py"))]
+    return [ROOT / "runtime/engines/tensorrt.py", ROOT / "export/tensorrt/child.py"]
 
 
 def full_listings() -> dict[str, Listing]:

@@ -1,0 +1,41 @@
+"""TensorRT for RTX's real builder takes every graph that we write: each network configuration, float32 and FP16."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibration.typed import half_precision
+from export.networks.damp import DampConfig
+from export.onnx import export_graph
+from export.tensorrt.build import Request, build_engine
+from export.tensorrt.lint import lint
+from runtime.engines.tensorrt_libraries import tensorrt_version
+from tests.export.checkpoints import network
+from tests.export.test_onnx import CONFIGURATIONS
+
+pytestmark = pytest.mark.skipif(tensorrt_version("tensorrt-rtx") is None, reason="the extra `rtx` is not installed")
+QUICK = {"additive, reference15, top-1", "bias free, concat"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=() if name in QUICK else pytest.mark.slow) for name, c in CONFIGURATIONS.items()],
+    ids=CONFIGURATIONS,
+)
+def test_every_configuration_builds(config: DampConfig, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        graph = export_graph(network(config), 64, 64).data
+    finally:
+        torch.set_num_threads(threads)
+    for name, data in (("fp32", graph), ("fp16", half_precision(graph).data)):
+        assert [f for f in lint(data, tensorrt="10.3", kind="tensorrt", sm="8.7") if f.severity == "error"] == []
+        made = build_engine(data, Request("tensorrt-rtx", "8.9", 64), tmp_path / name)
+        assert len(made.data) > 10_000 and made.version == tensorrt_version("tensorrt-rtx")
+        types = {t["type"] for layer in json.loads(made.layers)["layers"] for t in layer["outputs"]}
+        assert ("HALF" in types) == (name == "fp16")
