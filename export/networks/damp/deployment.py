@@ -31,6 +31,13 @@ def to_first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
+def rolled(x: Tensor, shift: int) -> Tensor:
+    """`torch.roll` of lines and samples of [1, H, W, C] as two Gathers; the exporter makes six nodes of it."""
+    for axis in (1, 2):
+        x = x.index_select(axis, torch.roll(torch.arange(x.shape[axis]), shift))
+    return x
+
+
 def group_norm_last(x: Tensor, groups: int) -> Tensor:
     """LayerNorm without gain of each group of channels of [1, H, W, groups * C]."""
     if groups == 1:
@@ -58,8 +65,9 @@ class StaticNorm(nn.Module):
 class StaticWindowAttention(nn.Module):
     """One or several `WindowAttention` side by side on [1, H, W, groups * C], as one attention with all their heads.
 
-    The norm's gain and bias, q, k and v are one product (block-diagonal over the groups); heads are sorted so that the
-    first heads of all pairs come before the second ones.
+    The norm's gain and bias are folded into q, k and v (block-diagonal over the groups), which are products of their
+    own: splitting a common one would copy it. Heads are sorted so that the first heads of all pairs come before the
+    second ones.
     """
 
     def __init__(self, modules: Sequence[WindowAttention]) -> None:
@@ -70,20 +78,19 @@ class StaticWindowAttention(nn.Module):
         with torch.no_grad():
             heads = torch.arange(2 * self.pairs).reshape(-1, 2).T.flatten()
             rows = (heads[:, None] * self.width + torch.arange(self.width)).flatten()
-            weights, biases = [], []
             for name, order in (("q_proj", rows), ("k_proj", rows), ("v_proj", slice(None))):
                 linear = [getattr(a, name) for a in attns]
                 gained = [lin.weight * m.norm1.weight for lin, m in zip(linear, modules, strict=True)]
                 shifted = [lin.bias + lin.weight @ m.norm1.bias for lin, m in zip(linear, modules, strict=True)]
-                weights.append(torch.block_diag(*gained)[order])
-                biases.append(torch.cat(shifted)[order])
-            self.qkv_weight = nn.Parameter(torch.cat(weights).T.contiguous())
-            self.qkv_bias = nn.Parameter(torch.cat(biases))
+                weight, bias = torch.block_diag(*gained)[order].T.contiguous(), torch.cat(shifted)[order]
+                self.register_parameter(f"{name[0]}_weight", nn.Parameter(weight))
+                self.register_parameter(f"{name[0]}_bias", nn.Parameter(bias))
             gains = [(a.diff_norm.weight * (1 - LAMBDA_INITIAL)).repeat(a.heads // 2) for a in attns]
             out = [a.out_proj.weight * gain for a, gain in zip(attns, gains, strict=True)]
             self.out_weight = nn.Parameter(torch.block_diag(*out).T.contiguous())
             self.out_bias = nn.Parameter(torch.cat([a.out_proj.bias for a in attns]))
-            self.register_buffer("scale", torch.cat([a.scale() for a in attns])[heads])
+            scale = torch.cat([a.scale() for a in attns])[heads]
+            self.register_buffer("inverse_scale", 1 / scale.reshape(-1, 1))
             self.register_buffer("bias", torch.cat([a.position_bias() for a in attns])[heads])
             differences = [a.difference().expand(a.heads // 2) for a in attns]
             self.register_buffer("difference", torch.cat(differences)[:, None, None].clone())
@@ -93,21 +100,24 @@ class StaticWindowAttention(nn.Module):
         _, h, w, c = x.shape
         x = group_norm_last(x, self.groups)
         if self.shift:
-            x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
+            x = rolled(x, -self.shift)
         x = x.reshape(h // WINDOW, WINDOW, w // WINDOW, WINDOW, c).transpose(1, 2).reshape(-1, TOKENS, c)
         x = self._attend(x)
         x = x.reshape(h // WINDOW, w // WINDOW, WINDOW, WINDOW, c).transpose(1, 2).reshape(1, h, w, c)
-        return torch.roll(x, (self.shift, self.shift), (1, 2)) if self.shift else x
+        return rolled(x, self.shift) if self.shift else x
 
     def _attend(self, x: Tensor) -> Tensor:
         c, heads = x.shape[-1], 2 * self.pairs
-        qk, v = (x @ self.qkv_weight + self.qkv_bias).split([2 * c, c], dim=-1)
-        qk = qk.reshape(-1, TOKENS, 2 * heads, self.width)
+        q, k = (
+            (x @ weight + bias).reshape(-1, TOKENS, heads, self.width)
+            for weight, bias in ((self.q_weight, self.q_bias), (self.k_weight, self.k_bias))
+        )
+        v = (x @ self.v_weight + self.v_bias).reshape(-1, TOKENS, self.pairs, 2 * self.width).transpose(1, 2)
         # clamp survives the exporter's optimiser, an added epsilon of 1e-12 would not.
-        norm = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp(min=L2_EPS)
-        q, k = (qk / norm).transpose(1, 2).split(heads, dim=1)
-        v = v.reshape(-1, TOKENS, self.pairs, 2 * self.width).transpose(1, 2)
-        p = torch.softmax((q * self.scale) @ k.transpose(-1, -2) + self.bias, dim=-1)
+        q_norm, k_norm = (torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp(min=L2_EPS) for t in (q, k))
+        q = (q / (q_norm * self.inverse_scale)).transpose(1, 2)
+        k = (k / k_norm).permute(0, 2, 3, 1)
+        p = torch.softmax(q @ k + self.bias, dim=-1)
         first, second = p.split(self.pairs, dim=1)
         out = (first - self.difference * second) @ v
         out = out / torch.sqrt((out * out).mean(dim=-1, keepdim=True) + NORM_EPS)
@@ -140,14 +150,36 @@ class StaticSpatialAttention(nn.Module):
 
 
 class StaticFeedForward(nn.Module):
-    """Norm and `GatedFeedForward` with its residual, on [1, C, H, W]."""
+    """Norm and `GatedFeedForward` with its residual, on [1, C, H, W].
+
+    Its two halves are convolutions of their own from the start: splitting their common result would copy it.
+    """
 
     def __init__(self, norm: ChannelNorm, module: GatedFeedForward) -> None:
         super().__init__()
-        self.norm, self.module = StaticNorm(norm), module
+        self.norm, self.narrow = StaticNorm(norm), module.project_out
+        self.gate, self.value = (_half(module, side) for side in (0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.module(to_first(self.norm(to_last(x))))
+        y = to_first(self.norm(to_last(x)))
+        return x + self.narrow(F.gelu(self.gate(y)) * self.value(y))
+
+
+def _half(module: GatedFeedForward, side: int) -> nn.Sequential:
+    """The 1x1 and the depthwise convolution of the gate (side 0) or of the value (side 1)."""
+    wide, deep = module.project_in, module.dwconv
+    rows = slice(side * len(wide.weight) // 2, (side + 1) * len(wide.weight) // 2)
+    made = []
+    for conv, channels, groups in ((wide, wide.in_channels, 1), (deep, len(wide.weight) // 2, len(wide.weight) // 2)):
+        half = nn.Conv2d(
+            channels, len(wide.weight) // 2, conv.kernel_size, padding=conv.padding, groups=groups,
+            bias=conv.bias is not None, dtype=conv.weight.dtype,
+        )  # fmt: skip
+        half.weight = nn.Parameter(conv.weight[rows].detach())
+        if conv.bias is not None:
+            half.bias = nn.Parameter(conv.bias[rows].detach())
+        made.append(half)
+    return nn.Sequential(*made)
 
 
 class StaticEncoderBlock(nn.Module):

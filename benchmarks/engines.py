@@ -1,0 +1,114 @@
+"""The CPU engines on the 36.9 M parameter "options" DAMP at 256x256, in one run.
+
+Eager PyTorch of the reference form; ONNX Runtime on a plain dynamo export of it (every expert for every frame); ONNX
+Runtime and OpenVINO on our graph. `python -m benchmarks.engines [LINESxSAMPLES]`; bars: ONNX Runtime 1.8 times and
+OpenVINO 2.5 times as fast as PyTorch, ONNX Runtime 1.5 times as fast on our graph as on the plain one, at most 2,600
+nodes, export in at most 60 s.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from deploy.options import parse_size
+from export.networks.damp import Damp, DampConfig
+from export.networks.damp.blocks import ExpertMixture
+from export.onnx import OPSET, count_nodes, export_graph
+from export.torch_engine import TorchEngine, spec_of
+from runtime.engines import EngineOptions, open_engine
+from runtime.metrics import prompt_metrics
+from runtime.sources.simulator import simulate_scene
+
+ROUNDS = 5
+BARS = {"ONNX Runtime": 1.8, "OpenVINO": 2.5}
+PLAIN_BAR, NODES_BAR, SECONDS_BAR = 1.5, 2600, 60.0
+
+
+def dense(mixture: ExpertMixture, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    """The mixture without control flow: every expert, weighted by its gate."""
+    gates = mixture.routing(x, embedding)
+    total = sum(gates[:, e, None, None, None] * expert(x) for e, (expert,) in enumerate(mixture.experts))
+    return mixture.proj_out(total), gates
+
+
+def plain_export(net: Damp, frame: Tensor, metrics: Tensor) -> tuple[bytes, float]:
+    """What `torch.onnx.export(dynamo=True)` makes of the reference form, and the seconds it takes."""
+    for module in net.modules():
+        if isinstance(module, ExpertMixture):
+            module.forward = MethodType(dense, module)
+    began = time.perf_counter()
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        names: dict[str, Any] = {"input_names": ["frame", "metrics"], "output_names": ["restored", "gates"]}
+        program = torch.onnx.export(net, (frame, metrics), dynamo=True, opset_version=OPSET, verbose=False, **names)
+    assert program is not None
+    return program.model_proto.SerializeToString(), time.perf_counter() - began
+
+
+def main() -> None:
+    size = parse_size(sys.argv[1] if len(sys.argv) > 1 else "256x256") or {}
+    lines, samples = size["lines"], size["samples"]
+    torch.manual_seed(0)
+    net = Damp(DampConfig()).eval()
+    scene = simulate_scene(0, net.config.bands, lines, samples).truth
+    frame = (scene + np.random.default_rng(0).normal(0, 0.2, scene.shape).astype(np.float32))[None]
+    metrics = prompt_metrics(frame[0], net.config.metric_set)[None]
+    eager, spec = TorchEngine(net, lines, samples), spec_of(net, lines, samples)
+    began = time.perf_counter()
+    graph = export_graph(net, lines, samples)
+    seconds = time.perf_counter() - began
+    torch.manual_seed(0)
+    plain, plain_seconds = plain_export(Damp(DampConfig()).eval(), torch.from_numpy(frame), torch.from_numpy(metrics))
+    session = onnxruntime.InferenceSession(plain, providers=["CPUExecutionProvider"])
+    engines: dict[str, Callable[[], object]] = {
+        "eager PyTorch": lambda: eager.infer(frame, metrics),
+        "ONNX Runtime, plain export": lambda: session.run(None, {"frame": frame, "metrics": metrics}),
+    }
+    for label, name, precision in (
+        ("ONNX Runtime", "onnxruntime", "fp32"),
+        ("OpenVINO", "openvino", "fp32"),
+        ("OpenVINO, bf16", "openvino", "bf16"),
+    ):
+        opened = open_engine(name, graph.data, spec, EngineOptions(precision=precision))
+        engines[label] = lambda opened=opened: opened.infer(frame, metrics)
+    taken: dict[str, list[float]] = {label: [] for label in engines}
+    for number in range(ROUNDS + 1):
+        for label, run in engines.items():
+            began = time.perf_counter()
+            run()
+            if number:
+                taken[label].append(time.perf_counter() - began)
+    threads = torch.get_num_threads()
+    table = Table(title=f'DAMP "options", 36.9 M parameters, {lines}x{samples}, {threads} threads, {ROUNDS} rounds')
+    for column in ("engine", "s a frame", "times PyTorch", "bar"):
+        table.add_column(column)
+    for label, times in taken.items():
+        pairs = zip(taken["eager PyTorch"], times, strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        table.add_row(label, f"{statistics.median(times):.2f}", f"{ratio:.2f}", f"{BARS.get(label, '')}")
+    Console().print(table)
+    pairs = zip(taken["ONNX Runtime, plain export"], taken["ONNX Runtime"], strict=True)
+    print(
+        f"our graph against the plain export: {statistics.median(a / b for a, b in pairs):.2f} times (bar {PLAIN_BAR})"
+    )
+    print(f"nodes: {graph.nodes} (bar {NODES_BAR:,}), plain {count_nodes(plain)}")
+    print(f"export: {seconds:.1f} s (bar {SECONDS_BAR:g} s), plain {plain_seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
