@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -14,7 +15,7 @@ import numpy as np
 
 from runtime.durable import write_bytes
 from runtime.engines import ENGINES, EngineOptions, available_engines, open_engine
-from runtime.errors import InputError, MachineError
+from runtime.errors import GateError, InputError, MachineError
 
 from . import console
 from .options import ground
@@ -77,7 +78,7 @@ def measure(net: Any, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict[str
         plan: what is built.
         graphs: its graphs.
         engine: the engine that runs the chosen one here: the target's own, or ONNX Runtime in place of one that needs
-            a GPU.
+            a GPU. An FP16 graph is always run in FP16's arithmetic, see `calibration.half_arithmetic`.
 
     Returns:
         variant or precision -> agreement, and the probes.
@@ -90,12 +91,29 @@ def measure(net: Any, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict[str
     with console.progress("comparing the graph with PyTorch") as moved:
         probes: list[Probe] = onnx.diverse_probes(net, *probe_frames(net.config.bands, plan, net.config.metric_set))
         found["fp32"] = onnx.compare(net, graphs.variants["fp32"], probes, moved)
-        if plan.precision != "fp32" or engine != "onnxruntime":
+        if plan.precision == "fp16":
+            found["fp16"] = _compare_half(net, graphs.variants["fp16"], probes, moved)
+        elif plan.precision != "fp32" or engine != "onnxruntime":
             graph = graphs.chosen(plan.precision)
             found[plan.precision] = onnx.compare(
                 net, graph, probes, moved, engine_name=engine, precision=plan.precision
             )
     return found, probes
+
+
+def _compare_half(net: Any, graph: Graph, probes: list[Probe], moved: Any) -> Agreement:
+    """The FP16 graph against PyTorch with every FP16 tensor rounded as FP16: no CPU engine does that by itself."""
+    rounded = dataclasses.replace(graph, data=ground("calibration.half_arithmetic").half_arithmetic(graph.data))
+    try:
+        agreement: Agreement = ground("export.onnx").compare(net, rounded, probes, moved, precision="fp16")
+    except MachineError as error:
+        raise GateError(
+            "the FP16 graph leaves the range of FP16 between its nodes",
+            key="fp16",
+            value=error.value,
+            remedy="build with --precision fp32; nothing was written",
+        ) from error
+    return agreement
 
 
 def choose_engine(graphs: Graphs, plan: Plan, spec: Any, probe: Probe) -> tuple[str, dict[str, float]]:

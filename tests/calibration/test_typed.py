@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.degradations import DEGRADATIONS
+from calibration.half_arithmetic import half_arithmetic
 from calibration.typed import Typed, half_precision
 from runtime.bundle import read_manifest
 from runtime.engines import EngineOptions, EngineSpec, open_engine
@@ -69,7 +70,7 @@ def test_frames_come_out_as_from_the_float32_graph(graph: tuple[bytes, EngineSpe
     scene = simulate_scene(0, spec.bands, spec.lines, spec.samples).truth
     with (
         open_engine("onnxruntime", data, spec, ONE) as single,
-        open_engine("onnxruntime", typed.data, spec, ONE) as half,
+        open_engine("onnxruntime", half_arithmetic(typed.data), spec, ONE) as half,
     ):
         for index, degrade in enumerate(DEGRADATIONS.values()):
             frame = degrade(scene, np.random.default_rng(index))
@@ -113,12 +114,23 @@ def test_squares_beyond_the_range_of_fp16_stay_finite(kind: str) -> None:
     metrics = np.zeros(SMALL.metrics_shape, np.float32)
     assert (frame.sum(-1) * 250).max() > np.sqrt(65504)
     results = []
-    for graph in (data, half_precision(data).data):
+    for graph in (data, half_arithmetic(half_precision(data).data)):
         with open_engine("onnxruntime", graph, SMALL, ONE) as engine:
             results.append(engine.infer(frame, metrics)[0])
     np.testing.assert_allclose(results[1], results[0], rtol=2e-3)
     kinds = {op: outs for op, _, outs in types_by_node(half_precision(data).data)}
     assert all(kinds[op] == [SINGLE] for op in kinds if op in ("ReduceL2", "Mul", "ReduceMean", "Sqrt", "Div"))
+
+
+def test_without_the_islands_the_same_frame_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.typed.STATISTICS", frozenset())
+    monkeypatch.setattr("calibration.typed.ELEMENTWISE", frozenset())
+    data = half_arithmetic(half_precision(normalising("rms", 250.0).SerializeToString()).data)
+    with (
+        open_engine("onnxruntime", data, SMALL, ONE) as engine,
+        pytest.raises(MachineError, match="not finite"),
+    ):
+        engine.infer(np.ones(SMALL.frame_shape, np.float32), np.zeros(SMALL.metrics_shape, np.float32))
 
 
 def test_a_weight_that_fp16_cannot_hold_is_refused() -> None:
