@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from export.targets import SHARED_MEMORY
 from runtime.durable import write_bytes
+from runtime.engines.onnx_guard import check_onnx
 from runtime.engines.tensorrt_libraries import REMEDIES, tensorrt_version
 from runtime.errors import MachineError
 from runtime.files.disk import available_memory
@@ -27,6 +30,15 @@ LIBRARIES_MIB = 512
 """What builder and libraries take before they see a graph (TensorRT for RTX 1.7: 329 MiB with a graph of 1 MB)."""
 WEIGHT_COPIES = 6
 TENSOR_COPIES = 8
+ENGINE, RECORD, LAYERS, LOG = "engine.plan", "engine.json", "layers.json", "builder.log"
+ROOT = Path(__file__).absolute().parents[2]
+START = (
+    "import sys; sys.path = [place for place in sys.path if place]; "
+    "sys.argv[1] in sys.path or sys.path.insert(0, sys.argv[1]); "
+    "from export.tensorrt.child import main; main()"
+)
+"""Starts the child from the folder that holds our packages. `-m` would look for all modules in the user's folder first,
+and `-P`, which forbids that, is not in Python 3.10."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,10 @@ class Request:
     def options(self) -> dict[str, Any]:
         """What the manifest says that the builder was told."""
         return {"strongly_typed": True, "tf32": False, "workspace_mib": self.workspace_mib}
+
+    def host_workspace_mib(self) -> int:
+        """Scratch memory that the build takes from the host's own: RTX builds ahead of time, without any."""
+        return self.workspace_mib if self.kind == "tensorrt" and self.sm in SHARED_MEMORY else 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,10 @@ def builder_version(request: Request) -> str:
 
 
 def needed_mib(graph: bytes, workspace_mib: int) -> int:
-    """Memory in MiB that a build of this graph asks for: libraries, copies of weights and activations, workspace."""
+    """Memory in MiB that a build of this graph asks for: libraries, copies of weights and activations, workspace.
+
+    `workspace_mib` is what comes out of the host's memory: 0 where the GPU has its own.
+    """
     model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph))
     largest = 0
     for value in model.graph.value_info:
@@ -110,11 +129,13 @@ def check_memory(graph: bytes, workspace_mib: int, available: int | None = None)
             "there is not enough free memory for the builder",
             key="memory",
             value=f"{free >> 20} MiB free, {needed} MiB needed",
-            remedy="close other programs, add swap, or lower the target's workspace_mib",
+            remedy="close other programs" + (", or lower the target's workspace_mib" if workspace_mib else ""),
         )
 
 
-def build_engine(graph: bytes, request: Request, work: Path, progress: Progress | None = None) -> EngineMade:
+def build_engine(
+    graph: bytes, request: Request, work: Path, progress: Progress | None = None, *, use_timings: bool = True
+) -> EngineMade:
     """Build an engine, or take it from `work` where an unfinished build of the same graph, options and version left it.
 
     Args:
@@ -122,10 +143,13 @@ def build_engine(graph: bytes, request: Request, work: Path, progress: Progress 
         request: what to build.
         work: a folder of the caller's; keeps the engine and the builder's log.
         progress: told how far the builder is.
+        use_timings: let the builder choose by what it timed in an earlier build; else it times anew.
 
     Raises:
+        BundleError: the graph refers to other files, or is none that an export of ours writes.
         MachineError: no builder, too little memory, or the builder failed; the message names its log.
     """
+    check_onnx(graph)
     version = builder_version(request)
     work.mkdir(parents=True, exist_ok=True)
     facts = {"graph": hashlib.sha256(graph).hexdigest(), "version": version, **asdict(request)}
@@ -133,80 +157,92 @@ def build_engine(graph: bytes, request: Request, work: Path, progress: Progress 
     found = _found(work, key)
     if found is not None:
         return found
-    check_memory(graph, request.workspace_mib)
-    graph_file, log = work / "graph-for-engine.onnx", work / "builder.log"
+    check_memory(graph, request.host_workspace_mib())
+    graph_file, log = work / "graph-for-engine.onnx", work / LOG
     write_bytes(graph_file, graph)
     told = {
         **asdict(request),
         "graph": str(graph_file),
-        "engine": str(work / "engine.plan"),
-        "layers": str(work / "layers.json"),
-        "timing_cache": str(timing_cache(version, request.sm, key, work)),
+        "engine": str(work / ENGINE),
+        "layers": str(work / LAYERS),
+        "timing_cache": str(timing_cache(version, request.sm, key, work)) if request.kind == "tensorrt" else None,
+        "use_timings": use_timings,
     }
     done = _run(told, log, progress)
     graph_file.unlink(missing_ok=True)
     made = EngineMade(
-        (work / "engine.plan").read_bytes(),
-        (work / "layers.json").read_bytes(),
+        (work / ENGINE).read_bytes(),
+        (work / LAYERS).read_bytes(),
         log.read_bytes(),
         done["version"],
         done["seconds"],
         done["peak_mib"],
     )
     record = {**done, "key": key, "sha256": hashlib.sha256(made.data).hexdigest()}
-    write_bytes(work / "engine.json", json.dumps(record).encode())
+    write_bytes(work / RECORD, json.dumps(record).encode())
     return made
+
+
+def forget_engine(work: Path) -> None:
+    """Remove the engine that a build left in `work`, so that the next one starts over; the builder's log stays."""
+    for name in (RECORD, ENGINE):
+        (work / name).unlink(missing_ok=True)
 
 
 def timing_cache(version: str, sm: str, key: str, work: Path) -> Path:
     """Where the builder keeps what it timed for this version, GPU, graph and options; the next build takes it up.
 
-    In the user's cache folder (XDG base directory specification), so that it outlives a bundle; in `work` where that
-    cannot be written.
+    In the user's cache folder (XDG base directory specification), so that it outlives a bundle; in `work` where there
+    is none, or none that can be written.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "damp-deploy" / "timing"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "damp-deploy" / "timing"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):
         folder = work
+    folder = folder if os.access(folder, os.W_OK | os.X_OK) else work
     return folder / f"tensorrt-{version}-sm{sm}-{key}.cache"
 
 
 def _found(work: Path, key: str) -> EngineMade | None:
     try:
-        record = json.loads((work / "engine.json").read_bytes())
-        data = (work / "engine.plan").read_bytes()
+        record = json.loads((work / RECORD).read_bytes())
+        data = (work / ENGINE).read_bytes()
         if record["key"] != key or hashlib.sha256(data).hexdigest() != record["sha256"]:
             return None
-        layers, log = (work / "layers.json").read_bytes(), (work / "builder.log").read_bytes()
+        layers, log = (work / LAYERS).read_bytes(), (work / LOG).read_bytes()
         return EngineMade(data, layers, log, record["version"], record["seconds"], record["peak_mib"], again=True)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _run(request: dict[str, Any], log: Path, progress: Progress | None) -> dict[str, Any]:
-    command = [sys.executable, "-m", "export.tensorrt.child"]
+    command = [sys.executable, "-c", START, str(ROOT)]
+    pipe = subprocess.PIPE
     with log.open("wb") as said:
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, start_new_session=True
+            command, stdin=pipe, stdout=pipe, stderr=said, start_new_session=True, env=_environment()
         )
         assert child.stdin is not None and child.stdout is not None
-        last: dict[str, Any] = {}
+        events: dict[str, Any] = {}
         try:
-            child.stdin.write(json.dumps(request).encode())
-            child.stdin.close()
+            # A child that cannot even start says why in the log.
+            with suppress(BrokenPipeError), child.stdin:
+                child.stdin.write(json.dumps(request).encode())
             for line in child.stdout:
-                last = json.loads(line)
-                if progress is not None and "phase" in last:
-                    progress(last["phase"], last["step"], last["steps"])
+                event = _event(line)
+                events.update(event)
+                if progress is not None and "phase" in event:
+                    progress(event["phase"], event["step"], event["steps"])
             code = child.wait()
         except BaseException:
             # Ctrl-C, or whatever ends us, must not leave a builder behind that eats the board's memory.
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             raise
-    if "done" in last and code == 0:
-        done: dict[str, Any] = last["done"]
+    # Said when the engine is written: what ends the child after that is no reason to build again.
+    if "done" in events:
+        done: dict[str, Any] = events["done"]
         return done
     if code < 0:
         killed = "it was killed, most likely for memory" if -code == signal.SIGKILL else f"signal {-code}"
@@ -216,8 +252,27 @@ def _run(request: dict[str, Any], log: Path, progress: Progress | None) -> dict[
             remedy="close other programs, lower the target's workspace_mib, then run the same command again",
         )
     raise MachineError(
-        last.get("error", "the builder ended without an engine"), file=log, value=_last_error(log), remedy="see its log"
+        events.get("error", "the builder ended without an engine"),
+        file=log,
+        value=_last_error(log),
+        remedy="see its log",
     )
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but for the entries of PYTHONPATH that mean the folder the user is in: an empty one does."""
+    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = os.pathsep.join(place for place in places if os.path.normpath(place) != os.curdir)
+    return {**os.environ, "PYTHONPATH": kept}
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """What a line of the child says; empty where something else wrote it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
 
 
 def _last_error(log: Path) -> str | None:

@@ -1,8 +1,8 @@
-"""The process that builds one engine: `python -m export.tensorrt.child`, a request on standard input, events on output.
+"""The process that builds one engine for `export.tensorrt.build`: a request on standard input, events on output.
 
 A builder that runs out of memory or crashes takes only this process with it. Each line of standard output is one JSON
 event: {"phase", "step", "steps"} while it builds, and last {"done": {...}} or {"error": "..."}. What the builder says
-goes to standard error.
+goes to standard error. Once the engine is done, what fails after it is only told there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,15 +22,12 @@ from runtime.durable import write_bytes
 from runtime.engines.tensorrt_libraries import load_tensorrt
 from runtime.errors import DeployError, MachineError
 
-
-def say(event: dict[str, Any]) -> None:
-    """One event for the process that waits."""
-    sys.__stdout__.write(json.dumps(event) + "\n")
-    sys.__stdout__.flush()
+Say = Callable[[dict[str, Any]], None]
+"""Tells the process that waits of one event."""
 
 
-def build(request: dict[str, Any]) -> dict[str, Any]:
-    """Build the engine that `request` (see `export.tensorrt.build.Request`) describes; returns its facts.
+def build(request: dict[str, Any], say: Say) -> None:
+    """Build the engine that `request` (see `export.tensorrt.build.Request`) describes, write it and say its facts.
 
     Raises:
         MachineError: the builder is not installed, refuses the graph or fails.
@@ -43,7 +42,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {
         "memory_pool_limits": {trt.MemoryPoolType.WORKSPACE: request["workspace_mib"] << 20},
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
-        "progress_monitor": _monitor(trt),
+        "progress_monitor": _monitor(trt, say),
     }
     began = time.monotonic()
     try:
@@ -54,38 +53,72 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
             major, minor = map(int, request["sm"].split("."))
             create = CreateConfigRTX(compute_capabilities=[(major, minor)], **options)
         else:
-            cache = request["timing_cache"]
-            create = CreateConfig(load_timing_cache=cache if cache and Path(cache).exists() else None, **options)
+            create = CreateConfig(**options)
         config = create(builder, network)
         # TF32 keeps 10 bits of a float32: a precision that nobody asked for.
         config.clear_flag(trt.BuilderFlag.TF32)
-        engine = engine_bytes_from_network(
-            (builder, network, parser), config=config, save_timing_cache=None if rtx else request["timing_cache"]
-        )
+        if request["timing_cache"] and request["use_timings"]:
+            load_timings(config, Path(request["timing_cache"]))
+        engine = engine_bytes_from_network((builder, network, parser), config=config)
     except PolygraphyException as error:
         raise MachineError(
             "the builder refuses the graph", key=request["kind"], value=str(error).splitlines()[0], remedy="see its log"
         ) from error
     seconds = time.monotonic() - began
     data = bytes(engine)
-    inspected = None if rtx else _engine_layers(trt, data)
-    listed = {
-        "source": "engine" if inspected else "network, before the builder fused it",
-        "layers": inspected or layers,
-    }
     write_bytes(Path(request["engine"]), data)
-    write_bytes(Path(request["layers"]), json.dumps(listed).encode())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
+    _write_layers(Path(request["layers"]), "network, before the builder fused it", layers)
+    facts = {
         "version": str(trt.__version__),
         "seconds": round(seconds, 2),
         "layers": len(layers),
-        "peak_mib": peak >> 10,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
         "bytes": len(data),
     }
+    say({"done": facts})
+    if request["timing_cache"]:
+        save_timings(config, Path(request["timing_cache"]))
 
 
-def _monitor(trt: ModuleType) -> Any:
+def inspect(request: dict[str, Any]) -> None:
+    """List the layers of the finished engine in place of the network's, on the machine whose GPU it was built for."""
+    with _optional("the engine cannot be inspected"):
+        layers = _engine_layers(load_tensorrt(request["kind"]), Path(request["engine"]).read_bytes())
+        if layers:
+            _write_layers(Path(request["layers"]), "engine", layers)
+
+
+def load_timings(config: Any, file: Path) -> None:
+    """Let the builder know what it timed before; TensorRT itself sets aside what is damaged or of another GPU."""
+    if file.is_file():
+        with _optional(f"{file} is not used"):
+            cache = config.create_timing_cache(file.read_bytes())
+            if cache is not None:
+                config.set_timing_cache(cache, ignore_mismatch=False)
+
+
+def save_timings(config: Any, file: Path) -> None:
+    """Keep what the builder timed."""
+    with _optional(f"{file} is not kept"):
+        cache = config.get_timing_cache()
+        if cache is not None:
+            write_bytes(file, bytes(cache.serialize()))
+
+
+@contextmanager
+def _optional(problem: str) -> Iterator[None]:
+    """Whatever goes wrong inside costs no engine: it is a line of the log."""
+    try:
+        yield
+    except Exception as error:
+        print(f"[W] {problem}: {error}", file=sys.stderr)
+
+
+def _write_layers(file: Path, source: str, layers: list[Any]) -> None:
+    write_bytes(file, json.dumps({"source": source, "layers": layers}).encode())
+
+
+def _monitor(trt: ModuleType, say: Say) -> Any:
     """A progress monitor of the builder that tells each phase's steps."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
@@ -124,7 +157,7 @@ def _network_layers(network: Any) -> list[dict[str, Any]]:
 
 
 def _engine_layers(trt: ModuleType, data: bytes) -> list[Any] | None:
-    """What the engine's inspector lists, on the machine whose GPU it was built for."""
+    """What the engine's inspector lists; None where the engine is of another GPU."""
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(data)
     if engine is None:
         return None
@@ -134,15 +167,22 @@ def _engine_layers(trt: ModuleType, data: bytes) -> list[Any] | None:
 
 
 def main() -> None:
-    request = json.loads(sys.stdin.read())
-    # Polygraphy and the builder print where they like; events need the output to themselves.
+    """Serve one request."""
+    # TensorRT's own loggers write to file descriptor 1, whatever Python's output is: events get one to themselves.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     sys.stdout = sys.stderr
+
+    def say(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    request = json.loads(sys.stdin.read())
     try:
-        say({"done": build(request)})
+        build(request, say)
     except DeployError as error:
         say({"error": error.one_line()})
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+    # RTX finishes its engines on the GPU: there is nothing to list before.
+    if request["kind"] == "tensorrt":
+        inspect(request)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from export.tensorrt.operators import OLDEST
-from export.tensorrt.reading import Finding, Scope, Site, sites, tensors, type_name
+from export.tensorrt.reading import Finding, Scope, Site, damage, name_of, sites, tensors, type_name
 from export.tensorrt.rules import LARGEST_HALF, MOST_AXES, Parser, node_findings, operator
 from runtime.engines.onnx_guard import IR_VERSION, OPSETS
 from runtime.errors import InputError, printable
@@ -30,6 +30,8 @@ UNREADABLE = frozenset({
     TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2FNUZ,
 })  # fmt: skip
 """Element types that the parser cannot import at all."""
+COMPLAINTS = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError)
+"""What ONNX raises over a graph; ValueError over text and sizes that are damaged."""
 NEEDS = {TensorProto.BFLOAT16: "8.0", TensorProto.FLOAT8E4M3FN: "8.9"}
 """Compute capability that a type needs. Source: TensorRT's support matrix, hardware and precision."""
 
@@ -55,28 +57,16 @@ def lint(data: bytes, *, tensorrt: str, kind: str, sm: str | None = None) -> lis
     except DecodeError:
         return [_of_graph("file", "is no ONNX file", "export the graph again")]
     found = list(_file(model))
-    if any(finding.rule in ("file", "external") for finding in found):
+    if any(finding.rule in ("file", "external", "onnx") for finding in found):
         return found
-    unsaid = {value.name for value in model.graph.output if not value.type.tensor_type.HasField("shape")}
-    model, complaint = _inferred(model)
-    opset = _opset(model)
-    functions = frozenset((f.domain, f.name) for f in model.functions)
-    parser = Parser(kind, tensorrt, opset, functions)
-    top = Scope(model.graph, opset)
-    # Who uses a tensor is known only once all nodes have been seen.
-    nodes = list(sites(top, opset))
-    found += _functions(model, parser)
-    # Causes before effects: what an output lacks comes of a node or of an input.
-    found += _ends(model.graph.input, "input", top, set())
-    found += [finding for site in nodes for finding in node_findings(site, parser)]
-    found += _ends(model.graph.output, "output", top, unsaid)
-    found += _initializers(nodes, top)
-    found += _capability(nodes, top, sm)
-    complaint = complaint or _checked(model)
-    if complaint and not any(finding.severity == "error" for finding in found):
-        # Last, since what has a rule of its own is said better there.
-        found.append(_of_graph("onnx", f"is not valid ONNX: {complaint}", "export the graph again"))
-    return found
+    try:
+        return found + _looked_through(model, kind, tensorrt, sm)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        # Rules read nodes as ONNX has them: with as many inputs, and attributes of the right types.
+        complaint = _inferred(model)[1] or _checked(model)
+        if not complaint:
+            raise
+        return [*found, _of_graph("onnx", f"is not valid ONNX: {complaint}", "export the graph again")]
 
 
 def raise_for(findings: list[Finding], file: object = None) -> None:
@@ -99,6 +89,30 @@ def raise_for(findings: list[Finding], file: object = None) -> None:
         f"TensorRT cannot take this graph, rule {first.rule}: {operator_name}{first.problem}{others}",
         file=file, key=first.node, remedy=first.remedy,
     )  # fmt: skip
+
+
+def _looked_through(model: ModelProto, kind: str, tensorrt: str, sm: str | None) -> list[Finding]:
+    unsaid = {value.name for value in model.graph.output if not value.type.tensor_type.HasField("shape")}
+    model, complaint = _inferred(model)
+    opset = _opset(model)
+    functions = frozenset((f.domain, f.name) for f in model.functions)
+    parser = Parser(kind, tensorrt, opset, functions)
+    top = Scope(model.graph, opset)
+    found: list[Finding] = []
+    # Who uses a tensor is known only once all nodes have been seen.
+    nodes = list(sites(top, opset))
+    found += _functions(model, parser)
+    # Causes before effects: what an output lacks comes of a node or of an input.
+    found += _ends(model.graph.input, "input", top, set())
+    found += [finding for site in nodes for finding in node_findings(site, parser)]
+    found += _ends(model.graph.output, "output", top, unsaid)
+    found += _initializers(nodes, top)
+    found += _capability(nodes, top, sm)
+    complaint = complaint or _checked(model)
+    if complaint and not any(finding.severity == "error" for finding in found):
+        # Last, since what has a rule of its own is said better there.
+        found.append(_of_graph("onnx", f"is not valid ONNX: {complaint}", "export the graph again"))
+    return found
 
 
 def _of_graph(rule: str, problem: str, remedy: str, severity: str = "error", name: str = "graph") -> Finding:
@@ -124,6 +138,9 @@ def _file(model: ModelProto) -> Iterator[Finding]:
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             yield _of_graph("external", "is kept in another file", "store weights inside the graph", name=tensor.name)
             return
+        if problem := damage(tensor):
+            yield _of_graph("onnx", problem, "export the graph again", name=tensor.name or "constant")
+            return
 
 
 def _inferred(model: ModelProto) -> tuple[ModelProto, str]:
@@ -133,22 +150,22 @@ def _inferred(model: ModelProto) -> tuple[ModelProto, str]:
         if model.functions:
             # ONNX puts them in place only where they are of the graph's own opset; the others stay calls.
             model = onnx.inliner.inline_local_functions(model)
-    except (onnx.checker.ValidationError, RuntimeError) as error:
+    except COMPLAINTS as error:
         complaint = _line(error)
     try:
         return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True), complaint
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
+    except COMPLAINTS as error:
         complaint = complaint or _line(error)
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True), complaint
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
+    except COMPLAINTS:
         return model, complaint
 
 
 def _checked(model: ModelProto) -> str:
     try:
         onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, RuntimeError) as error:
+    except COMPLAINTS as error:
         return _line(error)
     return ""
 
@@ -167,7 +184,7 @@ def _functions(model: ModelProto, parser: Parser) -> Iterator[Finding]:
         )  # fmt: skip
         for node in function.node:
             for problem, remedy in operator(node.domain, node.op_type, parser):
-                yield Finding(node.name or node.output[0], node.op_type, "operator", problem, remedy)
+                yield Finding(name_of(node), node.op_type, "operator", problem, remedy)
 
 
 def _ends(values: Iterable[onnx.ValueInfoProto], what: str, top: Scope, unsaid: set[str]) -> Iterator[Finding]:

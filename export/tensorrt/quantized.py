@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from export.tensorrt.reading import Finding, Scope, Site, type_name
+from export.tensorrt.reading import Finding, Scope, Site, name_of, size, type_name
 
 QUANTIZED = frozenset({TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1})
 OUTPUT_AXES = {"Conv": 0, "ConvTranspose": 1}
@@ -90,8 +90,8 @@ def _scale(site: Site) -> tuple[str, str] | None:
     scales, data, zero = scope.shape(name), scope.shape(site.input(0)), scope.shape(site.input(2))
     if scales is None or data is None:
         return None
-    if site.input(2) and zero is not None and _size(zero) != _size(scales):
-        return f"{_size(scales)} scales but {_size(zero)} zero points", "write as many zero points as scales"
+    if site.input(2) and zero is not None and size(zero) != size(scales):
+        return f"{size(scales)} scales but {size(zero)} zero points", "write as many zero points as scales"
     if len(scales) != 1 or scales[0] == 1:
         return None
     axis = site.attribute("axis", 1)
@@ -102,10 +102,6 @@ def _scale(site: Site) -> tuple[str, str] | None:
     return None
 
 
-def _size(shape: tuple[int | None, ...]) -> int:
-    return int(np.prod([size or 0 for size in shape], dtype=np.int64)) if shape else 1
-
-
 def _axis(site: Site) -> tuple[str, str] | None:
     """Per-channel scales belong to weights, along their output channels."""
     scales, data = site.scope.shape(site.input(1)), site.scope.shape(site.input(0))
@@ -114,7 +110,7 @@ def _axis(site: Site) -> tuple[str, str] | None:
     if not site.scope.constant(site.input(0)):
         return "quantises an activation per channel", "quantise activations per tensor"
     axis = site.attribute("axis", 1) % len(data)
-    for user in site.scope.users_of(site.node.output[0]):
+    for user in site.scope.users_of(site.output(0)):
         expected = OUTPUT_AXES.get(user.op_type, axis)
         if user.op_type == "MatMul":
             expected = len(data) - 1
@@ -122,7 +118,7 @@ def _axis(site: Site) -> tuple[str, str] | None:
             expected = 0 if any(a.name == "transB" and a.i for a in user.attribute) else 1
         if expected != axis:
             return (
-                f"the weights of {user.op_type} {user.name or user.output[0]!r} are scaled along axis {axis}",
+                f"the weights of {user.op_type} {name_of(user)!r} are scaled along axis {axis}",
                 f"scale them along their output channels, axis {expected}",
             )
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,8 @@ class Scope:
             self.values[name] = numpy_helper.to_array(tensor)
 
     def _fold(self, node: NodeProto, opset: int) -> None:
+        if not node.output:
+            return
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value":
@@ -130,7 +133,7 @@ class Scope:
                     self.values[node.output[0]] = np.array(onnx.helper.get_attribute_value(attribute), kind)
             return
         names = [name for name in node.input if name]
-        by_shape = node.op_type in ("Shape", "Size") and all(self.fixed(name) for name in names)
+        by_shape = node.op_type in ("Shape", "Size") and len(names) == 1 and self.fixed(names[0])
         draws = node.op_type in RANDOM or any(a.type == AttributeProto.GRAPH for a in node.attribute)
         if not (by_shape or all(self.constant(name) for name in names)) or draws:
             return
@@ -182,16 +185,25 @@ class Site:
     @property
     def name(self) -> str:
         """The node's name, or its first output."""
-        return self.node.name or next((name for name in self.node.output if name), self.node.op_type)
+        return name_of(self.node)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Value of an attribute."""
         found = next((a for a in self.node.attribute if a.name == name), None)
         return default if found is None else onnx.helper.get_attribute_value(found)
 
+    def text(self, name: str, default: str) -> str:
+        """Value of an attribute that is a text."""
+        value: bytes = self.attribute(name, default.encode())
+        return value.decode("utf-8", "replace")
+
     def input(self, place: int) -> str:
         """Name of an input, empty where it is left out."""
         return self.node.input[place] if place < len(self.node.input) else ""
+
+    def output(self, place: int) -> str:
+        """Name of an output, empty where it is left out."""
+        return self.node.output[place] if place < len(self.node.output) else ""
 
     def finding(self, rule: str, problem: str, remedy: str, severity: str = "error") -> Finding:
         """A finding about this node."""
@@ -235,11 +247,37 @@ def _node_tensors(node: NodeProto) -> Iterator[TensorProto]:
 
 
 def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
-    yield from (attribute.t, *attribute.tensors)
-    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+    yield from attribute.tensors
+    if attribute.HasField("t"):
+        yield attribute.t
+    single = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+    for sparse in (*single, *attribute.sparse_tensors):
         yield from (sparse.values, sparse.indices)
     for graph in (attribute.g, *attribute.graphs):
         yield from _graph_tensors(graph)
+
+
+def size(shape: Shape) -> int:
+    """How many elements there are, 0 where a dimension is not fixed."""
+    return prod(length or 0 for length in shape)
+
+
+def name_of(node: NodeProto) -> str:
+    """A node's name, or its first output."""
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
+def damage(tensor: TensorProto) -> str:
+    """What is wrong with a tensor's data, empty where they are whole."""
+    if tensor.data_type not in TensorProto.DataType.values()[1:]:
+        return f"is of no known type ({tensor.data_type})"
+    try:
+        if any(length < 0 for length in tensor.dims):
+            raise ValueError
+        numpy_helper.to_array(tensor)
+    except (ValueError, TypeError):
+        return f"has no data for its dimensions {list(tensor.dims)}"
+    return ""
 
 
 def type_name(kind: int | None) -> str:

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from export.tensorrt.operators import operators
 from export.tensorrt.quantized import QUANTIZED, quantization, quantized_constant
-from export.tensorrt.reading import RANDOM, Finding, Site, type_name
+from export.tensorrt.reading import RANDOM, Finding, Site, size, type_name
 
 LARGEST_K = 3840
 """ITopKLayer, `K exceeds the maximum value allowed`."""
@@ -35,7 +35,15 @@ BUILD_TIME: dict[str, tuple[int, ...]] = {
 DATA_SHAPES = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress"})
 ONE_OUTPUT = frozenset({"LayerNormalization", "MaxPool"})
 POOLS = frozenset({"AveragePool", "MaxPool", "LpPool"})
-NO_INTEGERS = frozenset({"MatMul", "Gemm", "Erf"})
+ALL_OUTPUTS = frozenset({"Split", "Dropout"})
+REFUSED: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("MatMul", "Gemm", "Erf", "PRelu", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp"), INTEGERS),
+    "Einsum": (TensorProto.INT8, *INTEGERS), "Resize": (TensorProto.BOOL, *INTEGERS), "Relu": (TensorProto.INT32,),
+    **dict.fromkeys(("ReduceMax", "ReduceMin", "DepthToSpace", "SpaceToDepth"), (TensorProto.BOOL,)),
+    **dict.fromkeys(("ArgMax", "ArgMin", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), (TensorProto.UINT8,)),
+}  # fmt: skip
+"""Types of the first input that ONNX allows and the parser does not take."""
+RESIZES = frozenset({"half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners"})
 CAST_TO = frozenset({
     TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT32,
     TensorProto.INT64, TensorProto.BOOL,
@@ -66,6 +74,7 @@ def node_findings(site: Site, parser: Parser) -> Iterator[Finding]:
     if unknown:
         return
     yield from _constants(site)
+    yield from _windows(site)
     yield from _topk(site, parser)
     yield from _scatter_and_random(site)
     yield from _attributes(site, parser)
@@ -104,10 +113,21 @@ def _constants(site: Site) -> Iterator[Finding]:
         shape = site.scope.shape(name) if name else None
         if shape is not None and len(shape) > MOST_AXES:
             yield site.finding("shape", f"{name!r} has {len(shape)} axes", f"TensorRT takes {MOST_AXES} at most")
-    if site.node.op_type in ("Conv", "ConvTranspose"):
-        weights = site.scope.shape(site.input(1))
-        if weights is not None and len(weights) > 5:
-            yield site.finding("shape", f"convolves {len(weights) - 2} axes", "convolve 3 at most")
+
+
+def _windows(site: Site) -> Iterator[Finding]:
+    """Axes that a window slides along, and elements that a Reshape keeps."""
+    op, scope = site.node.op_type, site.scope
+    slid, verb = (1, "convolve") if op in ("Conv", "ConvTranspose") else (0, "pool")
+    shape = scope.shape(site.input(slid)) if slid or op in POOLS else None
+    if shape is not None and len(shape) > 5:
+        yield site.finding("shape", f"{verb}s {len(shape) - 2} axes", f"{verb} 3 at most")
+    if op == "LpPool" and shape is not None and len(shape) < 4:
+        yield site.finding("shape", "pools one axis", "pool 2 or 3, with Unsqueeze before it and Squeeze after it")
+    if op == "Reshape" and scope.fixed(site.input(0)) and scope.fixed(site.output(0)):
+        before, after = (size(scope.shape(name) or ()) for name in (site.input(0), site.output(0)))
+        if before != after:
+            yield site.finding("shape", f"makes {after} elements of {before}", "reshape to as many elements")
 
 
 def _topk(site: Site, parser: Parser) -> Iterator[Finding]:
@@ -124,11 +144,11 @@ def _topk(site: Site, parser: Parser) -> Iterator[Finding]:
 
 
 def _scatter_and_random(site: Site) -> Iterator[Finding]:
-    op, reduction = site.node.op_type, site.attribute("reduction", b"none")
-    if op in ("ScatterElements", "ScatterND") and reduction != b"none":
+    op, reduction = site.node.op_type, site.text("reduction", "none")
+    if op in ("ScatterElements", "ScatterND") and reduction != "none":
         # TensorRT 10 takes ScatterElements with a reduction through a plug-in, RTX not at all, 8.5 ignores it.
         yield site.finding(
-            "scatter", f"scatters with the reduction {reduction.decode()!r}", "write it as a product with one-hot rows"
+            "scatter", f"scatters with the reduction {reduction!r}", "write it as a product with one-hot rows"
         )
     if op in RANDOM:
         yield site.finding(
@@ -140,20 +160,34 @@ def _attributes(site: Site, parser: Parser) -> Iterator[Finding]:
     op = site.node.op_type
     if op in ONE_OUTPUT and any(site.node.output[1:]):
         yield site.finding("attribute", "has a second output", "use its first output only")
+    if op in ALL_OUTPUTS and not all(site.node.output):
+        yield site.finding("attribute", "leaves an output out", "give all of them names, also those that nobody uses")
     if op in POOLS and any(step != 1 for step in site.attribute("dilations", [])):
         yield site.finding("attribute", "pools with dilations", "pool without them")
+    if op == "LpPool" and (p := site.attribute("p", 2)) not in (1, 2):
+        yield site.finding("attribute", f"pools with the norm {p}", "pool with the norm 1 or 2")
     dropout = op == "Dropout" and (value := site.scope.value(site.input(2))) is not None and bool(np.any(value))
     if dropout or (op == "BatchNormalization" and site.attribute("training_mode", 0)):
         yield site.finding("attribute", "is in training mode", "export the network in eval mode")
-    if op == "Einsum" and any(c.isupper() for c in site.attribute("equation", b"").decode()):
+    if op == "Einsum" and any(c.isupper() for c in site.text("equation", "")):
         yield site.finding("attribute", "has capital letters in its equation", "write the equation in small letters")
     if op == "Constant" and {a.name for a in site.node.attribute} & {"sparse_value", "value_string", "value_strings"}:
         yield site.finding("attribute", "is a sparse constant or a text", "make it a dense tensor of numbers")
     if op == "Loop" and not site.input(1):
         yield site.finding("attribute", "loops without a condition", "pass a constant true as its condition")
-    resize = op == "Resize" and (site.attribute("antialias", 0) or site.attribute("mode", b"nearest") == b"cubic")
-    if resize and parser.kind == "tensorrt":
-        yield site.finding("attribute", "resizes cubic or with antialiasing", "resize nearest or linear without it")
+    if op == "Resize":
+        yield from _resize(site, parser)
+
+
+def _resize(site: Site, parser: Parser) -> Iterator[Finding]:
+    if site.attribute("antialias", 0):
+        yield site.finding("attribute", "resizes with antialiasing", "resize without it")
+    if parser.kind == "tensorrt" and site.text("mode", "nearest") == "cubic":
+        yield site.finding("attribute", "resizes cubic", "resize nearest or linear")
+    if (mode := site.text("coordinate_transformation_mode", "half_pixel")) not in RESIZES:
+        yield site.finding("attribute", f"resizes by the coordinates {mode!r}", "resize by half_pixel")
+    if site.text("keep_aspect_ratio_policy", "stretch") != "stretch":
+        yield site.finding("attribute", "keeps the aspect ratio by a policy", "give the sizes that come of it")
 
 
 def _branches(site: Site) -> Iterator[Finding]:
@@ -164,7 +198,7 @@ def _branches(site: Site) -> Iterator[Finding]:
         return
     scope = site.scope
     shape = scope.shape(site.input(0))
-    if shape is not None and (None in shape or int(np.prod([n or 0 for n in shape], dtype=np.int64)) != 1):
+    if shape is not None and (None in shape or size(shape) != 1):
         yield site.finding("if", f"the condition {site.input(0)!r} is no scalar", "decide with one boolean")
     branches = [site.branches.get(name) for name in ("then_branch", "else_branch")]
     if branches[0] is None or branches[1] is None:
@@ -220,12 +254,12 @@ def _numbers(site: Site, parser: Parser) -> Iterator[Finding]:
     """What operators do not take although ONNX allows it."""
     op, scope = site.node.op_type, site.scope
     kinds = [scope.type(name) for name in site.node.input if name]
-    if op in NO_INTEGERS and any(kind in INTEGERS for kind in kinds):
-        yield site.finding("dtype", "computes with integers", "put a Cast to float before it")
+    if (kind := scope.type(site.input(0))) in REFUSED.get(op, ()):
+        yield site.finding("dtype", f"computes with {type_name(kind)}", "put a Cast to float before it")
     if op == "Mod" and not site.attribute("fmod", 0) and any(k not in INTEGERS for k in kinds if k is not None):
         yield site.finding("dtype", "takes the remainder of floats without fmod", "set fmod to 1")
     if op == "Cast":
-        to, is_output = site.attribute("to"), site.node.output[0] in {o.name for o in scope.graph.output}
+        to, is_output = site.attribute("to"), site.output(0) in {o.name for o in scope.graph.output}
         rtx_only = to == TensorProto.INT8 and parser.kind == "tensorrt-rtx"
         if to not in CAST_TO and not rtx_only and not (to == TensorProto.UINT8 and is_output and not site.inside):
             yield site.finding("cast", f"casts to {type_name(to)}", "cast to a float type, int32, int64 or bool")
@@ -258,9 +292,9 @@ def _ranges(site: Site) -> Iterator[Finding]:
     maker = scope.maker(name)
     square = op in ("ReduceL2", "ReduceSumSquare")
     if op in ("ReduceMean", "ReduceSum") and maker is not None:
-        exponent = scope.value(maker.input[1]) if maker.op_type == "Pow" else None
+        exponent = scope.value(maker.input[-1]) if maker.op_type == "Pow" and maker.input else None
         two = exponent is not None and bool(np.all(exponent == 2))
-        square = two or (maker.op_type == "Mul" and maker.input[0] == maker.input[1])
+        square = two or (maker.op_type == "Mul" and len(set(maker.input)) == 1)
     if square and _half(site, name):
         yield site.finding(
             "square", "sums squares in FP16, which overflow from 256 on", "keep the normalisation float32", "warning"

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from runtime.durable import sync_folder
 from runtime.errors import CubeFileError
 
+NO_LIMIT = 1 << 46
+
 PIECE = 1 << 24
 """Bytes moved at a time between a file and an array."""
 
@@ -84,16 +86,58 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             raise CubeFileError(f"cannot be read: {reason(error)}", file=path, remedy="check the disk") from error
 
 
-def available_memory() -> int:
-    """Bytes of memory a new array may take on this machine: what the kernel calls available, or all there is."""
+def available_memory(system: Path = Path("/")) -> int:
+    """Bytes of memory a new array may take on this machine, swap not counted.
+
+    What the kernel calls available, or all there is; never more than what the control groups of this process, those of
+    its container among them, have left.
+
+    Args:
+        system: the folder that holds `proc` and `sys`.
+    """
+    return min(_machine_memory(system), *_group_memory(system), NO_LIMIT)
+
+
+def _machine_memory(system: Path) -> int:
     with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        for line in (system / "proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
-        return 1 << 46
+        return NO_LIMIT
+
+
+def _group_memory(system: Path) -> Iterator[int]:
+    """What each control group that bounds this process has left, of version 2 or 1 of the kernel's interface."""
+    with suppress(OSError, ValueError):
+        lines = (system / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        for _, controllers, path in (line.split(":", 2) for line in lines):
+            if not controllers:
+                mount, names, prefix = system / "sys/fs/cgroup", ("memory.max", "memory.current"), ""
+            elif "memory" in controllers.split(","):
+                mount, prefix = system / "sys/fs/cgroup/memory", "total_"
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            else:
+                continue
+            # A container may name a group of its host's that it cannot see: then the mount's own root bounds it.
+            group = mount / path.lstrip("/")
+            for folder in (group, *group.parents):
+                # Without a limit the file is not there, or says `max`.
+                with suppress(OSError, ValueError):
+                    limit, used = (int((folder / name).read_text(encoding="ascii")) for name in names)
+                    yield max(0, limit - used + _file_caches(folder, prefix))
+                if folder == mount:
+                    break
+
+
+def _file_caches(group: Path, prefix: str) -> int:
+    """Bytes that a control group counts as used, and that the kernel gives up before it refuses memory."""
+    with suppress(OSError, ValueError):
+        rows = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        return sum(int(rows.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    return 0
 
 
 def allocated(path: Path, shape: Sequence[int], dtype: np.dtype[Any], *, copies: int = 1) -> NDArray[Any]:

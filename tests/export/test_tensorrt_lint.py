@@ -180,6 +180,14 @@ case("shape computed", grown, y=ANY)
 case("four axes convolved", [node("Conv", ["x", "w"], ["y"])], "shape", x=(F, [1, 1, 2, 2, 2, 2]), y=ANY,
      c={"w": np.ones([1] * 6, single)})  # fmt: skip
 
+for op, axes_slid in (("MaxPool", 3), ("AveragePool", 1), ("LpPool", 3)):
+    pool = [node(op, ["x"], ["y"], kernel_shape=[2] * axes_slid)]
+    case(f"{op} along {axes_slid}", pool, x=(F, [1, 4, *[8] * axes_slid]), y=ANY)
+for op, axes_slid in (("MaxPool", 4), ("AveragePool", 4), ("LpPool", 1)):
+    pool = [node(op, ["x"], ["y"], kernel_shape=[2] * axes_slid)]
+    case(f"{op} along {axes_slid}", pool, "shape", x=(F, [1, 4, *[8] * axes_slid]), y=ANY)
+case("fewer elements", [node("Reshape", ["x", "s"], ["y"])], "shape", y=ANY, c={"s": ints(1, 3)})
+
 # TopK
 topk = node("TopK", ["x", "k"], ["y", "i"])
 case("K", [topk], y=ANY, c={"k": ints(2)})
@@ -347,12 +355,48 @@ case("added booleans", [node("Add", ["x", "x"], ["y"])], "typing", x=B, y=B)
 case("remainder of floats", [node("Mod", ["x", "x"], ["y"])], "dtype")
 case("fmod", [node("Mod", ["x", "x"], ["y"], fmod=1)])
 case("bfloat16", [node("Add", ["x", "x"], ["y"])], x=BF, y=BF)
+int64_data: dict[str, Any] = {"x": T.INT64, "y": (T.INT64, None), "warned": ("dtype",)}
+int32_data: dict[str, Any] = {"x": T.INT32, "y": (T.INT32, None)}
+bool_data: dict[str, Any] = {"x": B, "y": (B, None)}
+case("int32 Relu", RELU, "dtype", **int32_data)
+case("int64 Relu", RELU, **int64_data)
+for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"):
+    reduce = [node(f"Reduce{name}", ["x", "a"], ["y"])]
+    rules = ("dtype",) if name in ("L2", "LogSum", "LogSumExp") else ()
+    case(f"int32 Reduce{name}", reduce, *rules, c={"a": ints(1)}, **int32_data)
+    case(f"int64 Reduce{name}", reduce, *rules, c={"a": ints(1)}, **int64_data)
+for name in ("Max", "Min"):
+    case(f"bool Reduce{name}", [node(f"Reduce{name}", ["x", "a"], ["y"])], "dtype", c={"a": ints(1)}, **bool_data)
+for op in ("DepthToSpace", "SpaceToDepth"):
+    case(f"bool {op}", [node(op, ["x"], ["y"], blocksize=2)], "dtype", **bool_data)
+    case(f"int32 {op}", [node(op, ["x"], ["y"], blocksize=2)], **int32_data)
+for op, others in (("PRelu", {}), ("Einsum", {"equation": "abcd,abcd->abc"})):
+    case(f"int32 {op}", [node(op, ["x", "x"], ["y"], **others)], "dtype", **int32_data)
+for op, kind in (("ArgMax", T.INT64), ("Greater", B), ("LessOrEqual", B)):
+    inputs = ["x"] if op == "ArgMax" else ["x", "x"]
+    case(f"uint8 {op}", [node(op, inputs, ["y"])], "dtype", x=T.UINT8, y=(kind, None),
+         warned=("dtype",) if kind == T.INT64 else ())  # fmt: skip
+case("uint8 Equal", [node("Equal", ["x", "x"], ["y"])], x=T.UINT8, y=B)
+twice = {"s": np.array([1, 1, 2, 2], single)}
+case("int32 Resize", [node("Resize", ["x", "", "s"], ["y"])], "dtype", c=twice, **int32_data)
+case("bool Resize", [node("Resize", ["x", "", "s"], ["y"])], "dtype", c=twice, **bool_data)
 
 # Attributes
 case("second output", [node("LayerNormalization", ["x", "w"], ["y", "m"])], "attribute", c={"w": single8})
 case("indices of MaxPool", [node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2])], "attribute", y=ANY)
 case("MaxPool", [node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2])], y=ANY)
 case("dilated MaxPool", [node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2])], "attribute", y=ANY)
+for p in (1, 2, 3):
+    case(f"LpPool {p}", [node("LpPool", ["x"], ["y"], kernel_shape=[2, 2], p=p)], *(("attribute",) if p == 3 else ()),
+         y=ANY)  # fmt: skip
+case("GlobalLpPool 3", [node("GlobalLpPool", ["x"], ["y"], p=3)], y=ANY)
+for left_out in (["y", ""], ["", "y"]):
+    split = [node("Split", ["x", "s"], left_out, axis=1)]
+    case(f"Split, {left_out.index('')} left out", split, "attribute", y=ANY, c={"s": ints(1, 3)})
+case("Split", [node("Split", ["x", "s"], ["y", "z"], axis=1)], y=ANY, c={"s": ints(1, 3)})
+case("Dropout without its mask", [node("Dropout", ["x"], ["y", ""])], "attribute")
+case("LSTM without its states", [node("LSTM", ["x", "w", "r"], ["y", "", ""], hidden_size=2)], x=(F, [3, 1, 4]), y=ANY,
+     c={"w": np.ones((1, 8, 4), single), "r": np.ones((1, 8, 2), single)})  # fmt: skip
 drop = [node("Dropout", ["x", "r", "t"], ["y"])]
 case("Dropout in training", drop, "attribute", c={"r": single(0.5), "t": np.bool_(True)})
 case("Dropout", drop, c={"r": single(0.5), "t": np.bool_(False)})
@@ -366,6 +410,19 @@ case("text", [node("Constant", [], ["t"], value_string="a"), *RELU], "attribute"
 cubic = [node("Resize", ["x", "", "s"], ["y"], mode="cubic")]
 case("cubic", cubic, y=ANY, c={"s": np.array([1, 1, 2, 2], single)},
      older=(("attribute",), "operators.md of 10.6: nearest and linear"))  # fmt: skip
+region = np.array([0, 0, 0, 0, 1, 1, 1, 1], single)
+for name, rules in {
+    "half_pixel": (), "pytorch_half_pixel": (), "tf_half_pixel_for_nn": (), "asymmetric": (), "align_corners": (),
+    "half_pixel_symmetric": ("attribute",), "tf_crop_and_resize": ("attribute",),
+}.items():  # fmt: skip
+    resize = [node("Resize", ["x", "r", "s"], ["y"], coordinate_transformation_mode=name)]
+    case(f"Resize by {name}", resize, *rules, y=ANY, c={"r": region, **twice})
+for name in ("stretch", "not_larger", "not_smaller"):
+    resize = [node("Resize", ["x", "", "", "z"], ["y"], keep_aspect_ratio_policy=name)]
+    rules = () if name == "stretch" else ("attribute",)
+    case(f"Resize, {name}", resize, *rules, y=ANY, c={"z": ints(1, 4, 16, 16)})
+smooth = [node("Resize", ["x", "", "s"], ["y"], mode="linear", antialias=1)]
+case("antialiasing", smooth, "attribute", y=ANY, c=twice)
 
 # FP16
 product = [node("Mul", ["x", "w"], ["y"])]
@@ -582,6 +639,51 @@ def test_damage_is_a_finding() -> None:
     for data in (b"not onnx", b"\xff" * 40):
         assert [f.rule for f in lint(data, **ORIN)] == ["file"]
     assert "file" in {f.rule for f in lint(b"", **ORIN)}
+
+
+FOUR = {"data_type": F, "dims": [4]}
+TORN = {
+    "torn value": T(name="w", raw_data=b"abc", **FOUR),
+    "fewer values": T(name="w", raw_data=b"abcd", **FOUR),
+    "no values": T(name="w", **FOUR),
+    "negative dimension": T(name="w", data_type=F, dims=[-4], raw_data=bytes(16)),
+    "vast dimension": T(name="w", data_type=H, dims=[10**9], raw_data=b"abcd"),
+    "no such type": T(name="w", data_type=99, dims=[1], raw_data=b"abcd"),
+    "no type": T(name="w", dims=[1], raw_data=b"abcd"),
+}
+BENT = {
+    "Cast without output": [node("Cast", ["x"], [], to=F)],
+    "Constant without output": [node("Constant", [], [], value_float=1.0)],
+    "Mul without inputs": [node("Mul", [], ["q"]), node("ReduceMean", ["q"], ["y"])],
+    "Mul of one": [node("Mul", ["x"], ["q"]), node("ReduceMean", ["q"], ["y"])],
+    "Pow of one": [node("Pow", ["x"], ["q"]), node("ReduceMean", ["q"], ["y"])],
+    "Shape of nothing": [node("Shape", [], ["y"])],
+    "DequantizeLinear without output": [node("DequantizeLinear", ["x", "x"], [])],
+    "axis a text": [node("TopK", ["x", "x"], ["y", "i"], sorted="no")],
+    "reduction a number": [node("ScatterND", ["x", "x", "x"], ["y"], reduction=1)],
+    "dilations a number": [node("MaxPool", ["x"], ["y"], kernel_shape=[2], dilations=1)],
+}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_torn_tensors_are_a_finding(name: str) -> None:
+    ends: Values = [("x", F, [4]), ("y", F, [4])]
+    held = model([node("Add", ["x", "w"], ["y"])], ends[:1], ends[1:], {"w": TORN[name]})
+    inside = model([node("Constant", [], ["w"], value=TORN[name]), *RELU], ends[:1], ends[1:], {})
+    for data in (held, inside):
+        (found,) = lint(data, **ORIN)
+        assert found.rule == "onnx" and found.node == "w" and "\n" not in found.problem
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_bent_nodes_are_findings(name: str) -> None:
+    data = model(BENT[name], [("x", F, [4])], [("y", F, [4])], {})
+    assert errors(data, **ORIN)
+
+
+def test_names_that_are_no_text_are_a_finding() -> None:
+    data = CASES["plain"].data.replace(b"Relu", b"Re\xff\xfe")
+    assert errors(data, **ORIN)
 
 
 def test_external_data_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
