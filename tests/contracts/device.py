@@ -60,7 +60,8 @@ def main() -> int:
     folder, fault = Path(sys.argv[2]), os.environ.get("DEVICE_FAULT")
     console.speak_to_machines()
     try:
-        done = finalize(folder, device=stand_in(folder, spoilt=fault == "spoilt"))
+        device = stand_in(folder, spoilt=fault == "spoilt")
+        done = finalize(folder, rebuild="--rebuild" in sys.argv, device=device)
     except DeployError as error:
         print(json.dumps({"error": error.as_json()}))
         return error.exit_code

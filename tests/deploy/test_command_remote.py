@@ -1,17 +1,30 @@
-"""Finalising over ssh, against a real sshd: what comes back is verified like a stranger's."""
+"""Finalising over ssh, against a real sshd: what comes back is verified like a stranger's, and nothing stays there."""
 
 from __future__ import annotations
 
+import io
+import os
+import shlex
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from deploy import remote
 from runtime.bundle import read_manifest, verified_bundle
 from runtime.engines.tensorrt_libraries import tensorrt_version
-from tests.contracts.command import Done, invoke
+from runtime.errors import BundleError, MachineError
+from runtime.manifest import EngineFile, FileRecord, Manifest, TargetMade
+from tests.contracts.bundles import known_bundle
+from tests.contracts.command import Done, command_line, invoke
 from tests.contracts.device import CONFIG, TARGET
 from tests.contracts.sshd import SSHD, running_sshd
 from tests.deploy.test_command_engines import contents
@@ -20,10 +33,8 @@ ROOT = Path(__file__).parents[2]
 DEVICE = f"env PYTHONPATH='{ROOT}' '{sys.executable}' -m tests.contracts.device"
 Capture = pytest.CaptureFixture[str]
 
-pytestmark = [
-    pytest.mark.skipif(tensorrt_version("tensorrt-rtx") is None, reason="the extra `rtx` is not installed"),
-    pytest.mark.skipif(SSHD is None or shutil.which("ssh") is None, reason="OpenSSH is not installed"),
-]
+pytestmark = pytest.mark.skipif(SSHD is None or shutil.which("ssh") is None, reason="OpenSSH is not installed")
+needs_rtx = pytest.mark.skipif(tensorrt_version("tensorrt-rtx") is None, reason="the extra `rtx` is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +66,12 @@ def finalize(capsys: Capture, bundle: Path, config: Path, host: str = "device", 
     return invoke(capsys, "finalize", bundle, *options)
 
 
+@needs_rtx
 def test_the_engine_is_built_there_and_fetched_back(capsys: Capture, bundle: Path, ssh_config: Path) -> None:
     before = contents(bundle)
-    done = finalize(capsys, bundle, ssh_config)
+    link = bundle.parent / "current"
+    link.symlink_to("bundle")
+    done = finalize(capsys, link, ssh_config)
     assert done.code == 0 and done.json["remote"] == "device" and 0 < done.json["golden_difference"] < 0.05
     assert "device: builder    tensorrt-rtx" in done.err
     manifest, _ = verified_bundle(bundle)
@@ -66,10 +80,11 @@ def test_the_engine_is_built_there_and_fetched_back(capsys: Capture, bundle: Pat
     assert {n: d for n, d in after.items() if n in before and n != "manifest.json"} == {
         n: d for n, d in before.items() if n != "manifest.json"
     }
-    assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+    assert link.is_symlink() and {p.name for p in bundle.parent.iterdir()} == {"bundle", "current"}
     assert not list(Path("/tmp").glob("damp-deploy-*/bundle"))
 
 
+@needs_rtx
 def test_build_does_all_of_it(capsys: Capture, tiny_checkpoint: Path, tmp_path: Path, ssh_config: Path) -> None:
     (tmp_path / "deploy.yaml").write_text(CONFIG + f"target: {TARGET}\n")
     options = ("--size", "64x64", "--overlap", "16", "--config", tmp_path / "deploy.yaml", "--out", tmp_path / "b")
@@ -78,6 +93,7 @@ def test_build_does_all_of_it(capsys: Capture, tiny_checkpoint: Path, tmp_path: 
     assert done.code == 0 and done.json["deferred"] is None and (tmp_path / "b" / done.json["engine"]).is_file()
 
 
+@needs_rtx
 @pytest.mark.parametrize(
     ("fault", "code", "says"),
     [
@@ -97,7 +113,8 @@ def test_what_goes_wrong_there_changes_nothing_here(
     assert read_manifest(bundle).deferred
 
 
-def test_unreachable_and_unknown_hosts_are_told_in_one_line(capsys: Capture, bundle: Path, ssh_config: Path) -> None:
+def test_unreachable_and_unknown_hosts_are_told_in_one_line(capsys: Capture, tmp_path: Path, ssh_config: Path) -> None:
+    bundle = known_bundle(tmp_path / "bundle")
     unknown = finalize(capsys, bundle, ssh_config, host="stranger")
     assert unknown.code == 3 and "cannot be reached" in unknown.json["error"]["message"]
     assert "host key" in unknown.json["error"]["remedy"]
@@ -106,3 +123,253 @@ def test_unreachable_and_unknown_hosts_are_told_in_one_line(capsys: Capture, bun
     for host in ("-oProxyCommand=touch /tmp/x", "", "a b", "a;b"):
         refused = finalize(capsys, bundle, ssh_config, host=host)
         assert refused.code == 2 and refused.json["error"]["key"] == "--remote"
+
+
+BUILDER = "echo started $$ $2 >&2; sleep 60 & wait"
+"""For sh, in place of `deploy`: says its process group and the bundle, and stays with a child of its own."""
+
+
+def gone(group: int, folder: Path, *, within: float) -> bool:
+    """The process group and the folder have gone, or go in time."""
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            if not folder.exists():
+                return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "within"),
+    [
+        (lambda process: process.send_signal(signal.SIGINT), 130, 2),
+        (lambda process: process.send_signal(signal.SIGTERM), 130, 2),
+        (lambda process: process.kill(), -signal.SIGKILL, 10),
+        (lambda process: [os.kill(pid, signal.SIGKILL) for pid in children(process.pid)], 3, 10),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "SIGKILL", "connection lost"],
+)
+def test_a_build_there_ends_with_us_or_the_connection_and_its_folder_goes_after_it(
+    tmp_path: Path, ssh_config: Path, end: Callable[[subprocess.Popen[str]], object], code: int, within: float
+) -> None:
+    bundle = known_bundle(tmp_path / "bundle")
+    command = ("--remote-command", shlex.join(["sh", "-c", BUILDER, "deploy"]), "--ssh-config", ssh_config)
+    process = subprocess.Popen(
+        command_line("finalize", bundle, "--remote", "device", *command), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    words = process.stdout.readline().split()
+    assert words[:2] == ["device:", "started"]
+    group, folder = int(words[2]), Path(words[3]).parent
+    try:
+        assert folder.is_dir() and len(children(process.pid)) == 2
+        end(process)
+        assert process.wait(20) == code
+        assert gone(group, folder, within=within)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    assert read_manifest(bundle) and [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process's first thread started."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash --posix", "busybox sh"])
+@pytest.mark.parametrize("setsid", [True, False], ids=["setsid", "without setsid"])
+def test_what_does_not_end_there_is_killed_whatever_the_shell(tmp_path: Path, shell: str, setsid: bool) -> None:
+    words = shell.split()
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"{words[0]} is not installed")
+    tools = ("cat", "mktemp", "mv", "rm", "sh", "sleep", *(["setsid"] if setsid else []))
+    for tool in (*tools, words[0]):
+        if not (tmp_path / tool).exists():
+            (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
+    env = {"PATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    keeper = subprocess.Popen(
+        [*words, "-c", remote.KEEPER, "sh", "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
+    assert keeper.stdin is not None and keeper.stdout is not None
+    folder = Path(keeper.stdout.readline().strip())
+    assert folder.parent == tmp_path
+    start = [*words, "-c", remote.STARTER, "sh", str(folder)]
+    done = subprocess.run([*start, "sh", "-c", "echo $0 $1; exit 7", "a b", "c"], capture_output=True, env=env)
+    assert (done.returncode, done.stdout) == (7, b"a b c\n") and not list(folder.iterdir())
+    assert subprocess.run([*start, "no-such-program"], capture_output=True, env=env).returncode == 127
+    stubborn = "trap '' TERM; echo $$; while :; do sleep 0.2; done"
+    with subprocess.Popen(
+        [*start, "sh", "-c", stubborn], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+    ) as b:
+        assert b.stdout is not None
+        pid = int(b.stdout.readline())
+        for _ in range(100):
+            if (folder / "group").exists():
+                break
+            time.sleep(0.02)
+        keeper.stdin.close()
+        assert keeper.wait(10) == 0 and b.wait(10) == 128 + signal.SIGKILL
+    assert not folder.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.fixture
+def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], remote.Remote]]:
+    """Puts a shell script in place of ssh, for twenty seconds."""
+    program, pid = tmp_path / "bin" / "ssh", tmp_path / "pid"
+    timer = threading.Timer(20, lambda: os.kill(int(pid.read_text()), signal.SIGKILL))
+
+    def put(script: str) -> remote.Remote:
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\necho $$ >{pid}\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        timer.start()
+        return remote.Remote("device")
+
+    yield put
+    timer.cancel()
+
+
+@pytest.mark.parametrize("talk", ["head -c 300000 /dev/zero", "yes word | head -n 50000"], ids=["no line", "lines"])
+def test_what_the_target_says_is_read_to_its_end(fake_ssh: Callable[[str], remote.Remote], talk: str) -> None:
+    assert remote._ssh(fake_ssh(f"{talk} >&2; echo done"), ["true"]) == b"done\n"
+
+
+def test_a_target_that_sends_without_end_is_cut_off(fake_ssh: Callable[[str], remote.Remote]) -> None:
+    there = fake_ssh('case "$*" in *finalize*|*answer*) exec cat /dev/zero;; *) exec cat /dev/zero >&2;; esac')
+    for ask in (
+        lambda: remote._finalize_there(there, "/tmp/x", ()),
+        lambda: remote._ssh(there, ["answer"]),
+        lambda: remote._ssh(there, ["talk"]),
+    ):
+        with pytest.raises(BundleError, match="more than there can be to send"):
+            ask()
+
+
+@pytest.mark.parametrize("answer", ['{"seconds": NaN}', '{"seconds": 1e999}', "[" * 100_000, "[]", "", "1"])
+def test_a_strange_answer_is_an_error_of_the_target(fake_ssh: Callable[[str], remote.Remote], answer: str) -> None:
+    with pytest.raises(MachineError):
+        remote._finalize_there(fake_ssh(f"printf '%s\\n' '{answer}'"), "/tmp/x", ())
+
+
+def test_ssh_asks_nothing_and_notices_a_connection_that_is_dead(fake_ssh: Callable[[str], remote.Remote]) -> None:
+    asked = remote._ssh(fake_ssh('echo "$@"'), ["a b", "c"]).decode()
+    assert asked.endswith("-T -- device 'a b' c\n")
+    for option in ("BatchMode=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=20", "ServerAliveInterval=15"):
+        assert f"-o {option} " in asked
+
+
+def packed(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for member, data in members:
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def member(name: str, size: int, **more: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    for key, value in more.items():
+        setattr(info, key, value)
+    return info
+
+
+def gnu_sparse(real: int) -> bytes:
+    """512 bytes that say that they are a file of `real` bytes, as GNU tar writes it."""
+    header = bytearray(member("a", 512, type=tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)
+    header[483:495] = b"%011o\0" % real
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(512 + 1024)
+
+
+def negative() -> bytes:
+    """A file whose size is below zero: reading on from it, some versions of Python never end."""
+    header = bytearray(member("a", 0).tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfc\x00"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(1024)
+
+
+PAX = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a", "GNU.sparse.realsize": str(1 << 30)}
+ARCHIVES = {
+    "gnu sparse": lambda: gnu_sparse(1 << 30),
+    "pax sparse": lambda: packed((member("a", 1024, pax_headers=PAX), b"1\n0\n512\n".ljust(512, b"\0") + bytes(512))),
+    "pax sparse, damaged": lambda: packed((member("a", 512, pax_headers=PAX), b"9" * 512)),
+    "negative": negative,
+    "larger than all": lambda: member("a", 1 << 33).tobuf(tarfile.PAX_FORMAT) + bytes(4096),
+    "too many": lambda: packed(*[(member(f"{i}", 0), b"") for i in range(remote.MOST_MEMBERS + 1)]),
+    "deep": lambda: packed((member("a/" * 1000 + "a", 1), b"x")),
+    "device": lambda: packed((member("a", 0, type=tarfile.CHRTYPE), b"")),
+    "fifo": lambda: packed((member("a", 0, type=tarfile.FIFOTYPE), b"")),
+    "hard link": lambda: packed((member("a", 0, type=tarfile.LNKTYPE, linkname="/etc/passwd"), b"")),
+    "link": lambda: packed((member("a", 0, type=tarfile.SYMTYPE, linkname="/etc/passwd"), b"")),
+    "contiguous": lambda: packed((member("a", 1, type=tarfile.CONTTYPE), b"x")),
+    "outside": lambda: packed((member("../a", 1), b"x")),
+    "absolute": lambda: packed((member("/a", 1), b"x")),
+    "headers without end": lambda: member("a", 0, type=tarfile.XHDTYPE).tobuf(tarfile.USTAR_FORMAT) * 5000,
+    "noise": lambda: bytes(range(256)) * 40,
+}
+
+
+@pytest.mark.parametrize("archive", ARCHIVES.values(), ids=ARCHIVES)
+def test_an_archive_that_is_more_than_its_plain_files_is_refused(tmp_path: Path, archive: Callable[[], bytes]) -> None:
+    data = archive()
+    with pytest.raises(BundleError):
+        remote._unpack(data, tmp_path / "here")
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) <= len(data)
+    assert [p.name for p in tmp_path.iterdir()] in ([], ["here"])
+
+
+def test_plain_files_are_unpacked(tmp_path: Path) -> None:
+    folder = member("./b", 0, type=tarfile.DIRTYPE)
+    remote._unpack(packed((member("./a", 3), b"abc"), (folder, b""), (member("./b/c", 0), b"")), tmp_path)
+    assert contents(tmp_path) == {"a": b"abc", "b/c": b""}
+
+
+def engine(name: str, **more: object) -> EngineFile:
+    facts = {"builder": "tensorrt-rtx", "version": "1.7", "sm": "8.9", "graph_sha256": "0" * 64, "options": {}}
+    names = {"path": f"engine/{name}.plan", "layers": f"engine/{name}.layers.json", "log": f"engine/{name}.log"}
+    return EngineFile.model_validate({**facts, **names, **more})
+
+
+def with_engine(manifest: Manifest, made: EngineFile, *, fill: str = "1", keep: tuple[str, ...] = ()) -> Manifest:
+    """The manifest with another engine; of the files before, those of an engine stay that `keep` names."""
+    files = {n: r for n, r in manifest.files.items() if not n.startswith("engine/") or n in keep}
+    record = FileRecord(sha256=fill * 64, bytes=1)
+    own = dict.fromkeys(filter(None, (made.path, made.layers, made.log)), record)
+    return manifest.model_copy(update={"engine": made, "deferred": None, "files": {**files, **own}})
+
+
+def test_an_engine_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path: Path) -> None:
+    bare = read_manifest(known_bundle(tmp_path / "bundle"))
+    target = TargetMade(name="standin", engine="tensorrt-rtx", sm="8.9")
+    deferred = bare.model_copy(update={"target": target, "deferred": "later"})
+    old = with_engine(deferred, engine("old"))
+    for sent in (deferred, old):
+        remote._same_but_for_the_engine(sent, with_engine(sent, engine("new"), fill="2"), tmp_path)
+        remote._same_but_for_the_engine(sent, with_engine(sent, engine("old"), fill="2"), tmp_path)
+    kept = with_engine(old, engine("new"), keep=("engine/old.plan", "engine/old.log"))
+    remote._same_but_for_the_engine(old, kept, tmp_path)
+    altered = {**kept.files, "engine/old.plan": FileRecord(sha256="3" * 64, bytes=1)}
+    graph = deferred.graphs["fp32"]
+    for wrong in (
+        deferred,
+        kept.model_copy(update={"files": altered}),
+        with_engine(old, engine("new", layers=graph)),
+        with_engine(old, engine("new", path=graph)),
+        with_engine(old, engine("new", sm="8.7")),
+        with_engine(old, engine("new", builder="tensorrt")),
+        with_engine(old, engine("new")).model_copy(update={"scale": 1.0}),
+    ):
+        with pytest.raises(BundleError):
+            remote._same_but_for_the_engine(old, wrong, tmp_path)
