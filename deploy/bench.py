@@ -17,7 +17,16 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.board import Reading, board_model, forget_peak_memory, peak_memory_mib, read_board
+from runtime.board import (
+    BoardWatch,
+    Reading,
+    Spread,
+    Watched,
+    board_model,
+    forget_peak_memory,
+    peak_memory_mib,
+    read_board,
+)
 from runtime.bundle import Bundle, load_bundle, verified_bundle
 from runtime.engines import Engine
 from runtime.errors import BundleError, InputError, MachineError
@@ -39,6 +48,8 @@ SCENES = 3
 NOISE = 0.02
 """Standard deviation of what is added to simulated scenes, in the unit range: a sensor's frames are not smooth."""
 PERCENTILES = (50, 90, 99)
+GPU_UNITS = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C", "memory_mib": "MiB in use"}
+"""Figure of a GPU -> what the table calls it."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +94,16 @@ class Measured:
     Attributes:
         times: of every frame, in the order in which they ran.
         description: what the engine says of itself.
-        peak_mib: most memory of this process from before the bundle was opened, PyTorch aside; None where the system
-            does not tell.
+        peak_mib: most memory of this process on the host from before the bundle was opened, PyTorch aside; None where
+            the system does not tell.
+        board: what the board told while the frames were timed.
         pytorch: None unless it was asked for.
     """
 
     times: tuple[Times, ...]
     description: dict[str, str]
     peak_mib: float | None
+    board: Watched
     pytorch: Comparison | None = None
 
 
@@ -174,10 +187,8 @@ def command(
         measured = measure(loaded, cubes, limit, warmup, checkpoint, threads or manifest.target.threads)
     if not counted:
         measured = replace_fields(measured, peak_mib=None)
-    with console.progress("reading the board"):
-        after = read_board()
-    result = {"bundle": str(bundle), **as_json(measured, before, after)}
-    show(manifest, measured, before, after)
+    result = {"bundle": str(bundle), **as_json(manifest, measured, before)}
+    show(manifest, measured, before)
     if out is not None:
         files = {"bench.json": (json.dumps(result, indent=1, allow_nan=False) + "\n").encode(), **_picture(measured)}
         write_folder(out, files, replace=replace)
@@ -237,14 +248,27 @@ def measure(
         InputError: the checkpoint is of another network.
         MachineError: the engine failed, or PyTorch is asked for and not installed.
     """
+    with BoardWatch() as watch:
+        return _measured(bundle, cubes, limit, warmup, checkpoint, threads, watch)
+
+
+def _measured(
+    bundle: Bundle,
+    cubes: Sequence[Float32],
+    limit: tuple[int, float],
+    warmup: int,
+    checkpoint: str | None,
+    threads: int | None,
+    watch: BoardWatch,
+) -> Measured:
     engine = _frame_timer(bundle, bundle.engine)
     with console.progress("warming up") as moved:
         for index in range(warmup):
             moved(index, warmup)
             engine(cubes[index % len(cubes)])
     if checkpoint is None:
-        times = _timed((engine,), cubes, limit)[0]
-        return Measured(times, bundle.engine.describe(), peak_memory_mib())
+        (times,), board = _timed((engine,), cubes, limit, watch)
+        return Measured(times, bundle.engine.describe(), peak_memory_mib(), board)
     # PyTorch alone takes more than a flight computer may have: what counts is the engine's own.
     peak = peak_memory_mib()
     with _pytorch(bundle, checkpoint, threads) as reference:
@@ -253,7 +277,7 @@ def measure(
             for index in range(warmup):
                 moved(index, warmup)
                 pytorch(cubes[index % len(cubes)])
-        ours, theirs = _timed((engine, pytorch), cubes, limit)
+        (ours, theirs), board = _timed((engine, pytorch), cubes, limit, watch)
         described = reference.describe()
     pairs = list(zip(ours, theirs, strict=True))
     comparison = Comparison(
@@ -262,20 +286,21 @@ def measure(
         float(np.median([b.engine / a.engine for a, b in pairs])),
         described,
     )
-    return Measured(ours, bundle.engine.describe(), peak, comparison)
+    return Measured(ours, bundle.engine.describe(), peak, board, comparison)
 
 
-def as_json(measured: Measured, before: Reading, after: Reading) -> dict[str, Any]:
+def as_json(manifest: Manifest, measured: Measured, before: Reading) -> dict[str, Any]:
     """What `--json` tells of a benchmark; times in ms, memory in MiB."""
     pytorch = measured.pytorch
     latency = latency_ms(measured.times)
     return {
+        "precision": _precision(manifest, measured),
         "latency_ms": latency,
         "frames_per_second": 1000 / latency["mean"],
         "split_ms": split_ms(measured.times),
         "peak_memory_mib": measured.peak_mib,
         "engine": measured.description,
-        "board": {"model": board_model(), "before": before.as_json(), "after": after.as_json()},
+        "board": {"model": board_model(), "before": before.as_json(), "during": measured.board.as_json()},
         "pytorch": None
         if pytorch is None
         else {
@@ -300,11 +325,17 @@ def split_ms(times: Sequence[Times]) -> dict[str, float]:
     return {step: float(np.median([getattr(t, step) for t in times])) * 1000 for step in STEPS}
 
 
-def show(manifest: Manifest, measured: Measured, before: Reading, after: Reading) -> None:
+def _precision(manifest: Manifest, measured: Measured) -> str:
+    """Types that were computed in: another engine than the target's may use others than the manifest says."""
+    return measured.description.get("computes in", manifest.precision.chosen)
+
+
+def show(manifest: Manifest, measured: Measured, before: Reading) -> None:
     """The tables for people."""
     size = f"{manifest.bands} bands x {manifest.frame.lines} lines x {manifest.frame.samples} samples"
     told = measured.description
-    console.say(f"engine     {told['engine']} {told['version']}, {told['device']}, {manifest.precision.chosen}")
+    console.say(f"engine     {told['engine']} {told['version']}, {told['device']}")
+    console.say(f"precision  {_precision(manifest, measured)}")
     console.say(f"frames     {len(measured.times)} of {size}")
     contenders = [("engine", measured.times)]
     if measured.pytorch is not None:
@@ -324,19 +355,21 @@ def show(manifest: Manifest, measured: Measured, before: Reading, after: Reading
         )
         console.say(f"PyTorch    {p.description['version']}, {p.description['device']}, eager")
     if measured.peak_mib is not None:
-        console.say(f"memory     {measured.peak_mib:.0f} MiB at most{', without PyTorch' if measured.pytorch else ''}")
-    _show_board(before, after)
+        aside = ", without PyTorch" if measured.pytorch else ""
+        console.say(f"memory     {measured.peak_mib:.0f} MiB of this process on the host at most{aside}")
+    _show_board(before, measured.board)
 
 
-def _show_board(before: Reading, after: Reading) -> None:
-    then, now = _told(before), _told(after)
+def _show_board(before: Reading, during: Watched) -> None:
+    then, now = _told(before), _spreads(during)
     labels = list(dict.fromkeys([*then, *now]))
     if not labels:
         console.say("board      tells nothing of clocks, power or temperature")
         return
-    rows = [(label, then.get(label, "-"), now.get(label, "-")) for label in labels]
-    console.table("what the board tells", ("", "before", "after"), rows)
-    if after.clocks_locked is False:
+    rows = [(label, then.get(label, "-"), *now.get(label, ("-",) * 3)) for label in labels]
+    columns = ("", "before", "least", "median", "most")
+    console.table("the board before, and while frames were timed", columns, rows)
+    if before.clocks_locked is False:
         console.say("clocks     they move; run `sudo jetson_clocks` for times that can be compared")
 
 
@@ -349,14 +382,33 @@ def _told(reading: Reading) -> dict[str, str]:
         told["governor"] = reading.governor
     if reading.cpu_mhz:
         told["CPU MHz"] = f"{min(reading.cpu_mhz):.0f} to {max(reading.cpu_mhz):.0f}"
-    for number, gpu in enumerate(reading.gpus):
-        name = "GPU" if len(reading.gpus) == 1 else f"GPU {number}"
-        figures = ((gpu.clock_mhz, "MHz"), (gpu.power_w, "W"), (gpu.temperature_c, "°C"))
-        told |= {f"{name} {unit}": f"{value:.0f}" for value, unit in figures if value is not None}
+    for gpu in reading.gpus:
+        name = "GPU" if len(reading.gpus) == 1 else f"GPU {gpu.index}"
+        values = [(getattr(gpu, key), unit) for key, unit in GPU_UNITS.items()]
+        told |= {f"{name} {unit}": f"{value:.0f}" for value, unit in values if value is not None}
     if reading.temperatures_c:
         sensor, hottest = max(reading.temperatures_c.items(), key=lambda item: item[1])
         told["hottest °C"] = f"{hottest:.0f} ({sensor})"
     return told | {f"{rail} W": f"{watts:.2f}" for rail, watts in reading.power_w.items()}
+
+
+def _spreads(during: Watched) -> dict[str, tuple[str, ...]]:
+    """(least, median, most) of what was watched, by the labels of `_told`."""
+    told: dict[str, tuple[str, ...]] = {}
+    if during.cpu_mhz:
+        told["CPU MHz"] = _three(during.cpu_mhz)
+    for index, figures in during.gpus.items():
+        name = "GPU" if len(during.gpus) == 1 else f"GPU {index}"
+        told |= {f"{name} {unit}": _three(figures[key]) for key, unit in GPU_UNITS.items() if key in figures}
+    if during.temperatures_c:
+        sensor, hottest = max(during.temperatures_c.items(), key=lambda item: item[1].most)
+        *cooler, most = _three(hottest)
+        told["hottest °C"] = (*cooler, f"{most} ({sensor})")
+    return told | {f"{rail} W": _three(watts, 2) for rail, watts in during.power_w.items()}
+
+
+def _three(spread: Spread, digits: int = 0) -> tuple[str, ...]:
+    return tuple(f"{value:.{digits}f}" for value in (spread.least, spread.median, spread.most))
 
 
 def _ms(milliseconds: float) -> str:
@@ -385,11 +437,15 @@ def _frame_timer(bundle: Bundle, engine: Engine) -> Callable[[Float32], Times]:
 
 
 def _timed(
-    ways: Sequence[Callable[[Float32], Times]], cubes: Sequence[Float32], limit: tuple[int, float]
-) -> list[tuple[Times, ...]]:
-    """Times of every way, on the same frames in turn; which of them goes first changes from frame to frame."""
+    ways: Sequence[Callable[[Float32], Times]], cubes: Sequence[Float32], limit: tuple[int, float], watch: BoardWatch
+) -> tuple[list[tuple[Times, ...]], Watched]:
+    """Times of every way, on the same frames in turn, and what the board told all the while.
+
+    Which of the ways goes first changes from frame to frame.
+    """
     frames, seconds = limit
     found: list[list[Times]] = [[] for _ in ways]
+    watch.restart()
     began = time.monotonic()
     with console.progress("timing") as moved:
         for index in range(frames):
@@ -399,7 +455,9 @@ def _timed(
             order = range(len(ways)) if index % 2 == 0 else reversed(range(len(ways)))
             for way in order:
                 found[way].append(ways[way](cubes[index % len(cubes)]))
-    return [tuple(times) for times in found]
+        # At once: a board that rests for a moment has other clocks.
+        board = watch.watched()
+    return [tuple(times) for times in found], board
 
 
 @contextmanager
@@ -410,9 +468,9 @@ def _pytorch(bundle: Bundle, checkpoint: str, threads: int | None) -> Iterator[E
     with console.progress("loading the checkpoint"):
         net = networks.load_checkpoint(checkpoint, top_k)
     # As `deploy check` does: another network's times say nothing of this bundle.
-    from .check import _same_network
+    from .check import refuse_other_network
 
-    _same_network(bundle, net)
+    refuse_other_network(bundle, net)
     frame, usual = bundle.manifest.frame, torch.get_num_threads()
     torch.set_num_threads(threads or available_cores())
     try:

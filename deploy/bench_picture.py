@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .pictures import SERIES_COLOURS, _drawing, _label, _png
+from .pictures import SERIES_COLOURS, drawing, drawn_label, figure_png
 
 COLOURS = SERIES_COLOURS[1:]
 """The first colour is for what is degraded."""
@@ -28,11 +28,11 @@ def latency_plot(series: Mapping[str, Sequence[float]]) -> bytes:
     largest = max(float(v.max()) for v in values.values())
     least = min(float(v.min()) for v in values.values())
     edges = np.linspace(least, largest if largest > least else least + 1.0, BINS + 1)
-    with _drawing(2, panel=(4.8, 3.0), columns=2) as (figure, (over_time, histogram)):
+    with drawing(2, panel=(4.8, 3.0), columns=2) as (figure, (over_time, histogram)):
         for place, (label, latencies) in enumerate(values.items()):
             colour = COLOURS[place % len(COLOURS)]
             frames, shown = thinned(latencies)
-            over_time.plot(frames, shown, ".", markersize=3, color=colour, label=_label(label))
+            over_time.plot(frames, shown, ".", markersize=3, color=colour, label=drawn_label(label))
             histogram.hist(latencies, list(edges), color=colour, alpha=0.75)
         over_time.set_ylim(0.0, 1.05 * (largest or 1.0))
         over_time.set_xlabel("frame")
@@ -42,7 +42,7 @@ def latency_plot(series: Mapping[str, Sequence[float]]) -> bytes:
         histogram.set_xlabel("latency in ms")
         histogram.set_ylabel("frames")
         figure.legend(*over_time.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
-        return _png(figure)
+        return figure_png(figure)
 
 
 def thinned(latencies: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

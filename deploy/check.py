@@ -148,7 +148,7 @@ def check(bundle: Bundle, config: Config) -> tuple[list[TaskResult], list[Case]]
     m = bundle.manifest
     top_k = config.model.top_k if config.model.top_k is not None else m.network.configuration.get("top_k")
     net = ground("export.networks").load_checkpoint(config.model.checkpoint, top_k)
-    _same_network(bundle, net)
+    refuse_other_network(bundle, net)
     size = config.check.cube
     wavelengths = m.wavelengths if m.wavelengths and len(m.wavelengths) == m.bands else None
     truth = simulate_scene(config.check.seed, m.bands, size.lines, size.samples, wavelengths).truth
@@ -300,7 +300,12 @@ def _cube(restored: Restored) -> Float32:
     return np.asarray(restored.cube, np.float32)
 
 
-def _same_network(bundle: Bundle, net: Any) -> None:
+def refuse_other_network(bundle: Bundle, net: Any) -> None:
+    """Refuse a network of another configuration than the bundle's; other weights are warned of.
+
+    Raises:
+        InputError: naming the setting that differs.
+    """
     made, given = bundle.manifest.network.configuration, net.config.as_dict()
     for key, value in given.items():
         value = list(value) if isinstance(value, tuple) else value

@@ -18,6 +18,8 @@ from typing import Any
 import click
 
 from runtime.bundle import verified_bundle
+from runtime.engines.onnxruntime_gpu import PROVIDERS
+from runtime.engines.tensorrt_libraries import KINDS
 from runtime.errors import InputError, MachineError, plain
 from runtime.manifest import Manifest
 
@@ -30,7 +32,22 @@ METRICS_SUFFIX, ENGINE_SUFFIX = "_metrics", "_engine"
 CONFIG = "config.pbtxt"
 BACKENDS = {"onnxruntime": 'backend: "onnxruntime"', "tensorrt": 'platform: "tensorrt_plan"'}
 """Backend -> the line of a configuration that names it."""
+GPU_ENGINES = frozenset({*PROVIDERS, *KINDS})
+"""Engines of a bundle that run on a GPU; what else loads a graph runs on the CPU."""
 IMAGE = "nvcr.io/nvidia/tritonserver:VERSION-py3"
+
+FLOAT32 = (
+    'optimization { execution_accelerators { gpu_execution_accelerator { name: "cuda" '
+    'parameters { key: "use_tf32" value: "0" } } } }'
+)
+"""CUDA's provider would compute float32 as TF32, with ten bits, without this word."""
+CUDA_NOTE = """
+The graph runs in ONNX Runtime's CUDA provider, with TF32 off. Triton's ONNX Runtime backend cannot forbid that single
+nodes fall back to the CPU: `deploy inspect BUNDLE --engine onnxruntime-cuda` on a machine with that GPU tells whether
+all of them run on it.
+"""
+
+OTHER_PRECISION = "the bundle computes in bf16, this repository in fp32: its numbers are not those that were measured"
 
 SERVE = """\
 docker run --rm$gpus --shm-size=256m -v "$$PWD:/models:ro" \\
@@ -59,6 +76,7 @@ class Served:
         file: its file inside the model's version folder.
         program: the content of that file.
         gpu: whether it runs on a GPU.
+        precision: of the graph or engine that is served.
         text: what it is, for people.
         note: what else they have to know, a paragraph or nothing.
     """
@@ -67,6 +85,7 @@ class Served:
     file: str
     program: bytes
     gpu: bool
+    precision: str
     text: str
     note: str = ""
 
@@ -95,6 +114,8 @@ def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: boo
     manifest, contents = verified_bundle(bundle)
     chosen = model_name(name, manifest)
     served = choose_engine(manifest, contents, bundle, graph=graph)
+    if served.precision != plain(manifest.precision.chosen):
+        console.warn(OTHER_PRECISION)
     repository = repository_files(manifest, served, chosen)
     write_folder(out, repository, replace=replace)
     console.say(f"ensemble   {chosen}: frame -> metrics -> restored, gates")
@@ -106,7 +127,7 @@ def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: boo
         "name": chosen,
         "models": [chosen, chosen + METRICS_SUFFIX, chosen + ENGINE_SUFFIX],
         "engine": {"backend": served.backend, "file": served.file, "gpu": served.gpu},
-        "precision": manifest.precision.chosen,
+        "precision": served.precision,
         "files": sorted(repository),
     }
 
@@ -140,15 +161,26 @@ def choose_engine(manifest: Manifest, contents: Mapping[str, bytes], bundle: Pat
         graph: the graph in any case.
 
     Raises:
+        InputError: ONNX Runtime would compute it in another precision, and nobody asked for that.
         MachineError: the engine is not built yet, or Triton has no backend for it.
     """
-    made, asks = manifest.engine, "say --graph to serve the ONNX graph in ONNX Runtime instead"
+    made, chosen = manifest.engine, manifest.precision.chosen
+    asks = "say --graph to serve the ONNX graph in ONNX Runtime instead"
     if graph or (made is None and manifest.deferred is None):
-        gpu = manifest.target.sm is not None
         # bfloat16 is an engine's own arithmetic on the float32 graph, and ONNX Runtime does not do it.
-        precision = "fp32" if manifest.precision.chosen == "bf16" else plain(manifest.precision.chosen)
-        program = contents[manifest.graphs[manifest.precision.chosen]]
-        return Served("onnxruntime", "model.onnx", program, gpu, f"the {precision} graph in ONNX Runtime")
+        other = chosen == "bf16"
+        if other and not graph:
+            raise InputError(
+                "Triton's ONNX Runtime does not compute in the bundle's precision",
+                file=bundle,
+                key="precision",
+                value=chosen,
+                remedy="say --graph to serve its graph in fp32",
+            )
+        gpu, precision = manifest.target.engine in GPU_ENGINES, "fp32" if other else plain(chosen)
+        note = (CUDA_NOTE if gpu else "") + (f"\nBeware: {OTHER_PRECISION}.\n" if other else "")
+        program, text = contents[manifest.graphs[chosen]], f"the {precision} graph in ONNX Runtime"
+        return Served("onnxruntime", "model.onnx", program, gpu, precision, text, note)
     if made is None:
         raise MachineError(
             "the bundle's engine is not built yet",
@@ -163,6 +195,7 @@ def choose_engine(manifest: Manifest, contents: Mapping[str, bytes], bundle: Pat
         "model.plan",
         contents[made.path],
         gpu=True,
+        precision=plain(chosen),
         text=f"an engine of TensorRT {made.version} for compute capability {made.sm}",
         note=f"\nThe engine runs on GPUs of compute capability {made.sm} and in releases of Triton that bring TensorRT "
         f"{made.version};\nNVIDIA's support matrix of Triton lists them.\n",
@@ -184,6 +217,7 @@ def repository_files(manifest: Manifest, served: Served, name: str) -> dict[str,
         ),
         *_tensors("output", {"restored": frame, "gates": gates}, {"restored": spec.frame_shape}),
         _instances(gpu=served.gpu),
+        *([FLOAT32] if served.gpu and served.backend == "onnxruntime" else []),
         *[_parameter("intra_op_thread_count", threads) for threads in cpu_threads],
     ]
     metrics = [

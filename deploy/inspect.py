@@ -12,16 +12,19 @@ from runtime.errors import MachineError
 from runtime.manifest import Manifest
 
 from . import console
-from .options import examples, json_option
+from .options import engine_option, examples, json_option
 
 
-@click.command(epilog=examples("deploy inspect build/bundle", "deploy inspect build/bundle --json"))
+@click.command(
+    epilog=examples("deploy inspect build/bundle", "deploy inspect build/bundle --engine onnxruntime-cuda --json")
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
+@engine_option
 @json_option
-def command(bundle: Path) -> dict[str, Any]:
+def command(bundle: Path, engine: str | None) -> dict[str, Any]:
     """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first."""
     m, _ = verified_bundle(bundle)
-    engine, refusal = _engine_here(bundle)
+    here, refusal = _engine_here(bundle, engine)
     network = m.network
     frame = f"{m.bands} bands x {m.frame.lines} lines x {m.frame.samples} samples, overlap {m.frame.overlap}"
     rows = [
@@ -31,7 +34,9 @@ def command(bundle: Path) -> dict[str, Any]:
         ("built", f"{m.created} by damp-deploy {m.tools.get('damp-deploy', '?')}"),
         ("target", f"{m.target.name}, engine {m.target.engine}"),
         ("engine file", _engine_file(m)),
-        ("runs here on", f"{engine['engine']} {engine['version']}, {engine['device']}" if engine else f"no: {refusal}"),
+        ("runs here on", f"{here['engine']} {here['version']}, {here['device']}" if here else f"no: {refusal}"),
+        ("computes in", here.get("computes in", "-") if here else "-"),
+        ("nodes", here.get("placement", "-") if here else "-"),
         ("precision", f"{m.precision.chosen} ({m.precision.why})"),
         ("frame", frame),
         ("wavelengths", f"{m.wavelengths[0]:g} to {m.wavelengths[-1]:g} nm" if m.wavelengths else "not told"),
@@ -55,16 +60,16 @@ def command(bundle: Path) -> dict[str, Any]:
         "bundle": str(bundle),
         "intact": True,
         "unlisted": list(strangers),
-        "engine": engine,
+        "engine": here,
         "refusal": refusal or None,
         "manifest": m.model_dump(mode="json"),
     }
 
 
-def _engine_here(bundle: Path) -> tuple[dict[str, str] | None, str]:
+def _engine_here(bundle: Path, engine: str | None) -> tuple[dict[str, str] | None, str]:
     """What the bundle's engine says of itself on this machine, or why it does not run here."""
     try:
-        with load_bundle(bundle) as loaded:
+        with load_bundle(bundle, engine=engine) as loaded:
             return loaded.engine.describe(), ""
     except MachineError as error:
         return None, error.one_line()

@@ -19,6 +19,7 @@ from . import console
 from .config import Config, load_config
 
 F = TypeVar("F", bound=Callable[..., Any])
+BUILDER_MODULES = ("export.tensorrt", "export.targets")
 
 
 def json_option(command: F) -> F:
@@ -78,14 +79,20 @@ def parse_size(text: str | None) -> dict[str, int] | None:
 
 
 def ground(module: str) -> ModuleType:
-    """A module of the ground side, which needs PyTorch. Raises MachineError where it is not installed."""
+    """A module of the ground side. Raises MachineError where something that it needs is not installed.
+
+    What builds engines is used on targets too and needs no PyTorch: there the remedy brings none.
+    """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
+        builds = module.startswith(BUILDER_MODULES)
         raise MachineError(
             f"{error.name} is not installed on this machine",
-            key="export",
-            remedy='it is needed on the ground only: pip install "damp-deploy[export]"',
+            key="tensorrt" if builds else "export",
+            remedy='it is needed to build engines: pip install "damp-deploy[tensorrt]", or [rtx] for an RTX card'
+            if builds
+            else 'it is needed on the ground only: pip install "damp-deploy[export]"',
         ) from error
 
 

@@ -233,15 +233,15 @@ def spectra_plot(
                 remedy="choose pixels inside the cube",
             )  # fmt: skip
     across, along = _band_axis(shape[0], wavelengths)
-    with _drawing(len(pixels), panel=(3.1, 2.6), columns=3) as (figure, panels):
+    with drawing(len(pixels), panel=(3.1, 2.6), columns=3) as (figure, panels):
         for number, (axes, (line, sample)) in enumerate(zip(panels, pixels, strict=True)):
             for place, (label, cube) in enumerate(cubes.items()):
                 _line(axes, across, cube[:, line, sample], place, label)
             axes.set_title(f"{number + 1}   line {line}, sample {sample}", loc="left")
             axes.set_xlabel(along)
-        panels[0].set_ylabel(_label(scale))
+        panels[0].set_ylabel(drawn_label(scale))
         _legend(figure, panels[0], list(cubes))
-        return _png(figure)
+        return figure_png(figure)
 
 
 def band_psnr_plot(series: Mapping[str, ArrayLike], wavelengths: Sequence[float] | None = None) -> bytes:
@@ -261,13 +261,13 @@ def band_psnr_plot(series: Mapping[str, ArrayLike], wavelengths: Sequence[float]
     if any(len(values) != bands for values in figures.values()):
         raise CubeError("PSNR of different numbers of bands in one plot", remedy="plot cubes of one shape")
     across, along = _band_axis(bands, wavelengths)
-    with _drawing(1, panel=(9.3, 3.0), columns=1) as (figure, panels):
+    with drawing(1, panel=(9.3, 3.0), columns=1) as (figure, panels):
         for place, (label, values) in enumerate(figures.items()):
             _line(panels[0], across, values, place, label)
         panels[0].set_xlabel(along)
         panels[0].set_ylabel("PSNR in dB, higher is better")
         _legend(figure, panels[0], list(figures))
-        return _png(figure)
+        return figure_png(figure)
 
 
 def experts_plot(cases: Mapping[str, ArrayLike]) -> bytes:
@@ -286,7 +286,7 @@ def experts_plot(cases: Mapping[str, ArrayLike]) -> bytes:
             raise CubeError(f"{label}: gates of shape {values.shape}, not [layers, experts]", key="gates")
     _something(gates, "cases")
     layers = max(len(values) for values in gates.values())
-    with _drawing(len(gates), panel=(1.85, 0.85 + 0.3 * layers), columns=5) as (figure, panels):
+    with drawing(len(gates), panel=(1.85, 0.85 + 0.3 * layers), columns=5) as (figure, panels):
         for place, (axes, (label, values)) in enumerate(zip(panels, gates.items(), strict=True)):
             shown = np.where(np.isfinite(values), values, 0.0)
             axes.imshow(shown, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
@@ -296,7 +296,7 @@ def experts_plot(cases: Mapping[str, ArrayLike]) -> bytes:
                 elif gate > 0:
                     colour = "white" if gate > 0.55 else "#111418"
                     axes.text(expert, layer, f"{gate:.2f}", ha="center", va="center", color=colour, fontsize=7.5)
-            axes.set_title(_label(label), loc="left")
+            axes.set_title(drawn_label(label), loc="left")
             axes.set_xticks(range(values.shape[1]), [str(expert + 1) for expert in range(values.shape[1])])
             axes.set_yticks(range(values.shape[0]), [str(layer + 1) for layer in range(values.shape[0])])
             axes.tick_params(length=0)
@@ -305,7 +305,7 @@ def experts_plot(cases: Mapping[str, ArrayLike]) -> bytes:
             axes.set_xlabel("expert")
             if place % 5 == 0:
                 axes.set_ylabel("layer")
-        return _png(figure)
+        return figure_png(figure)
 
 
 def choices_plot(cases: Mapping[str, ArrayLike], balances: ArrayLike | None = None) -> bytes:
@@ -325,7 +325,7 @@ def choices_plot(cases: Mapping[str, ArrayLike], balances: ArrayLike | None = No
     if len(shape) != 2 or any(values.shape != shape for values in shares.values()):
         raise CubeError("shares of experts are [layers, experts] of one shape", key="cases")
     spatial = None if balances is None else np.asarray(balances, np.float64)
-    with _drawing(shape[0], panel=(0.9 + 0.62 * shape[1], 0.9 + 0.26 * len(shares)), columns=3) as (figure, panels):
+    with drawing(shape[0], panel=(0.9 + 0.62 * shape[1], 0.9 + 0.26 * len(shares)), columns=3) as (figure, panels):
         for layer, axes in enumerate(panels):
             shown = np.stack([values[layer] for values in shares.values()])
             axes.imshow(shown, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
@@ -334,13 +334,13 @@ def choices_plot(cases: Mapping[str, ArrayLike], balances: ArrayLike | None = No
                 axes.text(expert, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=7.5)
             below = [""] * shape[1] if spatial is None else [f"\n{value:.2f}" for value in spatial[layer]]
             axes.set_xticks(range(shape[1]), [f"{expert + 1}{text}" for expert, text in enumerate(below)])
-            axes.set_yticks(range(len(shares)), [_label(label) for label in shares])
+            axes.set_yticks(range(len(shares)), [drawn_label(label) for label in shares])
             axes.set_title(f"layer {layer + 1}: cubes in %", loc="left")
             axes.set_xlabel("expert" if spatial is None else "expert, and its spatial share")
             axes.tick_params(length=0)
             axes.grid(visible=False)
             axes.spines[:].set_visible(False)
-        return _png(figure)
+        return figure_png(figure)
 
 
 def gains_plot(cases: Mapping[str, Mapping[str, float]]) -> bytes:
@@ -355,21 +355,21 @@ def gains_plot(cases: Mapping[str, Mapping[str, float]]) -> bytes:
     _something(cases, "cases")
     contenders = list(next(iter(cases.values())))
     width = 0.8 / len(contenders)
-    with _drawing(1, panel=(9.3, 3.0), columns=1) as (figure, (axes,)):
+    with drawing(1, panel=(9.3, 3.0), columns=1) as (figure, (axes,)):
         for place, contender in enumerate(contenders):
             at = np.arange(len(cases)) + (place - (len(contenders) - 1) / 2) * width
             gains = [case[contender] for case in cases.values()]
             bars = axes.bar(
-                at, gains, width, color=SERIES_COLOURS[place % len(SERIES_COLOURS)], label=_label(contender)
+                at, gains, width, color=SERIES_COLOURS[place % len(SERIES_COLOURS)], label=drawn_label(contender)
             )
             axes.bar_label(bars, [f"{gain:+.1f}" for gain in gains], fontsize=7.5, padding=1)
         axes.axhline(0, color="#111418", linewidth=0.8)
-        axes.set_xticks(range(len(cases)), [_label(task) for task in cases])
+        axes.set_xticks(range(len(cases)), [drawn_label(task) for task in cases])
         axes.set_ylabel("PSNR gain in dB")
         axes.tick_params(axis="x", length=0)
         axes.grid(visible=False, axis="x")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
-        return _png(figure)
+        return figure_png(figure)
 
 
 def _cube(cube: ArrayLike) -> NDArray[Any]:
@@ -401,7 +401,7 @@ def _font(size: int) -> Any:
         return ImageFont.load_default()  # Pillow 10.0, or one built without FreeType
 
 
-def _label(text: str) -> str:
+def drawn_label(text: str) -> str:
     """Text of a plot: printable, short, and not starting with the `_` that hides a label."""
     shown = "".join(c for c in text if c.isprintable()).lstrip("_ ")
     return shown if len(shown) <= LABEL_CHARACTERS else shown[: LABEL_CHARACTERS - 1] + "…"
@@ -431,13 +431,15 @@ def _line(axes: Axes, across: NDArray[np.float64], values: NDArray[Any], place: 
         linestyle=("-", "-", "--", "-.", ":")[place % 5],
         linewidth=(1.0, 1.8, 1.3, 1.3, 1.3)[place % 5],
         marker="." if len(across) == 1 else None,
-        label=_label(label),
+        label=drawn_label(label),
     )
 
 
 def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
     handles = axes.get_lines()[: len(labels)]
-    figure.legend(handles, [_label(label) or "?" for label in labels], loc="outside upper left", ncols=4, frameon=False)
+    figure.legend(
+        handles, [drawn_label(label) or "?" for label in labels], loc="outside upper left", ncols=4, frameon=False
+    )
 
 
 def require_plots() -> None:
@@ -453,7 +455,7 @@ def require_plots() -> None:
 
 
 @contextmanager
-def _drawing(panels: int, *, panel: tuple[float, float], columns: int) -> Iterator[tuple[Figure, list[Axes]]]:
+def drawing(panels: int, *, panel: tuple[float, float], columns: int) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of `panels` axes in rows of `columns`, in our style whatever the user's matplotlibrc says."""
     require_plots()
     import matplotlib
@@ -491,7 +493,8 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def _png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()

@@ -74,19 +74,20 @@ def command(
     refuse_cube_output(out, replace)
     source = read_cube(cube, layout=layout, key=key)
     with load_bundle(bundle, threads=threads, engine=engine) as loaded:
-        for key_, value in loaded.engine.describe().items():
-            console.say(f"{key_:<10} {value}")
+        described = loaded.engine.describe()
+        for key_, value in described.items():
+            console.say(f"{key_:<11} {value}")
         if self_test:
             with console.progress("self-test"):
                 difference = loaded.self_test()
-            console.say(f"self-test  golden frame restored, off by {difference:.1e} of its range")
+            console.say(f"self-test   golden frame restored, off by {difference:.1e} of its range")
         began = time.monotonic()
         restored = restore_file(loaded, source, scale=scale, clip=clip, unit=output_type == "float32")
         seconds = time.monotonic() - began
         manifest = loaded.manifest
     write(out, source, restored, layout)
     tiles = int(np.prod(restored.gates.shape[:-2], dtype=int))
-    console.say(f"restored   {tiles} frames in {seconds:.2f} s")
+    console.say(f"restored    {tiles} frames in {seconds:.2f} s")
     if restored.missing:
         console.say(f"missing    {restored.missing} pixels hold the file's ignore value and stay as they are")
     if restored.moved:
@@ -106,7 +107,7 @@ def command(
         "missing_pixels": restored.missing,
         "moved": restored.moved,
         "saturated": restored.saturated,
-        "precision": manifest.precision.chosen,
+        "precision": described.get("computes in", manifest.precision.chosen),
     }
 
 

@@ -29,4 +29,9 @@ class TorchEngine(Engine):
         return restored.numpy(), gates[0].numpy().astype(np.float32)
 
     def describe(self) -> dict[str, str]:
-        return {"engine": "pytorch", "version": torch.__version__, "device": f"CPU, {torch.get_num_threads()} threads"}
+        return {
+            "engine": "pytorch",
+            "version": torch.__version__,
+            "device": f"CPU, {torch.get_num_threads()} threads",
+            "computes in": "fp32",
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 from runtime.errors import BundleError, MachineError
@@ -9,6 +10,7 @@ from runtime.machine import available_cores
 
 from .contract import Engine, EngineOptions, EngineSpec, Float32
 from .onnx_guard import check_onnx
+from .onnxruntime_session import TELL_PLACES, check_placement, check_signature
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -22,12 +24,25 @@ def available() -> str | None:
     return str(onnxruntime.__version__)
 
 
+def computes_in(precision: str) -> str:
+    """Types in which a bundle of this precision is computed here, for people.
+
+    ONNX Runtime puts casts to float32 around FP16 nodes that it has no FP16 kernel for: on x86 around all that compute
+    (seen in 1.31), on ARM not around convolutions and products (its issues 28487 and 29076).
+    """
+    if precision == "fp16":
+        types = "fp32" if platform.machine().lower() in ("x86_64", "amd64") else "fp32 and fp16"
+        return f"{types}, from an FP16 graph"
+    # bfloat16 is another engine's arithmetic on the float32 graph.
+    return "fp32" if precision == "bf16" else precision
+
+
 class OnnxRuntimeCpu(Engine):
     """A session with the CPU provider and no other."""
 
-    def __init__(self, session: Any, spec: EngineSpec, threads: int) -> None:
+    def __init__(self, session: Any, spec: EngineSpec, threads: int, placement: str, precision: str) -> None:
         super().__init__(spec)
-        self._session, self._threads = session, threads
+        self._session, self._threads, self._placement, self._precision = session, threads, placement, precision
 
     def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
         try:
@@ -44,7 +59,8 @@ class OnnxRuntimeCpu(Engine):
             "engine": "onnxruntime",
             "version": available() or "",
             "device": f"CPU, {self._threads} threads",
-            "providers": ", ".join(self._session.get_providers()),
+            "computes in": computes_in(self._precision),
+            "placement": self._placement,
         }
 
 
@@ -62,6 +78,8 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OnnxR
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    for key, value in TELL_PLACES.items():
+        settings.add_session_config_entry(key, value)
     try:
         session = ort.InferenceSession(graph, settings, providers=[PROVIDER])
     # ONNX Runtime's exceptions share no base class but Exception.
@@ -69,36 +87,6 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OnnxR
         raise BundleError(
             "ONNX Runtime cannot load the graph", value=str(error), remedy="build the bundle again"
         ) from error
-    if session.get_providers() != [PROVIDER]:
-        raise MachineError(
-            "ONNX Runtime chose another provider than asked for",
-            key="provider",
-            value=session.get_providers(),
-            remedy="reinstall onnxruntime",
-        )
-    _check_signature(session, spec)
-    return OnnxRuntimeCpu(session, spec, threads)
-
-
-def _check_signature(session: Any, spec: EngineSpec) -> None:
-    expected = {
-        "frame": spec.frame_shape,
-        "metrics": spec.metrics_shape,
-        "restored": spec.frame_shape,
-        "gates": spec.gates_shape,
-    }
-    found = {a.name: (tuple(a.shape), a.type) for a in (*session.get_inputs(), *session.get_outputs())}
-    for name, shape in expected.items():
-        if found.get(name) != (shape, "tensor(float)"):
-            raise BundleError(
-                "the graph is not the one that the manifest describes",
-                key=name,
-                value=found.get(name),
-                remedy=f"float32 {shape} expected; build the bundle again",
-            )
-    if set(found) != set(expected):
-        raise BundleError(
-            "the graph has other inputs or outputs than frame, metrics, restored and gates",
-            value=sorted(found),
-            remedy="build the bundle again",
-        )
+    placement = check_placement(session, PROVIDER)
+    check_signature(session, spec)
+    return OnnxRuntimeCpu(session, spec, threads, placement, options.precision)

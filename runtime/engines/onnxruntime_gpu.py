@@ -6,7 +6,6 @@ On a machine without a GPU only the refusals were run, and the check of where no
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,12 +16,11 @@ from runtime.errors import MachineError
 
 from .contract import Engine, EngineOptions, EngineSpec, Float32
 from .onnx_guard import check_onnx
-from .onnxruntime_cpu import _check_signature
+from .onnxruntime_session import REINSTALL_GPU, TELL_PLACES, check_placement, check_signature
 from .tensorrt_libraries import REMEDIES, RTX_PLUGIN
 
-NO_CPU = {"session.disable_cpu_ep_fallback": "1", "session.record_ep_graph_assignment_info": "1"}
+NO_CPU = {"session.disable_cpu_ep_fallback": "1", **TELL_PLACES}
 TF32 = "NVIDIA_TF32_OVERRIDE"
-REINSTALL = 'pip install "damp-deploy[gpu]" in an environment without the package onnxruntime'
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,9 @@ def available(kind: str) -> str | None:
 class OnnxRuntimeGpu(Engine):
     """A session with one provider of the GPU."""
 
-    def __init__(self, session: Any, spec: EngineSpec, kind: str, placement: str) -> None:
+    def __init__(self, session: Any, spec: EngineSpec, kind: str, placement: str, precision: str) -> None:
         super().__init__(spec)
-        self._session, self._kind, self._placement = session, kind, placement
+        self._session, self._kind, self._placement, self._precision = session, kind, placement, precision
 
     def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
         if self._session is None:
@@ -93,6 +91,8 @@ class OnnxRuntimeGpu(Engine):
             "engine": self._kind,
             "version": available(self._kind) or "",
             "device": f"GPU 0, {PROVIDERS[self._kind].name}",
+            # bfloat16 is another engine's arithmetic on the float32 graph.
+            "computes in": "fp32" if self._precision == "bf16" else self._precision,
             "placement": self._placement,
         }
 
@@ -114,7 +114,7 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: st
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise MachineError("ONNX Runtime is not installed", key=kind, remedy=REINSTALL) from error
+        raise MachineError("ONNX Runtime is not installed", key=kind, remedy=REINSTALL_GPU) from error
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
@@ -136,34 +136,8 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: st
         ) from error
     session.disable_fallback()
     placement = check_placement(session, provider.name)
-    _check_signature(session, spec)
-    return OnnxRuntimeGpu(session, spec, kind, placement)
-
-
-def check_placement(session: Any, provider: str) -> str:
-    """Refuse a session that has a node anywhere but in `provider`; returns what was found, for people.
-
-    ONNX Runtime before 1.24 does not tell where nodes run: there its own refusal of the CPU must do.
-    """
-    providers = session.get_providers()
-    if not providers or providers[0] != provider:
-        raise MachineError(
-            "ONNX Runtime chose another provider than asked for", key="provider", value=providers, remedy=REINSTALL
-        )
-    tell: Callable[[], Any] | None = getattr(session, "get_provider_graph_assignment_info", None)
-    if tell is None:
-        return "the CPU is forbidden; this version does not tell where nodes run"
-    places: dict[str, int] = {}
-    for part in tell():
-        places[part.ep_name] = places.get(part.ep_name, 0) + len(part.get_nodes())
-    if set(places) != {provider}:
-        raise MachineError(
-            f"ONNX Runtime does not run the whole graph in {provider}",
-            key="provider",
-            value=", ".join(f"{count} nodes in {name}" for name, count in sorted(places.items())) or "no nodes",
-            remedy="use another engine, such as tensorrt",
-        )
-    return f"all {places[provider]} nodes in {provider}"
+    check_signature(session, spec)
+    return OnnxRuntimeGpu(session, spec, kind, placement, options.precision)
 
 
 def _built_in(ort: ModuleType, kind: str) -> dict[str, Any]:
@@ -173,7 +147,7 @@ def _built_in(ort: ModuleType, kind: str) -> dict[str, Any]:
             f"this ONNX Runtime was made without {provider.name}",
             key=kind,
             value=", ".join(ort.get_available_providers()),
-            remedy=REINSTALL,
+            remedy=REINSTALL_GPU,
         )
     return {"providers": [(provider.name, provider.options())]}
 

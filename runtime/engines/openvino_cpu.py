@@ -46,7 +46,8 @@ class OpenVinoCpu(Engine):
         return {
             "engine": "openvino",
             "version": available() or "",
-            "device": f"CPU, {self._threads} threads, computes in {self._precision}",
+            "device": f"CPU, {self._threads} threads",
+            "computes in": self._precision,
         }
 
 

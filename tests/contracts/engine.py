@@ -123,5 +123,5 @@ class EngineContract:
 
     def test_it_tells_what_it_is(self, engine: Engine) -> None:
         told = engine.describe()
-        assert {"engine", "version", "device"} <= set(told)
+        assert {"engine", "version", "device", "computes in"} <= set(told)
         assert all(isinstance(value, str) and value and value.isprintable() for value in told.values())

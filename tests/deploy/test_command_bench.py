@@ -7,6 +7,8 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from deploy import bench
 from deploy.bench import Times, bench_frames, latency_ms, measure, split_ms
 from deploy.bench_picture import latency_plot, thinned
 from deploy.cli import run
-from runtime.board import Gpu, Reading
+from runtime.board import BoardWatch, Gpu, Reading, Spread, Watched
 from runtime.bundle import Bundle, load_bundle, read_manifest
 from runtime.engines import Engine
 from runtime.engines.onnxruntime_cpu import OnnxRuntimeCpu
@@ -31,10 +33,10 @@ STEPS = ("metrics", "pre", "engine", "post")
 
 
 @pytest.fixture(autouse=True)
-def still_board(monkeypatch: pytest.MonkeyPatch) -> None:
+def still_board(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests do not ask this machine's tools."""
-    readings = iter([Reading(), Reading()])
-    monkeypatch.setattr(bench, "read_board", lambda: next(readings, Reading()))
+    monkeypatch.setattr(bench, "read_board", Reading)
+    monkeypatch.setattr(bench, "BoardWatch", partial(BoardWatch, tmp_path_factory.mktemp("board"), ()))
 
 
 def assert_ordered(latency: dict[str, Any], frames: int) -> None:
@@ -53,7 +55,11 @@ def test_the_figures_belong_together(capsys: Capsys, tiny_bundle: Path) -> None:
     assert told["peak_memory_mib"] is None or told["peak_memory_mib"] > 10
     assert told["engine"]["engine"] == "onnxruntime" and told["engine"]["device"] == "CPU, 1 threads"
     assert told["pytorch"] is None
-    assert told["board"]["before"]["temperatures_c"] == {} and told["board"]["after"]["clocks_locked"] is None
+    assert told["precision"] == "fp32"
+    assert told["board"]["before"]["temperatures_c"] == {} and told["board"]["before"]["clocks_locked"] is None
+    assert told["board"]["during"] == {
+        "samples": 1, "cpu_mhz": None, "temperatures_c": {}, "power_w": {}, "gpus": [],
+    }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("error:The given NumPy array")
@@ -166,16 +172,77 @@ def test_frames_and_seconds_end_it(capsys: Capsys, tmp_path: Path, flags: tuple[
 def test_people_get_tables_of_80_columns(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cool = Reading((1200.0, 2400.0), 400.0, 3000.0, "schedutil", {"cpu": 45.5, "gpu": 44.0}, {"VDD_IN": 4.541})
     gpus = (Gpu("integrated", clock_mhz=612),)
-    hot = Reading((2400.0,), None, None, "schedutil", {"cpu": 71.2}, {"VDD_IN": 12.0}, gpus, "25W", False)
-    readings = iter([cool, hot])
-    monkeypatch.setattr(bench, "read_board", lambda: next(readings))
+    before = replace(cool, gpus=gpus, power_mode="25W", clocks_locked=False)
+    monkeypatch.setattr(bench, "read_board", lambda: before)
+    spread, hot = Spread(10, 11.5, 12), {"cpu": Spread(60, 70, 71.2), "tj": Spread(50, 51, 52)}
+    hotter = {"clock_mhz": Spread(900, 918, 918), "memory_mib": Spread(1400, 1480, 1500)}
+    told = Watched(20, Spread(1200, 2400, 2400), hot, {"VDD_IN": spread}, {0: hotter})
+    monkeypatch.setattr(BoardWatch, "watched", lambda self: told)
     done = invoke(capsys, "bench", known_bundle(tmp_path / "bundle"), "--frames", 2)
     assert done.code == 0 and done.err == ""
     tables = [line for line in done.out.splitlines() if line[:1] in "┏┃┡│└"]
     assert tables and max(map(len, tables)) <= 80
-    for parts in (("p50 ms", "p99 ms", "frames/s"), ("metrics ms", "post ms"), ("VDD_IN W", "4.54", "12.00")):
+    for parts in (
+        ("p50 ms", "p99 ms", "frames/s"),
+        ("metrics ms", "post ms"),
+        ("before", "least", "median", "most"),
+        ("VDD_IN W", "4.54", "10.00", "11.50", "12.00"),
+        ("hottest °C", "46 (cpu)", "60", "70", "71 (cpu)"),
+        ("GPU MHz", "612", "900", "918"),
+        ("GPU MiB in use", "1400", "1480", "1500"),
+        ("power mode", "25W", "-"),
+    ):
         assert any(all(part in line for part in parts) for line in tables), parts
-    assert "71 (cpu)" in done.out and "GPU MHz" in done.out and "jetson_clocks" in done.out
+    assert "jetson_clocks" in done.out
+    assert any("MiB of this process on the host at most" in line for line in done.out.splitlines())
+
+
+def test_the_board_is_read_while_frames_are_timed(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"
+    clock.parent.mkdir(parents=True)
+    clock.write_text("400000\n")
+    usual, frames = OnnxRuntimeCpu.infer_impl, iter(range(100))
+
+    def infer_impl(self: OnnxRuntimeCpu, frame: Any, metrics: Any) -> Any:
+        # Warm-up and the first frame run slowly; in the third a second passes.
+        number = next(frames)
+        clock.write_text("800000\n" if number < 3 else "3000000\n")
+        if number == 4:
+            watch._sample()
+        return usual(self, frame, metrics)
+
+    watch = BoardWatch(tmp_path, (), 3600)
+    monkeypatch.setattr(bench, "BoardWatch", lambda: watch)
+    monkeypatch.setattr(OnnxRuntimeCpu, "infer_impl", infer_impl)
+    monkeypatch.setattr(OnnxRuntimeCpu, "close", lambda self: clock.write_text("400000\n"), raising=False)
+    done = invoke(capsys, "bench", known_bundle(tmp_path / "bundle"), "--frames", 4, "--warmup", 2, "--json")
+    assert done.code == 0, done.err
+    during = done.json["board"]["during"]
+    assert during["samples"] == 2 and during["cpu_mhz"] == {"least": 3000, "median": 3000, "most": 3000}
+
+
+@pytest.mark.parametrize(
+    ("made", "engine", "told"),
+    [("fp16", "onnxruntime", "from an FP16 graph"), ("bf16", "onnxruntime", "fp32"), ("bf16", "openvino", "bf16")],
+)
+def test_the_precision_is_the_one_that_ran(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str, engine: str, told: str
+) -> None:
+    bundle = known_bundle(tmp_path / "bundle")
+
+    def change(content: dict[str, Any]) -> None:
+        content["graphs"][made] = content["graphs"]["fp32"]
+        content["precision"]["chosen"] = made
+
+    reseal(bundle, change)
+    done = invoke(capsys, "bench", bundle, "--engine", engine, "--frames", 1, "--json")
+    if engine == "openvino" and done.code == 3:
+        pytest.skip("OpenVINO is not installed, or this CPU has no bfloat16")
+    assert done.code == 0, done.err
+    assert done.json["precision"] == done.json["engine"]["computes in"] and done.json["precision"].endswith(told)
+    assert f"precision  {done.json['precision']}" in done.err
 
 
 def test_a_board_that_says_nothing_is_said_so(capsys: Capsys, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_people_see_what_a_bundle_is(capsys: Capsys, tiny_bundle: Path) -> None:
         "65535 (from the model)",
         "paper6, 6 values",
         "2 layers of 4",
+        "nodes in CPUExecutionProvider",
         "all intact",
     ):
         assert part in done.out, part
@@ -50,6 +51,13 @@ def test_machines_get_the_whole_manifest(capsys: Capsys, tiny_bundle: Path) -> N
     assert told["engine"]["engine"] == "onnxruntime"
     assert_finite(told)
     assert "all intact" in done.err
+
+
+def test_another_engine_is_asked_what_it_says(capsys: Capsys, tiny_bundle: Path) -> None:
+    told = invoke(capsys, "inspect", tiny_bundle, "--engine", "openvino", "--json").json
+    assert told["engine"]["engine"] == "openvino" and told["refusal"] is None
+    told = invoke(capsys, "inspect", tiny_bundle, "--engine", "onnxruntime-cuda", "--json").json
+    assert told["engine"] is None and "onnxruntime-cuda" in told["refusal"]
 
 
 def test_a_bundle_that_tells_little_is_shown(capsys: Capsys, bundle: Path) -> None:

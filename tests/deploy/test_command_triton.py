@@ -73,7 +73,7 @@ def kinds(schema: ModuleType, parsed: Any) -> list[tuple[int, str]]:
 
 def test_the_engine_has_the_graphs_own_shapes(repository: Path, tiny_bundle: Path, schema: ModuleType) -> None:
     engine = config(repository, "tiny_engine", schema)
-    assert engine.backend == "onnxruntime" and engine.platform == ""
+    assert engine.backend == "onnxruntime" and engine.platform == "" and not engine.HasField("optimization")
     assert kinds(schema, engine) == [(1, "KIND_CPU")]
     program = repository / "tiny_engine/1/model.onnx"
     m = read_manifest(tiny_bundle)
@@ -348,6 +348,54 @@ def test_an_engine_file_is_served_by_tensorrt(capsys: Capsys, tmp_path: Path, sc
     engine = config(out, "known_engine", schema)
     assert engine.backend == "onnxruntime" and kinds(schema, engine) == [(1, "KIND_GPU")]
     assert sorted(p.name for p in (out / "known_engine/1").iterdir()) == ["model.onnx"]
+
+
+def served_by(bundle: Path, engine: str) -> None:
+    reseal(bundle, lambda content: content["target"].update(engine=engine, sm=None))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-rtx", "tensorrt"])
+def test_a_graph_on_a_gpu_keeps_its_float32(capsys: Capsys, tmp_path: Path, schema: ModuleType, name: str) -> None:
+    bundle, out = known_bundle(tmp_path / "bundle"), tmp_path / "models"
+    served_by(bundle, name)
+    done = invoke(capsys, "export-triton", bundle, "--out", out, "--graph", "--json")
+    assert done.code == 0 and done.json["engine"]["gpu"] is True, done.err
+    engine = config(out, "known_engine", schema)
+    assert kinds(schema, engine) == [(1, "KIND_GPU")]
+    (accelerator,) = engine.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "cuda" and dict(accelerator.parameters) == {"use_tf32": "0"}
+    text = (out / "README.md").read_text()
+    assert "--gpus=all" in text and "cannot forbid" in text and "fall back to the CPU" in text
+    assert not config(out, "known_metrics", schema).HasField("optimization")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_what_runs_on_the_cpu_is_served_there(capsys: Capsys, tmp_path: Path, schema: ModuleType, name: str) -> None:
+    bundle, out = known_bundle(tmp_path / "bundle"), tmp_path / "models"
+    reseal(bundle, lambda content: content["target"].update(engine=name, sm="8.7"))
+    assert invoke(capsys, "export-triton", bundle, "--out", out).code == 0
+    engine = config(out, "known_engine", schema)
+    assert kinds(schema, engine) == [(1, "KIND_CPU")] and not engine.HasField("optimization")
+    assert "fall back" not in (out / "README.md").read_text()
+
+
+def test_bfloat16_is_served_as_what_it_becomes_and_only_when_asked(capsys: Capsys, tmp_path: Path) -> None:
+    bundle, out = known_bundle(tmp_path / "bundle"), tmp_path / "models"
+    served_by(bundle, "openvino")
+
+    def change(content: dict[str, Any]) -> None:
+        content["graphs"]["bf16"] = content["graphs"]["fp32"]
+        content["precision"]["chosen"] = "bf16"
+
+    reseal(bundle, change)
+    done = invoke(capsys, "export-triton", bundle, "--out", out, "--json")
+    error = assert_json_error(done, 2)
+    assert error["value"] == "bf16" and "--graph" in error["remedy"] and not out.exists()
+    done = invoke(capsys, "export-triton", bundle, "--out", out, "--graph", "--json")
+    assert done.code == 0 and done.json["precision"] == "fp32", done.err
+    assert ["bf16" in warning and "fp32" in warning for warning in done.json["warnings"]] == [True]
+    text = (out / "README.md").read_text()
+    assert "the fp32 graph" in text and "computes in bf16, this repository in fp32" in text
 
 
 def test_engines_that_triton_cannot_run_are_refused(capsys: Capsys, tmp_path: Path) -> None:

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 from runtime.board import (
+    INTERVAL,
     JETSON_CLOCKS,
     NVPMODEL,
     SMI,
     TEGRASTATS,
+    BoardWatch,
     Gpu,
     Reading,
+    Spread,
+    Watched,
     board_model,
     forget_peak_memory,
     listen,
@@ -81,6 +85,7 @@ def test_tegrastats_of_jetpack_6() -> None:
     assert agx.power_w == {"VDD_GPU_SOC": 3.178, "VDD_CPU_CV": 0.794, "VIN_SYS_5V0": 4.543}
     assert nano.gpu_mhz == 612 and nano.temperatures_c["gpu"] == 50
     assert nano.power_w == {"VDD_IN": 4.541, "VDD_CPU_GPU_CV": 0.521, "VDD_SOC": 1.446}
+    assert agx.memory_mib == 5137 and nano.memory_mib == 1483
 
 
 def test_tegrastats_of_jetpack_5_leaves_out_what_is_off() -> None:
@@ -125,16 +130,17 @@ def test_locked_clocks() -> None:
 
 
 def test_nvidia_smi() -> None:
-    text = "NVIDIA GeForce RTX 4090, 2520, 3105, 10501, 371.22, 450.00, 57\n"
-    text += "Odd, Name, 210, 2100, [N/A], 11.33, [N/A], 35\n"
+    text = "0, NVIDIA GeForce RTX 4090, 2520, 3105, 10501, 371.22, 450.00, 57, 1834\n"
+    text += "1, Odd, Name, 210, 2100, [N/A], 11.33, [N/A], 35, 2\n"
     assert parse_nvidia_smi(text) == (
-        Gpu("NVIDIA GeForce RTX 4090", 2520, 3105, 10501, 371.22, 450, 57),
-        Gpu("Odd, Name", 210, 2100, None, 11.33, None, 35),
+        Gpu("NVIDIA GeForce RTX 4090", 2520, 3105, 10501, 371.22, 450, 57, 1834),
+        Gpu("Odd, Name", 210, 2100, None, 11.33, None, 35, 2, index=1),
     )
-    orin = "Orin (nvgpu), [N/A], [N/A], [N/A], [N/A], [Not Supported], [Unknown Error]\n"
+    orin = "0, Orin (nvgpu), [N/A], [N/A], [N/A], [N/A], [Not Supported], [Unknown Error], [N/A]\n"
     assert parse_nvidia_smi(orin) == (Gpu("Orin (nvgpu)"),)
     assert parse_nvidia_smi("No devices were found\n") == parse_nvidia_smi("") == ()
-    assert parse_nvidia_smi("A, nan, inf, -1, 1e3, +5, 0x10\n") == (Gpu("A"),)
+    assert parse_nvidia_smi("0, A, nan, inf, -1, 1e3, +5, 0x10, -\n") == (Gpu("A"),)
+    assert parse_nvidia_smi("A, 1, 2, 3, 4, 5, 6, 7, 8\n") == ()
 
 
 @pytest.fixture
@@ -196,16 +202,16 @@ def test_a_jetson_is_read_with_its_own_tools(sysfs: Path) -> None:
     # tegrastats never ends by itself; nvidia-smi knows nothing of a Jetson's GPU.
     assert asked == [(TEGRASTATS, True), (NVPMODEL, False), (JETSON_CLOCKS, False)]
     assert reading.power_mode == "25W" and reading.clocks_locked is False
-    assert reading.gpus == (Gpu("integrated", clock_mhz=612),)
+    assert reading.gpus == (Gpu("integrated", clock_mhz=612, memory_mib=1483),)
     assert reading.temperatures_c["cpu"] == 47.75 and reading.temperatures_c["cpu 2"] == 47.0
     assert reading.power_w["VDD_IN"] == 4.541
     assert reading.cpu_mhz == (1200.0, 2400.0, 900.0)
 
 
 def test_a_desktop_is_asked_for_its_gpus(sysfs: Path) -> None:
-    said = {SMI: "NVIDIA H100 80GB HBM3, 1980, 1980, 2619, 120.50, 700.00, 33\n"}
+    said = {SMI: "0, NVIDIA H100 80GB HBM3, 1980, 1980, 2619, 120.50, 700.00, 33, 512\n"}
     reading = read_board(sysfs, lambda command, first_line: said.get(tuple(command)))
-    assert reading.gpus == (Gpu("NVIDIA H100 80GB HBM3", 1980, 1980, 2619, 120.5, 700, 33),)
+    assert reading.gpus == (Gpu("NVIDIA H100 80GB HBM3", 1980, 1980, 2619, 120.5, 700, 33, 512),)
     assert reading.power_mode is None and reading.power_w == {}
 
 
@@ -259,3 +265,82 @@ def test_commands_are_heard_and_never_waited_for(tmp_path: Path) -> None:
     # The scripts' own `sleep` keeps the pipe open for a minute.
     assert time.monotonic() - began < 30
     assert listen([script(tmp_path, "yes | head -c 1000000; echo; exit 0")]) is None
+
+
+def set_clock(sysfs: Path, megahertz: int) -> None:
+    (sysfs / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").write_text(f"{1000 * megahertz}\n")
+
+
+def test_a_board_is_watched_from_its_restart_to_the_last_moment(sysfs: Path) -> None:
+    with BoardWatch(sysfs, (), 3600) as watch:
+        set_clock(sysfs, 5000)
+        assert watch.watched().cpu_mhz == Spread(900, 2400, 5000)
+        watch.restart()
+        set_clock(sysfs, 1000)
+        watch.watched()
+        set_clock(sysfs, 3000)
+        told = watch.watched()
+    assert told.samples == 2 and told.cpu_mhz == Spread(900, 1700, 3000)
+    assert told.temperatures_c == {"cpu": Spread(45.5, 45.5, 45.5), "cpu 2": Spread(47, 47, 47)}
+    assert told.power_w == {} and told.gpus == {}
+    assert json.loads(json.dumps(told.as_json(), allow_nan=False)) == told.as_json()
+
+
+def test_a_board_is_read_again_and_again(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.board.MOST_READINGS", 16)
+    with BoardWatch(sysfs, (), 0.001) as watch:
+        deadline = time.monotonic() + 30
+        while watch._samples < 32 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        told = watch.watched()
+        # Days of readings do not fill the memory that is measured.
+        assert told.samples >= 32 and len(watch._readings) <= 17
+    assert 0.5 <= INTERVAL <= 2
+    with BoardWatch(sysfs / "absent", (), 3600) as watch:
+        assert watch.watched() == Watched(1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shell scripts stand in for the tools")
+def test_tools_print_while_a_board_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.board.SECONDS", 5.0)
+    go, pid = tmp_path / "go", tmp_path / "pid"
+    before = "0, A, 210, 2000, 405, 20.00, 300.00, 30, 1\\n1, B, 1, 1, 1, 1, 1, 1, 1\\n"
+    lines = "0, A, 1900, 2000, 405, 250.00, 300.00, 60, 900\\n0, A, 1800, 2000, 405, 240.50, [N/A], 62, 900\\n"
+    text = f"echo $$ > {pid}; printf '{before}'; while [ ! -e {go} ]; do sleep 0.02; done; printf '{lines}0, A, 99'\n"
+    tool = script(tmp_path, text + "exec sleep 60")
+    (tmp_path / "dumb").mkdir()
+    dumb = script(tmp_path / "dumb", "exit 0")
+    with BoardWatch(tmp_path, ([str(tmp_path / "absent")], [dumb], [tool]), 3600) as watch:
+        watch.restart()
+        go.touch()
+        deadline = time.monotonic() + 30
+        while not watch.watched().gpus and time.monotonic() < deadline:
+            time.sleep(0.02)
+        told = watch.watched()
+        process = int(pid.read_text())
+        os.kill(process, 0)
+    assert told.gpus == {
+        0: {
+            "clock_mhz": Spread(1800, 1850, 1900),
+            "memory_clock_mhz": Spread(405, 405, 405),
+            "power_w": Spread(240.5, 245.25, 250),
+            "temperature_c": Spread(60, 61, 62),
+            "memory_mib": Spread(900, 900, 900),
+        }
+    }
+    assert json.loads(json.dumps(told.as_json()))["gpus"][0]["power_w"]["most"] == 250
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shell scripts stand in for the tools")
+def test_a_jetsons_own_tool_is_heard(tmp_path: Path) -> None:
+    go, line = tmp_path / "go", f"echo '{ORIN_NANO_JETPACK_6}'"
+    text = f"{line}; while [ ! -e {go} ]; do sleep 0.02; done; {line}; exec sleep 60"
+    with BoardWatch(tmp_path, ([script(tmp_path, text)],), 3600) as watch:
+        go.touch()
+        deadline = time.monotonic() + 30
+        while not (told := watch.watched()).gpus and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert told.power_w["VDD_IN"] == Spread(4.541, 4.541, 4.541) and told.cpu_mhz == Spread(729, 729, 729)
+    assert told.gpus[0]["clock_mhz"].most == 612 and told.gpus[0]["memory_mib"].most == 1483

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,29 @@ def test_threads_are_those_asked_for(threads: int | None) -> None:
         frame, metrics = inputs(SMALL, 0)
         np.testing.assert_array_equal(engine.infer(frame, metrics)[0], frame)
         assert threads is None or f"{threads} threads" in engine.describe()["device"]
-        assert engine.describe()["providers"] == "CPUExecutionProvider"
+        assert re.fullmatch(r"all \d+ nodes in CPUExecutionProvider", engine.describe()["placement"])
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "machine", "told"),
+    [
+        ("onnxruntime", "fp32", "x86_64", "fp32"),
+        # What computes in bfloat16 is OpenVINO, on the same graph.
+        ("onnxruntime", "bf16", "x86_64", "fp32"),
+        ("onnxruntime", "fp16", "x86_64", "fp32, from an FP16 graph"),
+        ("onnxruntime", "fp16", "aarch64", "fp32 and fp16, from an FP16 graph"),
+        ("openvino", "fp32", "x86_64", "fp32"),
+    ],
+)
+def test_an_engine_tells_what_it_computes_in(
+    monkeypatch: pytest.MonkeyPatch, engine: str, precision: str, machine: str, told: str
+) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    with open_engine(engine, known_graph(), SMALL, EngineOptions(1, precision)) as opened:
+        assert opened.describe()["computes in"] == told
+        assert opened.describe()["device"] == "CPU, 1 threads"
 
 
 class Broken(Engine):
