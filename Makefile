@@ -4,6 +4,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 SLOW ?=
+# Tests run side by side, one thread each: two processes of two threads on two cores are many times slower.
+WORKERS ?= 2
 
 EXTRAS := cpu,export,report,rtx,openvino,dev
 BIN := $(VENV)/bin
@@ -32,7 +34,7 @@ demo: install ## a scene degraded, built, restored and checked, under build/demo
 	$(BIN)/deploy demo --out build/demo
 
 test: install ## the tests, with SLOW=1 those that take minutes too; says how many were left out for want of real cubes
-	$(BIN)/pytest $(if $(SLOW),-m "") $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(if $(SLOW),-m "") $(PYTEST_ARGS)
 
 bench: install ## every benchmark, one table each
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done

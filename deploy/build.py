@@ -13,12 +13,13 @@ from typing import Any
 import click
 
 from runtime.bundle import array_bytes, install_bundle, write_bundle
-from runtime.errors import CheckpointError, DeployError, InputError, MachineError
+from runtime.errors import CheckpointError, DeployError, GateError, InputError, MachineError
 from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Network, Precision, TargetMade
 
 from . import console
 from .config import Config, with_overrides
-from .engine_step import EngineStep, engine_step, request_of
+from .engine_step import HERE, EngineStep, engine_step, request_of
+from .finalize import THIS_DEVICE, Device, finalize
 from .graphs import Graphs, check_engine, choose_engine, make_graphs, measure, probe_frames
 from .options import (
     config_option,
@@ -115,6 +116,7 @@ def build(
     replace: bool = False,
     scale_flag: bool = False,
     engine: str | None = None,
+    device: Device = THIS_DEVICE,
 ) -> dict[str, Any]:
     """Build what `config` says into the folder `out`; returns what `--json` prints. Raises DeployError.
 
@@ -124,6 +126,7 @@ def build(
         replace: replace a bundle that is there.
         scale_flag: the scale was given on the command line.
         engine: another engine than the target's own, or `auto`.
+        device: this computer, where it is the target itself; the engine is then proved as `deploy finalize` does.
     """
     if config.model.checkpoint is None:
         raise InputError(
@@ -203,13 +206,14 @@ def build(
         paths = graphs.paths()
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
         write_bundle(finished, {**files, **_golden_files(net, probes[0]), **step.files}, manifest)
-        install_bundle(finished, out, replace=replace)
-    except DeployError:
-        # A graph that failed is not worth going on with; one that was interrupted is.
+    except (GateError, InputError):
+        # A graph that failed is not worth going on with; what was interrupted is, and the builder's log is named.
         shutil.rmtree(work, ignore_errors=True)
         raise
-    shutil.rmtree(work, ignore_errors=True)
     _say_what_was_built(graphs, agreements, step, chosen, times)
+    proved = finalize(finished, device=device) if step.deferred == HERE else None
+    install_bundle(finished, out, replace=replace)
+    shutil.rmtree(work, ignore_errors=True)
     console.say(f"bundle     {_shown(out)}", "bold green")
     return {
         "bundle": str(out),
@@ -218,8 +222,9 @@ def build(
         "scale": scale,
         "scale_from": scale_from,
         "export_seconds": round(graphs.seconds, 2),
-        "engine": step.record.path if step.record else None,
-        "deferred": step.deferred,
+        "engine": proved["engine"] if proved else step.record.path if step.record else None,
+        "deferred": None if proved else step.deferred,
+        "proved": proved,
         "runs_in": chosen,
         "engine_choice_ms": times or None,
         "onnx": {n: {"path": paths[n], "nodes": g.nodes, "opset": g.opset} for n, g in graphs.variants.items()},
@@ -248,7 +253,7 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
             f"engine     {step.record.builder} {step.record.version} for SM {step.record.sm}: "
             f"{step.facts['bytes'] / 2**20:.1f} MiB, built in {step.facts['seconds']:.1f} s; it has not run here"
         )
-    if step.deferred is not None:
+    if step.deferred not in (None, HERE):
         console.say(f"engine     deferred: {step.deferred}")
         console.say("           copy the bundle there and run `deploy finalize BUNDLE`, or build with --remote", "bold")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.durable import write_bytes
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import InputError
 from runtime.manifest import EngineFile
@@ -17,8 +19,6 @@ from .plan import Plan
 if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show the commands' help.
     from export.tensorrt.build import EngineMade, Request
-
-ENGINE, LAYERS, LOG = "engine/engine.plan", "engine/layers.json", "engine/builder.log"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class EngineStep:
 OLDEST = {"tensorrt": "10.3", "tensorrt-rtx": "1.7"}
 """Oldest versions that are supported at all."""
 NO_ENGINE = EngineStep(None, {}, None, {})
+DISTRUSTED = "time-anew"
+HERE = "built next, on this machine"
+"""Why a bundle is deferred whose target is this machine: it is finalised before it is put in its place."""
 
 
 def request_of(plan: Plan) -> Request:
@@ -69,13 +72,13 @@ def engine_step(plan: Plan, graph: bytes, graph_sha256: str, work: Path) -> Engi
     request = request_of(plan)
     lint_graph(graph, request, plan)
     if plan.target.made_there:
-        reason = why_not_here(request)
-        if reason is not None:
-            return EngineStep(None, {}, reason, {})
+        # Where this machine is the target, `deploy finalize` follows: it builds, proves and refuses.
+        return EngineStep(None, {}, why_not_here(request) or HERE, {})
     made = build_with_progress(graph, request, work)
+    record = engine_record(made, request, graph_sha256)
     return EngineStep(
-        engine_record(made, request, graph_sha256),
-        {ENGINE: made.data, LAYERS: made.layers, LOG: made.log},
+        record,
+        engine_files(record, made),
         None,
         {"seconds": made.seconds, "peak_mib": made.peak_mib, "bytes": len(made.data)},
     )
@@ -100,17 +103,24 @@ def oldest(bounds: str) -> str:
 
 
 def engine_record(made: EngineMade, request: Request, graph_sha256: str) -> EngineFile:
-    """What the manifest says of a built engine."""
+    """What the manifest says of a built engine; its files are named by content, so that a new one replaces none."""
+    name = f"engine/{hashlib.sha256(made.data).hexdigest()[:12]}"
     return EngineFile(
-        path=ENGINE,
+        path=f"{name}.plan",
         builder=request.kind,
         version=made.version,
         sm=request.sm,
         graph_sha256=graph_sha256,
         options=request.options(),
-        layers=LAYERS,
-        log=LOG,
+        layers=f"{name}.layers.json",
+        log=f"{name}.log",
     )
+
+
+def engine_files(record: EngineFile, made: EngineMade) -> dict[str, bytes]:
+    """Inner path -> content of what belongs to an engine."""
+    assert record.layers is not None and record.log is not None
+    return {record.path: made.data, record.layers: made.layers, record.log: made.log}
 
 
 def build_with_progress(graph: bytes, request: Request, work: Path) -> EngineMade:
@@ -120,10 +130,17 @@ def build_with_progress(graph: bytes, request: Request, work: Path) -> EngineMad
         def told(phase: str, step: int, steps: int) -> None:
             moved(step, steps)
 
-        made: EngineMade = ground("export.tensorrt.build").build_engine(graph, request, work, told)
+        trusted = not (work / DISTRUSTED).exists()
+        building = ground("export.tensorrt.build")
+        made: EngineMade = building.build_engine(graph, request, work, told, use_timings=trusted)
     if made.again:
         console.say("going on with an unfinished build: its engine is used again")
     return made
+
+
+def distrust_timings(work: Path) -> None:
+    """Let the next build in `work` time everything anew: from the same timings the builder would choose the same."""
+    write_bytes(work / DISTRUSTED, b"")
 
 
 def why_not_here(request: Request) -> str | None:

@@ -15,11 +15,12 @@ import click
 from runtime.bundle import MANIFEST, golden_difference, verified_bundle
 from runtime.durable import write_bytes
 from runtime.engines import Built, Engine, EngineOptions, EngineSpec, open_engine
-from runtime.errors import BundleError, InputError, MachineError
+from runtime.engines.cuda import compute_capability, gpu_model
+from runtime.errors import BundleError, DeployError, InputError, MachineError
 from runtime.manifest import FileRecord, Manifest, dump
 
 from . import console
-from .engine_step import ENGINE, LAYERS, LOG, build_with_progress, engine_record
+from .engine_step import build_with_progress, distrust_timings, engine_files, engine_record
 from .options import examples, ground, json_option, remote_options
 from .remote import finalize_remotely, parse_remote
 
@@ -37,25 +38,21 @@ class Device:
         present: compute capability of the GPU, or None.
         build: (graph, request, work folder) -> engine.
         open: (name, engine file, spec, options) -> engine.
+        model: model of the GPU, more than its compute capability tells; or None.
     """
 
     version: Callable[[Request], str]
     present: Callable[[], str | None]
     build: Callable[[bytes, Request, Path], EngineMade]
     open: Callable[[str, bytes, EngineSpec, EngineOptions], Engine]
+    model: Callable[[], str | None] = gpu_model
 
 
 def _version(request: Request) -> str:
     return str(ground("export.tensorrt.build").builder_version(request))
 
 
-def _present() -> str | None:
-    from runtime.engines.cuda import compute_capability
-
-    return compute_capability()
-
-
-THIS_DEVICE = Device(_version, _present, build_with_progress, open_engine)
+THIS_DEVICE = Device(_version, compute_capability, build_with_progress, open_engine)
 
 
 @click.command(epilog=examples("deploy finalize bundle", "deploy finalize orin --remote pilot@orin --json"))
@@ -119,26 +116,37 @@ def finalize(
     console.say(f"builder    {request.kind} {version}, SM {request.sm}")
     graph = files[manifest.graphs[precision]]
     work = _workplace(folder)
+    building = ground("export.tensorrt.build")
+    if rebuild:
+        distrust_timings(work)
     made = device.build(graph, request, work)
-    record = engine_record(made, request, hashlib.sha256(graph).hexdigest())
-    options = EngineOptions(target.threads, precision, Built(record.builder, record.version, record.sm))
-    with (
-        console.progress("proving the engine"),
-        device.open(target.engine, made.data, manifest.spec(), options) as engine,
-    ):
-        difference = golden_difference(engine, manifest, files, folder)
-        described = engine.describe()
+    model = device.model()
+    record = engine_record(made, request, hashlib.sha256(graph).hexdigest()).model_copy(update={"gpu": model})
+    options = EngineOptions(target.threads, precision, Built(record.builder, record.version, record.sm, model))
+    try:
+        with (
+            console.progress("proving the engine"),
+            device.open(target.engine, made.data, manifest.spec(), options) as engine,
+        ):
+            difference = golden_difference(engine, manifest, files, folder)
+            described = engine.describe()
+    except DeployError:
+        building.forget_engine(work)
+        distrust_timings(work)
+        raise
+    reports = bad.matching(bad.TABLE, request.kind, version, request.sm, precision)
     facts = {
         "seconds": made.seconds,
         "peak_mib": made.peak_mib,
         "bytes": len(made.data),
         "golden_difference": difference,
+        **({"known_bad_allowed": [report.source for report in reports]} if reports else {}),
         "finalized": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     complete = manifest.model_copy(
         update={"engine": record, "deferred": None, "evidence": {**manifest.evidence, "engine": facts}}
     )
-    install(folder, complete, {ENGINE: made.data, LAYERS: made.layers, LOG: made.log})
+    install(folder, complete, engine_files(record, made))
     shutil.rmtree(work, ignore_errors=True)
     console.say(
         f"engine     {len(made.data) / 2**20:.1f} MiB, built in {made.seconds:.1f} s; golden frame within "
@@ -156,14 +164,22 @@ def finalize(
 
 
 def install(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> Manifest:
-    """Add files to a bundle that is in use: the files first, the manifest that lists them last and at once."""
+    """Give a bundle that is in use another engine: its files first, the manifest that lists them last and at once.
+
+    Files of the engine before, which have other names, go after the manifest that listed them.
+    """
+    before = verified_bundle(folder)[0].engine
+    old = {before.path, before.layers, before.log} - {None, *files} if before else set()
     records = {n: FileRecord(sha256=hashlib.sha256(d).hexdigest(), bytes=len(d)) for n, d in files.items()}
-    complete = manifest.model_copy(update={"files": {**manifest.files, **records}})
+    kept = {n: r for n, r in manifest.files.items() if n not in old}
+    complete = manifest.model_copy(update={"files": {**kept, **records}})
     try:
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(folder / name, data)
         write_bytes(folder / MANIFEST, dump(complete))
+        for name in filter(None, old):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror or error}", file=folder, remedy="free space, or give write permission"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import manifest as manifests
-from .durable import sync_folder
+from .durable import swap, sync_folder
 from .engines import Built, Engine, EngineOptions, open_engine
 from .errors import BundleError, CubeError, GateError, MachineError
 from .manifest import FileRecord, Manifest
@@ -170,11 +170,11 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
     folder = Path(path)
     manifest, files = verified_bundle(folder)
     name, program, built = manifest.target.engine, str(manifest.graphs[manifest.precision.chosen]), None
-    if engine is not None:
+    if engine is not None and engine != name:
         name = engine
     elif manifest.engine is not None:
         program, made = manifest.engine.path, manifest.engine
-        built = Built(made.builder, made.version, made.sm)
+        built = Built(made.builder, made.version, made.sm, made.gpu)
     elif manifest.deferred is not None:
         raise MachineError(
             "the bundle's engine is not built yet",
@@ -255,21 +255,36 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -
 
 
 def install_bundle(folder: Path, out: Path, *, replace: bool) -> None:
-    """Put a finished folder in its place; at no moment is `out` half there.
+    """Put a finished folder in its place; at no moment is `out` half there, or gone where the system can swap folders.
+
+    Where `out` is a link to a bundle, that bundle is replaced and the link stays.
 
     Raises:
         BundleError: the system refused, or something is at `out` and may not be replaced.
     """
-    old = out.with_name(f".{out.name}.old")
     with _writing(out):
         if os.path.lexists(out) and not replace:
             raise BundleError("exists already", file=out, remedy="give another place, or allow it to be replaced")
-        if old.exists():
-            shutil.rmtree(old)
-        if out.exists():
-            out.rename(old)
+        place = out.resolve() if out.is_symlink() else out
+        if not place.exists():
+            folder.rename(place)
+        elif swap(folder, place):
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            _replace(folder, place)
+        sync_folder(place.parent)
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """For file systems that cannot swap: the old bundle is put back where the new one cannot take its place."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    try:
         folder.rename(out)
-        sync_folder(out.parent)
+    except OSError:
+        old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -76,6 +76,7 @@ class EngineFile(_Part):
         builder: `tensorrt` or `tensorrt-rtx`.
         version: of the builder.
         sm: compute capability that it was built for.
+        gpu: model of the GPU that it was built and proved on; None where it was built ahead of time.
         graph_sha256: the graph that it was built from.
         options: what the builder was told.
         layers: list of its layers (JSON), where there is one.
@@ -86,6 +87,7 @@ class EngineFile(_Part):
     builder: str
     version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){1,4}$")]
     sm: Annotated[str, Field(pattern=r"^[0-9]{1,2}\.[0-9]$")]
+    gpu: Annotated[str, Field(max_length=300)] | None = None
     graph_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     options: dict[str, Any]
     layers: InnerPath | None = None

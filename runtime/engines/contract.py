@@ -47,11 +47,13 @@ class Built:
         builder: `tensorrt` or `tensorrt-rtx`.
         version: of the builder, such as 10.3.0.
         sm: compute capability of the GPU that it was built for, such as 8.7.
+        gpu: model of the GPU that it was built on; None where it was built ahead of time for every GPU of that `sm`.
     """
 
     builder: str
     version: str
     sm: str
+    gpu: str | None = None
 
 
 @dataclass(frozen=True)

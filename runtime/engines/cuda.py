@@ -38,7 +38,7 @@ _MAPPED = 2
 _NON_BLOCKING = 1
 # A capture that other threads of the process cannot spoil.
 _THREAD_LOCAL = 1
-_INTEGRATED, _MAPS_HOST, _MAJOR, _MINOR = 18, 19, 75, 76
+_PROCESSORS, _INTEGRATED, _MAPS_HOST, _MAJOR, _MINOR = 16, 18, 19, 75, 76
 
 _OUT = POINTER(c_void_p)
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -93,6 +93,7 @@ class Device:
         sm: compute capability, such as 8.7.
         integrated: shares the CPU's memory.
         maps_host: can use pinned memory of the host in place.
+        processors: streaming multiprocessors.
     """
 
     index: int
@@ -100,6 +101,12 @@ class Device:
     sm: str
     integrated: bool
     maps_host: bool
+    processors: int
+
+    @property
+    def model(self) -> str:
+        """What tells models of one compute capability apart: every Jetson Orin is called Orin and has SM 8.7."""
+        return f"{self.name or 'GPU'}, {self.processors} multiprocessors"
 
 
 class Cuda:
@@ -142,6 +149,7 @@ class Cuda:
             f"{self._attribute(_MAJOR, index)}.{self._attribute(_MINOR, index)}",
             bool(self._attribute(_INTEGRATED, index)),
             bool(self._attribute(_MAPS_HOST, index)),
+            self._attribute(_PROCESSORS, index),
         )
 
     def allocate(self, size: int) -> int:
@@ -267,6 +275,14 @@ def compute_capability() -> str | None:
     """Of the first visible GPU, such as 8.7; None where there is none, or no CUDA to ask."""
     try:
         return open_cuda().device().sm
+    except MachineError:
+        return None
+
+
+def gpu_model() -> str | None:
+    """`Device.model` of the first visible GPU; None where there is none, or no CUDA to ask."""
+    try:
+        return open_cuda().device().model
     except MachineError:
         return None
 

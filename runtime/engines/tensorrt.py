@@ -47,8 +47,8 @@ def open_engine(program: bytes, spec: EngineSpec, options: EngineOptions, kind: 
     check_version(built, str(trt.__version__))
     cuda = open_cuda()
     device = cuda.device()
-    check_gpu(built, device.sm)
-    return TensorRt(trt, cuda, device, program, spec, built)
+    check_gpu(built, device.sm, device.model)
+    return TensorRt(trt, cuda, device, program, spec, built, options.precision)
 
 
 def check_builder(built: Built | None, kind: str | None) -> Built:
@@ -84,13 +84,27 @@ def check_version(built: Built, installed: str) -> None:
         )
 
 
-def check_gpu(built: Built, sm: str) -> None:
-    """Refuse another compute capability than the engine was built for. Raises MachineError."""
+def check_gpu(built: Built, sm: str, model: str) -> None:
+    """Refuse another GPU than the engine was built for.
+
+    TensorRT itself only warns of another model of the same compute capability, "likely to affect performance or even
+    cause errors" (NVIDIA/TensorRT issues 2900 and 3829).
+
+    Raises:
+        MachineError: another compute capability, or another model than the one it was built on.
+    """
     if built.sm != sm:
         raise MachineError(
             f"the engine was built for a GPU of compute capability {printable(built.sm)}",
             key="sm",
             value=sm,
+            remedy=FINALIZE,
+        )
+    if built.gpu is not None and built.gpu != model:
+        raise MachineError(
+            f"the engine was built on another model of GPU, {printable(built.gpu)}",
+            key="gpu",
+            value=model,
             remedy=FINALIZE,
         )
 
@@ -124,10 +138,17 @@ class TensorRt(Engine):
     """A deserialised engine, its one context, its stream and its buffers."""
 
     def __init__(
-        self, trt: ModuleType, cuda: Cuda, device: Device, program: bytes, spec: EngineSpec, built: Built
+        self,
+        trt: ModuleType,
+        cuda: Cuda,
+        device: Device,
+        program: bytes,
+        spec: EngineSpec,
+        built: Built,
+        precision: str,
     ) -> None:
         super().__init__(spec)
-        self._trt, self._cuda, self._device, self._built = trt, cuda, device, built
+        self._trt, self._cuda, self._device, self._built, self._precision = trt, cuda, device, built, precision
         self._buffers: dict[str, Buffer] = {}
         self._context: Any = None
         self._stream = self._executable = 0
@@ -181,6 +202,7 @@ class TensorRt(Engine):
             "engine": self._built.builder,
             "version": str(self._trt.__version__),
             "device": f"{self._device.name or 'GPU'}, compute capability {self._device.sm}",
+            "computes in": self._precision,
             "cuda": f"{self._cuda.version}, driver for {self._cuda.driver_version}",
             "launches": self._launches,
             "memory": "shared with the CPU" if self._device.integrated and self._device.maps_host else "copied",

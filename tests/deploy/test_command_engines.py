@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,11 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deploy.finalize import finalize
+from deploy.build import build
+from deploy.config import load_config, with_overrides
+from deploy.engine_step import DISTRUSTED
+from deploy.finalize import Device, finalize
+from export.tensorrt.build import EngineMade, Request, build_engine
+from export.tensorrt.known_bad import KnownBad
 from runtime.bundle import load_bundle, read_manifest, verified_bundle
+from runtime.durable import write_bytes
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import BundleError, DeployError, GateError, MachineError
 from tests.contracts.bundles import reseal
@@ -28,9 +36,6 @@ SIZE = ("--size", "64x64", "--overlap", "16")
 @pytest.fixture(scope="module")
 def deferred(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle for the stand-in, without its engine. To be read."""
-    from deploy.build import build
-    from deploy.config import load_config, with_overrides
-
     folder = tmp_path_factory.mktemp("deferred")
     (folder / "deploy.yaml").write_text(CONFIG)
     flags = {"model.checkpoint": str(tiny_checkpoint), "target": TARGET, "input.frame": "64x64", "input.overlap": 16}
@@ -42,6 +47,16 @@ def deferred(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def bundle(deferred: Path, tmp_path: Path) -> Path:
     """A copy of `deferred` to work on."""
     return Path(shutil.copytree(deferred, tmp_path / "bundle"))
+
+
+def another_engine(device: Device, end: bytes) -> Device:
+    """A device whose engines end in other bytes."""
+
+    def build(graph: bytes, request: Request, work: Path) -> EngineMade:
+        made = device.build(graph, request, work)
+        return dataclasses.replace(made, data=made.data + end)
+
+    return dataclasses.replace(device, build=build)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -121,11 +136,115 @@ def test_finalising_builds_proves_and_installs(bundle: Path) -> None:
     assert {n: d for n, d in after.items() if n in before and n != "manifest.json"} == {
         n: d for n, d in before.items() if n != "manifest.json"
     }
-    assert set(after) - set(before) == {"engine/engine.plan", "engine/layers.json", "engine/builder.log"}
+    engine = manifest.engine
+    assert set(after) - set(before) == {engine.path, engine.layers, engine.log}
     assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
     with pytest.raises(BundleError, match="built already"):
         finalize(bundle, device=stand_in(bundle))
-    assert finalize(bundle, rebuild=True, device=stand_in(bundle))["bytes"] == done["bytes"]
+
+
+def test_a_rebuild_replaces_the_engine_and_its_files(bundle: Path) -> None:
+    first = finalize(bundle, device=stand_in(bundle))["engine"]
+    shutil.copytree(bundle, bundle.with_name("before"))
+    device = another_engine(stand_in(bundle), b"1")
+    second = finalize(bundle, rebuild=True, device=device)["engine"]
+    assert second != first and not (bundle / first).exists()
+    verified_bundle(bundle)
+    assert len(contents(bundle)) == len(contents(bundle.with_name("before")))
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_a_rebuild_that_is_cut_off_leaves_the_engine_that_was_there(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    finalize(bundle, device=stand_in(bundle))
+    before = read_manifest(bundle)
+    done: list[Path] = []
+
+    def cut(path: Path, data: bytes) -> None:
+        if bundle in path.parents and len(done) == writes:
+            raise KeyboardInterrupt
+        done.extend([path] if bundle in path.parents else [])
+        write_bytes(path, data)
+
+    monkeypatch.setattr("deploy.finalize.write_bytes", cut)
+    with pytest.raises(KeyboardInterrupt):
+        finalize(bundle, rebuild=True, device=another_engine(stand_in(bundle), b"2"))
+    monkeypatch.undo()
+    assert verified_bundle(bundle)[0] == before
+    assert finalize(bundle, rebuild=True, device=stand_in(bundle))["engine"]
+    verified_bundle(bundle)
+
+
+def test_an_engine_that_failed_its_proof_is_built_anew(bundle: Path) -> None:
+    built: list[bool] = []
+
+    def counting(device: Device) -> Device:
+        def build(graph: bytes, request: Request, work: Path) -> EngineMade:
+            built.append((work / DISTRUSTED).exists())
+            made = device.build(graph, request, work)
+            assert not made.again
+            return made
+
+        return dataclasses.replace(device, build=build)
+
+    for _ in range(2):
+        with pytest.raises(GateError):
+            finalize(bundle, device=counting(stand_in(bundle, spoilt=True)))
+    finalize(bundle, device=counting(stand_in(bundle)))
+    assert built == [False, True, True]
+
+
+def test_the_gpu_it_was_built_on_is_remembered(bundle: Path) -> None:
+    finalize(bundle, device=dataclasses.replace(stand_in(bundle), model=lambda: "Orin, 8 multiprocessors"))
+    made = read_manifest(bundle).engine
+    assert made is not None and made.gpu == "Orin, 8 multiprocessors"
+
+
+def test_a_known_bad_builder_that_was_allowed_is_on_record(bundle: Path) -> None:
+    report = KnownBad("tensorrt-rtx", ">=1.0", (), (), "computes wrongly", "https://example.org/1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.tensorrt.known_bad.TABLE", (report,))
+        with pytest.raises(MachineError, match="computes wrongly"):
+            finalize(bundle, device=stand_in(bundle))
+        finalize(bundle, allow_known_bad=True, device=stand_in(bundle))
+    assert read_manifest(bundle).evidence["engine"]["known_bad_allowed"] == ["https://example.org/1"]
+
+
+def on_the_target(
+    tiny_checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, spoilt: bool = False
+) -> dict[str, Any]:
+    """Build for the stand-in on the stand-in itself."""
+    configuration = out.with_name("deploy.yaml")
+    configuration.write_text(CONFIG)
+    flags = {"target": TARGET, "model.checkpoint": str(tiny_checkpoint), "input.frame": "64x64", "input.overlap": 16}
+    monkeypatch.setattr("deploy.engine_step.why_not_here", lambda request: None)
+
+    def open_there(*given: Any) -> Any:
+        (place,) = out.parent.glob(f".{out.name}.building-*/bundle")
+        return stand_in(place, spoilt=spoilt).open(*given)
+
+    device = dataclasses.replace(stand_in(out), open=open_there)
+    return build(with_overrides(load_config(configuration), flags), out, device=device)
+
+
+def test_a_build_on_the_target_itself_is_proved_there(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    done = on_the_target(tiny_checkpoint, out, monkeypatch)
+    manifest = verified_bundle(out)[0]
+    assert done["deferred"] is None and manifest.engine is not None and done["engine"] == manifest.engine.path
+    assert manifest.evidence["engine"]["golden_difference"] == done["proved"]["golden_difference"] > 0
+    assert not list(tmp_path.glob(".bundle*"))
+
+
+def test_a_build_on_the_target_that_fails_its_proof_installs_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GateError, match="golden"):
+        on_the_target(tiny_checkpoint, tmp_path / "bundle", monkeypatch, spoilt=True)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_an_engine_that_computes_something_else_is_never_installed(bundle: Path) -> None:
@@ -223,20 +342,15 @@ def test_too_little_memory_is_told_before_the_builder_starts(deferred: Path) -> 
 
 
 def test_a_graph_that_the_builder_refuses_names_its_log(tmp_path: Path) -> None:
-    import onnx
-    from onnx import TensorProto, helper
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
 
-    from export.tensorrt.build import Request, build_engine
-
-    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in ("frame", "restored")]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [s]) for n, s in (("frame", 5000), ("restored", 4000))]
+    too_many = numpy_helper.from_array(np.array([4000]), "k")
     graph = helper.make_graph(
-        [helper.make_node("NonZero", ["frame"], ["i"]), helper.make_node("Cast", ["i"], ["restored"], to=1)],
-        "g",
-        value[:1],
-        value[1:],
+        [helper.make_node("TopK", ["frame", "k"], ["restored", "places"])], "g", ends[:1], ends[1:], [too_many]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    assert isinstance(model, onnx.ModelProto)
     with pytest.raises(MachineError) as caught:
         build_engine(model.SerializeToString(), Request("tensorrt-rtx", "8.9", 64), tmp_path / "w")
     assert caught.value.file and Path(caught.value.file).is_file() and "builder.log" in str(caught.value)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import runtime
 from runtime.bundle import MANIFEST, array_bytes, install_bundle, load_bundle, read_manifest
+from runtime.durable import swap as exchange
 from runtime.errors import BundleError, CubeError, GateError
 from runtime.manifest import dump, parse
 from runtime.metrics import prompt_metrics
@@ -633,14 +634,48 @@ def test_a_bundle_is_put_in_its_place(identity: Path, tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["bundle"]
 
 
-def test_a_bundle_takes_the_place_of_an_older_one(identity: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_bundle_takes_the_place_of_an_older_one(
+    identity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
+    if not swaps:
+        monkeypatch.setattr("runtime.bundle.swap", lambda one, other: False)
     known_bundle(tmp_path / "bundle", gain=2.0)
     (tmp_path / ".bundle.old").mkdir()
     (tmp_path / ".bundle.old" / "left over").write_bytes(b"")
     shutil.copytree(identity, tmp_path / "new")
     install_bundle(tmp_path / "new", tmp_path / "bundle", replace=True)
     assert (tmp_path / "bundle" / MANIFEST).read_bytes() == (identity / MANIFEST).read_bytes()
+    assert set(names_in(tmp_path)) - {".bundle.old"} == {"bundle"}
+
+
+def test_a_swap_exchanges_folders_at_once(identity: Path, tmp_path: Path) -> None:
+    known_bundle(tmp_path / "bundle", gain=2.0)
+    (tmp_path / "new").mkdir()
+    assert exchange(tmp_path / "new", tmp_path / "bundle"), "this system cannot swap folders"
+    assert (tmp_path / "new" / MANIFEST).is_file() and not any((tmp_path / "bundle").iterdir())
+    assert not exchange(tmp_path / "absent", tmp_path / "bundle")
+
+
+def test_a_bundle_that_cannot_take_its_place_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.bundle.swap", lambda one, other: False)
+    known_bundle(tmp_path / "bundle", gain=2.0)
+    with pytest.raises(BundleError, match="cannot be written"):
+        install_bundle(tmp_path / "absent", tmp_path / "bundle", replace=True)
+    load_bundle(tmp_path / "bundle").close()
     assert names_in(tmp_path) == ["bundle"]
+
+
+def test_behind_a_link_the_bundle_is_replaced_and_the_link_stays(identity: Path, tmp_path: Path) -> None:
+    known_bundle(tmp_path / "a", gain=2.0)
+    (tmp_path / "current").symlink_to("a")
+    for _ in range(2):
+        shutil.copytree(identity, tmp_path / "new")
+        install_bundle(tmp_path / "new", tmp_path / "current", replace=True)
+        assert (tmp_path / "current").is_symlink() and names_in(tmp_path) == ["a", "current"]
+        assert (tmp_path / "a" / MANIFEST).read_bytes() == (identity / MANIFEST).read_bytes()
 
 
 def test_threads_are_the_targets_unless_others_are_asked_for(identity: Path) -> None:

@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 
 from runtime.engines import ENGINES, Built, Engine, EngineOptions, EngineSpec, available_engines, open_engine
-from runtime.engines.onnxruntime_gpu import NO_CPU, PROVIDERS, TF32, check_placement, forbid_tf32
+from runtime.engines.onnxruntime_gpu import NO_CPU, PROVIDERS, TF32, forbid_tf32
+from runtime.engines.onnxruntime_session import check_placement
 from runtime.engines.tensorrt import check_gpu, check_version, deserialize
 from runtime.engines.tensorrt_libraries import KINDS
 from runtime.errors import BundleError, DeployError, MachineError
@@ -174,10 +175,17 @@ def test_only_the_version_that_built_an_engine_may_open_it(made: str, here: str,
 
 @pytest.mark.parametrize("sm", ["8.6", "8.9", "7.8", "87", "8.70", ""])
 def test_only_the_gpu_that_an_engine_was_built_for_may_run_it(sm: str) -> None:
-    check_gpu(Built(TRT, "10.3.0", "8.7"), "8.7")
+    check_gpu(Built(TRT, "10.3.0", "8.7"), "8.7", "Orin, 16 multiprocessors")
     with pytest.raises(MachineError, match=r"sm: .*compute capability 8\.7.*deploy finalize") as caught:
-        check_gpu(Built(TRT, "10.3.0", "8.7"), sm)
+        check_gpu(Built(TRT, "10.3.0", "8.7"), sm, "Orin, 16 multiprocessors")
     assert "\n" not in str(caught.value)
+
+
+def test_another_model_of_the_same_compute_capability_is_refused() -> None:
+    built = Built(TRT, "10.3.0", "8.7", "Orin, 16 multiprocessors")
+    check_gpu(built, "8.7", "Orin, 16 multiprocessors")
+    with pytest.raises(MachineError, match=r"gpu: .*another model of GPU, Orin, 16.*deploy finalize"):
+        check_gpu(built, "8.7", "Orin, 8 multiprocessors")
 
 
 @pytest.mark.skipif(available_engines()[TRT] is not None, reason="TensorRT is installed")
