@@ -7,13 +7,15 @@ goes to standard error. Once the engine is done, what fails after it is only tol
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +26,7 @@ from runtime.errors import DeployError, MachineError
 
 Say = Callable[[dict[str, Any]], None]
 """Tells the process that waits of one event."""
+_PDEATHSIG = 1
 
 
 def build(request: dict[str, Any], say: Say) -> None:
@@ -166,8 +169,21 @@ def _engine_layers(trt: ModuleType, data: bytes) -> list[Any] | None:
     return layers
 
 
+def die_with_parent() -> None:
+    """Let the kernel end this process when the one that waits is gone (Linux: prctl with PR_SET_PDEATHSIG).
+
+    A builder that times kernels for minutes would else eat the board's memory until it has something to say.
+    """
+    parent = os.getppid()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> None:
     """Serve one request."""
+    die_with_parent()
     # TensorRT's own loggers write to file descriptor 1, whatever Python's output is: events get one to themselves.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
