@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import L2_EPS, LAMBDA_INITIAL, NORM_EPS, ChannelNorm, SpatialAttention, WindowAttention
-from .blocks import DecoderBlock, EncoderBlock, ExpertMixture, GatedFeedForward, Router, SpatialSpectralAdapter
+from .blocks import (
+    DecoderBlock,
+    DegradationAwareMixture,
+    EncoderBlock,
+    GatedFeedForward,
+    Router,
+    SpatialSpectralAdapter,
+)
 from .config import WINDOW
 from .network import Damp
 
@@ -194,24 +201,6 @@ class StaticEncoderBlock(nn.Module):
         return self.ffn(x + to_first(self.mixer(self.norm(to_last(x)))))
 
 
-class StaticAdapter(nn.Module):
-    """The shared `SpatialSpectralAdapter` with its balance folded into the weights, on [1, C, H, W]."""
-
-    def __init__(self, module: SpatialSpectralAdapter) -> None:
-        super().__init__()
-        share = torch.sigmoid(module.alpha.detach())
-        self.reduce, self.mix, self.gate = module.proj_spa[0], module.proj_spe, module.body_spe.conv
-        self.spatial = StaticSpatialAttention([module.body_spa])
-        self.expand_weight = nn.Parameter(module.proj_spa[2].weight.detach() * share)
-        self.register_buffer("spectral_share", 1 - share)
-
-    def forward(self, x: Tensor) -> Tensor:
-        spatial = F.conv2d(to_first(self.spatial(to_last(self.reduce(x)))), self.expand_weight)
-        mixed = self.mix(x)
-        weight = torch.sigmoid(self.gate(mixed.mean(dim=(2, 3))[:, None]))[0, 0] * self.spectral_share
-        return spatial + weight[:, None, None] * mixed + x
-
-
 class StaticRouter(nn.Module):
     """`Router` for one frame: gates [1, experts] by TopK and comparison, without scatter."""
 
@@ -229,44 +218,95 @@ class StaticRouter(nn.Module):
         return p * (chosen[:, :, None] == self.places).to(p.dtype).sum(dim=1)
 
 
-class StaticMixture(nn.Module):
-    """`ExpertMixture` plus its input, all experts at once, on [1, C, H, W].
+class SpectralMatrix(nn.Module):
+    """What the spectral branches and shortcuts of adapters do to a pixel, as one matrix made for each frame.
 
-    The spatial branches are one attention with all experts' heads; a gate of zero silences an expert exactly. The
-    spectral branches, the experts' shortcuts and the output projection are linear once gates and band weights are
-    known: they become one C x C matrix, made for each frame.
+    An adapter adds diag(w) M x + x to its spatial branch, where w are its band weights of this frame and M its 1x1
+    convolution: linear once w and the gates are known.
     """
 
-    def __init__(self, mixture: ExpertMixture) -> None:
+    def __init__(self, modules: Sequence[SpatialSpectralAdapter]) -> None:
         super().__init__()
+        shares = torch.sigmoid(torch.stack([m.alpha.detach() for m in modules]))
+        mixes = torch.stack([m.proj_spe.weight.detach()[:, :, 0, 0] for m in modules])
+        self.register_buffer("mixes", mixes)
+        self.register_buffer("stacked", mixes.reshape(-1, mixes.shape[-1]).clone())
+        self.register_buffer("identity", torch.eye(mixes.shape[1], dtype=mixes.dtype))
+        self.register_buffer("shares", 1 - shares[:, None])
+        self.kernels = nn.Parameter(torch.cat([m.body_spe.conv.weight.detach() for m in modules]))
+
+    def forward(self, pooled: Tensor, gates: Tensor | None) -> Tensor:
+        """pooled [1, C], the means of x; gates [1, modules], or None for a single adapter without one -> [C, C]."""
+        count, c, _ = self.mixes.shape
+        means = F.linear(pooled, self.stacked).reshape(1, count, c)
+        weights = torch.sigmoid(F.conv1d(means, self.kernels, padding=3, groups=count)) * self.shares
+        if gates is None:
+            return weights.reshape(c, 1) * self.mixes[0] + self.identity
+        weights = gates.reshape(count, 1, 1) * weights.reshape(count, c, 1)
+        return (weights * self.mixes).sum(dim=0) + gates.sum() * self.identity
+
+
+class StaticMixer(nn.Module):
+    """`DegradationAwareMixture` on [1, H, W, C]: the experts, the shared adapter, and all that is linear around them.
+
+    The spatial branches of all experts are one attention with all their heads; a gate of zero silences an expert
+    exactly. Every 1x1 projection is folded into its neighbours: in front of the two spatial branches one product each,
+    behind them one product each, and one C x C matrix made for each frame, which holds the spectral branches, the
+    shortcuts and the projections around them. The features between are never made; the router gets their means.
+    """
+
+    def __init__(self, module: DegradationAwareMixture) -> None:
+        super().__init__()
+        mixture, shared = module.adapter_spaspe, module.shared
         experts = [expert for (expert,) in mixture.experts]
         self.router = StaticRouter(mixture.routing)
-        self.spatial = StaticSpatialAttention([e.body_spa for e in experts])
+        self.experts, self.shared = (StaticSpatialAttention([e.body_spa for e in a]) for a in (experts, [shared]))
+        self.expert_matrix, self.shared_matrix = SpectralMatrix(experts), SpectralMatrix([shared])
         with torch.no_grad():
-            shares = torch.sigmoid(torch.stack([e.alpha for e in experts]))
+            channels = mixture.proj_out.weight.shape[0]
+            before = [p.weight[:, :, 0, 0] for p in (module.proj[1], module.proj[0])]
+            shift = [p.bias for p in (module.proj[1], module.proj[0])]
+            after = module.mixer.fuse.weight[:, :, 0, 0].split(channels, dim=1)
+            reduce = torch.cat([e.proj_spa[0].weight[:, :, 0, 0] for e in experts])
+            expand = [torch.sigmoid(e.alpha) * e.proj_spa[2].weight[:, :, 0, 0] for e in experts]
             out = mixture.proj_out.weight[:, :, 0, 0]
-            self.reduce = nn.Parameter(torch.cat([e.proj_spa[0].weight for e in experts]))
-            expand = [s * e.proj_spa[2].weight[:, :, 0, 0] for s, e in zip(shares, experts, strict=True)]
-            self.expand = nn.Parameter((out @ torch.cat(expand, dim=1))[:, :, None, None])
-            self.register_buffer("out", out)
-            self.register_buffer("identity", torch.eye(len(out), dtype=out.dtype))
-            self.register_buffer("mixes", torch.stack([e.proj_spe.weight[:, :, 0, 0] for e in experts]))
-            self.register_buffer("spectral_shares", 1 - shares[:, None])
-            self.band_kernels = nn.Parameter(torch.cat([e.body_spe.conv.weight for e in experts]))
+            self.enter_experts, self.enter_experts_bias = _product(reduce @ before[0]), nn.Parameter(reduce @ shift[0])
+            narrow = shared.proj_spa[0].weight[:, :, 0, 0]
+            self.enter_shared, self.enter_shared_bias = _product(narrow @ before[1]), nn.Parameter(narrow @ shift[1])
+            # [experts, rank, C], so that a gate scales the rows of its expert.
+            leave = torch.stack([after[0] @ out @ e for e in expand])
+            self.leave_experts = nn.Parameter(leave.transpose(1, 2).contiguous())
+            wide = torch.sigmoid(shared.alpha) * shared.proj_spa[2].weight[:, :, 0, 0]
+            self.leave_shared = _product(after[1] @ wide)
+            self.register_buffer("out", after[0] @ out)
+            self.register_buffer("fuse_experts", after[0].clone())
+            self.register_buffer("fuse_shared", after[1].clone())
+            self.register_buffer("before_experts", before[0].clone())
+            self.register_buffer("before_shared", before[1].clone())
+            self.register_buffer("shift_experts", shift[0].clone())
+            self.register_buffer("shift_shared", shift[1].clone())
 
-    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        _, c, h, w = x.shape
-        experts = len(self.mixes)
-        pooled = x.mean(dim=(2, 3))
-        gates = self.router(pooled, embedding)
-        means = (self.mixes @ pooled[0]).reshape(1, experts, c)
-        bands = torch.sigmoid(F.conv1d(means, self.band_kernels, padding=3, groups=experts))[0]
-        weights = gates.reshape(experts, 1) * self.spectral_shares * bands
-        matrix = (weights[:, :, None] * self.mixes).sum(dim=0) + gates.sum() * self.identity
-        spectral = (self.out @ matrix + self.identity) @ x.reshape(c, h * w)
-        spatial = to_first(self.spatial(to_last(F.conv2d(x, self.reduce))))
-        gated = spatial.reshape(experts, -1) * gates.reshape(experts, 1)
-        return F.conv2d(gated.reshape(spatial.shape), self.expand) + spectral.reshape(1, c, h, w), gates
+    def forward(self, y: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """y [1, H, W, C], normed; embedding [1, D] -> ([1, H, W, C], gates [1, experts])."""
+        _, h, w, c = y.shape
+        pooled = y.mean(dim=(1, 2))
+        of_experts = F.linear(pooled, self.before_experts, self.shift_experts)
+        of_shared = F.linear(pooled, self.before_shared, self.shift_shared)
+        gates = self.router(of_experts, embedding)
+        through_experts = self.out @ self.expert_matrix(of_experts, gates) + self.fuse_experts
+        through_shared = self.fuse_shared @ self.shared_matrix(of_shared, None)
+        matrix = through_experts @ self.before_experts + through_shared @ self.before_shared
+        constant = through_experts @ self.shift_experts + through_shared @ self.shift_shared
+        a = self.experts(y @ self.enter_experts + self.enter_experts_bias).reshape(h * w, -1)
+        s = self.shared(y @ self.enter_shared + self.enter_shared_bias).reshape(h * w, c)
+        leave = (self.leave_experts * gates.reshape(-1, 1, 1)).reshape(-1, c)
+        mixed = a @ leave + (s @ self.leave_shared + F.linear(y.reshape(h * w, c), matrix, constant))
+        return mixed.reshape(1, h, w, c), gates
+
+
+def _product(weight: Tensor) -> nn.Parameter:
+    """A [out, in] weight as the right side of `x @ weight`."""
+    return nn.Parameter(weight.T.contiguous())
 
 
 class StaticDecoderBlock(nn.Module):
@@ -274,16 +314,12 @@ class StaticDecoderBlock(nn.Module):
 
     def __init__(self, block: DecoderBlock) -> None:
         super().__init__()
-        moe = block.DAMoE
-        self.norm = StaticNorm(block.norms[0])
-        self.proj, self.fuse = moe.proj, moe.mixer.fuse
-        self.shared, self.mixture = StaticAdapter(moe.shared), StaticMixture(moe.adapter_spaspe)
+        self.norm, self.mixer = StaticNorm(block.norms[0]), StaticMixer(block.DAMoE)
         self.ffn = StaticFeedForward(block.norms[1], block.ffn)
 
     def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        y = to_first(self.norm(to_last(x)))
-        mixture, gates = self.mixture(self.proj[1](y), embedding)
-        return self.ffn(x + self.fuse(torch.cat([mixture, self.shared(self.proj[0](y))], dim=1))), gates
+        mixed, gates = self.mixer(self.norm(to_last(x)), embedding)
+        return self.ffn(x + to_first(mixed)), gates
 
 
 class StaticDamp(nn.Module):
