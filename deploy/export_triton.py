@@ -161,22 +161,22 @@ def choose_engine(manifest: Manifest, contents: Mapping[str, bytes], bundle: Pat
         graph: the graph in any case.
 
     Raises:
-        InputError: ONNX Runtime would compute it in another precision, and nobody asked for that.
+        InputError: Triton has no backend for its engine, and nobody asked for another one.
         MachineError: the engine is not built yet, or Triton has no backend for it.
     """
     made, chosen = manifest.engine, manifest.precision.chosen
     asks = "say --graph to serve the ONNX graph in ONNX Runtime instead"
     if graph or (made is None and manifest.deferred is None):
+        if not graph and not manifest.target.engine.startswith("onnxruntime"):
+            raise InputError(
+                "the bundle's engine is not one of Triton's",
+                file=bundle,
+                key="target.engine",
+                value=f"{manifest.target.engine}, {chosen}",
+                remedy=f"{asks}{', in fp32' if chosen == 'bf16' else ''}",
+            )
         # bfloat16 is an engine's own arithmetic on the float32 graph, and ONNX Runtime does not do it.
         other = chosen == "bf16"
-        if other and not graph:
-            raise InputError(
-                "Triton's ONNX Runtime does not compute in the bundle's precision",
-                file=bundle,
-                key="precision",
-                value=chosen,
-                remedy="say --graph to serve its graph in fp32",
-            )
         gpu, precision = manifest.target.engine in GPU_ENGINES, "fp32" if other else plain(chosen)
         note = (CUDA_NOTE if gpu else "") + (f"\nBeware: {OTHER_PRECISION}.\n" if other else "")
         program, text = contents[manifest.graphs[chosen]], f"the {precision} graph in ONNX Runtime"

@@ -93,12 +93,15 @@ def finalize(
     """
     manifest, files = verified_bundle(folder)
     if manifest.deferred is None and not (rebuild and manifest.engine is not None):
-        what = (
-            "its engine is built already"
-            if manifest.engine
-            else "its engine loads the graph, there is nothing to build"
-        )
-        raise BundleError(what, file=folder, key="finalize", remedy="use it as it is, or build it again with --rebuild")
+        if manifest.engine is None:
+            raise BundleError(
+                "its engine loads the graph, there is nothing to build",
+                file=folder,
+                key="finalize",
+                remedy="use it as it is",
+            )
+        remedy = "use it as it is, or build it again with --rebuild"
+        raise BundleError("its engine is built already", file=folder, key="finalize", remedy=remedy)
     target = manifest.target
     if target.sm is None:
         raise BundleError("its target has no GPU", file=folder, key="target.sm", remedy="build the bundle again")

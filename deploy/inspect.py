@@ -46,10 +46,13 @@ def command(bundle: Path, engine: str | None) -> dict[str, Any]:
     ]
     for label, text in rows:
         console.say(f"{label:<13} {text}")
-    export = m.evidence.get("export", {})
+    runs = m.precision.chosen
+    export = m.evidence.get(runs, m.evidence.get("export", {}))
     if isinstance(export, dict):
         console.table(
-            "evidence: graph against PyTorch", ("measure", "value"), [(k, _figure(v)) for k, v in export.items()]
+            f"evidence: {runs} graph against PyTorch",
+            ("measure", "value"),
+            [(k, _figure(v)) for k, v in export.items() if v is not None],
         )
     files = [(name, f"{record.bytes:,}", record.sha256[:16]) for name, record in sorted(m.files.items())]
     console.table("files, all intact", ("file", "bytes", "sha256"), files)

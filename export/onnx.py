@@ -211,7 +211,7 @@ def compare(
                 limit = max(limit, min(LOOSEST_LIMIT, ROUNDING_SLACK * rounding))
             if not np.array_equal(chosen > 0, gates > 0):
                 raise GateError(
-                    "the exported graph chooses other experts than PyTorch",
+                    f"the exported graph chooses other experts in {engine_name} than in PyTorch",
                     key=f"probe {index}",
                     remedy="nothing was written; report this with the checkpoint",
                 )
@@ -223,10 +223,10 @@ def compare(
                 progress(index + 1, len(probes))
     if largest > limit:
         raise GateError(
-            "the exported graph does not compute what PyTorch does",
+            f"the exported graph does not compute in {engine_name} what PyTorch does",
             key="difference",
             value=largest,
-            remedy=f"at most {limit:g} of the output's range; nothing was written",
+            remedy=f"at most {limit:g} of the output's range; nothing was written; another --engine may do",
         )
     return Agreement(
         largest, float(np.sqrt(np.mean(squares))), gate_difference, limit, rounding, len(choices), len(probes)

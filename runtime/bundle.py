@@ -183,7 +183,18 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
             remedy="run `deploy finalize` on the target, or ask for --engine onnxruntime to run the graph here",
         )
     options = EngineOptions(threads or manifest.target.threads, manifest.precision.chosen, built)
-    opened = open_engine(name, files[program], manifest.spec(), options)
+    try:
+        opened = open_engine(name, files[program], manifest.spec(), options)
+    except MachineError as error:
+        if built is None:
+            raise
+        raise MachineError(
+            f"the bundle's engine for {manifest.target.name} does not run here: {error.problem}",
+            file=folder,
+            key=error.key,
+            value=error.value,
+            remedy=f"{error.remedy}; or ask for --engine onnxruntime to run the graph here",
+        ) from error
     # The graph is the engine's now; only the golden arrays are kept.
     golden = manifest.golden
     kept = {n: files[n] for n in (golden.frame, golden.metrics, golden.restored, golden.gates)}

@@ -187,7 +187,7 @@ def test_an_older_bundle_stays_when_its_replacement_fails(capsys: Capsys, unfini
     known_bundle(unfinished / "bundle")
     kept = (unfinished / "bundle" / MANIFEST).read_bytes()
     done = invoke(capsys, "build", "--checkpoint", "net.safetensors", *RECIPE, "--out", "bundle", "--replace")
-    assert_failed(done, 1, "does not compute what PyTorch does", "nothing was written")
+    assert_failed(done, 1, "does not compute in onnxruntime what PyTorch does", "nothing was written")
     assert names_in(unfinished) == ["bundle", "net.safetensors"]
     assert (unfinished / "bundle" / MANIFEST).read_bytes() == kept
     load_bundle("bundle").close()

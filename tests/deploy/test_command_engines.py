@@ -106,6 +106,18 @@ def test_an_rtx_engine_is_built_without_a_gpu(
         assert 0 < loaded.self_test() < 0.05
 
 
+@pytest.mark.parametrize("options", [("--target", "intel"), ("--target", "cpu", "--engine", "auto")])
+def test_openvino_restores_as_pytorch_does(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    pytest.importorskip("openvino")
+    command = ("build", *options, "--checkpoint", tiny_checkpoint, *SIZE, "--out", tmp_path / "b", "--json")
+    done = invoke(capsys, *command)
+    assert done.code == 0 and done.json["agreement"]["difference"] < 1e-4
+    assert done.json["runs_in"] == "openvino" or set(done.json["engine_choice_ms"]) == {"onnxruntime", "openvino"}
+
+
+@pytest.mark.slow
 def test_a_float32_engine_is_built_without_tf32(
     capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -373,7 +373,10 @@ def test_a_graph_on_a_gpu_keeps_its_float32(capsys: Capsys, tmp_path: Path, sche
 def test_what_runs_on_the_cpu_is_served_there(capsys: Capsys, tmp_path: Path, schema: ModuleType, name: str) -> None:
     bundle, out = known_bundle(tmp_path / "bundle"), tmp_path / "models"
     reseal(bundle, lambda content: content["target"].update(engine=name, sm="8.7"))
-    assert invoke(capsys, "export-triton", bundle, "--out", out).code == 0
+    asked = [] if name == "onnxruntime" else ["--graph"]
+    if asked:
+        assert_failed(invoke(capsys, "export-triton", bundle, "--out", out), 2, "openvino", "--graph")
+    assert invoke(capsys, "export-triton", bundle, "--out", out, *asked).code == 0
     engine = config(out, "known_engine", schema)
     assert kinds(schema, engine) == [(1, "KIND_CPU")] and not engine.HasField("optimization")
     assert "fall back" not in (out / "README.md").read_text()
@@ -390,7 +393,7 @@ def test_bfloat16_is_served_as_what_it_becomes_and_only_when_asked(capsys: Capsy
     reseal(bundle, change)
     done = invoke(capsys, "export-triton", bundle, "--out", out, "--json")
     error = assert_json_error(done, 2)
-    assert error["value"] == "bf16" and "--graph" in error["remedy"] and not out.exists()
+    assert error["value"] == "openvino, bf16" and "--graph" in error["remedy"] and not out.exists()
     done = invoke(capsys, "export-triton", bundle, "--out", out, "--graph", "--json")
     assert done.code == 0 and done.json["precision"] == "fp32", done.err
     assert ["bf16" in warning and "fp32" in warning for warning in done.json["warnings"]] == [True]

@@ -22,7 +22,7 @@ from export.networks.damp import DampConfig, deployment_form
 from export.networks.damp.blocks import Router
 from export.onnx import LIMIT, OPSET, Agreement, Graph, Probe, check_size, compare, diverse_probes, export_graph
 from export.torch_engine import spec_of
-from runtime.engines import open_engine
+from runtime.engines import available_engines, open_engine
 from runtime.engines.onnx_guard import IR_VERSION, OPSETS, check_onnx
 from runtime.errors import GateError, InputError
 from runtime.metrics import prompt_metrics
@@ -310,7 +310,7 @@ def is_router(value: np.ndarray) -> bool:
 
 def test_a_graph_with_other_weights_is_refused(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
     other = changed(graph, is_output, lambda value: value * np.float32(1.05))
-    with pytest.raises(GateError, match="does not compute what PyTorch does") as caught:
+    with pytest.raises(GateError, match="does not compute in onnxruntime what PyTorch does") as caught:
         compare(tiny, other, probes)
     assert caught.value.exit_code == 1 and caught.value.key == "difference" and "0.0002" in caught.value.remedy
 
@@ -326,7 +326,9 @@ def test_one_wrong_weight_is_enough(tiny: nn.Module, graph: Graph, probes: list[
 
 def test_a_graph_that_routes_otherwise_is_refused(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
     other = changed(graph, is_router, np.negative)
-    with pytest.raises(GateError, match=r"probe \d: the exported graph chooses other experts than PyTorch"):
+    with pytest.raises(
+        GateError, match=r"probe \d: the exported graph chooses other experts in onnxruntime than in PyTorch"
+    ):
         compare(tiny, other, probes)
 
 
@@ -398,6 +400,25 @@ def test_graphs_of_other_configurations_compute_what_pytorch_does(name: str) -> 
     assert agreement.choices > 1 and agreement.difference < agreement.limit
     # A network that amplifies rounding is held to its own, and says so.
     assert agreement.limit == LIMIT or agreement.rounding is not None
+
+
+def test_no_weight_is_taken_as_it_is_and_transposed(tiny: nn.Module) -> None:
+    # OpenVINO 2026.4 transposes it for both.
+    users: dict[str, set[bool]] = {}
+    for node in onnx.load_model_from_string(export_graph(tiny, 64, 64).data).graph.node:
+        for place, name in enumerate(node.input):
+            transposed = any(a.name in ("transA", "transB")[place : place + 1] and a.i for a in node.attribute)
+            users.setdefault(name, set()).add(transposed)
+    assert {True} in users.values() and {True, False} not in users.values()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(available_engines()["openvino"] is None, reason="the extra `openvino` is not installed")
+@pytest.mark.parametrize("name", ["additive, reference15, top-2", "concat, paper6, top-1", "bias free"])
+def test_openvino_computes_what_pytorch_does(name: str) -> None:
+    net = steered(CONFIGURATIONS[name]).float()
+    graph = export_graph(net, 64, 64)
+    assert compare(net, graph, probes_of(net, 64, 64), engine_name="openvino").choices > 1
 
 
 @pytest.mark.slow

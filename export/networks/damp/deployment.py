@@ -230,7 +230,7 @@ class SpectralMatrix(nn.Module):
         shares = torch.sigmoid(torch.stack([m.alpha.detach() for m in modules]))
         mixes = torch.stack([m.proj_spe.weight.detach()[:, :, 0, 0] for m in modules])
         self.register_buffer("mixes", mixes)
-        self.register_buffer("stacked", mixes.reshape(-1, mixes.shape[-1]).clone())
+        self.register_buffer("stacked", mixes.reshape(-1, mixes.shape[-1]).T.contiguous())
         self.register_buffer("identity", torch.eye(mixes.shape[1], dtype=mixes.dtype))
         self.register_buffer("shares", 1 - shares[:, None])
         self.kernels = nn.Parameter(torch.cat([m.body_spe.conv.weight.detach() for m in modules]))
@@ -238,7 +238,7 @@ class SpectralMatrix(nn.Module):
     def forward(self, pooled: Tensor, gates: Tensor | None) -> Tensor:
         """pooled [1, C], the means of x; gates [1, modules], or None for a single adapter without one -> [C, C]."""
         count, c, _ = self.mixes.shape
-        means = F.linear(pooled, self.stacked).reshape(1, count, c)
+        means = (pooled @ self.stacked).reshape(1, count, c)
         weights = torch.sigmoid(F.conv1d(means, self.kernels, padding=3, groups=count)) * self.shares
         if gates is None:
             return weights.reshape(c, 1) * self.mixes[0] + self.identity
@@ -283,6 +283,8 @@ class StaticMixer(nn.Module):
             self.register_buffer("fuse_shared", after[1].clone())
             self.register_buffer("before_experts", before[0].clone())
             self.register_buffer("before_shared", before[1].clone())
+            # Copies: OpenVINO 2026.4 transposes a weight for both its users where one is a Gemm with transB.
+            self.pooled_experts, self.pooled_shared = (_product(b) for b in before)
             self.register_buffer("shift_experts", shift[0].clone())
             self.register_buffer("shift_shared", shift[1].clone())
 
@@ -290,8 +292,8 @@ class StaticMixer(nn.Module):
         """y [1, H, W, C], normed; embedding [1, D] -> ([1, H, W, C], gates [1, experts])."""
         _, h, w, c = y.shape
         pooled = y.mean(dim=(1, 2))
-        of_experts = F.linear(pooled, self.before_experts, self.shift_experts)
-        of_shared = F.linear(pooled, self.before_shared, self.shift_shared)
+        of_experts = pooled @ self.pooled_experts + self.shift_experts
+        of_shared = pooled @ self.pooled_shared + self.shift_shared
         gates = self.router(of_experts, embedding)
         through_experts = self.out @ self.expert_matrix(of_experts, gates) + self.fuse_experts
         through_shared = self.fuse_shared @ self.shared_matrix(of_shared, None)
