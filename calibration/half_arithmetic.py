@@ -20,9 +20,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from .typed import SHAPES
+
 SPLITTER, UP, DOWN, SPACING = 2.0**13 + 1, 2.0**112, 2.0**-112, 0.75
-MOVES = frozenset({"Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Identity", "Concat", "Gather"})
-"""Operators whose values are those that came in."""
 
 
 def half_arithmetic(data: bytes) -> bytes:
@@ -62,7 +62,7 @@ def _rewrite(node: NodeProto, half: set[str]) -> Iterator[NodeProto]:
             attribute.i = TensorProto.FLOAT
         if attribute.t.data_type == TensorProto.FLOAT16:
             attribute.t.CopyFrom(_single(attribute.t))
-    rounded = [] if node.op_type in MOVES else [name for name in node.output if name in half]
+    rounded = [] if node.op_type in SHAPES else [name for name in node.output if name in half]
     written.output[:] = [f"{name}/exact" if name in rounded else name for name in node.output]
     yield written
     for name in rounded:

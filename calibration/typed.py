@@ -30,6 +30,7 @@ STATISTICS = frozenset({"ReduceMean", "ReduceL2", "ReduceSum", "ReduceSumSquare"
 DIVISORS = STATISTICS | {"Clip", "Max", "Add", "Reciprocal"}
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "Max", "Min", "Neg", "Reciprocal", "Abs"})
 SHAPES = frozenset({"Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Identity", "Concat", "Gather"})
+"""Operators whose values are those that came in."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ GOLDEN_SLACK = 5.0
 """The golden frame may differ by this many times the export's limit: other processors round differently."""
 GOLDEN_LEAST = 5e-3
 GOLDEN_ARRAYS = ("frame", "metrics", "restored", "gates")
+ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32, on the CPU"}}
+"""What a manifest says of figures that were not measured in the engine that flies."""
 EXPORTED = ("fp32", "fp16", "bf16")
 """Precisions that a graph is written for; bfloat16 is an engine's own arithmetic on the float32 graph."""
 
@@ -298,7 +300,10 @@ def _manifest(
             **{name: f"golden/{name}.npy" for name in GOLDEN_ARRAYS},
             tolerance=_golden_tolerance(agreement, plan.precision),
         ),
-        evidence={"export": asdict(agreements["fp32"]), **{n: asdict(a) for n, a in agreements.items() if n != "fp32"}},
+        evidence={
+            "export": asdict(agreements["fp32"]),
+            **{n: {**asdict(a), **ARITHMETIC.get(n, {})} for n, a in agreements.items() if n != "fp32"},
+        },
         files={},
     )
 

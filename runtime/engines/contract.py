@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import final
@@ -10,7 +11,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import CubeError, MachineError
+from runtime.errors import BundleError, CubeError, MachineError
 
 Float32 = NDArray[np.float32]
 
@@ -37,6 +38,42 @@ class EngineSpec:
     @property
     def gates_shape(self) -> tuple[int, int]:
         return (self.layers, self.experts)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{name: shape} of every input and output of a graph."""
+        return {
+            "frame": self.frame_shape,
+            "metrics": self.metrics_shape,
+            "restored": self.frame_shape,
+            "gates": self.gates_shape,
+        }
+
+
+def check_signature(found: Mapping[str, tuple[int, ...] | None], spec: EngineSpec) -> None:
+    """Refuse a loaded graph whose inputs and outputs are not those of the specification.
+
+    Args:
+        found: {name: shape} of its inputs and outputs; None for one that is not float32.
+        spec: what they have to be.
+
+    Raises:
+        BundleError: a name, a shape or a type differs.
+    """
+    for name, shape in spec.shapes.items():
+        if found.get(name) != shape:
+            raise BundleError(
+                "the graph is not the one that the manifest describes",
+                key=name,
+                value=found.get(name),
+                remedy=f"float32 {shape} expected; build the bundle again",
+            )
+    if set(found) != set(spec.shapes):
+        raise BundleError(
+            "the graph has other inputs or outputs than frame, metrics, restored and gates",
+            value=sorted(found),
+            remedy="build the bundle again",
+        )
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 from runtime.errors import BundleError, MachineError
 from runtime.machine import available_cores
 
-from .contract import Engine, EngineOptions, EngineSpec, Float32
+from .contract import Engine, EngineOptions, EngineSpec, Float32, check_signature
 from .onnx_guard import check_onnx
-from .onnxruntime_session import TELL_PLACES, check_placement, check_signature
+from .onnxruntime_session import TELL_PLACES, check_placement, session_shapes
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -88,5 +88,5 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OnnxR
             "ONNX Runtime cannot load the graph", value=str(error), remedy="build the bundle again"
         ) from error
     placement = check_placement(session, PROVIDER)
-    check_signature(session, spec)
+    check_signature(session_shapes(session), spec)
     return OnnxRuntimeCpu(session, spec, threads, placement, options.precision)

@@ -14,9 +14,9 @@ from typing import Any
 
 from runtime.errors import MachineError
 
-from .contract import Engine, EngineOptions, EngineSpec, Float32
+from .contract import Engine, EngineOptions, EngineSpec, Float32, check_signature
 from .onnx_guard import check_onnx
-from .onnxruntime_session import REINSTALL_GPU, TELL_PLACES, check_placement, check_signature
+from .onnxruntime_session import REINSTALL_GPU, TELL_PLACES, check_placement, session_shapes
 from .tensorrt_libraries import REMEDIES, RTX_PLUGIN
 
 NO_CPU = {"session.disable_cpu_ep_fallback": "1", **TELL_PLACES}
@@ -136,7 +136,7 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: st
         ) from error
     session.disable_fallback()
     placement = check_placement(session, provider.name)
-    check_signature(session, spec)
+    check_signature(session_shapes(session), spec)
     return OnnxRuntimeGpu(session, spec, kind, placement, options.precision)
 
 

@@ -5,42 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from runtime.errors import BundleError, MachineError
-
-from .contract import EngineSpec
+from runtime.errors import MachineError
 
 REINSTALL_GPU = 'pip install "damp-deploy[gpu]" in an environment without the package onnxruntime'
 TELL_PLACES = {"session.record_ep_graph_assignment_info": "1"}
 """Session setting: without it ONNX Runtime does not remember which provider runs a node."""
 
 
-def check_signature(session: Any, spec: EngineSpec) -> None:
-    """Refuse a session whose inputs and outputs are not those of the specification.
-
-    Raises:
-        BundleError: a name, a shape or a type differs.
-    """
-    expected = {
-        "frame": spec.frame_shape,
-        "metrics": spec.metrics_shape,
-        "restored": spec.frame_shape,
-        "gates": spec.gates_shape,
-    }
-    found = {a.name: (tuple(a.shape), a.type) for a in (*session.get_inputs(), *session.get_outputs())}
-    for name, shape in expected.items():
-        if found.get(name) != (shape, "tensor(float)"):
-            raise BundleError(
-                "the graph is not the one that the manifest describes",
-                key=name,
-                value=found.get(name),
-                remedy=f"float32 {shape} expected; build the bundle again",
-            )
-    if set(found) != set(expected):
-        raise BundleError(
-            "the graph has other inputs or outputs than frame, metrics, restored and gates",
-            value=sorted(found),
-            remedy="build the bundle again",
-        )
+def session_shapes(session: Any) -> dict[str, tuple[int, ...] | None]:
+    """{name: shape} of a session's inputs and outputs, None for one that is not float32; see `check_signature`."""
+    ends = (*session.get_inputs(), *session.get_outputs())
+    return {end.name: tuple(end.shape) if end.type == "tensor(float)" else None for end in ends}
 
 
 def check_placement(session: Any, provider: str) -> str:

@@ -169,7 +169,7 @@ class TensorRt(Engine):
         self._stream = cuda.create_stream()
         undo.callback(cuda.destroy_stream, self._stream)
         mapped = self._device.integrated and self._device.maps_host
-        for name, shape in _shapes(self.spec).items():
+        for name, shape in self.spec.shapes.items():
             self._buffers[name] = _buffer(cuda, shape, mapped, undo)
         undo.callback(self._buffers.clear)
         # The runtime goes after the engine that it made.
@@ -263,15 +263,6 @@ class TensorRt(Engine):
         return context
 
 
-def _shapes(spec: EngineSpec) -> dict[str, tuple[int, ...]]:
-    return {
-        "frame": spec.frame_shape,
-        "metrics": spec.metrics_shape,
-        "restored": spec.frame_shape,
-        "gates": spec.gates_shape,
-    }
-
-
 def _buffer(cuda: Cuda, shape: tuple[int, ...], mapped: bool, undo: ExitStack) -> Buffer:
     count = int(np.prod(shape))
     size = count * np.dtype(np.float32).itemsize
@@ -288,7 +279,7 @@ def _buffer(cuda: Cuda, shape: tuple[int, ...], mapped: bool, undo: ExitStack) -
 
 
 def _check_signature(trt: ModuleType, engine: Any, spec: EngineSpec) -> None:
-    shapes = _shapes(spec)
+    shapes = spec.shapes
     found = {}
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
