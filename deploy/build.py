@@ -18,7 +18,7 @@ from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Networ
 
 from . import console
 from .config import Config, with_overrides
-from .engine_step import HERE, EngineStep, engine_step, request_of
+from .engine_step import BUILT_NEXT, EngineStep, engine_step, request_of
 from .finalize import THIS_DEVICE, Device, finalize
 from .graphs import Graphs, check_engine, choose_engine, make_graphs, measure, probe_frames
 from .options import (
@@ -213,7 +213,7 @@ def build(
         shutil.rmtree(work, ignore_errors=True)
         raise
     _say_what_was_built(graphs, agreements, step, chosen, times)
-    proved = finalize(finished, device=device) if step.deferred == HERE else None
+    proved = finalize(finished, device=device) if step.deferred == BUILT_NEXT else None
     install_bundle(finished, out, replace=replace)
     shutil.rmtree(work, ignore_errors=True)
     console.say(f"bundle     {_shown(out)}", "bold green")
@@ -255,7 +255,7 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
             f"engine     {step.record.builder} {step.record.version} for SM {step.record.sm}: "
             f"{step.facts['bytes'] / 2**20:.1f} MiB, built in {step.facts['seconds']:.1f} s; it has not run here"
         )
-    if step.deferred not in (None, HERE):
+    if step.deferred not in (None, BUILT_NEXT):
         console.say(f"engine     deferred: {step.deferred}")
         console.say("           copy the bundle there and run `deploy finalize BUNDLE`, or build with --remote", "bold")
 

@@ -1,4 +1,4 @@
-"""The engine of a bundle: built here where a builder for the target's GPU is at hand, else deferred to the target."""
+"""The engine of a bundle: built ahead of time, or deferred to the target, which may be this very machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ OLDEST = {"tensorrt": "10.3", "tensorrt-rtx": "1.7"}
 """Oldest versions that are supported at all."""
 NO_ENGINE = EngineStep(None, {}, None, {})
 DISTRUSTED = "time-anew"
-HERE = "built next, on this machine"
+"""A file in a workplace: what the builder timed led to an engine that failed its proof, or is to be replaced."""
+BUILT_NEXT = "built next, on this machine"
 """Why a bundle is deferred whose target is this machine: it is finalised before it is put in its place."""
 
 
@@ -73,7 +74,7 @@ def engine_step(plan: Plan, graph: bytes, graph_sha256: str, work: Path) -> Engi
     lint_graph(graph, request, plan)
     if plan.target.made_there:
         # Where this machine is the target, `deploy finalize` follows: it builds, proves and refuses.
-        return EngineStep(None, {}, why_not_here(request) or HERE, {})
+        return EngineStep(None, {}, why_not_here(request) or BUILT_NEXT, {})
     made = build_with_progress(graph, request, work)
     record = engine_record(made, request, graph_sha256)
     return EngineStep(
