@@ -15,7 +15,7 @@ file computes in the same types. What stays float32 follows from what a node doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ DIVISORS = STATISTICS | {"Clip", "Max", "Add", "Reciprocal"}
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "Max", "Min", "Neg", "Reciprocal", "Abs"})
 SHAPES = frozenset({"Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Identity", "Concat", "Gather"})
 """Operators whose values are those that came in."""
+PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Typed:
         half: nodes that compute in FP16.
         single: nodes that stay float32 islands (of those that handle floats).
         casts: Cast nodes put in.
-        flushed: weights other than zero that are zero, or are rounded to fewer than 11 bits, in FP16.
+        flushed: weights that FP16 rounds to fewer than 11 bits, or to zero.
     """
 
     data: bytes
@@ -52,11 +53,15 @@ class Typed:
     flushed: int
 
 
-def half_precision(data: bytes) -> Typed:
+def half_precision(data: bytes, single: Collection[str] = ()) -> Typed:
     """Rewrite a float32 graph as strongly typed FP16 with float32 islands; inputs and outputs stay float32.
+
+    In a graph with int8 pairs, what is quantised keeps the type that it has, and what comes out of int8 has the type
+    of the node that takes it.
 
     Args:
         data: an ONNX file whose floats are all float32, with fixed shapes.
+        single: names of nodes that stay float32 besides the islands.
 
     Raises:
         MachineError: a weight lies outside the range of FP16.
@@ -64,8 +69,9 @@ def half_precision(data: bytes) -> Typed:
     model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data), strict_mode=True, data_prop=True)
     graph = model.graph
     floats = _float_tensors(model)
-    single = _islands(graph, floats)
-    writer = _Writer(graph, floats, single)
+    islands = _islands(graph, floats) | {p for p, n in enumerate(graph.node) if n.name in single}
+    islands = _with_pairs(graph, islands)
+    writer = _Writer(graph, floats, islands)
     nodes = [written for place, node in enumerate(graph.node) for written in writer.rewrite(place, node)]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -89,12 +95,17 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
     return known | {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT}
 
 
+def constants_of(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """The constants of a graph by name."""
+    return {i.name: i for i in graph.initializer}
+
+
 def _islands(graph: onnx.GraphProto, floats: set[str]) -> set[int]:
     """Places of the nodes that compute in float32."""
-    constants = {i.name: i for i in graph.initializer}
+    constants = constants_of(graph)
     nodes = list(graph.node)
     maker = {name: place for place, node in enumerate(nodes) for name in node.output}
-    picture = _pictures(graph, constants)
+    picture = pictures(graph, constants)
     outputs = {o.name for o in graph.output}
 
     def makers(node: NodeProto) -> list[int]:
@@ -117,10 +128,25 @@ def _islands(graph: onnx.GraphProto, floats: set[str]) -> set[int]:
         for before in makers(nodes[place]):
             if nodes[before].op_type in {"Mul", "Sub", "Pow", "Abs"}:
                 single.add(before)
+    single -= {p for p, n in enumerate(nodes) if n.op_type in PAIR}
     return {p for p in single if floats.intersection(nodes[p].output) or floats.intersection(nodes[p].input)}
 
 
-def _pictures(graph: onnx.GraphProto, constants: dict[str, TensorProto]) -> set[str]:
+def _with_pairs(graph: onnx.GraphProto, islands: set[int]) -> set[int]:
+    """The islands, and every DequantizeLinear in front of one."""
+    users: dict[str, list[int]] = {}
+    for place, node in enumerate(graph.node):
+        for name in node.input:
+            users.setdefault(name, []).append(place)
+    behind = {
+        place
+        for place, node in enumerate(graph.node)
+        if node.op_type == "DequantizeLinear" and islands.intersection(users.get(node.output[0], ()))
+    }
+    return islands | behind
+
+
+def pictures(graph: onnx.GraphProto, constants: dict[str, TensorProto]) -> set[str]:
     """Names of the tensors that have a value per pixel: of the frame, and until a mean over the picture ends it."""
     found = {i.name for i in graph.input if len(i.type.tensor_type.shape.dim) == 4}
     for node in graph.node:
@@ -142,7 +168,7 @@ class _Writer:
     """Rewrites nodes one by one, and remembers the casts and the FP16 weights that they share."""
 
     def __init__(self, graph: onnx.GraphProto, floats: set[str], single: set[int]) -> None:
-        self.constants = {i.name: i for i in graph.initializer}
+        self.constants = constants_of(graph)
         self.floats, self.single = floats, single
         self.half: set[str] = set()
         """Tensors that are FP16 now."""
@@ -157,6 +183,9 @@ class _Writer:
             yield node
             return
         wanted = TensorProto.FLOAT if place in self.single else TensorProto.FLOAT16
+        if node.op_type == "QuantizeLinear":
+            # Rounded once, to int8, and not to FP16 before.
+            wanted = TensorProto.FLOAT16 if node.input[0] in self.half else TensorProto.FLOAT
         written = NodeProto()
         written.CopyFrom(node)
         for index, name in enumerate(node.input):
@@ -191,6 +220,7 @@ class _Writer:
                 raise MachineError(
                     "a weight does not fit into FP16", key=name, value=largest, remedy="build with --precision fp32"
                 )
-            self.flushed += int(((np.abs(values) < 2.0**-14) & (values != 0)).sum())
-            self.weights[made] = numpy_helper.from_array(values.astype(np.float16), made)
+            halves = values.astype(np.float16)
+            self.flushed += int(((np.abs(values) < 2.0**-14) & (values != halves)).sum())
+            self.weights[made] = numpy_helper.from_array(halves, made)
         return made

@@ -16,19 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import load_bundle
-from runtime.errors import CubeError, InputError, plain, printable
-from runtime.files import READERS, CubeFile, read_cube
+from runtime.errors import InputError, printable
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.restore import restore_cube
-from runtime.scaling import to_unit
 
 from . import console
 from .options import examples, ground, json_option
 from .pictures import require_plots
-from .run import FAR_NANOMETRES
 
 if TYPE_CHECKING:
     # The ground's: imported where it is used, so that a flight computer can show this command's help.
+    from calibration.cubes import UnitCube, Wanted
     from calibration.evaluation import Cubes, Restore, Row
     from calibration.quality import Quality
 
@@ -102,17 +100,21 @@ def command(
     evaluation = ground("calibration.evaluation")
     require_plots()
     chosen = _tasks(tasks, evaluation.TASKS)
-    files = _files(data, scenes)
+    wanted_scenes = None if scenes is None else tuple(dict.fromkeys(part.strip() for part in scenes.split(",")))
+    files = ground("calibration.cubes").find_cubes(data, wanted_scenes)
     with _opened(model, top_k) as measured:
         folder = out if out is not None else Path("evaluation") / _plain_name(Path(model))
         _refuse_file(folder)
-        centres = {name: _checked(file, measured, scale, layout, key) for name, file in files.items()}
+        wanted = ground("calibration.cubes").Wanted(
+            measured.bands, scale, measured.scale, measured.wavelengths, layout, key
+        )
+        centres = {name: _checked(file, wanted) for name, file in files.items()}
         rows: list[Row] = []
         pictured: dict[str, tuple[str, Cubes]] = {}
         names = list(files)
         with console.progress("evaluating") as moved:
             moved(0, len(files) * len(chosen))
-            cubes = ((name, _cube(file, measured, scale, layout, key)[1]) for name, file in files.items())
+            cubes = ((name, ground("calibration.cubes").unit_cube(file, wanted).cube) for name, file in files.items())
             for row, kept in evaluation.evaluate(cubes, measured.restore, tasks=chosen, seed=seed):
                 rows.append(row)
                 # Another scene for every task, so that the page shows several.
@@ -217,95 +219,16 @@ def _tasks(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _files(folder: Path, scenes: str | None) -> dict[str, Path]:
-    """The cubes of a folder by name; an ENVI pair is its header."""
-    if not folder.is_dir():
-        raise InputError("no such folder", file=folder, key="--data", remedy="give a folder of clean cubes")
-    found: dict[str, Path] = {}
-    try:
-        inside = sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"cannot be read: {error.strerror}", file=folder, key="--data", remedy="check its permissions"
-        ) from error
-    for file in inside:
-        if file.suffix.lower() not in (".hdr", ".npy", ".npz", ".mat") or file.name.startswith("."):
-            continue
-        if file.stem in found:
-            raise InputError("two cubes of one name", file=file, key="--data", remedy=f"move {found[file.stem].name}")
-        found[file.stem] = file
-    if not found:
-        known = ", ".join(s for s in READERS if s in (".hdr", ".npy", ".npz", ".mat"))
-        raise InputError("no cubes there", file=folder, key="--data", remedy=f"cubes end in {known}")
-    if scenes is None:
-        return found
-    wanted = tuple(dict.fromkeys(part.strip() for part in scenes.split(",")))
-    for name in wanted:
-        if name not in found:
-            raise InputError(
-                "no such cube", file=folder, key="--scenes", value=name, remedy=f"has {plain(', '.join(found))}"
-            )
-    return {name: found[name] for name in wanted}
-
-
-def _cube(file: Path, model: Model, scale: float | None, layout: str, key: str | None) -> tuple[CubeFile, Float32]:
-    """A cube as its file holds it, and in the unit range."""
-    named = file.suffix.lower() in (".npz", ".mat")
-    source = read_cube(file, layout=layout, key=key if named else None)
-    told = scale if scale is not None else source.scale if source.scale is not None else model.scale
-    try:
-        return source, to_unit(source.cube, told)
-    except CubeError as error:
-        raise CubeError(
-            error.problem.replace("bundle", "model"), file=file, key="--scale", value=error.value, remedy=error.remedy
-        ) from error
-
-
-def _checked(file: Path, model: Model, scale: float | None, layout: str, key: str | None) -> tuple[float, ...] | None:
+def _checked(file: Path, wanted: Wanted) -> tuple[float, ...] | None:
     """Refuse what is no clean cube for this model before any is restored, and warn of what is doubtful.
 
     Returns:
         Its band centres in nm, None where neither file nor model tells them.
     """
-    from calibration.degradations import BRIGHTEST
-
-    source, cube = _cube(file, model, scale, layout, key)
-    ignored = source.ignore_value is not None and bool((source.cube == source.ignore_value).any())
-    if ignored or not np.isfinite(cube).all():
-        raise InputError(
-            "has missing pixels, so there is no truth to compare with",
-            file=file,
-            remedy="cut them away, or leave the cube out with --scenes",
-        )
-    if len(cube) < model.bands:
-        raise InputError(
-            f"has {len(cube)} bands, the network restores {model.bands}",
-            file=file,
-            key="bands",
-            remedy="leave it out with --scenes",
-        )
-    floats = source.cube.dtype.kind == "f"
-    largest = float(np.abs(cube).max())
-    if largest > BRIGHTEST:
-        raise InputError(
-            "holds values far outside [0, 1]",
-            file=file,
-            value=f"{largest:.3g}",
-            remedy="floats are taken as they are: divide them first" if floats else "give a larger --scale",
-        )
-    brightest = float(np.quantile(cube, 0.999))
-    if not 0.02 <= brightest <= 4:
-        remedy = "floats are taken as they are, so divide them first" if floats else "see --scale"
-        console.warn(
-            f"{file.name}: 1.0 should be about the brightest, but 99.9 % lie at or below {brightest:.3g}; {remedy}"
-        )
-    centres = model.wavelengths if model.wavelengths and len(model.wavelengths) == len(cube) else None
-    if source.wavelengths is None or centres is None:
-        return source.wavelengths or centres
-    apart = float(np.abs(np.asarray(source.wavelengths) - np.asarray(centres)).max())
-    if apart > FAR_NANOMETRES:
-        console.warn(f"{file.name}: its bands lie up to {apart:.0f} nm from those that the model was made for")
-    return source.wavelengths
+    found: UnitCube = ground("calibration.cubes").unit_cube(file, wanted)
+    for doubt in found.doubts:
+        console.warn(doubt)
+    return found.wavelengths
 
 
 def _refuse_file(folder: Path) -> None:

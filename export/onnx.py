@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -109,6 +111,7 @@ def export_graph(net: nn.Module, lines: int, samples: int) -> Graph:
     if program is None:
         raise RuntimeError("the exporter gave no program")
     model = program.model_proto
+    _name_nodes(model, architecture_of(net).module_name)
     _strip(model)
     if model.ir_version > IR_VERSION:
         raise RuntimeError(f"the exporter wrote IR version {model.ir_version}, engines read {IR_VERSION}")
@@ -133,6 +136,22 @@ def count_nodes(data: bytes) -> int:
         return total
 
     return count(model.graph.node)
+
+
+def _name_nodes(model: onnx.ModelProto, module_name: Callable[[str], str]) -> None:
+    """Name every node by the network's module that it computes: `module/operator`, with a number where that repeats.
+
+    The exporter notes the static form's parts at each node; what its optimiser put in belongs to the node before it.
+    """
+    module, used = "", Counter[str]()
+    for node in model.graph.node:
+        noted = {p.key: p.value for p in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
+        if noted is not None:
+            parts = [part for part in ast.literal_eval(noted)[:-1] if part]
+            module = module_name(parts[-1]) if parts else "network"
+        name = f"{module}/{node.op_type}"
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}.{used[name]}"
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.networks import architecture_of
 from runtime.engines import Engine, EngineSpec
 from runtime.engines.contract import Float32
 
@@ -27,6 +28,21 @@ class TorchEngine(Engine):
         with torch.inference_mode():
             restored, gates = self._net(torch.from_numpy(frame), torch.from_numpy(metrics))
         return restored.numpy(), gates[0].numpy().astype(np.float32)
+
+    def infer_with_margins(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32, Float32]:
+        """`infer`, and by how much each layer's last chosen expert was ahead of the next, float32 [layers], 0 to 1.
+
+        1 where all experts run, so that nothing was to be chosen.
+        """
+        with architecture_of(self._net).probabilities(self._net) as seen:
+            restored, gates = self.infer(frame, metrics)
+        k = self._net.config.top_k
+        margins = np.ones(len(seen), np.float32)
+        for layer, p in enumerate(seen):
+            if p.shape[-1] > k:
+                ranked = p[0].sort(descending=True).values
+                margins[layer] = float(ranked[k - 1] - ranked[k])
+        return restored, gates, margins
 
     def describe(self) -> dict[str, str]:
         return {

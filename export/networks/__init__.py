@@ -1,8 +1,9 @@
 """One package per architecture, and the loading of their checkpoints.
 
 A package offers `ARCHITECTURE` (its name), `SIZE_MULTIPLE`, `recognises(keys)`, `build(state, given, top_k, file)`,
-`is_network(net)`, `stored_state(net)`, `deployment_form(net)` and `balances(net)`; adding one means adding its line to
-`ARCHITECTURES`.
+`is_network(net)`, `stored_state(net)`, `deployment_form(net)`, `module_name(part)` (the network's module that a part of
+its static form stands for), `probabilities(net)` (what its routers said while it ran) and `balances(net)`; adding one
+means adding its line to `ARCHITECTURES`.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ OPSETS = range(18, 21)
 DEEPEST = 32
 # fmt: off
 OPERATORS = frozenset((
-    "Add", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "Div", "Equal", "Erf", "Exp",
-    "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Max", "Min", "Mul", "Neg", "Pow",
-    "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax",
+    "Add", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DequantizeLinear", "Div", "Equal", "Erf",
+    "Exp", "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "MatMul", "Max", "Min", "Mul", "Neg", "Pow",
+    "QuantizeLinear", "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax",
     "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Unsqueeze",
 ))
 # fmt: on

@@ -2,8 +2,8 @@
 
 from .checkpoint import ARCHITECTURE, build, is_network, recognises, stored_state
 from .config import SIZE_MULTIPLE, DampConfig
-from .deployment import deployment_form
-from .network import Damp, balances
+from .deployment import deployment_form, module_name
+from .network import Damp, balances, probabilities
 
 __all__ = [
     "ARCHITECTURE",
@@ -14,6 +14,8 @@ __all__ = [
     "build",
     "deployment_form",
     "is_network",
+    "module_name",
+    "probabilities",
     "recognises",
     "stored_state",
 ]

@@ -7,6 +7,7 @@ lambda, the gains of norms before linear layers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -361,3 +362,30 @@ class StaticDamp(nn.Module):
 def deployment_form(net: Damp) -> StaticDamp:
     """The static form of a trained network, in eval mode; shares what it does not fold."""
     return StaticDamp(net).eval()
+
+
+_NAMES = (
+    (r"^prompt\b", "dep"),
+    (r"^patch_embed$", "patch_embed.proj"),
+    (r"^encoder\.(\d+)\.0\.(\d+)", r"enc.\1.0.layers.\2"),
+    (r"^encoder\.(\d+)\.1", r"enc.\1.1.body"),
+    (r"^(latent|refinement)\.(\d+)", r"\1.layers.\2"),
+    (r"^decoder\.(\d+)\.0", r"dec.\1.0.body"),
+    (r"^decoder\.(\d+)\.1", r"dec.\1.1"),
+    (r"^decoder\.(\d+)\.2\.(\d+)", r"dec.\1.2.layers.\2"),
+    (r"^(dec.*?)\.mixer\.experts", r"\1.DAMoE.adapter_spaspe.experts"),
+    (r"^(dec.*?)\.mixer\.expert_matrix", r"\1.DAMoE.adapter_spaspe"),
+    (r"^(dec.*?)\.mixer\.router(\.router)?", r"\1.DAMoE.adapter_spaspe.routing"),
+    (r"^(dec.*?)\.mixer\.shared(_matrix)?", r"\1.DAMoE.shared"),
+    (r"^(dec.*?)\.mixer\b", r"\1.DAMoE"),
+    (r"\.norm$", ".norms.0"),
+    (r"\.ffn\.norm(s\.0)?$", ".norms.1"),
+)
+"""Where a part of the static form comes from: pattern of its name, and the module of the network."""
+
+
+def module_name(part: str) -> str:
+    """The network's own module that a part of the static form stands for, such as `dec.1.2.layers.0.DAMoE`."""
+    for pattern, name in _NAMES:
+        part = re.sub(pattern, name, part)
+    return part

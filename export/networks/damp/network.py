@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from runtime.errors import CubeError
 
 from .attention import relative_position_index
-from .blocks import DecoderBlock, EncoderBlock
+from .blocks import DecoderBlock, EncoderBlock, Router
 from .config import LEVELS, PROMPT_HIDDEN, SIZE_MULTIPLE, DampConfig
 
 SOBEL_X = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
@@ -154,3 +157,19 @@ def balances(net: Damp) -> NDArray[np.float64] | None:
     layers = [block.DAMoE.adapter_spaspe for _, _, blocks in net.dec for block in blocks.layers]
     shares = [[torch.sigmoid(expert.alpha).item() for (expert,) in layer.experts] for layer in layers]
     return np.array(shares) if shares else None
+
+
+@contextmanager
+def probabilities(net: Damp) -> Iterator[list[Tensor]]:
+    """A list that fills, while the network runs, with the probabilities [B, experts] of each of its routers."""
+    seen: list[Tensor] = []
+
+    def keep(router: Router, given: tuple[Tensor, Tensor], _: Tensor) -> None:
+        seen.append(router.probabilities(*given))
+
+    hooks = [m.register_forward_hook(keep) for m in net.modules() if isinstance(m, Router)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,167 @@
+"""What a variant of a network costs against the network itself: quality by task, and experts chosen otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dataset import Sample
+from .evaluation import bands_measured
+from .quality import psnr, sam
+
+Float32 = NDArray[np.float32]
+Infer = Callable[[Float32, Float32], tuple[Float32, Float32]]
+CLOSE = 1e-3
+"""Where the network's last chosen expert is ahead of the next by less than this, the choice is counted apart."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How often the same experts were chosen, over pairs of tile and layer.
+
+    Attributes:
+        pairs, same: pairs whose choice was clear in the network, and those of them with the same top-k set.
+        close, close_same: pairs whose choice was not clear, likewise.
+        layers: [pairs, same] of every layer, clear choices only.
+    """
+
+    pairs: int = 0
+    same: int = 0
+    close: int = 0
+    close_same: int = 0
+    layers: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def agreement(self) -> float:
+        """Share of the clear choices that are the same, 0 to 1."""
+        return self.same / self.pairs if self.pairs else 1.0
+
+    def __add__(self, other: Routing) -> Routing:
+        layers = (
+            tuple((a + c, b + d) for (a, b), (c, d) in zip(self.layers, other.layers, strict=True))
+            if self.layers and other.layers
+            else self.layers or other.layers
+        )
+        return Routing(
+            self.pairs + other.pairs, self.same + other.same, self.close + other.close,
+            self.close_same + other.close_same, layers,
+        )  # fmt: skip
+
+
+def routing(chosen: Float32, expected: Float32, margins: Float32) -> Routing:
+    """Compare gates [..., layers, experts] with the network's, whose margins are [..., layers]."""
+    same = ((chosen > 0) == (expected > 0)).all(axis=-1)
+    clear = margins >= CLOSE
+    tiles = (clear.reshape(-1, clear.shape[-1]), same.reshape(-1, same.shape[-1]))
+    layers = tuple((int(c.sum()), int((c & s).sum())) for c, s in zip(tiles[0].T, tiles[1].T, strict=True))
+    return Routing(
+        int(clear.sum()), int((clear & same).sum()), int((~clear).sum()), int((~clear & same).sum()), layers
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A sample, and what the network makes of it.
+
+    Attributes:
+        restored: float32 [bands, lines, samples].
+        gates: float32 [layers, experts].
+        margins: float32 [layers], see `routing`.
+        bands: those that quality is taken over, or None.
+        psnr, sam: of `restored` against the truth.
+    """
+
+    sample: Sample
+    restored: Float32
+    gates: Float32
+    margins: Float32
+    bands: NDArray[np.bool_] | None
+    psnr: float
+    sam: float
+
+
+def case_of(sample: Sample, restored: Float32, gates: Float32, margins: Float32) -> Case:
+    """A case; `restored` [1, bands, lines, samples] is the network's. The sample's truth must be known."""
+    assert sample.truth is not None
+    bands = bands_measured(sample.origin.task, sample.frame[0], sample.truth)
+    cube = restored[0]
+    return Case(sample, cube, gates, margins, bands, psnr(cube, sample.truth, bands), sam(cube, sample.truth, bands))
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """What a variant costs in a task, means over its samples.
+
+    Attributes:
+        psnr_drop_db: PSNR of the network less that of the variant, both against the truth.
+        sam_rise_deg: spectral angle of the variant less that of the network.
+        distortion_db: what the distance between the two adds to the network's own error, in dB, never negative: where
+            the first may be small by chance, this is not.
+    """
+
+    psnr_drop_db: float
+    sam_rise_deg: float
+    distortion_db: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a variant costs: by task, and in experts chosen otherwise."""
+
+    tasks: Mapping[str, TaskCost]
+    routing: Routing = field(default_factory=Routing)
+
+    @property
+    def mean_psnr_drop_db(self) -> float:
+        """Mean over tasks."""
+        return float(np.mean([t.psnr_drop_db for t in self.tasks.values()]))
+
+    @property
+    def worst_psnr_drop_db(self) -> float:
+        """Of the task that loses most."""
+        return max(t.psnr_drop_db for t in self.tasks.values())
+
+    @property
+    def mean_sam_rise_deg(self) -> float:
+        """Mean over tasks."""
+        return float(np.mean([t.sam_rise_deg for t in self.tasks.values()]))
+
+    @property
+    def mean_distortion_db(self) -> float:
+        """Mean over tasks."""
+        return float(np.mean([t.distortion_db for t in self.tasks.values()]))
+
+
+def score(infer: Infer, cases: Iterable[Case], progress: Callable[[int, int], None] | None = None) -> Score:
+    """Run a variant on the cases."""
+    found: dict[str, list[TaskCost]] = {}
+    chosen = Routing()
+    for number, case in enumerate(cases):
+        restored, gates = infer(case.sample.frame, case.sample.metrics)
+        found.setdefault(case.sample.origin.task, []).append(task_cost(restored[0], case))
+        chosen += routing(gates, case.gates, case.margins)
+        if progress is not None:
+            progress(number + 1, 0)
+    return Score({task: mean_cost(costs) for task, costs in found.items()}, chosen)
+
+
+def task_cost(cube: Float32, case: Case) -> TaskCost:
+    """What the variant's cube [bands, lines, samples] costs in one case."""
+    truth = case.sample.truth
+    assert truth is not None
+    mask = slice(None) if case.bands is None else case.bands
+    apart = float(np.mean(np.square(cube[mask] - case.restored[mask], dtype=np.float64)))
+    own = max(float(np.mean(np.square(case.restored[mask] - truth[mask], dtype=np.float64))), 1e-12)
+    return TaskCost(
+        case.psnr - psnr(cube, truth, case.bands),
+        sam(cube, truth, case.bands) - case.sam,
+        float(10 * np.log10(1 + apart / own)),
+    )
+
+
+def mean_cost(costs: list[TaskCost]) -> TaskCost:
+    """The mean of every figure."""
+    return TaskCost(*(float(np.mean([getattr(c, name) for c in costs])) for name in TaskCost.__dataclass_fields__))

@@ -1,0 +1,144 @@
+"""The clean cubes of a folder, read strictly and in the unit range: what networks are measured and calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import CubeError, InputError, plain
+from runtime.files import READERS, CubeFile, read_cube
+from runtime.files.layout import DEFAULT_LAYOUT
+from runtime.scaling import to_unit
+
+from .degradations import BRIGHTEST
+
+Float32 = NDArray[np.float32]
+SUFFIXES = (".hdr", ".npy", ".npz", ".mat")
+FAR_NANOMETRES = 5.0
+"""Bands that lie further from the network's than this are warned of."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a network asks of a cube, and how files are to be read.
+
+    Attributes:
+        bands: of the network; a cube may have more.
+        scale: number that stands for 1.0 in cubes of integers, above all others; None if nobody said.
+        model_scale: the same as the model tells it, below the file's own.
+        wavelengths: of the network's bands in nm, None if not told.
+        layout: axes of .npy, .npz and .mat files.
+        key: name of the array in .npz and .mat files.
+    """
+
+    bands: int
+    scale: float | None = None
+    model_scale: float | None = None
+    wavelengths: tuple[float, ...] | None = None
+    layout: str = DEFAULT_LAYOUT
+    key: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class UnitCube:
+    """A cube that may be used.
+
+    Attributes:
+        cube: float32 [bands, lines, samples], finite.
+        wavelengths: of its bands in nm, the model's where the file tells none, or None.
+        doubts: what a person should know before trusting figures from it.
+    """
+
+    cube: Float32
+    wavelengths: tuple[float, ...] | None
+    doubts: tuple[str, ...]
+
+
+def find_cubes(folder: Path, scenes: Sequence[str] | None = None, *, option: str = "--data") -> dict[str, Path]:
+    """The cubes of a folder by name; an ENVI pair is its header. Raises InputError where there are none."""
+    if not folder.is_dir():
+        raise InputError("no such folder", file=folder, key=option, remedy="give a folder of clean cubes")
+    found: dict[str, Path] = {}
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}", file=folder, key=option, remedy="check its permissions"
+        ) from error
+    for file in inside:
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
+            continue
+        if file.stem in found:
+            raise InputError("two cubes of one name", file=file, key=option, remedy=f"move {found[file.stem].name}")
+        found[file.stem] = file
+    if not found:
+        known = ", ".join(s for s in READERS if s in SUFFIXES)
+        raise InputError("no cubes there", file=folder, key=option, remedy=f"cubes end in {known}")
+    if scenes is None:
+        return found
+    for name in scenes:
+        if name not in found:
+            raise InputError(
+                "no such cube", file=folder, key="--scenes", value=name, remedy=f"has {plain(', '.join(found))}"
+            )
+    return {name: found[name] for name in scenes}
+
+
+def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
+    """Read a cube and refuse what is no clean cube for this network.
+
+    Raises:
+        DeployError: it cannot be read, has no scale, missing pixels, fewer bands than the network, or values far
+            outside the unit range.
+    """
+    named = file.suffix.lower() in (".npz", ".mat")
+    source = read_cube(file, layout=wanted.layout, key=wanted.key if named else None)
+    told = next((s for s in (wanted.scale, source.scale, wanted.model_scale) if s is not None), None)
+    try:
+        cube = to_unit(source.cube, told)
+    except CubeError as error:
+        raise CubeError(
+            error.problem.replace("bundle", "model"), file=file, key="--scale", value=error.value, remedy=error.remedy
+        ) from error
+    ignored = source.ignore_value is not None and bool((source.cube == source.ignore_value).any())
+    if ignored or not np.isfinite(cube).all():
+        raise InputError(
+            "has missing pixels, so there is no truth to compare with",
+            file=file,
+            remedy="cut them away, or leave the cube out with --scenes",
+        )
+    if len(cube) < wanted.bands:
+        raise InputError(
+            f"has {len(cube)} bands, the network restores {wanted.bands}",
+            file=file,
+            key="bands",
+            remedy="leave it out with --scenes",
+        )
+    floats = source.cube.dtype.kind == "f"
+    largest = float(np.abs(cube).max())
+    if largest > BRIGHTEST:
+        raise InputError(
+            "holds values far outside [0, 1]",
+            file=file,
+            value=f"{largest:.3g}",
+            remedy="floats are taken as they are: divide them first" if floats else "give a larger --scale",
+        )
+    centres = wanted.wavelengths if wanted.wavelengths and len(wanted.wavelengths) == len(cube) else None
+    return UnitCube(cube, source.wavelengths or centres, tuple(_doubts(source, cube, centres)))
+
+
+def _doubts(source: CubeFile, cube: Float32, centres: tuple[float, ...] | None) -> Iterator[str]:
+    name, floats = source.path.name, source.cube.dtype.kind == "f"
+    brightest = float(np.quantile(cube, 0.999))
+    if not 0.02 <= brightest <= 4:
+        remedy = "floats are taken as they are, so divide them first" if floats else "see --scale"
+        yield f"{name}: 1.0 should be about the brightest, but 99.9 % lie at or below {brightest:.3g}; {remedy}"
+    if source.wavelengths is None or centres is None:
+        return
+    apart = float(np.abs(np.asarray(source.wavelengths) - np.asarray(centres)).max())
+    if apart > FAR_NANOMETRES:
+        yield f"{name}: its bands lie up to {apart:.0f} nm from those that the model was made for"

@@ -1,0 +1,325 @@
+"""Calibration sets: frames to choose int8 ranges from, and others to judge by, drawn from cubes by a seed.
+
+Two parts that share no cube. The frames to fit go through the training degradations and the undegraded cube in turn,
+so that every expert is reached; those to judge go through all seven tasks of `calibration.evaluation`, of which two
+were never trained on. A frame follows from the cube, its place, its task and the seed. It is made when it is asked for,
+one at a time, and kept in a folder from which an interrupted build takes it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.durable import replacing
+from runtime.errors import DeployError, InputError
+from runtime.metrics import prompt_metrics
+from runtime.sources.simulator import simulate_scene
+from runtime.tiles import Tile, Tiling
+
+from .cubes import Wanted, find_cubes, unit_cube
+from .degradations import DEGRADATIONS, TRAINING
+from .evaluation import TASKS
+
+Float32 = NDArray[np.float32]
+CLEAN = "clean"
+AS_FLOWN = "as flown"
+FIT_TASKS = (*TRAINING, CLEAN)
+SIMULATED = "simulated"
+SIMULATED_SCENES = 6
+FEWEST_CUBES = 2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a calibration set is to be.
+
+    Attributes:
+        source: folder of cubes, or `simulated` for scenes of the simulator.
+        cubes: `clean` cubes are degraded; those `as_flown` are taken as they are for the ranges, and since their truth
+            is not known, simulated scenes are judged by.
+        samples: frames to fit.
+        judged: cubes to judge by, each with every task.
+        seed: of cubes, places and degradations.
+        on_bad: `refuse` the folder when a cube of it cannot be used, or `skip` the cube.
+        band_groups: cubes may have more bands than the network; a frame takes neighbouring ones.
+    """
+
+    source: str
+    cubes: Literal["clean", "as_flown"] = "clean"
+    samples: int = 24
+    judged: int = 2
+    seed: int = 0
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    band_groups: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a frame comes from: cube, task, and its first band, line and sample in the cube."""
+
+    cube: str
+    task: str
+    band: int
+    line: int
+    sample: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A frame for the engine.
+
+    Attributes:
+        origin: where it comes from.
+        frame: float32 [1, bands, lines, samples].
+        metrics: float32 [1, M].
+        truth: float32 [bands, lines, samples], or None where it is not known.
+        sha256: of the frame's bytes.
+    """
+
+    origin: Origin
+    frame: Float32
+    metrics: Float32
+    truth: Float32 | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CubeRecord:
+    """A cube that is used: the hash of its values in the unit range, and its shape [bands, lines, samples]."""
+
+    sha256: str
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSet:
+    """Frames to fit and frames to judge by.
+
+    Attributes:
+        asked: what it was made from.
+        fit, judge: origins, in the order in which they are used.
+        cubes: those of both parts by name.
+        skipped: cube -> why it was left out.
+        doubts: what a person should know before trusting figures from it.
+        size: lines and samples of a frame.
+        read: cube by name, float32 [bands, lines, samples].
+    """
+
+    asked: Asked
+    fit: tuple[Origin, ...]
+    judge: tuple[Origin, ...]
+    cubes: Mapping[str, CubeRecord]
+    skipped: Mapping[str, str]
+    doubts: tuple[str, ...]
+    bands: int
+    metric_set: str
+    size: tuple[int, int]
+    read: Callable[[str], Float32]
+
+    def digest(self) -> str:
+        """Short hash of all that the frames follow from."""
+        content = [
+            asdict(self.asked) | {"source": ""}, [asdict(o) for o in (*self.fit, *self.judge)],
+            {name: asdict(c) for name, c in self.cubes.items()}, self.bands, self.metric_set, self.size,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def samples(self, origins: Sequence[Origin], kept: Path | None = None) -> Iterator[Sample]:
+        """The frames of these origins, one after the other.
+
+        Args:
+            origins: of `fit` or `judge`.
+            kept: folder in which frames are kept, and taken from when they are there.
+        """
+        name, cube = "", np.zeros(0, np.float32)
+        for origin in origins:
+            file = None if kept is None else kept / f"{self._key(origin)}.npz"
+            sample = None if file is None else _kept(file, origin)
+            if sample is None:
+                if name != origin.cube:
+                    name, cube = origin.cube, self.read(origin.cube)
+                sample = self._made(origin, cube)
+                if file is not None:
+                    _keep(file, sample)
+            yield sample
+
+    def _key(self, origin: Origin) -> str:
+        content = [asdict(origin), asdict(self.cubes[origin.cube]), self.bands, self.size, self.asked.seed]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+    def _made(self, origin: Origin, cube: Float32) -> Sample:
+        part = cube[origin.band : origin.band + self.bands]
+        lines, samples = (min(a, b) for a, b in zip(self.size, part.shape[1:], strict=True))
+        tile = Tile(origin.line, origin.sample, lines, samples)
+        clean = Tiling((part.shape[1], part.shape[2]), self.size, 0).cut(part, tile)[0]
+        rng = np.random.default_rng([self.asked.seed, zlib.crc32(repr(origin).encode())])
+        degraded = clean if origin.task in (CLEAN, AS_FLOWN) else DEGRADATIONS[origin.task](clean, rng)
+        frame = np.ascontiguousarray(degraded[None])
+        return Sample(
+            origin, frame, prompt_metrics(degraded, self.metric_set)[None],
+            None if origin.task == AS_FLOWN else clean, hashlib.sha256(frame.tobytes()).hexdigest(),
+        )  # fmt: skip
+
+
+def calibration_set(
+    asked: Asked,
+    wanted: Wanted,
+    size: tuple[int, int],
+    metric_set: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> CalibrationSet:
+    """Look at every cube and draw the frames.
+
+    Args:
+        asked: what the set is to be.
+        wanted: what the network asks of a cube.
+        size: lines and samples of a frame.
+        metric_set: of the network.
+        progress: called with (cubes looked at, in all).
+
+    Raises:
+        InputError: no such folder; a cube that cannot be used, unless such are skipped; fewer than two that can.
+    """
+    known, skipped, doubts, read = _survey(asked, wanted, size, progress)
+    names = sorted(known)
+    rng = np.random.default_rng([asked.seed, 1])
+    order = [names[i] for i in rng.permutation(len(names))]
+    judged = order[: max(1, min(asked.judged, len(order) // 2))]
+    fitted = order[len(judged) :]
+    shapes = {name: record.shape for name, record in known.items()}
+    if asked.cubes == "as_flown":
+        fitted = order
+        scenes = _simulated(wanted, size)
+        judged = [f"{SIMULATED}-{i}" for i in range(max(1, asked.judged))]
+        known |= {name: _record(scenes(name)) for name in judged}
+        shapes |= {name: known[name].shape for name in judged}
+        flown = read
+
+        def read(name: str) -> Float32:
+            return scenes(name) if name in judged else flown(name)
+
+    tasks = (AS_FLOWN,) if asked.cubes == "as_flown" else FIT_TASKS
+    fit = [
+        _drawn(fitted[i % len(fitted)], shapes, tasks[(i + i // len(fitted)) % len(tasks)], wanted.bands, size, rng)
+        for i in range(asked.samples)
+    ]
+    judge = [_drawn(name, shapes, task, wanted.bands, size, rng) for name in judged for task in TASKS]
+    # Frames of one cube one after the other: it is read once.
+    fit.sort(key=lambda o: fitted.index(o.cube))
+    used = {o.cube for o in (*fit, *judge)}
+    return CalibrationSet(
+        asked, tuple(fit), tuple(judge), {n: r for n, r in known.items() if n in used}, skipped, tuple(doubts),
+        wanted.bands, metric_set, size, read,
+    )  # fmt: skip
+
+
+def _survey(
+    asked: Asked, wanted: Wanted, size: tuple[int, int], progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, CubeRecord], dict[str, str], list[str], Callable[[str], Float32]]:
+    """The cubes that can be used, why others cannot, doubts, and how to read one."""
+    if asked.source == SIMULATED:
+        scenes = _simulated(wanted, size)
+        names = [f"{SIMULATED}-{i}" for i in range(SIMULATED_SCENES)]
+        return {name: _record(scenes(name)) for name in names}, {}, [], scenes
+    files = find_cubes(Path(asked.source), option="--calibration")
+    known: dict[str, CubeRecord] = {}
+    skipped: dict[str, str] = {}
+    doubts: list[str] = []
+    for number, (name, file) in enumerate(files.items()):
+        try:
+            found = unit_cube(file, wanted)
+            _refuse_unfit(file, found.cube, wanted, asked)
+        except DeployError as error:
+            if asked.on_bad == "refuse":
+                raise InputError(
+                    f"cannot be calibrated with: {error.problem}",
+                    file=file,
+                    key=error.key,
+                    value=error.value,
+                    remedy="move it away, or say calibration.on_bad: skip",
+                ) from error
+            skipped[file.name] = error.problem
+            continue
+        known[name] = _record(found.cube)
+        doubts += found.doubts
+        if progress is not None:
+            progress(number + 1, len(files))
+    if len(known) < FEWEST_CUBES:
+        told = "".join(f"; {name} {why}" for name, why in list(skipped.items())[:3])
+        raise InputError(
+            f"holds {len(known)} cube{'s' * (len(known) != 1)} that can be used, {len(skipped)} skipped{told}",
+            file=Path(asked.source),
+            key="--calibration",
+            remedy=f"give at least {FEWEST_CUBES}: ranges are not judged on the cubes that they were chosen from",
+        )
+    return known, skipped, doubts, lambda name: unit_cube(files[name], wanted).cube
+
+
+def _refuse_unfit(file: Path, cube: Float32, wanted: Wanted, asked: Asked) -> None:
+    if len(cube) != wanted.bands and not asked.band_groups:
+        raise InputError(
+            f"has {len(cube)} bands, the network restores {wanted.bands}",
+            file=file,
+            key="bands",
+            remedy="say calibration.band_groups: true where the network restores groups of bands",
+        )
+    if min(cube.shape[1:]) < 2 or float(np.ptp(cube)) == 0:
+        raise InputError("holds no picture", file=file, key="cube", remedy="leave it out")
+
+
+def _simulated(wanted: Wanted, size: tuple[int, int]) -> Callable[[str], Float32]:
+    def read(name: str) -> Float32:
+        # Seeds of their own: `deploy check` looks at scene 0 by default.
+        seed = 1000 + int(name.rpartition("-")[2])
+        return simulate_scene(seed, wanted.bands, *size, wanted.wavelengths).truth
+
+    return read
+
+
+def _record(cube: Float32) -> CubeRecord:
+    bands, lines, samples = cube.shape
+    return CubeRecord(hashlib.sha256(np.ascontiguousarray(cube).tobytes()).hexdigest(), (bands, lines, samples))
+
+
+def _drawn(
+    name: str,
+    shapes: Mapping[str, tuple[int, int, int]],
+    task: str,
+    bands: int,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> Origin:
+    room = [max(0, have - want) for have, want in zip(shapes[name], (bands, *size), strict=True)]
+    band, line, sample = (int(rng.integers(0, most + 1)) for most in room)
+    return Origin(name, task, band, line, sample)
+
+
+def _kept(file: Path, origin: Origin) -> Sample | None:
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            arrays: dict[str, Any] = {key: held[key] for key in held.files}
+        truth = arrays.get("truth")
+        sha256 = hashlib.sha256(np.ascontiguousarray(arrays["frame"]).tobytes()).hexdigest()
+        return Sample(origin, arrays["frame"], arrays["metrics"], truth, sha256)
+    # Not there yet, or damaged: it is made again.
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def _keep(file: Path, sample: Sample) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Float32] = {"frame": sample.frame, "metrics": sample.metrics}
+    if sample.truth is not None:
+        arrays["truth"] = sample.truth
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]

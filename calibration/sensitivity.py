@@ -1,0 +1,152 @@
+"""Which products may run in int8: what each group costs, and the search for as many as a limit allows.
+
+Three parts kept apart, as in NNCF's accuracy-aware quantisation: something that scores a set of groups (`Evaluate`),
+the ranking of the groups, and the search over prefixes of that ranking. A group is the products of one kind in one
+block. The search is a bisection: costs add up, so that of the prefixes of a ranking by cost per multiply-add the
+longest one within the limit is found in a few evaluations, each of the whole graph; then groups that did not fit are
+tried one by one. Nothing is random: the same scores give the same choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .agreement import Score
+from .products import Product
+
+Evaluate = Callable[[frozenset[str]], Score]
+"""Names of groups that run in int8 -> what it costs."""
+MOST_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Group:
+    """Products of one kind in one block; `share` of all multiply-adds."""
+
+    name: str
+    products: tuple[str, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class MaxDrop:
+    """What int8 may cost on the judged frames: dB of PSNR (mean over tasks, worst task), degrees, share of choices."""
+
+    psnr_db: float
+    worst_psnr_db: float
+    sam_deg: float
+    routing: float
+
+    def held_by(self, score: Score) -> bool:
+        """The score stays within all four."""
+        return (
+            score.mean_psnr_drop_db <= self.psnr_db
+            and score.worst_psnr_drop_db <= self.worst_psnr_db
+            and score.mean_sam_rise_deg <= self.sam_deg
+            and score.routing.agreement >= self.routing
+        )
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluated set of groups: share of multiply-adds in int8, what it costs, whether the limit holds."""
+
+    groups: frozenset[str]
+    share: float
+    score: Score
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found.
+
+    Attributes:
+        ranking: groups, the cheapest per multiply-add first.
+        costs: group -> score of the graph in which it alone runs in int8.
+        points: all evaluated sets, in the order of evaluation.
+        chosen: the one with the most multiply-adds of those that hold, or None.
+    """
+
+    ranking: tuple[Group, ...]
+    costs: Mapping[str, Score]
+    points: tuple[Point, ...]
+    chosen: Point | None
+
+
+def groups_of(products: Sequence[Product]) -> tuple[Group, ...]:
+    """The quantisable products by block and kind."""
+    total = sum(p.multiply_adds for p in products)
+    members: dict[str, list[Product]] = {}
+    for product in products:
+        if product.quantisable:
+            members.setdefault(f"{product.block} {product.kind}", []).append(product)
+    return tuple(
+        Group(name, tuple(p.name for p in of), sum(p.multiply_adds for p in of) / total)
+        for name, of in members.items()
+    )
+
+
+def names_of(groups: Iterable[Group], chosen: frozenset[str]) -> frozenset[str]:
+    """The products of the chosen groups."""
+    return frozenset(name for group in groups if group.name in chosen for name in group.products)
+
+
+def search(
+    groups: Sequence[Group],
+    evaluate: Evaluate,
+    limit: MaxDrop,
+    progress: Callable[[int, int], None] | None = None,
+) -> Search:
+    """Measure every group alone, rank them, and find the most int8 that keeps the limit."""
+    costs: dict[str, Score] = {}
+    expected = len(groups) + len(groups).bit_length() + MOST_RETRIES
+    for number, group in enumerate(groups):
+        costs[group.name] = evaluate(frozenset({group.name}))
+        if progress is not None:
+            progress(number + 1, expected)
+    ranking = tuple(sorted(groups, key=lambda g: (_price(costs[g.name], g), g.name)))
+    points: list[Point] = []
+
+    def tried(chosen: frozenset[str]) -> Point:
+        known = next((p for p in points if p.groups == chosen), None)
+        if known is None:
+            found = evaluate(chosen)
+            share = sum(g.share for g in groups if g.name in chosen)
+            known = Point(chosen, share, found, limit.held_by(found))
+            points.append(known)
+            if progress is not None:
+                progress(min(expected, len(groups) + len(points)), expected)
+        return known
+
+    def prefix(length: int) -> frozenset[str]:
+        return frozenset(g.name for g in ranking[:length])
+
+    longest, beyond = 0, len(ranking) + 1
+    while beyond - longest > 1:
+        # All of them first: often everything fits, or everything but the last.
+        middle = len(ranking) if beyond > len(ranking) else (longest + beyond) // 2
+        longest, beyond = (middle, beyond) if tried(prefix(middle)).holds else (longest, middle)
+    kept = prefix(longest)
+    # Large groups behind the one that did not fit may fit without it.
+    for group in sorted(ranking[longest + 1 :], key=lambda g: -g.share)[:MOST_RETRIES] if longest else ():
+        more = kept | {group.name}
+        kept = more if tried(more).holds else kept
+    holding = [p for p in points if p.holds and p.groups]
+    return Search(ranking, costs, tuple(points), max(holding, key=lambda p: p.share, default=None))
+
+
+def _price(score: Score, group: Group) -> float:
+    """Cost per share of the multiply-adds; choosing other experts is dearer than any distortion."""
+    wrong = 1 - score.routing.agreement
+    return (score.mean_distortion_db + 100 * wrong) / max(group.share, 1e-9)
+
+
+def pareto(points: Iterable[Point]) -> tuple[Point, ...]:
+    """The points that no other beats in both share and mean loss of PSNR, by share."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (-p.share, p.score.mean_psnr_drop_db)):
+        if not front or point.score.mean_psnr_drop_db < front[-1].score.mean_psnr_drop_db:
+            front.append(point)
+    return tuple(reversed(front))
