@@ -57,9 +57,7 @@ def routing(chosen: Float32, expected: Float32, margins: Float32) -> Routing:
     clear = margins >= CLOSE
     tiles = (clear.reshape(-1, clear.shape[-1]), same.reshape(-1, same.shape[-1]))
     layers = tuple((int(c.sum()), int((c & s).sum())) for c, s in zip(tiles[0].T, tiles[1].T, strict=True))
-    return Routing(
-        int(clear.sum()), int((clear & same).sum()), int((~clear).sum()), int((~clear & same).sum()), layers
-    )
+    return Routing(int(clear.sum()), int((clear & same).sum()), int((~clear).sum()), int((~clear & same).sum()), layers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -133,6 +133,19 @@ class CalibrationSet:
             {name: asdict(c) for name, c in self.cubes.items()}, self.bands, self.metric_set, self.size,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def at_size(self, lines: int, samples: int) -> CalibrationSet:
+        """The same set in frames of another size; where a cube has no room for a frame at its place, it is moved."""
+
+        def moved(origin: Origin) -> Origin:
+            room = [
+                max(0, have - want)
+                for have, want in zip(self.cubes[origin.cube].shape[1:], (lines, samples), strict=True)
+            ]
+            return replace(origin, line=min(origin.line, room[0]), sample=min(origin.sample, room[1]))
+
+        fit, judge = (tuple(map(moved, origins)) for origins in (self.fit, self.judge))
+        return replace(self, fit=fit, judge=judge, size=(lines, samples))
 
     def samples(self, origins: Sequence[Origin], kept: Path | None = None) -> Iterator[Sample]:
         """The frames of these origins, one after the other.

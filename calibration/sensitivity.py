@@ -17,7 +17,7 @@ from .products import Product
 
 Evaluate = Callable[[frozenset[str]], Score]
 """Names of groups that run in int8 -> what it costs."""
-MOST_RETRIES = 3
+MOST_RETRIES = 6
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ def groups_of(products: Sequence[Product]) -> tuple[Group, ...]:
         if product.quantisable:
             members.setdefault(f"{product.block} {product.kind}", []).append(product)
     return tuple(
-        Group(name, tuple(p.name for p in of), sum(p.multiply_adds for p in of) / total)
-        for name, of in members.items()
+        Group(name, tuple(p.name for p in of), sum(p.multiply_adds for p in of) / total) for name, of in members.items()
     )
 
 
@@ -129,8 +128,8 @@ def search(
         middle = len(ranking) if beyond > len(ranking) else (longest + beyond) // 2
         longest, beyond = (middle, beyond) if tried(prefix(middle)).holds else (longest, middle)
     kept = prefix(longest)
-    # Large groups behind the one that did not fit may fit without it.
-    for group in sorted(ranking[longest + 1 :], key=lambda g: -g.share)[:MOST_RETRIES] if longest else ():
+    # What is behind the one that did not fit may fit without it.
+    for group in ranking[longest + 1 :][:MOST_RETRIES] if longest else ():
         more = kept | {group.name}
         kept = more if tried(more).holds else kept
     holding = [p for p in points if p.holds and p.groups]

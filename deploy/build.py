@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -13,14 +14,14 @@ from typing import Any
 import click
 
 from runtime.bundle import array_bytes, install_bundle, write_bundle
-from runtime.errors import CheckpointError, DeployError, GateError, InputError, MachineError
+from runtime.errors import CheckpointError, DeployError, GateError, InputError
 from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Network, Precision, TargetMade
 
 from . import console
 from .config import Config, with_overrides
 from .engine_step import BUILT_NEXT, EngineStep, engine_step, request_of
 from .finalize import THIS_DEVICE, Device, finalize
-from .graphs import Graphs, check_engine, choose_engine, make_graphs, measure, probe_frames
+from .graphs import COMPUTED_FROM, Graphs, check_engine, make_graphs, measure, probe_frames
 from .options import (
     config_option,
     examples,
@@ -32,8 +33,10 @@ from .options import (
     remote_options,
 )
 from .plan import Plan, refuse_foreign, used_tools, workplace
+from .quantize import open_calibration
 from .remote import finalize_remotely, parse_remote
 from .targets import known_targets
+from .variants import decide, make_variants
 
 GOLDEN_SLACK = 5.0
 """The golden frame may differ by this many times the export's limit: other processors round differently."""
@@ -41,8 +44,6 @@ GOLDEN_LEAST = 5e-3
 GOLDEN_ARRAYS = ("frame", "metrics", "restored", "gates")
 ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32, on the CPU"}}
 """What a manifest says of figures that were not measured in the engine that flies."""
-EXPORTED = ("fp32", "fp16", "bf16")
-"""Precisions that a graph is written for; bfloat16 is an engine's own arithmetic on the float32 graph."""
 
 
 @click.command(
@@ -50,6 +51,7 @@ EXPORTED = ("fp32", "fp16", "bf16")
         "deploy build --target cpu --checkpoint damp-tiny --out build/bundle",
         "deploy build --target cpu --checkpoint model.pth --top-k 1 --size 256x320 --scale 4095",
         "deploy build --target jetson-orin --checkpoint damp-small --size 448x448 --out orin",
+        "deploy build --target intel --checkpoint damp-small --precision auto --calibration cubes/",
         "deploy build --config deploy.yaml --replace",
     )
 )
@@ -59,6 +61,9 @@ EXPORTED = ("fp32", "fp16", "bf16")
 @click.option("--size", help="Lines x samples of a frame.  [default: 256x256]")
 @click.option("--overlap", type=int, help="Lines and samples that neighbouring tiles share.  [default: 32]")
 @click.option("--precision", help="fp32, fp16, bf16, int8 or auto.  [default: the target's own]")
+@click.option(
+    "--calibration", help="Folder of cubes that int8 is calibrated with, or `simulated` for simulated scenes."
+)
 @click.option("--engine", help="For targets without a GPU: onnxruntime, openvino, or auto to time them here.")
 @click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: build/bundle]")
@@ -73,6 +78,7 @@ def command(
     size: str | None,
     overlap: int | None,
     precision: str | None,
+    calibration: str | None,
     engine: str | None,
     scale: float | None,
     out: Path | None,
@@ -94,6 +100,7 @@ def command(
         "input.frame": parse_size(size),
         "input.overlap": overlap,
         "precision": precision,
+        "calibration.dir": calibration,
         "input.scale": scale,
     }
     there = None if remote is None else parse_remote(remote, remote_command, ssh_config)
@@ -144,12 +151,11 @@ def build(
     precision, why = targets.choose_precision(target, config.precision)
     gpu = target.engine in targets.ENGINE_FILES
     engine = check_engine(engine, target.engine, precision, gpu=gpu)
-    if precision not in EXPORTED:
-        raise MachineError(
-            f"graphs are written for {', '.join(EXPORTED)} only",
-            key="precision",
-            value=precision,
-            remedy=f"build with --precision {EXPORTED[0]}",
+    if precision == "int8" and config.calibration.dir is None:
+        raise InputError(
+            "int8 needs cubes to choose its ranges from",
+            key="--calibration",
+            remedy="give a folder of clean cubes of your camera, or `simulated` for simulated scenes",
         )
     with console.progress("loading the checkpoint"):
         networks = ground("export.networks")
@@ -159,6 +165,10 @@ def build(
     onnx.check_size(net, frame.lines, frame.samples)
     _check_bands(config, net)
     scale, scale_from = _scale(config, net, scale_flag)
+    uses_int8 = precision == "int8" or (precision == "auto" and "int8" in target.precisions)
+    frames = open_calibration(config, net, scale) if uses_int8 else None
+    if precision == "auto" and frames is None:
+        console.warn("without --calibration int8 is left out, and simulated scenes judge the other precisions")
     plan = Plan(
         net.facts.sha256,
         net.config.top_k,
@@ -170,6 +180,9 @@ def build(
         precision,
         scale,
         tuple(config.input.wavelengths or net.facts.wavelengths),
+        gpu,
+        frames.digest() if frames else None,
+        json.dumps([config.gates.model_dump(), config.calibration.max_drop.model_dump()], sort_keys=True),
         used_tools(),
     )
     if gpu and not target.made_there:
@@ -182,9 +195,15 @@ def build(
     work = workplace(out, plan)
     try:
         graphs = make_graphs(net, plan, work)
+        variants = make_variants(net, plan, graphs, frames, config, work)
+        graphs = variants.graphs
         probe = probe_frames(net.config.bands, plan, net.config.metric_set)
         spec = ground("export.torch_engine").spec_of(net, frame.lines, frame.samples)
-        chosen, times = choose_engine(graphs, plan, spec, (probe[0][0], probe[1][0]))
+        decision = decide(net, plan, variants, config, spec, (probe[0][0], probe[1][0]), work)
+        chosen, precision = decision.engine, decision.precision
+        why = decision.why or why
+        plan = dataclasses.replace(plan, precision=precision)
+        graphs = graphs.only({precision, *(c.precision for c in decision.candidates if c.passed)})
         # What needs a GPU is held against the golden frame where it runs; its graph is held against PyTorch here.
         agreements, probes = measure(net, plan, graphs, "onnxruntime" if gpu else chosen)
         program = graphs.chosen(precision).data
@@ -195,7 +214,9 @@ def build(
         evidence = {
             **manifest.evidence,
             **({"engine": step.facts} if step.facts else {}),
-            **({"engine_choice_ms": times} if times else {}),
+            **variants.facts,
+            **({"candidates": {c.precision: c.as_json() for c in decision.candidates}} if decision.candidates else {}),
+            **({"engine_choice_ms": decision.milliseconds} if decision.milliseconds else {}),
         }
         manifest = manifest.model_copy(
             update={
@@ -207,12 +228,12 @@ def build(
         )
         paths = graphs.paths()
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
-        write_bundle(finished, {**files, **_golden_files(net, probes[0]), **step.files}, manifest)
+        write_bundle(finished, {**files, **variants.files, **_golden_files(net, probes[0]), **step.files}, manifest)
     except (GateError, InputError):
         # A graph that failed is not worth going on with; what was interrupted is, and the builder's log is named.
         shutil.rmtree(work, ignore_errors=True)
         raise
-    _say_what_was_built(graphs, agreements, step, chosen, times)
+    _say_what_was_built(graphs, agreements, step, chosen, decision.milliseconds)
     proved = finalize(finished, device=device) if step.deferred == BUILT_NEXT else None
     install_bundle(finished, out, replace=replace)
     shutil.rmtree(work, ignore_errors=True)
@@ -228,7 +249,9 @@ def build(
         "deferred": None if proved else step.deferred,
         "proved": proved,
         "runs_in": chosen,
-        "engine_choice_ms": times or None,
+        "engine_choice_ms": decision.milliseconds or None,
+        "candidates": {c.precision: c.as_json() for c in decision.candidates},
+        "calibration": variants.facts.get("quantisation"),
         "onnx": {n: {"path": paths[n], "nodes": g.nodes, "opset": g.opset} for n, g in graphs.variants.items()},
         "agreement": asdict(agreements[precision]),
     }
@@ -237,7 +260,7 @@ def build(
 def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: EngineStep, chosen: str, times: Any) -> None:
     onnx = ground("export.onnx")
     for name, agreement in agreements.items():
-        graph = graphs.variants[graphs.runs.get(name, name)]
+        graph = graphs.chosen(name)
         console.say(
             f"graph      {name}: {graph.nodes} nodes, opset {graph.opset}; differs from PyTorch by at most "
             f"{agreement.difference:.1e} of the range (limit {agreement.limit:.1e}), "
@@ -295,7 +318,7 @@ def _manifest(
             workspace_mib=target.workspace_mib if target.sm else None,
         ),
         precision=Precision(chosen=plan.precision, why=why),
-        graphs={**paths, plan.precision: paths[graphs.runs[plan.precision]]},
+        graphs={**paths, plan.precision: paths[COMPUTED_FROM.get(plan.precision, plan.precision)]},
         golden=Golden(
             **{name: f"golden/{name}.npy" for name in GOLDEN_ARRAYS},
             tolerance=_golden_tolerance(agreement, plan.precision),

@@ -34,6 +34,8 @@ from deploy.yaml_lines import KeyPath, Located, dotted, read_yaml
 from runtime.errors import ConfigError
 from runtime.versions import satisfiable
 
+SIMULATED = "simulated"
+"""In place of a folder of cubes: scenes of the simulator."""
 MAX_SIDE = 16384
 MAX_BANDS = 4096
 
@@ -41,7 +43,7 @@ _EXTENT_TEXT = r"^\s*([0-9]{1,9})\s*[xX×]\s*([0-9]{1,9})\s*$"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 AskedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
-Degradation = Literal["noise", "blur", "sr", "inpaint", "bandloss"]
+Degradation = Literal["noise", "blur", "sr", "inpaint", "bandloss", "poisson", "motionblur"]
 
 
 def _printable(text: str) -> str:
@@ -246,15 +248,75 @@ class GatesSection(Section):
         examples=[1.0e-3],
     )
     psnr_drop_db: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
-        default="auto", description="Largest loss of PSNR against PyTorch, in dB.", examples=[0.01]
+        default="auto", description="Largest loss of PSNR against PyTorch in any task, in dB.", examples=[0.01]
+    )
+    mean_psnr_drop_db: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
+        default="auto", description="Largest loss of PSNR against PyTorch, mean over tasks, in dB.", examples=[0.01]
     )
     sam_rise_deg: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
-        default="auto", description="Largest rise of the spectral angle against PyTorch, in degrees.", examples=[0.005]
+        default="auto",
+        description="Largest rise of the spectral angle against PyTorch in any task, in degrees.",
+        examples=[0.005],
+    )
+    mean_sam_rise_deg: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
+        default="auto",
+        description="Largest rise of the spectral angle against PyTorch, mean over tasks, in degrees.",
+        examples=[0.005],
     )
     routing_agreement: Annotated[Number, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
         default="auto",
-        description="Smallest share of layers, 0 to 1, that choose the same experts as PyTorch.",
+        description="Smallest share of tiles and layers, 0 to 1, that choose the same experts as PyTorch.",
         examples=[1.0],
+    )
+
+
+class MaxDropSection(Section):
+    """What int8 may cost on the judged calibration frames: tighter than the gates, since other scenes differ."""
+
+    psnr_db: Annotated[Number, Field(ge=0)] = Field(
+        default=0.1, description="Loss of PSNR, mean over tasks, in dB.", examples=[0.1]
+    )
+    worst_psnr_db: Annotated[Number, Field(ge=0)] = Field(
+        default=0.3, description="Loss of PSNR in the task that loses most, in dB.", examples=[0.3]
+    )
+    sam_deg: Annotated[Number, Field(ge=0)] = Field(
+        default=0.5, description="Rise of the spectral angle, mean over tasks, in degrees.", examples=[0.5]
+    )
+    routing_percent: Annotated[Number, Field(ge=0, le=100)] = Field(
+        default=99.5, description="Tiles and layers that choose the same experts, in percent.", examples=[99.5]
+    )
+
+
+class CalibrationSection(Section):
+    """Cubes that int8 ranges are chosen from and judged by."""
+
+    dir: PathText | None = Field(
+        default=None,
+        description="Folder of cubes, relative to this file's folder, or `simulated` for simulated scenes.",
+        examples=["cubes"],
+    )
+    cubes: Literal["clean", "as_flown"] = Field(
+        default="clean",
+        description="Clean cubes are degraded; cubes as_flown are taken as they are, and simulated scenes judge.",
+        examples=["clean"],
+    )
+    samples: Annotated[Whole, Field(ge=1, le=4096)] = Field(
+        default=24, description="Frames that ranges are chosen from.", examples=[24]
+    )
+    judged: Annotated[Whole, Field(ge=1, le=256)] = Field(
+        default=2, description="Cubes, of those that no range is chosen from, to judge by.", examples=[2]
+    )
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(
+        default=0, description="Seed of cubes, places and degradations.", examples=[0]
+    )
+    on_bad: Literal["refuse", "skip"] = Field(
+        default="refuse", description="What to do about a cube that cannot be used.", examples=["skip"]
+    )
+    band_groups: Annotated[bool, Strict()] = Field(
+        default=False, description="Cubes may have more bands than the network.", examples=[True]
+    )
+    max_drop: MaxDropSection = Field(
+        default=MaxDropSection(), description="What int8 may cost before products go back to a higher precision."
     )
 
 
@@ -263,7 +325,7 @@ class CheckSection(Section):
 
     degradations: Annotated[tuple[Degradation, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
         default=get_args(Degradation),
-        description="Degradations of the simulated scene to restore.",
+        description="Degradations of the scene to restore: five of the training and two unseen ones.",
         examples=[["noise", "blur"]],
     )
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(
@@ -300,7 +362,7 @@ class Config(Section):
     )
     precision: AskedPrecision | None = Field(
         default=None,
-        description="Precision to build; null is the target's own. Graphs are written in fp32 so far.",
+        description="Precision to build; null is the target's own, auto the fastest that passes its gates.",
         examples=["fp32"],
     )
     targets: Annotated[dict[Name, TargetSection], Field(max_length=64), BeforeValidator(_no_targets)] = Field(
@@ -310,6 +372,9 @@ class Config(Section):
         default=GatesSection(),
         description="How far the engine may be from PyTorch: a limit, auto for the precision's own, or null for none.",
     )
+    calibration: CalibrationSection = Field(
+        default=CalibrationSection(), description="Cubes that int8 ranges are chosen from and judged by."
+    )
     check: CheckSection = Field(default=CheckSection(), description="What `deploy check` runs.")
     output: OutputSection = Field(default=OutputSection(), description="Where the bundle goes.")
 
@@ -317,8 +382,8 @@ class Config(Section):
 def load_config(path: str | Path, *, targets: Collection[str] = (), engines: Collection[str] = ()) -> Config:
     """Read a deploy.yaml.
 
-    A relative `model.checkpoint` or `output.dir` comes back absolute, seen from the file's folder; a bare checkpoint
-    name that names no file there comes back as it is, for the packaged models.
+    A relative `model.checkpoint`, `calibration.dir` or `output.dir` comes back absolute, seen from the file's folder; a
+    bare checkpoint name that names no file there comes back as it is, for the packaged models.
 
     Args:
         path: the file.
@@ -419,6 +484,10 @@ def _anchored(config: Config, folder: Path) -> Config:
     if out is not None and "dir" in config.output.model_fields_set:
         there = _seen_from(folder, out)
         config = config.model_copy(update={"output": config.output.model_copy(update={"dir": there})})
+    cubes = config.calibration.dir
+    if cubes is not None and cubes != SIMULATED:
+        calibration = config.calibration.model_copy(update={"dir": _seen_from(folder, cubes)})
+        config = config.model_copy(update={"calibration": calibration})
     return config
 
 

@@ -17,8 +17,9 @@ from runtime.errors import GateError, InputError
 from runtime.files import read_cube
 
 from . import build, check, console, run, simulate
+from .comparison import Case
 from .config import Config, with_overrides
-from .evidence import assemble
+from .evidence import Shown, assemble
 from .options import examples, json_option
 from .pictures import Picture, rgb, save_png, stretch_limits
 from .report import Command, Fact, write_report
@@ -82,9 +83,9 @@ def demo(out: Path) -> dict[str, Any]:
     build.build(config, bundle)
     _step(lines[2])
     with load_bundle(bundle) as loaded:
-        results, cases = check.check(loaded, config)
-        gates = check.judge(results, config.gates, loaded.manifest.precision.chosen)
-        check.show(results, gates)
+        found = check.check(loaded, config, wanted=())
+        gates = check.judge_chosen(found, config)
+        check.show(found, gates)
         _step(lines[3])
         source = read_cube(scene)
         fine = run.restore_file(loaded, source)
@@ -101,15 +102,13 @@ def demo(out: Path) -> dict[str, Any]:
     for (name, _), look in zip(pictures, looks, strict=True):
         save_png(out / f"{name}.png", look)
     save_png(out / "side-by-side.png", side_by_side(looks))
-    shown = check.TaskResult("noise and stripes", before, after, after, after, 0.0, 1.0)
-    own = check.Case("noise and stripes", degraded_cube, restored_cube, truth_cube, fine.gates)
+    shown = Shown(Case("noise and stripes", degraded_cube, restored_cube, truth_cube, fine.gates), before, after)
     gain = after.psnr - before.psnr
     report = assemble(
         f"{MODEL} restores a simulated scene on this CPU",
         manifest,
-        results,
+        found,
         gates,
-        cases,
         tuple(Command(line) for line in lines),
         summary=(
             Fact("noisy cube", f"{before.psnr:.2f} dB"),
@@ -117,7 +116,7 @@ def demo(out: Path) -> dict[str, Any]:
             Fact("spectral angle", f"{before.sam:.1f} to {after.sam:.1f} degrees"),
         ),
         lead=f"The restored cube is {gain:.1f} dB better than the noisy one, and the engine restores as PyTorch does.",
-        shown=(own, shown),
+        shown=shown,
     )
     write_report(out / "report.html", report)
     outcome = {
@@ -136,7 +135,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.say(f"report     {out / 'report.html'}", "bold")
     console.say(f"pictures   {out / 'side-by-side.png'}: degraded, restored, truth")
     console.say(f"bundle     {bundle}")
-    summary = check.conclude(results, gates, bundle)
+    summary = check.conclude(found, gates, bundle, manifest.precision.why)
     if gain < LEAST_GAIN_DB:
         raise GateError(
             "the restored cube is not clearly better than the noisy one",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from runtime.manifest import Manifest
 
-from .check import GATES, Case, GateResult, TaskResult
+from .comparison import Case, Comparison, TaskResult
+from .gates import DIRECTIONS, GateResult
 from .pictures import (
     band_psnr_plot,
     error_map,
@@ -18,48 +23,71 @@ from .pictures import (
     spectra_plot,
     stretch_limits,
 )
+from .precision_pictures import band_distance_plot, distance_plot, margins_plot
 from .report import Case as Row
 from .report import ColourScale, Command, Fact, Gate, Picture, Plot, Report, Table, Verdict, figure_text
+
+if TYPE_CHECKING:
+    # The ground's: imported where it is used, so that a flight computer can show the commands' help.
+    from calibration.quality import Quality
 
 MEANINGS = {
     "max_difference": ("Largest difference", "Share of the output's range, at the worst value of all cubes."),
     "psnr_drop_db": ("Loss of PSNR, dB", "How much further from the truth the engine is than PyTorch."),
+    "mean_psnr_drop_db": ("Loss of PSNR, mean over tasks, dB", "The same, where one task may make up for another."),
     "sam_rise_deg": ("Rise of spectral angle, degrees", "How much more the engine bends spectra than PyTorch."),
+    "mean_sam_rise_deg": ("Rise of spectral angle, mean, degrees", "The same, mean over tasks."),
     "routing_agreement": ("Same experts chosen", "Share of tiles and layers in which both chose the same experts."),
 }
 SHOWN_PIXELS = ((0.25, 0.3), (0.5, 0.62), (0.75, 0.4))
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A cube that was restored beside the checked ones, and its quality before and after."""
+
+    case: Case
+    before: Quality
+    after: Quality
+
+
 def check_report(
-    manifest: Manifest, results: list[TaskResult], gates: list[GateResult], cases: list[Case], checkpoint: str
+    manifest: Manifest,
+    found: Comparison,
+    gates: list[GateResult],
+    checkpoint: str,
+    pareto: bytes | None = None,
 ) -> Report:
-    """The page of `deploy check`."""
+    """The page of `deploy check`; `pareto` is the picture of the search for int8, as PNG."""
     commands = (
         Command(f"deploy build --target {manifest.target.name} --checkpoint {checkpoint}", "builds the bundle"),
         Command(
             f"deploy check BUNDLE --checkpoint {checkpoint} --report report.html", "measures it and writes this page"
         ),
     )
-    return assemble(f"{checkpoint} on {manifest.target.name}", manifest, results, gates, cases, commands)
+    return assemble(f"{checkpoint} on {manifest.target.name}", manifest, found, gates, commands, pareto=pareto)
 
 
 def assemble(
     title: str,
     manifest: Manifest,
-    results: list[TaskResult],
+    found: Comparison,
     gates: list[GateResult],
-    cases: list[Case],
     commands: tuple[Command, ...],
     summary: tuple[Fact, ...] = (),
     lead: str = "",
-    shown: tuple[Case, TaskResult] | None = None,
+    shown: Shown | None = None,
+    pareto: bytes | None = None,
 ) -> Report:
     """A page: verdict, gates, pictures, spectra, tables, what was built, how to repeat it.
 
     Args:
-        shown: a cube that was restored beside the checked ones, pictured first.
+        shown: pictured first.
     """
-    pictured = [*([shown] if shown else []), *zip(cases, results, strict=True)]
+    results, cases = found.variants[found.chosen].results, found.cases
+    pictured = [(case, result.input, result.engine) for case, result in zip(cases, results, strict=True)]
+    if shown is not None:
+        pictured.insert(0, (shown.case, shown.before, shown.after))
     first = pictured[0][0]
     failed = [g for g in gates if g.passed is False]
     judged = [g for g in gates if g.passed is not None]
@@ -87,7 +115,7 @@ def assemble(
         ),
         Plot(
             "Quality of every band",
-            band_psnr_plot({r.task: _band_psnr(r, cases) for r in results}, wavelengths),
+            band_psnr_plot({c.task: _band_psnr(c) for c in cases}, wavelengths),
             "PSNR of the restored cube, band by band, for every degradation.",
         ),
         Plot(
@@ -95,6 +123,7 @@ def assemble(
             experts_plot({c.task: c.gates.reshape(-1, *c.gates.shape[-2:]).mean(axis=0) for c in cases}),
             "Gates of the experts per layer and degradation, averaged over tiles.",
         ),
+        *_precision_plots(found, wavelengths, pareto),
     ]
     return Report(
         title=title,
@@ -102,26 +131,119 @@ def assemble(
         verdict=verdict,
         summary=summary,
         gates=tuple(_gate(g) for g in gates),
-        cases=tuple(_row(case, result, pixels, wavelengths) for case, result in pictured),
+        cases=tuple(_row(*each, pixels, wavelengths) for each in pictured),
         plots=tuple(plots),
-        tables=(_accuracy(results), _against_pytorch(results)),
+        tables=(_accuracy(results), _against_pytorch(results), *_variant_tables(found)),
         built=_built(manifest),
         commands=commands,
         footnotes=(
-            "The scenes are simulated; the truth is what an ideal sensor without optics, noise or faults would see.",
+            f"Cubes: {', '.join(found.cubes)}. The truth of a simulated scene is what an ideal sensor would see.",
             "Where bands were lost, PSNR, SSIM and spectral angle are taken over the lost bands only.",
         ),
     )
 
 
-def _band_psnr(result: TaskResult, cases: list[Case]) -> list[float]:
+def _precision_plots(found: Comparison, wavelengths: list[float] | None, pareto: bytes | None) -> list[Plot]:
+    """How far the variants are from PyTorch, where they part, and how clear the routing was."""
+    plots = []
+    cubes = [(c, {found.chosen: c.restored, **c.others}) for c in found.cases if c.pytorch is not None]
+    if cubes:
+        plots.append(
+            Plot(
+                "Distance from PyTorch, band by band",
+                band_distance_plot([(c.pytorch, variants) for c, variants in cubes], wavelengths),
+                "Root mean square difference of every variant from PyTorch per band, over all degradations.",
+            )
+        )
+    blocks = {name: v.parting.blocks for name, v in found.variants.items() if v.parting}
+    if blocks:
+        plots.append(
+            Plot(
+                "Where the variants part",
+                distance_plot({name: {s.name: s.distance for s in steps} for name, steps in blocks.items()}),
+                "Distance of the values behind every block of the network from those of the float32 graph.",
+                "On the tile that each variant restores least like PyTorch.",
+            )
+        )
+    if any(np.size(m) for m in found.margins.values()):
+        plots.append(
+            Plot(
+                "How clearly PyTorch chose its experts",
+                margins_plot(found.margins, 1e-3),
+                "Cumulative share of tiles and layers over the lead of the chosen expert.",
+                "Left of the dashed line a choice is as good as its neighbour and is counted apart.",
+            )
+        )
+    if pareto is not None:
+        plots.append(
+            Plot(
+                "What int8 costs",
+                pareto,
+                "Loss of PSNR over the share of multiply-adds in int8, and the dearest groups of layers.",
+                "Measured when the bundle was built, on the judged calibration frames.",
+            )
+        )
+    return plots
+
+
+def _variant_tables(found: Comparison) -> list[Table]:
+    variants = [found.variants[name] for name in found.variants]
+    rows, losses = [], []
+    for v in variants:
+        figures, first = v.figures(), v.parting.first if v.parting else None
+        rows.append(
+            (
+                v.precision + " (flies)" * (v.precision == found.chosen),
+                f"{figures['mean_psnr_drop_db']:.4f}",
+                f"{figures['psnr_drop_db']:.4f}",
+                f"{figures['mean_sam_rise_deg']:.4f}",
+                f"{100 * figures['routing_agreement']:.2f}",
+                f"{v.routing.close_same} of {v.routing.close}",
+                f"{100 * v.int8_mac_share:.1f}",
+                first.name if first else "nowhere",
+                v.runs_in,
+            )
+        )
+        losses.append((v.precision, *(f"{r.psnr_drop_db:.4f}" for r in v.results)))
+    layers = max((len(v.routing.layers) for v in variants), default=0)
+    tables = [
+        Table(
+            "Every variant against PyTorch",
+            (
+                "variant", "loss, dB", "worst task, dB", "SAM rise, degrees", "same experts, %", "unclear, same",
+                "int8, %", "parts first in", "computed in",
+            ),
+            tuple(rows),
+            "Unclear choices, where PyTorch's experts are less than 0.001 apart, are counted apart.",
+        ),
+        Table("Loss of PSNR by degradation, dB", ("variant", *(r.task for r in variants[0].results)), tuple(losses)),
+    ]  # fmt: skip
+    if layers:
+        shares = tuple(
+            (v.precision, *(f"{100 * same / pairs:.2f}" if pairs else "none clear" for pairs, same in v.routing.layers))
+            for v in variants
+        )
+        columns = ("variant", *(f"layer {n + 1}" for n in range(layers)))
+        tables.append(Table("Same experts by layer, %", columns, shares))
+    worst = tuple(
+        (v.precision, t.cube, t.task, str(t.line), str(t.sample), f"{t.distance:.1e}")
+        for v in variants
+        for t in v.worst
+    )
+    columns = ("variant", "cube", "degradation", "line", "sample", "RMS distance, share of range")
+    tables.append(Table("The tiles least like PyTorch", columns, worst))
+    return tables
+
+
+def _band_psnr(case: Case) -> list[float]:
     from calibration.quality import psnr_per_band
 
-    case = next(c for c in cases if c.task == result.task)
     return [float(v) for v in psnr_per_band(case.restored, case.truth)]
 
 
-def _row(case: Case, result: TaskResult, pixels: list[tuple[int, int]], wavelengths: list[float] | None) -> Row:
+def _row(
+    case: Case, before: Quality, after: Quality, pixels: list[tuple[int, int]], wavelengths: list[float] | None
+) -> Row:
     stretch = stretch_limits(case.truth, wavelengths)
     size = case.truth.shape[1:]
     pictures = []
@@ -133,18 +255,18 @@ def _row(case: Case, result: TaskResult, pixels: list[tuple[int, int]], waveleng
     pictures.append(
         Picture("error", png_bytes(fitted(error, shortest=256)), f"mean error over bands, {case.task}", scale)
     )
-    gain = result.engine.psnr - result.input.psnr
-    note = f"{result.input.psnr:.1f} dB in, {result.engine.psnr:.1f} dB out ({gain:+.1f} dB)"
+    gain = after.psnr - before.psnr
+    note = f"{before.psnr:.1f} dB in, {after.psnr:.1f} dB out ({gain:+.1f} dB)"
     return Row(case.task, tuple(pictures), note)
 
 
 def _gate(gate: GateResult) -> Gate:
     name, meaning = MEANINGS[gate.key]
-    limit = "off" if gate.limit is None else f"{GATES[gate.key][0]} {gate.limit:g}"
+    limit = "off" if gate.limit is None else f"{DIRECTIONS[gate.key]} {gate.limit:g}"
     return Gate(name, figure_text(gate.measured, 3), limit, gate.passed, meaning)
 
 
-def _accuracy(results: list[TaskResult]) -> Table:
+def _accuracy(results: Sequence[TaskResult]) -> Table:
     rows = tuple(
         (
             r.task,
@@ -161,7 +283,7 @@ def _accuracy(results: list[TaskResult]) -> Table:
     return Table("The engine against the truth", columns, rows)
 
 
-def _against_pytorch(results: list[TaskResult]) -> Table:
+def _against_pytorch(results: Sequence[TaskResult]) -> Table:
     rows = tuple(
         (
             r.task,

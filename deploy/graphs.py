@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.durable import write_bytes
-from runtime.engines import ENGINES, EngineOptions, available_engines, open_engine
+from runtime.engines import ENGINES
 from runtime.errors import GateError, InputError, MachineError
 
 from . import console
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from export.onnx import Agreement, Graph, Probe
 
 PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
-ENGINE_RUNS = 7
-"""Frames that each engine restores before the fastest is chosen."""
+COMPUTED_FROM = {"bf16": "fp32"}
+"""Precision -> the variant that it is computed from, where that is another."""
 
 
 @dataclass(frozen=True)
@@ -35,39 +35,58 @@ class Graphs:
     """The graphs of a bundle.
 
     Attributes:
-        variants: type of the weights (`fp32`, `fp16`) -> graph.
-        runs: precision that the engine is told -> variant that it loads; bfloat16 is computed from the float32 graph.
+        variants: type of the weights (`fp32`, `fp16`, `int8`) -> graph.
         seconds: the export took.
     """
 
     variants: Mapping[str, Graph]
-    runs: Mapping[str, str]
     seconds: float
 
     def chosen(self, precision: str) -> Graph:
-        """The graph that runs in this precision."""
-        return self.variants[self.runs[precision]]
+        """The graph that runs in this precision; bfloat16 is computed from the float32 graph."""
+        return self.variants[COMPUTED_FROM.get(precision, precision)]
 
     def paths(self) -> dict[str, str]:
         """Variant -> path inside the bundle."""
         return {name: f"graphs/{name}.onnx" for name in self.variants}
 
+    def having(self, name: str, data: bytes) -> Graphs:
+        """These graphs and one more variant."""
+        first = self.variants["fp32"]
+        graph = dataclasses.replace(first, data=data, nodes=ground("export.onnx").count_nodes(data))
+        return dataclasses.replace(self, variants={**self.variants, name: graph})
+
+    def only(self, names: Collection[str]) -> Graphs:
+        """The float32 graph and those of these names."""
+        kept = {name: graph for name, graph in self.variants.items() if name == "fp32" or name in names}
+        return dataclasses.replace(self, variants=kept)
+
 
 def make_graphs(net: Any, plan: Plan, work: Path) -> Graphs:
-    """Export the float32 graph (or take it from an unfinished build) and rewrite it as the plan's precision asks."""
-    graph, seconds = _exported(net, plan, work)
-    variants, runs = {"fp32": graph}, {plan.precision: "fp32"}
-    if plan.precision == "fp16":
-        with console.progress("rewriting the graph in FP16"):
-            typed = ground("calibration.typed").half_precision(graph.data)
-            nodes = ground("export.onnx").count_nodes(typed.data)
-        variants["fp16"] = type(graph)(typed.data, nodes, graph.opset)
-        runs = {"fp16": "fp16"}
-        console.say(
-            f"fp16       {typed.half} nodes in FP16, {typed.single} in float32 islands, {typed.casts} casts, "
-            f"{typed.flushed} weights too small for full digits"
-        )
-    return Graphs(variants, runs, seconds)
+    """Export the float32 graph, or take it from an unfinished build; with its FP16 variant where the plan needs it."""
+    graph, seconds = exported(net, plan.lines, plan.samples, work, "graph")
+    graphs = Graphs({"fp32": graph}, seconds)
+    if plan.precision == "fp16" or (plan.precision == "auto" and "fp16" in plan.target.precisions):
+        graphs = graphs.having("fp16", in_half(graph.data, "fp16"))
+    return graphs
+
+
+def in_half(data: bytes, name: str) -> bytes:
+    """A graph rewritten in FP16 with float32 islands; says what was done."""
+    with console.progress("rewriting the graph in FP16"):
+        typed = ground("calibration.typed").half_precision(data)
+    console.say(
+        f"{name:<10} {typed.half} nodes in FP16, {typed.single} in float32 islands, {typed.casts} casts, "
+        f"{typed.flushed} weights too small for full digits"
+    )
+    half: bytes = typed.data
+    return half
+
+
+def in_half_arithmetic(data: bytes) -> bytes:
+    """An FP16 graph whose rounding float32 kernels compute, see `calibration.half_arithmetic`."""
+    rounded: bytes = ground("calibration.half_arithmetic").half_arithmetic(data)
+    return rounded
 
 
 def measure(net: Any, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict[str, Agreement], list[Probe]]:
@@ -75,10 +94,10 @@ def measure(net: Any, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict[str
 
     Args:
         net: the network.
-        plan: what is built.
+        plan: what is built, in its final precision.
         graphs: its graphs.
         engine: the engine that runs the chosen one here: the target's own, or ONNX Runtime in place of one that needs
-            a GPU. An FP16 graph is always run in FP16's arithmetic, see `calibration.half_arithmetic`.
+            a GPU. FP16 is always computed in FP16's arithmetic, see `calibration.half_arithmetic`.
 
     Returns:
         variant or precision -> agreement, and the probes.
@@ -88,74 +107,33 @@ def measure(net: Any, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict[str
     """
     onnx = ground("export.onnx")
     found: dict[str, Agreement] = {}
-    with console.progress("comparing the graph with PyTorch") as moved:
+    with console.progress("comparing the graphs with PyTorch") as moved:
         probes: list[Probe] = onnx.diverse_probes(net, *probe_frames(net.config.bands, plan, net.config.metric_set))
         found["fp32"] = onnx.compare(net, graphs.variants["fp32"], probes, moved)
-        if plan.precision == "fp16":
-            found["fp16"] = _compare_half(net, graphs.variants["fp16"], probes, moved)
-        elif plan.precision != "fp32" or engine != "onnxruntime":
-            graph = graphs.chosen(plan.precision)
-            found[plan.precision] = onnx.compare(
-                net, graph, probes, moved, engine_name=engine, precision=plan.precision
-            )
+        for name in (*graphs.variants, plan.precision):
+            graph = graphs.chosen(name)
+            if name == "fp16" or (name == "int8" and plan.half):
+                found[name] = _compare_half(net, graph, probes, moved, name)
+            elif name != "fp32" or (plan.precision == "fp32" and engine != "onnxruntime"):
+                # What is chosen is compared in its engine, what else is in the bundle in the portable one.
+                runs_in = engine if name in (plan.precision, "int8") else "onnxruntime"
+                found[name] = onnx.compare(net, graph, probes, moved, engine_name=runs_in, precision=name)
     return found, probes
 
 
-def _compare_half(net: Any, graph: Graph, probes: list[Probe], moved: Any) -> Agreement:
-    """The FP16 graph against PyTorch with every FP16 tensor rounded as FP16: no CPU engine does that by itself."""
-    rounded = dataclasses.replace(graph, data=ground("calibration.half_arithmetic").half_arithmetic(graph.data))
+def _compare_half(net: Any, graph: Graph, probes: list[Probe], moved: Any, precision: str) -> Agreement:
+    """An FP16 graph against PyTorch with every FP16 tensor rounded as FP16: no CPU engine does that by itself."""
+    rounded = dataclasses.replace(graph, data=in_half_arithmetic(graph.data))
     try:
-        agreement: Agreement = ground("export.onnx").compare(net, rounded, probes, moved, precision="fp16")
+        agreement: Agreement = ground("export.onnx").compare(net, rounded, probes, moved, precision=precision)
     except MachineError as error:
         raise GateError(
-            "the FP16 graph leaves the range of FP16 between its nodes",
-            key="fp16",
+            f"the {precision} graph leaves the range of FP16 between its nodes",
+            key=precision,
             value=error.value,
             remedy="build with --precision fp32; nothing was written",
         ) from error
     return agreement
-
-
-def choose_engine(graphs: Graphs, plan: Plan, spec: Any, probe: Probe) -> tuple[str, dict[str, float]]:
-    """The engine for a target without a GPU: the plan's, or with `auto` the fastest here by a short measurement.
-
-    Returns:
-        the engine's name, and engine -> median milliseconds per frame (empty where nothing was to be chosen).
-
-    Raises:
-        MachineError: no installed engine runs the plan's precision.
-    """
-    if plan.engine != "auto":
-        return plan.engine, {}
-    program, options = graphs.chosen(plan.precision).data, EngineOptions(plan.target.threads, plan.precision)
-    opened, times = {}, {}
-    try:
-        for name in ("onnxruntime", "openvino"):
-            if (plan.precision == "bf16" and name == "onnxruntime") or not available_engines()[name]:
-                continue
-            opened[name] = open_engine(name, program, spec, options)
-        with console.progress("timing the engines") as moved:
-            rounds: dict[str, list[float]] = {name: [] for name in opened}
-            for number in range(ENGINE_RUNS + 1):
-                for name, engine in opened.items():
-                    began = time.perf_counter()
-                    engine.infer(*probe)
-                    # The first frame also makes what an engine makes once.
-                    if number:
-                        rounds[name].append(time.perf_counter() - began)
-                moved(number, ENGINE_RUNS)
-        times = {name: round(1000 * float(np.median(taken)), 3) for name, taken in rounds.items()}
-    finally:
-        for engine in opened.values():
-            engine.close()
-    if not times:
-        raise MachineError(
-            "no engine that is installed here runs this precision",
-            key="precision",
-            value=plan.precision,
-            remedy='pip install "damp-deploy[openvino]", or build with --precision fp32',
-        )
-    return min(times, key=lambda name: times[name]), times
 
 
 def check_engine(asked: str | None, own: str, precision: str, *, gpu: bool) -> str:
@@ -196,14 +174,14 @@ def probe_frames(bands: int, plan: Plan, metric_set: str) -> tuple[list[Any], li
     return frames, metrics
 
 
-def _exported(net: Any, plan: Plan, work: Path) -> tuple[Any, float]:
+def exported(net: Any, lines: int, samples: int, work: Path, name: str) -> tuple[Graph, float]:
     """The graph, from an unfinished build of the same plan where there is one, and the seconds its export took."""
     onnx = ground("export.onnx")
-    graph_file, facts_file = work / "graph.onnx", work / "graph.json"
+    graph_file, facts_file = work / f"{name}.onnx", work / f"{name}.json"
     try:
         facts, data = json.loads(facts_file.read_bytes()), graph_file.read_bytes()
         if hashlib.sha256(data).hexdigest() == facts["sha256"]:
-            found = onnx.Graph(data, int(facts["nodes"]), int(facts["opset"]))
+            found: Graph = onnx.Graph(data, int(facts["nodes"]), int(facts["opset"]))
             console.say("going on with an unfinished build: its graph is used again")
             return found, float(facts["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -211,7 +189,7 @@ def _exported(net: Any, plan: Plan, work: Path) -> tuple[Any, float]:
         facts_file.unlink(missing_ok=True)
     began = time.monotonic()
     with console.progress("exporting the graph"):
-        graph = onnx.export_graph(net, plan.lines, plan.samples)
+        graph: Graph = onnx.export_graph(net, lines, samples)
     seconds = time.monotonic() - began
     write_bytes(graph_file, graph.data)
     facts = {

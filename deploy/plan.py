@@ -39,6 +39,9 @@ class Plan:
         lines, samples, overlap: size of a frame and what neighbours share.
         scale: digital number that stands for 1.0 in integer cubes, or None.
         wavelengths: of the bands in nm, or empty.
+        half: what is neither int8 nor a float32 island is FP16: on targets with a GPU.
+        calibration: hash of the calibration frames, or None.
+        limits: of gates and search, as JSON.
         tools: versions of what the build used.
     """
 
@@ -52,6 +55,9 @@ class Plan:
     precision: str
     scale: float | None
     wavelengths: tuple[float, ...]
+    half: bool
+    calibration: str | None
+    limits: str
     tools: dict[str, str]
 
     def recipe(self) -> str:

@@ -15,7 +15,7 @@ from runtime.errors import InputError
 
 ENGINE_FILES = ("tensorrt", "tensorrt-rtx")
 """Engines that load a file built for one kind of GPU; the others load the graph itself."""
-GPU = ("fp32", "fp16")
+GPU = ("fp32", "fp16", "int8")
 SHARED_MEMORY = frozenset({"8.7", "11.0", "12.1"})
 """Compute capabilities of GPUs that have no memory but the host's: Jetson Orin, Jetson Thor, GB10."""
 
@@ -40,7 +40,7 @@ class Target:
 
     name: str
     engine: str = "onnxruntime"
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: tuple[str, ...] = ("fp32", "int8")
     default_precision: str = "fp32"
     threads: int | None = None
     title: str = ""
@@ -67,7 +67,7 @@ def _rtx(name: str, title: str, sm: str, memory: float) -> Target:
 
 _ALL = (
     Target("cpu", title="any CPU, ONNX Runtime"),
-    Target("intel", "openvino", ("fp32", "bf16"), title="Intel and AMD CPUs, OpenVINO"),
+    Target("intel", "openvino", ("fp32", "bf16", "int8"), title="Intel and AMD CPUs, OpenVINO"),
     _gpu("jetson-orin-nano", "Jetson Orin Nano 4 or 8 GB", "8.7", 4, workspace_mib=512),
     _gpu("jetson-orin-nx", "Jetson Orin NX 8 or 16 GB", "8.7", 8, workspace_mib=1024),
     _gpu("jetson-orin", "Jetson AGX Orin 32 or 64 GB", "8.7", 32),
@@ -92,7 +92,7 @@ def find_target(name: str, known: Mapping[str, Target] = BUILT_IN) -> Target:
 
 
 def choose_precision(target: Target, asked: str | None) -> tuple[str, str]:
-    """(precision, why) for what was asked: None is the target's own, `auto` the best that the target runs.
+    """(precision, why) for what was asked: None is the target's own; `auto` stays where there is something to measure.
 
     Raises:
         InputError: the target cannot run it.
@@ -101,12 +101,7 @@ def choose_precision(target: Target, asked: str | None) -> tuple[str, str]:
         return target.default_precision, f"the default of target {target.name}"
     if asked == "auto":
         if len(target.precisions) > 1:
-            raise InputError(
-                "cannot choose among several precisions yet",
-                key="precision",
-                value=asked,
-                remedy=f"name one of {', '.join(target.precisions)}",
-            )
+            return asked, f"the fastest of {', '.join(target.precisions)} that passes its gates"
         return target.precisions[0], f"auto: the only precision of target {target.name}"
     if asked not in target.precisions:
         raise InputError(

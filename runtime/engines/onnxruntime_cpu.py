@@ -33,6 +33,9 @@ def computes_in(precision: str) -> str:
     if precision == "fp16":
         types = "fp32" if platform.machine().lower() in ("x86_64", "amd64") else "fp32 and fp16"
         return f"{types}, from an FP16 graph"
+    if precision == "int8":
+        # It has int8 kernels where outputs are int8 too, and computes the rest from dequantised values (seen in 1.31).
+        return "fp32 and int8, from an int8 graph"
     # bfloat16 is another engine's arithmetic on the float32 graph.
     return "fp32" if precision == "bf16" else precision
 

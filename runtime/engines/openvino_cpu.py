@@ -12,8 +12,11 @@ from runtime.machine import available_cores
 from .contract import Engine, EngineOptions, EngineSpec, Float32, check_signature
 from .onnx_guard import check_onnx
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
-"""Precision of a bundle -> type in which OpenVINO may compute; without the word it would choose bfloat16 by itself."""
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""Precision of a bundle -> type in which OpenVINO may compute what is not int8; without the word it would choose
+bfloat16 by itself."""
+PRODUCTS = ("FullyConnected", "Convolution", "GroupConvolution", "ConvolutionBackpropData")
+"""Layers with weights, as OpenVINO names them when it has compiled a graph; int8 ones may have more behind it."""
 
 
 def available() -> str | None:
@@ -72,7 +75,7 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OpenV
     core = ov.Core()
     settings = {
         "INFERENCE_PRECISION_HINT": wanted,
-        "EXECUTION_MODE_HINT": "ACCURACY" if wanted == "f32" else "PERFORMANCE",
+        "EXECUTION_MODE_HINT": "ACCURACY" if options.precision == "fp32" else "PERFORMANCE",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": "1",
@@ -94,7 +97,28 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OpenV
             value=computes,
             remedy="build with --precision fp32",
         )
-    return OpenVinoCpu(compiled.create_infer_request(), spec, threads, options.precision)
+    computed = options.precision
+    if options.precision == "int8":
+        quantised, products = _in_int8(compiled)
+        if not quantised:
+            raise MachineError(
+                "OpenVINO runs nothing of this int8 graph in int8 on this CPU",
+                key="precision",
+                value=options.precision,
+                remedy="build with --precision fp32",
+            )
+        computed = f"int8 in {quantised} of {products} products, fp32"
+    return OpenVinoCpu(compiled.create_infer_request(), spec, threads, computed)
+
+
+def _in_int8(compiled: Any) -> tuple[int, int]:
+    """(products that are computed in int8, all with weights) of a compiled model."""
+    kinds = []
+    for node in compiled.get_runtime_model().get_ops():
+        told = node.get_rt_info()
+        if "layerType" in told and told["layerType"].astype(str).startswith(PRODUCTS):
+            kinds.append(told["primitiveType"].astype(str).lower())
+    return sum("i8" in kind for kind in kinds), len(kinds)
 
 
 def _shapes(compiled: Any) -> dict[str, tuple[int, ...] | None]:

@@ -1,0 +1,110 @@
+"""Where two variants of a graph part: the first block, and in it the first node, whose values differ by too much.
+
+As Polygraphy's `debug` does it, but named by the network's own modules: nodes carry their module's name, and the
+tensors of a rewritten graph keep theirs. Blocks are looked at first, then the nodes of the first block that is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from runtime.engines.onnx_guard import check_onnx
+
+from .products import block_of
+from .typed import constants_of, pictures
+
+Float32 = NDArray[np.float32]
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place in the graph, and the distance of the two there: RMS of the difference over RMS of the values."""
+
+    name: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How two variants drift apart on one frame.
+
+    Attributes:
+        blocks: the distance behind every block, in order.
+        first: the first node whose output is farther than the tolerance, named `module/operator`; None if there is
+            none.
+        tolerance: that was held.
+    """
+
+    blocks: tuple[Step, ...]
+    first: Step | None
+    tolerance: float
+
+
+def parting(one: bytes, other: bytes, frame: Float32, metrics: Float32, tolerance: float) -> Parting:
+    """Compare two graphs of the same network on a frame [1, bands, lines, samples] and its metrics [1, M].
+
+    Args:
+        one: the float32 graph.
+        other: a variant of it, whose floats may be FP16 and whose products may be int8.
+        frame, metrics: what both are run on.
+        tolerance: a distance that is still the same.
+    """
+    models = [
+        onnx.shape_inference.infer_shapes(onnx.load_model_from_string(g), strict_mode=True, data_prop=True)
+        for g in (one, other)
+    ]
+    shared = _floats(models[0]) & _floats(models[1]) & pictures(models[0].graph, constants_of(models[0].graph))
+    makers = [(node.name, name) for node in models[0].graph.node for name in node.output if name in shared]
+    last: dict[str, str] = {}
+    for node, tensor in makers:
+        last[block_of(node)] = tensor
+    blocks = _distances(models, list(last.items()), frame, metrics)
+    off = next((step.name for step in blocks if step.distance > tolerance), None)
+    if off is None:
+        return Parting(tuple(blocks), None, tolerance)
+    inside = [(node, tensor) for node, tensor in makers if block_of(node) == off]
+    nodes = _distances(models, inside, frame, metrics)
+    first = next((step for step in nodes if step.distance > tolerance), nodes[-1])
+    return Parting(tuple(blocks), first, tolerance)
+
+
+def _floats(model: onnx.ModelProto) -> set[str]:
+    values = (*model.graph.value_info, *model.graph.output)
+    return {v.name for v in values if v.type.tensor_type.elem_type in FLOATS}
+
+
+def _distances(
+    models: Sequence[onnx.ModelProto], places: Sequence[tuple[str, str]], frame: Float32, metrics: Float32
+) -> list[Step]:
+    expected, found = (_values(model, [tensor for _, tensor in places], frame, metrics) for model in models)
+    steps = []
+    for (name, _), a, b in zip(places, expected, found, strict=True):
+        size = float(np.sqrt(np.mean(np.square(a, dtype=np.float64)))) or 1.0
+        apart = float(np.sqrt(np.mean(np.square(a.astype(np.float64) - b))))
+        steps.append(Step(name, apart / size))
+    return steps
+
+
+def _values(model: onnx.ModelProto, tensors: Sequence[str], frame: Float32, metrics: Float32) -> list[Any]:
+    import onnxruntime
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    known = {v.name: v for v in model.graph.value_info}
+    present = {o.name for o in watched.graph.output}
+    watched.graph.output.extend(known[name] for name in dict.fromkeys(tensors) if name not in present)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    data = watched.SerializeToString()
+    check_onnx(data)
+    session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+    values: list[Any] = session.run(list(tensors), {"frame": frame, "metrics": metrics})
+    return values

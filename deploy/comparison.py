@@ -1,0 +1,403 @@
+"""What `deploy check` measures: every variant of a bundle and PyTorch on the same degraded cubes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.bundle import Bundle, verified_bundle
+from runtime.engines import EngineOptions, open_engine
+from runtime.errors import GateError, MachineError
+from runtime.restore import Infer, Restored, restore_cube
+from runtime.tiles import Tiling
+
+from . import console
+from .options import ground
+
+if TYPE_CHECKING:
+    # The ground's: imported where they are used, so that a flight computer can show this command's help.
+    from calibration.agreement import Routing
+    from calibration.parting import Parting
+    from calibration.quality import Quality
+
+Float32 = NDArray[np.float32]
+VARIANTS = ("fp32", "fp16", "int8")
+SAME = {"fp32": 1e-4, "fp16": 3e-3, "bf16": 2e-2, "int8": 3e-2}
+"""Precision -> distance of two tensors, as a share of their size, that is its own rounding and no fault."""
+WORST_TILES = 5
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One degradation, restored by a variant and by PyTorch through the same tiles, blending and metrics.
+
+    Attributes:
+        task: the degradation.
+        input, engine, pytorch: quality against the truth, means over cubes; over the lost bands where bands were lost.
+        untiled: quality of PyTorch on the whole cube at once.
+        max_difference: largest difference of engine and PyTorch, as a share of PyTorch's range.
+        routing: how often both chose the same experts.
+    """
+
+    task: str
+    input: Quality
+    engine: Quality
+    pytorch: Quality
+    untiled: Quality
+    max_difference: float
+    routing: Routing
+
+    @property
+    def routing_agreement(self) -> float:
+        """Share of tiles and layers in which both clearly chose, and chose the same experts."""
+        return self.routing.agreement
+
+    @property
+    def psnr_drop_db(self) -> float:
+        """What the engine loses of PyTorch's PSNR, in dB."""
+        return self.pytorch.psnr - self.engine.psnr
+
+    @property
+    def sam_rise_deg(self) -> float:
+        """What the engine adds to PyTorch's spectral angle, in degrees."""
+        return self.engine.sam - self.pytorch.sam
+
+    @property
+    def tiling_drop_db(self) -> float:
+        """What cutting into tiles costs PyTorch itself, in dB."""
+        return self.untiled.psnr - self.pytorch.psnr
+
+
+@dataclass(frozen=True)
+class Case:
+    """The cubes of one degradation, for pictures; `others` are those of the variants that were not chosen."""
+
+    task: str
+    degraded: Float32
+    restored: Float32
+    truth: Float32
+    gates: Float32
+    pytorch: Float32 | None = None
+    others: Mapping[str, Float32] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorstTile:
+    """A tile that a variant restores least like PyTorch: RMS of the difference as a share of PyTorch's range."""
+
+    cube: str
+    task: str
+    line: int
+    sample: int
+    distance: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant and its figures.
+
+    Attributes:
+        precision: of the graph.
+        runs_in: what computed it here.
+        results: one per task.
+        routing: over all tasks.
+        worst: tiles, the worst first.
+        parting: where it parts from the float32 graph; None for that one, and where no graph is at hand.
+        int8_mac_share: share of the multiply-adds in int8.
+    """
+
+    precision: str
+    runs_in: str
+    results: tuple[TaskResult, ...]
+    routing: Routing
+    worst: tuple[WorstTile, ...]
+    parting: Parting | None
+    int8_mac_share: float
+
+    def figures(self) -> dict[str, float]:
+        """What the gates look at."""
+        results = self.results
+        return {
+            "max_difference": max(r.max_difference for r in results),
+            "psnr_drop_db": max(r.psnr_drop_db for r in results),
+            "mean_psnr_drop_db": float(np.mean([r.psnr_drop_db for r in results])),
+            "sam_rise_deg": max(r.sam_rise_deg for r in results),
+            "mean_sam_rise_deg": float(np.mean([r.sam_rise_deg for r in results])),
+            "routing_agreement": self.routing.agreement,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that was measured.
+
+    Attributes:
+        chosen: the precision that flies.
+        variants: by precision.
+        cases: the first cube's, one per task.
+        margins: task -> by how much PyTorch's last chosen expert was ahead, [tiles * layers].
+        cubes: names.
+    """
+
+    chosen: str
+    variants: Mapping[str, Variant]
+    cases: tuple[Case, ...]
+    margins: Mapping[str, Float32]
+    cubes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a cube goes through: what restores a frame, the frame's size, the overlap, and what computes it."""
+
+    infer: Infer
+    frame: tuple[int, int]
+    overlap: int
+    runs_in: str
+
+
+@dataclass
+class _Tally:
+    """What a variant did so far, for one task."""
+
+    rows: list[tuple[Quality, Quality, Quality, Quality]] = field(default_factory=list)
+    difference: float = 0.0
+    routing: list[Routing] = field(default_factory=list)
+
+
+def compare(
+    bundle: Bundle,
+    net: Any,
+    cubes: Iterator[tuple[str, Float32]],
+    total: int,
+    tasks: tuple[str, ...],
+    wanted: tuple[str, ...],
+    seed: int,
+) -> Comparison:
+    """Degrade every cube, restore it by PyTorch and by every variant, and measure.
+
+    Args:
+        bundle: opened; its engine runs the variant that flies.
+        net: the network that it was built from.
+        cubes: name and clean cube [bands, lines, samples] in the unit range, one after the other.
+        total: how many.
+        tasks: degradations.
+        wanted: variants besides the one that flies, where the bundle has them; fp16 is derived where it has not.
+        seed: of the degradations.
+
+    Raises:
+        GateError: the engine failed on a cube.
+    """
+    agreement, evaluation = ground("calibration.agreement"), ground("calibration.evaluation")
+    chosen = bundle.manifest.precision.chosen
+    graphs = _graphs(bundle.path, wanted)
+    tallies: dict[str, dict[str, _Tally]] = {}
+    tiles: dict[str, list[WorstTile]] = {}
+    margins: dict[str, list[Float32]] = {task: [] for task in tasks}
+    kept: list[Case] = []
+    names: list[str] = []
+    probes: dict[str, tuple[float, Float32, Float32]] = {}
+    with ExitStack() as stack:
+        ways = _ways(bundle, graphs, wanted, stack)
+        with console.progress("checking") as moved:
+            for number, (name, truth) in enumerate(cubes):
+                names.append(name)
+                for place, task in enumerate(tasks):
+                    moved(number * len(tasks) + place, total * len(tasks))
+                    degraded = _degraded(task, truth, (seed, place, *([number] if number else [])))
+                    bands = evaluation.bands_measured(task, degraded, truth)
+                    own = _by_pytorch(bundle, net, degraded)
+                    margins[task].append(own.margins.ravel())
+                    before, after, untiled = (_quality(c, truth, bands) for c in (degraded, own.cube, own.untiled))
+                    span = float(np.ptp(own.cube)) or 1.0
+                    restored = {precision: _run(bundle, way, degraded, task) for precision, way in ways.items()}
+                    for precision, done in restored.items():
+                        cube = np.asarray(done.cube, np.float32)
+                        tally = tallies.setdefault(precision, {}).setdefault(task, _Tally())
+                        tally.rows.append((before, _quality(cube, truth, bands), after, untiled))
+                        apart = np.abs(cube - own.cube)
+                        tally.difference = max(tally.difference, float(apart.max()) / span)
+                        tally.routing.append(agreement.routing(done.gates, own.gates, own.margins))
+                        tiles.setdefault(precision, []).extend(_distances(bundle, apart, span, name, task))
+                        worst = max(tiles[precision][-1].distance, probes.get(precision, (0.0,))[0])
+                        if precision not in probes or worst > probes[precision][0]:
+                            probes[precision] = (worst, *_probe(bundle, degraded))
+                    if number == 0:
+                        kept.append(_case(task, degraded, truth, restored, chosen, own.cube))
+    return Comparison(
+        chosen,
+        {
+            precision: _variant(
+                precision, ways[precision].runs_in, of_task, tiles[precision], graphs, probes[precision][1:]
+            )
+            for precision, of_task in tallies.items()
+        },
+        tuple(kept),
+        {task: np.concatenate(values) for task, values in margins.items()},
+        tuple(names),
+    )
+
+
+def _graphs(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+    """Variant -> its graph; fp16 rewritten from the float32 graph where it is wanted and not there."""
+    manifest, files = verified_bundle(path)
+    graphs = {name: files[str(inner)] for name, inner in manifest.graphs.items()}
+    if "fp16" in wanted and "fp16" not in graphs and "fp32" in graphs:
+        try:
+            graphs["fp16"] = ground("calibration.typed").half_precision(graphs["fp32"]).data
+        except MachineError as error:
+            console.warn(f"fp16 is left out: {error.problem}")
+    return graphs
+
+
+def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], stack: ExitStack) -> dict[str, _Way]:
+    m = bundle.manifest
+    chosen, frame, overlap = m.precision.chosen, (m.frame.lines, m.frame.samples), m.frame.overlap
+    loaded = bundle.engine.describe()
+    ways: dict[str, _Way] = {}
+    for name in dict.fromkeys((*VARIANTS, chosen)):
+        on_cpu = loaded["engine"] in ("onnxruntime", "openvino")
+        half = name == "fp16" or (name == "int8" and m.target.sm is not None)
+        if name == chosen and not (half and on_cpu):
+            ways[name] = _Way(bundle.engine.infer, frame, overlap, f"{loaded['engine']}, {loaded['computes in']}")
+        elif name in graphs and (name in wanted or name == chosen):
+            data, runs_in, precision = graphs[name], loaded["engine"] if on_cpu else "onnxruntime", name
+            if half:
+                # No CPU engine rounds like FP16 by itself.
+                data = ground("calibration.half_arithmetic").half_arithmetic(data)
+                runs_in, precision = "onnxruntime", "fp32"
+            options = EngineOptions(m.target.threads, precision)
+            engine = stack.enter_context(open_engine(runs_in, data, m.spec(), options))
+            computes = "FP16's arithmetic in float32" if half else engine.describe()["computes in"]
+            ways[name] = _Way(engine.infer, frame, overlap, f"{runs_in}, {computes}")
+    return ways
+
+
+@dataclass(frozen=True, eq=False)
+class _Own:
+    """What PyTorch makes of a cube, in tiles and whole."""
+
+    cube: Float32
+    gates: Float32
+    margins: Float32
+    untiled: Float32
+
+
+def _by_pytorch(bundle: Bundle, net: Any, degraded: Float32) -> _Own:
+    torch_engine = ground("export.torch_engine").TorchEngine
+    m = bundle.manifest
+    frame = (m.frame.lines, m.frame.samples)
+    engine = torch_engine(net, *frame)
+    margins: list[Float32] = []
+
+    def infer(tile: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+        restored, gates, leads = engine.infer_with_margins(tile, metrics)
+        margins.append(leads)
+        return restored, gates
+
+    done = _restored(bundle, degraded, _Way(infer, frame, m.frame.overlap, "pytorch"))
+    cube, leads = np.asarray(done.cube, np.float32), np.stack(margins).reshape(done.gates.shape[:-1])
+    if degraded.shape[1] <= frame[0] and degraded.shape[2] <= frame[1]:
+        return _Own(cube, done.gates, leads, cube)
+    multiple = ground("export.networks").architecture_of(net).SIZE_MULTIPLE
+    whole = (-(-degraded.shape[1] // multiple) * multiple, -(-degraded.shape[2] // multiple) * multiple)
+    untiled = _restored(bundle, degraded, _Way(torch_engine(net, *whole).infer, whole, 0, "pytorch"))
+    return _Own(cube, done.gates, leads, np.asarray(untiled.cube, np.float32))
+
+
+def _degraded(task: str, truth: Float32, seed: tuple[int, ...]) -> Float32:
+    made: Float32 = ground("calibration.degradations").DEGRADATIONS[task](truth, np.random.default_rng(seed))
+    return made
+
+
+def _run(bundle: Bundle, way: _Way, degraded: Float32, task: str) -> Restored:
+    try:
+        return _restored(bundle, degraded, way)
+    except MachineError as error:
+        raise GateError(
+            f"the engine failed on {task}: {error.problem}",
+            file=bundle.path,
+            key=error.key,
+            value=error.value,
+            remedy="do not fly this bundle on this machine",
+        ) from error
+
+
+def _restored(bundle: Bundle, cube: Float32, way: _Way) -> Restored:
+    m = bundle.manifest
+    return restore_cube(cube, way.infer, bands=m.bands, frame=way.frame, overlap=way.overlap, metric_set=m.metric_set)
+
+
+def _quality(cube: Float32, truth: Float32, bands: Any) -> Quality:
+    found: Quality = ground("calibration.quality").quality(cube, truth, bands)
+    return found
+
+
+def _distances(bundle: Bundle, apart: Float32, span: float, name: str, task: str) -> list[WorstTile]:
+    """The tiles of a cube, the least like PyTorch last."""
+    m = bundle.manifest
+    tiling = Tiling((apart.shape[1], apart.shape[2]), (m.frame.lines, m.frame.samples), m.frame.overlap)
+    found = []
+    for tile in tiling.tiles():
+        part = apart[:, tile.line : tile.line + tile.lines, tile.sample : tile.sample + tile.samples]
+        distance = float(np.sqrt(np.mean(np.square(part, dtype=np.float64)))) / span
+        found.append(WorstTile(name, task, tile.line, tile.sample, distance))
+    return sorted(found, key=lambda t: t.distance)
+
+
+def _probe(bundle: Bundle, degraded: Float32) -> tuple[Float32, Float32]:
+    from runtime.metrics import prompt_metrics
+
+    m = bundle.manifest
+    part = degraded[: m.bands]
+    tiling = Tiling((part.shape[1], part.shape[2]), (m.frame.lines, m.frame.samples), m.frame.overlap)
+    return tiling.cut(part, tiling.tiles()[0]), prompt_metrics(part, m.metric_set)[None]
+
+
+def _case(
+    task: str, degraded: Float32, truth: Float32, restored: Mapping[str, Restored], chosen: str, pytorch: Float32
+) -> Case:
+    cubes = {name: np.asarray(done.cube, np.float32) for name, done in restored.items()}
+    others = {name: cube for name, cube in cubes.items() if name != chosen}
+    return Case(task, degraded, cubes[chosen], truth, restored[chosen].gates, pytorch, others)
+
+
+def _variant(
+    precision: str,
+    runs_in: str,
+    tallies: Mapping[str, _Tally],
+    tiles: list[WorstTile],
+    graphs: Mapping[str, bytes],
+    probe: tuple[Float32, Float32],
+) -> Variant:
+    import onnx
+
+    agreement, mean = ground("calibration.agreement"), ground("calibration.evaluation").mean_quality
+    results = []
+    for task, tally in tallies.items():
+        qualities = [mean(list(column)) for column in zip(*tally.rows, strict=True)]
+        of_task = sum(tally.routing, agreement.Routing())
+        results.append(
+            TaskResult(task, qualities[0], qualities[1], qualities[2], qualities[3], tally.difference, of_task)
+        )
+    routing = sum((result.routing for result in results), agreement.Routing())
+    parted, share = None, 0.0
+    if precision in graphs and precision in ("fp16", "int8"):
+        parted = ground("calibration.parting").parting(
+            graphs["fp32"], _comparable(graphs[precision]), *probe, SAME[precision]
+        )
+        share = ground("calibration.products").int8_share(onnx.load_model_from_string(graphs[precision]))
+    worst = tuple(sorted(tiles, key=lambda t: -t.distance)[:WORST_TILES])
+    return Variant(precision, runs_in, tuple(results), routing, worst, parted, share)
+
+
+def _comparable(graph: bytes) -> bytes:
+    """The graph with FP16 computed as such."""
+    made: bytes = ground("calibration.half_arithmetic").half_arithmetic(graph)
+    return made

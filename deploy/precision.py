@@ -1,0 +1,287 @@
+"""Which precision a build gets: the fastest that passes its gates, with everything that was measured on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.engines import EngineOptions, EngineSpec, available_engines, open_engine
+from runtime.errors import GateError, MachineError
+
+from . import console
+from .config import GatesSection
+from .gates import GateResult, failed, judge, told
+from .graphs import Graphs, in_half_arithmetic
+from .options import ground
+from .plan import Plan
+from .quantize import cases, figures_of
+
+if TYPE_CHECKING:
+    # The ground's: imported where they are used, so that a flight computer can show the commands' help.
+    from calibration.agreement import Score
+    from calibration.dataset import CalibrationSet
+    from export.onnx import Probe
+
+ORDER = ("int8", "fp16", "fp32")
+"""From the one that is tried first."""
+ROUNDS = 7
+"""Frames that are timed of each engine, in turns."""
+CLEARLY = 0.97
+"""A lower precision must take at most this share of the time: for less nobody should pay with accuracy."""
+CPU_ENGINES = ("onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A precision, what it costs on the judged frames, and what it takes.
+
+    Attributes:
+        precision: of the graph.
+        score: against PyTorch.
+        gates: how it was judged.
+        milliseconds: engine -> median time of a frame; empty where this machine does not run the target's engine.
+    """
+
+    precision: str
+    score: Score
+    gates: list[GateResult]
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """No gate failed."""
+        return not failed(self.gates)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest and `--json`."""
+        return {
+            **figures_of(self.score),
+            "gates": {g.key: {"measured": g.measured, "limit": g.limit, "passed": g.passed} for g in self.gates},
+            "milliseconds": dict(self.milliseconds),
+        }
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What runs.
+
+    Attributes:
+        precision, engine: chosen.
+        why: in a sentence; empty where nothing was to be decided.
+        candidates: the precisions that were judged.
+        milliseconds: engine -> time of a frame in the chosen precision, where that was measured.
+    """
+
+    precision: str
+    engine: str
+    why: str
+    candidates: tuple[Candidate, ...]
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def judged_candidates(
+    net: Any, plan: Plan, graphs: Graphs, frames: CalibrationSet, gates: GatesSection, engine: str, kept: Path
+) -> tuple[Candidate, ...]:
+    """Score every variant on the judged frames, at the size of the build's frame.
+
+    Args:
+        net: the network.
+        plan: what is built.
+        graphs: its variants.
+        frames: the calibration set, at the size of the build's frame.
+        gates: the limits.
+        engine: what runs the graphs here; FP16 is always computed in FP16's arithmetic.
+        kept: folder in which frames are kept.
+    """
+    spec = ground("export.torch_engine").spec_of(net, plan.lines, plan.samples)
+    scores: dict[str, list[Score]] = {name: [] for name in ORDER if name in graphs.variants}
+    opened = {}
+    agreement = ground("calibration.agreement")
+    try:
+        for name in scores:
+            program, how = _program(graphs, name, plan)
+            opened[name] = open_engine(
+                "onnxruntime" if how == "half" else engine, program, spec,
+                EngineOptions(plan.target.threads, "fp32" if how == "half" else name),
+            )  # fmt: skip
+        with console.progress("judging precisions") as moved:
+            for number, case in enumerate(cases(net, frames, frames.judge, kept)):
+                for name in scores:
+                    scores[name].append(agreement.score(opened[name].infer, [case]))
+                moved(number + 1, len(frames.judge))
+    finally:
+        for one in opened.values():
+            one.close()
+    found = []
+    for name, each in scores.items():
+        joined = _joined(each)
+        found.append(Candidate(name, joined, judge(_gated(joined), gates, name)))
+    return tuple(found)
+
+
+def _program(graphs: Graphs, name: str, plan: Plan) -> tuple[bytes, str]:
+    data = graphs.variants[name].data
+    half = name == "fp16" or (name == "int8" and plan.half)
+    return (in_half_arithmetic(data), "half") if half else (data, "plain")
+
+
+def _joined(scores: Sequence[Score]) -> Score:
+    agreement = ground("calibration.agreement")
+    tasks: dict[str, list[Any]] = {}
+    routing = agreement.Routing()
+    for one in scores:
+        routing += one.routing
+        for task, cost in one.tasks.items():
+            tasks.setdefault(task, []).append(cost)
+    joined: Score = agreement.Score({task: agreement.mean_cost(costs) for task, costs in tasks.items()}, routing)
+    return joined
+
+
+def _gated(score: Score) -> dict[str, float]:
+    return {
+        "psnr_drop_db": score.worst_psnr_drop_db,
+        "mean_psnr_drop_db": score.mean_psnr_drop_db,
+        "sam_rise_deg": max(t.sam_rise_deg for t in score.tasks.values()),
+        "mean_sam_rise_deg": score.mean_sam_rise_deg,
+        "routing_agreement": score.routing.agreement,
+    }
+
+
+def timed(
+    graphs: Graphs, plan: Plan, spec: EngineSpec, probe: Probe, precisions: Sequence[str]
+) -> dict[tuple[str, str], float]:
+    """(precision, engine) -> median milliseconds of a frame here, in turns; of the plan's engine, or all with `auto`.
+
+    Raises:
+        MachineError: no installed engine runs any of the precisions.
+    """
+    names = CPU_ENGINES if plan.engine == "auto" else (plan.engine,)
+    installed = available_engines()
+    opened = {}
+    try:
+        for precision in precisions:
+            for name in names:
+                if (precision == "bf16" and name == "onnxruntime") or (plan.engine == "auto" and not installed[name]):
+                    continue
+                program = graphs.chosen(precision).data
+                options = EngineOptions(plan.target.threads, precision)
+                opened[precision, name] = open_engine(name, program, spec, options)
+        rounds: dict[tuple[str, str], list[float]] = {key: [] for key in opened}
+        with console.progress("timing the engines") as moved:
+            for number in range(ROUNDS + 1):
+                for key, engine in opened.items():
+                    began = time.perf_counter()
+                    engine.infer(*probe)
+                    # The first frame also makes what an engine makes once.
+                    if number:
+                        rounds[key].append(time.perf_counter() - began)
+                moved(number, ROUNDS)
+    finally:
+        for engine in opened.values():
+            engine.close()
+    if not opened:
+        raise MachineError(
+            "no engine that is installed here runs this precision",
+            key="precision",
+            value=precisions[0],
+            remedy='pip install "damp-deploy[openvino]", or build with --precision fp32',
+        )
+    return {key: round(1000 * float(np.median(taken)), 3) for key, taken in rounds.items()}
+
+
+def decide_by_speed(
+    candidates: tuple[Candidate, ...], times: Mapping[tuple[str, str], float], without_int8: str | None
+) -> Decision:
+    """The fastest of those that pass, where a lower precision is clearly faster; for targets that run here."""
+    measured = tuple(
+        Candidate(c.precision, c.score, c.gates, {e: t for (p, e), t in times.items() if p == c.precision})
+        for c in candidates
+    )
+    passing = [c for c in measured if c.passed and c.milliseconds]
+    reasons = [*filter(None, [without_int8]), *(_failed_why(c) for c in measured if not c.passed)]
+    if not passing:
+        raise _nothing_passes(measured)
+    # From the highest precision down: each lower one has to earn its place.
+    passing.sort(key=lambda c: -ORDER.index(c.precision))
+    best = passing[0]
+    for candidate in passing[1:]:
+        faster = min(candidate.milliseconds.values()) <= CLEARLY * min(best.milliseconds.values())
+        ratio = min(best.milliseconds.values()) / min(candidate.milliseconds.values())
+        said = f"{candidate.precision} passes its gates and runs at {ratio:.2f} times the speed of {best.precision}"
+        reasons.append(said if faster else f"{said}, which is not faster: {best.precision} is kept")
+        best = candidate if faster else best
+    engine = min(best.milliseconds, key=lambda name: best.milliseconds[name])
+    return Decision(best.precision, engine, _why(reasons, best), measured, best.milliseconds)
+
+
+def decide_unmeasured(candidates: tuple[Candidate, ...], engine: str, without_int8: str | None) -> Decision:
+    """For a target whose engine does not run here: FP16 where it passes, since int8 is often slower on a device."""
+    passing = {c.precision: c for c in candidates if c.passed}
+    reasons = [*filter(None, [without_int8]), *(_failed_why(c) for c in candidates if not c.passed)]
+    best = next((passing[p] for p in ("fp16", "fp32") if p in passing), None)
+    if best is None:
+        raise _nothing_passes(candidates)
+    if "int8" in passing:
+        reasons.append(
+            "int8 passes its gates too, but is chosen only where its speed is measured: build it with --precision int8 "
+            "and compare the two with `deploy bench` on the target"
+        )
+    return Decision(best.precision, engine, _why(reasons, best), candidates)
+
+
+def require_passed(candidates: tuple[Candidate, ...], precision: str) -> None:
+    """Raise GateError with the figures where a precision that was asked for fails."""
+    asked = next(c for c in candidates if c.precision == precision)
+    missed = failed(asked.gates)
+    if missed:
+        error = GateError(
+            f"{precision} was asked for and does not restore as PyTorch does: {'; '.join(told(g) for g in missed)}",
+            key=f"gates.{missed[0].key}",
+            value=float(f"{missed[0].measured:.6g}"),
+            remedy="nothing was written; lower calibration.max_drop, give more cubes, or build with --precision auto",
+        )
+        error.result = {"candidates": {c.precision: c.as_json() for c in candidates}}
+        raise error
+
+
+def show(decision: Decision) -> None:
+    """The table for people."""
+    console.table(
+        "precisions, against PyTorch on the judged frames",
+        ("precision", "loses dB", "worst dB", "SAM deg", "same experts", "ms a frame", "gates"),
+        [
+            (
+                c.precision,
+                f"{c.score.mean_psnr_drop_db:.4f}",
+                f"{c.score.worst_psnr_drop_db:.4f}",
+                f"{c.score.mean_sam_rise_deg:+.4f}",
+                f"{100 * c.score.routing.agreement:.2f} %",
+                f"{min(c.milliseconds.values()):.1f}" if c.milliseconds else "not here",
+                "passed" if c.passed else "FAILED",
+            )
+            for c in decision.candidates
+        ],
+    )
+
+
+def _failed_why(candidate: Candidate) -> str:
+    return f"{candidate.precision} fails {', '.join(told(g) for g in failed(candidate.gates))}"
+
+
+def _why(reasons: list[str], best: Candidate) -> str:
+    return f"auto: {'; '.join(reasons) or f'{best.precision} passes its gates and nothing else was to be chosen'}"
+
+
+def _nothing_passes(candidates: tuple[Candidate, ...]) -> GateError:
+    error = GateError(
+        f"no precision passes its gates: {'; '.join(map(_failed_why, candidates))}",
+        key="gates",
+        remedy="nothing was written; look at the figures with --json",
+    )
+    error.result = {"candidates": {c.precision: c.as_json() for c in candidates}}
+    return error

@@ -1,0 +1,352 @@
+"""The int8 graph of a build: frames, ranges, the way to choose them, what each group costs, and what may run in int8.
+
+Everything slow is kept in the build's workplace: frames, ranges, and every score by what was scored, so that a build
+that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.durable import write_bytes
+from runtime.engines import EngineOptions, EngineSpec, open_engine
+from runtime.errors import GateError, MachineError
+
+from . import console
+from .config import SIMULATED, Config
+from .options import ground
+from .precision_pictures import pareto_plot
+
+if TYPE_CHECKING:
+    # The ground's: imported where they are used, so that a flight computer can show the commands' help.
+    from calibration.agreement import Case, Score
+    from calibration.dataset import CalibrationSet, Origin
+    from calibration.sensitivity import Group, MaxDrop, Point, Search
+
+SEARCHED_SIDE = 128
+"""Frames of the search have sides of at most this: what a product costs in int8 does not depend on the frame's size."""
+DEAR_DB = 0.02
+"""Groups that distort by more than this are tried with every way to choose ranges."""
+CLEARLY_BETTER = 0.9
+SCORES, RANGES = "scores.jsonl", "ranges.json"
+SENSITIVITY, PICTURE = "report/sensitivity.json", "report/pareto.png"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """An int8 graph with what led to it.
+
+    Attributes:
+        graph: float32 with int8 pairs, for the frame of the build.
+        facts: for the manifest.
+        search: every set of groups that was tried.
+    """
+
+    graph: bytes
+    facts: dict[str, Any]
+    search: Search
+
+
+def open_calibration(config: Config, net: Any, scale: float | None) -> CalibrationSet | None:
+    """The calibration set that the configuration asks for, at the size of the search, or None where it names none.
+
+    Raises:
+        InputError: the folder or a cube of it cannot be used.
+    """
+    told = config.calibration
+    if told.dir is None:
+        return None
+    dataset, cubes = ground("calibration.dataset"), ground("calibration.cubes")
+    asked = dataset.Asked(told.dir, told.cubes, told.samples, told.judged, told.seed, told.on_bad, told.band_groups)
+    wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
+    # The scale of the build: the flag's or the configuration's beats the files', the model's does not.
+    wanted = cubes.Wanted(net.config.bands, config.input.scale, scale, wavelengths)
+    size = _searched(config)
+    with console.progress("looking at the calibration cubes") as moved:
+        found: CalibrationSet = dataset.calibration_set(asked, wanted, size, net.config.metric_set, moved)
+    for doubt in found.doubts:
+        console.warn(doubt)
+    if found.skipped:
+        first = next(iter(found.skipped.items()))
+        console.warn(f"{len(found.skipped)} calibration cubes were skipped, the first is {first[0]}: {first[1]}")
+    if told.dir == SIMULATED:
+        console.warn("int8 is calibrated on simulated scenes; give cubes of your own camera before you fly it")
+    return found
+
+
+def simulated_frames(config: Config, net: Any) -> CalibrationSet:
+    """Simulated scenes to judge precisions by, where no calibration cubes are given."""
+    dataset, cubes = ground("calibration.dataset"), ground("calibration.cubes")
+    wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
+    found: CalibrationSet = dataset.calibration_set(
+        dataset.Asked(SIMULATED),
+        cubes.Wanted(net.config.bands, wavelengths=wavelengths),
+        _searched(config),
+        net.config.metric_set,
+    )
+    return found
+
+
+def _searched(config: Config) -> tuple[int, int]:
+    frame = config.input.frame
+    return min(SEARCHED_SIDE, frame.lines), min(SEARCHED_SIDE, frame.samples)
+
+
+def cases(net: Any, frames: CalibrationSet, origins: Sequence[Origin], kept: Path | None) -> Iterator[Case]:
+    """What PyTorch makes of these frames, one after the other."""
+    agreement = ground("calibration.agreement")
+    engine = ground("export.torch_engine").TorchEngine(net, *frames.size)
+    for sample in frames.samples(origins, kept):
+        yield agreement.case_of(sample, *engine.infer_with_margins(sample.frame, sample.metrics))
+
+
+def score_graph(
+    graph: bytes, spec: EngineSpec, judged: Iterator[Case] | Sequence[Case], engine: str, precision: str
+) -> Score:
+    """What a graph costs in an engine."""
+    with open_engine(engine, graph, spec, EngineOptions(precision=precision)) as opened:
+        found: Score = ground("calibration.agreement").score(opened.infer, judged)
+    return found
+
+
+class ScoreBook:
+    """Scores by what was scored, in a file that grows line by line."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[str, Score] = {}
+        try:
+            lines = file.read_bytes().splitlines()
+        except OSError:
+            lines = []
+        with suppress(ValueError, KeyError, TypeError):
+            # Up to the line that was being written when the build was stopped.
+            for line in lines:
+                entry = json.loads(line)
+                self._known[entry["key"]] = _score_from(entry["score"])
+
+    def get(self, key: str, make: Callable[[], Score]) -> Score:
+        """The score of this key, made and written down where it is not known."""
+        if key not in self._known:
+            self._known[key] = make()
+            line = json.dumps({"key": key, "score": asdict(self._known[key])}) + "\n"
+            with self._file.open("ab") as stream:
+                stream.write(line.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        return self._known[key]
+
+
+def _score_from(content: Mapping[str, Any]) -> Score:
+    agreement = ground("calibration.agreement")
+    tasks = {task: agreement.TaskCost(**cost) for task, cost in content["tasks"].items()}
+    layers = tuple((int(a), int(b)) for a, b in content["routing"]["layers"])
+    score: Score = agreement.Score(tasks, agreement.Routing(**{**content["routing"], "layers": layers}))
+    return score
+
+
+def max_drop(config: Config) -> MaxDrop:
+    """What the configuration lets int8 cost."""
+    told = config.calibration.max_drop
+    allowed: MaxDrop = ground("calibration.sensitivity").MaxDrop(
+        told.psnr_db, told.worst_psnr_db, told.sam_deg, told.routing_percent / 100
+    )
+    return allowed
+
+
+def calibrate(
+    net: Any, graph: bytes, searched: bytes, frames: CalibrationSet, allowed: MaxDrop, work: Path
+) -> Calibrated:
+    """Choose ranges and products, and write the int8 graph.
+
+    Args:
+        net: the network.
+        graph: its float32 graph for the frame of the build.
+        searched: the same for the frame of the search; its nodes have the same names.
+        frames: the calibration set at the size of the search.
+        allowed: what int8 may cost on the judged frames.
+        work: the build's workplace.
+
+    Raises:
+        GateError: nothing can run in int8 within what is allowed.
+    """
+    import onnx
+
+    products, sensitivity = ground("calibration.products"), ground("calibration.sensitivity")
+    quantise: Callable[..., bytes] = ground("calibration.quantized").quantized
+    model = onnx.load_model_from_string(searched)
+    listed = products.products(model)
+    every = frozenset(p.name for p in listed if p.quantisable)
+    groups = sensitivity.groups_of(listed)
+    by_method, coverage = _ranges(net, model, searched, every, frames, work)
+    spec = ground("export.torch_engine").spec_of(net, *frames.size)
+    with console.progress("asking PyTorch") as moved:
+        judged = []
+        for case in cases(net, frames, frames.judge, work / "frames"):
+            judged.append(case)
+            moved(len(judged), len(frames.judge))
+    book = ScoreBook(work / SCORES)
+
+    def scored(ranges: Mapping[str, float], chosen: frozenset[str]) -> Score:
+        told = sorted((name, ranges[name]) for name in chosen)
+        key = hashlib.sha256(json.dumps([frames.digest(), told]).encode()).hexdigest()[:24]
+        return book.get(
+            key, lambda: score_graph(quantise(searched, ranges, chosen), spec, judged, "onnxruntime", "int8")
+        )
+
+    with console.progress("comparing ways to choose ranges") as moved:
+        methods = {}
+        for number, method in enumerate(by_method):
+            methods[method] = scored(by_method[method], every)
+            moved(number + 1, len(by_method))
+        method = min(methods, key=lambda name: methods[name].mean_distortion_db)
+        ranges, own = _by_group(groups, by_method, method, scored, moved)
+    with console.progress("measuring what int8 costs") as moved:
+        found: Search = sensitivity.search(
+            groups, lambda names: scored(ranges, sensitivity.names_of(groups, names)), allowed, moved
+        )
+    if found.chosen is None:
+        best = min(found.points, key=lambda p: p.score.mean_psnr_drop_db)
+        raise GateError(
+            "nothing of this network can run in int8 within calibration.max_drop",
+            key="int8",
+            value=round(best.score.mean_psnr_drop_db, 4),
+            remedy=f"at most {allowed.psnr_db:g} dB are allowed; allow more, or build with another --precision",
+        )
+    chosen = sensitivity.names_of(groups, found.chosen.groups)
+    made = quantise(graph, ranges, chosen)
+    facts = {
+        "calibration": _set_facts(frames, work, coverage),
+        "method": method,
+        "methods": {name: figures_of(score) for name, score in methods.items()},
+        "method_of_group": own,
+        "max_drop": asdict(allowed),
+        "int8_mac_share": products.int8_share(onnx.load_model_from_string(made)),
+        "kept_in_higher_precision": [g.name for g in found.ranking if g.name not in found.chosen.groups],
+        "on_judged_frames": figures_of(found.chosen.score),
+        "evaluations": len(found.costs) + len(found.points) + len(methods),
+    }
+    return Calibrated(made, facts, found)
+
+
+def _by_group(
+    groups: Sequence[Group],
+    by_method: Mapping[str, Mapping[str, float]],
+    method: str,
+    scored: Callable[[Mapping[str, float], frozenset[str]], Score],
+    moved: Callable[[int, int], None],
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Ranges by the method that is best for the whole, but by another where a dear group alone is better off with it.
+
+    Returns:
+        {product: range}, and {group: method} of those that have another one.
+    """
+    ranges, own = dict(by_method[method]), {}
+    alone = {g.name: scored(ranges, frozenset(g.products)).mean_distortion_db for g in groups}
+    dear = [g for g in groups if alone[g.name] > DEAR_DB]
+    for number, group in enumerate(dear):
+        names = frozenset(group.products)
+        costs = {m: scored(by_method[m], names).mean_distortion_db for m in by_method}
+        best = min(costs, key=lambda name: costs[name])
+        if best != method and costs[best] < CLEARLY_BETTER * costs[method]:
+            own[group.name] = best
+            ranges |= {name: by_method[best][name] for name in names}
+        moved(number + 1, len(dear))
+    return ranges, own
+
+
+def _ranges(
+    net: Any, model: Any, searched: bytes, every: frozenset[str], frames: CalibrationSet, work: Path
+) -> tuple[dict[str, dict[str, float]], list[list[int]]]:
+    """{method: {product: range}}, and how many frames chose each expert [layers][experts]."""
+    file = work / RANGES
+    try:
+        held = json.loads(file.read_bytes())
+        if held["digest"] == frames.digest() and set(held["methods"]["minmax"]) == set(every):
+            return held["methods"], held["coverage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # Not there yet, or damaged: made anew.
+    ranges = ground("calibration.ranges")
+    spec = ground("export.torch_engine").spec_of(net, *frames.size)
+    coverage = np.zeros(spec.gates_shape, np.int64)
+
+    def given() -> Iterator[tuple[Any, Any]]:
+        for sample in frames.samples(frames.fit, work / "frames"):
+            yield sample.frame, sample.metrics
+
+    with console.progress("watching the network's values") as moved:
+        histograms = ranges.collect(searched, ground("calibration.quantized").taken(model, every), given, moved)
+    with open_engine("onnxruntime", searched, spec) as engine:
+        for frame, metrics in given():
+            coverage += engine.infer(frame, metrics)[1] > 0
+    by_method = {method: ranges.ranges(histograms, method) for method in ranges.METHODS}
+    content = {"digest": frames.digest(), "methods": by_method, "coverage": coverage.tolist()}
+    write_bytes(file, json.dumps(content).encode())
+    return by_method, coverage.tolist()
+
+
+def _set_facts(frames: CalibrationSet, work: Path, coverage: list[list[int]]) -> dict[str, Any]:
+    every = (*frames.fit, *frames.judge)
+    hashes = {sample.origin: sample.sha256 for sample in frames.samples(every, work / "frames")}
+    idle = sum(count == 0 for layer in coverage for count in layer)
+    total = sum(map(len, coverage))
+    console.say(f"experts    {total - idle} of {total} were chosen by some calibration frame")
+    return {
+        "source": Path(frames.asked.source).name,
+        "cubes": {name: asdict(record) for name, record in frames.cubes.items()},
+        "skipped": dict(frames.skipped),
+        "seed": frames.asked.seed,
+        "fit": [{**asdict(o), "sha256": hashes[o]} for o in frames.fit],
+        "judged": [{**asdict(o), "sha256": hashes[o]} for o in frames.judge],
+        "expert_coverage": coverage,
+        "experts_reached": [total - idle, total],
+    }
+
+
+def figures_of(score: Score) -> dict[str, Any]:
+    """A score as a manifest and `--json` show it."""
+    return {
+        "tasks": {
+            task: {"psnr_drop_db": cost.psnr_drop_db, "sam_rise_deg": cost.sam_rise_deg}
+            for task, cost in score.tasks.items()
+        },
+        "mean_psnr_drop_db": score.mean_psnr_drop_db,
+        "mean_sam_rise_deg": score.mean_sam_rise_deg,
+        "routing_agreement": score.routing.agreement,
+        "routing_pairs": score.routing.pairs,
+        "routing_close": score.routing.close,
+    }
+
+
+def report_files(found: Calibrated) -> dict[str, bytes]:
+    """The search as a table (JSON) and, where drawings can be made, as a picture."""
+    search = found.search
+    table = {
+        "groups": [
+            {"group": g.name, "products": list(g.products), "share": g.share, **figures_of(search.costs[g.name]),
+             "distortion_db": search.costs[g.name].mean_distortion_db}
+            for g in search.ranking
+        ],
+        "points": [_point(p, search) for p in search.points],
+        "chosen": None if search.chosen is None else _point(search.chosen, search),
+    }  # fmt: skip
+    files = {SENSITIVITY: (json.dumps(table, indent=1) + "\n").encode()}
+    try:
+        files[PICTURE] = pareto_plot(search)
+    except MachineError:
+        console.say("picture    of the search left out: it needs the extra `report`")
+    return files
+
+
+def _point(point: Point, search: Search) -> dict[str, Any]:
+    left = [g.name for g in search.ranking if g.name not in point.groups]
+    return {"share": point.share, "holds": point.holds, "left_out": left, **figures_of(point.score)}
