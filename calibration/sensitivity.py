@@ -94,17 +94,21 @@ def names_of(groups: Iterable[Group], chosen: frozenset[str]) -> frozenset[str]:
 
 def search(
     groups: Sequence[Group],
+    costs: Mapping[str, Score],
     evaluate: Evaluate,
     limit: MaxDrop,
     progress: Callable[[int, int], None] | None = None,
 ) -> Search:
-    """Measure every group alone, rank them, and find the most int8 that keeps the limit."""
-    costs: dict[str, Score] = {}
-    expected = len(groups) + len(groups).bit_length() + MOST_RETRIES
-    for number, group in enumerate(groups):
-        costs[group.name] = evaluate(frozenset({group.name}))
-        if progress is not None:
-            progress(number + 1, expected)
+    """Rank the groups by what each costs alone, and find the most int8 that keeps the limit.
+
+    Args:
+        groups: what may run in int8.
+        costs: group -> score of the graph in which it alone runs in int8.
+        evaluate: scores a set of groups.
+        limit: what must hold.
+        progress: called with (evaluations done, expected).
+    """
+    expected = len(groups).bit_length() + MOST_RETRIES + 1
     ranking = tuple(sorted(groups, key=lambda g: (_price(costs[g.name], g), g.name)))
     points: list[Point] = []
 
@@ -116,7 +120,7 @@ def search(
             known = Point(chosen, share, found, limit.held_by(found))
             points.append(known)
             if progress is not None:
-                progress(min(expected, len(groups) + len(points)), expected)
+                progress(min(expected, len(points)), expected)
         return known
 
     def prefix(length: int) -> frozenset[str]:
@@ -133,7 +137,7 @@ def search(
         more = kept | {group.name}
         kept = more if tried(more).holds else kept
     holding = [p for p in points if p.holds and p.groups]
-    return Search(ranking, costs, tuple(points), max(holding, key=lambda p: p.share, default=None))
+    return Search(ranking, dict(costs), tuple(points), max(holding, key=lambda p: p.share, default=None))
 
 
 def _price(score: Score, group: Group) -> float:

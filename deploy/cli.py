@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = {
     "run": "deploy.run",
     "check": "deploy.check",
     "evaluate": "deploy.evaluate",
+    "sensitivity": "deploy.sensitivity",
     "bench": "deploy.bench",
     "inspect": "deploy.inspect",
     "export-triton": "deploy.export_triton",

@@ -198,7 +198,9 @@ class TargetSection(Section):
         default="", description="What it is, for people.", examples=["the payload computer"]
     )
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
-        default=("fp32",), description="Precisions that this target can run.", examples=[["fp32", "fp16"]]
+        default=("fp32", "int8"),
+        description="Precisions that this target can run.",
+        examples=[["fp32", "fp16"]],
     )
     default_precision: Precision = Field(
         default="fp32", description="Precision used when none is asked for; one of `precisions`.", examples=["fp32"]

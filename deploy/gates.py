@@ -27,7 +27,7 @@ AUTO: dict[str, dict[str, float | None]] = {
     "fp32": _limits(1e-3, 0.01, 0.01, 0.005, 0.005, 1.0),
     "fp16": _limits(2e-2, 0.05, 0.01, 0.02, 0.005, 1.0),
     "bf16": _limits(5e-2, 0.1, 0.1, 0.05, 0.05, 1.0),
-    "int8": _limits(None, 0.4, 0.15, 3.0, 1.0, 0.995),
+    "int8": _limits(None, 0.4, 0.15, 5.0, 1.0, 0.995),
 }
 """Precision -> limits where the configuration says `auto`. One value in int8 may be far off where none is in FP16: what
 counts there is the quality of the whole."""

@@ -38,6 +38,7 @@ def command(bundle: Path, engine: str | None) -> dict[str, Any]:
         ("computes in", here.get("computes in", "-") if here else "-"),
         ("nodes", here.get("placement", "-") if here else "-"),
         ("precision", f"{m.precision.chosen} ({m.precision.why})"),
+        ("int8", _int8(m)),
         ("frame", frame),
         ("wavelengths", f"{m.wavelengths[0]:g} to {m.wavelengths[-1]:g} nm" if m.wavelengths else "not told"),
         ("scale", f"{m.scale:g} (from the {m.scale_from})" if m.scale else "none"),
@@ -83,6 +84,21 @@ def _engine_file(manifest: Manifest) -> str:
         made = manifest.engine
         return f"{made.path}, {made.builder} {made.version} for SM {made.sm}"
     return f"deferred: {manifest.deferred}" if manifest.deferred else "none: the engine loads the graph"
+
+
+def _int8(manifest: Manifest) -> str:
+    """What the manifest says of calibration; it may be a stranger's, so nothing is taken for granted."""
+    told = manifest.evidence.get("quantisation")
+    if not isinstance(told, dict):
+        return "not calibrated"
+    share, cubes, left = told.get("int8_mac_share"), told.get("calibration"), told.get("kept_in_higher_precision")
+    if not isinstance(share, float) or not isinstance(cubes, dict) or not isinstance(left, list):
+        return "calibrated"
+    skipped = len(cubes.get("skipped") or ())
+    return (
+        f"{100 * share:.1f} % of the multiply-adds, calibrated with {len(cubes.get('cubes') or ())} cubes "
+        f"({skipped} skipped); left out: {', '.join(map(str, left)) or 'nothing'}"
+    )
 
 
 def _figure(value: object) -> str:

@@ -196,12 +196,16 @@ def calibrate(
             moved(len(judged), len(frames.judge))
     book = ScoreBook(work / SCORES)
 
-    def scored(ranges: Mapping[str, float], chosen: frozenset[str]) -> Score:
+    first = [case for case in judged if case.sample.origin.cube == judged[0].sample.origin.cube]
+
+    def scored(ranges: Mapping[str, float], chosen: frozenset[str], by: Sequence[Case] = judged) -> Score:
         told = sorted((name, ranges[name]) for name in chosen)
-        key = hashlib.sha256(json.dumps([frames.digest(), told]).encode()).hexdigest()[:24]
-        return book.get(
-            key, lambda: score_graph(quantise(searched, ranges, chosen), spec, judged, "onnxruntime", "int8")
-        )
+        key = hashlib.sha256(json.dumps([frames.digest(), len(by), told]).encode()).hexdigest()[:24]
+        return book.get(key, lambda: score_graph(quantise(searched, ranges, chosen), spec, by, "onnxruntime", "int8"))
+
+    def ranked(ranges: Mapping[str, float], chosen: frozenset[str]) -> Score:
+        # One cube tells which group is dear; what is chosen is judged by all of them.
+        return scored(ranges, chosen, first)
 
     with console.progress("comparing ways to choose ranges") as moved:
         methods = {}
@@ -209,10 +213,11 @@ def calibrate(
             methods[method] = scored(by_method[method], every)
             moved(number + 1, len(by_method))
         method = min(methods, key=lambda name: methods[name].mean_distortion_db)
-        ranges, own = _by_group(groups, by_method, method, scored, moved)
+        ranges, own = _by_group(groups, by_method, method, ranked, moved)
     with console.progress("measuring what int8 costs") as moved:
+        costs = {g.name: ranked(ranges, frozenset(g.products)) for g in groups}
         found: Search = sensitivity.search(
-            groups, lambda names: scored(ranges, sensitivity.names_of(groups, names)), allowed, moved
+            groups, costs, lambda names: scored(ranges, sensitivity.names_of(groups, names)), allowed, moved
         )
     if found.chosen is None:
         best = min(found.points, key=lambda p: p.score.mean_psnr_drop_db)
@@ -242,7 +247,7 @@ def _by_group(
     groups: Sequence[Group],
     by_method: Mapping[str, Mapping[str, float]],
     method: str,
-    scored: Callable[[Mapping[str, float], frozenset[str]], Score],
+    ranked: Callable[[Mapping[str, float], frozenset[str]], Score],
     moved: Callable[[int, int], None],
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Ranges by the method that is best for the whole, but by another where a dear group alone is better off with it.
@@ -251,11 +256,14 @@ def _by_group(
         {product: range}, and {group: method} of those that have another one.
     """
     ranges, own = dict(by_method[method]), {}
-    alone = {g.name: scored(ranges, frozenset(g.products)).mean_distortion_db for g in groups}
+    alone = {}
+    for number, group in enumerate(groups):
+        alone[group.name] = ranked(ranges, frozenset(group.products)).mean_distortion_db
+        moved(number + 1, len(groups))
     dear = [g for g in groups if alone[g.name] > DEAR_DB]
     for number, group in enumerate(dear):
         names = frozenset(group.products)
-        costs = {m: scored(by_method[m], names).mean_distortion_db for m in by_method}
+        costs = {m: ranked(by_method[m], names).mean_distortion_db for m in by_method}
         best = min(costs, key=lambda name: costs[name])
         if best != method and costs[best] < CLEARLY_BETTER * costs[method]:
             own[group.name] = best

@@ -138,7 +138,7 @@ MESSAGES = [
     (
         "target: cpu\nprecison: fp16\n",
         "deploy.yaml, line 2, precison: is not a key known here (found 'fp16'); did you mean precision? "
-        "allowed: check, gates, input, model, output, precision, target, targets",
+        "allowed: calibration, check, gates, input, model, output, precision, target, targets",
     ),
     (
         "input:\n  frame:\n    lines: 64\n    sample: 64\n",
@@ -148,7 +148,7 @@ MESSAGES = [
     (
         "# a comment\noverlap: 3\n",
         "deploy.yaml, line 2, overlap: is not a key known here (found 3); did you mean input.overlap? "
-        "allowed here: model, input, target, precision, targets, gates, check, output",
+        "allowed here: model, input, target, precision, targets, gates, calibration, check, output",
     ),
     (
         "precision: FP16\n",
@@ -158,7 +158,7 @@ MESSAGES = [
     (
         "check:\n  degradations:\n    - noise\n    - blurr\n",
         "deploy.yaml, line 4, check.degradations[1]: is not one of the values known here (found 'blurr'); "
-        "did you mean blur? allowed: bandloss, blur, inpaint, noise, sr",
+        "did you mean blur? allowed: bandloss, blur, inpaint, motionblur, noise, poisson, sr",
     ),
     (
         "input:\n  overlap: yes\n",

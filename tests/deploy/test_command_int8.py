@@ -1,0 +1,213 @@
+"""`deploy build --precision int8|auto`: calibration, gates, what is chosen and why, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from calibration.products import int8_share
+from deploy import quantize
+from runtime.bundle import verified_bundle
+from runtime.engines import available_engines
+from tests.contracts.command import Done, assert_failed, invoke
+
+Capsys = pytest.CaptureFixture[str]
+OPEN = "gates: {psnr_drop_db: null, mean_psnr_drop_db: null, sam_rise_deg: null, mean_sam_rise_deg: null, "
+LOOSE = """
+calibration: {samples: 7, judged: 1, max_drop: {psnr_db: 5, worst_psnr_db: 9, sam_deg: 90, routing_percent: 0}}
+"""
+GATES_OFF = OPEN + "routing_agreement: null}\n"
+
+
+@pytest.fixture(scope="module")
+def cubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clean cubes of 31 bands, 70 x 80."""
+    from runtime.sources.simulator import simulate_scene
+
+    folder = tmp_path_factory.mktemp("cubes")
+    for seed in range(3):
+        scene = simulate_scene(seed, 31, 70, 80).truth
+        np.save(folder / f"scene-{seed}.npy", np.moveaxis(scene, 0, -1))
+    return folder
+
+
+def built(capsys: Capsys, checkpoint: Path, out: Path, config: str, *options: object, precision: str = "int8") -> Done:
+    file = out.with_name(f"{out.name}.yaml")
+    file.write_text(config)
+    return invoke(
+        capsys, "build", "--checkpoint", checkpoint, "--size", "64x64", "--overlap", "16", "--config", file,
+        "--precision", precision, "--out", out, *options, "--json",
+    )  # fmt: skip
+
+
+def test_int8_comes_with_all_that_led_to_it(capsys: Capsys, tiny_checkpoint: Path, cubes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    done = built(capsys, tiny_checkpoint, out, LOOSE + GATES_OFF, "--calibration", cubes)
+    assert done.code == 0, done.err
+    assert done.json["precision"]["chosen"] == "int8" and "times the speed of fp32" in done.json["precision"]["why"]
+    manifest, files = verified_bundle(out)
+    assert set(manifest.graphs) == {"fp32", "int8"}
+    facts: dict[str, Any] = manifest.evidence["quantisation"]
+    share = int8_share(onnx.load_model_from_string(files["graphs/int8.onnx"]))
+    assert facts["int8_mac_share"] == pytest.approx(share) and 0.3 < share < 1
+    calibration = facts["calibration"]
+    assert len(calibration["fit"]) == 7 and len(calibration["judged"]) == 7
+    assert all(len(sample["sha256"]) == 64 for sample in (*calibration["fit"], *calibration["judged"]))
+    assert {s["cube"] for s in calibration["fit"]}.isdisjoint({s["cube"] for s in calibration["judged"]})
+    assert set(facts["methods"]) == {"minmax", "percentile", "entropy", "mse"} and facts["method"] in facts["methods"]
+    assert np.shape(calibration["expert_coverage"]) == (2, 4)
+    table = json.loads(files["report/sensitivity.json"])
+    assert table["chosen"]["holds"] and {g["group"] for g in table["groups"]} >= {"patch_embed.proj convolution"}
+    assert files["report/pareto.png"].startswith(b"\x89PNG")
+    assert not list(tmp_path.glob(".*building*"))
+
+    checked = invoke(
+        capsys, "check", out, "--checkpoint", tiny_checkpoint, "--data", cubes, "--scenes", "scene-1",
+        "--config", out.with_name("bundle.yaml"), "--report", tmp_path / "check.html", "--json",
+    )  # fmt: skip
+    assert checked.code == 0, checked.err
+    assert checked.json["chosen"] == "int8" and checked.json["cubes"] == ["scene-1"]
+    variants = checked.json["variants"]
+    assert set(variants) == {"fp32", "fp16", "int8"}
+    for name, variant in variants.items():
+        assert len(variant["tasks"]) == 7
+        for key in ("mean_psnr_drop_db", "mean_sam_rise_deg", "routing_agreement"):
+            assert np.isfinite(variant[key])
+        assert (variant["int8_mac_share"] > 0) == (name == "int8")
+        assert all({"psnr_drop_db", "sam_rise_deg"} <= set(task) for task in variant["tasks"].values())
+    assert abs(variants["fp32"]["mean_psnr_drop_db"]) < 1e-3 and variants["fp32"]["routing_agreement"] == 1
+    assert "FP16's arithmetic" in variants["fp16"]["runs_in"]
+    assert variants["int8"]["parts_first_in"] in {
+        node.name for node in onnx.load_model_from_string(files["graphs/fp32.onnx"]).graph.node
+    }
+    page = (tmp_path / "check.html").read_text()
+    for part in ("What int8 costs", "Where the variants part", "How clearly PyTorch chose", "The tiles least like"):
+        assert part in page
+
+    told = invoke(capsys, "inspect", out).out
+    assert "calibrated with" in told and "int8" in told
+
+
+def test_int8_that_fails_its_gate_is_exit_1_with_the_figures(
+    capsys: Capsys, tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    config = LOOSE + "gates: {max_difference: null, psnr_drop_db: 0, sam_rise_deg: 0}\n"
+    done = built(capsys, tiny_checkpoint, tmp_path / "bundle", config, "--calibration", cubes)
+    assert done.code == 1 and done.json["error"]["key"] in ("gates.psnr_drop_db", "gates.sam_rise_deg")
+    figures = done.json["result"]["candidates"]["int8"]
+    assert figures["gates"]["sam_rise_deg"]["limit"] == 0 and len(figures["tasks"]) == 7
+    assert not (tmp_path / "bundle").exists()
+    # The same, but left to us: what passes is built, and why is said.
+    done = built(
+        capsys, tiny_checkpoint, tmp_path / "bundle", config.replace("psnr_drop_db: 0", "psnr_drop_db: 0.001"),
+        "--calibration", cubes, precision="auto",
+    )  # fmt: skip
+    assert done.code == (0 if done.json.get("precision") else 1)
+    if done.code == 0:
+        assert done.json["precision"]["chosen"] == "fp32" and "int8 fails" in done.json["precision"]["why"]
+
+
+def test_where_nothing_fits_max_drop_int8_is_refused_and_auto_goes_without(
+    capsys: Capsys, tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    strict = "calibration: {samples: 7, judged: 1, max_drop: {psnr_db: 0, worst_psnr_db: 0, sam_deg: 0}}\n"
+    done = built(capsys, tiny_checkpoint, tmp_path / "bundle", strict, "--calibration", cubes)
+    if done.code != 0:
+        assert_failed(done, 1, "nothing of this network can run in int8")
+        done = built(capsys, tiny_checkpoint, tmp_path / "bundle", strict, "--calibration", cubes, precision="auto")
+        assert done.code == 0 and done.json["precision"]["chosen"] == "fp32"
+        assert "int8 is out" in done.json["precision"]["why"]
+
+
+def test_auto_without_cubes_leaves_int8_out_and_says_so(capsys: Capsys, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = built(capsys, tiny_checkpoint, tmp_path / "bundle", "{}", precision="auto")
+    assert done.code == 0, done.err
+    assert done.json["precision"]["chosen"] == "fp32" and "no calibration cubes" in done.json["precision"]["why"]
+    assert "without --calibration int8 is left out" in done.err
+
+
+def test_a_folder_with_a_bad_cube_is_refused_or_the_cube_skipped_with_a_count(
+    capsys: Capsys, tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for file in cubes.iterdir():
+        (mixed / file.name).write_bytes(file.read_bytes())
+    (mixed / "broken.npy").write_bytes(b"no array")
+    bad = np.full((70, 80, 31), 0.5, np.float32)
+    bad[3, 4, 5] = np.nan
+    np.save(mixed / "holes.npy", bad)
+    np.save(mixed / "wide.npy", np.random.default_rng(0).random((70, 80, 40), np.float32))
+    done = built(capsys, tiny_checkpoint, tmp_path / "bundle", LOOSE + GATES_OFF, "--calibration", mixed)
+    assert_failed(done, 2, "broken.npy")
+    skip = LOOSE.replace("samples: 7", "samples: 7, on_bad: skip")
+    done = built(capsys, tiny_checkpoint, tmp_path / "bundle", skip + GATES_OFF, "--calibration", mixed)
+    assert done.code == 0, done.err
+    assert set(done.json["calibration"]["calibration"]["skipped"]) == {"broken.npy", "holes.npy", "wide.npy"}
+    assert "3 calibration cubes were skipped" in done.err
+
+
+def test_a_build_that_was_stopped_does_not_score_again(
+    capsys: Capsys, tiny_checkpoint: Path, cubes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (capsys, tiny_checkpoint, tmp_path / "bundle", LOOSE + GATES_OFF, "--calibration", cubes)
+    scored, real = [0], quantize.score_graph
+
+    def stopping(*given: Any) -> Any:
+        scored[0] += 1
+        if scored[0] == 9:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(quantize, "score_graph", stopping)
+    assert built(*arguments).code == 130
+    whole = tmp_path / "whole"
+    scored[0] = 10
+    done = built(*arguments)
+    assert done.code == 0, done.err
+    rest = scored[0] - 10
+    scored[0] = 10
+    again = built(capsys, tiny_checkpoint, whole, LOOSE + GATES_OFF, "--calibration", cubes)
+    assert scored[0] - 10 == rest + 8
+    graphs = [verified_bundle(folder)[1]["graphs/int8.onnx"] for folder in (tmp_path / "bundle", whole)]
+    assert again.code == 0 and graphs[0] == graphs[1]
+
+
+@pytest.mark.skipif(available_engines()["tensorrt-rtx"] is None, reason="TensorRT for RTX is not installed")
+def test_the_real_builder_takes_the_int8_graph_of_a_gpu(
+    capsys: Capsys, tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    done = built(
+        capsys, tiny_checkpoint, tmp_path / "bundle", LOOSE + GATES_OFF, "--calibration", cubes, "--target", "rtx-40"
+    )
+    assert done.code == 0, done.err
+    manifest, files = verified_bundle(tmp_path / "bundle")
+    assert manifest.engine is not None and manifest.precision.chosen == "int8"
+    operators = {node.op_type for node in onnx.load_model_from_string(files["graphs/int8.onnx"]).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear", "Cast"} <= operators
+    assert "its speed is measured on the target" in manifest.precision.why
+
+
+def test_sensitivity_measures_without_building(
+    capsys: Capsys, tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "loose.yaml").write_text(LOOSE)
+    common = (
+        "sensitivity", "--checkpoint", tiny_checkpoint, "--calibration", cubes, "--size", "64x64",
+        "--config", tmp_path / "loose.yaml", "--json",
+    )  # fmt: skip
+    done = invoke(capsys, *common, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert done.json["chosen"]["share"] > 0.3 and done.json["groups"]
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"sensitivity.json", "pareto.png"}
+    done = invoke(capsys, *common, "--precision", "fp16")
+    assert done.code == 0, done.err
+    blocks = done.json["blocks"]
+    assert "all" in blocks and blocks["all"]["distortion_db"] >= max(
+        b["distortion_db"] for name, b in blocks.items() if name in ("output", "patch_embed.proj")
+    )
