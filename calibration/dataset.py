@@ -13,6 +13,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import lcm
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -167,7 +168,8 @@ class CalibrationSet:
             yield sample
 
     def _key(self, origin: Origin) -> str:
-        content = [asdict(origin), asdict(self.cubes[origin.cube]), self.bands, self.size, self.asked.seed]
+        record = asdict(self.cubes[origin.cube])
+        content = [asdict(origin), record, self.bands, self.metric_set, self.size, self.asked.seed]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def _made(self, origin: Origin, cube: Float32) -> Sample:
@@ -213,7 +215,7 @@ def calibration_set(
     if asked.cubes == "as_flown":
         fitted = order
         scenes = _simulated(wanted, size)
-        judged = [f"{SIMULATED}-{i}" for i in range(max(1, asked.judged))]
+        judged = [f"{SIMULATED}/{i}" for i in range(max(1, asked.judged))]
         known |= {name: _record(scenes(name)) for name in judged}
         shapes |= {name: known[name].shape for name in judged}
         flown = read
@@ -223,7 +225,14 @@ def calibration_set(
 
     tasks = (AS_FLOWN,) if asked.cubes == "as_flown" else FIT_TASKS
     fit = [
-        _drawn(fitted[i % len(fitted)], shapes, tasks[(i + i // len(fitted)) % len(tasks)], wanted.bands, size, rng)
+        _drawn(
+            fitted[i % len(fitted)],
+            shapes,
+            tasks[(i + i // lcm(len(fitted), len(tasks))) % len(tasks)],
+            wanted.bands,
+            size,
+            rng,
+        )
         for i in range(asked.samples)
     ]
     judge = [_drawn(name, shapes, task, wanted.bands, size, rng) for name in judged for task in TASKS]
@@ -242,7 +251,8 @@ def _survey(
     """The cubes that can be used, why others cannot, doubts, and how to read one."""
     if asked.source == SIMULATED:
         scenes = _simulated(wanted, size)
-        names = [f"{SIMULATED}-{i}" for i in range(SIMULATED_SCENES)]
+        # No file has such a name.
+        names = [f"{SIMULATED}/{i}" for i in range(SIMULATED_SCENES)]
         return {name: _record(scenes(name)) for name in names}, {}, [], scenes
     files = find_cubes(Path(asked.source), option="--calibration")
     known: dict[str, CubeRecord] = {}
@@ -259,12 +269,12 @@ def _survey(
                     file=file,
                     key=error.key,
                     value=error.value,
-                    remedy="move it away, or say calibration.on_bad: skip",
+                    remedy=f"{error.remedy}; or say calibration.on_bad: skip",
                 ) from error
             skipped[file.name] = error.problem
-            continue
-        known[name] = _record(found.cube)
-        doubts += found.doubts
+        else:
+            known[name] = _record(found.cube)
+            doubts += found.doubts
         if progress is not None:
             progress(number + 1, len(files))
     if len(known) < FEWEST_CUBES:
@@ -293,7 +303,7 @@ def _refuse_unfit(file: Path, cube: Float32, wanted: Wanted, asked: Asked) -> No
 def _simulated(wanted: Wanted, size: tuple[int, int]) -> Callable[[str], Float32]:
     def read(name: str) -> Float32:
         # Seeds of their own: `deploy check` looks at scene 0 by default.
-        seed = 1000 + int(name.rpartition("-")[2])
+        seed = 1000 + int(name.rpartition("/")[2])
         return simulate_scene(seed, wanted.bands, *size, wanted.wavelengths).truth
 
     return read
@@ -321,11 +331,11 @@ def _kept(file: Path, origin: Origin) -> Sample | None:
     try:
         with np.load(file, allow_pickle=False) as held:
             arrays: dict[str, Any] = {key: held[key] for key in held.files}
-        truth = arrays.get("truth")
+        truth = None if origin.task == AS_FLOWN else arrays["truth"]
         sha256 = hashlib.sha256(np.ascontiguousarray(arrays["frame"]).tobytes()).hexdigest()
         return Sample(origin, arrays["frame"], arrays["metrics"], truth, sha256)
     # Not there yet, or damaged: it is made again.
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile):
         return None
 
 

@@ -67,12 +67,13 @@ def parting(one: bytes, other: bytes, frame: Float32, metrics: Float32, toleranc
     for node, tensor in makers:
         last[block_of(node)] = tensor
     blocks = _distances(models, list(last.items()), frame, metrics)
-    off = next((step.name for step in blocks if step.distance > tolerance), None)
+    # NaN is farther than any tolerance.
+    off = next((step.name for step in blocks if not step.distance <= tolerance), None)
     if off is None:
         return Parting(tuple(blocks), None, tolerance)
     inside = [(node, tensor) for node, tensor in makers if block_of(node) == off]
     nodes = _distances(models, inside, frame, metrics)
-    first = next((step for step in nodes if step.distance > tolerance), nodes[-1])
+    first = next((step for step in nodes if not step.distance <= tolerance), nodes[-1])
     return Parting(tuple(blocks), first, tolerance)
 
 

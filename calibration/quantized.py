@@ -43,7 +43,8 @@ def quantized(graph: bytes, ranges: Mapping[str, float], chosen: Collection[str]
     """
     model = onnx.load_model_from_string(graph)
     nodes, constants = list(model.graph.node), constants_of(model.graph)
-    writer = _Writer(nodes, constants, {n.name for n in nodes if n.name in chosen})
+    outputs = {o.name for o in model.graph.output}
+    writer = _Writer(nodes, constants, {n.name for n in nodes if n.name in chosen}, outputs)
     for place, node in enumerate(nodes):
         if node.name in chosen:
             assert node.op_type in WEIGHTED
@@ -74,8 +75,10 @@ def _rounded_up(scales: NDArray[np.float64]) -> NDArray[np.float32]:
 class _Writer:
     """Collects the pairs in front of products and the int8 weights behind them."""
 
-    def __init__(self, nodes: list[NodeProto], constants: Mapping[str, TensorProto], chosen: set[str]) -> None:
-        self.nodes, self.constants = nodes, constants
+    def __init__(
+        self, nodes: list[NodeProto], constants: Mapping[str, TensorProto], chosen: set[str], outputs: set[str]
+    ) -> None:
+        self.nodes, self.constants, self.outputs = nodes, constants, outputs
         self.makers = {o: n for n in nodes for o in n.output}
         self.users: dict[str, list[NodeProto]] = {}
         for node in nodes:
@@ -105,12 +108,12 @@ class _Writer:
         maker = self.makers.get(tensor)
         if maker is None or maker.op_type not in MOVING or any(i not in self.constants for i in maker.input[1:]):
             return False
-        return all(self._quantises(user, tensor) for user in self.users[tensor])
+        return tensor not in self.outputs and all(self._quantises(user, tensor) for user in self.users[tensor])
 
     def _quantises(self, user: NodeProto, tensor: str) -> bool:
         if user.name in self.chosen:
             return bool(user.input[0] == tensor) and user.op_type == "MatMul"
-        moves = user.op_type in MOVING and user.input[0] == tensor
+        moves = user.op_type in MOVING and user.input[0] == tensor and user.output[0] not in self.outputs
         return moves and all(self._quantises(next_, user.output[0]) for next_ in self.users.get(user.output[0], ()))
 
     def _paired(self, tensor: str, scale: float) -> str:

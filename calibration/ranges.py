@@ -37,7 +37,7 @@ class Histogram:
     """Magnitudes of a tensor.
 
     Attributes:
-        limit: where the last bin ends, a power of two, or 0 where nothing but zeros was seen.
+        limit: where the last bin ends, a power of two above the largest magnitude; 0 where only zeros were seen.
         counts: int64 [BINS].
         largest: the largest magnitude.
     """
@@ -56,16 +56,14 @@ class Histogram:
                 remedy="look at the cube: its scale may be wrong",
             )
         limit = self.limit
-        if largest > limit:
-            limit = max(2.0 ** np.ceil(np.log2(largest)), limit)
+        if largest and largest >= limit:
+            limit = 2.0 ** (np.floor(np.log2(largest)) + 1)
         counts = np.zeros(BINS, np.int64) if self.counts is None else self.counts
         for _ in range(round(np.log2(limit / self.limit)) if self.limit else 0):
             counts = np.concatenate([counts.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
-        if not limit:
-            return self
         # An odd step meets every channel of a tensor whose channels are the last axis.
         spread = magnitudes[:: max(1, magnitudes.size // MOST_VALUES) | 1]
-        places = np.minimum((spread * (BINS / limit)).astype(np.int64), BINS - 1)
+        places = (spread * (BINS / limit if limit else 0.0)).astype(np.int64)
         return Histogram(limit, counts + np.bincount(places, minlength=BINS), max(self.largest, largest))
 
 

@@ -133,7 +133,7 @@ def search(
         longest, beyond = (middle, beyond) if tried(prefix(middle)).holds else (longest, middle)
     kept = prefix(longest)
     # What is behind the one that did not fit may fit without it.
-    for group in ranking[longest + 1 :][:MOST_RETRIES] if longest else ():
+    for group in ranking[longest + 1 :][:MOST_RETRIES]:
         more = kept | {group.name}
         kept = more if tried(more).holds else kept
     holding = [p for p in points if p.holds and p.groups]
@@ -141,7 +141,7 @@ def search(
 
 
 def _price(score: Score, group: Group) -> float:
-    """Cost per share of the multiply-adds; choosing other experts is dearer than any distortion."""
+    """Cost per share of the multiply-adds; one choice in a hundred that is another costs as much as a dB."""
     wrong = 1 - score.routing.agreement
     return (score.mean_distortion_db + 100 * wrong) / max(group.share, 1e-9)
 

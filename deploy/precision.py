@@ -120,7 +120,7 @@ def judged_candidates(
     found = []
     for name, each in scores.items():
         joined = _joined(each)
-        found.append(Candidate(name, joined, judge(_gated(joined), gates, name)))
+        found.append(Candidate(name, joined, judge(gated(joined), gates, name)))
     return tuple(found)
 
 
@@ -142,7 +142,8 @@ def _joined(scores: Sequence[Score]) -> Score:
     return joined
 
 
-def _gated(score: Score) -> dict[str, float]:
+def gated(score: Score) -> dict[str, float]:
+    """What the gates look at."""
     return {
         "psnr_drop_db": score.worst_psnr_drop_db,
         "mean_psnr_drop_db": score.mean_psnr_drop_db,

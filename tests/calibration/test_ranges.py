@@ -241,6 +241,14 @@ def test_a_part_of_the_tensors_at_a_time_finds_the_same(monkeypatch: pytest.Monk
     assert [done for done, _ in runs] == [1, 2, 3, 4, 1, 2, 3, 4]
 
 
+def test_as_many_tensors_are_held_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.ranges.MOST_BYTES", 2 * 768)
+    runs: list[int] = []
+    five = {name: name for name in ("first", "positive", "second", "beside", "sum")}
+    found = collect(chain(), five, frames(1), lambda done, _: runs.append(done))
+    assert runs == [1, 2, 3] and all(h.largest > 0 for h in found.values())
+
+
 def test_products_that_take_the_frame_alone_need_no_run() -> None:
     runs: list[int] = []
     found = collect(chain(), {"enc.0/MatMul": "frame"}, frames(2), lambda done, _: runs.append(done))

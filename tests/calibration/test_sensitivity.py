@@ -117,7 +117,7 @@ def test_nothing_is_chosen_where_nothing_holds() -> None:
     evaluate = Adding(dict.fromkeys((g.name for g in groups), 5.0))
     found = searched(groups, evaluate)
     assert found.chosen is None and not any(p.holds for p in found.points)
-    assert len(evaluate.asked) <= 5
+    assert len(evaluate.asked) <= 5 + MOST_RETRIES
 
 
 # Where the group that is cheapest per multiply-add does not fit alone, no other is tried (sensitivity.py,

@@ -1,0 +1,80 @@
+"""Which precision is chosen: the fastest that passes, where a lower one is clearly faster; and why is said."""
+
+from __future__ import annotations
+
+import pytest
+
+from calibration.agreement import Routing, Score, TaskCost
+from deploy.config import GatesSection
+from deploy.gates import AUTO, judge
+from deploy.precision import Candidate, decide_by_speed, decide_unmeasured, gated, require_passed
+from runtime.errors import GateError
+
+
+def candidate(precision: str, drop: float = 0.0, same: int = 100) -> Candidate:
+    score = Score({"noise": TaskCost(drop, 0.0, drop), "blur": TaskCost(0.0, 0.0, 0.0)}, Routing(100, same))
+    return Candidate(precision, score, judge(gated(score), GatesSection(), precision))
+
+
+GOOD = (candidate("int8", 0.1), candidate("fp32"))
+
+
+def test_int8_is_chosen_where_it_passes_and_is_faster() -> None:
+    decision = decide_by_speed(GOOD, {("int8", "openvino"): 50.0, ("fp32", "openvino"): 100.0}, None)
+    assert (decision.precision, decision.engine) == ("int8", "openvino")
+    assert decision.why == "auto: int8 passes its gates and runs at 2.00 times the speed of fp32"
+    assert decision.milliseconds == {"openvino": 50.0}
+
+
+@pytest.mark.parametrize("milliseconds", [98.0, 100.0, 130.0])
+def test_int8_that_is_not_clearly_faster_is_left(milliseconds: float) -> None:
+    decision = decide_by_speed(GOOD, {("int8", "onnxruntime"): milliseconds, ("fp32", "onnxruntime"): 100.0}, None)
+    assert decision.precision == "fp32" and "which is not faster: fp32 is kept" in decision.why
+
+
+def test_each_precision_runs_in_its_fastest_engine() -> None:
+    times = {("int8", "onnxruntime"): 90.0, ("int8", "openvino"): 60.0, ("fp32", "onnxruntime"): 80.0}
+    decision = decide_by_speed(GOOD, {**times, ("fp32", "openvino"): 85.0}, None)
+    assert (decision.precision, decision.engine) == ("int8", "openvino") and "1.33 times" in decision.why
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (candidate("int8", 0.5), "int8 fails psnr_drop_db 0.5 (at most 0.4)"),
+        (candidate("int8", 0.35), "mean_psnr_drop_db 0.175 (at most 0.15)"),
+        (candidate("int8", same=99), "routing_agreement 0.99 (at least 0.995)"),
+    ],
+)
+def test_int8_that_fails_a_gate_is_left_however_fast(bad: Candidate, told: str) -> None:
+    decision = decide_by_speed((bad, candidate("fp32")), {("int8", "a"): 1.0, ("fp32", "a"): 100.0}, None)
+    assert decision.precision == "fp32" and told in decision.why
+    with pytest.raises(GateError, match="int8 was asked for") as caught:
+        require_passed((bad, candidate("fp32")), "int8")
+    assert caught.value.result["candidates"]["int8"]["tasks"]["noise"]["psnr_drop_db"] == bad.score.worst_psnr_drop_db
+
+
+def test_where_no_engine_runs_here_fp16_is_taken_and_int8_left_to_the_device() -> None:
+    three = (*GOOD, candidate("fp16"))
+    decision = decide_unmeasured(three, "tensorrt", None)
+    assert (decision.precision, decision.engine) == ("fp16", "tensorrt")
+    assert "only where its speed is measured" in decision.why
+    without = decide_unmeasured((candidate("fp16", 0.2), candidate("fp32")), "tensorrt", "no cubes")
+    assert without.precision == "fp32" and without.why.startswith("auto: no cubes; fp16 fails psnr_drop_db")
+
+
+def test_where_nothing_passes_nothing_is_built() -> None:
+    every = (candidate("fp32", 1.0), candidate("fp16", 1.0))
+    for decide in (
+        lambda: decide_by_speed(every, {("fp32", "a"): 1.0}, None),
+        lambda: decide_unmeasured(every, "tensorrt", None),
+    ):
+        with pytest.raises(GateError, match="no precision passes its gates"):
+            decide()
+
+
+def test_gates_can_be_set_and_switched_off() -> None:
+    figures = {"psnr_drop_db": 0.3, "routing_agreement": 0.9}
+    (drop, routing) = judge(figures, GatesSection(psnr_drop_db=0.2, routing_agreement=None), "int8")
+    assert (drop.passed, drop.limit) == (False, 0.2) and (routing.passed, routing.limit) == (None, None)
+    assert AUTO["fp16"]["routing_agreement"] == 1.0 and AUTO["int8"]["routing_agreement"] == 0.995
