@@ -297,9 +297,30 @@ def _ranges(
         for frame, metrics in given():
             coverage += engine.infer(frame, metrics)[1] > 0
     by_method = {method: ranges.ranges(histograms, method) for method in ranges.METHODS}
+    by_method |= _by_modelopt(searched, ground("calibration.quantized").taken(model, every), given, by_method["minmax"])
     content = {"digest": frames.digest(), "methods": by_method, "coverage": coverage.tolist()}
     write_bytes(file, json.dumps(content).encode())
     return by_method, coverage.tolist()
+
+
+def _by_modelopt(
+    searched: bytes,
+    inputs: Mapping[str, str],
+    given: Callable[[], Iterator[tuple[Any, Any]]],
+    instead: Mapping[str, float],
+) -> dict[str, dict[str, float]]:
+    """Ranges by NVIDIA's Model Optimizer where it is installed, ours where it leaves a product alone."""
+    modelopt = ground("calibration.modelopt")
+    found: dict[str, dict[str, float]] = {}
+    if not modelopt.available():
+        return found
+    for way in modelopt.WAYS:
+        try:
+            found[f"modelopt-{way}"] = {**instead, **modelopt.modelopt_ranges(searched, inputs, given(), way)}
+        # Its exceptions share no base class but Exception.
+        except Exception as error:  # noqa: PERF203
+            console.warn(f"Model Optimizer's {way} is left out: {error}")
+    return found
 
 
 def _set_facts(frames: CalibrationSet, work: Path, coverage: list[list[int]]) -> dict[str, Any]:
