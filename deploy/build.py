@@ -223,6 +223,7 @@ def build(
                 "engine": step.record,
                 "deferred": step.deferred,
                 "evidence": evidence,
+                "precision": Precision(chosen=plan.precision, why=why, rivals=list(decision.rivals)),
                 "target": manifest.target.model_copy(update={"engine": chosen}),
             }
         )
@@ -325,7 +326,11 @@ def _manifest(
         ),
         evidence={
             "export": asdict(agreements["fp32"]),
-            **{n: {**asdict(a), **ARITHMETIC.get(n, {})} for n, a in agreements.items() if n != "fp32"},
+            **{
+                n: {**asdict(a), **ARITHMETIC.get(n, {}), "golden_tolerance": _golden_tolerance(a, n)}
+                for n, a in agreements.items()
+                if n != "fp32"
+            },
         },
         files={},
     )

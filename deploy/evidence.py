@@ -105,12 +105,17 @@ def assemble(
         Plot(
             f"Spectra, {first.task}",
             spectra_plot(
-                {"degraded": first.degraded, "restored": first.restored, "truth": first.truth},
+                {
+                    "degraded": first.degraded,
+                    "restored": first.restored,
+                    "truth": first.truth,
+                    **({"PyTorch": first.pytorch} if first.pytorch is not None else {}),
+                },
                 pixels,
                 wavelengths,
                 scale="share of full scale",
             ),
-            "Spectra of the numbered pixels: degraded, restored and truth.",
+            "Spectra of the numbered pixels: degraded, restored, by PyTorch where it was asked, and truth.",
             "The numbered rings in the pictures above show where.",
         ),
         Plot(
@@ -196,12 +201,11 @@ def _variant_tables(found: Comparison) -> list[Table]:
                 v.precision + " (flies)" * (v.precision == found.chosen),
                 f"{figures['mean_psnr_drop_db']:.4f}",
                 f"{figures['psnr_drop_db']:.4f}",
-                f"{figures['mean_sam_rise_deg']:.4f}",
+                f"{figures['mean_sam_rise_deg'] + 0.0:.4f}",
                 f"{100 * figures['routing_agreement']:.2f}",
                 f"{v.routing.close_same} of {v.routing.close}",
                 f"{100 * v.int8_mac_share:.1f}",
                 first.name if first else "nowhere",
-                v.runs_in,
             )
         )
         losses.append((v.precision, *(f"{r.psnr_drop_db:.4f}" for r in v.results)))
@@ -211,10 +215,11 @@ def _variant_tables(found: Comparison) -> list[Table]:
             "Every variant against PyTorch",
             (
                 "variant", "loss, dB", "worst task, dB", "SAM rise, degrees", "same experts, %", "unclear, same",
-                "int8, %", "parts first in", "computed in",
+                "int8, %", "parts first in",
             ),
             tuple(rows),
-            "Unclear choices, where PyTorch's experts are less than 0.001 apart, are counted apart.",
+            "Unclear choices, where PyTorch's experts are less than 0.001 apart, are counted apart. Computed here in: "
+            f"{'; '.join(f'{v.precision}: {v.runs_in}' for v in variants)}.",
         ),
         Table("Loss of PSNR by degradation, dB", ("variant", *(r.task for r in variants[0].results)), tuple(losses)),
     ]  # fmt: skip

@@ -19,6 +19,10 @@ DIRECTIONS: dict[str, str] = {
 """Gate -> which way its limit goes."""
 
 
+CLEARLY = 0.97
+"""A lower precision must take at most this share of the time: for less nobody should pay with accuracy."""
+
+
 def _limits(difference: float | None, drop: float, mean: float, rise: float, mean_rise: float, same: float) -> Any:
     return dict(zip(DIRECTIONS, (difference, drop, mean, rise, mean_rise, same), strict=True))
 

@@ -15,7 +15,7 @@ from runtime.errors import GateError, MachineError
 
 from . import console
 from .config import GatesSection
-from .gates import GateResult, failed, judge, told
+from .gates import CLEARLY, GateResult, failed, judge, told
 from .graphs import Graphs, in_half_arithmetic
 from .options import ground
 from .plan import Plan
@@ -31,8 +31,6 @@ ORDER = ("int8", "fp16", "fp32")
 """From the one that is tried first."""
 ROUNDS = 7
 """Frames that are timed of each engine, in turns."""
-CLEARLY = 0.97
-"""A lower precision must take at most this share of the time: for less nobody should pay with accuracy."""
 CPU_ENGINES = ("onnxruntime", "openvino")
 
 
@@ -75,6 +73,7 @@ class Decision:
         why: in a sentence; empty where nothing was to be decided.
         candidates: the precisions that were judged.
         milliseconds: engine -> time of a frame in the chosen precision, where that was measured.
+        rivals: precisions that pass too, and that the target times against the chosen one.
     """
 
     precision: str
@@ -82,6 +81,7 @@ class Decision:
     why: str
     candidates: tuple[Candidate, ...]
     milliseconds: Mapping[str, float] = field(default_factory=dict)
+    rivals: tuple[str, ...] = ()
 
 
 def judged_candidates(
@@ -220,19 +220,24 @@ def decide_by_speed(
     return Decision(best.precision, engine, _why(reasons, best), measured, best.milliseconds)
 
 
-def decide_unmeasured(candidates: tuple[Candidate, ...], engine: str, without_int8: str | None) -> Decision:
+def decide_unmeasured(
+    candidates: tuple[Candidate, ...], engine: str, without_int8: str | None, *, made_there: bool
+) -> Decision:
     """For a target whose engine does not run here: FP16 where it passes, since int8 is often slower on a device."""
     passing = {c.precision: c for c in candidates if c.passed}
     reasons = [*filter(None, [without_int8]), *(_failed_why(c) for c in candidates if not c.passed)]
     best = next((passing[p] for p in ("fp16", "fp32") if p in passing), None)
     if best is None:
         raise _nothing_passes(candidates)
+    rivals = tuple(name for name in passing if name == "int8" and made_there)
     if "int8" in passing:
-        reasons.append(
-            "int8 passes its gates too, but is chosen only where its speed is measured: build it with --precision int8 "
-            "and compare the two with `deploy bench` on the target"
+        then = (
+            "`deploy finalize` builds both on the target and keeps the faster"
+            if rivals
+            else "build it with --precision int8 and compare the two with `deploy bench` on the target"
         )
-    return Decision(best.precision, engine, _why(reasons, best), candidates)
+        reasons.append(f"int8 passes its gates too, but is chosen only where its speed is measured: {then}")
+    return Decision(best.precision, engine, _why(reasons, best), candidates, rivals=rivals)
 
 
 def require_passed(candidates: tuple[Candidate, ...], precision: str) -> None:

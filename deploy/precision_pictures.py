@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 
 COLOURS = SERIES_COLOURS[1:]
 """The first colour is for what is degraded."""
+STYLES = ("-", "--")
+"""Of the lines whose colour is used again."""
 SHOWN_GROUPS = 12
 LEAST_MARGIN = 1e-4
 LEAST_DISTANCE = 1e-9
+
+
+def plain_number(value: float, _: float) -> str:
+    """A tick of a logarithmic axis: our style sets no formulas."""
+    return f"{value:g}"
 
 
 def pareto_plot(search: Search) -> bytes:
@@ -74,9 +81,12 @@ def margins_plot(margins: Mapping[str, ArrayLike], close: float) -> bytes:
         for place, (task, values) in enumerate(margins.items()):
             ordered = np.sort(np.maximum(np.asarray(values, np.float64).ravel(), LEAST_MARGIN))
             share = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
-            axes.step(ordered, share, where="post", color=COLOURS[place % len(COLOURS)], label=drawn_label(task))
+            style = STYLES[place // len(COLOURS) % len(STYLES)]
+            colour = COLOURS[place % len(COLOURS)]
+            axes.step(ordered, share, style, where="post", color=colour, label=drawn_label(task))
         axes.axvline(close, color="#111418", linewidth=0.8, linestyle="--")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(plain_number)
         axes.set_xlim(LEAST_MARGIN, 1.0)
         axes.set_ylim(0, 100)
         axes.set_xlabel("lead of the chosen expert over the next, in probability")
@@ -100,6 +110,7 @@ def distance_plot(series: Mapping[str, Mapping[str, float]]) -> bytes:
             values = [max(distances[block], LEAST_DISTANCE) for block in blocks]
             axes.plot(range(len(blocks)), values, ".-", color=COLOURS[place % len(COLOURS)], label=drawn_label(name))
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(plain_number)
         axes.set_ylabel("distance, share of the values")
         axes.set_xticks(range(len(blocks)), [drawn_label(b) for b in blocks], rotation=60, ha="right", fontsize=7)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
@@ -130,6 +141,7 @@ def band_distance_plot(
             across = np.asarray(wavelengths) if told else np.arange(len(values))
             axes.plot(across, values, ".-", color=COLOURS[place % len(COLOURS)], label=drawn_label(name))
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(plain_number)
         axes.set_xlabel("wavelength in nm" if told else "band")
         axes.set_ylabel("RMS difference, unit range")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)

@@ -350,12 +350,22 @@ def _same_but_for_the_engine(sent: Manifest, back: Manifest, folder: Path) -> No
     def rest(manifest: Manifest) -> dict[str, Any]:
         content = manifest.model_dump(mode="json")
         content["evidence"].pop("engine", None)
+        if sent.precision.rivals:
+            # Which of the precisions that passed is the fastest is the target's to measure.
+            content["precision"] = None
+            content["golden"].pop("tolerance")
         # What the engine before left may be gone or still there, not altered.
         old = {name for name in own(sent) if name in sent.files and manifest.files.get(name) == sent.files[name]}
         content["files"] = {n: r for n, r in content["files"].items() if n not in own(manifest) | old}
         return {k: v for k, v in content.items() if k not in ("engine", "deferred")}
 
+    chosen = back.precision.chosen
     wrong = back.engine is None or back.deferred is not None
+    if sent.precision.rivals:
+        told = sent.evidence.get(chosen)
+        held = told.get("golden_tolerance") if isinstance(told, dict) else None
+        tolerance = sent.golden.tolerance if chosen == sent.precision.chosen else held
+        wrong |= chosen not in (sent.precision.chosen, *sent.precision.rivals) or back.golden.tolerance != tolerance
     if wrong or rest(sent) != rest(back):
         raise BundleError(
             "the bundle that came back is not the one that was sent with its engine",

@@ -101,7 +101,7 @@ def decide(
     if plan.precision == "int8":
         decision = asked_for_int8(plan, candidates, times)
     elif on_gpu:
-        decision = decide_unmeasured(candidates, plan.engine, variants.without_int8)
+        decision = decide_unmeasured(candidates, plan.engine, variants.without_int8, made_there=plan.target.made_there)
     else:
         decision = decide_by_speed(candidates, times, variants.without_int8)
     show(decision)

@@ -95,10 +95,16 @@ class EngineFile(_Part):
 
 
 class Precision(_Part):
-    """The precision of the graph that runs, and why it is that one."""
+    """The precision of the graph that runs, and why it is that one.
+
+    Attributes:
+        rivals: precisions that passed their gates as well and were not timed yet: the target chooses the fastest when
+            it builds its engine.
+    """
 
     chosen: str
     why: str
+    rivals: list[str] = []
 
 
 class Golden(_Part):

@@ -24,7 +24,7 @@ CONFIG = f"""\
 targets:
   {TARGET}:
     engine: tensorrt-rtx
-    precisions: [fp32, fp16]
+    precisions: [fp32, fp16, int8]
     default_precision: fp16
     sm: "{SM}"
     tensorrt: ">=1.7,<2"
@@ -40,7 +40,8 @@ def stand_in(folder: Path, *, spoilt: bool = False, sm: str | None = SM, version
     def open_graph(name: str, program: bytes, spec: EngineSpec, options: EngineOptions) -> Engine:
         assert name == "tensorrt-rtx" and options.built is not None and options.built.sm == SM and len(program) > 1000
         manifest, files = verified_bundle(folder)
-        return open_engine("onnxruntime", other_graph(spec) if spoilt else files[manifest.graphs["fp16"]], spec)
+        graph = files[manifest.graphs[options.precision]]
+        return open_engine("onnxruntime", other_graph(spec) if spoilt else graph, spec)
 
     def build(graph: bytes, request: Request, work: Path) -> EngineMade:
         return build_with_progress(graph, request, work)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,14 @@ import torch
 
 from calibration.products import int8_share
 from deploy import quantize
+from deploy.finalize import Device, finalize
 from export.networks import save_checkpoint
 from export.networks.damp import Damp, DampConfig
-from runtime.bundle import verified_bundle
-from runtime.engines import available_engines
+from runtime.bundle import read_manifest, verified_bundle
+from runtime.engines import Engine, EngineOptions, EngineSpec
+from runtime.engines.tensorrt_libraries import tensorrt_version
 from tests.contracts.command import Done, assert_failed, invoke
+from tests.contracts.device import CONFIG, TARGET, stand_in
 
 Capsys = pytest.CaptureFixture[str]
 OPEN = "gates: {psnr_drop_db: null, mean_psnr_drop_db: null, sam_rise_deg: null, mean_sam_rise_deg: null, "
@@ -187,7 +194,61 @@ def test_a_build_that_was_stopped_does_not_score_again(
     assert "going on with an unfinished build" in done.err
 
 
-@pytest.mark.skipif(available_engines()["tensorrt-rtx"] is None, reason="TensorRT for RTX is not installed")
+BUILDER = pytest.mark.skipif(tensorrt_version("tensorrt-rtx") is None, reason="the extra `rtx` is not installed")
+
+
+class Slowed(Engine):
+    """An engine that takes its time."""
+
+    def __init__(self, engine: Engine, seconds: float) -> None:
+        super().__init__(engine.spec)
+        self._engine, self._seconds = engine, seconds
+
+    def infer_impl(self, frame: Any, metrics: Any) -> Any:
+        time.sleep(self._seconds)
+        return self._engine.infer(frame, metrics)
+
+    def describe(self) -> dict[str, str]:
+        return self._engine.describe()
+
+
+def slow_device(folder: Path, slow: str, wrong: str = "") -> Device:
+    """The stand-in for a board, on which one precision is slow and another may restore something else."""
+    device = stand_in(folder)
+
+    def opened(name: str, program: bytes, spec: EngineSpec, options: EngineOptions) -> Engine:
+        if options.precision == wrong:
+            return stand_in(folder, spoilt=True).open(name, program, spec, options)
+        return Slowed(device.open(name, program, spec, options), 0.6 if options.precision == slow else 0.0)
+
+    return dataclasses.replace(device, open=opened)
+
+
+@BUILDER
+def test_the_target_times_what_passed_and_keeps_the_faster(
+    capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    config = CONFIG + LOOSE + GATES_OFF
+    done = built(capsys, small_checkpoint, out, config, "--calibration", cubes, "--target", TARGET, precision="auto")
+    assert done.code == 0, done.err
+    assert done.json["precision"]["chosen"] == "fp16" and "builds both on the target" in done.json["precision"]["why"]
+    assert read_manifest(out).precision.rivals == ["int8"]
+    for slow, wrong, chosen, told in (
+        ("fp16", "", "int8", "times the speed of fp16"),
+        ("int8", "", "fp16", "which is not faster: fp16 is kept"),
+        ("fp16", "int8", "fp16", "int8 failed"),
+    ):
+        copy = Path(shutil.copytree(out, tmp_path / f"slow-{slow}-{wrong}" / "bundle"))
+        finished = finalize(copy, device=slow_device(copy, slow, wrong))
+        manifest, files = verified_bundle(copy)
+        assert finished["precision"]["chosen"] == manifest.precision.chosen == chosen and told in manifest.precision.why
+        assert manifest.precision.rivals == [] and manifest.engine is not None
+        graph = files[manifest.graphs[chosen]]
+        assert manifest.engine.graph_sha256 == hashlib.sha256(graph).hexdigest()
+
+
+@BUILDER
 def test_the_real_builder_takes_the_int8_graph_of_a_gpu(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
 ) -> None:

@@ -56,10 +56,12 @@ def test_int8_that_fails_a_gate_is_left_however_fast(bad: Candidate, told: str) 
 
 def test_where_no_engine_runs_here_fp16_is_taken_and_int8_left_to_the_device() -> None:
     three = (*GOOD, candidate("fp16"))
-    decision = decide_unmeasured(three, "tensorrt", None)
-    assert (decision.precision, decision.engine) == ("fp16", "tensorrt")
-    assert "only where its speed is measured" in decision.why
-    without = decide_unmeasured((candidate("fp16", 0.2), candidate("fp32")), "tensorrt", "no cubes")
+    decision = decide_unmeasured(three, "tensorrt", None, made_there=True)
+    assert (decision.precision, decision.engine, decision.rivals) == ("fp16", "tensorrt", ("int8",))
+    assert "`deploy finalize` builds both" in decision.why
+    ahead = decide_unmeasured(three, "tensorrt-rtx", None, made_there=False)
+    assert ahead.rivals == () and "with --precision int8" in ahead.why
+    without = decide_unmeasured((candidate("fp16", 0.2), candidate("fp32")), "tensorrt", "no cubes", made_there=True)
     assert without.precision == "fp32" and without.why.startswith("auto: no cubes; fp16 fails psnr_drop_db")
 
 
@@ -67,7 +69,7 @@ def test_where_nothing_passes_nothing_is_built() -> None:
     every = (candidate("fp32", 1.0), candidate("fp16", 1.0))
     for decide in (
         lambda: decide_by_speed(every, {("fp32", "a"): 1.0}, None),
-        lambda: decide_unmeasured(every, "tensorrt", None),
+        lambda: decide_unmeasured(every, "tensorrt", None, made_there=True),
     ):
         with pytest.raises(GateError, match="no precision passes its gates"):
             decide()
