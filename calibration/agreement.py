@@ -53,6 +53,8 @@ class Routing:
 
 def routing(chosen: Float32, expected: Float32, margins: Float32) -> Routing:
     """Compare gates [..., layers, experts] with the network's, whose margins are [..., layers]."""
+    if not margins.size:
+        return Routing()
     same = ((chosen > 0) == (expected > 0)).all(axis=-1)
     clear = margins >= CLOSE
     tiles = (clear.reshape(-1, clear.shape[-1]), same.reshape(-1, same.shape[-1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,13 @@ class Decision:
 
 
 def judged_candidates(
-    net: Any, plan: Plan, graphs: Graphs, frames: CalibrationSet, gates: GatesSection, engine: str, kept: Path
+    net: Any,
+    plan: Plan,
+    graphs: Graphs,
+    frames: CalibrationSet,
+    gates: GatesSection,
+    engines: Mapping[str, str],
+    kept: Path,
 ) -> tuple[Candidate, ...]:
     """Score every variant on the judged frames, at the size of the build's frame.
 
@@ -95,7 +101,8 @@ def judged_candidates(
         graphs: its variants.
         frames: the calibration set, at the size of the build's frame.
         gates: the limits.
-        engine: what runs the graphs here; FP16 is always computed in FP16's arithmetic.
+        engines: precision -> the engine that would run it: it is judged in no other, since engines differ in int8.
+            What this machine cannot run is computed by ONNX Runtime, FP16 in FP16's arithmetic.
         kept: folder in which frames are kept.
     """
     spec = ground("export.torch_engine").spec_of(net, plan.lines, plan.samples)
@@ -106,7 +113,7 @@ def judged_candidates(
         for name in scores:
             program, how = _program(graphs, name, plan)
             opened[name] = open_engine(
-                "onnxruntime" if how == "half" else engine, program, spec,
+                "onnxruntime" if how == "half" else engines.get(name, "onnxruntime"), program, spec,
                 EngineOptions(plan.target.threads, "fp32" if how == "half" else name),
             )  # fmt: skip
         with console.progress("judging precisions") as moved:
@@ -195,15 +202,27 @@ def timed(
     return {key: round(1000 * float(np.median(taken)), 3) for key, taken in rounds.items()}
 
 
+def fastest(times: Mapping[tuple[str, str], float]) -> dict[str, str]:
+    """{precision: the engine that runs it fastest here}."""
+    engines: dict[str, str] = {}
+    for precision, engine in times:
+        held = engines.setdefault(precision, engine)
+        engines[precision] = min(held, engine, key=lambda name: times[precision, name])
+    return engines
+
+
 def decide_by_speed(
-    candidates: tuple[Candidate, ...], times: Mapping[tuple[str, str], float], without_int8: str | None
+    candidates: tuple[Candidate, ...],
+    times: Mapping[tuple[str, str], float],
+    without_int8: str | None,
+    allowed: Collection[str] = ORDER,
 ) -> Decision:
-    """The fastest of those that pass, where a lower precision is clearly faster; for targets that run here."""
+    """The fastest of those that pass and that the target runs, where a lower precision is clearly faster."""
     measured = tuple(
         Candidate(c.precision, c.score, c.gates, {e: t for (p, e), t in times.items() if p == c.precision})
         for c in candidates
     )
-    passing = [c for c in measured if c.passed and c.milliseconds]
+    passing = [c for c in measured if c.passed and c.milliseconds and c.precision in allowed]
     reasons = [*filter(None, [without_int8]), *(_failed_why(c) for c in measured if not c.passed)]
     if not passing:
         raise _nothing_passes(measured)
@@ -221,10 +240,15 @@ def decide_by_speed(
 
 
 def decide_unmeasured(
-    candidates: tuple[Candidate, ...], engine: str, without_int8: str | None, *, made_there: bool
+    candidates: tuple[Candidate, ...],
+    engine: str,
+    without_int8: str | None,
+    *,
+    made_there: bool,
+    allowed: Collection[str] = ORDER,
 ) -> Decision:
     """For a target whose engine does not run here: FP16 where it passes, since int8 is often slower on a device."""
-    passing = {c.precision: c for c in candidates if c.passed}
+    passing = {c.precision: c for c in candidates if c.passed and c.precision in allowed}
     reasons = [*filter(None, [without_int8]), *(_failed_why(c) for c in candidates if not c.passed)]
     best = next((passing[p] for p in ("fp16", "fp32") if p in passing), None)
     if best is None:

@@ -14,9 +14,11 @@ from .config import Config
 from .graphs import Graphs, exported, in_half
 from .plan import Plan
 from .precision import (
+    ORDER,
     Decision,
     decide_by_speed,
     decide_unmeasured,
+    fastest,
     judged_candidates,
     require_passed,
     show,
@@ -89,21 +91,23 @@ def decide(
     Raises:
         GateError: what was asked for, or everything, fails its gates.
     """
-    on_gpu = plan.half
+    on_gpu, allowed = plan.half, plan.target.precisions
     if variants.judged is None:
         if plan.engine != "auto":
             return Decision(plan.precision, plan.engine, "", ())
         of_engine = {e: t for (_, e), t in timed(variants.graphs, plan, spec, probe, (plan.precision,)).items()}
         return Decision(plan.precision, min(of_engine, key=lambda name: of_engine[name]), "", (), of_engine)
-    runs_in = "onnxruntime" if on_gpu or plan.engine == "auto" else plan.engine
-    candidates = judged_candidates(net, plan, variants.graphs, variants.judged, config.gates, runs_in, work / "frames")
-    times = {} if on_gpu else timed(variants.graphs, plan, spec, probe, [c.precision for c in candidates])
+    names = [name for name in ORDER if name in variants.graphs.variants]
+    times = {} if on_gpu else timed(variants.graphs, plan, spec, probe, names)
+    candidates = judged_candidates(
+        net, plan, variants.graphs, variants.judged, config.gates, fastest(times), work / "frames"
+    )
     if plan.precision == "int8":
         decision = asked_for_int8(plan, candidates, times)
     elif on_gpu:
         decision = decide_unmeasured(candidates, plan.engine, variants.without_int8, made_there=plan.target.made_there)
     else:
-        decision = decide_by_speed(candidates, times, variants.without_int8)
+        decision = decide_by_speed(candidates, times, variants.without_int8, allowed)
     show(decision)
     console.say(f"chosen     {decision.precision}: {decision.why}", "bold")
     return decision

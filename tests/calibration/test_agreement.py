@@ -194,3 +194,8 @@ def test_every_case_is_told(cases: list[Case]) -> None:
     seen: list[tuple[int, int]] = []
     score(lambda *_: (cases[0].restored[None], cases[0].gates), cases, lambda *now: seen.append(now))
     assert seen == [(1, 0), (2, 0), (3, 0), (4, 0)]
+
+
+def test_a_network_without_mixtures_has_nothing_to_choose() -> None:
+    none = routing(np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32), np.zeros(0, np.float32))
+    assert none == Routing() and none.agreement == 1.0

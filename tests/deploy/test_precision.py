@@ -7,7 +7,7 @@ import pytest
 from calibration.agreement import Routing, Score, TaskCost
 from deploy.config import GatesSection
 from deploy.gates import AUTO, judge
-from deploy.precision import Candidate, decide_by_speed, decide_unmeasured, gated, require_passed
+from deploy.precision import Candidate, decide_by_speed, decide_unmeasured, fastest, gated, require_passed
 from runtime.errors import GateError
 
 
@@ -63,6 +63,18 @@ def test_where_no_engine_runs_here_fp16_is_taken_and_int8_left_to_the_device() -
     assert ahead.rivals == () and "with --precision int8" in ahead.why
     without = decide_unmeasured((candidate("fp16", 0.2), candidate("fp32")), "tensorrt", "no cubes", made_there=True)
     assert without.precision == "fp32" and without.why.startswith("auto: no cubes; fp16 fails psnr_drop_db")
+
+
+def test_what_the_target_does_not_run_is_never_chosen() -> None:
+    times = {("int8", "a"): 90.0, ("fp32", "a"): 50.0}
+    assert decide_by_speed(GOOD, times, None, ("bf16", "int8")).precision == "int8"
+    three = (*GOOD, candidate("fp16"))
+    assert decide_unmeasured(three, "a", None, made_there=True, allowed=("fp32",)).precision == "fp32"
+
+
+def test_a_precision_is_judged_in_the_engine_that_would_run_it() -> None:
+    times = {("int8", "a"): 3.0, ("int8", "b"): 2.0, ("fp32", "a"): 1.0, ("fp32", "b"): 4.0}
+    assert fastest(times) == {"int8": "b", "fp32": "a"} and fastest({}) == {}
 
 
 def test_where_nothing_passes_nothing_is_built() -> None:
