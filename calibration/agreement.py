@@ -109,10 +109,17 @@ class TaskCost:
 
 @dataclass(frozen=True)
 class Score:
-    """What a variant costs: by task, and in experts chosen otherwise."""
+    """What a variant costs.
+
+    Attributes:
+        tasks: task -> cost.
+        routing: experts chosen otherwise.
+        max_difference: largest difference from the network, as a share of its range.
+    """
 
     tasks: Mapping[str, TaskCost]
     routing: Routing = field(default_factory=Routing)
+    max_difference: float = 0.0
 
     @property
     def mean_psnr_drop_db(self) -> float:
@@ -138,14 +145,16 @@ class Score:
 def score(infer: Infer, cases: Iterable[Case], progress: Callable[[int, int], None] | None = None) -> Score:
     """Run a variant on the cases."""
     found: dict[str, list[TaskCost]] = {}
-    chosen = Routing()
+    chosen, largest = Routing(), 0.0
     for number, case in enumerate(cases):
         restored, gates = infer(case.sample.frame, case.sample.metrics)
         found.setdefault(case.sample.origin.task, []).append(task_cost(restored[0], case))
         chosen += routing(gates, case.gates, case.margins)
+        span = float(np.ptp(case.restored)) or 1.0
+        largest = max(largest, float(np.abs(restored[0] - case.restored).max()) / span)
         if progress is not None:
             progress(number + 1, 0)
-    return Score({task: mean_cost(costs) for task, costs in found.items()}, chosen)
+    return Score({task: mean_cost(costs) for task, costs in found.items()}, chosen, largest)
 
 
 def task_cost(cube: Float32, case: Case) -> TaskCost:

@@ -109,14 +109,14 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
         raise InputError(
             "has missing pixels, so there is no truth to compare with",
             file=file,
-            remedy="cut them away, or leave the cube out with --scenes",
+            remedy="cut them away, or leave the cube out",
         )
     if len(cube) < wanted.bands:
         raise InputError(
             f"has {len(cube)} bands, the network restores {wanted.bands}",
             file=file,
             key="bands",
-            remedy="leave it out with --scenes",
+            remedy="leave it out",
         )
     floats = source.cube.dtype.kind == "f"
     largest = float(np.abs(cube).max())

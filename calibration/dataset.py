@@ -192,6 +192,8 @@ def calibration_set(
     size: tuple[int, int],
     metric_set: str,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    scene_size: tuple[int, int] | None = None,
 ) -> CalibrationSet:
     """Look at every cube and draw the frames.
 
@@ -201,11 +203,13 @@ def calibration_set(
         size: lines and samples of a frame.
         metric_set: of the network.
         progress: called with (cubes looked at, in all).
+        scene_size: lines and samples of simulated scenes, as large as any frame that they are to fill.
 
     Raises:
         InputError: no such folder; a cube that cannot be used, unless such are skipped; fewer than two that can.
     """
-    known, skipped, doubts, read = _survey(asked, wanted, size, progress)
+    scene_size = scene_size or size
+    known, skipped, doubts, read = _survey(asked, wanted, scene_size, progress)
     names = sorted(known)
     rng = np.random.default_rng([asked.seed, 1])
     order = [names[i] for i in rng.permutation(len(names))]
@@ -214,8 +218,8 @@ def calibration_set(
     shapes = {name: record.shape for name, record in known.items()}
     if asked.cubes == "as_flown":
         fitted = order
-        scenes = _simulated(wanted, size)
-        judged = [f"{SIMULATED}/{i}" for i in range(max(1, asked.judged))]
+        scenes = _simulated(wanted, scene_size)
+        judged = [f"{SIMULATED}/{SIMULATED_SCENES + i}" for i in range(max(1, asked.judged))]
         known |= {name: _record(scenes(name)) for name in judged}
         shapes |= {name: known[name].shape for name in judged}
         flown = read
@@ -273,8 +277,13 @@ def _survey(
                 ) from error
             skipped[file.name] = error.problem
         else:
-            known[name] = _record(found.cube)
-            doubts += found.doubts
+            record = _record(found.cube)
+            twin = next((n for n, r in known.items() if r == record), None)
+            if twin is None:
+                known[name] = record
+                doubts += found.doubts
+            else:
+                skipped[file.name] = f"is the same as {twin}"
         if progress is not None:
             progress(number + 1, len(files))
     if len(known) < FEWEST_CUBES:

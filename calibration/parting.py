@@ -18,6 +18,7 @@ from onnx import TensorProto
 from runtime.engines.onnx_guard import check_onnx
 
 from .products import block_of
+from .ranges import parts_of
 from .typed import constants_of, pictures
 
 Float32 = NDArray[np.float32]
@@ -48,7 +49,7 @@ class Parting:
     tolerance: float
 
 
-def parting(one: bytes, other: bytes, frame: Float32, metrics: Float32, tolerance: float) -> Parting:
+def parting(one: bytes, other: bytes, frame: Float32, metrics: Float32, tolerance: float) -> Parting | None:
     """Compare two graphs of the same network on a frame [1, bands, lines, samples] and its metrics [1, M].
 
     Args:
@@ -56,11 +57,16 @@ def parting(one: bytes, other: bytes, frame: Float32, metrics: Float32, toleranc
         other: a variant of it, whose floats may be FP16 and whose products may be int8.
         frame, metrics: what both are run on.
         tolerance: a distance that is still the same.
+
+    Returns:
+        None for graphs of an older build, whose nodes do not tell their modules.
     """
     models = [
         onnx.shape_inference.infer_shapes(onnx.load_model_from_string(g), strict_mode=True, data_prop=True)
         for g in (one, other)
     ]
+    if not all("/" in node.name for node in models[0].graph.node):
+        return None
     shared = _floats(models[0]) & _floats(models[1]) & pictures(models[0].graph, constants_of(models[0].graph))
     makers = [(node.name, name) for node in models[0].graph.node for name in node.output if name in shared]
     last: dict[str, str] = {}
@@ -85,13 +91,16 @@ def _floats(model: onnx.ModelProto) -> set[str]:
 def _distances(
     models: Sequence[onnx.ModelProto], places: Sequence[tuple[str, str]], frame: Float32, metrics: Float32
 ) -> list[Step]:
-    expected, found = (_values(model, [tensor for _, tensor in places], frame, metrics) for model in models)
     steps = []
-    for (name, _), a, b in zip(places, expected, found, strict=True):
-        size = float(np.sqrt(np.mean(np.square(a, dtype=np.float64)))) or 1.0
-        apart = float(np.sqrt(np.mean(np.square(a.astype(np.float64) - b))))
-        steps.append(Step(name, apart / size))
-    return steps
+    for part in parts_of(models[0], [tensor for _, tensor in places]):
+        expected, found = (_values(model, part, frame, metrics) for model in models)
+        distances = {}
+        for tensor, a, b in zip(part, expected, found, strict=True):
+            size = float(np.linalg.norm(a.ravel())) or 1.0
+            distances[tensor] = float(np.linalg.norm(np.subtract(a, b, dtype=np.float32).ravel())) / size
+        steps += [Step(name, distances[tensor]) for name, tensor in places if tensor in distances]
+    order = {name: place for place, (name, _) in enumerate(places)}
+    return sorted(steps, key=lambda step: order[step.name])
 
 
 def _values(model: onnx.ModelProto, tensors: Sequence[str], frame: Float32, metrics: Float32) -> list[Any]:

@@ -88,7 +88,7 @@ def collect(
     found: dict[str, Histogram] = {tensor: Histogram() for tensor in set(inputs.values())}
     runs = 0
     given = {i.name for i in model.graph.input}
-    for part in _parts(model, [tensor for tensor in found if tensor not in given]):
+    for part in parts_of(model, [tensor for tensor in found if tensor not in given]):
         session = _session(model, part)
         for frame, metrics in samples():
             feed = {"frame": frame, "metrics": metrics}
@@ -103,16 +103,16 @@ def collect(
     return {product: found[tensor] for product, tensor in inputs.items()}
 
 
-def _parts(model: onnx.ModelProto, tensors: Sequence[str]) -> list[list[str]]:
-    """The tensors in parts, none of which holds more than MOST_BYTES."""
+def parts_of(model: onnx.ModelProto, tensors: Sequence[str]) -> list[list[str]]:
+    """The tensors in parts, in their order of names, none of which holds more than MOST_BYTES; graph outputs too."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     sizes = {
         v.name: 4 * int(np.prod([d.dim_value for d in v.type.tensor_type.shape.dim], dtype=np.int64))
-        for v in inferred.graph.value_info
+        for v in (*inferred.graph.value_info, *inferred.graph.output)
     }
     parts: list[list[str]] = [[]]
     held = 0
-    for tensor in sorted(tensors):
+    for tensor in sorted(set(tensors)):
         if held + sizes[tensor] > MOST_BYTES and parts[-1]:
             parts.append([])
             held = 0

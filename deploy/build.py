@@ -21,7 +21,7 @@ from . import console
 from .config import Config, with_overrides
 from .engine_step import BUILT_NEXT, EngineStep, engine_step, request_of
 from .finalize import THIS_DEVICE, Device, finalize
-from .graphs import COMPUTED_FROM, Graphs, check_engine, make_graphs, measure, probe_frames
+from .graphs import COMPUTED_FROM, Graphs, check_engine, golden_probe, make_graphs, measure, probe_frames
 from .options import (
     config_option,
     examples,
@@ -40,6 +40,8 @@ from .variants import decide, make_variants
 
 GOLDEN_SLACK = 5.0
 """The golden frame may differ by this many times the export's limit: other processors round differently."""
+INT8_SLACK = 2.0
+"""The same, times what int8 was off here: far enough from its limit to tell a sound engine from another."""
 GOLDEN_LEAST = 5e-3
 GOLDEN_ARRAYS = ("frame", "metrics", "restored", "gates")
 ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32, on the CPU"}}
@@ -167,7 +169,7 @@ def build(
     scale, scale_from = _scale(config, net, scale_flag)
     uses_int8 = precision == "int8" or (precision == "auto" and "int8" in target.precisions)
     frames = open_calibration(config, net, scale) if uses_int8 else None
-    if precision == "auto" and frames is None:
+    if uses_int8 and frames is None:
         console.warn("without --calibration int8 is left out, and simulated scenes judge the other precisions")
     plan = Plan(
         net.facts.sha256,
@@ -229,7 +231,11 @@ def build(
         )
         paths = graphs.paths()
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
-        write_bundle(finished, {**files, **variants.files, **_golden_files(net, probes[0]), **step.files}, manifest)
+        write_bundle(
+            finished,
+            {**files, **variants.files, **_golden_files(net, golden_probe(net, plan, graphs, probes)), **step.files},
+            manifest,
+        )
     except (GateError, InputError):
         # A graph that failed is not worth going on with; what was interrupted is, and the builder's log is named.
         shutil.rmtree(work, ignore_errors=True)
@@ -344,6 +350,8 @@ def _golden_tolerance(agreement: Any, precision: str) -> float:
     """
     if precision == "fp32":
         return float(min(1.0, GOLDEN_SLACK * agreement.limit))
+    if precision == "int8":
+        return float(max(GOLDEN_LEAST, INT8_SLACK * agreement.difference))
     return float(min(GOLDEN_SLACK * agreement.limit, max(GOLDEN_LEAST, GOLDEN_SLACK * agreement.difference)))
 
 

@@ -67,14 +67,15 @@ def command(
     if scenes is not None and data is None:
         raise InputError("there is no --data to take them from", key="--scenes", value=scenes, remedy="give --data")
     with load_bundle(bundle, engine=engine) as loaded:
-        found = check(loaded, config, data=data, scenes=_names(scenes), wanted=wanted)
+        found = check(loaded, config, data=data, scenes=_names(scenes), wanted=wanted, pictured=report is not None)
         gates = judge_chosen(found, config)
         show(found, gates)
         if report is not None:
             from .evidence import check_report
-            from .report import write_report
+            from .report import PNG_SIGNATURE, write_report
 
-            pareto = verified_bundle(bundle)[1].get(PICTURE)
+            drawn = verified_bundle(bundle)[1].get(PICTURE, b"")
+            pareto = drawn if drawn.startswith(PNG_SIGNATURE) else None
             write_report(report, check_report(loaded.manifest, found, gates, str(config.model.checkpoint), pareto))
             console.say(f"report     {report}")
         why = loaded.manifest.precision.why
@@ -88,8 +89,18 @@ def check(
     data: Path | None = None,
     scenes: tuple[str, ...] | None = None,
     wanted: tuple[str, ...] = VARIANTS,
+    pictured: bool = True,
 ) -> Comparison:
-    """Run the degradations of `config.check` through PyTorch and every wanted variant. Raises DeployError."""
+    """Run the degradations of `config.check` through PyTorch and every wanted variant. Raises DeployError.
+
+    Args:
+        bundle: opened.
+        config: what to run, and the checkpoint.
+        data: folder of clean cubes, instead of a simulated scene.
+        scenes: of `data`, by name; all where it is None.
+        wanted: variants besides the one that flies.
+        pictured: keep the first cube's results, for a page.
+    """
     if config.model.checkpoint is None:
         raise InputError(
             "no checkpoint is given", key="--checkpoint", remedy="give the checkpoint that the bundle was built from"
@@ -99,7 +110,7 @@ def check(
     net = ground("export.networks").load_checkpoint(config.model.checkpoint, top_k)
     refuse_other_network(bundle, net)
     count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes)
-    return compare(bundle, net, cubes, count, config.check.degradations, wanted, config.check.seed)
+    return compare(bundle, net, cubes, count, config.check.degradations, wanted, config.check.seed, pictured=pictured)
 
 
 def _simulated(bundle: Bundle, config: Config) -> tuple[int, Iterator[tuple[str, Float32]]]:

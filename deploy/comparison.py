@@ -179,6 +179,8 @@ def compare(
     tasks: tuple[str, ...],
     wanted: tuple[str, ...],
     seed: int,
+    *,
+    pictured: bool = True,
 ) -> Comparison:
     """Degrade every cube, restore it by PyTorch and by every variant, and measure.
 
@@ -190,9 +192,10 @@ def compare(
         tasks: degradations.
         wanted: variants besides the one that flies, where the bundle has them; fp16 is derived where it has not.
         seed: of the degradations.
+        pictured: keep the first cube's results.
 
     Raises:
-        GateError: the engine failed on a cube.
+        GateError: the engine that flies failed on a cube.
     """
     agreement, evaluation = ground("calibration.agreement"), ground("calibration.evaluation")
     chosen = bundle.manifest.precision.chosen
@@ -216,7 +219,7 @@ def compare(
                     margins[task].append(own.margins.ravel())
                     before, after, untiled = (_quality(c, truth, bands) for c in (degraded, own.cube, own.untiled))
                     span = float(np.ptp(own.cube)) or 1.0
-                    restored = {precision: _run(bundle, way, degraded, task) for precision, way in ways.items()}
+                    restored = _by_all(bundle, ways, degraded, task)
                     for precision, done in restored.items():
                         cube = np.asarray(done.cube, np.float32)
                         tally = tallies.setdefault(precision, {}).setdefault(task, _Tally())
@@ -227,8 +230,8 @@ def compare(
                         tiles.setdefault(precision, []).extend(_distances(bundle, apart, span, name, task))
                         worst = max(tiles[precision][-1].distance, probes.get(precision, (0.0,))[0])
                         if precision not in probes or worst > probes[precision][0]:
-                            probes[precision] = (worst, *_probe(bundle, degraded))
-                    if number == 0:
+                            probes[precision] = (worst, *_probe(bundle, degraded, tiles[precision][-1]))
+                    if number == 0 and pictured:
                         kept.append(_case(task, degraded, truth, restored, chosen, own.cube))
     return Comparison(
         chosen,
@@ -237,6 +240,7 @@ def compare(
                 precision, ways[precision].runs_in, of_task, tiles[precision], graphs, probes[precision][1:]
             )
             for precision, of_task in tallies.items()
+            if precision in ways
         },
         tuple(kept),
         {task: np.concatenate(values) for task, values in margins.items()},
@@ -273,7 +277,13 @@ def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], 
                 data = ground("calibration.half_arithmetic").half_arithmetic(data)
                 runs_in, precision = "onnxruntime", "fp32"
             options = EngineOptions(m.target.threads, precision)
-            engine = stack.enter_context(open_engine(runs_in, data, m.spec(), options))
+            try:
+                engine = stack.enter_context(open_engine(runs_in, data, m.spec(), options))
+            except MachineError as error:
+                if name == chosen:
+                    raise
+                console.warn(f"{name}, which does not fly, is left out: {error.problem}")
+                continue
             computes = "FP16's arithmetic in float32" if half else engine.describe()["computes in"]
             ways[name] = _Way(engine.infer, frame, overlap, f"{runs_in}, {computes}")
     return ways
@@ -316,17 +326,24 @@ def _degraded(task: str, truth: Float32, seed: tuple[int, ...]) -> Float32:
     return made
 
 
-def _run(bundle: Bundle, way: _Way, degraded: Float32, task: str) -> Restored:
-    try:
-        return _restored(bundle, degraded, way)
-    except MachineError as error:
-        raise GateError(
-            f"the engine failed on {task}: {error.problem}",
-            file=bundle.path,
-            key=error.key,
-            value=error.value,
-            remedy="do not fly this bundle on this machine",
-        ) from error
+def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str) -> dict[str, Restored]:
+    """What every variant restores; one that does not fly and fails is left out from here on."""
+    done: dict[str, Restored] = {}
+    for precision, way in list(ways.items()):
+        try:
+            done[precision] = _restored(bundle, degraded, way)
+        except MachineError as error:  # noqa: PERF203
+            if precision == bundle.manifest.precision.chosen:
+                raise GateError(
+                    f"the engine failed on {task}: {error.problem}",
+                    file=bundle.path,
+                    key=error.key,
+                    value=error.value,
+                    remedy="do not fly this bundle on this machine",
+                ) from error
+            console.warn(f"{precision}, which does not fly, is left out: it failed on {task}: {error.problem}")
+            del ways[precision]
+    return done
 
 
 def _restored(bundle: Bundle, cube: Float32, way: _Way) -> Restored:
@@ -351,13 +368,15 @@ def _distances(bundle: Bundle, apart: Float32, span: float, name: str, task: str
     return sorted(found, key=lambda t: t.distance)
 
 
-def _probe(bundle: Bundle, degraded: Float32) -> tuple[Float32, Float32]:
+def _probe(bundle: Bundle, degraded: Float32, worst: WorstTile) -> tuple[Float32, Float32]:
+    """The frame of a tile, of the first bands where there are more than the network's, and the cube's metrics."""
     from runtime.metrics import prompt_metrics
 
     m = bundle.manifest
     part = degraded[: m.bands]
     tiling = Tiling((part.shape[1], part.shape[2]), (m.frame.lines, m.frame.samples), m.frame.overlap)
-    return tiling.cut(part, tiling.tiles()[0]), prompt_metrics(part, m.metric_set)[None]
+    tile = next(t for t in tiling.tiles() if (t.line, t.sample) == (worst.line, worst.sample))
+    return tiling.cut(part, tile), prompt_metrics(part, m.metric_set)[None]
 
 
 def _case(

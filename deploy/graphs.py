@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.durable import write_bytes
-from runtime.engines import ENGINES
+from runtime.engines import ENGINES, EngineOptions, open_engine
 from runtime.errors import GateError, InputError, MachineError
 
 from . import console
@@ -67,7 +67,12 @@ def make_graphs(net: Any, plan: Plan, work: Path) -> Graphs:
     graph, seconds = exported(net, plan.lines, plan.samples, work, "graph")
     graphs = Graphs({"fp32": graph}, seconds)
     if plan.precision == "fp16" or (plan.precision == "auto" and "fp16" in plan.target.precisions):
-        graphs = graphs.having("fp16", in_half(graph.data, "fp16"))
+        try:
+            graphs = graphs.having("fp16", in_half(graph.data, "fp16"))
+        except MachineError as error:
+            if plan.precision == "fp16":
+                raise
+            console.warn(f"fp16 is left out: {error.problem}")
     return graphs
 
 
@@ -134,6 +139,29 @@ def _compare_half(net: Any, graph: Graph, probes: list[Probe], moved: Any, preci
             remedy="build with --precision fp32; nothing was written",
         ) from error
     return agreement
+
+
+def golden_probe(net: Any, plan: Plan, graphs: Graphs, probes: list[Probe]) -> Probe:
+    """The first probe on which int8, where the bundle has it, chooses the network's own experts.
+
+    Raises:
+        GateError: there is none, so that no engine of it could be proved.
+    """
+    if "int8" not in graphs.variants:
+        return probes[0]
+    data = graphs.variants["int8"].data
+    lines, samples = probes[0][0].shape[2:]
+    reference = ground("export.torch_engine").TorchEngine(net, lines, samples)
+    options = EngineOptions(plan.target.threads)
+    with open_engine("onnxruntime", in_half_arithmetic(data) if plan.half else data, reference.spec, options) as engine:
+        for frame, metrics in probes:
+            if np.array_equal(engine.infer(frame, metrics)[1] > 0, reference.infer(frame, metrics)[1] > 0):
+                return frame, metrics
+    raise GateError(
+        "int8 chooses other experts than PyTorch on every probe",
+        key="int8",
+        remedy="nothing was written; build with --precision fp32 or fp16",
+    )
 
 
 def check_engine(asked: str | None, own: str, precision: str, *, gpu: bool) -> str:

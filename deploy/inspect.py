@@ -94,10 +94,12 @@ def _int8(manifest: Manifest) -> str:
     share, cubes, left = told.get("int8_mac_share"), told.get("calibration"), told.get("kept_in_higher_precision")
     if not isinstance(share, float) or not isinstance(cubes, dict) or not isinstance(left, list):
         return "calibrated"
-    skipped = len(cubes.get("skipped") or ())
+    used, skipped = cubes.get("cubes"), cubes.get("skipped")
+    if not isinstance(used, dict) or not isinstance(skipped, dict):
+        return "calibrated"
     return (
-        f"{100 * share:.1f} % of the multiply-adds, calibrated with {len(cubes.get('cubes') or ())} cubes "
-        f"({skipped} skipped); left out: {', '.join(map(str, left)) or 'nothing'}"
+        f"{100 * share:.1f} % of the multiply-adds, calibrated with {len(used)} cubes "
+        f"({len(skipped)} skipped); left out: {', '.join(map(str, left)) or 'nothing'}"
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TOOLS = (
     "numpy", "scipy", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "polygraphy", "tensorrt",
-    "tensorrt-rtx-cu13-bindings",
+    "tensorrt-rtx-cu13-bindings", "nvidia-modelopt",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.engines import EngineOptions, EngineSpec, available_engines, open_engine
+from runtime.engines import Engine, EngineOptions, EngineSpec, available_engines, open_engine
 from runtime.errors import GateError, MachineError
 
 from . import console
@@ -92,7 +92,7 @@ def judged_candidates(
     gates: GatesSection,
     engines: Mapping[str, str],
     kept: Path,
-) -> tuple[Candidate, ...]:
+) -> tuple[tuple[Candidate, ...], dict[str, MachineError]]:
     """Score every variant on the judged frames, at the size of the build's frame.
 
     Args:
@@ -104,31 +104,42 @@ def judged_candidates(
         engines: precision -> the engine that would run it: it is judged in no other, since engines differ in int8.
             What this machine cannot run is computed by ONNX Runtime, FP16 in FP16's arithmetic.
         kept: folder in which frames are kept.
+
+    Returns:
+        the candidates, and why others could not be computed.
     """
     spec = ground("export.torch_engine").spec_of(net, plan.lines, plan.samples)
     scores: dict[str, list[Score]] = {name: [] for name in ORDER if name in graphs.variants}
-    opened = {}
+    opened: dict[str, Engine] = {}
+    failures: dict[str, MachineError] = {}
     agreement = ground("calibration.agreement")
     try:
-        for name in scores:
+        for name in list(scores):
             program, how = _program(graphs, name, plan)
-            opened[name] = open_engine(
-                "onnxruntime" if how == "half" else engines.get(name, "onnxruntime"), program, spec,
-                EngineOptions(plan.target.threads, "fp32" if how == "half" else name),
-            )  # fmt: skip
+            where = "onnxruntime" if how == "half" else engines.get(name, "onnxruntime")
+            options = EngineOptions(plan.target.threads, "fp32" if how == "half" else name)
+            try:
+                opened[name] = open_engine(where, program, spec, options)
+            except MachineError as error:
+                failures[name] = error
         with console.progress("judging precisions") as moved:
             for number, case in enumerate(cases(net, frames, frames.judge, kept)):
-                for name in scores:
-                    scores[name].append(agreement.score(opened[name].infer, [case]))
+                for name in set(opened) - set(failures):
+                    try:
+                        scores[name].append(agreement.score(opened[name].infer, [case]))
+                    except MachineError as error:  # noqa: PERF203
+                        failures[name] = error
                 moved(number + 1, len(frames.judge))
     finally:
         for one in opened.values():
             one.close()
     found = []
     for name, each in scores.items():
+        if name in failures:
+            continue
         joined = _joined(each)
         found.append(Candidate(name, joined, judge(gated(joined), gates, name)))
-    return tuple(found)
+    return tuple(found), failures
 
 
 def _program(graphs: Graphs, name: str, plan: Plan) -> tuple[bytes, str]:
@@ -145,13 +156,15 @@ def _joined(scores: Sequence[Score]) -> Score:
         routing += one.routing
         for task, cost in one.tasks.items():
             tasks.setdefault(task, []).append(cost)
-    joined: Score = agreement.Score({task: agreement.mean_cost(costs) for task, costs in tasks.items()}, routing)
+    means = {task: agreement.mean_cost(costs) for task, costs in tasks.items()}
+    joined: Score = agreement.Score(means, routing, max(one.max_difference for one in scores))
     return joined
 
 
 def gated(score: Score) -> dict[str, float]:
     """What the gates look at."""
     return {
+        "max_difference": score.max_difference,
         "psnr_drop_db": score.worst_psnr_drop_db,
         "mean_psnr_drop_db": score.mean_psnr_drop_db,
         "sam_rise_deg": max(t.sam_rise_deg for t in score.tasks.values()),
@@ -162,15 +175,19 @@ def gated(score: Score) -> dict[str, float]:
 
 def timed(
     graphs: Graphs, plan: Plan, spec: EngineSpec, probe: Probe, precisions: Sequence[str]
-) -> dict[tuple[str, str], float]:
-    """(precision, engine) -> median milliseconds of a frame here, in turns; of the plan's engine, or all with `auto`.
+) -> tuple[dict[tuple[str, str], float], dict[str, MachineError]]:
+    """Median milliseconds of a frame here by (precision, engine), in turns; of the plan's engine, or all with `auto`.
+
+    Returns:
+        the times, and why a precision runs in none of the engines.
 
     Raises:
-        MachineError: no installed engine runs any of the precisions.
+        MachineError: none of the precisions runs in any engine.
     """
     names = CPU_ENGINES if plan.engine == "auto" else (plan.engine,)
     installed = available_engines()
-    opened = {}
+    opened: dict[tuple[str, str], Engine] = {}
+    refused: dict[str, MachineError] = {}
     try:
         for precision in precisions:
             for name in names:
@@ -178,7 +195,10 @@ def timed(
                     continue
                 program = graphs.chosen(precision).data
                 options = EngineOptions(plan.target.threads, precision)
-                opened[precision, name] = open_engine(name, program, spec, options)
+                try:
+                    opened[precision, name] = open_engine(name, program, spec, options)
+                except MachineError as error:
+                    refused[precision] = error
         rounds: dict[tuple[str, str], list[float]] = {key: [] for key in opened}
         with console.progress("timing the engines") as moved:
             for number in range(ROUNDS + 1):
@@ -192,14 +212,15 @@ def timed(
     finally:
         for engine in opened.values():
             engine.close()
+    refused = {precision: e for precision, e in refused.items() if all(p != precision for p, _ in opened)}
     if not opened:
-        raise MachineError(
+        raise next(iter(refused.values()), None) or MachineError(
             "no engine that is installed here runs this precision",
             key="precision",
             value=precisions[0],
             remedy='pip install "damp-deploy[openvino]", or build with --precision fp32',
         )
-    return {key: round(1000 * float(np.median(taken)), 3) for key, taken in rounds.items()}
+    return {key: round(1000 * float(np.median(taken)), 3) for key, taken in rounds.items()}, refused
 
 
 def fastest(times: Mapping[tuple[str, str], float]) -> dict[str, str]:
@@ -214,7 +235,7 @@ def fastest(times: Mapping[tuple[str, str], float]) -> dict[str, str]:
 def decide_by_speed(
     candidates: tuple[Candidate, ...],
     times: Mapping[tuple[str, str], float],
-    without_int8: str | None,
+    left_out: Sequence[str],
     allowed: Collection[str] = ORDER,
 ) -> Decision:
     """The fastest of those that pass and that the target runs, where a lower precision is clearly faster."""
@@ -223,9 +244,9 @@ def decide_by_speed(
         for c in candidates
     )
     passing = [c for c in measured if c.passed and c.milliseconds and c.precision in allowed]
-    reasons = [*filter(None, [without_int8]), *(_failed_why(c) for c in measured if not c.passed)]
+    reasons = [*left_out, *(_failed_why(c) for c in measured if not c.passed)]
     if not passing:
-        raise _nothing_passes(measured)
+        raise _nothing_passes(measured, left_out, allowed)
     # From the highest precision down: each lower one has to earn its place.
     passing.sort(key=lambda c: -ORDER.index(c.precision))
     best = passing[0]
@@ -242,17 +263,17 @@ def decide_by_speed(
 def decide_unmeasured(
     candidates: tuple[Candidate, ...],
     engine: str,
-    without_int8: str | None,
+    left_out: Sequence[str],
     *,
     made_there: bool,
     allowed: Collection[str] = ORDER,
 ) -> Decision:
     """For a target whose engine does not run here: FP16 where it passes, since int8 is often slower on a device."""
     passing = {c.precision: c for c in candidates if c.passed and c.precision in allowed}
-    reasons = [*filter(None, [without_int8]), *(_failed_why(c) for c in candidates if not c.passed)]
+    reasons = [*left_out, *(_failed_why(c) for c in candidates if not c.passed)]
     best = next((passing[p] for p in ("fp16", "fp32") if p in passing), None)
     if best is None:
-        raise _nothing_passes(candidates)
+        raise _nothing_passes(candidates, left_out, allowed)
     rivals = tuple(name for name in passing if name == "int8" and made_there)
     if "int8" in passing:
         then = (
@@ -307,9 +328,11 @@ def _why(reasons: list[str], best: Candidate) -> str:
     return f"auto: {'; '.join(reasons) or f'{best.precision} passes its gates and nothing else was to be chosen'}"
 
 
-def _nothing_passes(candidates: tuple[Candidate, ...]) -> GateError:
+def _nothing_passes(candidates: tuple[Candidate, ...], left_out: Sequence[str], allowed: Collection[str]) -> GateError:
+    idle = [f"{c.precision} passes, but is none of the target's" for c in candidates if c.passed]
+    told_of = [*left_out, *(_failed_why(c) for c in candidates if not c.passed and c.precision in allowed), *idle]
     error = GateError(
-        f"no precision passes its gates: {'; '.join(map(_failed_why, candidates))}",
+        f"no precision of the target passes its gates: {'; '.join(told_of)}",
         key="gates",
         remedy="nothing was written; look at the figures with --json",
     )

@@ -56,8 +56,14 @@ class Calibrated:
     search: Search
 
 
-def open_calibration(config: Config, net: Any, scale: float | None) -> CalibrationSet | None:
+def open_calibration(config: Config, net: Any, scale: float | None, *, whole: bool = False) -> CalibrationSet | None:
     """The calibration set that the configuration asks for, at the size of the search, or None where it names none.
+
+    Args:
+        config: with its section `calibration`.
+        net: the network.
+        scale: number that stands for 1.0 in cubes of integers that tell none.
+        whole: take frames of the configuration's size instead.
 
     Raises:
         InputError: the folder or a cube of it cannot be used.
@@ -70,9 +76,11 @@ def open_calibration(config: Config, net: Any, scale: float | None) -> Calibrati
     wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
     # The scale of the build: the flag's or the configuration's beats the files', the model's does not.
     wanted = cubes.Wanted(net.config.bands, config.input.scale, scale, wavelengths)
-    size = _searched(config)
+    size = _whole(config) if whole else _searched(config)
     with console.progress("looking at the calibration cubes") as moved:
-        found: CalibrationSet = dataset.calibration_set(asked, wanted, size, net.config.metric_set, moved)
+        found: CalibrationSet = dataset.calibration_set(
+            asked, wanted, size, net.config.metric_set, moved, scene_size=_whole(config)
+        )
     for doubt in found.doubts:
         console.warn(doubt)
     if found.skipped:
@@ -92,8 +100,13 @@ def simulated_frames(config: Config, net: Any) -> CalibrationSet:
         cubes.Wanted(net.config.bands, wavelengths=wavelengths),
         _searched(config),
         net.config.metric_set,
+        scene_size=_whole(config),
     )
     return found
+
+
+def _whole(config: Config) -> tuple[int, int]:
+    return config.input.frame.lines, config.input.frame.samples
 
 
 def _searched(config: Config) -> tuple[int, int]:
@@ -128,11 +141,15 @@ class ScoreBook:
             lines = file.read_bytes().splitlines()
         except OSError:
             lines = []
+        whole = b""
         with suppress(ValueError, KeyError, TypeError):
-            # Up to the line that was being written when the build was stopped.
             for line in lines:
                 entry = json.loads(line)
                 self._known[entry["key"]] = _score_from(entry["score"])
+                whole += line + b"\n"
+        # Without the line that was being written when the build was stopped.
+        if lines:
+            write_bytes(file, whole)
 
     def get(self, key: str, make: Callable[[], Score]) -> Score:
         """The score of this key, made and written down where it is not known."""
@@ -150,7 +167,8 @@ def _score_from(content: Mapping[str, Any]) -> Score:
     agreement = ground("calibration.agreement")
     tasks = {task: agreement.TaskCost(**cost) for task, cost in content["tasks"].items()}
     layers = tuple((int(a), int(b)) for a, b in content["routing"]["layers"])
-    score: Score = agreement.Score(tasks, agreement.Routing(**{**content["routing"], "layers": layers}))
+    routing = agreement.Routing(**{**content["routing"], "layers": layers})
+    score: Score = agreement.Score(tasks, routing, float(content["max_difference"]))
     return score
 
 

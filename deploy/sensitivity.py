@@ -45,7 +45,7 @@ SHOWN = 12
 @click.option("--checkpoint", help="A .pth or .safetensors, or the name of a packaged model.")
 @click.option("--top-k", type=int, help="Experts that run for a frame; asked for where the checkpoint does not tell.")
 @click.option("--calibration", help="Folder of cubes, or `simulated` for simulated scenes.")
-@click.option("--size", help=f"Lines x samples of a frame.  [default: at most {SEARCHED_SIDE}x{SEARCHED_SIDE}]")
+@click.option("--size", help=f"Lines x samples of a frame.  [default: {SEARCHED_SIDE}x{SEARCHED_SIDE}]")
 @click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
 @click.option("--precision", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the table (JSON) and the picture.")
@@ -72,6 +72,7 @@ def command(
         "model.top_k": top_k,
         "calibration.dir": calibration,
         "input.frame": parse_size(size or f"{SEARCHED_SIDE}x{SEARCHED_SIDE}"),
+        "input.overlap": 0,
         "input.scale": scale,
     }
     config = with_overrides(config, flags)
@@ -81,7 +82,7 @@ def command(
         raise InputError("is a file", file=out, key="--out", remedy="give a folder")
     net = ground("export.networks").load_checkpoint(config.model.checkpoint, config.model.top_k)
     told = config.input.scale if config.input.scale is not None else net.facts.scale
-    frames = open_calibration(config, net, told)
+    frames = open_calibration(config, net, told, whole=True)
     if frames is None:
         raise InputError(
             "nothing to measure on", key="--calibration", remedy="give a folder of clean cubes, or `simulated`"

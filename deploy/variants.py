@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.engines import EngineSpec
-from runtime.errors import GateError
+from runtime.errors import GateError, MachineError
 
 from . import console
 from .config import Config
@@ -79,7 +79,12 @@ def make_variants(
         f"int8       {100 * facts['int8_mac_share']:.1f} % of the multiply-adds, ranges by {facts['method']}; "
         f"{len(facts['kept_in_higher_precision'])} groups stay in {'fp16' if plan.half else 'fp32'}"
     )
-    data = in_half(found.graph, "int8") if plan.half else found.graph
+    try:
+        data = in_half(found.graph, "int8") if plan.half else found.graph
+    except MachineError as error:
+        if plan.precision == "int8":
+            raise
+        return Variants(graphs, judged, without_int8=f"int8 is out: {error.problem}")
     return Variants(graphs.having("int8", data), judged, {"quantisation": facts}, report_files(found))
 
 
@@ -95,19 +100,30 @@ def decide(
     if variants.judged is None:
         if plan.engine != "auto":
             return Decision(plan.precision, plan.engine, "", ())
-        of_engine = {e: t for (_, e), t in timed(variants.graphs, plan, spec, probe, (plan.precision,)).items()}
+        found, refused = timed(variants.graphs, plan, spec, probe, (plan.precision,))
+        if plan.precision in refused:
+            raise refused[plan.precision]
+        of_engine = {engine: milliseconds for (_, engine), milliseconds in found.items()}
         return Decision(plan.precision, min(of_engine, key=lambda name: of_engine[name]), "", (), of_engine)
     names = [name for name in ORDER if name in variants.graphs.variants]
-    times = {} if on_gpu else timed(variants.graphs, plan, spec, probe, names)
-    candidates = judged_candidates(
-        net, plan, variants.graphs, variants.judged, config.gates, fastest(times), work / "frames"
-    )
+    times, refused = ({}, {}) if on_gpu else timed(variants.graphs, plan, spec, probe, names)
+    candidates, failures = judged_candidates(
+        net, plan, variants.graphs.only(names if on_gpu else fastest(times)), variants.judged, config.gates,
+        fastest(times), work / "frames",
+    )  # fmt: skip
+    refused = {**refused, **failures}
+    if plan.precision in refused:
+        raise refused[plan.precision]
+    left_out = [f"{name} is out: {error.problem}" for name, error in refused.items()]
+    reasons = [*([variants.without_int8] if variants.without_int8 else []), *left_out]
     if plan.precision == "int8":
         decision = asked_for_int8(plan, candidates, times)
     elif on_gpu:
-        decision = decide_unmeasured(candidates, plan.engine, variants.without_int8, made_there=plan.target.made_there)
+        decision = decide_unmeasured(
+            candidates, plan.engine, reasons, made_there=plan.target.made_there, allowed=allowed
+        )
     else:
-        decision = decide_by_speed(candidates, times, variants.without_int8, allowed)
+        decision = decide_by_speed(candidates, times, reasons, allowed)
     show(decision)
     console.say(f"chosen     {decision.precision}: {decision.why}", "bold")
     return decision
@@ -118,7 +134,7 @@ def asked_for_int8(plan: Plan, candidates: Any, times: dict[tuple[str, str], flo
     require_passed(candidates, "int8")
     if not times:
         return Decision("int8", plan.engine, "asked for; its speed is measured on the target", candidates)
-    decision = decide_by_speed(candidates, times, None)
+    decision = decide_by_speed(candidates, times, [])
     own = {engine: t for (precision, engine), t in times.items() if precision == "int8"}
     engine = min(own, key=lambda name: own[name])
     ratio = times["fp32", engine] / own[engine]

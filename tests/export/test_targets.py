@@ -82,4 +82,4 @@ def test_what_a_target_cannot_run_is_refused_never_replaced(precision: str) -> N
 def test_auto_is_the_only_precision_or_left_to_what_is_measured() -> None:
     chosen, why = choose_precision(Target("one", precisions=("fp32",)), "auto")
     assert chosen == "fp32" and "only precision" in why
-    assert choose_precision(BENCH, "auto") == ("auto", "the fastest of fp32, fp16 that passes its gates")
+    assert choose_precision(BENCH, "auto") == ("auto", "the fastest that passes its gates")
