@@ -47,7 +47,9 @@ SHOWN = 12
 @click.option("--calibration", help="Folder of cubes, or `simulated` for simulated scenes.")
 @click.option("--size", help=f"Lines x samples of a frame.  [default: {SEARCHED_SIDE}x{SEARCHED_SIDE}]")
 @click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
-@click.option("--precision", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True, help="What to measure."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the table (JSON) and the picture.")
 @config_option
 @json_option

@@ -131,6 +131,7 @@ def test_int8_that_fails_its_gate_is_exit_1_with_the_figures(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_max_drop_auto_goes_without_int8_and_says_so(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +225,7 @@ def slow_device(folder: Path, slow: str, wrong: str = "") -> Device:
     return dataclasses.replace(device, open=opened)
 
 
+@pytest.mark.slow
 @BUILDER
 def test_the_target_times_what_passed_and_keeps_the_faster(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
@@ -263,6 +265,7 @@ def test_the_real_builder_takes_the_int8_graph_of_a_gpu(
     assert "its speed is measured on the target" in manifest.precision.why
 
 
+@pytest.mark.slow
 def test_sensitivity_measures_without_building(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
 ) -> None:
