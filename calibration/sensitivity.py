@@ -40,12 +40,20 @@ class MaxDrop:
 
     def held_by(self, score: Score) -> bool:
         """The score stays within all four."""
-        return (
-            score.mean_psnr_drop_db <= self.psnr_db
-            and score.worst_psnr_drop_db <= self.worst_psnr_db
-            and score.mean_sam_rise_deg <= self.sam_deg
-            and score.routing.agreement >= self.routing
+        return not self.missed_by(score)
+
+    def missed_by(self, score: Score) -> list[str]:
+        """What the score goes beyond, in words."""
+        figures = (
+            ("psnr_db", score.mean_psnr_drop_db, self.psnr_db, "dB"),
+            ("worst_psnr_db", score.worst_psnr_drop_db, self.worst_psnr_db, "dB"),
+            ("sam_deg", score.mean_sam_rise_deg, self.sam_deg, "degrees"),
         )
+        missed = [f"{key} {found:.3g} {unit}, at most {most:g}" for key, found, most, unit in figures if found > most]
+        if score.routing.agreement < self.routing:
+            found, least = 100 * score.routing.agreement, 100 * self.routing
+            missed.append(f"routing_percent {found:.4g}, at least {least:g}")
+        return missed
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def command(
     with load_bundle(bundle, engine=engine) as loaded:
         found = check(loaded, config, data=data, scenes=_names(scenes), wanted=wanted, pictured=report is not None)
         gates = judge_chosen(found, config)
-        show(found, gates)
+        show(found, gates, config)
         if report is not None:
             from .evidence import check_report
             from .report import PNG_SIGNATURE, write_report
@@ -79,7 +79,7 @@ def command(
             write_report(report, check_report(loaded.manifest, found, gates, str(config.model.checkpoint), pareto))
             console.say(f"report     {report}")
         why = loaded.manifest.precision.why
-    return conclude(found, gates, bundle, why)
+    return conclude(found, gates, bundle, why, config)
 
 
 def check(
@@ -109,8 +109,19 @@ def check(
     top_k = config.model.top_k if config.model.top_k is not None else m.network.configuration.get("top_k")
     net = ground("export.networks").load_checkpoint(config.model.checkpoint, top_k)
     refuse_other_network(bundle, net)
+    console.say(f"checks     {len(config.check.degradations)} degradations, each by PyTorch and by every variant")
     count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes)
-    return compare(bundle, net, cubes, count, config.check.degradations, wanted, config.check.seed, pictured=pictured)
+    return compare(
+        bundle,
+        net,
+        cubes,
+        count,
+        config.check.degradations,
+        wanted,
+        config.check.seed,
+        of_files=data is not None,
+        pictured=pictured,
+    )
 
 
 def _simulated(bundle: Bundle, config: Config) -> tuple[int, Iterator[tuple[str, Float32]]]:
@@ -152,7 +163,7 @@ def judge_chosen(found: Comparison, config: Config) -> list[GateResult]:
     return judge(found.variants[found.chosen].figures(), config.gates, found.chosen)
 
 
-def show(found: Comparison, gates: list[GateResult]) -> None:
+def show(found: Comparison, gates: list[GateResult], config: Config) -> None:
     """The tables for people: one screen."""
     chosen = found.variants[found.chosen]
     console.table(
@@ -175,8 +186,8 @@ def show(found: Comparison, gates: list[GateResult]) -> None:
     if len(found.variants) > 1:
         console.table(
             "variants against PyTorch",
-            ("variant", "loses dB", "worst dB", "SAM deg", "same experts", "int8", "parts first in"),
-            [_variant_row(v, found.chosen) for v in found.variants.values()],
+            ("variant", "loses dB", "worst dB", "SAM deg", "worst SAM", "same experts", "int8", "its gates"),
+            [_variant_row(v, found.chosen, config) for v in found.variants.values()],
         )
     rows = []
     for gate in gates:
@@ -186,21 +197,21 @@ def show(found: Comparison, gates: list[GateResult]) -> None:
     console.table(f"{found.chosen} against PyTorch", ("gate", "measured", "limit", "verdict"), rows)
 
 
-def _variant_row(variant: Variant, chosen: str) -> tuple[str, ...]:
+def _variant_row(variant: Variant, chosen: str, config: Config) -> tuple[str, ...]:
     figures = variant.figures()
-    first = variant.parting.first if variant.parting else None
     return (
         variant.precision + " (flies)" * (variant.precision == chosen),
         f"{figures['mean_psnr_drop_db']:.4f}",
         f"{figures['psnr_drop_db']:.4f}",
         f"{figures['mean_sam_rise_deg']:+.4f}",
+        f"{figures['sam_rise_deg']:+.3f}",
         f"{100 * figures['routing_agreement']:.2f} %",
         f"{100 * variant.int8_mac_share:.0f} %",
-        first.name if first else "nowhere",
+        "FAILED" if failed(judge(figures, config.gates, variant.precision)) else "passed",
     )
 
 
-def conclude(found: Comparison, gates: list[GateResult], bundle: Path, why: str) -> dict[str, Any]:
+def conclude(found: Comparison, gates: list[GateResult], bundle: Path, why: str, config: Config) -> dict[str, Any]:
     """What `--json` prints; raises GateError where a gate failed."""
     chosen = found.variants[found.chosen]
     summary = {
@@ -209,7 +220,10 @@ def conclude(found: Comparison, gates: list[GateResult], bundle: Path, why: str)
         "tasks": {r.task: _as_json(r) for r in chosen.results},
         "gates": {g.key: {"measured": g.measured, "limit": g.limit, "passed": g.passed} for g in gates},
         "tiling_drop_db": max(r.tiling_drop_db for r in chosen.results),
-        "variants": {name: _variant_json(v) for name, v in found.variants.items()},
+        "variants": {
+            name: {**_variant_json(v), "passed": not failed(judge(v.figures(), config.gates, name))}
+            for name, v in found.variants.items()
+        },
         "chosen": found.chosen,
         "why": why,
         "passed": not failed(gates),

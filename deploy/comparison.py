@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -180,6 +181,7 @@ def compare(
     wanted: tuple[str, ...],
     seed: int,
     *,
+    of_files: bool = False,
     pictured: bool = True,
 ) -> Comparison:
     """Degrade every cube, restore it by PyTorch and by every variant, and measure.
@@ -192,6 +194,7 @@ def compare(
         tasks: degradations.
         wanted: variants besides the one that flies, where the bundle has them; fp16 is derived where it has not.
         seed: of the degradations.
+        of_files: the cubes have names of their own, which go into the seed.
         pictured: keep the first cube's results.
 
     Raises:
@@ -213,7 +216,8 @@ def compare(
                 names.append(name)
                 for place, task in enumerate(tasks):
                     moved(number * len(tasks) + place, total * len(tasks))
-                    degraded = _degraded(task, truth, (seed, place, *([number] if number else [])))
+                    # A cube is degraded alike, whichever others are checked with it.
+                    degraded = _degraded(task, truth, (seed, place, *([zlib.crc32(name.encode())] if of_files else [])))
                     bands = evaluation.bands_measured(task, degraded, truth)
                     own = _by_pytorch(bundle, net, degraded)
                     margins[task].append(own.margins.ravel())

@@ -85,7 +85,7 @@ def demo(out: Path) -> dict[str, Any]:
     with load_bundle(bundle) as loaded:
         found = check.check(loaded, config, wanted=())
         gates = check.judge_chosen(found, config)
-        check.show(found, gates)
+        check.show(found, gates, config)
         _step(lines[3])
         source = read_cube(scene)
         fine = run.restore_file(loaded, source)
@@ -135,7 +135,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.say(f"report     {out / 'report.html'}", "bold")
     console.say(f"pictures   {out / 'side-by-side.png'}: degraded, restored, truth")
     console.say(f"bundle     {bundle}")
-    summary = check.conclude(found, gates, bundle, manifest.precision.why)
+    summary = check.conclude(found, gates, bundle, manifest.precision.why, config)
     if gain < LEAST_GAIN_DB:
         raise GateError(
             "the restored cube is not clearly better than the noisy one",

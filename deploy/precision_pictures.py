@@ -28,6 +28,18 @@ def plain_number(value: float, _: float) -> str:
     return f"{value:g}"
 
 
+def plain_ticks(axis: Any) -> None:
+    """Numbers as ticks, between the decades too where the axis has less than one."""
+    from matplotlib.ticker import NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(plain_number)
+    if high < 10 * low:
+        axis.set_minor_formatter(plain_number)
+    else:
+        axis.set_minor_formatter(NullFormatter())
+
+
 def pareto_plot(search: Search) -> bytes:
     """What every tried graph costs over its share of int8, and the dearest groups alone; PNG.
 
@@ -86,8 +98,8 @@ def margins_plot(margins: Mapping[str, ArrayLike], close: float) -> bytes:
             axes.step(ordered, share, style, where="post", color=colour, label=drawn_label(task))
         axes.axvline(close, color="#111418", linewidth=0.8, linestyle="--")
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(plain_number)
         axes.set_xlim(LEAST_MARGIN, 1.0)
+        plain_ticks(axes.xaxis)
         axes.set_ylim(0, 100)
         axes.set_xlabel("lead of the chosen expert over the next, in probability")
         axes.set_ylabel("tiles and layers, percent")
@@ -110,7 +122,7 @@ def distance_plot(series: Mapping[str, Mapping[str, float]]) -> bytes:
             values = [max(distances[block], LEAST_DISTANCE) for block in blocks]
             axes.plot(range(len(blocks)), values, ".-", color=COLOURS[place % len(COLOURS)], label=drawn_label(name))
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(plain_number)
+        plain_ticks(axes.yaxis)
         axes.set_ylabel("distance, share of the values")
         axes.set_xticks(range(len(blocks)), [drawn_label(b) for b in blocks], rotation=60, ha="right", fontsize=7)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
@@ -141,7 +153,7 @@ def band_distance_plot(
             across = np.asarray(wavelengths) if told else np.arange(len(values))
             axes.plot(across, values, ".-", color=COLOURS[place % len(COLOURS)], label=drawn_label(name))
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(plain_number)
+        plain_ticks(axes.yaxis)
         axes.set_xlabel("wavelength in nm" if told else "band")
         axes.set_ylabel("RMS difference, unit range")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)

@@ -205,6 +205,10 @@ def calibrate(
     listed = products.products(model)
     every = frozenset(p.name for p in listed if p.quantisable)
     groups = sensitivity.groups_of(listed)
+    console.say(
+        f"calibrates {len(frames.fit)} frames choose ranges, {len(frames.judge)} frames of "
+        f"{len({o.cube for o in frames.judge})} other cubes judge; {len(groups)} groups of layers may run in int8"
+    )
     by_method, coverage = _ranges(net, model, searched, every, frames, work)
     spec = ground("export.torch_engine").spec_of(net, *frames.size)
     with console.progress("asking PyTorch") as moved:
@@ -238,12 +242,13 @@ def calibrate(
             groups, costs, lambda names: scored(ranges, sensitivity.names_of(groups, names)), allowed, moved
         )
     if found.chosen is None:
-        best = min(found.points, key=lambda p: p.score.mean_psnr_drop_db)
+        best = min(found.points, key=lambda p: len(allowed.missed_by(p.score)))
+        missed = "; ".join(allowed.missed_by(best.score))
         raise GateError(
-            "nothing of this network can run in int8 within calibration.max_drop",
+            f"nothing of this network can run in int8 within calibration.max_drop: the best of {len(found.points)} "
+            f"tries, with {100 * best.share:.1f} % of the multiply-adds, has {missed}",
             key="int8",
-            value=round(best.score.mean_psnr_drop_db, 4),
-            remedy=f"at most {allowed.psnr_db:g} dB are allowed; allow more, or build with another --precision",
+            remedy="allow more in calibration.max_drop, or build with another --precision",
         )
     chosen = sensitivity.names_of(groups, found.chosen.groups)
     made = quantise(graph, ranges, chosen)

@@ -110,7 +110,7 @@ def _int8(net: Any, graph: bytes, frames: CalibrationSet, config: Config) -> tup
     rows = [(g.name, 100 * g.share, search.costs[g.name], g.name in search.chosen.groups) for g in search.ranking]
     _show(
         [
-            (name, f"{share:.1f} %", *_cells(score), "int8" if inside else "left out")
+            (name, f"{share:.1f} %", *_cells(score), "int8" if inside else "out")
             for name, share, score, inside in sorted(rows, key=lambda row: -row[2].mean_distortion_db)
         ]
     )
@@ -153,16 +153,16 @@ def _fp16(net: Any, graph: bytes, frames: CalibrationSet, config: Config) -> tup
 
 def _cells(score: Score) -> tuple[str, ...]:
     return (
-        f"{score.mean_distortion_db:.5f}",
-        f"{score.mean_psnr_drop_db:+.5f}",
-        f"{score.mean_sam_rise_deg:+.5f}",
-        f"{100 * score.routing.agreement:.2f} %",
+        f"{score.mean_distortion_db:.4f}",
+        f"{score.mean_psnr_drop_db:+.4f}",
+        f"{score.mean_sam_rise_deg:+.4f}",
+        f"{100 * score.routing.agreement:.1f}",
     )
 
 
 def _show(rows: list[tuple[str, ...]]) -> None:
     console.table(
         f"alone in the lower precision, the {min(SHOWN, len(rows))} dearest of {len(rows)}",
-        ("group", "multiply-adds", "distorts dB", "loses dB", "SAM deg", "same experts", "in the end"),
+        ("group", "share", "distorts dB", "loses dB", "SAM deg", "same", "then"),
         rows[:SHOWN],
     )

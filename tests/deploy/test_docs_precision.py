@@ -30,10 +30,10 @@ def test_the_commands_run_one_after_the_other(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "cubes").mkdir()
-    for seed in range(4):
+    for seed, folder in enumerate(("cubes", "cubes", "cubes", "cubes", "held")):
         cube = simulate_scene(seed, 31, 96, 96).truth
-        np.save(tmp_path / "cubes" / f"scene-{seed}.npy", np.moveaxis(cube, 0, -1))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        np.save(tmp_path / folder / f"scene-{seed}.npy", np.moveaxis(cube, 0, -1))
     for name, text in FILES:
         (tmp_path / name).write_text(text)
     for command in COMMANDS:
