@@ -97,7 +97,7 @@ class _Writer:
     def pair(self, node: NodeProto, scale: float) -> None:
         """Quantise what the product takes, where it is made."""
         tensor, user = node.input[0], node
-        # Not for convolutions: OpenVINO 2026.4 then rounds to whole numbers (tests/runtime/test_engines_int8.py).
+        # Not for convolutions: OpenVINO 2026.4 then rounds to whole numbers (test_quantized_engines.py).
         while node.op_type == "MatMul" and self._only_for_products(tensor):
             maker = self.makers[tensor]
             tensor, user = maker.input[0], maker
