@@ -170,7 +170,6 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
     "no archive": lambda data: b"frames" * 200,
     "another value": lambda data: data[:600] + bytes([data[600] ^ 4]) + data[601:],
-    # These three raise RuntimeError or NotImplementedError, which dataset.py `_kept` does not catch.
     "said to be encrypted": lambda data: entry(data, 8, 1),
     "said to be compressed": lambda data: entry(data, 10, 77),
     "said to be newer": lambda data: entry(data, 6, 210),
