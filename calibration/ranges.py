@@ -89,7 +89,7 @@ def collect(
     runs = 0
     given = {i.name for i in model.graph.input}
     for part in parts_of(model, [tensor for tensor in found if tensor not in given]):
-        session = _session(model, part)
+        session = session_of(model, part)
         for frame, metrics in samples():
             feed = {"frame": frame, "metrics": metrics}
             for tensor, values in zip(part, session.run(part, feed), strict=True):
@@ -121,7 +121,8 @@ def parts_of(model: onnx.ModelProto, tensors: Sequence[str]) -> list[list[str]]:
     return [part for part in parts if part]
 
 
-def _session(model: onnx.ModelProto, outputs: Sequence[str]) -> Any:
+def session_of(model: onnx.ModelProto, outputs: Sequence[str]) -> Any:
+    """An ONNX Runtime session on the CPU that gives these tensors of the graph."""
     import onnxruntime
 
     watched = onnx.ModelProto()

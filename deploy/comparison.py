@@ -19,6 +19,7 @@ from runtime.restore import Infer, Restored, restore_cube
 from runtime.tiles import Tiling
 
 from . import console
+from .graphs import in_half, simulated_probes
 from .options import ground
 
 if TYPE_CHECKING:
@@ -258,7 +259,9 @@ def _graphs(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     graphs = {name: files[str(inner)] for name, inner in manifest.graphs.items()}
     if "fp16" in wanted and "fp16" not in graphs and "fp32" in graphs:
         try:
-            graphs["fp16"] = ground("calibration.typed").half_precision(graphs["fp32"]).data
+            size = (manifest.frame.lines, manifest.frame.samples)
+            probes = simulated_probes(manifest.bands, size, manifest.wavelengths or (), manifest.metric_set)
+            graphs["fp16"] = in_half(graphs["fp32"], "fp16", *probes)
         except MachineError as error:
             console.warn(f"fp16 is left out: {error.problem}")
     return graphs

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,8 @@ def make_graphs(net: Any, plan: Plan, work: Path) -> Graphs:
     graphs = Graphs({"fp32": graph}, seconds)
     if plan.precision == "fp16" or (plan.precision == "auto" and "fp16" in plan.target.precisions):
         try:
-            graphs = graphs.having("fp16", in_half(graph.data, "fp16"))
+            probes = probe_frames(net.config.bands, plan, net.config.metric_set)
+            graphs = graphs.having("fp16", in_half(graph.data, "fp16", *probes))
         except MachineError as error:
             if plan.precision == "fp16":
                 raise
@@ -76,10 +77,11 @@ def make_graphs(net: Any, plan: Plan, work: Path) -> Graphs:
     return graphs
 
 
-def in_half(data: bytes, name: str) -> bytes:
-    """A graph rewritten in FP16 with float32 islands; says what was done."""
+def in_half(data: bytes, name: str, frames: Sequence[Any], metrics: Sequence[Any]) -> bytes:
+    """A graph rewritten in FP16 with float32 islands, its biases corrected on these frames; says what was done."""
     with console.progress("rewriting the graph in FP16"):
-        typed = ground("calibration.typed").half_precision(data)
+        corrected = ground("calibration.rounding").with_corrected_biases(data, frames, metrics)
+        typed = ground("calibration.typed").half_precision(corrected)
     console.say(
         f"{name:<10} {typed.half} nodes in FP16, {typed.single} in float32 islands, {typed.casts} casts, "
         f"{typed.flushed} weights too small for full digits"
@@ -188,12 +190,18 @@ def check_engine(asked: str | None, own: str, precision: str, *, gpu: bool) -> s
 
 def probe_frames(bands: int, plan: Plan, metric_set: str) -> tuple[list[Any], list[Any]]:
     """Degraded frames [1, bands, lines, samples] of a simulated scene, and their metrics [1, M]."""
+    return simulated_probes(bands, (plan.lines, plan.samples), plan.wavelengths, metric_set)
+
+
+def simulated_probes(
+    bands: int, size: tuple[int, int], wavelengths: Sequence[float], metric_set: str
+) -> tuple[list[Any], list[Any]]:
+    """`probe_frames` of another size; wavelengths in nm that are not one per band are left aside."""
     from calibration.degradations import DEGRADATIONS
     from runtime.metrics import prompt_metrics
     from runtime.sources.simulator import simulate_scene
 
-    wavelengths = plan.wavelengths if len(plan.wavelengths) == bands else None
-    scene = simulate_scene(0, bands, plan.lines, plan.samples, wavelengths).truth
+    scene = simulate_scene(0, bands, *size, wavelengths if len(wavelengths) == bands else None).truth
     frames, metrics = [], []
     for index, name in enumerate(PROBE_DEGRADATIONS):
         degraded = DEGRADATIONS[name](scene, np.random.default_rng([0, index]))

@@ -11,7 +11,7 @@ from runtime.errors import GateError, MachineError
 
 from . import console
 from .config import Config
-from .graphs import Graphs, exported, in_half
+from .graphs import Graphs, exported, in_half, probe_frames
 from .plan import Plan
 from .precision import (
     ORDER,
@@ -80,7 +80,8 @@ def make_variants(
         f"{len(facts['kept_in_higher_precision'])} groups stay in {'fp16' if plan.half else 'fp32'}"
     )
     try:
-        data = in_half(found.graph, "int8") if plan.half else found.graph
+        probes = probe_frames(net.config.bands, plan, net.config.metric_set)
+        data = in_half(found.graph, "int8", *probes) if plan.half else found.graph
     except MachineError as error:
         if plan.precision == "int8":
             raise
