@@ -1,1 +1,38 @@
-"""Where lines and cubes come from, one file per kind of source and what it is made of."""
+"""Sources of lines by the first word of `--source`; one file per source, imported only when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from runtime.errors import InputError
+from runtime.sources.contract import Source, SourceOptions
+
+SOURCES: dict[str, str] = {
+    "sim": "runtime.sources.sim",
+    "envi": "runtime.sources.envi_file",
+    "envi-live": "runtime.sources.envi_live",
+    "watch": "runtime.sources.watch",
+    "genicam": "runtime.sources.genicam",
+}
+"""Scheme -> module with `open_source(address, options)`."""
+
+__all__ = ["SOURCES", "Source", "SourceOptions", "open_source"]
+
+
+def open_source(spec: str, options: SourceOptions | None = None) -> Source:
+    """Open what `--source` names: `sim:`, `envi:PATH`, `envi-live:PATH`, `watch:DIR`, `genicam:ADDRESS`.
+
+    Raises:
+        InputError: no such scheme, or the file is not what it should be.
+        MachineError: there is no such camera, or what it needs is not installed.
+    """
+    scheme, colon, address = spec.partition(":")
+    if not colon or scheme not in SOURCES:
+        raise InputError(
+            "not a source",
+            key="--source",
+            value=spec,
+            remedy="sim:, envi:PATH, envi-live:PATH, watch:DIR or genicam:ADDRESS",
+        )
+    source: Source = import_module(SOURCES[scheme]).open_source(address, options or SourceOptions())
+    return source

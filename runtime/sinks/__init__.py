@@ -1,0 +1,1 @@
+"""Where lines go: the record, restored cubes, quicklooks, publishers. One file per sink."""

@@ -1,0 +1,79 @@
+"""What every sink of restored lines promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.lines import LineFormat
+
+
+@dataclass(eq=False)
+class Block:
+    """Restored lines, in order; the arrays belong to the stream and are used again when `write` has returned.
+
+    Attributes:
+        values: [lines, bands, samples] (bil), of the format's type.
+        sequence: uint64 [lines], the stream's numbers; they have gaps where lines were dropped.
+        frame_id: uint64 [lines], the source's numbers.
+        utc_ns: uint64 [lines], when they were taken, nanoseconds since 1970 UTC.
+        flags: uint32 [lines], see `runtime.lines.Flag`; RESTORED, PASSED or INTERPOLATED is set on each.
+        frame: number of the frame that they are from.
+        metrics: prompt metrics by name, of the frame (means over its band groups).
+        experts: share of layers, tiles and band groups in which each expert was chosen, float [experts].
+        latency_s: from the taking of the frame's last line to its restoration.
+    """
+
+    values: NDArray[np.generic]
+    sequence: NDArray[np.uint64]
+    frame_id: NDArray[np.uint64]
+    utc_ns: NDArray[np.uint64]
+    flags: NDArray[np.uint32]
+    frame: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    experts: tuple[float, ...] = ()
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StreamFacts:
+    """What a sink may want to know of the stream that it serves.
+
+    Attributes:
+        format: of the restored lines.
+        description: one line for headers: network, precision, source.
+    """
+
+    format: LineFormat
+    description: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Sink(ABC):
+    """An open sink. A context manager; `write` is called from one thread, which is the sink's own."""
+
+    @abstractmethod
+    def write(self, block: Block) -> None:
+        """Take the lines; what is kept is copied.
+
+        Raises:
+            DeployError: they could not be taken, and later ones will not be either; the stream goes on without it.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what was begun, within a second; may be called twice."""
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

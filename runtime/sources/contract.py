@@ -1,0 +1,85 @@
+"""What every source of lines promises, be it a file or a camera."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from runtime.lines import Event, Line, LineFormat
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a configuration says of a source; each source takes what concerns it.
+
+    Attributes:
+        wavelengths: centres of the bands in nm; beats what the source says.
+        scale: digital number that stands for 1.0; beats what the source says.
+        saturation: digital number at which the detector is at its limit; beats what the source says.
+        rate: lines per second that a file or the simulator issues; None for as fast as they are taken.
+        idle_seconds: a growing file or a watched folder has ended when nothing came for so long; None for never.
+        camera: settings of a camera, see `runtime.sources.genicam.CameraSettings`.
+        simulator: settings of the simulator, see `runtime.sources.sim`.
+    """
+
+    wavelengths: tuple[float, ...] | None = None
+    scale: float | None = None
+    saturation: float | None = None
+    rate: float | None = None
+    idle_seconds: float | None = None
+    camera: Mapping[str, Any] = field(default_factory=dict)
+    simulator: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """An open source of lines. A context manager; `read` is called from one thread.
+
+    Attributes:
+        live: lines come whether they are taken or not; a file waits.
+    """
+
+    live: bool
+
+    @property
+    @abstractmethod
+    def format(self) -> LineFormat:
+        """What its lines look like; known as soon as it is open, and never changing."""
+
+    @abstractmethod
+    def read(self, line: Line, timeout: float) -> Event:
+        """Wait for what comes next, in the order in which it was taken.
+
+        A source that loses its camera or file gets it back by itself: it answers `Broken` once, `Quiet` while it tries.
+
+        Args:
+            line: C-contiguous [bands, samples] of the format's type; filled where the answer is `Taken`, and only then
+                of any meaning.
+            timeout: seconds after which the answer is `Quiet`, at most about twice that.
+
+        Raises:
+            CubeFileError: a file cannot be read any more.
+            MachineError: a camera does something that reopening cannot mend.
+        """
+
+    def telemetry(self) -> Mapping[str, float]:
+        """Figures of its own: `temperature_c`, `underruns`, `reconnects`. Called from any thread, must not block."""
+        return {}
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """Kind, model, address or path, for people and logs."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop and give everything back; may be called twice."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
