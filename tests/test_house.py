@@ -83,7 +83,8 @@ def declared(extra: str = "") -> dict[str, Requirement]:
         ("openvino", {"openvino"}),
         ("export", {"onnx", "onnxscript", "safetensors", "torch"}),
         ("report", {"matplotlib", "pywavelets", "scikit-image", "scikit-learn"}),
-        ("genicam", {"pygobject"}),
+        ("stream", {"prometheus-client", "pyzmq", "spacepackets"}),
+        ("genicam", set()),
     ],
 )
 def test_extras_bring_what_they_say(extra: str, packages: set[str]) -> None:
