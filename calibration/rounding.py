@@ -7,7 +7,7 @@ channel, and dark spectra turn with it. What the shift is follows from a few fra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from .ranges import parts_of, session_of
+from .typed import nodes_in_half
 
 Float32 = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
-def with_corrected_biases(data: bytes, frames: Sequence[Float32], metrics: Sequence[Float32]) -> bytes:
+def with_corrected_biases(
+    data: bytes, frames: Sequence[Float32], metrics: Sequence[Float32], single: Collection[str] = ()
+) -> bytes:
     """A float32 graph whose convolutions, once their weights are rounded to FP16, keep the means of their channels.
 
     Borders count as interior, as if nothing were padded. Convolutions whose weights are quantised stay as they are.
@@ -30,16 +33,18 @@ def with_corrected_biases(data: bytes, frames: Sequence[Float32], metrics: Seque
         data: a float32 graph, with or without int8 pairs.
         frames: float32 [1, bands, lines, samples] each, at least one.
         metrics: float32 [1, M] each, of the same frames.
+        single: nodes that stay float32 besides the islands, as for `half_precision`.
 
     Returns:
         an ONNX file: the same graph, with other biases, and with one where a convolution had none.
     """
     model = onnx.load_model_from_string(data)
     weights = {i.name: i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
+    half = nodes_in_half(data, single)
     nodes = [
         n
         for n in model.graph.node
-        if n.op_type in CONVOLUTIONS and n.input[1] in weights and all(b in weights for b in n.input[2:])
+        if n.op_type in CONVOLUTIONS and n.name in half and all(name in weights for name in n.input[1:])
     ]
     means = _channel_means(model, sorted({n.input[0] for n in nodes}), frames, metrics)
     for node in nodes:

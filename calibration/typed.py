@@ -66,11 +66,8 @@ def half_precision(data: bytes, single: Collection[str] = ()) -> Typed:
     Raises:
         MachineError: a weight lies outside the range of FP16.
     """
-    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data), strict_mode=True, data_prop=True)
+    model, floats, islands = _parted(data, single)
     graph = model.graph
-    floats = _float_tensors(model)
-    islands = _islands(graph, floats) | {p for p, n in enumerate(graph.node) if n.name in single}
-    islands = _with_pairs(graph, islands)
     writer = _Writer(graph, floats, islands)
     nodes = [written for place, node in enumerate(graph.node) for written in writer.rewrite(place, node)]
     del graph.node[:]
@@ -86,6 +83,20 @@ def half_precision(data: bytes, single: Collection[str] = ()) -> Typed:
         model.SerializeToString(deterministic=True), counts - writer.singles, writer.singles, writer.casts,
         writer.flushed,
     )  # fmt: skip
+
+
+def nodes_in_half(data: bytes, single: Collection[str] = ()) -> frozenset[str]:
+    """Names of the nodes that `half_precision` makes compute in FP16."""
+    model, _, islands = _parted(data, single)
+    return frozenset(node.name for place, node in enumerate(model.graph.node) if place not in islands)
+
+
+def _parted(data: bytes, single: Collection[str]) -> tuple[onnx.ModelProto, set[str], set[int]]:
+    """The graph, its float tensors, and the places of the nodes that stay float32."""
+    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data), strict_mode=True, data_prop=True)
+    floats = _float_tensors(model)
+    islands = _islands(model.graph, floats) | {p for p, n in enumerate(model.graph.node) if n.name in single}
+    return model, floats, _with_pairs(model.graph, islands)
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:

@@ -14,6 +14,7 @@ from runtime.errors import InputError
 
 from . import console
 from .config import Config, with_overrides
+from .graphs import simulated_probes
 from .options import config_option, examples, ground, json_option, parse_size, read_config
 from .quantize import (
     PICTURE,
@@ -132,6 +133,8 @@ def _fp16(net: Any, graph: bytes, frames: CalibrationSet, config: Config) -> tup
     import onnx
 
     half, rounded = ground("calibration.typed").half_precision, ground("calibration.half_arithmetic").half_arithmetic
+    corrected = ground("calibration.rounding").with_corrected_biases
+    probes = simulated_probes(net.config.bands, frames.size, net.facts.wavelengths, net.config.metric_set)
     block_of = ground("calibration.products").block_of
     names = [node.name for node in onnx.load_model_from_string(graph).graph.node]
     blocks = list(dict.fromkeys(block_of(name) for name in names))
@@ -141,7 +144,8 @@ def _fp16(net: Any, graph: bytes, frames: CalibrationSet, config: Config) -> tup
     with console.progress("measuring what FP16 costs") as moved:
         for number, block in enumerate((*blocks, "all")):
             single = () if block == "all" else [name for name in names if block_of(name) != block]
-            costs[block] = score_graph(rounded(half(graph, single).data), spec, judged, "onnxruntime", "fp32")
+            typed = half(corrected(graph, *probes, single), single)
+            costs[block] = score_graph(rounded(typed.data), spec, judged, "onnxruntime", "fp32")
             moved(number + 1, len(blocks) + 1)
     ordered = sorted(costs, key=lambda name: -costs[name].mean_distortion_db)
     _show([(name, "", *_cells(costs[name]), "") for name in ordered])
