@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ class LineFormat:
 
     bands: int
     samples: int
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
     scale: float | None = None
     saturation: float | None = None
     wavelengths: tuple[float, ...] | None = None
@@ -127,4 +128,4 @@ class Ended:
 
 
 Event = Taken | Missing | Quiet | Broken | Ended
-Line = NDArray[np.generic]
+Line = NDArray[Any]

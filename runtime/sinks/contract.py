@@ -30,7 +30,7 @@ class Block:
         latency_s: from the taking of the frame's last line to its restoration.
     """
 
-    values: NDArray[np.generic]
+    values: NDArray[Any]
     sequence: NDArray[np.uint64]
     frame_id: NDArray[np.uint64]
     utc_ns: NDArray[np.uint64]

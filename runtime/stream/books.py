@@ -1,0 +1,82 @@
+"""The books of a stream: every line that the source issued, and what became of it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Count:
+    """Lines, at one moment: issued = restored + dropped + incomplete + pending.
+
+    Attributes:
+        issued: line numbers that the source issued, missing ones included.
+        recorded: written to the record.
+        restored: given out, `passed` among them.
+        passed: given out as they came.
+        dropped: never given out, since restoration was behind, failed, or was told to end.
+        incomplete: missing, damaged, or not recorded though a record was asked for.
+    """
+
+    issued: int = 0
+    recorded: int = 0
+    restored: int = 0
+    passed: int = 0
+    dropped: int = 0
+    incomplete: int = 0
+
+    @property
+    def pending(self) -> int:
+        """On their way: their fate is not known yet."""
+        return self.issued - self.restored - self.dropped - self.incomplete
+
+    def as_json(self) -> dict[str, int]:
+        content = {"in": self.issued, **asdict(self)}
+        del content["issued"]
+        return content
+
+
+class Books:
+    """Counts that several threads write and any thread reads, always of one moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = Count()
+
+    def add(
+        self,
+        *,
+        issued: int = 0,
+        recorded: int = 0,
+        restored: int = 0,
+        passed: int = 0,
+        dropped: int = 0,
+        incomplete: int = 0,
+    ) -> None:
+        """Enter lines; what belongs together is entered in one call, so that the books balance at every moment."""
+        with self._lock:
+            now = self._count
+            self._count = Count(
+                now.issued + issued,
+                now.recorded + recorded,
+                now.restored + restored,
+                now.passed + passed,
+                now.dropped + dropped,
+                now.incomplete + incomplete,
+            )
+            assert self._count.pending >= 0, "more lines were settled than issued"
+
+    def close(self) -> Count:
+        """Enter what is still pending as dropped; returns the final count."""
+        with self._lock:
+            now = self._count
+            self._count = Count(
+                now.issued, now.recorded, now.restored, now.passed, now.dropped + now.pending, now.incomplete
+            )
+            return self._count
+
+    @property
+    def count(self) -> Count:
+        with self._lock:
+            return self._count

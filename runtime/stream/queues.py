@@ -1,0 +1,75 @@
+"""Bounded queues between stages, each with a policy that has a name."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Literal, TypeVar
+
+T = TypeVar("T")
+Policy = Literal["block", "drop-oldest"]
+
+
+class Queue(Generic[T]):
+    """A queue of at most `capacity` items between one thread that puts and one that gets.
+
+    Attributes:
+        policy: what `put` does when it is full: `block` waits until there is room, `drop-oldest` takes out what waited
+            longest and gives it to `dropped`.
+        drops: items that were taken out.
+    """
+
+    def __init__(
+        self, name: str, capacity: int, policy: Policy, dropped: Callable[[T], None] = lambda item: None
+    ) -> None:
+        self.name, self.capacity, self.policy = name, capacity, policy
+        self.drops = 0
+        self._dropped = dropped
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, item: T) -> bool:
+        """Add an item; False where the queue is closed and does not take it."""
+        oldest: list[T] = []
+        with self._changed:
+            while self.policy == "block" and len(self._items) >= self.capacity and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return False
+            while len(self._items) >= self.capacity:
+                oldest.append(self._items.popleft())
+            self.drops += len(oldest)
+            self._items.append(item)
+            self._changed.notify_all()
+        for lost in oldest:
+            self._dropped(lost)
+        return True
+
+    def get(self, timeout: float) -> T | None:
+        """The oldest item; None where none comes within `timeout` seconds, or the queue is closed and empty."""
+        with self._changed:
+            if not self._items and not self._closed:
+                self._changed.wait(timeout)
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        """Take no more; what is in it can still be got, and who waits to put is let go."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def done(self) -> bool:
+        """Closed and empty."""
+        with self._changed:
+            return self._closed and not self._items
+
+    @property
+    def level(self) -> int:
+        return len(self._items)

@@ -1,0 +1,256 @@
+"""One frame of lines through radiometry, metrics and the engine, in memory that is taken once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.lines import UNFIT, Flag, Line, LineFormat
+from runtime.metrics import METRIC_SETS, prompt_metrics
+from runtime.restore import Infer
+from runtime.tiles import Tiling, band_groups
+
+from .frames import Frame
+from .pool import Slot
+from .report import FrameReport, stamps
+
+Float32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+ENOUGH = 0.5
+"""Where fewer of a frame's lines are fit, the whole frame is passed through: it would be made of neighbours."""
+
+
+class Radiometric(Protocol):
+    """What turns a line of digital numbers into the network's unit range."""
+
+    def apply_line(self, raw: Line, out: Float32) -> None: ...
+
+
+@dataclass(frozen=True)
+class RestorerFacts:
+    """What the network restores, and how its frames lie in the lines.
+
+    Attributes:
+        bands: of the network.
+        frame: lines and samples of the engine's frame.
+        overlap: samples that neighbouring tiles share.
+        metric_set: name of the prompt metrics.
+        chosen: places of the bands that are restored, in the source's lines; None for all of them.
+    """
+
+    bands: int
+    frame: tuple[int, int]
+    overlap: int
+    metric_set: str
+    chosen: tuple[int, ...] | None = None
+
+
+class AbandonedError(Exception):
+    """Restoration was told to end in the middle of a frame."""
+
+
+class FrameRestorer:
+    """Restores frame after frame; what it returns is valid until the next one.
+
+    Args:
+        facts: of the network.
+        format: of the lines.
+        infer: frame [1, bands, *frame] and metrics [1, M] -> restored frame and gates [layers, experts].
+        radiometric: from digital numbers to the unit range.
+    """
+
+    def __init__(self, facts: RestorerFacts, format: LineFormat, infer: Infer, radiometric: Radiometric) -> None:
+        self._facts, self._format, self._infer, self._radiometric = facts, format, infer, radiometric
+        lines, samples = facts.frame[0], format.samples
+        self.bands = format.bands if facts.chosen is None else len(facts.chosen)
+        self._chosen = None if facts.chosen is None else np.array(facts.chosen, np.intp)
+        self._whole = np.zeros(format.shape, np.float32)
+        self._unit = np.zeros((self.bands, lines, samples), np.float32)
+        self._joined = np.zeros_like(self._unit)
+        self._input = np.zeros((1, facts.bands, *facts.frame), np.float32)
+        self._part = np.zeros((facts.bands, *facts.frame), np.float32)
+        tiling = Tiling((lines, samples), facts.frame, facts.overlap)
+        self._tiles = tiling.tiles()
+        shares = [tiling.weights(tile)[0] for tile in self._tiles]
+        total = np.zeros(samples, np.float32)
+        for tile, share in zip(self._tiles, shares, strict=True):
+            total[tile.sample : tile.sample + tile.samples] += share
+        self._shares = [
+            share / total[t.sample : t.sample + t.samples] for t, share in zip(self._tiles, shares, strict=True)
+        ]
+        groups = list(band_groups(self.bands, facts.bands))
+        of_band = np.zeros(self.bands, np.float32)
+        for group in groups:
+            of_band[group.start : group.start + facts.bands] += group.weights
+        self._groups = [
+            (g.start, (g.weights / of_band[g.start : g.start + facts.bands])[:, None, None]) for g in groups
+        ]
+        # A frame narrower than the engine's is filled up by reflection, as tiles of a cube are.
+        self._samples = np.pad(
+            np.arange(self._tiles[0].samples), (0, facts.frame[1] - self._tiles[0].samples), "reflect"
+        )
+
+    @property
+    def runs(self) -> int:
+        """Runs of the engine for one frame."""
+        return len(self._groups) * len(self._tiles)
+
+    def restore(
+        self, frame: Frame, abandoned: Callable[[], bool] = lambda: False, alive: Callable[[], None] = lambda: None
+    ) -> tuple[Float32, FrameReport]:
+        """Restore a frame.
+
+        Args:
+            frame: its lines.
+            abandoned: asked before every run of the engine.
+            alive: called before every run of the engine.
+
+        Returns:
+            (float32 [bands, lines of the frame, samples] in the unit range, what is known of it).
+
+        Raises:
+            AbandonedError: `abandoned` said so.
+            MachineError: the engine failed.
+        """
+        began = time.monotonic()
+        count = len(frame.slots)
+        sequence, frame_id, utc_ns, flags = stamps(frame)
+        kept = self._fill(frame.slots)
+        passed = (flags & UNFIT) > 0
+        fit = np.flatnonzero(~passed & np.array(frame.taken))
+        self._bridge(fit, count)
+        seconds = {"radiometry": time.monotonic() - began}
+        metrics, experts = np.zeros((0, 0), np.float32), np.zeros(0)
+        values = self._joined[:, :count]
+        if len(fit) < ENOUGH * count:
+            np.copyto(values, self._unit[:, :count])
+            passed[:] = np.array(frame.taken)
+            for place, slot in enumerate(frame.slots):
+                if slot is not None:
+                    self._line(slot.line, values[:, place])
+        else:
+            metrics, experts, timed = self._run(count, abandoned, alive)
+            seconds |= timed
+            self._keep(frame.slots, np.flatnonzero(passed), kept, values)
+        flags |= np.where(
+            passed, Flag.PASSED, np.where(frame.taken, Flag.RESTORED, Flag.INTERPOLATED)
+        ).astype(np.uint32)  # fmt: skip
+        if count < self._facts.frame[0]:
+            flags |= np.where(flags & Flag.RESTORED, Flag.PADDED, 0).astype(np.uint32)
+        now = time.monotonic()
+        names = METRIC_SETS[self._facts.metric_set]
+        return values, FrameReport(
+            frame.number,
+            sequence,
+            frame_id,
+            utc_ns,
+            flags,
+            dict(zip(names, metrics.mean(axis=0).tolist(), strict=True)) if metrics.size else {},
+            tuple(float(share) for share in experts),
+            now - frame.completed,
+            {**seconds, "whole": now - began},
+        )
+
+    def _line(self, raw: Line, out: Float32) -> None:
+        """A line in the unit range: `out` [bands, samples]."""
+        if self._chosen is None:
+            self._radiometric.apply_line(raw, out)
+        else:
+            self._radiometric.apply_line(raw, self._whole)
+            out[:] = self._whole[self._chosen]
+
+    def _fill(self, slots: Sequence[Slot | None]) -> list[tuple[int, Bools, Float32]]:
+        """Radiometry of all lines; returns (place, mask, values) of what is to come out as it came in."""
+        kept = []
+        for place, slot in enumerate(slots):
+            if slot is None:
+                continue
+            out = self._unit[:, place]
+            self._line(slot.line, out)
+            if slot.flags & Flag.SOME_SATURATED and self._format.saturation is not None:
+                kept.append((place, self._selected(slot.line >= self._format.saturation), out.copy()))
+            if self._format.ignore_value is not None:
+                mask = self._selected(slot.line == self._format.ignore_value).any(axis=0)
+                if mask.any() and not mask.all():
+                    kept.append((place, np.broadcast_to(mask, out.shape), out.copy()))
+                    out[:, mask] = out[:, ~mask].mean(axis=1, keepdims=True)
+        return kept
+
+    def _selected(self, mask: Bools) -> Bools:
+        return mask if self._chosen is None else mask[self._chosen]
+
+    def _bridge(self, fit: NDArray[np.intp], count: int) -> None:
+        """Lines that no network should see, made from the nearest that it may see."""
+        if not len(fit) or len(fit) == count:
+            return
+        for place in np.setdiff1d(np.arange(count), fit):
+            after = int(np.searchsorted(fit, place))
+            right, left = fit[min(after, len(fit) - 1)], fit[max(after - 1, 0)]
+            share = np.float32(0 if left >= right else (place - left) / (right - left))
+            self._unit[:, place] = (1 - share) * self._unit[:, left] + share * self._unit[:, right]
+
+    def _run(
+        self, count: int, abandoned: Callable[[], bool], alive: Callable[[], None]
+    ) -> tuple[Float32, NDArray[np.float64], dict[str, float]]:
+        """The network on `_unit`, to `_joined`; metrics [groups, M], share of each expert, seconds."""
+        lines = self._facts.frame[0]
+        if count < lines:
+            self._unit[:, count:] = self._unit[:, np.pad(np.arange(count), (0, lines - count), "reflect")[count:]]
+        if self.runs > 1:
+            self._joined.fill(0)
+        every, chosen = [], np.zeros(0)
+        measuring = engine = 0.0
+        for start, weights in self._groups:
+            part = self._unit[start : start + self._facts.bands]
+            began = time.monotonic()
+            metrics = prompt_metrics(part[:, :count], self._facts.metric_set)
+            measuring += time.monotonic() - began
+            every.append(metrics)
+            for tile, share in zip(self._tiles, self._shares, strict=True):
+                if abandoned():
+                    raise AbandonedError
+                alive()
+                given = self._cut(part, tile.sample, tile.samples)
+                began = time.monotonic()
+                restored, gates = self._infer(given, metrics[None])
+                engine += time.monotonic() - began
+                experts = (gates > 0).mean(axis=0)
+                chosen = experts if not chosen.size else chosen + experts
+                area = self._joined[start : start + self._facts.bands, :count, tile.sample : tile.sample + tile.samples]
+                if self.runs == 1:
+                    np.copyto(area, restored[0, :, :count, : tile.samples])
+                else:
+                    piece = self._part[:, :count, : tile.samples]
+                    np.multiply(restored[0, :, :count, : tile.samples], weights * share, out=piece)
+                    area += piece
+        return np.stack(every), chosen / self.runs, {"metrics": measuring, "engine": engine}
+
+    def _cut(self, part: Float32, first: int, samples: int) -> Float32:
+        """Frame [1, bands, lines, samples] for the engine, without a copy where the unit frame is one already."""
+        if part.shape == self._input.shape[1:] and part.flags.c_contiguous:
+            return part[None]
+        if samples == self._facts.frame[1]:
+            np.copyto(self._input[0], part[:, :, first : first + samples])
+        else:
+            np.take(part, self._samples, axis=2, out=self._input[0], mode="clip")
+        return self._input
+
+    def _keep(
+        self,
+        slots: Sequence[Slot | None],
+        passed: NDArray[np.intp],
+        kept: Sequence[tuple[int, Bools, Float32]],
+        values: Float32,
+    ) -> None:
+        """Put what is passed through in the place of what the network made of it."""
+        for place, mask, original in kept:
+            np.copyto(values[:, place], original, where=mask)
+        for place in passed:
+            slot = slots[place]
+            if slot is not None:
+                self._line(slot.line, values[:, place])
