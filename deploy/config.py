@@ -11,16 +11,13 @@ import difflib
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
-    AllowInfNan,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     Strict,
     StringConstraints,
@@ -30,70 +27,30 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from deploy.config_types import (
+    MAX_BANDS,
+    MAX_SIDE,
+    AskedPrecision,
+    Degradation,
+    Name,
+    Number,
+    PathText,
+    Precision,
+    Section,
+    Side,
+    Wavelengths,
+    Whole,
+    distinct,
+    printable_text,
+    versions_text,
+)
+from deploy.stream_config import StreamSection
 from deploy.yaml_lines import KeyPath, Located, dotted, read_yaml
 from runtime.errors import ConfigError
-from runtime.versions import satisfiable
 
 SIMULATED = "simulated"
 """In place of a folder of cubes: scenes of the simulator."""
-MAX_SIDE = 16384
-MAX_BANDS = 4096
-
 _EXTENT_TEXT = r"^\s*([0-9]{1,9})\s*[xX×]\s*([0-9]{1,9})\s*$"
-
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-AskedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
-Degradation = Literal["noise", "blur", "sr", "inpaint", "bandloss", "poisson", "motionblur"]
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise PydanticCustomError("control_characters", "must be printable text")
-    return text
-
-
-def _versions(text: str) -> str:
-    if not satisfiable(text):
-        raise PydanticCustomError("versions", "must be bounds such as >=10.3,<12")
-    return text
-
-
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    repeated = next((value for value in values if values.count(value) > 1), None)
-    if repeated is not None:
-        raise PydanticCustomError("repeated", "must not name {entry} twice", {"entry": repeated})
-    return values
-
-
-def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
-    for number, (left, right) in enumerate(pairwise(values)):
-        if right <= left:
-            raise PydanticCustomError(
-                "not_increasing",
-                "must increase strictly, but {right} nm follows {left} nm",
-                {"left": f"{left:g}", "right": f"{right:g}", "entry": number + 1},
-            )
-    return values
-
-
-Whole = Annotated[int, Strict()]
-Number = Annotated[float, Strict(), AllowInfNan(False)]
-Side = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
-Name = Annotated[str, Strict(), StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-PathText = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=4096), AfterValidator(_printable)]
-Wavelength = Annotated[Number, Field(gt=0)]
-Wavelengths = Annotated[tuple[Wavelength, ...], Field(min_length=1, max_length=MAX_BANDS), AfterValidator(_increasing)]
-
-
-class Section(BaseModel):
-    """A mapping of known keys; a section whose keys are all commented out (null) is all defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty(cls, value: object) -> object:
-        return {} if value is None else value
 
 
 class Extent(Section):
@@ -194,10 +151,10 @@ class TargetSection(Section):
     """A target of the user's own, or other settings of a built-in one: of that, what is not set here stays."""
 
     engine: Name = Field(default="onnxruntime", description="Engine that runs the graph.", examples=["onnxruntime"])
-    title: Annotated[str, Strict(), StringConstraints(max_length=200), AfterValidator(_printable)] = Field(
+    title: Annotated[str, Strict(), StringConstraints(max_length=200), AfterValidator(printable_text)] = Field(
         default="", description="What it is, for people.", examples=["the payload computer"]
     )
-    precisions: Annotated[tuple[Precision, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
         default=("fp32", "int8"),
         description="Precisions that this target can run.",
         examples=[["fp32", "fp16"]],
@@ -211,7 +168,7 @@ class TargetSection(Section):
     sm: Annotated[str, Strict(), StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")] | None = Field(
         default=None, description='Compute capability of the GPU, in quotes: "8.7" is Orin.', examples=["8.7"]
     )
-    tensorrt: Annotated[str, Strict(), StringConstraints(max_length=100), AfterValidator(_versions)] | None = Field(
+    tensorrt: Annotated[str, Strict(), StringConstraints(max_length=100), AfterValidator(versions_text)] | None = Field(
         default=None, description="Versions of TensorRT that may build and run there.", examples=[">=10.3,<12"]
     )
     memory_gib: Annotated[Number, Field(gt=0, le=65536)] | None = Field(
@@ -325,7 +282,7 @@ class CalibrationSection(Section):
 class CheckSection(Section):
     """What `deploy check` runs."""
 
-    degradations: Annotated[tuple[Degradation, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
+    degradations: Annotated[tuple[Degradation, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
         default=get_args(Degradation),
         description="Degradations of the scene to restore: five of the training and two unseen ones.",
         examples=[["noise", "blur"]],
@@ -355,7 +312,7 @@ def _no_targets(value: object) -> object:
 
 
 class Config(Section):
-    """Everything `deploy build` and `deploy check` need to know."""
+    """Everything `deploy build`, `deploy check` and `deploy stream` need to know."""
 
     model: ModelSection = Field(default=ModelSection(), description="Which trained network to put on the target.")
     input: InputSection = Field(default=InputSection(), description="What the sensor delivers.")
@@ -379,12 +336,13 @@ class Config(Section):
     )
     check: CheckSection = Field(default=CheckSection(), description="What `deploy check` runs.")
     output: OutputSection = Field(default=OutputSection(), description="Where the bundle goes.")
+    stream: StreamSection = Field(default=StreamSection(), description="How `deploy stream` runs.")
 
 
 def load_config(path: str | Path, *, targets: Collection[str] = (), engines: Collection[str] = ()) -> Config:
     """Read a deploy.yaml.
 
-    A relative `model.checkpoint`, `calibration.dir` or `output.dir` comes back absolute, seen from the file's folder; a
+    A relative `model.checkpoint`, `calibration.dir`, `output.dir` or `stream.folder` comes back absolute, seen from the file's folder; a
     bare checkpoint name that names no file there comes back as it is, for the packaged models.
 
     Args:
@@ -490,6 +448,10 @@ def _anchored(config: Config, folder: Path) -> Config:
     if cubes is not None and cubes != SIMULATED:
         calibration = config.calibration.model_copy(update={"dir": _seen_from(folder, cubes)})
         config = config.model_copy(update={"calibration": calibration})
+    stream = config.stream
+    if stream.radiometry or stream.folder is not None:
+        stream = stream.model_copy(update={"folder": _seen_from(folder, stream.folder or ".")})
+        config = config.model_copy(update={"stream": stream})
     return config
 
 

@@ -43,6 +43,7 @@ class Books:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = Count()
+        self._closed = False
 
     def add(
         self,
@@ -56,6 +57,8 @@ class Books:
     ) -> None:
         """Enter lines; what belongs together is entered in one call, so that the books balance at every moment."""
         with self._lock:
+            if self._closed:
+                return
             now = self._count
             self._count = Count(
                 now.issued + issued,
@@ -68,8 +71,9 @@ class Books:
             assert self._count.pending >= 0, "more lines were settled than issued"
 
     def close(self) -> Count:
-        """Enter what is still pending as dropped; returns the final count."""
+        """Enter what is still pending as dropped, and nothing after it; returns the final count."""
         with self._lock:
+            self._closed = True
             now = self._count
             self._count = Count(
                 now.issued, now.recorded, now.restored, now.passed, now.dropped + now.pending, now.incomplete

@@ -53,15 +53,15 @@ class Assembler:
         self._slots: list[Slot | None] = []
         self._first = self._inherited = self._number = self._gap = 0
 
-    def take(self, slot: Slot, now: float) -> list[Frame]:
+    def take(self, slot: Slot) -> list[Frame]:
         """Add a line, which the assembler holds from now on; returns the frames that this completes, mostly none."""
-        done = self.end(now) if slot.flags & Flag.BREAK else []
+        done = self.end(slot.arrived) if slot.flags & Flag.BREAK else []
         if not self._slots:
             self._first = slot.sequence
         for _ in range(self._gap if self._slots else 0):
-            done += self._append(None, now)
+            done += self._append(None, slot.arrived)
         self._gap = 0
-        return done + self._append(slot.hold(), now)
+        return done + self._append(slot.hold(), slot.arrived)
 
     def miss(self, count: int, now: float) -> list[Frame]:
         """`count` lines are missing here; returns the last frame before a gap that is too long to be bridged."""

@@ -16,14 +16,16 @@ class Slot:
         line: [bands, samples], C-contiguous.
         sequence: the stream's number of the line.
         frame_id, utc_ns, flags: as the source gave them; screening adds flags.
+        arrived: time.monotonic() when it was taken.
     """
 
-    __slots__ = ("_pool", "flags", "frame_id", "holders", "line", "sequence", "utc_ns")
+    __slots__ = ("_pool", "arrived", "flags", "frame_id", "holders", "line", "sequence", "utc_ns")
 
     def __init__(self, pool: LinePool, line: Line) -> None:
         self._pool, self.line = pool, line
         self.holders = self.sequence = self.frame_id = self.utc_ns = 0
         self.flags: Flag = NO_FLAGS
+        self.arrived = 0.0
 
     def hold(self) -> Slot:
         """One more holder."""

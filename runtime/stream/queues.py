@@ -9,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 T = TypeVar("T")
 Policy = Literal["block", "drop-oldest"]
+WAKE_S = 0.5
 
 
 class Queue(Generic[T]):
@@ -16,7 +17,7 @@ class Queue(Generic[T]):
 
     Attributes:
         policy: what `put` does when it is full: `block` waits until there is room, `drop-oldest` takes out what waited
-            longest and gives it to `dropped`.
+            longest and gives it to `dropped`, which must be quick.
         drops: items that were taken out.
     """
 
@@ -30,21 +31,20 @@ class Queue(Generic[T]):
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, item: T) -> bool:
-        """Add an item; False where the queue is closed and does not take it."""
-        oldest: list[T] = []
+    def put(self, item: T, waiting: Callable[[], None] = lambda: None) -> bool:
+        """Add an item; False where the queue is closed and does not take it. `waiting` is called now and then."""
         with self._changed:
             while self.policy == "block" and len(self._items) >= self.capacity and not self._closed:
-                self._changed.wait()
+                waiting()
+                self._changed.wait(WAKE_S)
             if self._closed:
                 return False
             while len(self._items) >= self.capacity:
-                oldest.append(self._items.popleft())
-            self.drops += len(oldest)
+                # Told before anybody can get a later item, so that the one who gets knows of all that came before.
+                self._dropped(self._items.popleft())
+                self.drops += 1
             self._items.append(item)
             self._changed.notify_all()
-        for lost in oldest:
-            self._dropped(lost)
         return True
 
     def get(self, timeout: float) -> T | None:

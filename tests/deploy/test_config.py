@@ -148,7 +148,7 @@ MESSAGES = [
     (
         "# a comment\noverlap: 3\n",
         "deploy.yaml, line 2, overlap: is not a key known here (found 3); did you mean input.overlap? "
-        "allowed here: model, input, target, precision, targets, gates, calibration, check, output",
+        "allowed here: model, input, target, precision, targets, gates, calibration, check, output, stream",
     ),
     (
         "precision: FP16\n",

@@ -1,0 +1,108 @@
+"""The stage at the source: every event becomes a line in a slot, a gap with numbers, or a break."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
+
+from runtime.errors import DeployError
+from runtime.lines import NO_FLAGS, Broken, Ended, Flag, Missing, Taken
+from runtime.sources.contract import Source
+
+from .books import Books
+from .health import Stage
+from .pool import LinePool, Slot
+from .queues import Queue
+
+PATIENCE = 0.2
+Log = Callable[..., None]
+"""Called with the kind of an event and its fields."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Lines that never came: numbers `first` to `first + count`."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What comes next does not follow."""
+
+
+Item = Slot | Gap | Cut
+
+
+class Intake:
+    """Takes lines until the source ends or it is told to stop.
+
+    Attributes:
+        failure: what ended it, if not the source's end.
+        next_sequence: number of the next line.
+        starved: how often there was no free slot, so that a camera's own buffers had to wait.
+    """
+
+    def __init__(
+        self, source: Source, pool: LinePool, out: Queue[Item], books: Books, stage: Stage, log: Log, first: int
+    ) -> None:
+        self._source, self._pool, self._out = source, pool, out
+        self._books, self._stage, self._log = books, stage, log
+        self.next_sequence = first
+        self.failure: DeployError | None = None
+        self.starved = 0
+
+    def run(self, stop: Event, seconds: float | None) -> None:
+        """Take lines.
+
+        Args:
+            stop: ends it.
+            seconds: ends it after so long; None for never.
+        """
+        ends = None if seconds is None else time.monotonic() + seconds
+        slot: Slot | None = None
+        due = Flag.BREAK
+        try:
+            while not stop.is_set() and (ends is None or time.monotonic() < ends):
+                self._stage.beat()
+                slot = slot or self._pool.acquire(PATIENCE)
+                if slot is None:
+                    self.starved += 1
+                    continue
+                event = self._source.read(slot.line, PATIENCE)
+                if isinstance(event, Taken):
+                    self._give(slot, event, due)
+                    slot, due = None, NO_FLAGS
+                elif isinstance(event, Missing):
+                    self._miss(event)
+                    due |= Flag.GAP
+                elif isinstance(event, Broken):
+                    self._log("broken", why=event.why, sequence=self.next_sequence)
+                    self._out.put(Cut(), self._stage.beat)
+                    due |= Flag.BREAK
+                elif isinstance(event, Ended):
+                    break
+        except DeployError as error:
+            self.failure = error
+            self._log("failed", stage="source", error=error.one_line())
+        finally:
+            if slot is not None:
+                slot.release()
+            self._out.close()
+
+    def _give(self, slot: Slot, event: Taken, due: Flag) -> None:
+        slot.sequence, slot.frame_id, slot.utc_ns = self.next_sequence, event.frame_id, event.utc_ns
+        slot.flags, slot.arrived = event.flags | due, time.monotonic()
+        self.next_sequence += 1
+        self._books.add(issued=1)
+        self._out.put(slot, self._stage.beat)
+
+    def _miss(self, event: Missing) -> None:
+        first = self.next_sequence
+        self.next_sequence += event.count
+        self._books.add(issued=event.count, incomplete=event.count)
+        self._log("gap", sequence=first, count=event.count, frame_id=event.frame_id, why=event.why)
+        self._out.put(Gap(first, event.count), self._stage.beat)

@@ -1,0 +1,208 @@
+"""The stages behind restoration: lines in their final type, in blocks that sinks share, each in its own thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.errors import DeployError
+from runtime.lines import Flag, LineFormat
+from runtime.sinks.contract import Block, Sink
+
+from .health import Stage
+from .intake import PATIENCE, Log
+from .joining import Piece
+from .queues import Policy, Queue
+
+Settle = Callable[[int, int], None]
+"""Called with the lines that came and were given out or lost, and how many of them were passed through."""
+
+
+class SharedBlock:
+    """Memory for a block that several sinks read; free again when the last has let go."""
+
+    def __init__(self, format: LineFormat, lines: int, free: Queue[SharedBlock]) -> None:
+        self._values = np.zeros((lines, *format.shape), format.dtype)
+        self._free, self._lock, self._holders = free, threading.Lock(), 0
+        self.block: Block | None = None
+
+    def fill(self, piece: Piece, write: Callable[[Piece, np.ndarray], None], holders: int) -> None:
+        """Take a piece, for so many holders."""
+        lines, report, start = piece.values.shape[1], piece.report, piece.start
+        write(piece, self._values[:lines])
+        part = slice(start, start + lines)
+        self._holders = holders
+        self.block = Block(
+            self._values[:lines], report.sequence[part], report.frame_id[part], report.utc_ns[part], report.flags[part],
+            report.number, report.metrics, report.experts, report.latency_s,
+        )  # fmt: skip
+
+    def release(self) -> None:
+        """One holder less."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders:
+                return
+        self.block = None
+        self._free.put(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Outlet:
+    """A sink, its queue, and what it is called.
+
+    Attributes:
+        principal: lines count as restored when this sink has written them; else when they are handed out.
+    """
+
+    name: str
+    sink: Sink
+    queue: Queue[SharedBlock]
+    principal: bool = False
+
+
+def make_outlet(name: str, sink: Sink, policy: Policy, capacity: int = 2, *, principal: bool = False) -> Outlet:
+    """An outlet whose queue drops for this sink alone."""
+    return Outlet(name, sink, Queue(name, capacity, policy, dropped=SharedBlock.release), principal)
+
+
+class OutletWorker:
+    """Runs one sink; when the sink fails, the stream goes on without it.
+
+    Args:
+        outlet: what it runs.
+        stage: its heartbeat.
+        given: entered in the books when the principal sink has written lines.
+        lost: entered when it could not.
+    """
+
+    def __init__(self, outlet: Outlet, stage: Stage, log: Log, given: Settle, lost: Settle) -> None:
+        self._outlet, self._stage, self._log, self._given, self._lost = outlet, stage, log, given, lost
+        self.failure: DeployError | None = None
+
+    def run(self) -> None:
+        """Work until the queue is closed and empty, then close the sink."""
+        queue = self._outlet.queue
+        while not queue.done:
+            self._stage.beat()
+            shared = queue.get(PATIENCE)
+            if shared is not None:
+                self._write(shared)
+                shared.release()
+        try:
+            self._outlet.sink.close()
+        except DeployError as error:
+            self._fail(error)
+
+    def _write(self, shared: SharedBlock) -> None:
+        block = shared.block
+        assert block is not None
+        if self.failure is None:
+            try:
+                self._outlet.sink.write(block)
+            except DeployError as error:
+                self._fail(error)
+        if self._outlet.principal:
+            (self._given if self.failure is None else self._lost)(*settled(block.flags))
+
+    def _fail(self, error: DeployError) -> None:
+        if self.failure is None:
+            self.failure = error
+            self._log("failed", stage=self._outlet.name, error=error.one_line())
+
+
+def settled(flags: np.ndarray) -> tuple[int, int]:
+    """(lines that came, those of them that were passed through); interpolated lines never came."""
+    passed = int(np.count_nonzero(flags & Flag.PASSED))
+    return int(np.count_nonzero(flags & Flag.RESTORED)) + passed, passed
+
+
+class Distributor:
+    """Turns pieces into blocks of the output's type and hands them to every outlet.
+
+    Args:
+        format: of the restored lines; integers are the unit range times `format.scale`, rounded.
+        lines: the most lines of a piece.
+        outlets: where the blocks go.
+        given, lost: entered in the books for lines that no principal sink will account for.
+        given_up: asked while it waits for a free block.
+        waiting: called now and then while it waits.
+
+    Attributes:
+        clipped: values that the output's type could not hold and that were set to its limit.
+    """
+
+    def __init__(
+        self,
+        format: LineFormat,
+        lines: int,
+        outlets: tuple[Outlet, ...],
+        given: Settle,
+        lost: Settle,
+        given_up: Callable[[], bool],
+        waiting: Callable[[], None],
+    ) -> None:
+        self._format, self._outlets, self._given, self._lost = format, outlets, given, lost
+        self._given_up, self._waiting = given_up, waiting
+        self._principal = any(outlet.principal for outlet in outlets)
+        count = 2 + sum(outlet.queue.capacity + 1 for outlet in outlets)
+        self._free: Queue[SharedBlock] = Queue("blocks", count, "block")
+        for _ in range(count if outlets else 0):
+            self._free.put(SharedBlock(format, lines, self._free))
+        self._whole = format.dtype.kind in "iu"
+        self._scaled = np.zeros((format.bands, lines if self._whole else 0, format.samples), np.float32)
+        self._outside = np.zeros(self._scaled.shape, np.bool_)
+        self.clipped = 0
+
+    def emit(self, piece: Piece) -> None:
+        """Hand a piece on."""
+        counts = settled(piece.report.flags[piece.start : piece.start + piece.values.shape[1]])
+        if not self._outlets:
+            self._given(*counts)
+            return
+        shared = self._block()
+        if shared is None:
+            self._lost(*counts)
+            return
+        shared.fill(piece, self._write, len(self._outlets))
+        taken = [outlet.queue.put(shared, self._waiting) for outlet in self._outlets]
+        for outlet, was_taken in zip(self._outlets, taken, strict=True):
+            if not was_taken:
+                shared.release()
+                if outlet.principal:
+                    self._lost(*counts)
+        if not self._principal:
+            self._given(*counts)
+
+    def close(self) -> None:
+        """No more pieces."""
+        for outlet in self._outlets:
+            outlet.queue.close()
+
+    def _block(self) -> SharedBlock | None:
+        while not self._given_up():
+            self._waiting()
+            shared = self._free.get(PATIENCE)
+            if shared is not None:
+                return shared
+        return None
+
+    def _write(self, piece: Piece, out: np.ndarray) -> None:
+        """The piece [bands, lines, samples] as `out` [lines, bands, samples] in the output's type."""
+        values = piece.values
+        if self._whole:
+            limits = np.iinfo(self._format.dtype)
+            scaled = self._scaled[:, : values.shape[1]]
+            outside = self._outside[:, : values.shape[1]]
+            np.multiply(values, np.float32(self._format.scale or 1.0), out=scaled)
+            np.rint(scaled, out=scaled)
+            for beyond, limit in ((np.greater, limits.max), (np.less, limits.min)):
+                self.clipped += int(np.count_nonzero(beyond(scaled, np.float32(limit), out=outside)))
+            # The largest float32 that the type holds: 2**31 - 1 would be rounded up.
+            top = np.float32(limits.max)
+            top = top if int(top) <= limits.max else np.nextafter(top, np.float32(0))
+            values = np.clip(scaled, np.float32(limits.min), top, out=scaled)
+        out[:] = values.transpose(1, 0, 2)

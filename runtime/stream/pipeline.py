@@ -1,0 +1,330 @@
+"""A stream from its source to its sinks: the threads, what they share, how it starts, is watched and ends."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runtime.errors import DeployError, MachineError
+from runtime.lines import LineFormat
+from runtime.restore import Infer
+from runtime.sinks.contract import Sink
+from runtime.sources.contract import Source
+
+from .books import Books, Count
+from .frames import Assembler, Frame
+from .health import Health, Stage
+from .intake import Intake, Item, Log
+from .joining import Joiner
+from .outlets import Distributor, OutletWorker, make_outlet
+from .pool import LinePool
+from .queues import Policy, Queue
+from .recording import Recorder, Writer
+from .report import FrameReport
+from .restoration import Restoration, Speed
+from .restoring import FrameRestorer, Radiometric, RestorerFacts
+from .screening import Screen
+
+STAGE_LIMIT_S = 10.0
+"""A stage that gives no sign of life for so long is hung."""
+TICK_S = 0.25
+SIGNAL_GRACE_S = 2.5
+"""After a signal the frame in work may take so long; two seconds more, and the stream ends without it."""
+LAST_WAIT_S = 1.5
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream runs.
+
+    Attributes:
+        seconds: it ends after so long; None for the source's end or a signal.
+        line_buffers: lines that may wait to be recorded.
+        frame_buffers: frames that may wait to be restored.
+        policy: of restoration: `block` where the source waits for us, `drop-oldest` where it does not; None for the
+            one that suits the source.
+        bridge: as many missing lines in a row are interpolated; more end the frame.
+        drain_seconds: after `seconds` of a live source, what is on its way may take so long.
+    """
+
+    seconds: float | None = None
+    line_buffers: int = 128
+    frame_buffers: int = 1
+    policy: Policy | None = None
+    bridge: int = 4
+    drain_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class NamedSink:
+    """A sink and how it is served; lines count as restored when the principal sink has them."""
+
+    name: str
+    sink: Sink
+    policy: Policy = "drop-oldest"
+    principal: bool = False
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What a stream did.
+
+    Attributes:
+        count: lines; none is pending.
+        frames: restored, passed (as a whole), dropped, failed.
+        seconds: it ran.
+        ended_by: `source`, `duration`, `signal` or `failure`.
+        failures: what went wrong, by stage, in the order of the stages.
+        hung: stages that did not end; the process should end without waiting for them.
+    """
+
+    count: Count
+    frames: dict[str, int]
+    seconds: float
+    ended_by: str
+    failures: dict[str, DeployError] = field(default_factory=dict)
+    hung: tuple[str, ...] = ()
+
+
+class Stream:
+    """A stream that runs once.
+
+    Args:
+        source: open; the caller closes it.
+        facts: of the network.
+        infer: runs the engine.
+        radiometric: from digital numbers to the unit range.
+        output: format of the restored lines.
+        writer: the record, None for none; closed by the stream.
+        sinks: closed by the stream.
+        options: how it runs.
+        first_sequence: number of the first line.
+        log: takes events.
+        health: watches the stages.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        facts: RestorerFacts,
+        infer: Infer,
+        radiometric: Radiometric,
+        output: LineFormat,
+        writer: Writer | None,
+        sinks: Sequence[NamedSink],
+        options: StreamOptions,
+        *,
+        first_sequence: int = 0,
+        log: Log = lambda kind, **fields: None,
+        health: Health | None = None,
+    ) -> None:
+        self._source, self._options, self._log = source, options, log
+        self.health = health or Health()
+        self._books = Books()
+        self._stages: dict[str, Stage] = {}
+        self._crashes: dict[str, DeployError] = {}
+        self._stop, self._given_up, self._finished = threading.Event(), threading.Event(), threading.Event()
+        self._ended_by = "source"
+        self._began = time.monotonic()
+        self._speed = Speed()
+        self._rates: dict[str, float] = {}
+        self._last: FrameReport | None = None
+        policy: Policy = options.policy or ("drop-oldest" if source.live else "block")
+        lines, overlap = facts.frame[0], min(facts.overlap, facts.frame[0] // 2)
+        # In work, waiting, and being assembled: recording never waits for a slot that restoration holds.
+        pool = LinePool(source.format, options.line_buffers + (2 + options.frame_buffers) * lines + 2)
+        lost: deque[Frame] = deque()
+
+        def dropped(frame: Frame) -> None:
+            frame.release()
+            lost.append(frame)
+
+        self._incoming: Queue[Item] = Queue("record", options.line_buffers, "block")
+        self._frames: Queue[Frame] = Queue("restore", options.frame_buffers, policy, dropped)
+        self._outlets = tuple(make_outlet(s.name, s.sink, s.policy, principal=s.principal) for s in sinks)
+        restorer = FrameRestorer(facts, source.format, infer, radiometric)
+        stage = self._stage("restore")
+        self._distributor = Distributor(
+            output, lines, self._outlets, self._settle_given, self._settle_lost, self._given_up.is_set, stage.beat
+        )
+        joiner = Joiner(
+            restorer.bands, source.format.samples, lines, overlap,
+            self._distributor.emit, lambda count: self._books.add(dropped=count),
+        )  # fmt: skip
+        self._intake = Intake(
+            source, pool, self._incoming, self._books, self._stage("source"), self._tell, first_sequence
+        )
+        self._recorder = Recorder(
+            self._incoming, writer, Screen(source.format), Assembler(lines, overlap, options.bridge), self._frames,
+            self._books, self._stage("record"), self._tell, lambda error: self.stop("failure"),
+        )  # fmt: skip
+        self._restoration = Restoration(
+            self._frames, lost, restorer, joiner, self._distributor, stage, self._tell,
+            self._seen, lambda error: None,
+        )  # fmt: skip
+        self._workers = {
+            outlet.name: OutletWorker(
+                outlet, self._stage(outlet.name), self._tell, self._settle_given, self._settle_lost
+            )
+            for outlet in self._outlets
+        }
+        self._pool = pool
+        self._queues: dict[str, Queue[Any]] = {
+            "record": self._incoming,
+            "restore": self._frames,
+            **{outlet.name: outlet.queue for outlet in self._outlets},
+        }
+
+    def stop(self, why: str = "signal") -> None:
+        """End it cleanly; from any thread or a signal handler. The first reason counts."""
+        if not self._stop.is_set():
+            self._ended_by = why
+        self._stop.set()
+
+    def run(self, tick: Callable[[], None] = lambda: None) -> StreamResult:
+        """Run to the end. `tick` is called a few times per second from this thread."""
+        self._began = time.monotonic()
+        work = {
+            "source": self._take,
+            "record": self._recorder.run,
+            "restore": lambda: self._restoration.run(self._given_up.is_set),
+            **{name: worker.run for name, worker in self._workers.items()},
+        }
+        threads = {
+            name: threading.Thread(target=self._guarded, args=(name, job), name=name, daemon=True)
+            for name, job in work.items()
+        }
+        for thread in threads.values():
+            thread.start()
+        self._wait(list(threads.values()), tick)
+        hung = tuple(name for name, thread in threads.items() if thread.is_alive())
+        for queue in self._queues.values():
+            queue.close()
+        count, failures = self._books.close(), self._failures()
+        result = StreamResult(
+            count, self.frames(), time.monotonic() - self._began, "failure" if failures else self._ended_by, failures,
+            hung,
+        )  # fmt: skip
+        self._tell("stop", ended_by=result.ended_by, lines=count.as_json(), frames=result.frames, hung=list(hung))
+        return result
+
+    def frames(self) -> dict[str, int]:
+        """Frames so far: restored, passed through as a whole, dropped, failed in the engine."""
+        done = self._restoration
+        return {
+            "restored": done.given - done.passed,
+            "passed": done.passed,
+            "dropped": done.dropped - done.broken,
+            "failed": done.broken,
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that can be watched, of one moment; from any thread, and quick."""
+        count, last = self._books.count, self._last
+        report = self.health.report()
+        return {
+            "state": "draining" if self._stop.is_set() or self._finished.is_set() else "running",
+            "seconds": round(time.monotonic() - self._began, 3),
+            "lines": {**count.as_json(), "pending": count.pending},
+            "frames": self.frames(),
+            "rates": self._rates,
+            "latency_s": self._speed.latencies(),
+            "queues": {
+                name: {"level": q.level, "capacity": q.capacity, "policy": q.policy, "dropped": q.drops}
+                for name, q in self._queues.items()
+            },
+            "slots": {"free": self._pool.free, "count": self._pool.count, "starved": self._intake.starved},
+            "flags": dict(self._recorder.unfit),
+            "clipped": self._distributor.clipped,
+            "prompt": dict(last.metrics) if last else {},
+            "experts": list(last.experts) if last else [],
+            "frame_seconds": dict(last.seconds) if last else {},
+            "source": dict(self._source.telemetry()),
+            "stages": {name: {"age_s": round(stage.seconds, 3), "ok": stage.ok} for name, stage in report.items()},
+            "problems": [error.one_line() for error in self._failures().values()],
+        }
+
+    def _take(self) -> None:
+        seconds, before = self._options.seconds, time.monotonic()
+        try:
+            self._intake.run(self._stop, seconds)
+        finally:
+            if not self._stop.is_set() and seconds is not None and time.monotonic() - before >= seconds:
+                self._ended_by = "duration"
+            self._finished.set()
+
+    def _wait(self, threads: list[threading.Thread], tick: Callable[[], None]) -> None:
+        """Until all threads have ended, or their time is up."""
+        deadline, reason, due = math.inf, "", 0.0
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            now = time.monotonic()
+            if now >= due:
+                self._rates, due = self._speed.rates(self._books.count.as_json()), now + 1.0
+            tick()
+            if (self._stop.is_set() or self._finished.is_set()) and reason != self._ended_by:
+                reason = self._ended_by
+                deadline = min(deadline, now + self._grace())
+            if now >= deadline:
+                if self._given_up.is_set():
+                    return
+                self._given_up.set()
+                deadline = now + LAST_WAIT_S
+            alive[0].join(TICK_S)
+
+    def _grace(self) -> float:
+        """Seconds that what is on its way may take."""
+        if self._ended_by in ("signal", "failure"):
+            return SIGNAL_GRACE_S
+        return self._options.drain_seconds if self._source.live else math.inf
+
+    def _guarded(self, name: str, work: Callable[[], None]) -> None:
+        """A stage; a bug in it is not silent: it is logged, told, and ends the stream."""
+        try:
+            work()
+        # The thread's last chance to say anything.
+        except Exception as error:
+            self._crashes[name] = MachineError(
+                f"a bug of ours: {type(error).__name__}: {error}", key=name, remedy="please report it with the log"
+            )
+            self._tell("failed", stage=name, error="".join(traceback.format_exception(error)))
+            self.stop("failure")
+        finally:
+            # Whoever still puts something in is let go.
+            if name in self._queues:
+                self._queues[name].close()
+            self.health.remove(self._stages[name])
+
+    def _failures(self) -> dict[str, DeployError]:
+        found = {
+            "source": self._intake.failure,
+            "record": self._recorder.failure,
+            "restore": self._restoration.failure,
+            **{name: worker.failure for name, worker in self._workers.items()},
+            **self._crashes,
+        }
+        return {name: error for name, error in found.items() if error is not None}
+
+    def _stage(self, name: str) -> Stage:
+        self._stages[name] = self.health.stage(name, STAGE_LIMIT_S)
+        return self._stages[name]
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        """An event with the books of its moment."""
+        count = self._books.count
+        self._log(kind, books={**count.as_json(), "pending": count.pending}, **fields)
+
+    def _seen(self, report: FrameReport) -> None:
+        self._last = report
+        self._speed.frame(report)
+
+    def _settle_given(self, lines: int, passed: int) -> None:
+        self._books.add(restored=lines, passed=passed)
+
+    def _settle_lost(self, lines: int, passed: int) -> None:
+        self._books.add(dropped=lines)

@@ -1,0 +1,127 @@
+"""The stage that records: first to disk, then to the frames, so that nothing is restored that is not safe."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from typing import Protocol
+
+from runtime.errors import DeployError
+from runtime.lines import Flag, Line
+
+from .books import Books
+from .frames import Assembler, Frame
+from .health import Stage
+from .intake import PATIENCE, Cut, Gap, Item, Log
+from .pool import Slot
+from .queues import Queue
+from .screening import Screen
+
+CHECKPOINT_SECONDS = 1.0
+
+
+class Writer(Protocol):
+    """A record that lines are appended to; see `runtime.sinks.line_file`."""
+
+    def append(
+        self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int, checksum: int | None = None
+    ) -> None: ...
+
+    def checkpoint(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Recorder:
+    """Screens, records and assembles lines; never waits for restoration where the source does not wait for us.
+
+    Args:
+        incoming: lines, gaps and breaks, in order.
+        writer: the record; None where none is wanted.
+        frames: takes whole frames.
+        failed: called once when the record cannot be written any more.
+
+    Attributes:
+        failure: why the record ended.
+        unfit: lines by what was wrong with them, {flag name: lines}.
+    """
+
+    def __init__(
+        self,
+        incoming: Queue[Item],
+        writer: Writer | None,
+        screen: Screen,
+        assembler: Assembler,
+        frames: Queue[Frame],
+        books: Books,
+        stage: Stage,
+        log: Log,
+        failed: Callable[[DeployError], None],
+    ) -> None:
+        self._incoming, self._writer, self._screen = incoming, writer, screen
+        self._assembler, self._frames, self._books = assembler, frames, books
+        self._stage, self._log, self._failed = stage, log, failed
+        self.failure: DeployError | None = None
+        self.unfit: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Work until the source's end has come through."""
+        due = time.monotonic() + CHECKPOINT_SECONDS
+        try:
+            while not self._incoming.done:
+                self._stage.beat()
+                item = self._incoming.get(PATIENCE)
+                if isinstance(item, Slot):
+                    self._line(item)
+                elif isinstance(item, Gap):
+                    self._give(self._assembler.miss(item.count, time.monotonic()))
+                elif isinstance(item, Cut):
+                    self._screen.broken()
+                    self._give(self._assembler.end(time.monotonic()))
+                if self._writer is not None and time.monotonic() >= due:
+                    self._guarded(self._writer.checkpoint)
+                    due = time.monotonic() + CHECKPOINT_SECONDS
+            self._give(self._assembler.end(time.monotonic()))
+        finally:
+            self._frames.close()
+            if self._writer is not None:
+                self._guarded(self._writer.close)
+
+    def _line(self, slot: Slot) -> None:
+        checksum = zlib.crc32(slot.line.data)
+        found = self._screen.flags(slot.line, checksum)
+        for flag in Flag:
+            if found & flag:
+                name = str(flag.name).lower()
+                self.unfit[name] = self.unfit.get(name, 0) + 1
+        slot.flags |= found
+        if self._writer is not None and self.failure is None:
+            writer = self._writer
+            self._guarded(
+                lambda: writer.append(
+                    slot.line, slot.sequence, slot.frame_id, slot.utc_ns, int(slot.flags), checksum=checksum
+                )
+            )
+        if self.failure is not None:
+            # Not safe on disk, so it counts as a line that never came.
+            self._books.add(incomplete=1)
+            slot.release()
+            return
+        self._books.add(recorded=1 if self._writer is not None else 0)
+        self._give(self._assembler.take(slot))
+        slot.release()
+
+    def _give(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            if not self._frames.put(frame, self._stage.beat):
+                frame.release()
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except DeployError as error:
+            if self.failure is None:
+                self.failure = error
+                self._log("failed", stage="record", error=error.one_line())
+                self._failed(error)

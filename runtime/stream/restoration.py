@@ -1,0 +1,145 @@
+"""The stage that restores: as many frames as this computer can, and an account of all others."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from runtime.errors import DeployError, MachineError
+
+from .frames import Frame
+from .health import Stage
+from .intake import PATIENCE, Log
+from .joining import Joiner
+from .outlets import Distributor
+from .queues import Queue
+from .report import FrameReport
+from .restoring import AbandonedError, FrameRestorer
+
+TRIES = 3
+"""After so many failures of the engine in a row nothing more is asked of it."""
+ENGINE_LIMIT_S = 300.0
+"""One run of the engine may take so long before the stage counts as hung."""
+
+
+class Restoration:
+    """Takes frames, gives lines to the distributor, in order.
+
+    Args:
+        frames: whole frames; `lost` is what its policy dropped.
+        restorer, joiner, distributor: what is done with them.
+        seen: called with the report of every frame that was given out.
+        failed: called once when nothing more will be restored.
+
+    Attributes:
+        given, passed, dropped, broken: frames; passed as a whole, and those that the engine failed on.
+    """
+
+    def __init__(
+        self,
+        frames: Queue[Frame],
+        lost: deque[Frame],
+        restorer: FrameRestorer,
+        joiner: Joiner,
+        distributor: Distributor,
+        stage: Stage,
+        log: Log,
+        seen: Callable[[FrameReport], None],
+        failed: Callable[[DeployError], None],
+    ) -> None:
+        self._frames, self._lost, self._restorer = frames, lost, restorer
+        self._joiner, self._distributor = joiner, distributor
+        self._stage, self._log, self._seen, self._failed = stage, log, seen, failed
+        self._failures = 0
+        self.failure: DeployError | None = None
+        self.given = self.passed = self.dropped = self.broken = 0
+
+    def run(self, given_up: Callable[[], bool]) -> None:
+        """Work until the last frame has come through; after `given_up` says so, every frame is dropped."""
+        try:
+            while not self._frames.done:
+                self._stage.beat()
+                frame = self._frames.get(PATIENCE)
+                self._account(frame)
+                if frame is not None:
+                    self._frame(frame, given_up)
+                    frame.release()
+            self._account(None)
+            self._joiner.ended()
+        finally:
+            self._distributor.close()
+
+    def _account(self, frame: Frame | None) -> None:
+        """Frames that the queue dropped before this one, or all that it dropped."""
+        while self._lost and (frame is None or self._lost[0].number < frame.number):
+            self._drop(self._lost.popleft(), "restoration was behind")
+
+    def _drop(self, frame: Frame, why: str) -> None:
+        self.dropped += 1
+        self._log("drop", frame=frame.number, sequence=frame.first, lines=len(frame.slots), why=why)
+        self._joiner.dropped(frame)
+
+    def _frame(self, frame: Frame, given_up: Callable[[], bool]) -> None:
+        if self.failure is not None or given_up():
+            self._drop(frame, "the engine failed" if self.failure is not None else "the stream ended")
+            return
+        try:
+            with self._stage.busy(ENGINE_LIMIT_S):
+                values, report = self._restorer.restore(frame, given_up, self._stage.beat)
+        except AbandonedError:
+            self._drop(frame, "the stream ended")
+            return
+        # An engine may raise whatever its library does; the record must go on.
+        except Exception as error:
+            self._broken(frame, error)
+            return
+        self._failures = 0
+        self.given += 1
+        self.passed += not report.metrics
+        self._joiner.restored(frame, values, report)
+        self._seen(report)
+
+    def _broken(self, frame: Frame, error: Exception) -> None:
+        self.broken += 1
+        self._failures += 1
+        told = error.one_line() if isinstance(error, DeployError) else f"{type(error).__name__}: {error}"
+        self._log("failed", stage="restoration", frame=frame.number, error=told)
+        self._drop(frame, "the engine failed")
+        if self._failures >= TRIES:
+            self.failure = MachineError(
+                f"the engine failed on {TRIES} frames in a row and is asked no more: {told}",
+                key="engine",
+                remedy="the record is whole; run `deploy check` on this machine",
+            )
+            self._failed(self.failure)
+
+
+class Speed:
+    """Lines per second over the last seconds, and latencies of the last frames."""
+
+    def __init__(self, seconds: float = 5.0, frames: int = 256) -> None:
+        self._seconds = seconds
+        self._counts: deque[tuple[float, dict[str, int]]] = deque()
+        self._latencies: deque[float] = deque(maxlen=frames)
+
+    def frame(self, report: FrameReport) -> None:
+        """A frame was restored."""
+        self._latencies.append(report.latency_s)
+
+    def rates(self, counts: dict[str, int]) -> dict[str, float]:
+        """Lines per second of each count since some seconds ago; to be asked about once a second, from one thread."""
+        now = time.monotonic()
+        self._counts.append((now, counts))
+        while len(self._counts) > 2 and now - self._counts[1][0] > self._seconds:
+            self._counts.popleft()
+        then, before = self._counts[0]
+        span = now - then
+        return {name: (counts[name] - before[name]) / span if span else 0.0 for name in counts}
+
+    def latencies(self) -> dict[str, float]:
+        """Quantiles in seconds of the last frames; empty before the first."""
+        ordered = sorted(self._latencies)
+        if not ordered:
+            return {}
+        return {f"p{q}": ordered[min(len(ordered) - 1, len(ordered) * q // 100)] for q in (50, 95, 99)}
