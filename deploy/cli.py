@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "finalize": "deploy.finalize",
     "targets": "deploy.targets",
     "run": "deploy.run",
+    "stream": "deploy.stream",
     "check": "deploy.check",
     "evaluate": "deploy.evaluate",
     "sensitivity": "deploy.sensitivity",
@@ -125,7 +126,7 @@ def _failed(error: DeployError, as_json: bool) -> int:
     console.complain(f"deploy: error: {error.one_line()}")
     if as_json:
         figures = error.result if isinstance(error, GateError) else None
-        _print_json({"error": error.as_json(), **({"result": figures} if figures else {})})
+        _print_json({**(error.report or {}), "error": error.as_json(), **({"result": figures} if figures else {})})
     return error.exit_code
 
 

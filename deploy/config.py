@@ -342,8 +342,8 @@ class Config(Section):
 def load_config(path: str | Path, *, targets: Collection[str] = (), engines: Collection[str] = ()) -> Config:
     """Read a deploy.yaml.
 
-    A relative `model.checkpoint`, `calibration.dir`, `output.dir` or `stream.folder` comes back absolute, seen from the file's folder; a
-    bare checkpoint name that names no file there comes back as it is, for the packaged models.
+    A relative `model.checkpoint`, `calibration.dir`, `output.dir` or `stream.folder` comes back absolute, seen from the
+    file's folder; a bare checkpoint name that names no file there comes back as it is, for the packaged models.
 
     Args:
         path: the file.

@@ -6,6 +6,7 @@ Exit codes of the `deploy` command: 1 a gate failed, 2 the user's input is wrong
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 SHOWN_CHARACTERS = 120
@@ -32,6 +33,8 @@ class DeployError(Exception):
     """
 
     exit_code = 70
+    report: Mapping[str, Any] | None = None
+    """What was done all the same, which `--json` prints beside the error."""
 
     def __init__(
         self,

@@ -24,9 +24,7 @@ CHECKPOINT_SECONDS = 1.0
 class Writer(Protocol):
     """A record that lines are appended to; see `runtime.sinks.line_file`."""
 
-    def append(
-        self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int, checksum: int | None = None
-    ) -> None: ...
+    def append(self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0) -> None: ...
 
     def checkpoint(self) -> None: ...
 
@@ -98,11 +96,7 @@ class Recorder:
         slot.flags |= found
         if self._writer is not None and self.failure is None:
             writer = self._writer
-            self._guarded(
-                lambda: writer.append(
-                    slot.line, slot.sequence, slot.frame_id, slot.utc_ns, int(slot.flags), checksum=checksum
-                )
-            )
+            self._guarded(lambda: writer.append(slot.line, slot.sequence, slot.frame_id, slot.utc_ns, int(slot.flags)))
         if self.failure is not None:
             # Not safe on disk, so it counts as a line that never came.
             self._books.add(incomplete=1)

@@ -138,7 +138,7 @@ MESSAGES = [
     (
         "target: cpu\nprecison: fp16\n",
         "deploy.yaml, line 2, precison: is not a key known here (found 'fp16'); did you mean precision? "
-        "allowed: calibration, check, gates, input, model, output, precision, target, targets",
+        "allowed: calibration, check, gates, input, model, output, precision, stream, target, targets",
     ),
     (
         "input:\n  frame:\n    lines: 64\n    sample: 64\n",

@@ -1,0 +1,273 @@
+"""`deploy stream`: lines from a spectrometer to a record and to restored lines, until somebody says stop."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime.bundle import Bundle, load_bundle
+from runtime.errors import DeployError, InputError, MachineError
+from runtime.sources import Source, SourceOptions, open_source
+from runtime.stream.event_log import EventLog
+from runtime.stream.health import Watchdog
+from runtime.stream.pipeline import Stream, StreamResult
+
+from . import console
+from .config import Config
+from .options import config_option, engine_option, examples, json_option, read_config
+from .stream_parts import Parts, make_parts
+from .stream_view import LiveView
+
+LOG_NAME = "stream.jsonl"
+OUTSIDE_S = 1.0
+"""Seconds between two messages to those outside: ZeroMQ, CCSDS housekeeping, systemd."""
+UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+         "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outward:
+    """What a stream tells beside its files.
+
+    Attributes:
+        quicklook: PNG of the newest lines.
+        publish: ZeroMQ port of this machine, or an address.
+        packets: file or UDP `HOST:PORT` for CCSDS packets.
+        prometheus, web: ports of this machine; 0 takes a free one.
+    """
+
+    quicklook: Path | None = None
+    publish: str | None = None
+    packets: str | None = None
+    prometheus: int | None = None
+    web: int | None = None
+
+
+@click.command(
+    epilog=examples(
+        "deploy stream build/bundle --source sim: --record flight --restored flight --duration 60",
+        "deploy stream orin --source genicam:192.168.1.20 --record raw --spool-limit 200GiB --restored out --web 8080",
+        "deploy stream orin --source envi-live:/data/capture.hdr --restored out --quicklook out/now.png --json",
+    )
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--source", "spec", required=True, help="sim:, envi:PATH, envi-live:PATH, watch:DIR or genicam:ADDRESS.")
+@click.option("--record", type=click.Path(path_type=Path), help="Folder of the raw record; a rerun appends to it.")
+@click.option("--restored", type=click.Path(path_type=Path), help="Folder of the restored lines; a rerun appends.")
+@click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="Seconds; else until the source ends.")
+@click.option("--spool-limit", help="The record is a ring of so much, such as 20GiB: the oldest verified part goes.")
+@click.option("--scale", type=click.FloatRange(min=0, min_open=True), help="Digital number that stands for 1.0.")
+@click.option("--quicklook", type=click.Path(path_type=Path), help="PNG of the newest restored lines.")
+@click.option("--publish", metavar="PORT", help="ZeroMQ publisher: a port of this machine, or a full address.")
+@click.option("--packets", metavar="FILE|HOST:PORT", help="CCSDS space packets, to a file or by UDP.")
+@click.option("--prometheus", type=click.IntRange(0, 65535), help="Port of this machine for Prometheus.")
+@click.option("--web", type=click.IntRange(0, 65535), help="Port of this machine for the live page.")
+@click.option("--log", type=click.Path(path_type=Path), help=f"JSON lines; default {LOG_NAME} beside the record.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine.")
+@engine_option
+@click.option("--self-test/--no-self-test", default=True, show_default=True, help="Restore the golden frame first.")
+@config_option
+@json_option
+def command(
+    bundle: Path,
+    spec: str,
+    record: Path | None,
+    restored: Path | None,
+    duration: float | None,
+    spool_limit: str | None,
+    scale: float | None,
+    quicklook: Path | None,
+    publish: str | None,
+    packets: str | None,
+    prometheus: int | None,
+    web: int | None,
+    log: Path | None,
+    threads: int | None,
+    engine: str | None,
+    self_test: bool,
+    config_file: Path | None,
+) -> dict[str, Any]:
+    """Record a spectrometer without loss, and restore what this computer can.
+
+    Ctrl-C or SIGTERM ends it cleanly within five seconds. Every line is accounted for:
+    in = restored + dropped + incomplete.
+    """
+    config = read_config(config_file, checkpoint_given=False)
+    limit = None if spool_limit is None else parse_bytes(spool_limit)
+    if record is None and limit is not None:
+        raise InputError("there is no record to limit", key="--spool-limit", value=spool_limit, remedy="give --record")
+    if record is None and restored is None:
+        console.warn("neither --record nor --restored is given: nothing is kept")
+    outward = Outward(quicklook, publish, packets, prometheus, web)
+    with load_bundle(bundle, threads=threads, engine=engine) as loaded:
+        if self_test:
+            with console.progress("self-test"):
+                difference = loaded.self_test()
+            console.say(f"self-test   golden frame restored, off by {difference:.1e} of its range")
+        with console.progress("opening the source"):
+            source = open_source(spec, _source_options(config, scale))
+        with source, ExitStack() as stack:
+            parts = make_parts(loaded, source, config.stream, record, restored, limit, duration, scale, outward)
+            logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
+            events = None if logged is None else stack.enter_context(EventLog(logged))
+            result, last = _stream(loaded, source, parts, config, events, outward)
+    return _told(result, last, parts)
+
+
+def parse_bytes(text: str) -> int:
+    """`20GiB`, `500MB` or a number of bytes. Raises InputError."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    if match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
+        raise InputError("not a size", key="--spool-limit", value=text, remedy="for example 20GiB or 500MB")
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def _source_options(config: Config, scale: float | None) -> SourceOptions:
+    told = config.stream
+    return SourceOptions(
+        wavelengths=told.wavelengths,
+        scale=scale if scale is not None else told.scale,
+        saturation=told.saturation,
+        rate=told.rate,
+        idle_seconds=told.idle_seconds,
+        camera=told.camera,
+        simulator=told.simulator,
+    )
+
+
+def _stream(
+    bundle: Bundle, source: Source, parts: Parts, config: Config, events: EventLog | None, outward: Outward
+) -> tuple[StreamResult, dict[str, Any]]:
+    """Run it with everybody who watches; returns what it did and the last snapshot."""
+    describe = {
+        "source": ", ".join(source.describe().values()),
+        "bundle": str(bundle.path),
+        "engine": ", ".join(bundle.engine.describe().values()),
+        "precision": bundle.manifest.precision.chosen,
+    }
+
+    def log(kind: str, **fields: Any) -> None:
+        if events is not None:
+            events.write(kind, **fields)
+
+    stream = Stream(
+        source, parts.facts, bundle.engine.infer, parts.radiometry, parts.output, parts.record,
+        parts.sinks, parts.options, first_sequence=parts.first_sequence, log=log,
+    )  # fmt: skip
+
+    def snapshot() -> dict[str, Any]:
+        return {**stream.snapshot(), "describe": describe, "spool": parts.spool()}
+
+    for key, value in describe.items():
+        console.say(f"{key:<11} {value}")
+    for key, value in parts.radiometry.describe().items():
+        console.say(f"{key:<11} {value}")
+    for note in parts.notes:
+        console.warn(note)
+    log("start", describe=describe, radiometry=parts.radiometry.digest(), notes=list(parts.notes),
+        first_sequence=parts.first_sequence)  # fmt: skip
+    with ExitStack() as stack:
+        for name, url in parts.serve(snapshot, outward, stack).items():
+            console.say(f"{name:<11} {url}")
+        watchdog = stack.enter_context(
+            Watchdog(stream.health, on_change=lambda hung: log("health", not_answering=list(hung)))
+        )
+        stack.enter_context(_signals(stream))
+        stack.enter_context(LiveView(snapshot))
+        watchdog.ready()
+        result = stream.run(_Ticker(snapshot, parts, watchdog, log, config.stream.log_seconds))
+        watchdog.stopping()
+        last = snapshot()
+    if result.hung:
+        # A library that does not return must not keep the process: everything is on disk and closed.
+        atexit.register(_leave)
+    return result, last
+
+
+class _Ticker:
+    """What is told to the outside now and then, from the thread that waits for the stream."""
+
+    def __init__(self, snapshot: Any, parts: Parts, watchdog: Watchdog, log: Any, log_seconds: float) -> None:
+        self._snapshot, self._parts, self._watchdog, self._log = snapshot, parts, watchdog, log
+        self._log_seconds = log_seconds
+        self._log_due = self._tell_due = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now >= self._log_due:
+            self._log_due = now + self._log_seconds
+            self._log("telemetry", **self._snapshot())
+        if now >= self._tell_due:
+            self._tell_due = now + OUTSIDE_S
+            found = self._snapshot()
+            lines = found["lines"]
+            self._watchdog.status(
+                f"lines in {lines['in']}, restored {lines['restored']}, dropped {lines['dropped']}, "
+                f"incomplete {lines['incomplete']}"
+            )
+            for tell in self._parts.telling:
+                # Who cannot be told is a sink too, and fails there with a word in the log.
+                with suppress(DeployError):
+                    tell(found)
+
+
+@contextmanager
+def _signals(stream: Stream) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the stream cleanly; a second Ctrl-C ends it at once."""
+
+    def stop(number: int, frame: object) -> None:
+        stream.stop("signal")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _told(result: StreamResult, last: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    """What `--json` prints; raises the first failure with it."""
+    count = result.count
+    report = {
+        "lines": count.as_json(),
+        "frames": result.frames["restored"] + result.frames["passed"],
+        "frames_by_fate": result.frames,
+        "seconds": round(result.seconds, 3),
+        "ended_by": result.ended_by,
+        "flags": last["flags"],
+        "clipped": last["clipped"],
+        "latency_s": last["latency_s"],
+        "spool": parts.spool(),
+    }
+    shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
+    console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
+    console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")
+    if result.hung:
+        console.warn(f"{', '.join(result.hung)} did not end in time and was left")
+    for name, error in list(result.failures.items())[1:]:
+        console.warn(f"{name}: {error.one_line()}")
+    for error in result.failures.values():
+        error.report = report
+        raise error
+    if result.hung and result.ended_by != "signal":
+        raise MachineError("a stage did not end", key=result.hung[0], remedy="see the log; the record is whole")
+    return report

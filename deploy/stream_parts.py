@@ -1,0 +1,267 @@
+"""What a stream is made of: from a bundle, an open source and the configuration to stages' parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.errors import CubeError, InputError
+from runtime.lines import LineFormat
+from runtime.radiometry import Radiometry, load_radiometry
+from runtime.sinks.contract import Sink, StreamFacts
+from runtime.sinks.line_file import LineWriter, open_line_writer
+from runtime.sinks.quicklook import Quicklook, Scroll
+from runtime.sinks.restored_file import RestoredFile
+from runtime.sinks.spectra import Spectra
+from runtime.sources import Source
+from runtime.stream.pipeline import NamedSink, StreamOptions
+from runtime.stream.restoring import RestorerFacts
+
+from .stream_config import StreamSection
+
+if TYPE_CHECKING:
+    from .stream import Outward
+
+FAR_NANOMETRES = 5.0
+Snapshot = Callable[[], dict[str, Any]]
+
+
+@dataclass
+class Parts:
+    """Everything that a stream needs, open.
+
+    Attributes:
+        facts: what the network restores.
+        radiometry: from digital numbers to the unit range.
+        output: format of the restored lines.
+        record: the raw record, or None; `limit` bytes of it are kept.
+        restored: the file of restored lines, or None.
+        sinks: what restored lines go to.
+        options: how the stream runs.
+        first_sequence: number of the first line: behind those that are in the files already.
+        telling: called about once a second with a snapshot.
+        notes: what people should read before they trust the result.
+    """
+
+    facts: RestorerFacts
+    radiometry: Radiometry
+    output: LineFormat
+    options: StreamOptions
+    record: LineWriter | None = None
+    limit: int | None = None
+    restored: LineWriter | None = None
+    sinks: list[NamedSink] = field(default_factory=list)
+    first_sequence: int = 0
+    telling: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _scroll: Scroll | None = None
+    _spectra: Spectra | None = None
+
+    def spool(self) -> dict[str, Any]:
+        """The record on disk."""
+        writer = self.record
+        if writer is None:
+            return {}
+        return {
+            "bytes": writer.bytes,
+            "limit": self.limit,
+            "lines": writer.lines,
+            "deleted_segments": writer.deleted_segments,
+            "deleted_lines": writer.deleted_lines,
+            "bad_segments": writer.bad_segments,
+        }
+
+    def serve(self, snapshot: Snapshot, outward: Outward, stack: ExitStack) -> dict[str, str]:
+        """Open what others may look at; returns their addresses by name."""
+        urls = {}
+        if outward.prometheus is not None:
+            from runtime.stream.prometheus import PrometheusEndpoint
+
+            endpoint = stack.enter_context(PrometheusEndpoint(snapshot, outward.prometheus))
+            urls["prometheus"] = f"http://127.0.0.1:{endpoint.port}/metrics"
+        if outward.web is not None and self._spectra is not None and self._scroll is not None:
+            from runtime.stream.web import serve
+
+            server = stack.enter_context(serve(snapshot, self._scroll.png, self._spectra.spectra, outward.web))
+            urls["web"] = server.url
+        return urls
+
+
+def make_parts(
+    bundle: Bundle,
+    source: Source,
+    told: StreamSection,
+    record: Path | None,
+    restored: Path | None,
+    limit: int | None,
+    seconds: float | None,
+    scale: float | None,
+    outward: Outward,
+) -> Parts:
+    """Open the files and sinks of a stream. Raises DeployError; what was opened is closed again."""
+    manifest, lines = bundle.manifest, source.format
+    chosen = _chosen(told, lines, manifest.wavelengths)
+    count = lines.bands if chosen is None else len(chosen)
+    if count < manifest.bands:
+        raise CubeError(
+            "the source has fewer bands than the network" if chosen is None else "fewer bands than the network has",
+            key="bands",
+            value=count,
+            remedy=f"the network restores {manifest.bands} bands",
+        )
+    radiometry = load_radiometry(told.radiometry, _scaled(lines, bundle, told), told.folder or ".")
+    frame = (manifest.frame.lines, manifest.frame.samples)
+    parts = Parts(
+        RestorerFacts(manifest.bands, frame, manifest.frame.overlap, manifest.metric_set, chosen),
+        radiometry,
+        _output(lines, chosen, radiometry, told),
+        StreamOptions(
+            seconds, told.line_buffers, told.frame_buffers, told.policy, told.bridge, float(told.drain_seconds)
+        ),
+        limit=limit,
+        notes=_notes(lines, chosen, manifest.wavelengths, manifest.bands),
+    )
+    about = f"{manifest.network.architecture} {manifest.precision.chosen}"
+    with ExitStack() as opened:
+        if record is not None:
+            parts.record = opened.enter_context(
+                open_line_writer(
+                    record, "lines", lines, fields={"description": f"raw lines of {_described(source)}"}, limit=limit,
+                    segment_bytes=None if told.segment_mib is None else told.segment_mib << 20,
+                )
+            )  # fmt: skip
+        if restored is not None:
+            fields = {"description": f"lines of {_described(source)} restored by {about}"}
+            parts.restored = opened.enter_context(open_line_writer(restored, "restored", parts.output, fields=fields))
+            parts.sinks.append(NamedSink("restored", RestoredFile(parts.restored), "block", principal=True))
+        _add_sinks(parts, StreamFacts(parts.output, about), told, outward, opened)
+        writers = [writer for writer in (parts.record, parts.restored) if writer is not None]
+        parts.first_sequence = max((writer.next_sequence for writer in writers), default=0)
+        parts.notes += [writer.resumed for writer in writers if writer.resumed]
+        opened.pop_all()
+    return parts
+
+
+def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: Outward, opened: ExitStack) -> None:
+    def add(name: str, sink: Sink) -> None:
+        opened.enter_context(sink)
+        parts.sinks.append(NamedSink(name, sink))
+
+    if outward.quicklook is not None:
+        add("quicklook", Quicklook(outward.quicklook, facts, bands_nm=told.quicklook_nm))
+    if outward.web is not None:
+        # The page has a picture of its own: no file is asked for.
+        watched = Watched(Scroll(facts, bands_nm=told.quicklook_nm), Spectra(facts, told.spectra))
+        parts._scroll, parts._spectra = watched.scroll, watched.spectra
+        add("web", watched)
+    if outward.publish is not None:
+        from runtime.sinks.zeromq import Publisher
+
+        port = outward.publish.isascii() and outward.publish.isdigit()
+        publisher = Publisher(facts, **({"port": int(outward.publish)} if port else {"address": outward.publish}))
+        add("publish", publisher)
+        parts.telling.append(publisher.telemetry)
+    if outward.packets is not None:
+        from runtime.sinks.ccsds import SpacePackets
+
+        packets = SpacePackets(facts, _packet_target(outward.packets))
+        add("packets", packets)
+        parts.telling.append(packets.housekeeping)
+
+
+class Watched(Sink):
+    """What the live page shows: a scrolling picture and spectra."""
+
+    def __init__(self, scroll: Scroll, spectra: Spectra) -> None:
+        self.scroll, self.spectra = scroll, spectra
+
+    def write(self, block: Any) -> None:
+        self.scroll.add(block)
+        self.spectra.write(block)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _packet_target(text: str) -> Path | tuple[int, str]:
+    host, colon, port = text.rpartition(":")
+    if colon and port.isascii() and port.isdigit() and "/" not in text:
+        if not 0 < int(port) < 65536:
+            raise InputError("no such port", key="--packets", value=text, remedy="HOST:PORT, 1 to 65535")
+        return int(port), host.strip("[]") or "127.0.0.1"
+    return Path(text)
+
+
+def _described(source: Source) -> str:
+    return ", ".join(source.describe().values())
+
+
+def _chosen(told: StreamSection, lines: LineFormat, trained: list[float] | None) -> tuple[int, ...] | None:
+    if told.bands is not None and told.nearest_bands:
+        raise InputError("two ways to choose bands", key="stream.bands", remedy="leave bands or nearest_bands out")
+    if told.bands is not None:
+        beyond = [band for band in told.bands if band >= lines.bands]
+        if beyond:
+            raise InputError(
+                "the source has no such band", key="stream.bands", value=beyond[0], remedy=f"0 to {lines.bands - 1}"
+            )
+        return told.bands
+    if not told.nearest_bands:
+        return None
+    if lines.wavelengths is None or trained is None:
+        raise InputError(
+            "the wavelengths of source and network are needed to choose bands by them",
+            key="stream.nearest_bands",
+            remedy="give stream.wavelengths, or choose stream.bands",
+        )
+    apart = np.abs(np.asarray(lines.wavelengths)[None] - np.asarray(trained)[:, None])
+    return tuple(int(band) for band in apart.argmin(axis=1))
+
+
+def _scaled(lines: LineFormat, bundle: Bundle, told: StreamSection) -> LineFormat:
+    """The format with a scale that somebody said: flag, file or camera, bundle."""
+    if lines.dtype.kind == "f" or lines.scale is not None:
+        return lines
+    scale = bundle.manifest.scale
+    if scale is None and "scale" not in told.radiometry and told.radiometry.get("output") != "reflectance":
+        raise InputError(
+            "lines of integers need a scale, and neither flag, source nor bundle tells one",
+            key="scale",
+            remedy="say which digital number stands for 1.0, for example --scale 4095",
+        )
+    return replace(lines, scale=scale)
+
+
+def _output(
+    lines: LineFormat, chosen: tuple[int, ...] | None, radiometry: Radiometry, told: StreamSection
+) -> LineFormat:
+    """Restored lines: the input's type and scale, or float32 in the unit range where that is asked for or needed."""
+    wavelengths = lines.wavelengths
+    if chosen is not None and wavelengths is not None:
+        wavelengths = tuple(wavelengths[band] for band in chosen)
+    bands = lines.bands if chosen is None else len(chosen)
+    if told.output == "input" and lines.dtype.kind in "iu" and told.radiometry.get("output", "dn") == "dn":
+        return LineFormat(bands, lines.samples, lines.dtype, radiometry.scale, lines.saturation, wavelengths)
+    return LineFormat(bands, lines.samples, np.dtype(np.float32), None, None, wavelengths)
+
+
+def _notes(lines: LineFormat, chosen: tuple[int, ...] | None, trained: list[float] | None, bands: int) -> list[str]:
+    notes = []
+    count = lines.bands if chosen is None else len(chosen)
+    if count > bands:
+        notes.append(
+            f"{count} bands are restored in overlapping groups of the network's {bands}: choose bands if the network "
+            "was trained on some of them (stream.bands, stream.nearest_bands)"
+        )
+    elif trained is not None and lines.wavelengths is not None:
+        found = np.asarray(lines.wavelengths)[list(chosen) if chosen else slice(None)]
+        apart = float(np.abs(found - np.asarray(trained)).max()) if len(found) == len(trained) else 0.0
+        if apart > FAR_NANOMETRES:
+            notes.append(f"the source's bands lie up to {apart:.0f} nm from those that the network was built for")
+    return notes
