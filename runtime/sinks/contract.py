@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,9 @@ class StreamFacts:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+Self_ = TypeVar("Self_", bound="Sink")
+
+
 class Sink(ABC):
     """An open sink. A context manager; `write` is called from one thread, which is the sink's own."""
 
@@ -70,7 +73,7 @@ class Sink(ABC):
     def close(self) -> None:
         """Finish what was begun, within a second; may be called twice."""
 
-    def __enter__(self) -> Sink:
+    def __enter__(self: Self_) -> Self_:
         return self
 
     def __exit__(

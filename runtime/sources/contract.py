@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime.lines import Event, Line, LineFormat
 
@@ -32,6 +32,9 @@ class SourceOptions:
     idle_seconds: float | None = None
     camera: Mapping[str, Any] = field(default_factory=dict)
     simulator: Mapping[str, Any] = field(default_factory=dict)
+
+
+Self_ = TypeVar("Self_", bound="Source")
 
 
 class Source(ABC):
@@ -76,7 +79,7 @@ class Source(ABC):
     def close(self) -> None:
         """Stop and give everything back; may be called twice."""
 
-    def __enter__(self) -> Source:
+    def __enter__(self: Self_) -> Self_:
         return self
 
     def __exit__(

@@ -45,11 +45,11 @@ class Assembler:
     Args:
         lines: of a frame.
         overlap: lines that neighbouring frames share, at most half of `lines`.
-        bridge: as many missing lines in a row are interpolated; more end the frame.
+        bridge: as many missing lines in a row are interpolated, fewer than a frame has; more end the frame.
     """
 
     def __init__(self, lines: int, overlap: int, bridge: int) -> None:
-        self._lines, self._overlap, self._bridge = lines, overlap, bridge
+        self._lines, self._overlap, self._bridge = lines, overlap, min(bridge, lines - 1)
         self._slots: list[Slot | None] = []
         self._first = self._inherited = self._number = self._gap = 0
 

@@ -49,10 +49,12 @@ def stamps(frame: Frame) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArra
     for place, slot in zip(came, slots, strict=True):
         assert slot is not None
         frame_id[place], utc_ns[place], flags[place] = slot.frame_id, slot.utc_ns, slot.flags
-    for values in (frame_id, utc_ns):
+    missing = np.flatnonzero(flags == Flag.INTERPOLATED)
+    # Beyond the first and the last that came, a source's numbers go on by one; of time nothing is known.
+    beyond = np.minimum(missing - came[0], 0) + np.maximum(missing - came[-1], 0)
+    for values, step in ((frame_id, 1), (utc_ns, 0)):
         # Whole numbers of 64 bits do not fit into floats: only differences are interpolated.
         start = int(values[came[0]])
-        apart = np.interp(np.arange(count), came, [int(values[i]) - start for i in came])
-        missing = flags == Flag.INTERPOLATED
-        values[missing] = np.array([start + int(a) for a in apart[missing]], np.uint64)
+        apart = np.interp(missing, came, [int(values[i]) - start for i in came])
+        values[missing] = np.array([max(0, start + int(a)) for a in apart + step * beyond], np.uint64)
     return sequence, frame_id, utc_ns, flags

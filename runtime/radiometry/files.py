@@ -1,0 +1,207 @@
+"""Calibration files: one number per detector element, per band or per sample, in ENVI or .npy."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from runtime.errors import CubeFileError
+from runtime.files.envi import EnviHeader, read_header, read_lines, wavelengths_nm
+from runtime.lines import LineFormat
+from runtime.radiometry.settings import SECTION
+
+Doubles = NDArray[np.float64]
+Axis = Literal["bands", "samples"]
+
+NPY_HEADER = 10_000
+BLOCK = 16 << 20
+"""Bytes of a recording that are read at once."""
+FAR = 0.05
+"""Share of the spectral range by which a file's wavelengths may differ from the lines': a calibration moves them by
+less, another camera or a flipped axis by more."""
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorImage:
+    """One number per detector element.
+
+    Attributes:
+        values: [bands, samples]; NaN where the file says that there is none (`data ignore value`).
+        lines: how many lines they are the mean of.
+        noise: standard deviation from line to line, median over the elements; None for a single line.
+    """
+
+    values: Doubles
+    lines: int = 1
+    noise: float | None = None
+
+
+def read_detector_image(path: Path, format: LineFormat, key: str, *, averaged: bool = False) -> DetectorImage:
+    """Read what belongs to the detector, in one of three layouts.
+
+    ENVI of `bands` bands and `samples` samples: lines as the camera records them. ENVI of one band, with `bands` lines
+    and `samples` samples: an image of the detector. `.npy` [bands, samples].
+
+    Args:
+        format: of the lines.
+        key: of the configuration, for errors.
+        averaged: a recording of several lines is averaged; otherwise it must have one.
+
+    Raises:
+        CubeFileError: the file is damaged, of another shape, or from a camera with other wavelengths.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        values = _read_npy(path, format, key)
+        if values.shape != format.shape:
+            turned = values.shape == format.shape[::-1]
+            raise _misfit(path, key, list(values.shape), format, averaged, "is [samples, bands]" if turned else None)
+        return DetectorImage(values)
+    if suffix in (".npz", ".mat"):
+        raise CubeFileError(
+            "is not a format of calibration files",
+            file=path,
+            key=f"{SECTION}.{key}",
+            value=suffix,
+            remedy=_what_fits(format, averaged),
+        )
+    header = read_header(path)
+    if (header.bands, header.samples) == format.shape and (averaged or header.lines == 1):
+        _check_wavelengths(header, format, path, key)
+        return _mean(header)
+    if (header.bands, header.lines, header.samples) == (1, *format.shape):
+        return DetectorImage(_doubles(header, read_lines(header, 0, header.lines)[0]))
+    found = f"{header.bands} bands x {header.lines} lines x {header.samples} samples"
+    raise _misfit(path, key, found, format, averaged)
+
+
+def read_profile(path: Path, format: LineFormat, key: str, axis: Axis) -> Doubles:
+    """Values per band or per sample, or per detector element, as an array that broadcasts to [bands, samples].
+
+    A `.npy` file may hold one value per band or sample (`axis`); what else fits is as in `read_detector_image`.
+    """
+    if path.suffix.lower() == ".npy":
+        values = _read_npy(path, format, key)
+        if values.ndim == 1:
+            return along(values, format, key, axis, file=path)
+    return read_detector_image(path, format, key).values
+
+
+def along(
+    values: tuple[float, ...] | Doubles, format: LineFormat, key: str, axis: Axis, file: Path | None = None
+) -> Doubles:
+    """One value per band as [bands, 1], one per sample as [1, samples].
+
+    Raises:
+        CubeFileError: there are more or fewer.
+    """
+    wanted = format.bands if axis == "bands" else format.samples
+    if len(values) != wanted:
+        raise CubeFileError(
+            f"has {len(values)} values for {wanted} {axis}",
+            file=file,
+            key=f"{SECTION}.{key}",
+            remedy=f"give {wanted}",
+        )
+    return np.array(values, np.float64).reshape((-1, 1) if axis == "bands" else (1, -1))
+
+
+def _read_npy(path: Path, format: LineFormat, key: str) -> Doubles:
+    largest = NPY_HEADER + format.bands * format.samples * 8
+    try:
+        with path.open("rb") as file:
+            data = file.read(largest + 1)
+    except FileNotFoundError as error:
+        raise CubeFileError("no such file", file=path, key=f"{SECTION}.{key}", remedy="check the path") from error
+    except OSError as error:
+        raise CubeFileError(
+            f"cannot be read: {error.strerror or error}", file=path, key=f"{SECTION}.{key}", remedy="check the file"
+        ) from error
+    if len(data) > largest:
+        raise CubeFileError(
+            "is larger than a number per detector element",
+            file=path,
+            key=f"{SECTION}.{key}",
+            remedy=_what_fits(format, False),
+        )
+    try:
+        array: NDArray[Any] = npy.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=NPY_HEADER)
+    except (ValueError, EOFError, MemoryError, OverflowError, SyntaxError, TypeError) as error:
+        raise CubeFileError(
+            "is not a whole NumPy array file", file=path, key=f"{SECTION}.{key}", remedy="write it with numpy.save"
+        ) from error
+    if array.dtype.kind not in "iufb" or array.itemsize > 8 or array.ndim not in (1, 2) or array.size == 0:
+        raise CubeFileError(
+            "is not an array of real numbers",
+            file=path,
+            key=f"{SECTION}.{key}",
+            value=f"{array.dtype} {list(array.shape)}",
+            remedy=_what_fits(format, False),
+        )
+    return array.astype(np.float64)
+
+
+def _doubles(header: EnviHeader, values: NDArray[Any]) -> Doubles:
+    doubles = values.astype(np.float64)
+    if header.data_ignore_value is not None:
+        doubles[doubles == header.data_ignore_value] = np.nan
+    return doubles
+
+
+def _mean(header: EnviHeader) -> DetectorImage:
+    """Mean and scatter of the lines, by Welford's running sums (Technometrics 4, 1962), in bounded memory."""
+    mean = np.zeros((header.bands, header.samples))
+    squares = np.zeros_like(mean)
+    step = max(1, BLOCK // header.line_bytes)
+    for first in range(0, header.lines, step):
+        block = read_lines(header, first, min(first + step, header.lines))
+        for line in range(block.shape[1]):
+            values = _doubles(header, block[:, line])
+            difference = values - mean
+            mean += difference / (first + line + 1)
+            squares += difference * (values - mean)
+    noise = float(np.median(np.sqrt(squares / (header.lines - 1)))) if header.lines > 1 else None
+    return DetectorImage(mean, header.lines, noise)
+
+
+def _check_wavelengths(header: EnviHeader, format: LineFormat, path: Path, key: str) -> None:
+    own = wavelengths_nm(header)
+    if own is None or format.wavelengths is None or len(own) != len(format.wavelengths):
+        return
+    there, here = np.array(own), np.array(format.wavelengths)
+    furthest = float(np.abs(there - here).max())
+    if furthest > FAR * max(float(np.ptp(here)), 1.0):
+        raise CubeFileError(
+            f"its wavelengths are up to {furthest:.1f} nm from those of the lines",
+            file=path,
+            key=f"{SECTION}.{key}",
+            value=f"{own[0]:g} to {own[-1]:g} nm, the lines' are {here[0]:g} to {here[-1]:g} nm",
+            remedy="give the file of this camera, with its spectral axis the same way round",
+        )
+
+
+def _what_fits(format: LineFormat, averaged: bool) -> str:
+    bands, samples = format.shape
+    lines = "any number of lines" if averaged else "1 line"
+    return (
+        f"what fits: ENVI of {bands} bands x {lines} x {samples} samples, "
+        f"ENVI of 1 band x {bands} lines x {samples} samples, or .npy [{bands}, {samples}]"
+    )
+
+
+def _misfit(
+    path: Path, key: str, found: object, format: LineFormat, averaged: bool, problem: str | None = None
+) -> CubeFileError:
+    return CubeFileError(
+        problem or "has not the shape of the detector",
+        file=path,
+        key=f"{SECTION}.{key}",
+        value=found,
+        remedy=_what_fits(format, averaged),
+    )

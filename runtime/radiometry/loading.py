@@ -1,0 +1,241 @@
+"""From settings and files to a `Radiometry`: the equations, and what is refused on the way.
+
+With times t of the lines, t_w of the white and dark(t) as in `darks.Darks`:
+dn: (DN - dark(t)) / flat * gain; radiance: (DN - dark(t)) / flat * gain / t;
+reflectance: (DN - dark(t)) / (white - dark(t_w)) * t_w / t * panel_reflectance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import ConfigError, CubeFileError
+from runtime.lines import LineFormat
+from runtime.radiometry.bad_pixels import Bools, unusable
+from runtime.radiometry.calibration import Calibration
+from runtime.radiometry.darks import Darks
+from runtime.radiometry.files import Axis, DetectorImage, along, read_detector_image, read_profile
+from runtime.radiometry.model import Radiometry
+from runtime.radiometry.settings import SECTION, RadiometrySettings, checked_settings
+
+Doubles = NDArray[np.float64]
+
+LARGEST_UNUSABLE = 0.2
+"""Share of the elements beyond which a file does not fit, rather than having bad pixels."""
+
+
+def load_radiometry(
+    settings: Mapping[str, Any] | RadiometrySettings, format: LineFormat, folder: str | Path = "."
+) -> Radiometry:
+    """Read the files once and work out everything that does not change.
+
+    Args:
+        settings: see `RadiometrySettings`.
+        format: of the lines; its `scale` (for DN) and `saturation` hold where the settings have none.
+        folder: what paths are relative to.
+
+    Raises:
+        ConfigError: the settings contradict themselves, or leave something open that must not be guessed.
+        CubeFileError: a file is damaged, of another shape, or not what it is said to be.
+        InputError: no good pixel is left, or the saturation is beyond the lines' type.
+    """
+    return _Loading(checked_settings(settings), format, Path(folder)).radiometry()
+
+
+@dataclass(eq=False)
+class _Loading:
+    """One loading: what was read so far, and what there is to say of it."""
+
+    settings: RadiometrySettings
+    format: LineFormat
+    folder: Path
+    facts: dict[str, str] = field(default_factory=dict)
+    bad: dict[str, Bools] = field(default_factory=dict)
+
+    def radiometry(self) -> Radiometry:
+        chosen, format = self.settings, self.format
+        self.facts["output"] = chosen.output
+        scale = self._scale()
+        self.facts["scale"] = f"{scale:g}"
+        darks = self._darks()
+        dark = None if darks is None else darks.at("integration_time_ms")
+        factor = self._reflectance(darks) if chosen.output == "reflectance" else self._gain()
+        self._listed_bad_pixels()
+        smile, keystone = self._shift("smile", "samples"), self._shift("keystone", "bands")
+        saturation = format.saturation if chosen.saturation is None else chosen.saturation
+        self.facts["saturation"] = "not known" if saturation is None else f"{saturation:g} DN"
+        bad = self._all_bad()
+        calibration = Calibration(
+            scale=scale,
+            dark=dark if dark is not None and dark.any() else None,
+            factor=factor,
+            bad=bad,
+            method=chosen.bad_pixel_method,
+            smile=smile,
+            keystone=keystone,
+            saturation=saturation,
+        )
+        return Radiometry(format, calibration, self.facts)
+
+    def _scale(self) -> float:
+        if self.settings.scale is not None:
+            return self.settings.scale
+        if self.settings.output == "reflectance":
+            return 1.0
+        if self.format.scale is not None:
+            return self.format.scale
+        if self.format.dtype.kind == "f":
+            return 1.0
+        raise ConfigError(
+            "lines of integers need a scale, and neither the settings nor the source tell one",
+            key=f"{SECTION}.scale",
+            remedy="say which digital number stands for 1.0, for example 4095",
+        )
+
+    def _read(self, key: str, *, averaged: bool = False, finite: bool = False) -> DetectorImage:
+        """The file that the settings name under `key`."""
+        path = self.folder / getattr(self.settings, key)
+        image = read_detector_image(path, self.format, key, averaged=averaged)
+        unknown = int(np.count_nonzero(~np.isfinite(image.values)))
+        if finite and unknown:
+            raise CubeFileError(
+                f"{unknown} of its values are not numbers, or marked as missing",
+                file=path,
+                key=f"{SECTION}.{key}",
+                remedy="record it again",
+            )
+        said = str(path)
+        if averaged:
+            said += f", {image.lines} line{'s' * (image.lines > 1)}"
+            said += "" if image.noise is None else f", noise {image.noise:.3g} DN"
+        self.facts[key] = said
+        return image
+
+    def _values(self, key: str, axis: Axis = "bands") -> Doubles | None:
+        """A number, a list or a file, as what broadcasts to [bands, samples]."""
+        value = getattr(self.settings, key)
+        if value is None:
+            return None
+        if isinstance(value, str):
+            self.facts[key] = str(self.folder / value)
+            return read_profile(self.folder / value, self.format, key, axis)
+        if isinstance(value, tuple):
+            self.facts[key] = f"{len(value)} values, {min(value):g} to {max(value):g}"
+            return along(value, self.format, key, axis)
+        self.facts[key] = f"{value:g}"
+        return np.full((1, 1), float(value))
+
+    def _darks(self) -> Darks | None:
+        chosen = self.settings
+        if chosen.dark is None:
+            return None
+        times = {
+            key: self._values(key)
+            for key in ("integration_time_ms", "dark_time_ms", "second_dark_time_ms", "white_time_ms")
+        }
+        if isinstance(chosen.dark, float):
+            self.facts["dark"] = f"{chosen.dark:g} DN"
+            return Darks(np.full(self.format.shape, chosen.dark), None, times, any_time=True)
+        dark = self._read("dark", averaged=True, finite=True).values
+        second = None
+        if chosen.second_dark is not None:
+            second = self._read("second_dark", averaged=True, finite=True).values
+        return Darks(dark, second, times, any_time=chosen.dark_scales == "bias")
+
+    def _gain(self) -> Doubles | None:
+        """Units of the output per DN, for DN and radiance."""
+        factor: Doubles | None = None
+        low, high = self.settings.response_range
+        if self.settings.flat is not None:
+            flat = self._read("flat").values
+            self._judge("flat", flat, unusable(flat, (low, high), relative=True))
+            factor = _inverse(flat)
+        gain = self._values("gain")
+        if gain is not None:
+            if isinstance(self.settings.gain, str):
+                gain = np.broadcast_to(gain, self.format.shape)
+                self._judge("gain", gain, unusable(_inverse(gain), (low, high), relative=False))
+            factor = gain if factor is None else factor * gain
+        if self.settings.output == "radiance":
+            time, gained = self._values("integration_time_ms"), factor
+            if time is not None and gained is not None:
+                factor = gained / time
+        return factor
+
+    def _reflectance(self, darks: Darks | None) -> Doubles:
+        panel = self._values("panel_reflectance")
+        assert darks is not None and panel is not None, "checked_settings asks for both"
+        white = self._read("white", averaged=True, finite=True).values
+        lit = white - darks.at("white_time_ms")
+        self._judge("white", lit, unusable(lit, self.settings.response_range, relative=False))
+        factor = _inverse(lit) * panel
+        own, lines = darks.times["white_time_ms"], darks.times["integration_time_ms"]
+        return factor if own is None or lines is None else factor * own / lines
+
+    def _judge(self, key: str, values: Doubles, bad: Bools) -> None:
+        """Keep what is unusable as bad pixels, unless it is too much."""
+        count = int(np.count_nonzero(bad))
+        if count > LARGEST_UNUSABLE * bad.size:
+            what = "white less dark" if key == "white" else key
+            dull = int(np.count_nonzero(~(values > 0)))
+            raise CubeFileError(
+                f"{what} is unusable in {count} of {bad.size} elements ({100 * count / bad.size:.0f} %), "
+                f"{dull} of them not above 0",
+                file=self.folder / getattr(self.settings, key),
+                key=f"{SECTION}.{key}",
+                remedy="check that it is the right file, in the same orientation and of the same times as the others, "
+                f"or widen {SECTION}.response_range",
+            )
+        if count:
+            self.bad[key] = bad
+
+    def _listed_bad_pixels(self) -> None:
+        if self.settings.bad_pixels is None:
+            return
+        # A value that is not a number, or marked as missing, is not zero either.
+        bad = self._read("bad_pixels").values != 0
+        if np.count_nonzero(bad) > 0.5 * bad.size:
+            raise CubeFileError(
+                f"{np.count_nonzero(bad)} of {bad.size} elements are bad",
+                file=self.folder / self.settings.bad_pixels,
+                key=f"{SECTION}.bad_pixels",
+                remedy="nonzero means bad: is it the other way round?",
+            )
+        self.bad["bad_pixels"] = bad
+
+    def _all_bad(self) -> Bools | None:
+        total: Bools = np.zeros(self.format.shape, np.bool_)
+        for bad in self.bad.values():
+            total |= bad
+        count = int(np.count_nonzero(total))
+        origins = ", ".join(f"{np.count_nonzero(bad)} by {key}" for key, bad in self.bad.items())
+        self.facts["replaced"] = f"{count} of {total.size}" + (f" ({origins})" if origins else "")
+        return total if count else None
+
+    def _shift(self, key: str, axis: Axis) -> Doubles | None:
+        shift = self._values(key, axis)
+        if shift is None:
+            return None
+        limit = self.format.bands if key == "smile" else self.format.samples
+        if not np.isfinite(shift).all() or np.abs(shift).max() >= limit / 2:
+            named = getattr(self.settings, key)
+            raise CubeFileError(
+                "a shift is not a number, or as large as half of the detector",
+                file=self.folder / named if isinstance(named, str) else None,
+                key=f"{SECTION}.{key}",
+                remedy=f"give shifts in {'bands' if key == 'smile' else 'samples'}",
+            )
+        return shift
+
+
+def _inverse(values: Doubles) -> Doubles:
+    """One over it; what is not a positive number has none and becomes NaN."""
+    usable = np.isfinite(values) & (values > 0)
+    inverse: Doubles = np.divide(1.0, values, out=np.full(values.shape, np.nan), where=usable)
+    return inverse

@@ -1,0 +1,231 @@
+"""Radiometry of one line at a time: everything that can be known beforehand is worked out once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import CubeError, InputError
+from runtime.lines import LineFormat
+from runtime.radiometry.bad_pixels import Method, replacements
+from runtime.radiometry.calibration import Calibration
+from runtime.radiometry.resampling import Resampling
+
+Float32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(eq=False)
+class _Repair:
+    """Replacements worked out from the raw line: sum over k of (raw[sources] - dark) * weights."""
+
+    bands: NDArray[np.intp]
+    samples: NDArray[np.intp]
+    sources: NDArray[np.intp]
+    dark: NDArray[Any] | None
+    weights: Float32
+    raw: NDArray[np.generic]
+    values: Float32
+    total: Float32 = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = np.empty(self.values.shape[1], np.float32)
+
+
+class Radiometry:
+    """Raw lines to the network's unit range. It owns its scratch: one thread at a time.
+
+    A line that is passed through unrestored has had the same radiometry: what `apply_line` gave is what is passed.
+
+    Attributes:
+        format: of the raw lines.
+        scale: what was divided by; a result times `scale` is in the output's unit.
+        saturation: DN, None where nobody knows.
+        bad: bool [bands, samples], which elements are replaced.
+        good_pixels: how many are not.
+    """
+
+    def __init__(self, format: LineFormat, calibration: Calibration, facts: Mapping[str, str] | None = None) -> None:
+        """Work out what can be worked out before the first line.
+
+        Args:
+            facts: what `describe` says.
+
+        Raises:
+            InputError: no element is good, or the saturation is beyond what the lines' type can hold.
+        """
+        self.format = format
+        self.scale = calibration.scale
+        self.saturation = calibration.saturation
+        self.bad: Bools = np.zeros(format.shape, np.bool_) if calibration.bad is None else calibration.bad.copy()
+        self.good_pixels = int(self.bad.size - np.count_nonzero(self.bad))
+        if self.good_pixels == 0:
+            raise InputError("every pixel is bad", remedy="check the calibration files")
+        self._facts = dict(facts or {})
+        self._digest = calibration.digest(format)
+        # float32 holds every integer of 16 bits; wider ones would lose their last bits before the dark is gone.
+        wide = format.dtype.kind in "iu" and format.dtype.itemsize > 2
+        self._type: type[np.floating[Any]] = np.float64 if wide else np.float32
+        factor = None if calibration.factor is None else np.broadcast_to(calibration.factor, format.shape)
+        dark = None if calibration.dark is None else np.broadcast_to(calibration.dark, format.shape)
+        self._dark = None if dark is None else np.where(self.bad, 0, dark).astype(self._type)
+        # Divided rather than multiplied by 1 / scale, a plain line gets the very bits that `scaling.to_unit` gives.
+        self._divisor = self._type(calibration.scale)
+        self._factor = None if factor is None else np.where(self.bad, 1, factor / calibration.scale).astype(np.float32)
+        self._line: Float32 = np.empty(format.shape, np.float32)
+        self._limit = _limit(calibration.saturation, format.dtype)
+        self._over: Bools = np.empty(format.shape, np.bool_)
+        self._good: Bools = ~self.bad
+        self._repair = self._repair_of(calibration.method) if self.bad.any() else None
+        self._resampling = (
+            None
+            if calibration.smile is None and calibration.keystone is None
+            else Resampling(format.shape, calibration.smile, calibration.keystone)
+        )
+
+    def _repair_of(self, method: Method) -> _Repair:
+        made = replacements(self.bad, method)
+        factor = 1 / float(self._divisor) if self._factor is None else self._factor.reshape(-1)[made.sources]
+        return _Repair(
+            bands=made.bands,
+            samples=made.samples,
+            sources=made.sources,
+            dark=None if self._dark is None else self._dark.reshape(-1)[made.sources],
+            weights=(made.weights * factor).astype(np.float32),
+            raw=np.empty(made.sources.shape, self.format.dtype),
+            values=np.empty(made.sources.shape, np.float32),
+        )
+
+    def apply_line(self, raw: NDArray[np.generic], out: Float32) -> None:
+        """One line.
+
+        Args:
+            raw: C-contiguous [bands, samples] of the format's type; stays as it is.
+            out: float32 [bands, samples], also a view into a frame, such as `frame[:, line]`.
+
+        Raises:
+            CubeError: an array is of another shape or type.
+        """
+        if raw.shape != self.format.shape or raw.dtype != self.format.dtype or not raw.flags.c_contiguous:
+            raise _not_a_line("raw", raw, f"C-contiguous {self.format.dtype} {list(self.format.shape)}")
+        if out.shape != self.format.shape or out.dtype != np.float32:
+            raise _not_a_line("out", out, f"float32 {list(self.format.shape)}")
+        # What floats hold beyond float32, or NaN and infinity, stays what it is; the line is flagged elsewhere.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self._resampling is None:
+                self._straight(raw, out)
+            else:
+                self._straight(raw, self._line)
+                self._resampling.apply(self._line, out)
+
+    def apply(self, lines: Sequence[NDArray[np.generic]] | NDArray[np.generic], out: Float32) -> None:
+        """Several lines.
+
+        Args:
+            lines: n lines as they lie in memory: a sequence of [bands, samples], or [n, bands, samples].
+            out: float32 [bands, n, samples].
+
+        Raises:
+            CubeError: an array is of another shape or type.
+        """
+        if out.ndim != 3 or out.shape[1] != len(lines):
+            raise _not_a_line("out", out, f"float32 {[self.format.bands, len(lines), self.format.samples]}")
+        for number, line in enumerate(lines):
+            self.apply_line(line, out[:, number])
+
+    def _straight(self, raw: NDArray[Any], out: Float32) -> None:
+        """All but smile and keystone; `out` may be the scratch line."""
+        source: NDArray[Any] = raw
+        if self._dark is not None:
+            # Through the scratch line, since two passes over a strided `out` cost more than this.
+            np.subtract(raw, self._dark, out=self._line, dtype=self._type, casting="same_kind")
+            source = self._line
+        if self._factor is None:
+            np.divide(source, self._divisor, out=out, dtype=self._type, casting="same_kind")
+        else:
+            np.multiply(source, self._factor, out=out, dtype=self._type, casting="same_kind")
+        if self._repair is not None:
+            self._replace(raw, out, self._repair)
+
+    def _replace(self, raw: NDArray[Any], out: Float32, repair: _Repair) -> None:
+        # `clip` because any other mode has NumPy copy `out` first; all indices are within the line.
+        np.take(raw.reshape(-1), repair.sources, out=repair.raw, mode="clip")
+        values: Float32 = repair.values
+        if repair.dark is None:
+            np.multiply(repair.raw, repair.weights, out=values, dtype=self._type, casting="same_kind")
+        else:
+            np.subtract(repair.raw, repair.dark, out=values, dtype=self._type, casting="same_kind")
+            np.multiply(values, repair.weights, out=values)
+        np.sum(values, axis=0, out=repair.total)
+        out[repair.bands, repair.samples] = repair.total
+
+    def saturated(self, raw: NDArray[np.generic], mask: Bools | None = None) -> int:
+        """How many good pixels of a raw line are at the detector's limit; 0 where nobody knows it.
+
+        Args:
+            raw: [bands, samples] of the format's type.
+            mask: bool [bands, samples], filled where given: which values of the result draw on a saturated one, through
+                the replacement of bad pixels, smile and keystone too.
+
+        Raises:
+            CubeError: an array is of another shape or type.
+        """
+        if raw.shape != self.format.shape or raw.dtype != self.format.dtype:
+            raise _not_a_line("raw", raw, f"{self.format.dtype} {list(self.format.shape)}")
+        if mask is not None and (mask.shape != self.format.shape or mask.dtype != np.bool_):
+            raise _not_a_line("mask", mask, f"bool {list(self.format.shape)}")
+        count = 0
+        if self._limit is not None:
+            np.greater_equal(raw, self._limit, out=self._over)
+            if self._repair is not None:
+                np.logical_and(self._over, self._good, out=self._over)
+            count = int(np.count_nonzero(self._over))
+        if mask is not None:
+            if count:
+                np.copyto(mask, self._spread(self._over))
+            else:
+                mask.fill(False)
+        return count
+
+    def _spread(self, over: Bools) -> Bools:
+        if self._repair is not None:
+            drawn = over.reshape(-1)[self._repair.sources] & (self._repair.weights != 0)
+            over[self._repair.bands, self._repair.samples] = drawn.any(axis=0)
+        return over if self._resampling is None else self._resampling.touched(over)
+
+    def describe(self) -> dict[str, str]:
+        """What is done and with which files, for people and logs."""
+        return {**self._facts, "digest": self._digest}
+
+    def digest(self) -> str:
+        """SHA-256 of all that determines the result, see `Calibration.digest`."""
+        return self._digest
+
+
+def _limit(saturation: float | None, dtype: np.dtype[Any]) -> np.generic | None:
+    """The lowest saturated value in the lines' own type, so that comparing converts nothing."""
+    if saturation is None:
+        return None
+    if dtype.kind == "f":
+        limit: np.generic = dtype.type(saturation)
+        return limit
+    bounds = np.iinfo(dtype)
+    if not bounds.min < saturation <= bounds.max:
+        raise InputError(
+            f"no value of type {dtype} can be just below and at it",
+            key="radiometry.saturation",
+            value=saturation,
+            remedy=f"give a number above {bounds.min} and up to {bounds.max}",
+        )
+    whole: np.generic = dtype.type(math.ceil(saturation))
+    return whole
+
+
+def _not_a_line(key: str, array: NDArray[Any], wanted: str) -> CubeError:
+    found = f"{array.dtype} {list(array.shape)}" + ("" if array.flags.c_contiguous else ", not C-contiguous")
+    return CubeError("is not the array it should be", key=key, value=found, remedy=f"give {wanted}")

@@ -1,0 +1,370 @@
+"""Restored lines and counts as CCSDS space packets, to a file or as UDP datagrams.
+
+Space Packet Protocol, CCSDS 133.0-B-2; times in CCSDS day segmented code, CCSDS 301.0-B-4, 3.3; checksum as the packet
+error control of ECSS-E-ST-70-41C, annex B. docs/stream-messages.md lists the fields.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from abc import ABC, abstractmethod
+from binascii import crc_hqx
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from struct import Struct
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError, MachineError, plain
+from runtime.files.envi_header import CODE_OF_TYPE
+
+from .contract import Block, Sink, StreamFacts
+
+VERSION = 1
+"""Of the fields behind the primary header."""
+APID, HOUSEKEEPING_APID = 100, 101
+HIGHEST_APID = 2046
+"""2047 is for idle packets."""
+COUNTS = 1 << 14
+PACKET_BYTES = 65507
+"""The largest datagram of UDP over IPv4; a packet may have 65542."""
+LARGEST_PACKET, PRIMARY_BYTES, CHECK_BYTES = 65542, 6, 2
+
+TIME = Struct(">BHII")
+P_FIELD = 0b0_100_0_0_10
+"""Day segmented, epoch 1958, days of 16 bits, picoseconds of the millisecond."""
+DAYS_TO_1970, DAY_NS = 4383, 86_400_000_000_000
+LINE = Struct(">BQQIIHHBBHHHH")
+"""Version, sequence number, frame id, flags, frame, bands, samples, data type, spare, first band, first sample, bands
+and samples that are here."""
+LINE_BYTES = PRIMARY_BYTES + TIME.size + LINE.size + CHECK_BYTES
+HOUSEKEEPING = Struct(">B8Q6f")
+"""Version, the counts of COUNTED, packets that the network did not take, the figures of MEASURED."""
+COUNTED = ("in", "recorded", "restored", "passed", "dropped", "incomplete", "pending")
+MEASURED = (
+    ("rates", "in"),
+    ("rates", "restored"),
+    ("latency_s", "p50"),
+    ("latency_s", "p95"),
+    ("latency_s", "p99"),
+    ("source", "temperature_c"),
+)
+UNKNOWN = (1 << 64) - 1
+"""A count that is not known; a figure that is not known is NaN."""
+AWAY = {
+    *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN),
+    *(errno.ECONNREFUSED, errno.ENOBUFS, errno.EAGAIN),
+}
+"""A network that may come back."""
+SYNC_S = 1.0
+
+
+class Outlet(ABC):
+    """Where packets go."""
+
+    lost: int = 0
+
+    @abstractmethod
+    def counts(self) -> Mapping[int, int]:
+        """By APID, the sequence count that comes next, where it goes on from an earlier run."""
+
+    @abstractmethod
+    def send(self, packets: Sequence[bytes]) -> None:
+        """Give away whole packets, all of one line; raises DeployError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """May be called twice."""
+
+
+class PacketFile(Outlet):
+    """Packets one behind the other in a file; goes on where an earlier run ended and cuts off what is torn there.
+
+    Args:
+        path: of the file; made where there is none.
+        apids: that may be in it.
+
+    Raises:
+        InputError: it cannot be opened, is in use, or holds something else than packets of these APIDs.
+    """
+
+    def __init__(self, path: Path, apids: Sequence[int]) -> None:
+        self._path = path
+        self._next: dict[int, int] = {}
+        self._synced = time.monotonic()
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self._refused(error) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._size = self._resume(frozenset(apids))
+            os.ftruncate(self._file, self._size)
+        except OSError as error:
+            self.close()
+            raise self._refused(error) from error
+        except InputError:
+            self.close()
+            raise
+
+    def counts(self) -> Mapping[int, int]:
+        return self._next
+
+    def send(self, packets: Sequence[bytes]) -> None:
+        data = memoryview(b"".join(packets))
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self._file, data[done:], self._size + done)
+            self._size += len(data)
+            if time.monotonic() - self._synced >= SYNC_S:
+                os.fdatasync(self._file)
+                self._synced = time.monotonic()
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise self._refused(error) from error
+
+    def close(self) -> None:
+        if self._file >= 0:
+            with suppress(OSError):
+                os.fdatasync(self._file)
+            os.close(self._file)
+            self._file = -1
+
+    def _resume(self, apids: frozenset[int]) -> int:
+        """Size of the whole packets; each that is found sets the count behind it."""
+        size, position, last = os.fstat(self._file).st_size, 0, 0
+        while position < size:
+            head = os.pread(self._file, PRIMARY_BYTES, position)
+            if position and len(head) < PRIMARY_BYTES:
+                break
+            identity, control, length = (int.from_bytes(head[i : i + 2], "big") for i in (0, 2, 4))
+            if len(head) < PRIMARY_BYTES or identity & 0xF800 != 0x0800 or identity & 0x7FF not in apids:
+                self._require_torn(position, size)
+                break
+            end = position + PRIMARY_BYTES + length + 1
+            if end > size:
+                break
+            self._next[identity & 0x7FF] = (control + 1) % COUNTS
+            position, last = end, position
+        if position == last or crc_hqx(os.pread(self._file, position - last, last), 0xFFFF) == 0:
+            return position
+        # The last packet was not yet whole on the disk; whoever has read it knows its count as a bad one.
+        return last
+
+    def _require_torn(self, position: int, size: int) -> None:
+        """What is no packet may be cut off only where a power cut leaves such: zeros, behind packets of ours."""
+        while position and position < size:
+            piece = os.pread(self._file, 1 << 20, position)
+            if any(piece):
+                break
+            position += len(piece)
+        if position < size:
+            raise InputError(
+                f"byte {position} begins no packet of this stream",
+                file=self._path,
+                remedy="name another file, or give the APIDs with which it was begun",
+            )
+
+    def _refused(self, error: OSError) -> InputError:
+        why = "another program writes to it" if error.errno == errno.EWOULDBLOCK else error.strerror or str(error)
+        return InputError(
+            f"packets cannot be written: {why}", file=self._path, remedy="check folder, permissions and free space"
+        )
+
+
+class PacketDatagrams(Outlet):
+    """One packet per UDP datagram. A network that is away is waited for: what it does not take is counted in `lost`.
+
+    Raises:
+        MachineError: there is no such address.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+            self._address: Any = address
+            self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise MachineError(
+                f"no such address: {plain(error)}", key="ccsds", value=f"{host}:{port}", remedy="check host and port"
+            ) from error
+
+    def counts(self) -> Mapping[int, int]:
+        return {}
+
+    def send(self, packets: Sequence[bytes]) -> None:
+        for packet in packets:
+            self._send(packet)
+
+    def _send(self, packet: bytes) -> None:
+        try:
+            self._socket.sendto(packet, self._address)
+        except OSError as error:
+            if error.errno not in AWAY:
+                raise MachineError(
+                    f"a packet cannot be sent: {error.strerror or error}",
+                    key="ccsds",
+                    value=f"{len(packet)} bytes",
+                    remedy="give a smaller packet size" if error.errno == errno.EMSGSIZE else "check the address",
+                ) from error
+            self.lost += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class SpacePackets(Sink):
+    """Every restored line as one packet, or as first, continuing and last segment where it is larger than a packet.
+
+    Args:
+        facts: of the stream.
+        target: a file, or port (and host) for UDP; a bare port is one of 127.0.0.1.
+        apid: of the lines.
+        housekeeping_apid: of the counts.
+        packet_bytes: limit of a whole packet; 1472 keeps a datagram unfragmented on Ethernet.
+
+    Raises:
+        InputError: an APID, the limit, or the size or type of the lines does not fit; see `PacketFile`.
+        MachineError: spacepackets is not installed; see `PacketDatagrams`.
+    """
+
+    def __init__(
+        self,
+        facts: StreamFacts,
+        target: Path | int | tuple[int, str],
+        *,
+        apid: int = APID,
+        housekeeping_apid: int = HOUSEKEEPING_APID,
+        packet_bytes: int = PACKET_BYTES,
+    ) -> None:
+        try:
+            from spacepackets.ccsds.spacepacket import PacketType, SequenceFlags, SpacePacketHeader
+        except ImportError as error:
+            raise MachineError(
+                "spacepackets is not installed", key="ccsds", remedy='pip install "damp-deploy[stream]"'
+            ) from error
+        known = facts.format
+        for one in (apid, housekeeping_apid):
+            if not 0 <= one <= HIGHEST_APID or apid == housekeeping_apid:
+                raise InputError("not two APIDs", key="apid", value=one, remedy=f"0 to {HIGHEST_APID}, two of them")
+        least = max(LINE_BYTES + known.dtype.itemsize, PRIMARY_BYTES + TIME.size + HOUSEKEEPING.size + CHECK_BYTES)
+        most = LARGEST_PACKET if isinstance(target, Path) else PACKET_BYTES
+        if not least <= packet_bytes <= most:
+            remedy = f"give {least} to {most}"
+            raise InputError("not a size of packets", key="packet bytes", value=packet_bytes, remedy=remedy)
+        code = CODE_OF_TYPE.get(f"{known.dtype.kind}{known.dtype.itemsize}")
+        if max(known.shape) > 0xFFFF or code is None:
+            what = f"{known.bands} bands x {known.samples} samples of {known.dtype.name}"
+            raise InputError("lines that do not fit into packets", key="format", value=what, remedy="use another sink")
+        self._header, self._flags, self._type = SpacePacketHeader, SequenceFlags, PacketType.TM
+        self._apid, self._housekeeping_apid = apid, housekeeping_apid
+        self._code = code
+        self._pieces = list(_pieces(known.bands, known.samples, (packet_bytes - LINE_BYTES) // known.dtype.itemsize))
+        if isinstance(target, Path):
+            self._outlet: Outlet = PacketFile(target, (apid, housekeeping_apid))
+        else:
+            self._outlet = PacketDatagrams(*(target if isinstance(target, tuple) else (target,)))
+        self._counts = {apid: 0, housekeeping_apid: 0, **self._outlet.counts()}
+        self._lock = Lock()
+        self._closed = False
+
+    @property
+    def lost(self) -> int:
+        """Packets that the network did not take."""
+        return self._outlet.lost
+
+    def write(self, block: Block) -> None:
+        """Send the lines.
+
+        Raises:
+            InputError: the file cannot be written; it ends with a whole line.
+            MachineError: a packet cannot be sent, a time is beyond the year 2137, or the sink is closed.
+        """
+        self._require_open()
+        for index in range(len(block.sequence)):
+            # Line by line, so that counts from another thread need not wait for a whole block.
+            with self._lock:
+                self._outlet.send([self._line(block, index, piece) for piece in range(len(self._pieces))])
+
+    def housekeeping(self, snapshot: Mapping[str, Any], utc_ns: int | None = None) -> None:
+        """Send the counts, from any thread; `snapshot` as the log has it, its keys may be missing.
+
+        Raises:
+            as `write`.
+        """
+        lines = snapshot.get("lines", {})
+        counts = [UNKNOWN if lines.get(name) is None else int(lines[name]) for name in COUNTED]
+        figures = [snapshot.get(part, {}).get(name) for part, name in MEASURED]
+        with self._lock:
+            self._require_open()
+            data = HOUSEKEEPING.pack(VERSION, *counts, self.lost, *(np.nan if f is None else f for f in figures))
+            stamp = _time(time.time_ns() if utc_ns is None else utc_ns)
+            self._outlet.send([self._packet(self._housekeeping_apid, self._flags.UNSEGMENTED, stamp + data)])
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._outlet.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise MachineError("the sink is closed", key="ccsds", remedy="open it again")
+
+    def _line(self, block: Block, index: int, piece: int) -> bytes:
+        bands, samples = block.values.shape[1:]
+        first_band, first_sample, here, wide = self._pieces[piece]
+        fields = LINE.pack(
+            VERSION,
+            int(block.sequence[index]),
+            int(block.frame_id[index]),
+            int(block.flags[index]),
+            block.frame & 0xFFFFFFFF,
+            *(bands, samples, self._code, 0, first_band, first_sample, here, wide),
+        )
+        values = block.values[index, first_band : first_band + here, first_sample : first_sample + wide]
+        flags = self._flags.UNSEGMENTED
+        if len(self._pieces) > 1:
+            ends = {0: self._flags.FIRST_SEGMENT, len(self._pieces) - 1: self._flags.LAST_SEGMENT}
+            flags = ends.get(piece, self._flags.CONTINUATION_SEGMENT)
+        return self._packet(self._apid, flags, _time(int(block.utc_ns[index])) + fields + _big_endian(values))
+
+    def _packet(self, apid: int, flags: Any, data: bytes) -> bytes:
+        count = self._counts[apid]
+        self._counts[apid] = (count + 1) % COUNTS
+        # The length field holds one less than the bytes behind the primary header.
+        length = len(data) + CHECK_BYTES - 1
+        packet = bytes(self._header(self._type, apid, count, length, True, flags).pack()) + data
+        return packet + crc_hqx(packet, 0xFFFF).to_bytes(CHECK_BYTES, "big")
+
+
+def _time(utc_ns: int) -> bytes:
+    days, rest = divmod(utc_ns, DAY_NS)
+    if days + DAYS_TO_1970 > 0xFFFF:
+        raise MachineError("a time beyond the year 2137", key="utc_ns", value=utc_ns, remedy="set the clock")
+    return TIME.pack(P_FIELD, days + DAYS_TO_1970, rest // 1_000_000, rest % 1_000_000 * 1000)
+
+
+def _pieces(bands: int, samples: int, values: int) -> Iterator[tuple[int, int, int, int]]:
+    """First band, first sample, bands and samples of packets with at most `values` values: whole bands if they fit."""
+    if samples <= values:
+        step = values // samples
+        for band in range(0, bands, step):
+            yield band, 0, min(step, bands - band), samples
+        return
+    for band in range(bands):
+        for sample in range(0, samples, values):
+            yield band, sample, 1, min(values, samples - sample)
+
+
+def _big_endian(values: NDArray[np.generic]) -> bytes:
+    return values.astype(values.dtype.newbyteorder(">"), copy=False).tobytes()

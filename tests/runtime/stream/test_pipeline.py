@@ -1,0 +1,412 @@
+"""Whole streams in one process: real threads and queues, an engine that does as it is told, books that balance."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.errors import MachineError
+from runtime.lines import Broken, Flag, Line, LineFormat, Missing, Quiet
+from runtime.radiometry import load_radiometry
+from runtime.restore import Infer
+from runtime.sinks.contract import Block, Sink
+from runtime.stream.pipeline import NamedSink, Stream, StreamOptions, StreamResult
+from runtime.stream.restoring import RestorerFacts
+from tests.runtime.stream.lines import FORMAT, SHAPE, Script, line
+
+LINES, OVERLAP = 8, 2
+FACTS = RestorerFacts(SHAPE[0], (LINES, SHAPE[1]), OVERLAP, "paper6")
+GATES = np.ones((2, 3), np.float32) / 3
+FILES = StreamOptions(line_buffers=16)
+
+
+def same(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    """An engine that restores a frame to itself."""
+    return frame.copy(), GATES
+
+
+class Kept(Sink):
+    """Keeps what it is given."""
+
+    def __init__(self, pause: float = 0.0, fails_at: int | None = None) -> None:
+        self.pause, self.fails_at = pause, fails_at
+        self.lines: dict[int, Line] = {}
+        self.flags: dict[int, int] = {}
+        self.blocks = 0
+        self.closed = False
+
+    def write(self, block: Block) -> None:
+        time.sleep(self.pause)
+        self.blocks += 1
+        if self.fails_at is not None and self.blocks >= self.fails_at:
+            raise MachineError("the disk is full", key="disk")
+        for number, values, flags in zip(block.sequence.tolist(), block.values, block.flags.tolist(), strict=True):
+            assert number not in self.lines, "a line was given out twice"
+            self.lines[number], self.flags[number] = values.copy(), flags
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Record:
+    """A record in memory."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.lines: dict[int, Line] = {}
+        self.flags: dict[int, int] = {}
+        self.fails_at, self.closed, self.checkpoints = fails_at, False, 0
+
+    def append(self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0) -> None:
+        if self.fails_at is not None and len(self.lines) >= self.fails_at:
+            raise MachineError("the disk is full", key="disk")
+        self.lines[sequence], self.flags[sequence] = line.copy(), flags
+
+    def checkpoint(self) -> None:
+        self.checkpoints += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def stream_of(
+    source: Script,
+    infer: Infer = same,
+    record: Record | None = None,
+    sinks: Sequence[NamedSink] = (),
+    options: StreamOptions = FILES,
+    output: LineFormat = FORMAT,
+    log: Callable[..., None] = lambda kind, **fields: None,
+) -> Stream:
+    return Stream(
+        source, FACTS, infer, load_radiometry({}, source.format), output, record, sinks, options, log=log
+    )  # fmt: skip
+
+
+def balanced(snapshot: dict[str, Any]) -> None:
+    lines = snapshot["lines"]
+    assert lines["in"] == lines["restored"] + lines["dropped"] + lines["incomplete"] + lines["pending"]
+    assert lines["pending"] >= 0
+    assert lines["passed"] <= lines["restored"]
+
+
+def run(stream: Stream) -> StreamResult:
+    result = stream.run(lambda: balanced(stream.snapshot()))
+    count = result.count
+    assert count.pending == 0
+    assert count.issued == count.restored + count.dropped + count.incomplete
+    return result
+
+
+def test_every_line_of_a_file_is_recorded_and_restored() -> None:
+    record, kept = Record(), Kept()
+    result = run(stream_of(Script(range(100)), record=record, sinks=[NamedSink("kept", kept, "block", True)]))
+    assert result.count.as_json() == {
+        "in": 100, "recorded": 100, "restored": 100, "passed": 0, "dropped": 0, "incomplete": 0,
+    }  # fmt: skip
+    assert (result.ended_by, result.failures, result.hung) == ("source", {}, ())
+    for kept_lines in (record.lines, kept.lines):
+        assert sorted(kept_lines) == list(range(100))
+        assert all(np.array_equal(kept_lines[number], line(number)) for number in range(100))
+    assert record.closed
+    assert kept.closed
+    # 16 full frames of a step of 6, and a last one of 4 lines.
+    assert result.frames == {"restored": 17, "passed": 0, "dropped": 0, "failed": 0}
+    padded = {number for number, flags in kept.flags.items() if flags & Flag.PADDED}
+    assert padded == {96, 97, 98, 99}
+
+
+def test_numbers_go_on_where_a_record_ends() -> None:
+    record = Record()
+    stream = Stream(Script(range(5)), FACTS, same, load_radiometry({}, FORMAT), FORMAT, record, [], FILES,
+                    first_sequence=40)  # fmt: skip
+    run(stream)
+    assert sorted(record.lines) == [40, 41, 42, 43, 44]
+
+
+def test_missing_lines_are_counted_and_bridged_or_left_out() -> None:
+    record, kept, events = Record(), Kept(), []
+    script: list[Any] = [*range(10), Missing(11, 2, "lost"), *range(12, 20), Missing(21, 9, "lost"), *range(29, 40)]
+    result = run(
+        stream_of(
+            Script(script), record=record, sinks=[NamedSink("kept", kept, "block", True)],
+            log=lambda kind, **fields: events.append((kind, fields)),
+        )
+    )  # fmt: skip
+    missing = {10, 11, *range(20, 29)}
+    assert result.count.incomplete == 11
+    assert result.count.issued == 40
+    assert result.count.recorded == result.count.restored == 29
+    assert set(record.lines) == set(range(40)) - missing
+    assert record.flags[12] & Flag.GAP
+    assert record.flags[29] & Flag.GAP
+    assert set(kept.lines) == set(range(40)) - set(range(20, 29))
+    assert {number for number, flags in kept.flags.items() if flags & Flag.INTERPOLATED} == {10, 11}
+    gaps = [fields for kind, fields in events if kind == "gap"]
+    assert [(gap["sequence"], gap["count"], gap["why"]) for gap in gaps] == [(10, 2, "lost"), (20, 9, "lost")]
+    for _, fields in events:
+        books = fields["books"]
+        assert books["in"] == books["restored"] + books["dropped"] + books["incomplete"] + books["pending"]
+
+
+def test_what_follows_a_break_is_not_joined_with_what_came_before() -> None:
+    frames: list[int] = []
+
+    def noted(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        frames.append(frame.shape[2])
+        return frame.copy(), GATES
+
+    kept, record = Kept(), Record()
+    script: list[Any] = [*range(11), Broken("the camera vanished"), Quiet(), *range(11, 30)]
+    result = run(stream_of(Script(script), noted, record, [NamedSink("kept", kept, "block", True)]))
+    assert result.count.restored == 30
+    assert record.flags[11] & Flag.BREAK
+    assert all(np.array_equal(kept.lines[number], line(number)) for number in range(30))
+    # 0-7, 6-10 padded; 11-18, 17-24, 23-29 padded.
+    assert result.frames["restored"] == 5
+
+
+def test_restoration_that_is_behind_drops_whole_frames_and_counts_them_exactly() -> None:
+    def slow(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        time.sleep(0.05)
+        return frame.copy(), GATES
+
+    record, kept, dropped = Record(), Kept(), []
+
+    def log(kind: str, **fields: Any) -> None:
+        if kind == "drop":
+            dropped.append(fields["frame"])
+
+    source = Script(range(600), live=True, pause=0.001)
+    result = run(stream_of(source, slow, record, [NamedSink("kept", kept, "block", True)], log=log))
+    assert result.count.recorded == 600, "a line was not recorded"
+    assert result.count.dropped > 0
+    assert result.count.restored == len(kept.lines)
+    assert result.count.dropped == 600 - len(kept.lines)
+    assert result.frames["dropped"] == len(dropped) == len(set(dropped))
+    assert all(np.array_equal(values, line(number)) for number, values in kept.lines.items())
+
+
+def test_unfit_lines_are_passed_through_and_told() -> None:
+    lines: list[Any] = [line(number) for number in range(24)]
+    lines[5] = np.full(SHAPE, 7, np.uint16)
+    lines[9] = lines[8].copy()
+    lines[13] = np.full(SHAPE, 4095, np.uint16)
+    lines[13][0, 0] = 1
+    kept, record = Kept(), Record()
+
+    def brighter(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        return frame + np.float32(100 / 4095), GATES
+
+    stream = stream_of(Script(lines), brighter, record, [NamedSink("kept", kept, "block", True)])
+    result = run(stream)
+    assert (result.count.restored, result.count.passed) == (24, 3)
+    assert stream.snapshot()["flags"] == {"empty": 1, "repeated": 1, "saturated": 1}
+    for number, flag in ((5, Flag.EMPTY), (9, Flag.REPEATED), (13, Flag.SATURATED)):
+        assert kept.flags[number] == flag | Flag.PASSED
+        assert record.flags[number] & flag
+        np.testing.assert_array_equal(kept.lines[number], lines[number])
+    np.testing.assert_array_equal(kept.lines[4], lines[4] + 100)
+
+
+def test_values_that_the_type_cannot_hold_are_clipped_and_counted() -> None:
+    kept = Kept()
+
+    def darker(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        return frame - 2, GATES
+
+    stream = stream_of(Script(range(8)), darker, None, [NamedSink("kept", kept, "block", True)])
+    run(stream)
+    assert stream.snapshot()["clipped"] == 8 * SHAPE[0] * SHAPE[1]
+    assert all((values == 0).all() for values in kept.lines.values())
+
+
+def test_an_engine_that_raises_once_costs_one_frame() -> None:
+    runs: list[int] = []
+
+    def once(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        runs.append(0)
+        if len(runs) == 2:
+            raise RuntimeError("a hiccup")
+        return frame.copy(), GATES
+
+    record, kept = Record(), Kept()
+    result = run(stream_of(Script(range(50)), once, record, [NamedSink("kept", kept, "block", True)]))
+    assert not result.failures
+    assert result.frames["failed"] == 1
+    # Frame 1 has lines 6 to 13; 6 and 7 are frame 0's too, 12 and 13 frame 2's.
+    assert sorted(set(range(50)) - set(kept.lines)) == [8, 9, 10, 11]
+    assert (result.count.dropped, result.count.recorded) == (4, 50)
+
+
+def test_an_engine_that_always_raises_is_asked_no_more_and_the_record_goes_on() -> None:
+    runs: list[int] = []
+
+    def broken(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        runs.append(0)
+        raise MachineError("out of memory", key="gpu")
+
+    record = Record()
+    result = run(stream_of(Script(range(100)), broken, record))
+    assert len(runs) == 3
+    assert (result.count.recorded, result.count.restored, result.count.dropped) == (100, 0, 100)
+    assert result.ended_by == "failure"
+    assert "failed on 3 frames in a row" in result.failures["restore"].one_line()
+    assert "out of memory" in result.failures["restore"].one_line()
+
+
+def test_a_record_that_cannot_be_written_ends_the_stream_and_the_books_balance() -> None:
+    record, kept = Record(fails_at=30), Kept()
+    source = Script(range(100_000), pause=0.0005)
+    result = run(stream_of(source, same, record, [NamedSink("kept", kept, "block", True)]))
+    assert result.failures["record"].one_line().startswith("disk: the disk is full")
+    count = result.count
+    assert count.recorded == 30 == count.issued - count.incomplete
+    assert set(kept.lines) <= set(record.lines), "a line was restored that is not in the record"
+    assert record.closed
+    assert count.issued < 100_000
+
+
+def test_a_sink_that_fails_is_left_out_and_its_lines_are_no_longer_restored() -> None:
+    record, kept, other = Record(), Kept(fails_at=3), Kept()
+    sinks = [NamedSink("restored", kept, "block", True), NamedSink("other", other, "block")]
+    result = run(stream_of(Script(range(100)), same, record, sinks))
+    assert result.count.recorded == 100
+    assert result.count.restored == len(kept.lines) == 12
+    assert result.count.dropped == 88
+    assert sorted(other.lines) == list(range(100))
+    assert list(result.failures) == ["restored"]
+
+
+def test_a_slow_preview_loses_blocks_and_stalls_nobody() -> None:
+    record, kept, slow = Record(), Kept(), Kept(pause=0.05)
+    sinks = [NamedSink("restored", kept, "block", True), NamedSink("preview", slow)]
+    stream = stream_of(Script(range(600)), same, record, sinks)
+    result = run(stream)
+    assert result.count.restored == 600
+    assert 0 < len(slow.lines) < 600
+    assert stream.snapshot()["queues"]["preview"]["dropped"] > 0
+
+
+def test_a_signal_ends_it_within_its_time_and_what_was_on_its_way_is_counted() -> None:
+    record, kept = Record(), Kept()
+    source = Script(range(1_000_000), live=True, pause=0.001)
+    stream = stream_of(source, same, record, [NamedSink("restored", kept, "block", True)])
+    threading.Timer(0.5, stream.stop).start()
+    result = run(stream)
+    assert result.ended_by == "signal"
+    assert result.count.recorded == result.count.issued == len(record.lines) > 0
+    assert result.count.restored == len(kept.lines)
+
+
+def test_an_engine_that_hangs_does_not_keep_the_stream_from_ending() -> None:
+    release = threading.Event()
+
+    def hangs(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        release.wait(60)
+        return frame.copy(), GATES
+
+    record, kept = Record(), Kept()
+    source = Script(range(1_000_000), live=True, pause=0.001)
+    stream = stream_of(source, hangs, record, [NamedSink("restored", kept, "block", True)])
+    threading.Timer(0.3, stream.stop).start()
+    began = time.monotonic()
+    result = stream.run()
+    try:
+        assert time.monotonic() - began < 30, "it waited for the engine"
+        assert "restore" in result.hung
+        count = result.count
+        assert count.recorded == count.issued == count.dropped == len(record.lines)
+        assert record.closed
+    finally:
+        release.set()
+
+
+def test_a_duration_ends_a_live_source_and_works_off_what_is_on_its_way() -> None:
+    record, kept = Record(), Kept()
+    options = StreamOptions(seconds=0.4, line_buffers=16)
+    source = Script(range(1_000_000), live=True, pause=0.002)
+    result = run(stream_of(source, same, record, [NamedSink("restored", kept, "block", True)], options))
+    assert result.ended_by == "duration"
+    assert result.count.restored + result.count.dropped == result.count.issued
+
+
+def test_a_source_that_fails_ends_the_stream_with_its_own_words() -> None:
+    record = Record()
+    result = run(stream_of(Script([*range(20), MachineError("the cable is cut", key="cable")]), record=record))
+    assert result.failures["source"].one_line() == "cable: the cable is cut"
+    assert result.count.recorded == result.count.restored == 20
+
+
+def test_a_bug_in_a_stage_is_told_and_ends_the_stream() -> None:
+    class Buggy(Kept):
+        def write(self, block: Block) -> None:
+            raise ZeroDivisionError("a bug")
+
+    events = []
+    record = Record()
+    source = Script(range(1_000_000), live=True, pause=0.001)
+    sinks = [NamedSink("buggy", Buggy(), "block", True)]
+    result = run(stream_of(source, same, record, sinks, log=lambda kind, **fields: events.append((kind, fields))))
+    assert "ZeroDivisionError: a bug" in result.failures["buggy"].one_line()
+    assert result.count.recorded == result.count.issued
+    assert any(kind == "failed" and "ZeroDivisionError" in fields["error"] for kind, fields in events)
+
+
+def test_nothing_grows_while_it_runs() -> None:
+    sizes, frames = np.zeros(2000, np.int64), [0]
+
+    def measured(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        gc.collect()
+        sizes[frames[0]] = tracemalloc.get_traced_memory()[0]
+        frames[0] += 1
+        return frame.copy(), GATES
+
+    tracemalloc.start()
+    try:
+        run(
+            stream_of(Script([line(0), line(1)] * 1500), measured, None, [NamedSink("none", _Nothing(), "block", True)])
+        )
+    finally:
+        tracemalloc.stop()
+    assert frames[0] == 500
+    # The latencies of the last 256 frames are kept.
+    early, late = np.median(sizes[260:300]), np.median(sizes[450:500])
+    assert late - early < 5_000, f"{late - early:.0f} bytes more after 200 frames"
+
+
+class _Nothing(Sink):
+    def write(self, block: Block) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_live_source_never_waits_for_restoration(slots: int) -> None:
+    gate = threading.Event()
+
+    def held(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        gate.wait(20)
+        return frame.copy(), GATES
+
+    record = Record()
+    options = StreamOptions(line_buffers=8, frame_buffers=slots)
+    source = Script(range(400), live=True)
+    stream = stream_of(source, held, record, options=options)
+    worker = threading.Thread(target=run, args=(stream,))
+    worker.start()
+    deadline = time.monotonic() + 20
+    while len(record.lines) < 400 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(record.lines) == 400, "the record waited for the engine"
+    gate.set()
+    worker.join(20)
+    assert not worker.is_alive()

@@ -1,0 +1,187 @@
+"""A frame of a stream is restored as `restore_cube` restores the cube of its lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.bundle import Bundle, load_bundle
+from runtime.errors import MachineError
+from runtime.lines import NO_FLAGS, Flag, LineFormat
+from runtime.radiometry import load_radiometry
+from runtime.restore import restore_cube
+from runtime.sources.simulator import SensorModel, sense, simulate_scene
+from runtime.stream.frames import Frame
+from runtime.stream.pool import LinePool
+from runtime.stream.restoring import AbandonedError, FrameRestorer, RestorerFacts
+
+BANDS, LINES = 31, 64
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle, threads=1)
+
+
+def cube_of(bands: int, lines: int, samples: int) -> NDArray[np.uint16]:
+    return sense(simulate_scene(3, bands, lines, samples), SensorModel(), np.random.default_rng(3)).dn
+
+
+def frame_of(
+    cube: NDArray[np.generic], flags: dict[int, Flag] | None = None, missing: tuple[int, ...] = ()
+) -> tuple[Frame, LineFormat]:
+    bands, lines, samples = cube.shape
+    format = LineFormat(bands, samples, cube.dtype, scale=4095.0, saturation=4095.0)
+    pool = LinePool(format, lines)
+    slots = []
+    for place in range(lines):
+        slot = pool.acquire(0)
+        assert slot is not None
+        slot.line[:] = cube[:, place]
+        slot.sequence, slot.flags = place, (flags or {}).get(place, NO_FLAGS)
+        slots.append(None if place in missing else slot)
+    return Frame(0, 0, tuple(slots), 0, 0.0), format
+
+
+def restorer_of(bundle: Bundle, format: LineFormat, chosen: tuple[int, ...] | None = None) -> FrameRestorer:
+    m = bundle.manifest
+    facts = RestorerFacts(m.bands, (m.frame.lines, m.frame.samples), m.frame.overlap, m.metric_set, chosen)
+    return FrameRestorer(facts, format, bundle.engine.infer, load_radiometry({}, format))
+
+
+def expected(bundle: Bundle, unit: NDArray[np.float32]) -> NDArray[np.float32]:
+    m = bundle.manifest
+    return np.asarray(
+        restore_cube(
+            unit, bundle.engine.infer, bands=m.bands, frame=(m.frame.lines, m.frame.samples),
+            overlap=m.frame.overlap, metric_set=m.metric_set,
+        ).cube
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bands", "lines", "samples"),
+    [(31, 64, 64), (31, 64, 150), (31, 20, 64), (31, 1, 64), (31, 64, 40), (45, 64, 100)],
+    ids=["whole", "tiles", "short", "one line", "narrow", "groups"],
+)
+def test_a_frame_is_restored_as_a_cube_is(bundle: Bundle, bands: int, lines: int, samples: int) -> None:
+    cube = cube_of(bands, lines, samples)
+    frame, format = frame_of(cube)
+    values, report = restorer_of(bundle, format).restore(frame)
+    unit = (cube / np.float64(4095)).astype(np.float32)
+    np.testing.assert_allclose(values, expected(bundle, unit), rtol=0, atol=2e-6)
+    wanted = Flag.RESTORED | (Flag.PADDED if lines < LINES else NO_FLAGS)
+    assert set(report.flags.tolist()) == {int(wanted)}
+    assert len(report.metrics) == 6
+    assert sum(report.experts) > 0
+
+
+def test_chosen_bands_are_those_of_the_cube(bundle: Bundle) -> None:
+    cube = cube_of(62, LINES, 64)
+    chosen = tuple(range(1, 62, 2))
+    frame, format = frame_of(cube)
+    values, _ = restorer_of(bundle, format, chosen).restore(frame)
+    unit = (cube[list(chosen)] / np.float64(4095)).astype(np.float32)
+    np.testing.assert_allclose(values, expected(bundle, unit), rtol=0, atol=2e-6)
+
+
+def test_the_same_memory_serves_every_frame(bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64)
+    frame, format = frame_of(cube)
+    restorer = restorer_of(bundle, format)
+    first = restorer.restore(frame)[0]
+    before = first.copy()
+    other, _ = frame_of(cube[:, ::-1])
+    assert restorer.restore(other)[0].base is first.base
+    np.testing.assert_array_equal(restorer.restore(frame)[0], before)
+
+
+@pytest.mark.parametrize("flag", [Flag.EMPTY, Flag.SATURATED, Flag.REPEATED, Flag.NOT_FINITE])
+def test_an_unfit_line_is_passed_and_spoils_no_other(bundle: Bundle, flag: Flag) -> None:
+    cube = cube_of(BANDS, LINES, 64).astype(np.float32) / np.float32(4095)
+    bad = cube.copy()
+    bad[:, 20] = np.nan if flag is Flag.NOT_FINITE else 7.0
+    frame, format = frame_of(bad, {20: flag})
+    format = LineFormat(format.bands, format.samples, format.dtype)
+    values, report = restorer_of(bundle, format).restore(frame)
+    np.testing.assert_array_equal(values[:, 20], bad[:, 20])
+    assert report.flags[20] == flag | Flag.PASSED
+    assert set(np.delete(report.flags, 20).tolist()) == {int(Flag.RESTORED)}
+    mended = cube.copy()
+    mended[:, 20] = np.float32(0.5) * cube[:, 19] + np.float32(0.5) * cube[:, 21]
+    np.testing.assert_allclose(np.delete(values, 20, 1), np.delete(expected(bundle, mended), 20, 1), atol=2e-6)
+
+
+def test_a_missing_line_is_made_from_its_neighbours(bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64)
+    frame, format = frame_of(cube, missing=(0, 30, 31))
+    values, report = restorer_of(bundle, format).restore(frame)
+    assert np.flatnonzero(report.flags == Flag.INTERPOLATED).tolist() == [0, 30, 31]
+    unit = (cube / np.float64(4095)).astype(np.float32)
+    unit[:, 0] = unit[:, 1]
+    third = np.float32(1 / 3)
+    a, b = unit[:, 29].copy(), unit[:, 32].copy()
+    unit[:, 30], unit[:, 31] = (1 - third) * a + third * b, third * a + (1 - third) * b
+    np.testing.assert_allclose(values, expected(bundle, unit), atol=2e-6)
+
+
+def test_saturated_values_come_out_as_they_came_in(bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64)
+    cube[5, 10, 7:9] = 4095
+    frame, format = frame_of(cube, {10: Flag.SOME_SATURATED})
+    values, report = restorer_of(bundle, format).restore(frame)
+    assert values[5, 10, 7:9].tolist() == [1.0, 1.0]
+    assert report.flags[10] == Flag.SOME_SATURATED | Flag.RESTORED
+    unit = (cube / np.float64(4095)).astype(np.float32)
+    assert not np.allclose(values[5, 10, 6], unit[5, 10, 6], atol=1e-6), "its neighbours are restored"
+
+
+def test_missing_pixels_of_a_file_stay_as_they_are(bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64).astype(np.int16)
+    cube[:, 4, 9] = -9999
+    frame, format = frame_of(cube)
+    format = LineFormat(format.bands, format.samples, format.dtype, 4095.0, None, None, -9999.0)
+    values, _ = restorer_of(bundle, format).restore(frame)
+    np.testing.assert_allclose(values[:, 4, 9] * 4095, -9999)
+    assert values[:, 4, 8].min() > -0.5, "the mark has reached the network"
+
+
+def test_a_frame_of_mostly_unfit_lines_is_passed_as_a_whole(bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64)
+    frame, format = frame_of(cube, dict.fromkeys(range(40), Flag.EMPTY), missing=(50,))
+    asked: list[None] = []
+    restorer = restorer_of(bundle, format)
+    values, report = restorer.restore(frame, alive=lambda: asked.append(None))
+    assert not asked, "the engine was asked"
+    assert not report.metrics
+    came = np.arange(LINES) != 50
+    assert ((report.flags[came] & Flag.PASSED) > 0).all()
+    np.testing.assert_array_equal(values[:, came], (cube / np.float64(4095)).astype(np.float32)[:, came])
+    assert report.flags[50] == Flag.INTERPOLATED
+
+
+def test_it_can_be_abandoned_between_runs_of_the_engine(bundle: Bundle) -> None:
+    frame, format = frame_of(cube_of(BANDS, LINES, 150))
+    restorer = restorer_of(bundle, format)
+    runs: list[None] = []
+    with pytest.raises(AbandonedError):
+        restorer.restore(frame, lambda: len(runs) > 1, lambda: runs.append(None))
+    assert 1 < len(runs) < restorer.runs
+
+
+def test_what_the_engine_raises_is_raised(bundle: Bundle) -> None:
+    frame, format = frame_of(cube_of(BANDS, LINES, 64))
+    restorer = restorer_of(bundle, format)
+    bundle_infer = restorer._infer
+
+    def broken(*_: object) -> None:
+        raise MachineError("the engine failed")
+
+    restorer._infer = broken  # type: ignore[assignment]
+    with pytest.raises(MachineError, match="the engine failed"):
+        restorer.restore(frame)
+    restorer._infer = bundle_infer
+    restorer.restore(frame)

@@ -1,0 +1,181 @@
+"""What Prometheus is given, over HTTP and through the official parser; and who is refused."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from runtime.errors import MachineError
+from runtime.stream.prometheus import PrometheusEndpoint
+
+FULL = {
+    "lines": {"in": 10, "recorded": 10, "restored": 5, "passed": 2, "dropped": 1, "incomplete": 0, "pending": 2},
+    "frames": {"restored": 3, "failed": 1},
+    "rates": {"in": 330.5, "restored": np.float32(329.5)},
+    "latency_s": {"p50": 0.25, "p95": 0.5, "p99": 1.0},
+    "queues": {"record": {"level": 3, "capacity": 64}, 'of "whom"\n\\': {"level": 0}},
+    "prompt": {"noise": 0.125, "blur": float("nan")},
+    "experts": [0.75, 0.25],
+    "source": {"temperature_c": 41.5, "underruns": 7},
+    "stages": {"engine": 0.5},
+    "seconds": 12.5,
+}
+
+
+class Counts:
+    """A snapshot that a test can change."""
+
+    now: Any = FULL
+
+    def __call__(self) -> Any:
+        return self.now
+
+
+@pytest.fixture
+def counts() -> Counts:
+    return Counts()
+
+
+@pytest.fixture
+def endpoint(counts: Counts) -> Iterator[PrometheusEndpoint]:
+    with PrometheusEndpoint(counts, 0) as endpoint:
+        yield endpoint
+
+
+def get(port: int, path: str = "/metrics", host: str | None = None, method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path, headers={} if host is None else {"Host": host})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, text
+
+
+def samples(port: int) -> dict[tuple[str, ...], float]:
+    """Value by metric's name and label values."""
+    status, text = get(port)
+    assert status == 200, text
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_everything_of_a_snapshot_is_there(endpoint: PrometheusEndpoint) -> None:
+    found = samples(endpoint.port)
+    assert np.isnan(found.pop(("damp_prompt_metric", "blur")))
+    assert found == {
+        ("damp_lines_total", "in"): 10,
+        ("damp_lines_total", "recorded"): 10,
+        ("damp_lines_total", "restored"): 5,
+        ("damp_lines_total", "passed"): 2,
+        ("damp_lines_total", "dropped"): 1,
+        ("damp_lines_total", "incomplete"): 0,
+        ("damp_lines_pending",): 2,
+        ("damp_frames_total", "restored"): 3,
+        ("damp_frames_total", "failed"): 1,
+        ("damp_lines_per_second", "in"): 330.5,
+        ("damp_lines_per_second", "restored"): 329.5,
+        ("damp_latency_seconds", "0.5"): 0.25,
+        ("damp_latency_seconds", "0.95"): 0.5,
+        ("damp_latency_seconds", "0.99"): 1,
+        ("damp_queue_level", "record"): 3,
+        ("damp_queue_level", 'of "whom"\n\\'): 0,
+        ("damp_queue_capacity", "record"): 64,
+        ("damp_prompt_metric", "noise"): 0.125,
+        ("damp_expert_share", "0"): 0.75,
+        ("damp_expert_share", "1"): 0.25,
+        ("damp_source_temperature_celsius",): 41.5,
+        ("damp_source", "underruns"): 7,
+        ("damp_stage_beat_age_seconds", "engine"): 0.5,
+        ("damp_uptime_seconds",): 12.5,
+    }
+
+
+def test_types_are_told(endpoint: PrometheusEndpoint) -> None:
+    families = {family.name: family.type for family in text_string_to_metric_families(get(endpoint.port)[1])}
+    assert {name for name, kind in families.items() if kind == "counter"} == {"damp_lines", "damp_frames"}
+    assert set(families.values()) == {"counter", "gauge"}
+
+
+def test_it_is_read_when_asked_and_what_is_not_there_is_left_out(endpoint: PrometheusEndpoint, counts: Counts) -> None:
+    counts.now = {"lines": {"in": 1, "restored": None}, "rates": {}, "seconds": None}
+    assert samples(endpoint.port) == {("damp_lines_total", "in"): 1}
+    counts.now = {"lines": {"in": 2}}
+    assert samples(endpoint.port) == {("damp_lines_total", "in"): 2}
+    counts.now = {}
+    assert samples(endpoint.port) == {}
+
+
+def test_counts_that_cannot_be_had_are_an_error_and_come_back(
+    endpoint: PrometheusEndpoint, counts: Counts, capfd: pytest.CaptureFixture[str]
+) -> None:
+    counts.now = {"source": {"serial": "A-17"}}
+    status, text = get(endpoint.port)
+    assert status == 500 and text == "no counts: ValueError: could not convert string to float: 'A-17'\n"
+    counts.now = FULL
+    assert samples(endpoint.port)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "[::1]"])
+def test_this_machine_is_answered(endpoint: PrometheusEndpoint, host: str) -> None:
+    assert get(endpoint.port, host=f"{host}:{endpoint.port}")[0] == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example:{port}", "localhost", "localhost:1", "", "localhost:{port}.evil:80"])
+def test_others_are_refused(endpoint: PrometheusEndpoint, host: str) -> None:
+    status, text = get(endpoint.port, host=host.format(port=endpoint.port))
+    assert (status, text) == (403, "wrong Host header\n")
+
+
+@pytest.mark.parametrize("lines", ["", "Host: localhost:{port}\r\nHost: evil.example\r\n"])
+def test_no_host_and_two_hosts_are_refused(endpoint: PrometheusEndpoint, lines: str) -> None:
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as client:
+        client.sendall(f"GET /metrics HTTP/1.0\r\n{lines.format(port=endpoint.port)}\r\n".encode())
+        assert b" 403 " in client.recv(65536).splitlines()[0]
+
+
+def test_other_paths_and_methods_are_refused(endpoint: PrometheusEndpoint) -> None:
+    assert get(endpoint.port, "/")[0] == get(endpoint.port, "/metrics/../x")[0] == 404
+    assert get(endpoint.port, method="POST")[0] == 405
+
+
+def test_a_client_that_says_nothing_holds_up_nobody(endpoint: PrometheusEndpoint) -> None:
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as silent:
+        silent.sendall(b"GET /met")
+        assert samples(endpoint.port)
+
+
+def test_it_listens_on_this_machine_only_and_gives_the_port_back(endpoint: PrometheusEndpoint) -> None:
+    assert endpoint._server.server_address[0] == "127.0.0.1"
+    with pytest.raises(MachineError, match=rf"prometheus: cannot listen there: .*127\.0\.0\.1:{endpoint.port}"):
+        PrometheusEndpoint(Counts(), endpoint.port)
+    endpoint.close()
+    endpoint.close()
+    with PrometheusEndpoint(Counts(), endpoint.port) as again:
+        assert samples(again.port)
+
+
+def test_two_endpoints_do_not_share_what_they_tell() -> None:
+    other = Counts()
+    other.now = {"seconds": 1}
+    with PrometheusEndpoint(Counts(), 0) as one, PrometheusEndpoint(other, 0) as two:
+        assert len(samples(one.port)) == 25
+        assert samples(two.port) == {("damp_uptime_seconds",): 1}
+
+
+def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MachineError, match="cannot listen there"):
+        PrometheusEndpoint(Counts(), 70_000)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(MachineError, match=r'prometheus-client is not installed; pip install "damp-deploy\[stream\]"'):
+        PrometheusEndpoint(Counts(), 0)
