@@ -1,0 +1,313 @@
+"""`deploy stream` as its user runs it: files, the simulator, signals, kills, limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import spectral
+
+from runtime.files import read_cube, write_cube
+from runtime.files.envi import read_envi
+from runtime.lines import Flag
+from runtime.sinks.line_index import read_index, verify
+from tests.contracts.command import Done, assert_failed, assert_json_error, command_line, invoke
+
+ROOT = Path(__file__).parents[2]
+SIM = "sim:samples=64,lines=128,rate=400"
+
+
+def balanced(lines: dict[str, int]) -> None:
+    assert lines["in"] == lines["restored"] + lines["dropped"] + lines["incomplete"]
+    assert lines["passed"] <= lines["restored"]
+
+
+def started(*arguments: object, folder: Path, limit_bytes: int | None = None) -> subprocess.Popen[str]:
+    """A stream in a process of its own, whose files cannot grow beyond `limit_bytes`."""
+
+    def limited() -> None:
+        if limit_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+
+    return subprocess.Popen(
+        command_line("stream", *arguments), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=limited,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 60) -> Done:
+    out, err = process.communicate(timeout=seconds)
+    return Done(process.returncode, out, err)
+
+
+def wait_for_lines(index: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not index.exists() or index.stat().st_size < 32 * count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no lines came"
+        time.sleep(0.02)
+
+
+def scene(folder: Path, lines: int = 64, samples: int = 64, bands: int = 31) -> Path:
+    rng = np.random.default_rng(0)
+    cube = rng.integers(100, 9000, (bands, lines, samples)).astype(np.int16)
+    write_cube(folder / "scene.hdr", cube, fields={"reflectance scale factor": "10000"})
+    return folder / "scene.hdr"
+
+
+def test_a_file_is_restored_as_deploy_run_restores_it(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = scene(tmp_path)
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", f"envi:{cube}", "--record", tmp_path / "raw",
+        "--restored", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    result = done.json
+    assert result["lines"] == {"in": 64, "recorded": 64, "restored": 64, "passed": 0, "dropped": 0, "incomplete": 0}
+    assert result["frames"] == 1
+    assert result["seconds"] > 0
+    invoke(capsys, "run", tiny_bundle, cube, "--out", tmp_path / "run.hdr")
+    streamed, run = read_cube(tmp_path / "out/restored.hdr"), read_cube(tmp_path / "run.hdr")
+    assert streamed.scale == 10000
+    assert streamed.cube.dtype == np.int16
+    assert np.abs(streamed.cube.astype(int) - run.cube).max() <= 1, "rounded the other way at most"
+    np.testing.assert_array_equal(read_envi(tmp_path / "raw/lines.hdr"), read_envi(cube))
+    assert (read_index(tmp_path / "out/restored.idx")["flags"] & Flag.RESTORED).all()
+
+
+def test_a_rerun_appends_and_other_readers_open_the_files(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = scene(tmp_path, lines=80)
+    for _ in range(2):
+        done = invoke(
+            capsys, "stream", tiny_bundle, "--source", f"envi:{cube}", "--record", tmp_path / "out",
+            "--restored", tmp_path / "out", "--json",
+        )  # fmt: skip
+        assert done.json["lines"]["in"] == 80, "counts are those of this process"
+    index = read_index(tmp_path / "out/lines.idx")
+    assert index["sequence"].tolist() == list(range(160))
+    assert index["frame_id"].tolist() == [*range(80), *range(80)]
+    assert np.flatnonzero(index["flags"] & Flag.BREAK).tolist() == [0, 80]
+    raw = read_envi(tmp_path / "out/lines.hdr")
+    np.testing.assert_array_equal(raw, np.concatenate([read_envi(cube)] * 2, axis=1))
+    for name in ("lines", "restored"):
+        ours = read_envi(tmp_path / f"out/{name}.hdr")
+        theirs = spectral.open_image(str(tmp_path / f"out/{name}.hdr")).load(dtype=ours.dtype, scale=False)
+        np.testing.assert_array_equal(np.asarray(theirs).transpose(2, 0, 1), ours)
+        with rasterio.open(tmp_path / f"out/{name}.raw") as opened:
+            np.testing.assert_array_equal(opened.read(), ours)
+
+
+def test_the_simulator_streams_and_everything_is_told(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", SIM, "--record", tmp_path / "out", "--restored", tmp_path / "out",
+        "--quicklook", tmp_path / "now.png", "--packets", tmp_path / "out.ccsds", "--duration", 2, "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    lines = done.json["lines"]
+    balanced(lines)
+    assert lines["in"] > 400
+    assert lines["recorded"] == lines["in"] - lines["incomplete"]
+    assert lines["restored"] > 0
+    report = verify(tmp_path / "out", "lines")
+    assert (report.lines, report.bad) == (lines["recorded"], 0)
+    assert (tmp_path / "now.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out.ccsds").stat().st_size > 0
+    told = [json.loads(row) for row in (tmp_path / "out/stream.jsonl").read_text().splitlines()]
+    assert {"start", "telemetry", "stop"} <= {row["kind"] for row in told}
+    for row in told:
+        if row["kind"] == "telemetry":
+            now = row["lines"]
+            assert now["in"] == now["restored"] + now["dropped"] + now["incomplete"] + now["pending"]
+    assert told[-1]["lines"] == lines
+
+
+def test_lost_lines_are_counted_and_no_number_is_given_twice(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", SIM + ",lost=50,count=600", "--record", tmp_path, "--restored",
+        tmp_path, "--json",
+    )  # fmt: skip
+    lines = done.json["lines"]
+    balanced(lines)
+    assert lines["in"] == 600
+    assert lines["incomplete"] > 5
+    assert lines["recorded"] == 600 - lines["incomplete"]
+    index = read_index(tmp_path / "lines.idx")
+    assert len(index) == lines["recorded"]
+    gaps = np.flatnonzero(np.diff(index["sequence"].astype(np.int64)) > 1) + 1
+    assert (index["flags"][gaps] & Flag.GAP).all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(tiny_bundle: Path, tmp_path: Path, number: int) -> None:
+    process = started(tiny_bundle, "--source", SIM, "--record", "out", "--restored", "out", "--json", folder=tmp_path)
+    wait_for_lines(tmp_path / "out/lines.idx", 200, process)
+    process.send_signal(number)
+    done = ended(process, 20)
+    assert done.code == 0, done.err
+    assert done.json["ended_by"] == "signal"
+    balanced(done.json["lines"])
+    assert verify(tmp_path / "out", "lines").lines == done.json["lines"]["recorded"]
+    assert len(read_envi(tmp_path / "out/lines.hdr")) == 31
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(100, marks=pytest.mark.slow)])
+def test_kill_9_leaves_no_wrong_line_and_the_next_run_goes_on(tiny_bundle: Path, tmp_path: Path, times: int) -> None:
+    rng = np.random.default_rng(times)
+    before = 0
+    for _ in range(times):
+        process = started(
+            tiny_bundle, "--source", SIM, "--record", "out", "--restored", "out", "--no-self-test", folder=tmp_path
+        )
+        index = tmp_path / "out/lines.idx"
+        wait_for_lines(index, before + 1 + int(rng.integers(300)), process)
+        time.sleep(float(rng.uniform(0, 0.3)))
+        process.kill()
+        process.wait()
+        process.communicate()
+        before = index.stat().st_size // 32
+    process = started(
+        tiny_bundle, "--source", SIM + ",count=100", "--record", "out", "--restored", "out", "--json", folder=tmp_path
+    )
+    done = ended(process)
+    assert done.code == 0, done.err
+    assert done.json["lines"]["in"] == 100
+    for name in ("lines", "restored"):
+        report = verify(tmp_path / "out", name)
+        assert report.bad == 0
+        assert report.lines > 0
+        sequence = read_index(tmp_path / f"out/{name}.idx")["sequence"].astype(np.int64)
+        assert (np.diff(sequence) > 0).all()
+    # What the simulator sends follows from its seed: every recorded line is the one it sent under that frame id.
+    index, raw = read_index(tmp_path / "out/lines.idx"), read_envi(tmp_path / "out/lines.hdr")
+    runs = np.split(np.arange(len(index)), np.flatnonzero(index["flags"] & Flag.BREAK)[1:])
+    assert len(runs) == times + 1
+    first = {int(index["frame_id"][place]): raw[:, place] for place in runs[-1]}
+    for run in runs[:-1]:
+        for place in run:
+            frame_id = int(index["frame_id"][place])
+            if frame_id in first:
+                np.testing.assert_array_equal(raw[:, place], first[frame_id])
+
+
+def test_a_disk_that_takes_no_more_ends_it_with_books_that_balance(tiny_bundle: Path, tmp_path: Path) -> None:
+    limit = 31 * 64 * 2 * 150 + 100
+    process = started(
+        tiny_bundle, "--source", SIM, "--record", "out", "--restored", "out", "--json", "--log", "log.jsonl",
+        folder=tmp_path, limit_bytes=limit,
+    )  # fmt: skip
+    done = ended(process)
+    assert_failed(done, 3, "lines.raw", "large")
+    content = json.loads(done.out)
+    balanced(content["lines"])
+    assert content["lines"]["recorded"] == 150 == content["lines"]["in"] - content["lines"]["incomplete"]
+    assert content["error"]["code"] == 3
+    assert verify(tmp_path / "out", "lines").lines == 150
+    assert read_envi(tmp_path / "out/lines.hdr").shape[1] == 150
+
+
+def test_an_unrestored_line_is_flagged(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    cube = rng.random((31, 64, 64), np.float32)
+    cube[3, 10, 5] = np.nan
+    cube[:, 20] = 0
+    cube[:, 31] = cube[:, 30]
+    write_cube(tmp_path / "scene.hdr", cube)
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", f"envi:{tmp_path / 'scene.hdr'}", "--restored", tmp_path / "out",
+        "--json",
+    )  # fmt: skip
+    assert done.json["lines"]["passed"] == 3
+    assert done.json["flags"] == {"not_finite": 1, "empty": 1, "repeated": 1}
+    flags = read_index(tmp_path / "out/restored.idx")["flags"]
+    assert np.flatnonzero(flags & Flag.PASSED).tolist() == [10, 20, 31]
+    out = read_envi(tmp_path / "out/restored.hdr")
+    for place in (10, 20, 31):
+        np.testing.assert_array_equal(out[:, place], cube[:, place])
+    assert np.isfinite(np.delete(out, 10, axis=1)).all()
+
+
+ERRORS: list[tuple[list[str], int, tuple[str, ...]]] = [
+    (["--source", "usb:0"], 2, ("--source", "not a source", "usb:0", "genicam:ADDRESS")),
+    (["--source", "envi:nowhere.hdr"], 2, ("nowhere.hdr", "no such file")),
+    (["--source", "sim:bands=30"], 2, ("fewer bands", "31")),
+    (["--source", SIM, "--spool-limit", "20GiB"], 2, ("no record to limit", "--record")),
+    (["--source", SIM, "--record", "out", "--spool-limit", "much"], 2, ("not a size", "20GiB")),
+    (["--source", SIM, "--record", "out", "--spool-limit", "1KiB"], 2, ("limit",)),
+    (["--source", SIM, "--duration", "0"], 2, ("--duration",)),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "parts"), ERRORS, ids=range(len(ERRORS)))
+def test_what_is_wrong_is_said_in_one_line(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], code: int, parts: tuple[str, ...],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    done = invoke(capsys, "stream", tiny_bundle, "--no-self-test", "--json", *arguments)
+    assert_json_error(done, code)
+    for part in parts:
+        assert part in done.err
+
+
+def test_another_layout_is_not_appended(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stream(source: str) -> Done:
+        return invoke(capsys, "stream", tiny_bundle, "--source", source, "--record", tmp_path, "--no-self-test")
+
+    assert stream(SIM + ",count=10").code == 0
+    done = stream("sim:samples=80,rate=400,count=10")
+    assert_failed(done, 2, "64 samples", "80 samples")
+
+
+def test_bands_are_chosen_and_radiometry_is_applied(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = scene(tmp_path, bands=62)
+    config = tmp_path / "deploy.yaml"
+    config.write_text(
+        "stream:\n  bands: [" + ", ".join(map(str, range(0, 62, 2))) + "]\n  output: float32\n"
+        "  radiometry: {output: dn, dark: 100}\n"
+    )
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", f"envi:{cube}", "--restored", tmp_path / "out", "--config", config,
+        "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    out = read_cube(tmp_path / "out/restored.hdr")
+    assert out.cube.shape == (31, 64, 64)
+    assert out.cube.dtype == np.float32
+    mean = (read_envi(cube)[::2].astype(float) - 100).mean() / 10000
+    assert abs(float(out.cube.mean()) - mean) < 0.05
+
+
+def test_a_ring_keeps_within_its_limit(tiny_bundle: Path, tmp_path: Path) -> None:
+    config = tmp_path / "deploy.yaml"
+    config.write_text("stream:\n  segment_mib: 1\n")
+    done = ended(
+        started(
+            tiny_bundle, "--source", "sim:samples=256,lines=128,rate=1000", "--record", "out", "--spool-limit", "4MiB",
+            "--duration", 3, "--config", config, "--json", folder=tmp_path,
+        )
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    result: dict[str, Any] = done.json
+    assert result["spool"]["deleted_segments"] > 0
+    assert sum(path.stat().st_size for path in (tmp_path / "out").glob("lines-*")) <= 4 << 20
+    assert result["spool"]["lines"] + result["spool"]["deleted_lines"] == result["lines"]["recorded"]
+    assert verify(tmp_path / "out", "lines").bad == 0
