@@ -22,6 +22,7 @@ from runtime.sources import Source, SourceOptions, open_source
 from runtime.stream.event_log import EventLog
 from runtime.stream.health import Watchdog
 from runtime.stream.pipeline import Stream, StreamResult
+from runtime.stream.priority import let_workers_yield
 
 from . import console
 from .config import Config
@@ -115,6 +116,7 @@ def command(
             with console.progress("self-test"):
                 difference = loaded.self_test()
             console.say(f"self-test   golden frame restored, off by {difference:.1e} of its range")
+        let_workers_yield()
         with console.progress("opening the source"):
             source = open_source(spec, _source_options(config, scale))
         with source, ExitStack() as stack:

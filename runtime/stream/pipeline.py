@@ -129,7 +129,8 @@ class Stream:
         self._books = Books()
         self._stages: dict[str, Stage] = {}
         self._crashes: dict[str, DeployError] = {}
-        self._stop, self._given_up, self._finished = threading.Event(), threading.Event(), threading.Event()
+        self._stop, self._given_up = threading.Event(), threading.Event()
+        self._finished, self._over = threading.Event(), threading.Event()
         self._ended_by = "source"
         self._began = time.monotonic()
         self._speed = Speed()
@@ -207,6 +208,7 @@ class Stream:
         for queue in self._queues.values():
             queue.close()
         count, failures = self._books.close(), self._failures()
+        self._over.set()
         result = StreamResult(
             count, self.frames(), time.monotonic() - self._began, "failure" if failures else self._ended_by, failures,
             hung,
@@ -229,7 +231,7 @@ class Stream:
         count, last = self._books.count, self._last
         report = self.health.report()
         return {
-            "state": "draining" if self._stop.is_set() or self._finished.is_set() else "running",
+            "state": self._state(),
             "seconds": round(time.monotonic() - self._began, 3),
             "lines": {**count.as_json(), "pending": count.pending},
             "frames": self.frames(),
@@ -249,6 +251,11 @@ class Stream:
             "stages": {name: {"age_s": round(stage.seconds, 3), "ok": stage.ok} for name, stage in report.items()},
             "problems": [error.one_line() for error in self._failures().values()],
         }
+
+    def _state(self) -> str:
+        if self._over.is_set():
+            return "stopped"
+        return "draining" if self._stop.is_set() or self._finished.is_set() else "running"
 
     def _take(self) -> None:
         seconds, before = self._options.seconds, time.monotonic()

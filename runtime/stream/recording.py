@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -19,12 +20,16 @@ from .queues import Queue
 from .screening import Screen
 
 CHECKPOINT_SECONDS = 1.0
+LITTLE_ENDIAN = sys.byteorder == "little"
+"""The record is; elsewhere the checksum of the line in memory is not the record's."""
 
 
 class Writer(Protocol):
     """A record that lines are appended to; see `runtime.sinks.line_file`."""
 
-    def append(self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0) -> None: ...
+    def append(
+        self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0, checksum: int | None = None
+    ) -> None: ...
 
     def checkpoint(self) -> None: ...
 

@@ -13,6 +13,7 @@ from .health import Stage
 from .intake import PATIENCE, Log
 from .joining import Joiner
 from .outlets import Distributor
+from .priority import yield_to_others
 from .queues import Queue
 from .report import FrameReport
 from .restoring import AbandonedError, FrameRestorer
@@ -57,6 +58,7 @@ class Restoration:
 
     def run(self, given_up: Callable[[], bool]) -> None:
         """Work until the last frame has come through; after `given_up` says so, every frame is dropped."""
+        yield_to_others()
         try:
             while not self._frames.done:
                 self._stage.beat()

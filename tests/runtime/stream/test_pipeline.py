@@ -63,7 +63,9 @@ class Record:
         self.flags: dict[int, int] = {}
         self.fails_at, self.closed, self.checkpoints = fails_at, False, 0
 
-    def append(self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0) -> None:
+    def append(
+        self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0, checksum: int | None = None
+    ) -> None:
         if self.fails_at is not None and len(self.lines) >= self.fails_at:
             raise MachineError("the disk is full", key="disk")
         self.lines[sequence], self.flags[sequence] = line.copy(), flags

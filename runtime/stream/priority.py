@@ -1,0 +1,38 @@
+"""Who goes first where there are too few cores: restoration yields to the lines.
+
+Linux gives every thread a niceness of its own, and a new thread that of the one that made it (sched(7)).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+NICENESS = 10
+
+
+def yield_to_others(thread: int | None = None) -> None:
+    """Let a thread of this process, by default the caller, and those that it makes later, wait for all others.
+
+    Does nothing where the system has no such thing.
+    """
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id() if thread is None else thread, NICENESS)
+
+
+def let_workers_yield() -> int:
+    """Every thread that there is, but for the caller, yields: the engine's workers, once it is loaded.
+
+    Returns:
+        how many they are.
+    """
+    try:
+        threads = [int(entry.name) for entry in Path("/proc/self/task").iterdir()]
+    except OSError:
+        return 0
+    others = [thread for thread in threads if thread != threading.get_native_id()]
+    for thread in others:
+        yield_to_others(thread)
+    return len(others)

@@ -1,0 +1,58 @@
+"""Restoration yields to the lines, and nobody else does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from runtime.stream.priority import NICENESS, yield_to_others
+
+ROOT = Path(__file__).parents[3]
+linux = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads have a niceness on Linux only")
+
+PROGRAM = """
+import os, threading
+from runtime.stream.priority import let_workers_yield
+gate = threading.Event()
+worker = threading.Thread(target=gate.wait)
+worker.start()
+before = os.getpriority(os.PRIO_PROCESS, 0)
+assert let_workers_yield() >= 1
+now = [os.getpriority(os.PRIO_PROCESS, t) for t in (worker.native_id, threading.get_native_id())]
+print(*(n - before for n in now))
+gate.set()
+"""
+
+
+@linux
+def test_workers_yield_and_the_caller_does_not() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
+    worker, caller = map(int, done.stdout.split())
+    assert worker > 0 == caller
+
+
+@linux
+def test_a_thread_and_those_that_it_makes_yield() -> None:
+    found: list[int] = []
+
+    def look() -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    def work() -> None:
+        yield_to_others()
+        look()
+        child = threading.Thread(target=look)
+        child.start()
+        child.join()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [NICENESS, NICENESS]
+    look()
+    assert found[2] < NICENESS
