@@ -2,4 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.contracts.engine", "tests.contracts.command")
+pytest.register_assert_rewrite(
+    "tests.contracts.engine", "tests.contracts.command", "tests.contracts.sink", "tests.contracts.source"
+)

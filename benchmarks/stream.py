@@ -1,0 +1,160 @@
+"""What the stream costs beside radiometry, metrics and the engine: `python -m benchmarks.stream`.
+
+A bundle of `damp-small` for frames of 31 bands x 256 lines x 256 samples is built, or `--bundle DIR` is taken. Its
+frame is timed in parts. Then lines go through a whole stream, with a record and a restored cube on disk, whose engine
+and metrics cost nothing: what processor time is left, of all threads together, is the stream's own. Bars: own under 5 %
+of a frame's time, metrics under 15 % of the engine's. Exit code 1 when one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+import runtime.stream.restoring as restoring
+from runtime.bundle import load_bundle
+from runtime.lines import Ended, Event, LineFormat, Taken
+from runtime.metrics import METRIC_SETS
+from runtime.radiometry import load_radiometry
+from runtime.sinks.line_file import open_line_writer
+from runtime.sinks.restored_file import RestoredFile
+from runtime.sources.contract import Source
+from runtime.stream.frames import Frame
+from runtime.stream.pipeline import NamedSink, Stream, StreamOptions
+from runtime.stream.pool import LinePool
+from runtime.stream.restoring import FrameRestorer, RestorerFacts
+
+from .timing import show
+
+OWN_BAR, METRICS_BAR = 0.05, 0.15
+FRAMES, RUNS, WARM_UP = 20, 7, 2
+
+
+class Memory(Source):
+    """Lines from memory, over and over."""
+
+    live = False
+
+    def __init__(self, format: LineFormat, count: int) -> None:
+        rng = np.random.default_rng(0)
+        self._format, self._left = format, count
+        self._lines = rng.integers(1, 4000, (64, *format.shape)).astype(format.dtype)
+
+    @property
+    def format(self) -> LineFormat:
+        return self._format
+
+    def read(self, line: Any, timeout: float) -> Event:
+        if not self._left:
+            return Ended()
+        self._left -= 1
+        line[:] = self._lines[self._left % 64]
+        return Taken(self._left, time.time_ns())
+
+    def describe(self) -> dict[str, str]:
+        return {"kind": "memory"}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def frame_parts(bundle: Any, facts: RestorerFacts, format: LineFormat) -> dict[str, float]:
+    """Median seconds of a frame's parts, in the restorer that flies."""
+    radiometry = load_radiometry({}, format)
+    restorer = FrameRestorer(facts, format, bundle.engine.infer, radiometry)
+    pool = LinePool(format, facts.frame[0])
+    source = Memory(format, facts.frame[0])
+    slots = []
+    for number in range(facts.frame[0]):
+        slot = pool.acquire(0)
+        assert slot is not None
+        source.read(slot.line, 0)
+        slot.sequence = number
+        slots.append(slot)
+    frame = Frame(0, 0, tuple(slots), 0, time.monotonic())
+    found = [restorer.restore(frame)[1].seconds for _ in range(RUNS + WARM_UP)][WARM_UP:]
+    return {part: statistics.median(row[part] for row in found) for part in found[0]}
+
+
+def own_seconds(facts: RestorerFacts, format: LineFormat) -> float:
+    """Processor seconds per frame of everything but radiometry, metrics and the engine; median of several streams."""
+    count = len(METRIC_SETS[facts.metric_set])
+    real = restoring.prompt_metrics
+    restoring.prompt_metrics = lambda cube, name: np.zeros(count, np.float32)
+    gates = np.ones((1, 4), np.float32)
+    found = []
+    try:
+        for _ in range(3):
+            radiometry, spent = load_radiometry({}, format), [0.0]
+            plain = radiometry.apply_line
+
+            def timed(raw: Any, out: Any, plain: Any = plain, spent: list[float] = spent) -> None:
+                began = time.thread_time()
+                plain(raw, out)
+                spent[0] += time.thread_time() - began
+
+            radiometry.apply_line = timed  # type: ignore[method-assign]
+            step = facts.frame[0] - facts.overlap
+            with tempfile.TemporaryDirectory() as folder:
+                record = open_line_writer(Path(folder), "lines", format)
+                restored = open_line_writer(Path(folder), "restored", format)
+                stream = Stream(
+                    Memory(format, FRAMES * step), facts, lambda frame, metrics: (frame, gates), radiometry, format,
+                    record, [NamedSink("restored", RestoredFile(restored), "block", True)], StreamOptions(),
+                )  # fmt: skip
+                began = time.process_time()
+                stream.run()
+                found.append((time.process_time() - began - spent[0]) / FRAMES)
+    finally:
+        restoring.prompt_metrics = real
+    return statistics.median(found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.bundle or built(Path(folder) / "bundle")
+        with load_bundle(path, threads=arguments.threads) as bundle:
+            m = bundle.manifest
+            facts = RestorerFacts(m.bands, (m.frame.lines, m.frame.samples), m.frame.overlap, m.metric_set)
+            format = LineFormat(m.bands, m.frame.samples, np.dtype(np.uint16), 4095.0, 4095.0)
+            parts = frame_parts(bundle, facts, format)
+    own = own_seconds(facts, format)
+    whole = parts["radiometry"] + parts["metrics"] + parts["engine"] + own
+    shape = " x ".join(map(str, (m.bands, m.frame.lines, m.frame.samples)))
+    grid = Table(
+        title=f"a frame of {shape}, {m.network.parameters / 1e6:.1f} M parameters, {arguments.threads} threads"
+    )
+    for column in ("part", "ms", "share of the frame"):
+        grid.add_column(column, justify="left" if column == "part" else "right")
+    for name, seconds in (*((n, parts[n]) for n in ("radiometry", "metrics", "engine")), ("the stream's own", own)):
+        grid.add_row(name, f"{1e3 * seconds:.1f}", f"{100 * seconds / whole:.2f} %")
+    show(grid)
+    own_share, metrics_share = own / whole, parts["metrics"] / parts["engine"]
+    print(f"own {100 * own_share:.2f} % of a frame's time (bar {100 * OWN_BAR:.0f} %), metrics "
+          f"{100 * metrics_share:.1f} % of the engine's (bar {100 * METRICS_BAR:.0f} %)")  # fmt: skip
+    return int(own_share > OWN_BAR or metrics_share > METRICS_BAR)
+
+
+def built(out: Path) -> Path:
+    """A bundle of damp-small for this computer."""
+    from deploy.build import build
+    from deploy.config import Config, with_overrides
+
+    build(with_overrides(Config(), {"model.checkpoint": "damp-small", "input.frame": "256x256"}), out)
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

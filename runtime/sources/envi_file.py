@@ -1,0 +1,212 @@
+"""`envi:PATH`: the lines of a finished ENVI pair, as fast as they are taken or at a rate.
+
+The reader and the format are `watch:`'s too.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import CubeFileError, InputError
+from runtime.files.disk import PIECE, allocated, opened, reason
+from runtime.files.envi import EnviHeader, read_header, wavelengths_nm
+from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Quiet, Taken
+from runtime.sources.contract import Source, SourceOptions
+from runtime.sources.pacing import Pace, check_buffer
+
+BLOCK_LINES = 64
+"""Lines that are read at a time, fewer where they are large."""
+
+
+def open_source(address: str, options: SourceOptions) -> EnviFile:
+    """Open the ENVI pair of which `address` is the header or the data file.
+
+    Raises:
+        CubeFileError: as `runtime.files.envi.read_header`.
+        InputError: the address is empty, or the options do not fit the file.
+    """
+    return EnviFile(read_header(path_of(address, "envi")), options)
+
+
+class EnviFile(Source):
+    """A finished ENVI pair of any interleave and byte order. Frame ids are line numbers, from 0."""
+
+    live = False
+
+    def __init__(self, header: EnviHeader, options: SourceOptions) -> None:
+        self._format = format_of(header, options)
+        self._pace = Pace(options.rate)
+        self._header = header
+        self._lines = LineReader(header)
+
+    @property
+    def format(self) -> LineFormat:
+        return self._format
+
+    def read(self, line: Line, timeout: float) -> Event:
+        check_buffer(line, self._format)
+        if not self._lines.left:
+            return Ended()
+        if not self._pace.wait(timeout):
+            return Quiet()
+        taken = self._lines.take(line)
+        self._pace.step()
+        return taken
+
+    def describe(self) -> dict[str, str]:
+        return described("envi", self._header)
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+class LineReader:
+    """The lines of a finished ENVI file in order, read a block at a time from one open file.
+
+    A file that is renamed or deleted meanwhile is read to its end; one that is cut short gives the whole lines before
+    the cut (not bsq), then an error.
+    """
+
+    def __init__(self, header: EnviHeader) -> None:
+        self._header = header
+        self._block = allocated(header.data_path, block_shape(header, header.lines), header.dtype)
+        self._first = self._held = self._next = 0
+        self._stack = ExitStack()
+        self._file, _ = self._stack.enter_context(opened(header.data_path))
+        self._end = header.lines
+
+    @property
+    def next(self) -> int:
+        """Number of the line that comes next."""
+        return self._next
+
+    @property
+    def left(self) -> int:
+        """Lines that are still to come; none after `close`."""
+        return self._end - self._next
+
+    def take(self, line: Line) -> Taken:
+        """Put the next line into `line`, native [bands, samples]. Raises CubeFileError: the file was cut short."""
+        if self._next == self._first + self._held:
+            self._fill()
+        line_in(self._block, self._header.interleave, self._next - self._first, line)
+        self._next += 1
+        return Taken(self._next - 1, time.time_ns(), NO_FLAGS if self._next > 1 else Flag.BREAK)
+
+    def close(self) -> None:
+        self._end = self._next
+        self._stack.close()
+
+    def _fill(self) -> None:
+        header = self._header
+        bsq = header.interleave == "bsq"
+        count = min(self._block.shape[1 if bsq else 0], self.left)
+        row = header.samples * header.dtype.itemsize
+        if bsq:
+            for band in range(header.bands):
+                offset = header.header_offset + (band * header.lines + self._next) * row
+                if read_at(self._file, header.data_path, offset, self._block[band, :count]) < count * row:
+                    raise self._cut_short()
+        else:
+            offset = header.header_offset + self._next * header.line_bytes
+            count = read_at(self._file, header.data_path, offset, self._block[:count]) // header.line_bytes
+            if not count:
+                raise self._cut_short()
+        self._first, self._held = self._next, count
+
+    def _cut_short(self) -> CubeFileError:
+        return CubeFileError(
+            f"was cut short while it was read: line {self._next} is no longer whole",
+            file=self._header.data_path,
+            key="lines",
+            value=self._header.lines,
+            remedy="copy the file again, and read it when nothing writes to it",
+        )
+
+
+def path_of(address: str, scheme: str) -> Path:
+    """The path of an address; InputError where there is none."""
+    if not address:
+        raise InputError("the path is missing", key="--source", value=f"{scheme}:", remedy=f"give {scheme}:PATH")
+    return Path(address)
+
+
+def format_of(header: EnviHeader, options: SourceOptions) -> LineFormat:
+    """What the lines of an ENVI file look like; what the options say beats what its header says.
+
+    Raises:
+        InputError: the options have wavelengths for another number of bands.
+    """
+    if options.wavelengths is not None and len(options.wavelengths) != header.bands:
+        raise InputError(
+            f"not as many wavelengths as the {header.bands} bands of {header.data_path.name}",
+            key="wavelengths",
+            value=len(options.wavelengths),
+            remedy="give one centre per band",
+        )
+    dtype = header.dtype.newbyteorder("=")
+    scale = header.reflectance_scale_factor if dtype.kind != "f" else None
+    return LineFormat(
+        bands=header.bands,
+        samples=header.samples,
+        dtype=dtype,
+        scale=scale if options.scale is None else options.scale,
+        saturation=options.saturation,
+        wavelengths=wavelengths_nm(header) if options.wavelengths is None else options.wavelengths,
+        ignore_value=header.data_ignore_value,
+    )
+
+
+def described(kind: str, header: EnviHeader) -> dict[str, str]:
+    """What people and logs want to know of a source that reads this pair."""
+    return {
+        "kind": kind,
+        "model": "ENVI file",
+        "path": str(header.data_path),
+        "header": str(header.path),
+        "layout": f"{header.interleave}, {header.bands} bands x {header.samples} samples, {header.dtype.name}",
+    }
+
+
+def block_shape(header: EnviHeader, limit: int) -> tuple[int, int, int]:
+    """Of a buffer as the file lies, for at most `limit` and BLOCK_LINES lines, and some megabytes."""
+    lines = max(1, min(limit, BLOCK_LINES, PIECE // header.line_bytes))
+    if header.interleave == "bsq":
+        return header.bands, lines, header.samples
+    if header.interleave == "bil":
+        return lines, header.bands, header.samples
+    return lines, header.samples, header.bands
+
+
+def line_in(block: NDArray[Any], interleave: str, index: int, line: Line) -> None:
+    """Copy line `index` of a block as it lies in the file into `line`, native [bands, samples]."""
+    if interleave == "bsq":
+        np.copyto(line, block[:, index])
+    else:
+        np.copyto(line, block[index] if interleave == "bil" else block[index].T)
+
+
+def read_at(file: BinaryIO, path: Path, offset: int, array: NDArray[Any]) -> int:
+    """Fill a C-contiguous array from byte `offset`, by plain reads; a memory map would not survive a file cut short.
+
+    Returns:
+        the bytes read; fewer than `array.nbytes` where the file ends before.
+
+    Raises:
+        CubeFileError: the system cannot read the file.
+    """
+    target = array.reshape(-1).view(np.uint8).data
+    done = 0
+    try:
+        while done < len(target) and (count := os.preadv(file.fileno(), [target[done:]], offset + done)):
+            done += count
+    except OSError as error:
+        raise CubeFileError(f"cannot be read: {reason(error)}", file=path, remedy="check the disk") from error
+    return done

@@ -1,0 +1,308 @@
+"""`envi-live:PATH`: the lines of an ENVI pair that is still being recorded, as far as they are whole.
+
+The size of the data file says how many lines are there, whatever its header says. So a recorder that sets that size in
+advance cannot be followed; nor can one that cuts the file and writes more than before into it between two looks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from runtime.errors import CubeFileError, printable
+from runtime.files.disk import allocated, opened, reason
+from runtime.files.envi import HEADER_BYTES, EnviHeader, pair_of, parse_header
+from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
+from runtime.sources.contract import Source, SourceOptions
+from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of, read_at
+from runtime.sources.pacing import Pace, check_buffer
+
+IDLE_SECONDS = 10.0
+POLL = 0.05
+
+_NO_LINES = re.compile(r"^([ \t]*lines[ \t]*=[ \t]*)0+(?=[ \t\r]*$)", re.ASCII | re.IGNORECASE | re.MULTILINE)
+
+
+def open_source(address: str, options: SourceOptions) -> EnviLive:
+    """Open the growing ENVI pair of which `address` is the header or the data file, and wait for it where need be.
+
+    It has ended when it has not grown for `idle_seconds`, 10 where the options do not say.
+
+    Raises:
+        CubeFileError: within `idle_seconds` there was no pair with a readable header and some data; it is bsq.
+        InputError: the address is empty, or the options do not fit the file.
+    """
+    return EnviLive(path_of(address, "envi-live"), options)
+
+
+class EnviLive(Source):
+    """A growing pair, bil or bip. Frame ids are line numbers; they begin again with a file that takes its place."""
+
+    live = False
+
+    def __init__(self, path: Path, options: SourceOptions) -> None:
+        self._idle = IDLE_SECONDS if options.idle_seconds is None else options.idle_seconds
+        self._options = options
+        self._pace = Pace(options.rate)
+        self._file = _patiently(path, self._idle)
+        self._format = format_of(self._file.header, options)
+        self._open = True
+        self._reopened = 0
+        self._events: deque[Event] = deque()
+        self._block = allocated(path, block_shape(self._file.header, 1 << 20), self._file.header.dtype)
+        self._begin(self._file)
+
+    def _begin(self, file: _Growing) -> None:
+        self._file = file
+        self._present = True
+        self._first = self._held = self._line = 0
+        self._size = self._whole = 0
+        self._grown = time.monotonic()
+
+    @property
+    def format(self) -> LineFormat:
+        return self._format
+
+    def read(self, line: Line, timeout: float) -> Event:
+        check_buffer(line, self._format)
+        deadline = time.monotonic() + timeout
+        while True:
+            if self._line < self._first + self._held:
+                if not self._pace.wait(deadline - time.monotonic()):
+                    return Quiet()
+                return self._take(line)
+            if not self._events and self._open:
+                self._look()
+            if self._events:
+                return self._events.popleft()
+            if not self._open:
+                return Ended()
+            if self._line < self._first + self._held:
+                continue
+            self._pace.restart()
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return Quiet()
+            time.sleep(min(POLL, remaining))
+
+    def telemetry(self) -> Mapping[str, float]:
+        return {"reconnects": self._reopened}
+
+    def describe(self) -> dict[str, str]:
+        return described("envi-live", self._file.header)
+
+    def close(self) -> None:
+        self._open = False
+        self._held = 0
+        self._events.clear()
+        self._file.close()
+
+    def _take(self, line: Line) -> Taken:
+        line_in(self._block, self._file.header.interleave, self._line - self._first, line)
+        self._line += 1
+        self._pace.step()
+        return Taken(self._line - 1, time.time_ns(), NO_FLAGS if self._line > 1 else Flag.BREAK)
+
+    def _look(self) -> None:
+        """See what became of the file: fill the block, or put what happened among the events."""
+        if not self._present:
+            self._look_for_the_next()
+            return
+        file, header = self._file, self._file.header
+        file.check_header()
+        size = file.size()
+        whole = max(0, size - header.header_offset) // header.line_bytes
+        # A torn line may be cut off again, as a recorder does that was restarted; whole lines may not.
+        if whole < self._whole:
+            self._lost(f"{header.data_path.name} was cut from {self._size} to {size} bytes")
+            return
+        if size != self._size:
+            self._size, self._whole, self._grown = size, whole, time.monotonic()
+        if whole > self._line:
+            self._fill(whole)
+        elif file.replaced() and file.size() == size:
+            self._tell_torn()
+            self._lost(f"another file took the place of {header.data_path.name}")
+        elif time.monotonic() - self._grown >= self._idle:
+            self._tell_torn()
+            self._end()
+
+    def _fill(self, whole: int) -> None:
+        header = self._file.header
+        count = min(len(self._block), whole - self._line)
+        offset = header.header_offset + self._line * header.line_bytes
+        read = read_at(self._file.data, header.data_path, offset, self._block[:count])
+        # What is cut while it is read may be of the old file or of the new: it is not taken.
+        if read == count * header.line_bytes and self._file.size() >= offset + read:
+            self._first, self._held = self._line, count
+
+    def _tell_torn(self) -> None:
+        header = self._file.header
+        torn = self._size - header.header_offset - self._whole * header.line_bytes
+        if torn > 0:
+            why = f"{header.data_path.name} ends within a line: {torn} of {header.line_bytes} bytes are there"
+            self._events.append(Missing(self._line, 1, printable(why)))
+
+    def _lost(self, why: str) -> None:
+        self._events.append(Broken(printable(why)))
+        self._file.close()
+        self._present = False
+        self._grown = time.monotonic()
+
+    def _look_for_the_next(self) -> None:
+        old = self._file.header
+        try:
+            file = _Growing.opened(old.path, old.data_path)
+        except CubeFileError as error:
+            if time.monotonic() - self._grown >= self._idle:
+                self._events.append(Broken(f"it did not come back: {error}"))
+                self._end()
+            return
+        if _layout(file.header) != _layout(old) or repr(format_of(file.header, self._options)) != repr(self._format):
+            file.close()
+            raise CubeFileError(
+                "the file that took its place has another layout, scale or wavelengths",
+                file=file.header.path,
+                value=_in_words(file.header),
+                remedy=f"open it anew; the file before had {_in_words(old)}",
+            )
+        self._reopened += 1
+        self._begin(file)
+
+    def _end(self) -> None:
+        self._open = False
+        self._file.close()
+
+
+@dataclass(eq=False)
+class _Growing:
+    """The open data file of a pair, and the header as it was last read."""
+
+    header: EnviHeader
+    header_mark: tuple[int, ...]
+    data: BinaryIO
+    stack: ExitStack
+
+    @classmethod
+    def opened(cls, header_path: Path, data_path: Path) -> _Growing:
+        """Raises CubeFileError: there is no such file, no data in it, or no whole header."""
+        mark = _mark(header_path)
+        header = _read(header_path, data_path)
+        with ExitStack() as stack:
+            data, _ = stack.enter_context(opened(data_path))
+            return cls(header, mark, data, stack.pop_all())
+
+    def size(self) -> int:
+        return self._status().st_size
+
+    def replaced(self) -> bool:
+        """Whether another file has its name; a file that has none any more may still grow."""
+        here = self._status()
+        with suppress(OSError):
+            there = self.header.data_path.stat()
+            return (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino)
+        return False
+
+    def _status(self) -> os.stat_result:
+        try:
+            return os.fstat(self.data.fileno())
+        except OSError as error:
+            raise CubeFileError(
+                f"cannot be read: {reason(error)}", file=self.header.data_path, remedy="check the disk"
+            ) from error
+
+    def check_header(self) -> None:
+        """Read the header again where it was rewritten; one that is not whole is left alone until it changes again.
+
+        Raises:
+            CubeFileError: it says now that the lines look otherwise than they were read.
+        """
+        mark = _mark(self.header.path)
+        if mark in (self.header_mark, ()):
+            return
+        self.header_mark = mark
+        try:
+            header = _read(self.header.path, self.header.data_path)
+        except CubeFileError:
+            return
+        # The header of a file that has taken this one's place is that file's.
+        if _layout(header) != _layout(self.header) and not self.replaced():
+            raise CubeFileError(
+                "the header was rewritten with another layout than the lines were read with",
+                file=self.header.path,
+                value=_in_words(header),
+                remedy=f"it was {_in_words(self.header)}; read the file again when it is whole",
+            )
+
+    def close(self) -> None:
+        self.stack.close()
+
+
+def _patiently(path: Path, seconds: float) -> _Growing:
+    """The pair, as soon as it is there with some data; its header must say the same twice, lest it be half written."""
+    deadline = time.monotonic() + seconds
+    before: EnviHeader | None = None
+    while True:
+        try:
+            file = _Growing.opened(*pair_of(path))
+        except CubeFileError as error:
+            if time.monotonic() >= deadline or path.is_dir():
+                raise CubeFileError(
+                    f"nothing to read within {seconds:g} s: {error.problem}",
+                    file=error.file,
+                    line=error.line,
+                    key=error.key,
+                    value=error.value,
+                    remedy="start the recorder first, or allow more seconds of idleness",
+                ) from error
+            before = None
+        else:
+            if file.header.interleave == "bsq":
+                file.close()
+                raise CubeFileError(
+                    "a bsq file has no whole line before it is complete",
+                    file=file.header.path,
+                    key="interleave",
+                    value="bsq",
+                    remedy="record bil or bip, or wait and read it with envi:PATH",
+                )
+            if before is not None and _layout(before) == _layout(file.header):
+                return file
+            before = file.header
+            file.close()
+        time.sleep(POLL)
+
+
+def _read(path: Path, data_path: Path) -> EnviHeader:
+    with opened(path) as (file, _):
+        data = file.read(HEADER_BYTES).removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    # Recorders write `lines = 0` until they know better, which a finished file must not say.
+    return parse_header(_NO_LINES.sub(r"\g<1>1", text), path=path, data_path=data_path)
+
+
+def _mark(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; empty where there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return ()
+
+
+def _layout(header: EnviHeader) -> tuple[object, ...]:
+    return header.bands, header.samples, header.dtype, header.interleave, header.header_offset
+
+
+def _in_words(header: EnviHeader) -> str:
+    offset = f" after {header.header_offset} bytes" if header.header_offset else ""
+    return f"{header.interleave} {header.bands} x {header.samples} {header.dtype.str}{offset}"
