@@ -117,8 +117,8 @@ class Stream:
         radiometric: Radiometric,
         output: LineFormat,
         writer: Writer | None,
-        sinks: Sequence[NamedSink],
-        options: StreamOptions,
+        sinks: Sequence[NamedSink] = (),
+        options: StreamOptions = StreamOptions(),  # noqa: B008 - frozen
         *,
         first_sequence: int = 0,
         log: Log = lambda kind, **fields: None,
