@@ -20,8 +20,8 @@ class SourceOptions:
         scale: digital number that stands for 1.0; beats what the source says.
         saturation: digital number at which the detector is at its limit; beats what the source says.
         rate: lines per second that a file or the simulator issues; None for as fast as they are taken.
-        idle_seconds: a growing file or a watched folder has ended when nothing came for so long; None for 10 seconds of a
-            file, and for never of a folder.
+        idle_seconds: a growing file or a watched folder has ended when nothing came for so long; None for 10 seconds
+            of a file, and for never of a folder.
         camera: settings of a camera, see `runtime.sources.genicam.CameraSettings`.
         simulator: settings of the simulator, see `runtime.sources.sim`.
     """

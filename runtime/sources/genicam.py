@@ -43,6 +43,7 @@ KEEPER_SECONDS = 3.0
 FIGURES_SECONDS = 0.5
 BUFFER_BYTES = 512 << 20
 """Most memory that the default number of buffers takes."""
+LOOPBACK_PACKET = 9000
 SOCKET_BYTES = 32 << 20
 NARROW = 65535
 """Frame ids of GigE Vision 1.x count from 1 to it, and again from 1."""
@@ -231,7 +232,7 @@ def _setting(key: str, value: object, remedy: str = "") -> Iterator[None]:
         ) from error
 
 
-def _configure(camera: aravis.Camera, settings: CameraSettings) -> None:
+def _configure(camera: aravis.Camera, settings: CameraSettings, name: str) -> None:
     # A killed program may have left it running, and it takes no settings then.
     with suppress(AravisError):
         camera.stop()
@@ -258,8 +259,10 @@ def _configure(camera: aravis.Camera, settings: CameraSettings) -> None:
         if settings.packet_size is not None:
             with _setting("packet_size", settings.packet_size):
                 camera.set_packet_size(settings.packet_size)
-        else:
-            camera.negotiate_packet_size()
+        elif camera.negotiate_packet_size() < LOOPBACK_PACKET and name.startswith("127."):
+            # No network lies between, whatever the camera cannot negotiate.
+            with suppress(AravisError):
+                camera.set_packet_size(LOOPBACK_PACKET)
 
 
 def _set_features(camera: aravis.Camera, settings: CameraSettings) -> None:
@@ -313,7 +316,7 @@ class _Session:
         try:
             if not self.camera.controlled:
                 raise AravisError("another program controls it")
-            _configure(self.camera, settings)
+            _configure(self.camera, settings, name)
             self._start(settings)
         except BaseException:
             self.close(stop=False)

@@ -118,7 +118,7 @@ class Stream:
         output: LineFormat,
         writer: Writer | None,
         sinks: Sequence[NamedSink] = (),
-        options: StreamOptions = StreamOptions(),  # noqa: B008 - frozen
+        options: StreamOptions = StreamOptions(),
         *,
         first_sequence: int = 0,
         log: Log = lambda kind, **fields: None,

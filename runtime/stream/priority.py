@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-NICENESS = 10
+NICENESS = 19
 
 
 def yield_to_others(thread: int | None = None) -> None:

@@ -94,11 +94,12 @@ class Recorder:
     def _line(self, slot: Slot) -> None:
         checksum = zlib.crc32(slot.line.data)
         found = self._screen.flags(slot.line, checksum)
-        for flag in Flag:
-            if found & flag:
-                name = str(flag.name).lower()
-                self.unfit[name] = self.unfit.get(name, 0) + 1
-        slot.flags |= found
+        if found:
+            slot.flags |= found
+            for flag in Flag:
+                if found & flag:
+                    name = str(flag.name).lower()
+                    self.unfit[name] = self.unfit.get(name, 0) + 1
         if self._writer is not None and self.failure is None:
             writer = self._writer
             self._guarded(lambda: writer.append(slot.line, slot.sequence, slot.frame_id, slot.utc_ns, int(slot.flags)))
