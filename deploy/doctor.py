@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -32,6 +33,9 @@ EXTRAS = {
     "onnxruntime-rtx": "rtx",
 }
 """Engine -> the extra that brings it."""
+ARAVIS = "libaravis-0.8.so.0"
+ENOUGH_SOCKET = 16 << 20
+"""Some fifty lines of 640 x 224 in 16 bits: what comes while everything else has its turn."""
 MARKS: dict[Outcome, tuple[str, str]] = {"ok": ("✓", "green"), "absent": ("-", "yellow"), "wrong": ("✗", "bold red")}
 
 
@@ -48,7 +52,7 @@ class Finding:
 @json_option
 def command() -> dict[str, Any]:
     """Tell what this machine can do; exit 3 when the installation is broken or no engine is installed."""
-    findings = [*_machine(), _installation(), *_engines(), *_ground()]
+    findings = [*_machine(), _installation(), *_engines(), *_stream(), *_ground()]
     for finding in findings:
         mark, style = MARKS[finding.outcome]
         console.say(f"{mark} {finding.name:<27} {finding.text}", style)
@@ -90,6 +94,32 @@ def _engines() -> list[Finding]:
     if not any(found.values()):
         findings.append(Finding("engines", "wrong", 'none is installed; pip install "damp-deploy[cpu]"'))
     return findings
+
+
+def _stream() -> list[Finding]:
+    """What `deploy stream` can use: cameras, and who else may be told."""
+    try:
+        ctypes.CDLL(ARAVIS)
+    except OSError:
+        cameras = Finding("cameras", "absent", "Aravis is not installed: apt install libaravis-0.8-0")
+    else:
+        limit = socket_limit()
+        told = "" if limit is None else f"; a socket may buffer {limit / 2**20:.1f} MiB"
+        small = limit is not None and limit < ENOUGH_SOCKET
+        advice = ", little for a fast GigE camera: raise net.core.rmem_max" if small else ""
+        cameras = Finding("cameras", "ok", f"Aravis{told}{advice}")
+    missing = [name for name in ("prometheus_client", "zmq", "spacepackets") if find_spec(name) is None]
+    if missing:
+        return [cameras, Finding("publishing", "absent", 'not installed: pip install "damp-deploy[stream]"')]
+    return [cameras, Finding("publishing", "ok", "Prometheus, ZeroMQ, CCSDS packets")]
+
+
+def socket_limit(root: Path = Path("/")) -> int | None:
+    """The most bytes that a socket may ask to buffer (net.core.rmem_max, socket(7)); None where it is not told."""
+    try:
+        return int((root / "proc/sys/net/core/rmem_max").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _ground() -> list[Finding]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from runtime.board import read_board
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.sources import Source, SourceOptions, open_source
@@ -33,6 +34,7 @@ from .stream_view import LiveView
 LOG_NAME = "stream.jsonl"
 OUTSIDE_S = 1.0
 """Seconds between two messages to those outside: ZeroMQ, CCSDS housekeeping, systemd."""
+BOARD_S = 5.0
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
          "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 
@@ -168,8 +170,11 @@ def _stream(
         parts.sinks, parts.options, first_sequence=parts.first_sequence, log=log,
     )  # fmt: skip
 
+    board = BoardTemperature()
+
     def snapshot() -> dict[str, Any]:
-        return {**stream.snapshot(), "describe": describe, "spool": parts.spool()}
+        found = stream.snapshot()
+        return {**found, "source": {**found["source"], **board.figures}, "describe": describe, "spool": parts.spool()}
 
     for key, value in describe.items():
         console.say(f"{key:<11} {value}")
@@ -188,7 +193,7 @@ def _stream(
         stack.enter_context(_signals(stream))
         stack.enter_context(LiveView(snapshot))
         watchdog.ready()
-        result = stream.run(_Ticker(snapshot, parts, watchdog, log, config.stream.log_seconds))
+        result = stream.run(_Ticker(snapshot, parts, watchdog, board, log, config.stream.log_seconds))
         watchdog.stopping()
         last = snapshot()
     if result.hung:
@@ -197,11 +202,41 @@ def _stream(
     return result, last
 
 
+class BoardTemperature:
+    """The board's hottest sensor, read from the kernel every few seconds.
+
+    Attributes:
+        figures: `board_temperature_c`; empty where the board tells none.
+    """
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+        self._due = 0.0
+
+    def look(self, now: float) -> None:
+        """Read it, if that is due."""
+        if now < self._due:
+            return
+        self._due = now + BOARD_S
+        # The kernel's own files: NVIDIA's tools take seconds.
+        told = read_board(tell=lambda command, first_line: None).temperatures_c
+        self.figures = {"board_temperature_c": max(told.values())} if told else {}
+
+
 class _Ticker:
     """What is told to the outside now and then, from the thread that waits for the stream."""
 
-    def __init__(self, snapshot: Any, parts: Parts, watchdog: Watchdog, log: Any, log_seconds: float) -> None:
+    def __init__(
+        self,
+        snapshot: Any,
+        parts: Parts,
+        watchdog: Watchdog,
+        board: BoardTemperature,
+        log: Any,
+        log_seconds: float,
+    ) -> None:
         self._snapshot, self._parts, self._watchdog, self._log = snapshot, parts, watchdog, log
+        self._board = board
         self._log_seconds = log_seconds
         self._log_due = self._tell_due = time.monotonic()
 
@@ -212,6 +247,7 @@ class _Ticker:
             self._log("telemetry", **self._snapshot())
         if now >= self._tell_due:
             self._tell_due = now + OUTSIDE_S
+            self._board.look(now)
             found = self._snapshot()
             lines = found["lines"]
             self._watchdog.status(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.errors import CubeError, InputError
+from runtime.errors import CubeError, InputError, MachineError
+from runtime.files.disk import available_memory
 from runtime.lines import LineFormat
 from runtime.radiometry import Radiometry, load_radiometry
 from runtime.sinks.contract import Sink, StreamFacts
@@ -20,7 +21,7 @@ from runtime.sinks.quicklook import Quicklook, Scroll
 from runtime.sinks.restored_file import RestoredFile
 from runtime.sinks.spectra import Spectra
 from runtime.sources import Source
-from runtime.stream.pipeline import NamedSink, StreamOptions
+from runtime.stream.pipeline import NamedSink, StreamOptions, bytes_needed
 from runtime.stream.restoring import RestorerFacts
 
 from .stream_config import StreamSection
@@ -127,6 +128,7 @@ def make_parts(
         limit=limit,
         notes=_notes(lines, chosen, manifest.wavelengths, manifest.bands),
     )
+    _check_memory(parts, lines, outward, restored is not None)
     about = f"{manifest.network.architecture} {manifest.precision.chosen}"
     with ExitStack() as opened:
         if record is not None:
@@ -146,6 +148,19 @@ def make_parts(
         parts.notes += [writer.resumed for writer in writers if writer.resumed]
         opened.pop_all()
     return parts
+
+
+def _check_memory(parts: Parts, lines: LineFormat, outward: Outward, restored: bool) -> None:
+    sinks = [restored, outward.quicklook, outward.web is not None, outward.publish, outward.packets]
+    needed = bytes_needed(parts.facts, parts.options, lines, parts.output, sum(map(bool, sinks)))
+    there = available_memory()
+    if needed > there:
+        raise MachineError(
+            f"the lines and frames on their way take {needed / 2**20:.0f} MiB, and {there / 2**20:.0f} are free",
+            key="stream",
+            value=f"{parts.output.bands} bands x {lines.samples} samples, frames of {parts.facts.frame[0]} lines",
+            remedy="choose bands (stream.bands), fewer stream.line_buffers, or a bundle with shorter frames",
+        )
 
 
 def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: Outward, opened: ExitStack) -> None:

@@ -22,7 +22,7 @@ class SourceOptions:
         rate: lines per second that a file or the simulator issues; None for as fast as they are taken.
         idle_seconds: a growing file or a watched folder has ended when nothing came for so long; None for 10 seconds
             of a file, and for never of a folder.
-        camera: settings of a camera, see `runtime.sources.genicam.CameraSettings`.
+        camera: settings of a camera, see `runtime.sources.camera_settings.CameraSettings`.
         simulator: settings of the simulator, see `runtime.sources.sim`.
     """
 

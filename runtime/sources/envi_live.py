@@ -6,28 +6,22 @@ advance cannot be followed; nor can one that cuts the file and writes more than 
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from runtime.errors import CubeFileError, printable
-from runtime.files.disk import allocated, opened, reason
-from runtime.files.envi import HEADER_BYTES, EnviHeader, pair_of, parse_header
+from runtime.files.disk import allocated
+from runtime.files.envi import EnviHeader, pair_of
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of, read_at
+from runtime.sources.growing import Growing, in_words, layout
 from runtime.sources.pacing import Pace, check_buffer
 
 IDLE_SECONDS = 10.0
 POLL = 0.05
-
-_NO_LINES = re.compile(r"^([ \t]*lines[ \t]*=[ \t]*)0+(?=[ \t\r]*$)", re.ASCII | re.IGNORECASE | re.MULTILINE)
 
 
 def open_source(address: str, options: SourceOptions) -> EnviLive:
@@ -59,7 +53,7 @@ class EnviLive(Source):
         self._block = allocated(path, block_shape(self._file.header, 1 << 20), self._file.header.dtype)
         self._begin(self._file)
 
-    def _begin(self, file: _Growing) -> None:
+    def _begin(self, file: Growing) -> None:
         self._file = file
         self._present = True
         self._first = self._held = self._line = 0
@@ -159,19 +153,19 @@ class EnviLive(Source):
     def _look_for_the_next(self) -> None:
         old = self._file.header
         try:
-            file = _Growing.opened(old.path, old.data_path)
+            file = Growing.opened(old.path, old.data_path)
         except CubeFileError as error:
             if time.monotonic() - self._grown >= self._idle:
                 self._events.append(Broken(f"it did not come back: {error}"))
                 self._end()
             return
-        if _layout(file.header) != _layout(old) or repr(format_of(file.header, self._options)) != repr(self._format):
+        if layout(file.header) != layout(old) or repr(format_of(file.header, self._options)) != repr(self._format):
             file.close()
             raise CubeFileError(
                 "the file that took its place has another layout, scale or wavelengths",
                 file=file.header.path,
-                value=_in_words(file.header),
-                remedy=f"open it anew; the file before had {_in_words(old)}",
+                value=in_words(file.header),
+                remedy=f"open it anew; the file before had {in_words(old)}",
             )
         self._reopened += 1
         self._begin(file)
@@ -181,77 +175,13 @@ class EnviLive(Source):
         self._file.close()
 
 
-@dataclass(eq=False)
-class _Growing:
-    """The open data file of a pair, and the header as it was last read."""
-
-    header: EnviHeader
-    header_mark: tuple[int, ...]
-    data: BinaryIO
-    stack: ExitStack
-
-    @classmethod
-    def opened(cls, header_path: Path, data_path: Path) -> _Growing:
-        """Raises CubeFileError: there is no such file, no data in it, or no whole header."""
-        mark = _mark(header_path)
-        header = _read(header_path, data_path)
-        with ExitStack() as stack:
-            data, _ = stack.enter_context(opened(data_path))
-            return cls(header, mark, data, stack.pop_all())
-
-    def size(self) -> int:
-        return self._status().st_size
-
-    def replaced(self) -> bool:
-        """Whether another file has its name; a file that has none any more may still grow."""
-        here = self._status()
-        with suppress(OSError):
-            there = self.header.data_path.stat()
-            return (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino)
-        return False
-
-    def _status(self) -> os.stat_result:
-        try:
-            return os.fstat(self.data.fileno())
-        except OSError as error:
-            raise CubeFileError(
-                f"cannot be read: {reason(error)}", file=self.header.data_path, remedy="check the disk"
-            ) from error
-
-    def check_header(self) -> None:
-        """Read the header again where it was rewritten; one that is not whole is left alone until it changes again.
-
-        Raises:
-            CubeFileError: it says now that the lines look otherwise than they were read.
-        """
-        mark = _mark(self.header.path)
-        if mark in (self.header_mark, ()):
-            return
-        self.header_mark = mark
-        try:
-            header = _read(self.header.path, self.header.data_path)
-        except CubeFileError:
-            return
-        # The header of a file that has taken this one's place is that file's.
-        if _layout(header) != _layout(self.header) and not self.replaced():
-            raise CubeFileError(
-                "the header was rewritten with another layout than the lines were read with",
-                file=self.header.path,
-                value=_in_words(header),
-                remedy=f"it was {_in_words(self.header)}; read the file again when it is whole",
-            )
-
-    def close(self) -> None:
-        self.stack.close()
-
-
-def _patiently(path: Path, seconds: float) -> _Growing:
+def _patiently(path: Path, seconds: float) -> Growing:
     """The pair, as soon as it is there with some data; its header must say the same twice, lest it be half written."""
     deadline = time.monotonic() + seconds
     before: EnviHeader | None = None
     while True:
         try:
-            file = _Growing.opened(*pair_of(path))
+            file = Growing.opened(*pair_of(path))
         except CubeFileError as error:
             if time.monotonic() >= deadline or path.is_dir():
                 raise CubeFileError(
@@ -273,36 +203,8 @@ def _patiently(path: Path, seconds: float) -> _Growing:
                     value="bsq",
                     remedy="record bil or bip, or wait and read it with envi:PATH",
                 )
-            if before is not None and _layout(before) == _layout(file.header):
+            if before is not None and layout(before) == layout(file.header):
                 return file
             before = file.header
             file.close()
         time.sleep(POLL)
-
-
-def _read(path: Path, data_path: Path) -> EnviHeader:
-    with opened(path) as (file, _):
-        data = file.read(HEADER_BYTES).removeprefix(b"\xef\xbb\xbf")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    # Recorders write `lines = 0` until they know better, which a finished file must not say.
-    return parse_header(_NO_LINES.sub(r"\g<1>1", text), path=path, data_path=data_path)
-
-
-def _mark(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; empty where there is none."""
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
-    return ()
-
-
-def _layout(header: EnviHeader) -> tuple[object, ...]:
-    return header.bands, header.samples, header.dtype, header.interleave, header.header_offset
-
-
-def _in_words(header: EnviHeader) -> str:
-    offset = f" after {header.header_offset} bytes" if header.header_offset else ""
-    return f"{header.interleave} {header.bands} x {header.samples} {header.dtype.str}{offset}"

@@ -64,9 +64,13 @@ class Outlet:
     principal: bool = False
 
 
-def make_outlet(name: str, sink: Sink, policy: Policy, capacity: int = 2, *, principal: bool = False) -> Outlet:
+OUTLET_CAPACITY = 2
+"""Blocks that may wait for a sink."""
+
+
+def make_outlet(name: str, sink: Sink, policy: Policy, *, principal: bool = False) -> Outlet:
     """An outlet whose queue drops for this sink alone."""
-    return Outlet(name, sink, Queue(name, capacity, policy, dropped=SharedBlock.release), principal)
+    return Outlet(name, sink, Queue(name, OUTLET_CAPACITY, policy, dropped=SharedBlock.release), principal)
 
 
 class OutletWorker:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.errors import DeployError, MachineError
+from runtime.errors import DeployError
 from runtime.lines import LineFormat
 from runtime.restore import Infer
 from runtime.sinks.contract import Sink
@@ -22,7 +22,7 @@ from .frames import Assembler, Frame
 from .health import Health, Stage
 from .intake import Intake, Item, Log
 from .joining import Joiner
-from .outlets import Distributor, OutletWorker, make_outlet
+from .outlets import OUTLET_CAPACITY, Distributor, OutletWorker, make_outlet
 from .pool import LinePool
 from .queues import Policy, Queue
 from .recording import Recorder, Writer
@@ -92,6 +92,26 @@ class StreamResult:
     hung: tuple[str, ...] = ()
 
 
+def slots_needed(facts: RestorerFacts, options: StreamOptions) -> int:
+    """Lines that are on their way at most: waiting for the record; in a frame in work, waiting, or being assembled.
+
+    With so many slots, recording never waits for one that restoration holds.
+    """
+    return options.line_buffers + (2 + options.frame_buffers) * facts.frame[0] + 2
+
+
+def bytes_needed(
+    facts: RestorerFacts, options: StreamOptions, lines: LineFormat, output: LineFormat, sinks: int
+) -> int:
+    """Memory that a stream takes once, before its first line; the engine's own is not counted."""
+    frame = facts.frame[0] * output.bands * output.samples
+    blocks = 2 + sinks * (OUTLET_CAPACITY + 1) if sinks else 0
+    whole = output.dtype.kind in "iu"
+    # A frame in the unit range and restored; scaled and judged where it is rounded; blocks for the sinks.
+    frames = frame * (8 + (5 if whole else 0) + blocks * output.dtype.itemsize)
+    return slots_needed(facts, options) * lines.line_bytes + frames
+
+
 class Stream:
     """A stream that runs once.
 
@@ -138,8 +158,7 @@ class Stream:
         self._last: FrameReport | None = None
         policy: Policy = options.policy or ("drop-oldest" if source.live else "block")
         lines, overlap = facts.frame[0], min(facts.overlap, facts.frame[0] // 2)
-        # In work, waiting, and being assembled: recording never waits for a slot that restoration holds.
-        pool = LinePool(source.format, options.line_buffers + (2 + options.frame_buffers) * lines + 2)
+        pool = LinePool(source.format, slots_needed(facts, options))
         lost: deque[Frame] = deque()
 
         def dropped(frame: Frame) -> None:
@@ -296,7 +315,7 @@ class Stream:
             work()
         # The thread's last chance to say anything.
         except Exception as error:
-            self._crashes[name] = MachineError(
+            self._crashes[name] = DeployError(
                 f"a bug of ours: {type(error).__name__}: {error}", key=name, remedy="please report it with the log"
             )
             self._tell("failed", stage=name, error="".join(traceback.format_exception(error)))

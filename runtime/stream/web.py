@@ -6,11 +6,8 @@ times a second at most, however many look; the page is the file beside this one 
 
 from __future__ import annotations
 
-import base64
 import errno
-import hashlib
 import ipaddress
-import json
 import math
 import re
 import socket
@@ -20,22 +17,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
-
-import numpy as np
 
 from runtime.errors import InputError, MachineError
 
-FRESH_SECONDS = 0.25
-"""How long an answer of the stream serves everybody who asks."""
-BUSY_SECONDS = 2.0
-"""How long a request waits for a stream that is asked already."""
+from .web_routes import Answer, Routes, Shared, json_answer
+
 CLIENT_SECONDS = 10.0
 """How long a connection may last, from its first byte to its last."""
 CLIENTS = 16
@@ -44,7 +36,6 @@ NO_NAME = "ask for an address of this machine, or through localhost"
 
 Snapshot = Callable[[], Mapping[str, Any]]
 Quicklook = Callable[[], "bytes | None"]
-Value = TypeVar("Value")
 
 
 class Server:
@@ -112,7 +103,7 @@ def serve(
     if not 0 <= port <= 65535:
         raise InputError("no such port", key="port", value=port, remedy="give one from 0 (any free one) to 65535")
     page = files("runtime.stream").joinpath("page.html").read_bytes()
-    routes = _Routes(page, _Shared(snapshot), _Shared(quicklook), _Shared(spectra))
+    routes = Routes(page, Shared(snapshot), Shared(quicklook), Shared(spectra))
     try:
         listener = _Listener((host, port), routes)
     except OSError as error:
@@ -128,139 +119,6 @@ def serve(
     return Server(listener, f"http://{named}:{listener.server_address[1]}/")
 
 
-class _BusyError(Exception):
-    """The stream has not answered the one who asked before."""
-
-
-class _Shared(Generic[Value]):
-    """What a function of the stream gave last, or raised, for a quarter of a second."""
-
-    def __init__(self, ask: Callable[[], Value]) -> None:
-        self._ask = ask
-        self._lock = threading.Lock()
-        self._until = -math.inf
-        self._value: Value | None = None
-        self._error: Exception | None = None
-
-    def __call__(self) -> Value:
-        if not self._lock.acquire(timeout=BUSY_SECONDS):
-            raise _BusyError
-        try:
-            if time.monotonic() >= self._until:
-                self._value, self._error = None, None
-                try:
-                    self._value = self._ask()
-                except Exception as error:
-                    self._error = error
-                self._until = time.monotonic() + FRESH_SECONDS
-            if self._error is not None:
-                raise self._error
-            return self._value  # type: ignore[return-value]  # the function's own, None where it gave None
-        finally:
-            self._lock.release()
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What goes back: status, content type, body and headers of its own."""
-
-    status: int
-    kind: str = ""
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def _json(value: object, status: int = HTTPStatus.OK, **headers: str) -> _Answer:
-    text = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
-    return _Answer(status, "application/json", text.encode("ascii"), headers)
-
-
-def _plain(value: object) -> object:
-    """`value` as JSON knows it: NumPy's numbers are Python's, what is not finite is null."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (np.generic, np.ndarray)):
-        return _plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    raise TypeError(f"no JSON for {type(value).__name__}")
-
-
-class _Routes:
-    """From a path to its answer."""
-
-    def __init__(
-        self,
-        page: bytes,
-        snapshot: _Shared[Mapping[str, Any]],
-        quicklook: _Shared[bytes | None],
-        spectra: _Shared[Mapping[str, Any]],
-    ) -> None:
-        self.policy = _policy(page)
-        self._page = page
-        self._snapshot = snapshot
-        self._quicklook = quicklook
-        self._spectra = spectra
-
-    def answer(self, path: str, known: str) -> _Answer:
-        """Answer for `path`; `known` is the tag of the picture that the client has."""
-        try:
-            if path == "/":
-                return _Answer(HTTPStatus.OK, "text/html; charset=utf-8", self._page)
-            if path == "/api/snapshot":
-                return _json(self._snapshot())
-            if path == "/api/spectra":
-                return _json(self._spectra())
-            if path == "/quicklook.png":
-                return self._picture(known)
-            if path == "/healthz":
-                return self._health()
-        except _BusyError:
-            return _json({"error": "the stream is slow to answer"}, HTTPStatus.SERVICE_UNAVAILABLE)
-        except Exception as error:
-            # The stream's own words stay there: they may hold what is nobody's business.
-            kind = type(error).__name__
-            return _json({"error": "the stream gave no answer", "kind": kind}, HTTPStatus.INTERNAL_SERVER_ERROR)
-        if path == "/favicon.ico":
-            return _Answer(HTTPStatus.NO_CONTENT)
-        return _json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
-
-    def _picture(self, known: str) -> _Answer:
-        png = self._quicklook()
-        if png is None:
-            return _Answer(HTTPStatus.NO_CONTENT)
-        tag = f'"{hashlib.sha256(png).hexdigest()[:32]}"'
-        if known == tag:
-            return _Answer(HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})
-        return _Answer(HTTPStatus.OK, "image/png", bytes(png), {"ETag": tag})
-
-    def _health(self) -> _Answer:
-        snapshot = self._snapshot()
-        stages = snapshot.get("stages") or {}
-        silent = [name for name, stage in stages.items() if not (stage or {}).get("ok")]
-        state = snapshot.get("state")
-        well = not silent and state in ("running", "draining")
-        status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
-        return _json({"ok": well, "state": state, "silent": silent}, status)
-
-
-def _policy(page: bytes) -> str:
-    """Content security policy by which only the script and the style that stand in `page` count."""
-    allowed = []
-    for tag, name in ((b"script", "script-src"), (b"style", "style-src")):
-        inside = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
-        hashes = (f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in inside)
-        allowed.append(f"{name} {' '.join(hashes)}")
-    return (
-        f"default-src 'none'; {'; '.join(allowed)}; img-src 'self' blob:; connect-src 'self'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'"
-    )
-
-
 class _Listener(ThreadingHTTPServer):
     """Listens; gives every connection a thread of its own, a bounded number of them, and a bounded time."""
 
@@ -268,7 +126,7 @@ class _Listener(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = CLIENTS
 
-    def __init__(self, address: tuple[str, int], routes: _Routes) -> None:
+    def __init__(self, address: tuple[str, int], routes: Routes) -> None:
         self.routes = routes
         self.host = address[0]
         self._clients: dict[socket.socket, float] = {}
@@ -326,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self._host_is_ours():
-            self._send(_json({"error": "not served under this name", "remedy": NO_NAME}, HTTPStatus.FORBIDDEN))
+            self._send(json_answer({"error": "not served under this name", "remedy": NO_NAME}, HTTPStatus.FORBIDDEN))
             return
         known = self.headers.get("If-None-Match", "")
         self._send(self.server.routes.answer(self._path(), known))
@@ -338,9 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Called for what is no GET or HEAD, and for what is no HTTP."""
         self.close_connection = True
         if code == HTTPStatus.NOT_IMPLEMENTED:
-            answer = _json({"error": "only GET and HEAD"}, HTTPStatus.METHOD_NOT_ALLOWED, Allow="GET, HEAD")
+            answer = json_answer({"error": "only GET and HEAD"}, HTTPStatus.METHOD_NOT_ALLOWED, Allow="GET, HEAD")
         else:
-            answer = _json({"error": HTTPStatus(code).phrase.lower()}, code)
+            answer = json_answer({"error": HTTPStatus(code).phrase.lower()}, code)
         self._send(answer)
 
     def version_string(self) -> str:
@@ -374,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return address.is_loopback or self.server.host in ("", "0.0.0.0", "::")
 
-    def _send(self, answer: _Answer) -> None:
+    def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
         if answer.kind:
             self.send_header("Content-Type", answer.kind)

@@ -18,7 +18,7 @@ import spectral
 from runtime.errors import CubeFileError, InputError, MachineError
 from runtime.files.envi import read_envi, read_header
 from runtime.lines import Flag, LineFormat
-from runtime.sinks import line_file, ring
+from runtime.sinks import line_file, line_segment, ring
 from runtime.sinks.line_file import LineWriter, open_line_writer
 from runtime.sinks.line_index import RECORD, Report, read_index, verify
 from tests.contracts.line_files import SMALL, check_folder, data_files, known, served
@@ -421,7 +421,7 @@ def test_the_header_waits_for_data_and_index(tmp_path: Path, monkeypatch: pytest
         assert (tmp_path / "lines.hdr").exists() == (len(synced) > 2)
         real(descriptor)
 
-    monkeypatch.setattr(line_file, "_DATA_SYNC", counted)
+    monkeypatch.setattr(line_segment, "_DATA_SYNC", counted)
     with open_line_writer(tmp_path, "lines", SMALL) as writer:
         append(writer, 2)
         writer.checkpoint()
@@ -441,7 +441,7 @@ def test_a_sync_that_failed_is_never_believed_again(tmp_path: Path, monkeypatch:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(line_file, "_DATA_SYNC", fail)
+        patch.setattr(line_segment, "_DATA_SYNC", fail)
         with pytest.raises(MachineError, match=r"lines\.raw: cannot be written: Input/output error"):
             writer.checkpoint()
     for call in (writer.checkpoint, writer.close):

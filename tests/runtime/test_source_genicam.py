@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.lines import NO_FLAGS, Broken, Flag, Line, Missing, Quiet, Taken
-from runtime.sources import Source, SourceOptions, aravis, genicam, open_source
-from runtime.sources.genicam import CameraSettings, FrameIds, Image, Order, Skipped
+from runtime.sources import Source, SourceOptions, aravis_library, camera_session, open_source
+from runtime.sources.camera_order import FrameIds, Image, Order, Skipped
+from runtime.sources.camera_settings import CameraSettings
 from runtime.sources.geometry import Geometry
 from tests.contracts.source import SourceContract, buffer
 from tests.contracts.spectrometer import ADDRESS, SERIAL, Spectrometer, spectrometer, wait_until
@@ -149,7 +150,7 @@ def take_turned(path: str) -> int:
 
 
 def refused(address: str, **camera: Any) -> tuple[str, str]:
-    genicam.SEARCH_SECONDS = genicam.BUSY_SECONDS = 0.0
+    camera_session.SEARCH_SECONDS = camera_session.BUSY_SECONDS = 0.0
     try:
         open_source(f"genicam:{address}", SourceOptions(camera=camera)).close()
     except DeployError as error:
@@ -604,7 +605,7 @@ def test_without_aravis(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    aravis._functions.cache_clear()
-    monkeypatch.setattr(aravis.ctypes, "CDLL", missing)
+    aravis_library.functions.cache_clear()
+    monkeypatch.setattr(aravis_library.ctypes, "CDLL", missing)
     with pytest.raises(MachineError, match=r"need libaravis-0.8: libaravis-0.8.so.0.*apt install libaravis-0.8-0"):
         open_source("genicam:", SourceOptions())

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from runtime.errors import InputError, MachineError
-from runtime.stream import web
+from runtime.stream import web, web_routes
 from runtime.stream.web import Server, serve
 
 ROUTES = ("/", "/api/snapshot", "/api/spectra", "/quicklook.png", "/healthz", "/favicon.ico", "/none")
@@ -262,11 +262,11 @@ def test_stream_is_asked_four_times_a_second_at_most_and_never_twice_at_once() -
         for thread in many:
             thread.join()
     assert together == 1
-    assert all(after - before >= web.FRESH_SECONDS for before, after in pairwise(begun))
+    assert all(after - before >= web_routes.FRESH_SECONDS for before, after in pairwise(begun))
 
 
 def test_stream_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(web_routes, "BUSY_SECONDS", 0.1)
     asked, go_on = threading.Event(), threading.Event()
 
     def stuck() -> dict[str, Any]:

@@ -357,6 +357,7 @@ def test_a_bug_in_a_stage_is_told_and_ends_the_stream() -> None:
     sinks = [NamedSink("buggy", Buggy(), "block", True)]
     result = run(stream_of(source, same, record, sinks, log=lambda kind, **fields: events.append((kind, fields))))
     assert "ZeroDivisionError: a bug" in result.failures["buggy"].one_line()
+    assert result.failures["buggy"].exit_code == 70
     assert result.count.recorded == result.count.issued
     assert any(kind == "failed" and "ZeroDivisionError" in fields["error"] for kind, fields in events)
 

@@ -1,0 +1,146 @@
+"""The ENVI pairs that a recorder drops into a folder: which are there, and which are complete."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import CubeFileError
+from runtime.files.envi import DATA_SUFFIXES, EnviHeader, pair_of, read_header
+
+Status = tuple[str, int, int, int]
+"""Name, inode, size and time of change (ns) of a file."""
+
+Mark = tuple[Status | None, Status | None]
+"""Header and data file of a pair; one of them is there."""
+
+_SUFFIXES = ("", *DATA_SUFFIXES, *(suffix.upper() for suffix in DATA_SUFFIXES))
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A pair that is not read: its name, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A pair, or half of one, that was not read yet."""
+
+    path: Path
+    mark: Mark
+    since: float
+    settled: bool = False
+    why: str = ""
+
+
+class Pairs:
+    """The pairs of a folder: which are complete, which are waited for, which have been dealt with.
+
+    Attributes:
+        patience: seconds that a pair may stay as it is without being complete.
+        waiting: by name of the header, or of the data file where there is none.
+    """
+
+    def __init__(self, path: Path, patience: float) -> None:
+        self.patience = patience
+        self.waiting: dict[str, _Waiting] = {}
+        self._path = path
+        self._read: set[Status] = set()
+        self._given_up: set[Mark] = set()
+
+    def look(self) -> None:
+        """Look through the folder. Raises OSError."""
+        files = _files(self._path)
+        now = time.monotonic()
+        before, self.waiting = self.waiting, {}
+        for mark in _paired(files):
+            header, data = mark
+            if data in self._read or mark in self._given_up:
+                continue
+            name = (header or data or ("",))[0]
+            pair = before.get(name)
+            if pair is not None and pair.mark == mark:
+                pair.settled = True
+            else:
+                pair = _Waiting(self._path / name, mark, now)
+            self.waiting[name] = pair
+        # What is gone from the folder need not be remembered for years.
+        if len(self._read) + len(self._given_up) > 2 * len(files) + 1000:
+            self._read = {data for data in self._read if data[0] in files}
+            self._given_up = {mark for mark in self._given_up if any(one and one[0] in files for one in mark)}
+
+    def ready(self) -> Iterator[EnviHeader | Skipped]:
+        """Complete pairs that did not change between two looks, and those that will not be waited for any longer."""
+        for name, pair in sorted(self.waiting.items(), key=lambda item: (_changed(item[1].mark), item[0])):
+            late = time.monotonic() - pair.since >= self.patience
+            if not pair.settled or (pair.why and not late):
+                continue
+            header = _complete(pair.path)
+            if isinstance(header, EnviHeader):
+                del self.waiting[name]
+                with suppress(OSError):
+                    self._read.add(_status(header.data_path.name, header.data_path.stat()))
+                if (data := pair.mark[1]) is not None:
+                    self._read.add(data)
+                yield header
+                continue
+            pair.why = header
+            if late:
+                del self.waiting[name]
+                self._given_up.add(pair.mark)
+                yield Skipped(name, pair.why)
+
+    def reasons(self) -> list[str]:
+        """Why the pairs that are waited for are not complete."""
+        return [pair.why for pair in self.waiting.values() if pair.why]
+
+
+def _complete(path: Path) -> EnviHeader | str:
+    try:
+        header = read_header(path)
+        # The data file must not have another header too.
+        pair_of(header.data_path)
+        return header
+    except CubeFileError as error:
+        return str(error)
+
+
+def _files(folder: Path) -> dict[str, Status]:
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                status = entry.stat()
+                if stat.S_ISREG(status.st_mode) and not entry.name.startswith("."):
+                    found[entry.name] = _status(entry.name, status)
+    return found
+
+
+def _status(name: str, status: os.stat_result) -> Status:
+    return name, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _paired(files: Mapping[str, Status]) -> Iterator[Mark]:
+    """Headers with the first of their data files, if any, and data files without a header."""
+    headers = [name for name in files if name.lower().endswith(".hdr")]
+    paired = set()
+    for name in headers:
+        partners = [name[:-4] + suffix for suffix in _SUFFIXES if name[:-4] + suffix in files]
+        paired.update(partners)
+        yield files[name], files[partners[0]] if partners else None
+    for name in files.keys() - paired - set(headers):
+        if Path(name).suffix.lower() in DATA_SUFFIXES:
+            yield None, files[name]
+
+
+def _changed(mark: Mark) -> int:
+    header, data = mark
+    return (data or header or ("", 0, 0, 0))[3]

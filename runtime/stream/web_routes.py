@@ -1,0 +1,162 @@
+"""What the live view answers to a path: status, body and headers. `runtime.stream.web` listens and sends."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+FRESH_SECONDS = 0.25
+"""How long an answer of the stream serves everybody who asks."""
+BUSY_SECONDS = 2.0
+"""How long a request waits for a stream that is asked already."""
+
+Value = TypeVar("Value")
+
+
+class BusyError(Exception):
+    """The stream has not answered the one who asked before."""
+
+
+class Shared(Generic[Value]):
+    """What a function of the stream gave last, or raised, for a quarter of a second."""
+
+    def __init__(self, ask: Callable[[], Value]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._until = -math.inf
+        self._value: Value | None = None
+        self._error: Exception | None = None
+
+    def __call__(self) -> Value:
+        if not self._lock.acquire(timeout=BUSY_SECONDS):
+            raise BusyError
+        try:
+            if time.monotonic() >= self._until:
+                self._value, self._error = None, None
+                try:
+                    self._value = self._ask()
+                except Exception as error:
+                    self._error = error
+                self._until = time.monotonic() + FRESH_SECONDS
+            if self._error is not None:
+                raise self._error
+            return self._value  # type: ignore[return-value]  # the function's own, None where it gave None
+        finally:
+            self._lock.release()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back: status, content type, body and headers of its own."""
+
+    status: int
+    kind: str = ""
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def json_answer(value: object, status: int = HTTPStatus.OK, **headers: str) -> Answer:
+    """`value` as JSON; `headers` are those of the answer's own."""
+    text = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
+    return Answer(status, "application/json", text.encode("ascii"), headers)
+
+
+def _plain(value: object) -> object:
+    """`value` as JSON knows it: NumPy's numbers are Python's, what is not finite is null."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+class Routes:
+    """From a path to its answer.
+
+    Attributes:
+        policy: content security policy of the page, sent with every answer.
+    """
+
+    def __init__(
+        self,
+        page: bytes,
+        snapshot: Shared[Mapping[str, Any]],
+        quicklook: Shared[bytes | None],
+        spectra: Shared[Mapping[str, Any]],
+    ) -> None:
+        self.policy = _policy(page)
+        self._page = page
+        self._snapshot = snapshot
+        self._quicklook = quicklook
+        self._spectra = spectra
+
+    def answer(self, path: str, known: str) -> Answer:
+        """Answer for `path`; `known` is the tag of the picture that the client has."""
+        try:
+            if path == "/":
+                return Answer(HTTPStatus.OK, "text/html; charset=utf-8", self._page)
+            if path == "/api/snapshot":
+                return json_answer(self._snapshot())
+            if path == "/api/spectra":
+                return json_answer(self._spectra())
+            if path == "/quicklook.png":
+                return self._picture(known)
+            if path == "/healthz":
+                return self._health()
+        except BusyError:
+            return json_answer({"error": "the stream is slow to answer"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        except Exception as error:
+            # The stream's own words stay there: they may hold what is nobody's business.
+            kind = type(error).__name__
+            return json_answer({"error": "the stream gave no answer", "kind": kind}, HTTPStatus.INTERNAL_SERVER_ERROR)
+        if path == "/favicon.ico":
+            return Answer(HTTPStatus.NO_CONTENT)
+        return json_answer({"error": "no such page"}, HTTPStatus.NOT_FOUND)
+
+    def _picture(self, known: str) -> Answer:
+        png = self._quicklook()
+        if png is None:
+            return Answer(HTTPStatus.NO_CONTENT)
+        tag = f'"{hashlib.sha256(png).hexdigest()[:32]}"'
+        if known == tag:
+            return Answer(HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})
+        return Answer(HTTPStatus.OK, "image/png", bytes(png), {"ETag": tag})
+
+    def _health(self) -> Answer:
+        snapshot = self._snapshot()
+        stages = snapshot.get("stages") or {}
+        silent = [name for name, stage in stages.items() if not (stage or {}).get("ok")]
+        state = snapshot.get("state")
+        well = not silent and state in ("running", "draining")
+        status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
+        return json_answer({"ok": well, "state": state, "silent": silent}, status)
+
+
+def _policy(page: bytes) -> str:
+    """Content security policy by which only the script and the style that stand in `page` count."""
+    allowed = []
+    for tag, name in ((b"script", "script-src"), (b"style", "style-src")):
+        inside = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
+        hashes = (f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in inside)
+        allowed.append(f"{name} {' '.join(hashes)}")
+    return (
+        f"default-src 'none'; {'; '.join(allowed)}; img-src 'self' blob:; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
