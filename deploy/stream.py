@@ -19,11 +19,11 @@ import click
 from runtime.board import read_board
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
+from runtime.priority import let_workers_yield
 from runtime.sources import Source, SourceOptions, open_source
 from runtime.stream.event_log import EventLog
 from runtime.stream.health import Watchdog
 from runtime.stream.pipeline import Stream, StreamResult
-from runtime.stream.priority import let_workers_yield
 
 from . import console
 from .config import Config

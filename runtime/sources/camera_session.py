@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError, MachineError, printable
+from runtime.priority import let_go_first
 from runtime.sources.aravis import Camera, Device, NotFoundError, devices
 from runtime.sources.aravis_library import AravisError
 from runtime.sources.aravis_stream import STATUS, SUCCESS, Filled, Stream, image_of
@@ -27,6 +28,8 @@ RETENTION_SECONDS = 0.1
 BUFFER_BYTES = 512 << 20
 """Most memory that the default number of buffers takes."""
 SOCKET_BYTES = 32 << 20
+RECEIVER = "arv_gv_stream"
+"""Name of the thread of Aravis that takes the packets."""
 
 
 class Session:
@@ -73,6 +76,8 @@ class Session:
         for address in self._places:
             self.stream.push_memory(address, size)
         self.temperature_feature = next(filter(self._has, ("DeviceTemperature", "SensorTemperature")), None)
+        # Packets that wait too long for their thread are lost.
+        let_go_first(RECEIVER)
         camera.start()
         self.came = time.monotonic()
 

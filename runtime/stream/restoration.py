@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Callable
 
 from runtime.errors import DeployError, MachineError
+from runtime.priority import yield_to_others
 
 from .frames import Frame
 from .health import Stage
 from .intake import PATIENCE, Log
 from .joining import Joiner
 from .outlets import Distributor
-from .priority import yield_to_others
 from .queues import Queue
 from .report import FrameReport
 from .restoring import AbandonedError, FrameRestorer

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from runtime.stream.priority import NICENESS, yield_to_others
+from runtime.priority import NICENESS, yield_to_others
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads have a niceness on Linux only")
 
 PROGRAM = """
 import os, threading
-from runtime.stream.priority import let_workers_yield
+from runtime.priority import let_workers_yield
 gate = threading.Event()
 worker = threading.Thread(target=gate.wait)
 worker.start()
@@ -56,3 +56,28 @@ def test_a_thread_and_those_that_it_makes_yield() -> None:
     assert found == [NICENESS, NICENESS]
     look()
     assert found[2] < NICENESS
+
+
+URGENT = """
+import ctypes, os, threading
+from runtime.priority import URGENCY, let_go_first
+gate, named = threading.Event(), threading.Event()
+def work():
+    ctypes.CDLL(None).prctl(15, b"a_thread_of_ours", 0, 0, 0)
+    named.set()
+    gate.wait()
+worker = threading.Thread(target=work)
+worker.start()
+named.wait()
+found = let_go_first("a_thread_of_ours")
+now = os.getpriority(os.PRIO_PROCESS, worker.native_id)
+gate.set()
+may = os.geteuid() == 0 or found
+assert not may or (found, now) == (1, URGENCY), (found, now)
+assert let_go_first("nobody is called so") == 0
+"""
+
+
+@linux
+def test_a_thread_goes_first_where_that_is_allowed() -> None:
+    subprocess.run([sys.executable, "-c", URGENT], cwd=ROOT, check=True, timeout=30)
