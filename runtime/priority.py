@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-NICENESS = 19
+NICENESS = 10
 URGENCY = -10
 NAME_CHARACTERS = 15
 """The kernel keeps so much of a thread's name (proc(5), /proc/pid/comm)."""

@@ -70,13 +70,19 @@ class Books:
             )
             assert self._count.pending >= 0, "more lines were settled than issued"
 
-    def close(self) -> Count:
-        """Enter what is still pending as dropped, and nothing after it; returns the final count."""
+    def close(self, *, record: bool) -> Count:
+        """Enter what is still pending, and nothing after it; returns the final count.
+
+        Args:
+            record: there is one: what is not in it is incomplete. What else is pending is dropped.
+        """
         with self._lock:
             self._closed = True
             now = self._count
+            unrecorded = now.issued - now.recorded - now.incomplete if record else 0
+            dropped = now.dropped + now.pending - unrecorded
             self._count = Count(
-                now.issued, now.recorded, now.restored, now.passed, now.dropped + now.pending, now.incomplete
+                now.issued, now.recorded, now.restored, now.passed, dropped, now.incomplete + unrecorded
             )
             return self._count
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.lines import Flag
 from runtime.tiles import ramp
 
 from .frames import Frame
@@ -69,10 +70,7 @@ class Joiner:
         """A frame was restored: float32 [bands, lines of the frame, samples], whose head is blended in place."""
         self._meet(frame)
         if self._restored is not None:
-            head = values[:, : self._overlap]
-            np.subtract(head, self._tail, out=self._step)
-            self._step *= self._rise
-            np.add(self._tail, self._step, out=head)
+            self._blend(values[:, : self._overlap], self._restored, report)
         final = len(frame.slots) - frame.shared
         self._restored, self._loose = None, ()
         self._emit(Piece(values[:, :final], report, 0))
@@ -80,6 +78,21 @@ class Joiner:
             np.copyto(self._tail, values[:, final:])
             self._restored = report
         self._next = frame.first + final
+
+    def _blend(self, head: Float32, before: FrameReport, report: FrameReport) -> None:
+        """What both frames have, in place of `head`; a line that one of them passed through is never blended."""
+        old, new = before.flags[-self._overlap :], report.flags[: self._overlap]
+        passed_before, passed = (old & Flag.PASSED) > 0, (new & Flag.PASSED) > 0
+        if not (passed_before.any() or passed.any()):
+            np.subtract(head, self._tail, out=self._step)
+            self._step *= self._rise
+            np.add(self._tail, self._step, out=head)
+            return
+        for line in range(self._overlap):
+            if passed[line] and not passed_before[line]:
+                head[:, line], new[line] = self._tail[:, line], old[line]
+            elif not passed[line] and not passed_before[line]:
+                head[:, line] = self._tail[:, line] + self._rise[line] * (head[:, line] - self._tail[:, line])
 
     def dropped(self, frame: Frame) -> None:
         """A frame was dropped, or could not be restored."""

@@ -81,10 +81,20 @@ class OutletWorker:
         stage: its heartbeat.
         given: entered in the books when the principal sink has written lines.
         lost: entered when it could not.
+        over: the books are closed: nothing is written any more.
     """
 
-    def __init__(self, outlet: Outlet, stage: Stage, log: Log, given: Settle, lost: Settle) -> None:
+    def __init__(
+        self,
+        outlet: Outlet,
+        stage: Stage,
+        log: Log,
+        given: Settle,
+        lost: Settle,
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._outlet, self._stage, self._log, self._given, self._lost = outlet, stage, log, given, lost
+        self._over = over
         self.failure: DeployError | None = None
 
     def run(self) -> None:
@@ -94,7 +104,8 @@ class OutletWorker:
             self._stage.beat()
             shared = queue.get(PATIENCE)
             if shared is not None:
-                self._write(shared)
+                if not self._over():
+                    self._write(shared)
                 shared.release()
         try:
             self._outlet.sink.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.errors import DeployError
 from runtime.lines import LineFormat
+from runtime.radiometry import Radiometry
 from runtime.restore import Infer
 from runtime.sinks.contract import Sink
 from runtime.sources.contract import Source
@@ -28,7 +29,7 @@ from .queues import Policy, Queue
 from .recording import Recorder, Writer
 from .report import FrameReport
 from .restoration import Restoration, Speed
-from .restoring import FrameRestorer, Radiometric, RestorerFacts
+from .restoring import FrameRestorer, RestorerFacts
 from .screening import Screen
 
 STAGE_LIMIT_S = 10.0
@@ -134,7 +135,7 @@ class Stream:
         source: Source,
         facts: RestorerFacts,
         infer: Infer,
-        radiometric: Radiometric,
+        radiometric: Radiometry,
         output: LineFormat,
         writer: Writer | None,
         sinks: Sequence[NamedSink] = (),
@@ -144,7 +145,7 @@ class Stream:
         log: Log = lambda kind, **fields: None,
         health: Health | None = None,
     ) -> None:
-        self._source, self._options, self._log = source, options, log
+        self._source, self._options, self._log, self._writer = source, options, log, writer
         self.health = health or Health()
         self._books = Books()
         self._stages: dict[str, Stage] = {}
@@ -181,16 +182,24 @@ class Stream:
             source, pool, self._incoming, self._books, self._stage("source"), self._tell, first_sequence
         )
         self._recorder = Recorder(
-            self._incoming, writer, Screen(source.format), Assembler(lines, overlap, options.bridge), self._frames,
-            self._books, self._stage("record"), self._tell, lambda error: self.stop("failure"),
-        )  # fmt: skip
+            self._incoming,
+            writer,
+            Screen(source.format, radiometric.saturation, radiometric.bad),
+            Assembler(lines, overlap, options.bridge),
+            self._frames,
+            self._books,
+            self._stage("record"),
+            self._tell,
+            lambda error: self.stop("failure"),
+            self._given_up.is_set,
+        )
         self._restoration = Restoration(
             self._frames, lost, restorer, joiner, self._distributor, stage, self._tell,
             self._seen, lambda error: None,
         )  # fmt: skip
         self._workers = {
             outlet.name: OutletWorker(
-                outlet, self._stage(outlet.name), self._tell, self._settle_given, self._settle_lost
+                outlet, self._stage(outlet.name), self._tell, self._settle_given, self._settle_lost, self._over.is_set
             )
             for outlet in self._outlets
         }
@@ -226,8 +235,8 @@ class Stream:
         hung = tuple(name for name, thread in threads.items() if thread.is_alive())
         for queue in self._queues.values():
             queue.close()
-        count, failures = self._books.close(), self._failures()
         self._over.set()
+        count, failures = self._books.close(record=self._writer is not None), self._failures()
         result = StreamResult(
             count, self.frames(), time.monotonic() - self._began, "failure" if failures else self._ended_by, failures,
             hung,

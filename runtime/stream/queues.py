@@ -9,7 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 T = TypeVar("T")
 Policy = Literal["block", "drop-oldest"]
-WAKE_S = 0.5
+WAKE_S = 0.25
 
 
 class Queue(Generic[T]):
@@ -31,11 +31,20 @@ class Queue(Generic[T]):
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, item: T, waiting: Callable[[], None] = lambda: None) -> bool:
-        """Add an item; False where the queue is closed and does not take it. `waiting` is called now and then."""
+    def put(
+        self, item: T, waiting: Callable[[], None] = lambda: None, given_up: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Add an item; False where it was not taken.
+
+        Args:
+            waiting: called now and then while there is no room.
+            given_up: asked then; the item is not taken once it says so.
+        """
         with self._changed:
             while self.policy == "block" and len(self._items) >= self.capacity and not self._closed:
                 waiting()
+                if given_up():
+                    return False
                 self._changed.wait(WAKE_S)
             if self._closed:
                 return False

@@ -44,6 +44,7 @@ class Recorder:
         writer: the record; None where none is wanted.
         frames: takes whole frames.
         failed: called once when the record cannot be written any more.
+        given_up: frames that restoration does not take are let go once it says so.
 
     Attributes:
         failure: why the record ended.
@@ -61,10 +62,12 @@ class Recorder:
         stage: Stage,
         log: Log,
         failed: Callable[[DeployError], None],
+        given_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._incoming, self._writer, self._screen = incoming, writer, screen
         self._assembler, self._frames, self._books = assembler, frames, books
         self._stage, self._log, self._failed = stage, log, failed
+        self._given_up = given_up
         self.failure: DeployError | None = None
         self.unfit: dict[str, int] = {}
 
@@ -102,7 +105,12 @@ class Recorder:
                     self.unfit[name] = self.unfit.get(name, 0) + 1
         if self._writer is not None and self.failure is None:
             writer = self._writer
-            self._guarded(lambda: writer.append(slot.line, slot.sequence, slot.frame_id, slot.utc_ns, int(slot.flags)))
+            known = checksum if LITTLE_ENDIAN else None
+            self._guarded(
+                lambda: writer.append(
+                    slot.line, slot.sequence, slot.frame_id, slot.utc_ns, int(slot.flags), checksum=known
+                )
+            )
         if self.failure is not None:
             # Not safe on disk, so it counts as a line that never came.
             self._books.add(incomplete=1)
@@ -114,7 +122,7 @@ class Recorder:
 
     def _give(self, frames: list[Frame]) -> None:
         for frame in frames:
-            if not self._frames.put(frame, self._stage.beat):
+            if not self._frames.put(frame, self._stage.beat, self._given_up):
                 frame.release()
 
     def _guarded(self, action: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from runtime.errors import DeployError, MachineError
+from runtime.errors import CubeError, DeployError, MachineError
 from runtime.priority import yield_to_others
 
 from .frames import Frame
@@ -92,6 +92,10 @@ class Restoration:
         except AbandonedError:
             self._drop(frame, "the stream ended")
             return
+        except CubeError as error:
+            # Not the engine's fault: the frame's numbers are none that a network should see.
+            self._log("unfit", frame=frame.number, sequence=frame.first, error=error.one_line())
+            values, report = self._restorer.pass_through(frame)
         # An engine may raise whatever its library does; the record must go on.
         except Exception as error:
             self._broken(frame, error)
@@ -103,11 +107,11 @@ class Restoration:
         self._seen(report)
 
     def _broken(self, frame: Frame, error: Exception) -> None:
-        self.broken += 1
         self._failures += 1
         told = error.one_line() if isinstance(error, DeployError) else f"{type(error).__name__}: {error}"
         self._log("failed", stage="restoration", frame=frame.number, error=told)
         self._drop(frame, "the engine failed")
+        self.broken += 1
         if self._failures >= TRIES:
             self.failure = MachineError(
                 f"the engine failed on {TRIES} frames in a row and is asked no more: {told}",

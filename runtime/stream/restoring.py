@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.lines import UNFIT, Flag, Line, LineFormat
+from runtime.masking import held
 from runtime.metrics import METRIC_SETS, prompt_metrics
 from runtime.restore import Infer
 from runtime.tiles import Tiling, band_groups
@@ -30,6 +31,8 @@ class Radiometric(Protocol):
 
     def apply_line(self, raw: Line, out: Float32) -> None: ...
 
+    def saturated(self, raw: Line, mask: Bools | None = None) -> int: ...
+
 
 @dataclass(frozen=True)
 class RestorerFacts:
@@ -41,6 +44,7 @@ class RestorerFacts:
         overlap: samples that neighbouring tiles share.
         metric_set: name of the prompt metrics.
         chosen: places of the bands that are restored, in the source's lines; None for all of them.
+        output_scale: number that stands for 1.0 in the restored lines; the source's ignore value is written in it.
     """
 
     bands: int
@@ -48,6 +52,24 @@ class RestorerFacts:
     overlap: int
     metric_set: str
     chosen: tuple[int, ...] | None = None
+    output_scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Values of a line that come out as they came in.
+
+    Attributes:
+        place: of the line in its frame.
+        mask: bool [bands, samples].
+        values: float32 [bands, samples] in the unit range; valid where the mask is.
+        whole: nothing else is in the line.
+    """
+
+    place: int
+    mask: Bools
+    values: Float32
+    whole: bool
 
 
 class AbandonedError(Exception):
@@ -70,6 +92,7 @@ class FrameRestorer:
         self.bands = format.bands if facts.chosen is None else len(facts.chosen)
         self._chosen = None if facts.chosen is None else np.array(facts.chosen, np.intp)
         self._whole = np.zeros(format.shape, np.float32)
+        self._mask = np.zeros(format.shape, np.bool_)
         self._unit = np.zeros((self.bands, lines, samples), np.float32)
         self._joined = np.zeros_like(self._unit)
         self._input = np.zeros((1, facts.bands, *facts.frame), np.float32)
@@ -119,42 +142,56 @@ class FrameRestorer:
         """
         began = time.monotonic()
         count = len(frame.slots)
-        sequence, frame_id, utc_ns, flags = stamps(frame)
         kept = self._fill(frame.slots)
-        passed = (flags & UNFIT) > 0
-        fit = np.flatnonzero(~passed & np.array(frame.taken))
+        taken = np.array(frame.taken)
+        unfit = np.array([slot is not None and bool(slot.flags & UNFIT) for slot in frame.slots])
+        unfit[[keep.place for keep in kept if keep.whole]] = True
+        fit = np.flatnonzero(taken & ~unfit)
+        if len(fit) < ENOUGH * count:
+            return self.pass_through(frame)
         self._bridge(fit, count)
         seconds = {"radiometry": time.monotonic() - began}
-        metrics, experts = np.zeros((0, 0), np.float32), np.zeros(0)
+        metrics, experts, timed = self._run(count, abandoned, alive)
         values = self._joined[:, :count]
-        if len(fit) < ENOUGH * count:
-            np.copyto(values, self._unit[:, :count])
-            passed[:] = np.array(frame.taken)
-            for place, slot in enumerate(frame.slots):
-                if slot is not None:
-                    self._line(slot.line, values[:, place])
-        else:
-            metrics, experts, timed = self._run(count, abandoned, alive)
-            seconds |= timed
-            self._keep(frame.slots, np.flatnonzero(passed), kept, values)
+        self._avoid_mark(values)
+        self._keep(frame.slots, np.flatnonzero(unfit), kept, values)
+        names = METRIC_SETS[self._facts.metric_set]
+        return values, self._report(
+            frame,
+            unfit,
+            {**seconds, **timed, "whole": time.monotonic() - began},
+            dict(zip(names, metrics.mean(axis=0).tolist(), strict=True)),
+            tuple(float(share) for share in experts),
+        )
+
+    def pass_through(self, frame: Frame) -> tuple[Float32, FrameReport]:
+        """A frame as it came, but for radiometry: what no network should see; returns what `restore` does."""
+        began = time.monotonic()
+        count = len(frame.slots)
+        kept = self._fill(frame.slots)
+        taken = np.array(frame.taken)
+        self._bridge(np.flatnonzero(taken), count)
+        values = self._joined[:, :count]
+        np.copyto(values, self._unit[:, :count])
+        self._keep(frame.slots, np.flatnonzero(taken), kept, values)
+        return values, self._report(frame, taken, {"whole": time.monotonic() - began}, {}, ())
+
+    def _report(
+        self,
+        frame: Frame,
+        passed: Bools,
+        seconds: dict[str, float],
+        metrics: dict[str, float],
+        experts: tuple[float, ...],
+    ) -> FrameReport:
+        sequence, frame_id, utc_ns, flags = stamps(frame)
         flags |= np.where(
             passed, Flag.PASSED, np.where(frame.taken, Flag.RESTORED, Flag.INTERPOLATED)
         ).astype(np.uint32)  # fmt: skip
-        if count < self._facts.frame[0]:
+        if len(flags) < self._facts.frame[0]:
             flags |= np.where(flags & Flag.RESTORED, Flag.PADDED, 0).astype(np.uint32)
-        now = time.monotonic()
-        names = METRIC_SETS[self._facts.metric_set]
-        return values, FrameReport(
-            frame.number,
-            sequence,
-            frame_id,
-            utc_ns,
-            flags,
-            dict(zip(names, metrics.mean(axis=0).tolist(), strict=True)) if metrics.size else {},
-            tuple(float(share) for share in experts),
-            now - frame.completed,
-            {**seconds, "whole": now - began},
-        )
+        latency = time.monotonic() - frame.completed
+        return FrameReport(frame.number, sequence, frame_id, utc_ns, flags, metrics, experts, latency, seconds)
 
     def _line(self, raw: Line, out: Float32) -> None:
         """A line in the unit range: `out` [bands, samples]."""
@@ -164,22 +201,37 @@ class FrameRestorer:
             self._radiometric.apply_line(raw, self._whole)
             out[:] = self._whole[self._chosen]
 
-    def _fill(self, slots: Sequence[Slot | None]) -> list[tuple[int, Bools, Float32]]:
-        """Radiometry of all lines; returns (place, mask, values) of what is to come out as it came in."""
+    def _fill(self, slots: Sequence[Slot | None]) -> list[_Kept]:
+        """Radiometry of all lines; returns what of them is to come out as it came in."""
         kept = []
+        mark = None if self._format.ignore_value is None else held(self._format.ignore_value, self._format.dtype)
         for place, slot in enumerate(slots):
             if slot is None:
                 continue
             out = self._unit[:, place]
             self._line(slot.line, out)
-            if slot.flags & Flag.SOME_SATURATED and self._format.saturation is not None:
-                kept.append((place, self._selected(slot.line >= self._format.saturation), out.copy()))
-            if self._format.ignore_value is not None:
-                mask = self._selected(slot.line == self._format.ignore_value).any(axis=0)
-                if mask.any() and not mask.all():
-                    kept.append((place, np.broadcast_to(mask, out.shape), out.copy()))
-                    out[:, mask] = out[:, ~mask].mean(axis=1, keepdims=True)
+            if slot.flags & Flag.SOME_SATURATED and self._radiometric.saturated(slot.line, self._mask):
+                kept.append(_Kept(place, self._selected(self._mask).copy(), out.copy(), False))
+            if mark is not None:
+                missing = self._selected(slot.line == mark).any(axis=0)
+                if missing.any():
+                    # Written as it stands in the file, whatever radiometry would make of it.
+                    value = np.float32(np.float64(mark) / self._facts.output_scale)
+                    there = np.full(out.shape, value, np.float32)
+                    whole = bool(missing.all())
+                    kept.append(_Kept(place, np.broadcast_to(missing, out.shape), there, whole))
+                    if not whole:
+                        out[:, missing] = out[:, ~missing].mean(axis=1, keepdims=True)
         return kept
+
+    def _avoid_mark(self, values: Float32) -> None:
+        """Restored values that would read as the ignore value are moved to the number next to it."""
+        mark = self._format.ignore_value
+        if mark is None or self._format.dtype.kind not in "iu":
+            return
+        scale = np.float32(self._facts.output_scale)
+        equal = np.rint(values * scale) == np.float32(mark)
+        values[equal] = np.float32((mark + 1 if mark <= 0 else mark - 1) / self._facts.output_scale)
 
     def _selected(self, mask: Bools) -> Bools:
         return mask if self._chosen is None else mask[self._chosen]
@@ -244,13 +296,13 @@ class FrameRestorer:
         self,
         slots: Sequence[Slot | None],
         passed: NDArray[np.intp],
-        kept: Sequence[tuple[int, Bools, Float32]],
+        kept: Sequence[_Kept],
         values: Float32,
     ) -> None:
         """Put what is passed through in the place of what the network made of it."""
-        for place, mask, original in kept:
-            np.copyto(values[:, place], original, where=mask)
         for place in passed:
             slot = slots[place]
             if slot is not None:
                 self._line(slot.line, values[:, place])
+        for keep in kept:
+            np.copyto(values[:, keep.place], keep.values, where=keep.mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.lines import NO_FLAGS, Flag, Line, LineFormat
 
@@ -11,10 +12,17 @@ SATURATED_SHARE = 0.25
 
 
 class Screen:
-    """Flags for one line after the other; it remembers the line before by its checksum."""
+    """Flags for one line after the other; it remembers the line before by its checksum.
 
-    def __init__(self, format: LineFormat) -> None:
-        self._saturation = format.saturation
+    Args:
+        format: of the lines.
+        saturation: digital number at which the detector is at its limit; None where nobody knows it.
+        bad: bool [bands, samples], elements whose values are replaced: they say nothing of the line.
+    """
+
+    def __init__(self, format: LineFormat, saturation: float | None, bad: NDArray[np.bool_] | None = None) -> None:
+        self._saturation = saturation
+        self._good = None if bad is None or not bad.any() else ~bad
         self._floats = format.dtype.kind == "f"
         self._values = format.bands * format.samples
         self._mask = np.empty(format.shape, np.bool_)
@@ -38,8 +46,11 @@ class Screen:
             found |= Flag.EMPTY
         if self._saturation is not None and largest >= self._saturation:
             np.greater_equal(line, self._saturation, out=self._mask)
-            share = np.count_nonzero(self._mask) / self._values
-            found |= Flag.SATURATED if share > SATURATED_SHARE else Flag.SOME_SATURATED
+            if self._good is not None:
+                np.logical_and(self._mask, self._good, out=self._mask)
+            count = np.count_nonzero(self._mask)
+            if count:
+                found |= Flag.SATURATED if count > SATURATED_SHARE * self._values else Flag.SOME_SATURATED
         return found
 
     def broken(self) -> None:
