@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -95,9 +95,7 @@ def run(arguments: list[str]) -> int:
         result = app.main(arguments or ["--help"], prog_name="deploy", standalone_mode=False)
         if not isinstance(result, dict):
             return int(result or 0)
-        if as_json:
-            _print_json({**result, "warnings": list(console.warnings)})
-        return 0
+        return _done(result, as_json)
     except DeployError as error:
         return _failed(error, as_json)
     except click.UsageError as error:
@@ -120,6 +118,25 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         log = _log(error)
         return _ended(BUG, f"a bug of ours: {type(error).__name__}; please report it with {log}", as_json)
+
+
+def leave(outcome: dict[str, Any] | DeployError) -> NoReturn:
+    """End the process at once, with the words and the exit code of `run`: some thread will never end by itself.
+
+    Nothing is unwound: a library that hangs may hang again when it is closed.
+    """
+    as_json = console.for_machines
+    code = _failed(outcome, as_json) if isinstance(outcome, DeployError) else _done(outcome, as_json)
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _done(result: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        _print_json({**result, "warnings": list(console.warnings)})
+    return 0
 
 
 def _failed(error: DeployError, as_json: bool) -> int:

@@ -21,19 +21,23 @@ class _Console(Console):
 
 people: Console = _Console(highlight=False)
 errors = _Console(stderr=True, highlight=False)
+for_machines = False
+"""Whether standard output is left to one JSON object."""
 warnings: list[str] = []
 """What this run warned of; `--json` repeats it."""
 
 
 def speak_to_machines() -> None:
     """From now on words for people go to standard error; standard output is left to one JSON object."""
-    global people
+    global people, for_machines
+    for_machines = True
     people = _Console(stderr=True, highlight=False)
 
 
 def speak_to_people() -> None:
     """From now on words for people go to standard output."""
-    global people
+    global people, for_machines
+    for_machines = False
     people = _Console(highlight=False)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import re
 import signal
-import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +24,14 @@ from runtime.stream.health import Watchdog
 from runtime.stream.pipeline import Stream, StreamResult
 
 from . import console
+from .cli import leave
 from .config import Config
 from .options import config_option, engine_option, examples, json_option, read_config
 from .stream_parts import Parts, make_parts
 from .stream_view import LiveView
 
 LOG_NAME = "stream.jsonl"
+TICK_S = 0.25
 OUTSIDE_S = 1.0
 """Seconds between two messages to those outside: ZeroMQ, CCSDS housekeeping, systemd."""
 BOARD_S = 5.0
@@ -107,9 +107,14 @@ def command(
     in = restored + dropped + incomplete.
     """
     config = read_config(config_file, checkpoint_given=False)
+    _refuse_own(spec, [folder for folder in (record, restored) if folder is not None])
     limit = None if spool_limit is None else parse_bytes(spool_limit)
     if record is None and limit is not None:
         raise InputError("there is no record to limit", key="--spool-limit", value=spool_limit, remedy="give --record")
+    if limit is None and config.stream.segment_mib is not None:
+        raise InputError(
+            "only a record with a limit has segments", key="stream.segment_mib", remedy="give --spool-limit too"
+        )
     if record is None and restored is None:
         console.warn("neither --record nor --restored is given: nothing is kept")
     outward = Outward(quicklook, publish, packets, prometheus, web)
@@ -122,11 +127,34 @@ def command(
         with console.progress("opening the source"):
             source = open_source(spec, _source_options(config, scale))
         with source, ExitStack() as stack:
-            parts = make_parts(loaded, source, config.stream, record, restored, limit, duration, scale, outward)
+            parts = make_parts(loaded, source, config.stream, record, restored, limit, duration, scale, outward, stack)
             logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
             events = None if logged is None else stack.enter_context(EventLog(logged))
-            result, last = _stream(loaded, source, parts, config, events, outward)
-    return _told(result, last, parts)
+            stack.enter_context(_signals(stopping := _Stopping()))
+            result, last = _stream(loaded, source, parts, config, events, outward, stopping)
+            try:
+                report = _told(result, last, parts)
+            except DeployError as error:
+                if result.hung:
+                    leave(error)
+                raise
+            if result.hung:
+                leave(report)
+    return report
+
+
+def _refuse_own(spec: str, folders: Sequence[Path]) -> None:
+    """Raise InputError where a stream would read what it writes."""
+    scheme, _, address = spec.partition(":")
+    if scheme not in ("envi", "envi-live", "watch"):
+        return
+    source = Path(address).resolve()
+    for folder in folders:
+        own = source.stem.split("-")[0] in ("lines", "restored") and source.parent == folder.resolve()
+        if own or (scheme == "watch" and source == folder.resolve()):
+            raise InputError(
+                "the stream would read what it writes", key="--source", value=spec, remedy="write to another folder"
+            )
 
 
 def parse_bytes(text: str) -> int:
@@ -151,7 +179,13 @@ def _source_options(config: Config, scale: float | None) -> SourceOptions:
 
 
 def _stream(
-    bundle: Bundle, source: Source, parts: Parts, config: Config, events: EventLog | None, outward: Outward
+    bundle: Bundle,
+    source: Source,
+    parts: Parts,
+    config: Config,
+    events: EventLog | None,
+    outward: Outward,
+    stopping: _Stopping,
 ) -> tuple[StreamResult, dict[str, Any]]:
     """Run it with everybody who watches; returns what it did and the last snapshot."""
     describe = {
@@ -190,15 +224,13 @@ def _stream(
         watchdog = stack.enter_context(
             Watchdog(stream.health, on_change=lambda hung: log("health", not_answering=list(hung)))
         )
-        stack.enter_context(_signals(stream))
         stack.enter_context(LiveView(snapshot))
+        stack.enter_context(_Teller(snapshot, parts, watchdog, board, log, config.stream.log_seconds))
         watchdog.ready()
-        result = stream.run(_Ticker(snapshot, parts, watchdog, board, log, config.stream.log_seconds))
+        stopping.stream = stream
+        result = stream.run()
         watchdog.stopping()
         last = snapshot()
-    if result.hung:
-        # A library that does not return must not keep the process: everything is on disk and closed.
-        atexit.register(_leave)
     return result, last
 
 
@@ -223,8 +255,8 @@ class BoardTemperature:
         self.figures = {"board_temperature_c": max(told.values())} if told else {}
 
 
-class _Ticker:
-    """What is told to the outside now and then, from the thread that waits for the stream."""
+class _Teller:
+    """What is told to the outside now and then, in a thread of its own: who cannot be told stalls nobody else."""
 
     def __init__(
         self,
@@ -239,8 +271,21 @@ class _Ticker:
         self._board = board
         self._log_seconds = log_seconds
         self._log_due = self._tell_due = time.monotonic()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="teller", daemon=True)
 
-    def __call__(self) -> None:
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(OUTSIDE_S)
+
+    def _run(self) -> None:
+        while not self._end.wait(TICK_S):
+            self._tell()
+
+    def _tell(self) -> None:
         now = time.monotonic()
         if now >= self._log_due:
             self._log_due = now + self._log_seconds
@@ -260,13 +305,21 @@ class _Ticker:
                     tell(found)
 
 
+@dataclass
+class _Stopping:
+    """What a signal stops; before there is a stream, it interrupts the start."""
+
+    stream: Stream | None = None
+
+
 @contextmanager
-def _signals(stream: Stream) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the stream cleanly; a second Ctrl-C ends it at once."""
+def _signals(stopping: _Stopping) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the stream cleanly, which takes five seconds at most."""
 
     def stop(number: int, frame: object) -> None:
-        stream.stop("signal")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if stopping.stream is None:
+            raise KeyboardInterrupt
+        stopping.stream.stop("signal")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -274,12 +327,6 @@ def _signals(stream: Stream) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _leave() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def _told(result: StreamResult, last: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
@@ -305,7 +352,12 @@ def _told(result: StreamResult, last: Mapping[str, Any], parts: Parts) -> dict[s
         console.warn(f"{name}: {error.one_line()}")
     for error in result.failures.values():
         error.report = report
+        if error.exit_code == InputError.exit_code:
+            # The arguments were right when it began: a service is to be started again.
+            error.exit_code = MachineError.exit_code
         raise error
-    if result.hung and result.ended_by != "signal":
-        raise MachineError("a stage did not end", key=result.hung[0], remedy="see the log; the record is whole")
+    if "record" in result.hung or (result.hung and result.ended_by != "signal"):
+        hanging = MachineError("a stage did not end", key=result.hung[0], remedy="see the log")
+        hanging.report = report
+        raise hanging
     return report

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .stream import Outward
 
 FAR_NANOMETRES = 5.0
+EXACT_BYTES = 2
+"""float32 holds every whole number of so many bytes."""
 Snapshot = Callable[[], dict[str, Any]]
 
 
@@ -104,8 +106,10 @@ def make_parts(
     seconds: float | None,
     scale: float | None,
     outward: Outward,
+    opened: ExitStack,
 ) -> Parts:
-    """Open the files and sinks of a stream. Raises DeployError; what was opened is closed again."""
+    """Open the files and sinks of a stream; `opened` closes them. Raises DeployError."""
+    _check_scale(source.format, told, scale)
     manifest, lines = bundle.manifest, source.format
     chosen = _chosen(told, lines, manifest.wavelengths)
     count = lines.bands if chosen is None else len(chosen)
@@ -118,10 +122,11 @@ def make_parts(
         )
     radiometry = load_radiometry(told.radiometry, _scaled(lines, bundle, told), told.folder or ".")
     frame = (manifest.frame.lines, manifest.frame.samples)
+    output = _output(lines, chosen, radiometry, told)
     parts = Parts(
-        RestorerFacts(manifest.bands, frame, manifest.frame.overlap, manifest.metric_set, chosen),
+        RestorerFacts(manifest.bands, frame, manifest.frame.overlap, manifest.metric_set, chosen, output.scale or 1.0),
         radiometry,
-        _output(lines, chosen, radiometry, told),
+        output,
         StreamOptions(
             seconds, told.line_buffers, told.frame_buffers, told.policy, told.bridge, float(told.drain_seconds)
         ),
@@ -130,23 +135,21 @@ def make_parts(
     )
     _check_memory(parts, lines, outward, restored is not None)
     about = f"{manifest.network.architecture} {manifest.precision.chosen}"
-    with ExitStack() as opened:
-        if record is not None:
-            parts.record = opened.enter_context(
-                open_line_writer(
-                    record, "lines", lines, fields={"description": f"raw lines of {_described(source)}"}, limit=limit,
-                    segment_bytes=None if told.segment_mib is None else told.segment_mib << 20,
-                )
-            )  # fmt: skip
-        if restored is not None:
-            fields = {"description": f"lines of {_described(source)} restored by {about}"}
-            parts.restored = opened.enter_context(open_line_writer(restored, "restored", parts.output, fields=fields))
-            parts.sinks.append(NamedSink("restored", RestoredFile(parts.restored), "block", principal=True))
-        _add_sinks(parts, StreamFacts(parts.output, about), told, outward, opened)
-        writers = [writer for writer in (parts.record, parts.restored) if writer is not None]
-        parts.first_sequence = max((writer.next_sequence for writer in writers), default=0)
-        parts.notes += [writer.resumed for writer in writers if writer.resumed]
-        opened.pop_all()
+    if record is not None:
+        parts.record = opened.enter_context(
+            open_line_writer(
+                record, "lines", lines, fields={"description": f"raw lines of {_described(source)}"}, limit=limit,
+                segment_bytes=None if told.segment_mib is None else told.segment_mib << 20,
+            )
+        )  # fmt: skip
+    if restored is not None:
+        fields = {"description": f"lines of {_described(source)} restored by {about}"}
+        parts.restored = opened.enter_context(open_line_writer(restored, "restored", parts.output, fields=fields))
+        parts.sinks.append(NamedSink("restored", RestoredFile(parts.restored), "block", principal=True))
+    _add_sinks(parts, StreamFacts(parts.output, about), told, outward, opened)
+    writers = [writer for writer in (parts.record, parts.restored) if writer is not None]
+    parts.first_sequence = max((writer.next_sequence for writer in writers), default=0)
+    parts.notes += [writer.resumed for writer in writers if writer.resumed]
     return parts
 
 
@@ -226,6 +229,8 @@ def _chosen(told: StreamSection, lines: LineFormat, trained: list[float] | None)
             raise InputError(
                 "the source has no such band", key="stream.bands", value=beyond[0], remedy=f"0 to {lines.bands - 1}"
             )
+        if len(set(told.bands)) < len(told.bands):
+            raise InputError("a band is chosen twice", key="stream.bands", remedy="name each band once")
         return told.bands
     if not told.nearest_bands:
         return None
@@ -236,7 +241,24 @@ def _chosen(told: StreamSection, lines: LineFormat, trained: list[float] | None)
             remedy="give stream.wavelengths, or choose stream.bands",
         )
     apart = np.abs(np.asarray(lines.wavelengths)[None] - np.asarray(trained)[:, None])
-    return tuple(int(band) for band in apart.argmin(axis=1))
+    nearest = tuple(int(band) for band in apart.argmin(axis=1))
+    if len(set(nearest)) < len(nearest):
+        raise InputError(
+            f"only {len(set(nearest))} of the source's bands lie near the network's {len(nearest)}",
+            key="stream.nearest_bands",
+            remedy="choose stream.bands by number, or restore all bands in groups",
+        )
+    return nearest
+
+
+def _check_scale(lines: LineFormat, told: StreamSection, scale: float | None) -> None:
+    if lines.dtype.kind == "f" and (scale is not None or told.scale is not None):
+        raise InputError(
+            "a scale is for lines of integers, these hold floats",
+            key="scale",
+            value=scale or told.scale,
+            remedy="leave the scale out; floats pass as they are",
+        )
 
 
 def _scaled(lines: LineFormat, bundle: Bundle, told: StreamSection) -> LineFormat:
@@ -261,9 +283,19 @@ def _output(
     if chosen is not None and wavelengths is not None:
         wavelengths = tuple(wavelengths[band] for band in chosen)
     bands = lines.bands if chosen is None else len(chosen)
+    mark = lines.ignore_value
     if told.output == "input" and lines.dtype.kind in "iu" and told.radiometry.get("output", "dn") == "dn":
-        return LineFormat(bands, lines.samples, lines.dtype, radiometry.scale, lines.saturation, wavelengths)
-    return LineFormat(bands, lines.samples, np.dtype(np.float32), None, None, wavelengths)
+        if lines.dtype.itemsize > EXACT_BYTES:
+            raise InputError(
+                f"float32, in which lines are restored, does not hold every {lines.dtype}",
+                key="stream.output",
+                value="input",
+                remedy="set stream.output to float32",
+            )
+        # Behind radiometry the detector's limit is another number in every element.
+        saturation = None if told.radiometry else lines.saturation
+        return LineFormat(bands, lines.samples, lines.dtype, radiometry.scale, saturation, wavelengths, mark)
+    return LineFormat(bands, lines.samples, np.dtype(np.float32), None, None, wavelengths, mark)
 
 
 def _notes(lines: LineFormat, chosen: tuple[int, ...] | None, trained: list[float] | None, bands: int) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Thread
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,13 @@ from runtime.errors import InputError
 
 LIMIT_BYTES = 64 << 20
 KEEP = 8
+WAITING_LINES = 4096
+"""So many lines wait for a disk that does not answer; later ones are lost."""
+CLOSE_S = 1.0
+"""At the end the disk is given so long."""
 TAIL_BYTES = 1 << 20
 """A torn last line is looked for in so much of the file's end."""
+OWN_KEYS = ("utc", "kind", "lost")
 
 
 def plain_json(value: Any) -> Any:
@@ -35,11 +42,31 @@ def plain_json(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A finished line.
+
+    Attributes:
+        head, body: JSON objects: the log's own keys, and the others.
+        lost: lines between the one before and this one that never came to wait.
+    """
+
+    head: bytes
+    body: bytes
+    lost: int
+
+    def whole(self, unwritten: int) -> bytes:
+        """The line as one object; `unwritten` lines before it waited in vain."""
+        lost = self.lost + unwritten
+        parts = (self.head, _said({"lost": lost}) if lost else b"{}", self.body)
+        return b"{%b}\n" % b",".join(part[1:-1] for part in parts if part != b"{}")
+
+
 class EventLog:
     """A file of JSON lines, each with `utc` and `kind`; renamed to `NAME.1` to `NAME.8` as it grows.
 
-    Every line is given to the system at once, but not synced: a power cut may take the last seconds. A torn last line
-    of an earlier run is cut off.
+    A thread of its own gives every line to the system as soon as it can, but does not sync it: a power cut may take the
+    last seconds. A torn last line of an earlier run is cut off.
 
     Args:
         path: of the newest file.
@@ -47,7 +74,7 @@ class EventLog:
         keep: older files that are kept.
 
     Attributes:
-        lost: lines that could not be written since the start.
+        lost: lines that could not be written since the start, or were too many for a disk that does not answer.
 
     Raises:
         InputError: the file cannot be opened, or holds something else.
@@ -56,9 +83,10 @@ class EventLog:
     def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES, keep: int = KEEP) -> None:
         self.lost = 0
         self._path, self._limit, self._keep = path, limit_bytes, keep
-        self._lock = Lock()
+        self._waiting: deque[_Waiting] = deque()
+        self._changed = Condition()
         self._closed = False
-        self._told = 0
+        self._untold = 0
         self._file: int | None = None
         try:
             self._file, self._size = _opened(path)
@@ -66,27 +94,45 @@ class EventLog:
             raise InputError(
                 f"the log cannot be opened: {error.strerror or error}", file=path, remedy="check folder and permissions"
             ) from error
+        self._writer = Thread(target=self._write_all, name="log", daemon=True)
+        self._writer.start()
 
     def write(self, kind: str, /, **fields: Any) -> None:
-        """Add a line; from any thread. Never raises: what cannot be written is counted, and told by the next line.
+        """Add a line; from any thread. Never waits for the disk.
+
+        Never raises: what cannot be written is counted, and told by the next line.
 
         Args:
             kind: `start`, `telemetry`, `gap`, `drop`, `broken`, `failed`, `stop`, ...
             fields: whatever belongs to it; `utc`, `kind` and `lost` are the log's own.
         """
-        with self._lock:
-            try:
-                self._append(self._line(kind, fields))
-                self._told = self.lost
-            # The log is the last that may stop the stream, whatever a field's own code or the disk does.
-            except Exception:
+        # The log is the last that may stop the stream, whatever a field's own code does.
+        try:
+            body = _said({key: value for key, value in fields.items() if key not in OWN_KEYS})
+        except Exception:
+            body = b""
+        with self._changed:
+            if not body or self._closed or len(self._waiting) >= WAITING_LINES:
                 self.lost += 1
+                self._untold += 1
+                return
+            now = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+            self._waiting.append(_Waiting(_said({"utc": now, "kind": str(kind)}), body, self._untold))
+            self._untold = 0
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """Close the file; later lines are counted as lost. May be called twice."""
-        with self._lock:
+        """Write what waits, for a second at most, and close the file; what comes later is counted as lost.
+
+        May be called twice.
+        """
+        with self._changed:
             self._closed = True
-            self._let_go()
+            self._changed.notify_all()
+        self._writer.join(CLOSE_S)
+        with self._changed:
+            self.lost += len(self._waiting)
+            self._waiting.clear()
 
     def __enter__(self) -> EventLog:
         return self
@@ -94,17 +140,34 @@ class EventLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _line(self, kind: str, fields: Mapping[str, Any]) -> bytes:
-        now = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        told: dict[str, Any] = {"utc": now, "kind": str(kind)}
-        if self.lost > self._told:
-            told["lost"] = self.lost - self._told
-        line = {**told, **plain_json(fields), **told}
-        return json.dumps(line, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+    def _write_all(self) -> None:
+        """The writer's thread: until the log is closed and nothing waits."""
+        unwritten = 0
+        while (line := self._next()) is not None:
+            written = True
+            try:
+                self._append(line.whole(unwritten))
+            # Whatever the disk does: the next line may fare better.
+            except Exception:
+                written = False
+            unwritten = 0 if written else unwritten + line.lost + 1
+            with self._changed:
+                # A line that `close` gave up is counted already.
+                if self._waiting:
+                    self._waiting.popleft()
+                    self.lost += not written
+        self._let_go()
+
+    def _next(self) -> _Waiting | None:
+        """The oldest line, which stays where it is until it is written; None at the end."""
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            return self._waiting[0]
 
     def _append(self, line: bytes) -> None:
-        if self._closed:
-            raise OSError("the log is closed")
         if self._size and self._size + len(line) > self._limit:
             self._rotate()
         if self._file is None:
@@ -134,6 +197,10 @@ class EventLog:
             with suppress(OSError):
                 os.close(self._file)
             self._file = None
+
+
+def _said(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(plain_json(fields), allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def _opened(path: Path) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Whether every stage still answers, and the word of it for systemd.
 
-As in F Prime's Health component: each part gives a sign of life, and the watchdog is stroked only while all of them do.
+As in F Prime's Health component: each part gives a sign of life, and the watchdog is stroked only while all do that the
+stream cannot be without. A preview on a mount that hangs is told, and is no reason to end the record.
 The protocol is that of sd_notify(3): datagrams to the socket that NOTIFY_SOCKET names.
 """
 
@@ -28,10 +29,11 @@ class Stage:
     Args:
         name: for reports.
         limit_s: seconds between beats after which the stage counts as hung.
+        vital: the stream is worth nothing without it.
     """
 
-    def __init__(self, name: str, limit_s: float) -> None:
-        self.name = name
+    def __init__(self, name: str, limit_s: float, vital: bool = True) -> None:
+        self.name, self.vital = name, vital
         self._limit_s = limit_s
         self._seen = (time.monotonic(), limit_s)
 
@@ -54,7 +56,7 @@ class Stage:
         """How long ago it beat, from any thread."""
         last, limit_s = self._seen
         seconds = max(0.0, time.monotonic() - last)
-        return StageHealth(seconds, limit_s, seconds <= limit_s)
+        return StageHealth(seconds, limit_s, seconds <= limit_s, self.vital)
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,13 @@ class StageHealth:
         seconds: since it last beat.
         limit_s: how long it may take now.
         ok: it answered within that time.
+        vital: the watchdog is not stroked while it does not answer.
     """
 
     seconds: float
     limit_s: float
     ok: bool
+    vital: bool
 
 
 class Health:
@@ -79,9 +83,9 @@ class Health:
         self._stages: dict[str, Stage] = {}
         self._lock = Lock()
 
-    def stage(self, name: str, limit_s: float) -> Stage:
-        """Watch a new stage from now on; one of the same name is forgotten."""
-        stage = Stage(name, limit_s)
+    def stage(self, name: str, limit_s: float, vital: bool = True) -> Stage:
+        """Watch a new stage from now on; one of the same name is forgotten. See `Stage`."""
+        stage = Stage(name, limit_s, vital)
         with self._lock:
             self._stages[name] = stage
         return stage
@@ -101,6 +105,10 @@ class Health:
     def hung(self) -> tuple[str, ...]:
         """Names of the stages that do not answer."""
         return tuple(name for name, health in self.report().items() if not health.ok)
+
+    def hung_vital(self) -> tuple[str, ...]:
+        """Names of those among them that the stream cannot be without."""
+        return tuple(name for name, health in self.report().items() if health.vital and not health.ok)
 
 
 class Notifier:
@@ -150,7 +158,7 @@ def _interval_s(environment: Mapping[str, str]) -> float | None:
 
 
 class Watchdog:
-    """A thread that strokes systemd at half of its interval while every stage answers, and names those that do not.
+    """A thread that strokes systemd at half of its interval while every vital stage answers, and names all that do not.
 
     Args:
         health: the stages.
@@ -180,7 +188,7 @@ class Watchdog:
         self._say(status, "READY=1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`; while a stage hangs, its name is shown instead."""
+        """One line for `systemctl status`; while a stage hangs, its name goes before it."""
         self._say(text)
 
     def stopping(self, status: str = "stopping") -> None:
@@ -204,7 +212,8 @@ class Watchdog:
             self._notifier.send(*more, f"STATUS={self._shown()}")
 
     def _shown(self) -> str:
-        return f"not answering: {printable(', '.join(self._hung))}"[:STATUS_CHARACTERS] if self._hung else self._status
+        hung = f"not answering: {printable(', '.join(self._hung))}; " if self._hung else ""
+        return (hung + self._status)[:STATUS_CHARACTERS]
 
     def _watch(self) -> None:
         half = self._notifier.interval_s / 2 if self._notifier.interval_s else None
@@ -217,8 +226,9 @@ class Watchdog:
                     self._notifier.send(f"STATUS={self._shown()}")
                 if self._on_change is not None:
                     self._on_change(hung)
-            # Not stroked while a stage hangs, and again as soon as it answers.
-            if half is not None and not hung and time.monotonic() >= due and self._notifier.send("WATCHDOG=1"):
+            # Not stroked while a vital stage hangs, and again as soon as it answers.
+            well = half is not None and not self._health.hung_vital()
+            if half is not None and well and time.monotonic() >= due and self._notifier.send("WATCHDOG=1"):
                 due = time.monotonic() + half
             if self._stop.wait(CHECK_S if half is None else min(CHECK_S, half / 4)):
                 return

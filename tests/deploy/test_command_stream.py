@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,8 @@ ERRORS: list[tuple[list[str], int, tuple[str, ...]]] = [
     (["--source", SIM, "--record", "out", "--spool-limit", "much"], 2, ("not a size", "20GiB")),
     (["--source", SIM, "--record", "out", "--spool-limit", "1KiB"], 2, ("limit",)),
     (["--source", SIM, "--duration", "0"], 2, ("--duration",)),
+    (["--source", "envi:out/lines.hdr", "--record", "out"], 2, ("would read what it writes",)),
+    (["--source", "watch:out", "--restored", "out"], 2, ("would read what it writes",)),
 ]
 
 
@@ -294,6 +298,88 @@ def test_bands_are_chosen_and_radiometry_is_applied(
     assert out.cube.dtype == np.float32
     mean = (read_envi(cube)[::2].astype(float) - 100).mean() / 10000
     assert abs(float(out.cube.mean()) - mean) < 0.05
+
+
+SECTIONS = [
+    ("bands: [" + ", ".join(["3"] * 31) + "]", ("a band is chosen twice", "stream.bands")),
+    ("nearest_bands: true\n  wavelengths: [" + ", ".join(str(900 + 10 * i) for i in range(31)) + "]", ("only 1 of",)),
+    ("segment_mib: 4", ("only a record with a limit", "--spool-limit")),
+    ("radiometry: {drak: 100}", ("drak",)),
+    ("camera: {pixel_format: Mono12}\n  simulator: {colour: red}", ("colour",)),
+]
+
+
+@pytest.mark.parametrize(("section", "parts"), SECTIONS, ids=range(len(SECTIONS)))
+def test_a_section_that_makes_no_sense_is_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], section: str, parts: tuple[str, ...]
+) -> None:
+    (tmp_path / "deploy.yaml").write_text(f"stream:\n  {section}\n")
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", SIM, "--record", tmp_path / "out", "--no-self-test", "--config",
+        tmp_path / "deploy.yaml",
+    )  # fmt: skip
+    assert_failed(done, 2, *parts)
+
+
+def test_lines_that_float32_does_not_hold_are_not_restored_to_their_own_type(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = np.random.default_rng(0).integers(0, 2**30, (31, 64, 64)).astype(np.int32)
+    write_cube(tmp_path / "scene.hdr", cube, fields={"reflectance scale factor": str(2**30)})
+    source = f"envi:{tmp_path / 'scene.hdr'}"
+    done = invoke(capsys, "stream", tiny_bundle, "--source", source, "--restored", tmp_path / "out", "--no-self-test")
+    assert_failed(done, 2, "stream.output", "float32")
+    write_cube(tmp_path / "floats.hdr", cube.astype(np.float32))
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", f"envi:{tmp_path / 'floats.hdr'}", "--scale", 4095, "--no-self-test"
+    )
+    assert_failed(done, 2, "scale", "floats")
+
+
+HANGING = """
+import sys, threading
+from runtime.engines.contract import Engine
+Engine.infer = lambda self, frame, metrics: threading.Event().wait()
+from deploy.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("more", "code"), [(["--duration", "1"], 3), ([], 0)], ids=["duration", "signal"])
+def test_an_engine_that_hangs_ends_with_the_right_code(
+    tiny_bundle: Path, tmp_path: Path, more: list[str], code: int
+) -> None:
+    (tmp_path / "deploy.yaml").write_text("stream:\n  drain_seconds: 0.5\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING, "stream", str(tiny_bundle), "--source", SIM, "--record", "out", "--restored",
+         "out", "--no-self-test", "--json", "--config", "deploy.yaml", *more],
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    wait_for_lines(tmp_path / "out/lines.idx", 200, process)
+    if not more:
+        process.send_signal(signal.SIGTERM)
+    done = ended(process)
+    assert done.code == code, done.err
+    lines = json.loads(done.out)["lines"]
+    balanced(lines)
+    assert lines["recorded"] == verify(tmp_path / "out", "lines").lines > 0
+    assert lines["restored"] == 0
+
+
+def test_what_fails_after_the_start_ends_with_3(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    process = started(
+        tiny_bundle, "--source", SIM, "--record", "out", "--quicklook", "gone/now.png", "--duration", 3, "--json",
+        "--no-self-test", folder=tmp_path,
+    )  # fmt: skip
+    wait_for_lines(tmp_path / "out/lines.idx", 10, process)
+    shutil.rmtree(tmp_path / "gone")
+    done = ended(process)
+    assert_failed(done, 3, "now.png")
+    lines = json.loads(done.out)["lines"]
+    balanced(lines)
+    assert lines["recorded"] == lines["in"] - lines["incomplete"] > 800
 
 
 def test_a_ring_keeps_within_its_limit(tiny_bundle: Path, tmp_path: Path) -> None:

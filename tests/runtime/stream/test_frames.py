@@ -142,6 +142,37 @@ def test_neighbours_are_blended_as_the_tiles_of_a_cube_are() -> None:
     np.testing.assert_allclose(np.concatenate(out, axis=1)[0, :, 0], joined / weight, rtol=1e-6)
 
 
+@pytest.mark.parametrize("whole", ["first", "second"])
+def test_a_line_that_was_passed_through_is_never_blended(whole: str) -> None:
+    lines, overlap = 8, 4
+    out: list[tuple[NDArray[np.float32], NDArray[np.uint32]]] = []
+
+    def emit(piece: Piece) -> None:
+        part = slice(piece.start, piece.start + piece.values.shape[1])
+        out.append((piece.values.copy(), piece.report.flags[part].copy()))
+
+    joiner = Joiner(1, 1, lines, overlap, emit, lambda count: None)
+    run = Line(lines, overlap, 0, set())
+    for _ in range(12):
+        run.take()
+    run.end()
+    for frame, name in zip(run.frames, ("first", "second"), strict=False):
+        passed = name == whole
+        values = np.full((1, len(frame.slots), 1), np.inf if passed else 2.0, np.float32)
+        sequence, frame_id, utc_ns, flags = stamps_of(frame)
+        flags[:] = Flag.PASSED if passed else Flag.RESTORED
+        joiner.restored(frame, values, FrameReport(frame.number, sequence, frame_id, utc_ns, flags))
+    joiner.ended()
+    values = np.concatenate([piece[0, :, 0] for piece, _ in out])
+    flags = np.concatenate([flags for _, flags in out])
+    # What both have is the one's that restored it.
+    count = 4 if whole == "first" else 8
+    restored = values[count:] if whole == "first" else values[:count]
+    assert (restored == 2.0).all()
+    assert (np.isinf(values) == ((flags & Flag.PASSED) > 0)).all()
+    assert np.count_nonzero(flags & Flag.RESTORED) == 8
+
+
 def stamps_of(frame: Frame) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:
     sequence = np.arange(frame.first, frame.first + len(frame.slots), dtype=np.uint64)
     return sequence, sequence, sequence, np.full(len(sequence), Flag.RESTORED, np.uint32)

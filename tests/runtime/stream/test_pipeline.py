@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.errors import MachineError
+from runtime.errors import CubeError, MachineError
 from runtime.lines import Broken, Flag, Line, LineFormat, Missing, Quiet
 from runtime.radiometry import load_radiometry
 from runtime.restore import Infer
@@ -328,6 +328,74 @@ def test_an_engine_that_hangs_does_not_keep_the_stream_from_ending() -> None:
         assert record.closed
     finally:
         release.set()
+
+
+def test_a_file_whose_engine_is_slow_ends_in_time_with_a_whole_record() -> None:
+    release = threading.Event()
+
+    def slow(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        release.wait(60)
+        return frame.copy(), GATES
+
+    record = Record()
+    stream = stream_of(Script(range(1_000_000)), slow, record)
+    threading.Timer(0.3, stream.stop).start()
+    result = stream.run()
+    try:
+        count = result.count
+        assert "record" not in result.hung
+        assert record.closed
+        assert count.recorded == len(record.lines) == count.issued - count.incomplete
+        assert count.issued == count.restored + count.dropped + count.incomplete
+    finally:
+        release.set()
+
+
+def test_lines_that_a_hanging_disk_did_not_take_are_incomplete() -> None:
+    release = threading.Event()
+
+    class Hangs(Record):
+        def append(self, *arguments: Any, **more: Any) -> None:
+            if len(self.lines) == 20:
+                release.wait(60)
+            super().append(*arguments, **more)
+
+    record = Hangs()
+    stream = stream_of(Script(range(1_000_000), live=True, pause=0.001), same, record)
+    threading.Timer(0.3, stream.stop).start()
+    result = stream.run()
+    try:
+        count = result.count
+        assert "record" in result.hung
+        assert count.recorded == 20 == count.issued - count.incomplete
+        assert count.issued == count.restored + count.dropped + count.incomplete
+    finally:
+        release.set()
+
+
+def test_numbers_that_no_network_should_see_are_not_the_engines_fault() -> None:
+    kept, events = Kept(), []
+
+    def picky(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        if frame.max() > 0.99:
+            raise CubeError("the values are too large")
+        return frame.copy(), GATES
+
+    lines: list[Any] = [line(number) for number in range(100)]
+    for number in range(10, 60):
+        lines[number][0, 0] = 4090
+    result = run(
+        stream_of(
+            Script(lines), picky, None, [NamedSink("kept", kept, "block", True)],
+            log=lambda kind, **fields: events.append(kind),
+        )
+    )  # fmt: skip
+    assert not result.failures
+    assert result.count.restored == 100
+    assert result.count.passed > 40
+    assert result.frames["failed"] == 0
+    assert "unfit" in events
+    assert all(np.array_equal(kept.lines[number], lines[number]) for number in range(100))
 
 
 def test_a_duration_ends_a_live_source_and_works_off_what_is_on_its_way() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,10 +47,13 @@ def frame_of(
     return Frame(0, 0, tuple(slots), 0, 0.0), format
 
 
-def restorer_of(bundle: Bundle, format: LineFormat, chosen: tuple[int, ...] | None = None) -> FrameRestorer:
+def restorer_of(
+    bundle: Bundle, format: LineFormat, chosen: tuple[int, ...] | None = None, radiometry: dict[str, Any] | None = None
+) -> FrameRestorer:
     m = bundle.manifest
-    facts = RestorerFacts(m.bands, (m.frame.lines, m.frame.samples), m.frame.overlap, m.metric_set, chosen)
-    return FrameRestorer(facts, format, bundle.engine.infer, load_radiometry({}, format))
+    frame = (m.frame.lines, m.frame.samples)
+    facts = RestorerFacts(m.bands, frame, m.frame.overlap, m.metric_set, chosen, format.scale or 1.0)
+    return FrameRestorer(facts, format, bundle.engine.infer, load_radiometry(radiometry or {}, format))
 
 
 def expected(bundle: Bundle, unit: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -147,6 +151,68 @@ def test_missing_pixels_of_a_file_stay_as_they_are(bundle: Bundle) -> None:
     values, _ = restorer_of(bundle, format).restore(frame)
     np.testing.assert_allclose(values[:, 4, 9] * 4095, -9999)
     assert values[:, 4, 8].min() > -0.5, "the mark has reached the network"
+
+
+def test_a_line_that_is_missing_in_one_band_is_passed(bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64).astype(np.int16)
+    cube[3, 20] = -9999
+    frame, format = frame_of(cube)
+    format = LineFormat(format.bands, format.samples, format.dtype, 4095.0, None, None, -9999.0)
+    values, report = restorer_of(bundle, format).restore(frame)
+    assert report.flags[20] == Flag.PASSED
+    np.testing.assert_allclose(values[3, 20] * 4095, -9999)
+    assert values[:, 19].min() > -0.5, "the mark has reached the network"
+
+
+def test_the_mark_is_written_back_whatever_radiometry_makes_of_it(bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64).astype(np.int16)
+    cube[:, 4, 9] = -9999
+    frame, format = frame_of(cube)
+    format = LineFormat(format.bands, format.samples, format.dtype, 4095.0, None, None, -9999.0)
+    values, _ = restorer_of(bundle, format, radiometry={"dark": 100}).restore(frame)
+    np.testing.assert_allclose(values[:, 4, 9] * 4095, -9999)
+
+
+def test_no_restored_value_reads_as_missing(bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64).astype(np.int16)
+    frame, format = frame_of(cube)
+    values, _ = restorer_of(bundle, format).restore(frame)
+    numbers = np.rint(values * 4095)
+    mark = float(numbers[0, 0, 0])
+    cube[cube == mark] += 1
+    frame, format = frame_of(cube)
+    format = LineFormat(format.bands, format.samples, format.dtype, 4095.0, None, None, mark)
+    values, _ = restorer_of(bundle, format).restore(frame)
+    assert not (np.rint(values * 4095) == mark).any()
+
+
+def test_saturation_follows_radiometry(bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64)
+    cube[5, 10, 7] = 4095
+    bad = np.zeros((BANDS, 64), bool)
+    bad[9, 30] = True
+    frame, format = frame_of(cube, {10: Flag.SOME_SATURATED})
+    shift = [3.0] * BANDS
+    restorer = restorer_of(bundle, format, radiometry={"keystone": shift})
+    values, _ = restorer.restore(frame)
+    unit = np.empty((BANDS, 64), np.float32)
+    radiometry = load_radiometry({"keystone": shift}, format)
+    radiometry.apply_line(cube[:, 10].copy(), unit)
+    place = int(np.argmin(np.abs(unit[5] - 1)))
+    assert place != 7
+    assert values[5, 10, place] == unit[5, place], "the saturated value was restored"
+    assert values[5, 10, 7] != unit[5, 7], "another was passed in its place"
+
+
+def test_an_interpolated_line_shows_nothing_of_an_older_frame(bundle: Bundle) -> None:
+    bright, dark = cube_of(BANDS, LINES, 64), np.full((BANDS, LINES, 64), 64, np.uint16)
+    frame, format = frame_of(bright)
+    restorer = restorer_of(bundle, format)
+    restorer.restore(frame)
+    empty, _ = frame_of(dark, dict.fromkeys(range(LINES), Flag.EMPTY), missing=(30,))
+    values, report = restorer.restore(empty)
+    assert report.flags[30] == Flag.INTERPOLATED
+    np.testing.assert_allclose(values[:, 30] * 4095, 64, atol=1e-3)
 
 
 def test_a_frame_of_mostly_unfit_lines_is_passed_as_a_whole(bundle: Bundle) -> None:
