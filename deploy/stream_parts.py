@@ -144,7 +144,10 @@ def make_parts(
         )  # fmt: skip
     if restored is not None:
         fields = {"description": f"lines of {_described(source)} restored by {about}"}
-        parts.restored = opened.enter_context(open_line_writer(restored, "restored", parts.output, fields=fields))
+        meaning = f"{manifest.network.checkpoint_sha256[:16]} {chosen} {radiometry.digest()[:16]}"
+        parts.restored = opened.enter_context(
+            open_line_writer(restored, "restored", parts.output, fields=fields, meaning=meaning)
+        )
         parts.sinks.append(NamedSink("restored", RestoredFile(parts.restored), "block", principal=True))
     _add_sinks(parts, StreamFacts(parts.output, about), told, outward, opened)
     writers = [writer for writer in (parts.record, parts.restored) if writer is not None]

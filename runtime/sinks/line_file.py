@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -34,9 +34,16 @@ from runtime.sinks.line_index import (
     stems,
     suffixed,
 )
-from runtime.sinks.line_layout import MOST_LINES, Layout, described, layout_of
+from runtime.sinks.line_layout import MOST_LINES, Layout, check_header, check_record, layout_of
 from runtime.sinks.line_segment import LineFile, refused, write_at
-from runtime.sinks.ring import Ring, checked_segment_bytes, closed_segment, remains, remove_files
+from runtime.sinks.ring import (
+    VERIFIED_BYTES,
+    Ring,
+    checked_segment_bytes,
+    closed_segment,
+    remains,
+    remove_files,
+)
 
 UNSAVED_BYTES = 512 << 20
 """Lines behind the last checkpoint are checked at a start: so many, then a checkpoint is made unasked."""
@@ -47,7 +54,7 @@ Numbers = Sequence[int] | NDArray[Any]
 class Lock:
     """The right to write lines of one name into a folder; the system takes it back when the process ends.
 
-    Its file keeps the layout in words, for files that were killed before they had a header.
+    Its file keeps the layout and the meaning of the lines, also for files that were killed before they had a header.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,11 +78,13 @@ class Lock:
             raise
 
     def layout(self) -> str:
-        return os.pread(self._descriptor, 1000, 0).decode("utf-8", "replace")
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0).decode("utf-8", "replace")
 
     def keep(self, layout: str) -> None:
-        os.ftruncate(self._descriptor, 0)
-        write_at(self._descriptor, memoryview(layout.encode()), 0)
+        data = layout.encode("utf-8", "replace")
+        # The layout in words comes first in what was there before, too: it is never gone.
+        write_at(self._descriptor, memoryview(data), 0)
+        os.ftruncate(self._descriptor, len(data))
         os.fsync(self._descriptor)
         sync_folder(self.path.parent)
 
@@ -91,7 +100,11 @@ class LineWriter:
     Attributes:
         appended: lines appended by this writer.
         resumed: what was found of an unclean end and done about it, for the log; None after a clean one.
+        waiting: called four times a second while `append` waits for a segment to be read back; may be set. What it
+            raises comes out of `append`, which has then not taken the lines that waited.
     """
+
+    waiting: Callable[[], object]
 
     def __init__(
         self,
@@ -104,6 +117,7 @@ class LineWriter:
         segment_bytes: int | None,
     ) -> None:
         self.appended = 0
+        self.waiting = _nothing
         self._folder, self._name, self._layout, self._lock = folder, name, layout, lock
         self._size = layout.format.line_bytes
         self._failed: MachineError | None = None
@@ -116,7 +130,8 @@ class LineWriter:
         self._ring: Ring | None = None
         notes: list[str | None] = []
         if limit is not None:
-            apart = reserve + len(layout.describe())
+            self._header_room += 2 * VERIFIED_BYTES
+            apart = reserve + len(layout.record().encode("utf-8", "replace"))
             line = self._size + RECORD.itemsize
             size = checked_segment_bytes(limit, segment_bytes, line + self._header_room, apart, file=folder)
             self._segment_lines = (size - self._header_room) // line
@@ -153,6 +168,12 @@ class LineWriter:
         plain = self._ring is None
         stem = self._folder / self._name if plain else segment_stem(self._folder, self._name, self._number)
         return LineFile(stem, self._layout)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The data files that are there now, oldest first: one, or those of a ring's segments."""
+        found = (suffixed(stem, ".raw") for stem in stems(self._folder, self._name))
+        return tuple(path for path in found if path.exists())
 
     @property
     def next_sequence(self) -> int:
@@ -216,7 +237,8 @@ class LineWriter:
     ) -> None:
         """Append lines [n, bands, samples] of the format's type, from where they lie in memory.
 
-        Nothing is synced: call `checkpoint` once a second or so. A ring may wait here until a segment was read back.
+        Nothing is synced: call `checkpoint` once a second or so. A ring may wait here until a segment was read back,
+        and calls `waiting` meanwhile.
 
         Args:
             sequence, frame_id, utc_ns, flags: [n], one for each line; sequence numbers rise, from `next_sequence` on.
@@ -271,7 +293,8 @@ class LineWriter:
             full.release()
             self._ring.add(closed_segment(full.stem))
         count = min(wanted, self._segment_lines - self._file.lines)
-        self._ring.make_room((self._file.lines + count) * (self._size + RECORD.itemsize) + self._header_room)
+        needed = (self._file.lines + count) * (self._size + RECORD.itemsize) + self._header_room
+        self._ring.make_room(needed, self.waiting)
         return count
 
     def checkpoint(self) -> None:
@@ -321,6 +344,10 @@ class LineWriter:
         self.close()
 
 
+def _nothing() -> None:
+    pass
+
+
 def open_line_writer(
     folder: Path,
     name: str,
@@ -329,6 +356,7 @@ def open_line_writer(
     fields: Mapping[str, str | None] | None = None,
     limit: int | None = None,
     segment_bytes: int | None = None,
+    meaning: str = "",
 ) -> LineWriter:
     """Create the line files NAME.raw, .idx and .hdr in a folder, or go on with what is there.
 
@@ -342,16 +370,19 @@ def open_line_writer(
             tells is there without being asked for. None drops a key.
         limit: bytes that a ring of segments NAME-0001, NAME-0002, ... may take; None for one file of any size.
         segment_bytes: of a segment; by default a sixteenth of the limit, from 16 MiB to 1 GiB.
+        meaning: what else gives the values their meaning, as a short text or a digest: radiometry, bands chosen,
+            network. Spaces and line breaks are as good as one space.
 
     Raises:
-        CubeFileError: lines of another layout are there, or the files do not belong together.
+        CubeFileError: lines of another shape, type, scale, ignore value, wavelengths or meaning are there (the
+            description may be another), or the files do not belong together.
         InputError: another process writes there, the limit is too small, or a ring is there and no limit given, or
             the reverse.
         MachineError: the system refused.
     """
     if re.fullmatch("[A-Za-z0-9_]+", name) is None:
         raise ValueError(f"{name!r} is not a name of letters, digits and underscores")
-    layout = layout_of(format, fields or {}, suffixed(folder / name, ".hdr"))
+    layout = layout_of(format, fields or {}, suffixed(folder / name, ".hdr"), meaning)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder / f"{name}.lock")
@@ -360,7 +391,7 @@ def open_line_writer(
             f"cannot be written to: {error.strerror or error}", file=folder, remedy="check the path and the permissions"
         ) from error
     try:
-        _clear_temporary(folder, name)
+        _clear_leftovers(folder, name)
         _check_kind(folder, name, limit)
         _check_layout(folder, name, layout, lock)
         return LineWriter(folder, name, layout, lock, limit=limit, segment_bytes=segment_bytes)
@@ -372,11 +403,14 @@ def open_line_writer(
         raise
 
 
-def _clear_temporary(folder: Path, name: str) -> None:
-    """Headers that were being replaced when a process was killed."""
-    pattern = re.compile(rf"\.{name}(?:-[0-9]+)?\.hdr\.[0-9a-f]{{12}}\.part", re.ASCII)
-    for path in folder.iterdir():
-        if pattern.fullmatch(path.name):
+def _clear_leftovers(folder: Path, name: str) -> None:
+    """Small files that were being replaced when a process was killed, and proofs of segments that are gone."""
+    temporary = re.compile(rf"\.{name}(?:-[0-9]+)?\.(?:hdr|verified)\.[0-9a-f]{{12}}\.part", re.ASCII)
+    proof = re.compile(rf"({name}-[0-9]{{4,}})\.verified", re.ASCII)
+    there = {stem.name for stem in stems(folder, name)}
+    for path in list(folder.iterdir()):
+        match = proof.fullmatch(path.name)
+        if temporary.fullmatch(path.name) or (match is not None and match[1] not in there):
             path.unlink()
 
 
@@ -397,25 +431,16 @@ def _check_kind(folder: Path, name: str, limit: int | None) -> None:
 
 
 def _check_layout(folder: Path, name: str, layout: Layout, lock: Lock) -> None:
-    """Compare with what is there: the newest header, or without one what the lock remembers."""
-    wanted = layout.describe()
+    """Compare with what is there: the newest header, and what the lock remembers."""
     found = stems(folder, name)
     header = next((header for stem in reversed(found) if (header := read_line_header(stem)) is not None), None)
+    data = [path for stem in found if (path := suffixed(stem, ".raw")).exists() and path.stat().st_size]
+    there = lock.layout()
     if header is not None:
-        there = described(header.bands, header.samples, header.dtype, header.interleave, header.header_offset)
-        file = header.path
-    else:
-        there, file = lock.layout(), lock.path
-        data = [path for stem in found if (path := suffixed(stem, ".raw")).exists() and path.stat().st_size]
-        if not data:
-            there = wanted
-        elif not there:
-            raise CubeFileError("has no header", file=data[-1], remedy="move it elsewhere, nobody knows its layout")
-    if there != wanted:
-        raise CubeFileError(
-            f"the lines that are there have {there}, those to come {wanted}",
-            file=file,
-            remedy="record into another folder",
-        )
-    if lock.layout() != wanted:
-        lock.keep(wanted)
+        check_header(header, layout)
+    elif data and not there:
+        raise CubeFileError("has no header", file=data[-1], remedy="move it elsewhere, nobody knows its layout")
+    if there and (header is not None or data):
+        check_record(there, layout, lock.path)
+    if there != layout.record():
+        lock.keep(layout.record())

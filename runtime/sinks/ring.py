@@ -8,15 +8,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
-from runtime.durable import sync_folder
+from runtime.durable import sync_folder, write_bytes
 from runtime.errors import DeployError, InputError, MachineError
-from runtime.sinks.line_index import RECORD, check_file, segment_numbers, segment_stem, suffixed
+from runtime.sinks.line_index import PIECE, RECORD, check_file, segment_numbers, segment_stem, suffixed
 
 SMALLEST_SEGMENT, LARGEST_SEGMENT = 16 << 20, 1 << 30
 """Bytes of a segment where nothing else was asked for."""
 
 NICENESS = 10
+
+WAITING_SECONDS = 0.25
+"""Between two calls of `waiting`."""
+
+VERIFIED_BYTES = 64
+"""Most that a proof takes."""
 
 
 def checked_segment_bytes(limit: int, segment_bytes: int | None, line: int, apart: int, *, file: Path) -> int:
@@ -53,11 +60,18 @@ def checked_segment_bytes(limit: int, segment_bytes: int | None, line: int, apar
 
 @dataclass
 class Segment:
-    """A closed segment: what it holds, and whether it was read back (`waiting`, `verified` or `bad`)."""
+    """A closed segment.
+
+    Attributes:
+        lines, bytes: what it holds.
+        proven: whether a proof lies beside it, until that is found to be of other files.
+        state: whether it was read back: `waiting`, `verified` or `bad`.
+    """
 
     stem: Path
     lines: int
     bytes: int
+    proven: bool = False
     state: str = "waiting"
 
 
@@ -67,13 +81,15 @@ def closed_segment(stem: Path) -> Segment:
     for suffix in sizes:
         with suppress(OSError):
             sizes[suffix] = suffixed(stem, suffix).stat().st_size
-    return Segment(stem, sizes[".idx"] // RECORD.itemsize, sum(sizes.values()))
+    proven = suffixed(stem, ".verified").exists()
+    return Segment(stem, sizes[".idx"] // RECORD.itemsize, sum(sizes.values()), proven)
 
 
 class Ring:
     """The closed segments of a ring. A thread of its own reads each back; only the newest is never deleted.
 
-    Segments that are there already are read back first, oldest first. What was found of them before is not kept.
+    A segment that was right gets a proof, NAME.verified, so that a rerun need not read it again. Proofs are compared
+    first, then segments are read back, oldest first. One that was wrong is read again by every rerun.
 
     Attributes:
         lines, bytes: of the closed segments that are there now.
@@ -103,22 +119,28 @@ class Ring:
             self.bytes += segment.bytes
             self._changed.notify_all()
 
-    def make_room(self, needed: int) -> None:
+    def make_room(self, needed: int, waiting: Callable[[], object]) -> None:
         """Delete the oldest verified segments until `needed` bytes beside the others are within the limit.
 
-        Waits where segments are still being read back.
+        Waits where segments are still being read back, and calls `waiting` every WAITING_SECONDS.
 
         Raises:
             MachineError: no segment may be deleted, or it cannot be.
         """
+        while not self._made_room(needed):
+            waiting()
+
+    def _made_room(self, needed: int) -> bool:
+        """Whether there is room; False after WAITING_SECONDS or when one more segment was read back."""
         with self._changed:
-            while self.bytes + needed > self._allowed:
+            while self.bytes + len(self._segments) * VERIFIED_BYTES + needed > self._allowed:
                 older = self._segments[:-1]
                 done = next((segment for segment in older if segment.state == "verified"), None)
                 if done is not None:
                     self._delete(done)
                 elif any(segment.state == "waiting" for segment in older):
-                    self._changed.wait()
+                    self._changed.wait(WAITING_SECONDS)
+                    return False
                 else:
                     raise MachineError(
                         f"the ring is full: {self.bad_segments} damaged segments are kept",
@@ -126,6 +148,7 @@ class Ring:
                         key="limit",
                         remedy="move the damaged segments away or raise the limit",
                     )
+        return True
 
     def _delete(self, segment: Segment) -> None:
         try:
@@ -153,7 +176,10 @@ class Ring:
                 segment = self._next()
             if segment is None or self._stopping.is_set():
                 return
-            problem = problem_of(segment, self._stopping.is_set)
+            if segment.proven and not holds(segment.stem):
+                segment.proven = False
+                continue
+            problem = None if segment.proven else self._read_back(segment)
             if self._stopping.is_set():
                 return
             with self._changed:
@@ -161,8 +187,19 @@ class Ring:
                 self.problems += [problem] if problem else []
                 self._changed.notify_all()
 
+    def _read_back(self, segment: Segment) -> str | None:
+        """What is wrong with a segment, or None and a proof beside it."""
+        # Before the reading: what changes in between is not proven.
+        proof = proof_of(segment.stem)
+        problem = problem_of(segment, self._stopping.is_set)
+        if problem is None and proof is not None and not self._stopping.is_set():
+            with suppress(InputError):  # without it a rerun reads the segment again, and that is all
+                write_bytes(suffixed(segment.stem, ".verified"), proof)
+        return problem
+
     def _next(self) -> Segment | None:
-        return next((segment for segment in self._segments if segment.state == "waiting"), None)
+        left = [segment for segment in self._segments if segment.state == "waiting"]
+        return next((segment for segment in left if segment.proven), left[0] if left else None)
 
     def close(self) -> None:
         """Stop reading back, at once; may be called twice."""
@@ -183,10 +220,32 @@ def problem_of(segment: Segment, stop: Callable[[], bool]) -> str | None:
     return "; ".join(report.problems) or None
 
 
+def proof_of(stem: Path) -> bytes | None:
+    """Sizes of a segment's data and index, and CRC-32 of the index, which has those of all lines; None: no files."""
+    crc = 0
+    try:
+        sizes = [suffixed(stem, suffix).stat().st_size for suffix in (".raw", ".idx")]
+        with suffixed(stem, ".idx").open("rb", buffering=0) as index:
+            while piece := index.read(PIECE):
+                crc = crc32(piece, crc)
+    except OSError:
+        return None
+    return f"{sizes[0]} {sizes[1]} {crc:08x}\n".encode()
+
+
+def holds(stem: Path) -> bool:
+    """Whether the proof beside a segment is one of what lies there now."""
+    try:
+        return suffixed(stem, ".verified").read_bytes() == proof_of(stem)
+    except OSError:
+        return False
+
+
 def remove_files(stem: Path) -> None:
     """Delete a segment: its header first and for good, so that what a power cut leaves is not taken for a segment."""
     suffixed(stem, ".hdr").unlink(missing_ok=True)
     sync_folder(stem.parent)
+    suffixed(stem, ".verified").unlink(missing_ok=True)
     suffixed(stem, ".idx").unlink(missing_ok=True)
     suffixed(stem, ".raw").unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import Protocol
 
-from runtime.errors import DeployError
+from runtime.errors import DeployError, MachineError
 from runtime.lines import Flag, Line
 
 from .books import Books
@@ -25,7 +25,13 @@ LITTLE_ENDIAN = sys.byteorder == "little"
 
 
 class Writer(Protocol):
-    """A record that lines are appended to; see `runtime.sinks.line_file`."""
+    """A record that lines are appended to; see `runtime.sinks.line_file`.
+
+    Attributes:
+        waiting: called now and then while `append` waits for room; what it raises ends the waiting.
+    """
+
+    waiting: Callable[[], object]
 
     def append(
         self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0, checksum: int | None = None
@@ -68,6 +74,8 @@ class Recorder:
         self._assembler, self._frames, self._books = assembler, frames, books
         self._stage, self._log, self._failed = stage, log, failed
         self._given_up = given_up
+        if writer is not None:
+            writer.waiting = self._waiting
         self.failure: DeployError | None = None
         self.unfit: dict[str, int] = {}
 
@@ -124,6 +132,15 @@ class Recorder:
         for frame in frames:
             if not self._frames.put(frame, self._stage.beat, self._given_up):
                 frame.release()
+
+    def _waiting(self) -> None:
+        self._stage.beat()
+        if self._given_up():
+            raise MachineError(
+                "the stream ended while the record waited for room",
+                key="--spool-limit",
+                remedy="give it a larger limit",
+            )
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:

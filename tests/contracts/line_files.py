@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,4 +116,13 @@ def check_folder(
                 assert stored == line(count).astype(format.dtype.newbyteorder("<")).tobytes(), f"line {count} is wrong"
                 assert (*rest, flags) == known(count)
     everything = [path for path in folder.iterdir() if path.name.startswith((name, f".{name}"))]
-    return Found(sequence, promised, len(files), sum(path.stat().st_size for path in everything))
+    return Found(sequence, promised, len(files), bytes_of(everything))
+
+
+def bytes_of(files: Iterable[Path]) -> int:
+    """Bytes of files, some of which may have been temporary and be gone by now."""
+    total = 0
+    for path in files:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total

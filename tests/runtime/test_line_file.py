@@ -6,8 +6,11 @@ import os
 import shutil
 import struct
 import threading
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from runtime.lines import Flag, LineFormat
 from runtime.sinks import line_file, line_segment, ring
 from runtime.sinks.line_file import LineWriter, open_line_writer
 from runtime.sinks.line_index import RECORD, Report, read_index, verify
-from tests.contracts.line_files import SMALL, check_folder, data_files, known, served
+from tests.contracts.line_files import SMALL, bytes_of, check_folder, data_files, known, served
 from tests.runtime.test_files_envi import by_gdal
 
 SIZE = SMALL.line_bytes
@@ -201,6 +204,96 @@ def test_other_lines_are_refused(tmp_path: Path, other: LineFormat, words: str, 
     assert {path: path.read_bytes() for path in (tmp_path / "left").iterdir()} == before
 
 
+MEANT = LineFormat(3, 50, np.dtype("u2"), scale=4000, wavelengths=(450, 550.5, 650), ignore_value=0)
+OTHER_MEANINGS: dict[str, tuple[LineFormat, str, str, str]] = {
+    "scale": (replace(MEANT, scale=10000), "dn", "scale", "have 4000.0, those to come 10000.0"),
+    "no scale": (replace(MEANT, scale=None), "dn", "scale", "have 4000.0, those to come none"),
+    "ignore value": (replace(MEANT, ignore_value=float("nan")), "dn", "ignore value", "have 0.0, those to come nan"),
+    "wavelengths": (
+        replace(MEANT, wavelengths=(450, 551, 650)),
+        "dn",
+        "wavelength of band 2",
+        "have 550.5, those to come 551.0",
+    ),
+    "no wavelengths": (
+        replace(MEANT, wavelengths=None),
+        "dn",
+        "wavelengths",
+        "have 450.0, 550.5, 650.0, those to come none",
+    ),
+    "meaning": (MEANT, "radiance, network b", "meaning", "have dn, those to come radiance, network b"),
+    "no meaning": (MEANT, "", "meaning", "have dn, those to come none"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MEANINGS)
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_lines_of_another_meaning_are_refused(tmp_path: Path, name: str, saved: bool, limit: int | None) -> None:
+    other, meaning, key, words = OTHER_MEANINGS[name]
+    options: dict[str, Any] = {"limit": limit, "segment_bytes": SEGMENT if limit else None}
+    with open_line_writer(tmp_path / "alive", "lines", MEANT, meaning="dn", **options) as writer:
+        append(writer, 3)
+        if saved:
+            writer.checkpoint()
+        shutil.copytree(tmp_path / "alive", tmp_path / "left")
+    before = {path: path.read_bytes() for path in (tmp_path / "left").iterdir()}
+    with pytest.raises(CubeFileError) as caught:
+        open_line_writer(tmp_path / "left", "lines", other, meaning=meaning, **options)
+    assert caught.value.exit_code == 2 and caught.value.key == key
+    assert f"the lines that are there {words}; record into another folder" in str(caught.value)
+    assert {path: path.read_bytes() for path in (tmp_path / "left").iterdir()} == before
+    fields = {"description": "another"}
+    with open_line_writer(tmp_path / "left", "lines", MEANT, fields=fields, meaning=" dn\n", **options) as writer:
+        append(writer, 1)
+    assert check_folder(tmp_path / "left", line=LINE).sequence == list(range(4))
+
+
+def test_header_fields_that_are_given_have_a_meaning_too(tmp_path: Path) -> None:
+    def opened(scale: str | None, ignore: float = float("nan")) -> LineWriter:
+        format = replace(MEANT, ignore_value=ignore)
+        return open_line_writer(tmp_path, "lines", format, fields={"reflectance scale factor": scale})
+
+    with opened("5000") as writer:
+        append(writer, 1)
+    with pytest.raises(CubeFileError, match=r"lines\.hdr, scale: .* have 5000\.0, those to come none; record into"):
+        opened(None)
+    opened("5000").close()
+
+
+@pytest.mark.parametrize("lock", [None, "3 bands x 50 samples, uint16", "3 bands x 50 samples, uint16\nscale: 40"])
+def test_files_of_earlier_versions_tell_what_their_header_tells(tmp_path: Path, lock: str | None) -> None:
+    with open_line_writer(tmp_path, "lines", MEANT) as writer:
+        append(writer, 2)
+    (tmp_path / "lines.lock").unlink()
+    if lock is not None:
+        (tmp_path / "lines.lock").write_text(lock)
+    with pytest.raises(CubeFileError, match=r"lines\.hdr, scale: .* have 4000\.0, those to come 1\.5; record"):
+        open_line_writer(tmp_path, "lines", replace(MEANT, scale=1.5), meaning="dn")
+    with open_line_writer(tmp_path, "lines", MEANT, meaning="dn") as writer:
+        append(writer, 1)
+    with pytest.raises(CubeFileError, match=r"lines\.lock, meaning: .* have dn, those to come reflectance"):
+        open_line_writer(tmp_path, "lines", MEANT, meaning="reflectance")
+
+
+def test_a_folder_without_lines_takes_any(tmp_path: Path) -> None:
+    open_line_writer(tmp_path, "lines", MEANT, meaning="a" * 5000).close()
+    with open_line_writer(tmp_path, "lines", SMALL, meaning="dn") as writer:
+        append(writer, 1)
+    with pytest.raises(CubeFileError, match="scale"):
+        open_line_writer(tmp_path, "lines", MEANT, meaning="dn")
+    recorded(tmp_path, 1, meaning="dn")
+
+
+def test_data_files_are_told(tmp_path: Path) -> None:
+    with open_line_writer(tmp_path / "file", "lines", SMALL) as writer:
+        assert writer.files == (tmp_path / "file/lines.raw",)
+    with ring_writer(tmp_path / "ring") as writer:
+        append(writer, 400)
+        assert writer.deleted_segments > 0
+        assert list(writer.files) == data_files(tmp_path / "ring", "lines")
+
+
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     recorded(tmp_path / "order", 2)
     header = tmp_path / "order" / "lines.hdr"
@@ -357,6 +450,7 @@ def test_headers_half_replaced_are_cleared_away(tmp_path: Path) -> None:
     for name in (
         ".lines.hdr.0123456789ab.part",
         ".lines-0003.hdr.0123456789ab.part",
+        ".lines-0003.verified.0123456789ab.part",
         ".restored.hdr.0123456789ab.part",
     ):
         (folder / name).touch()
@@ -489,7 +583,7 @@ def test_a_ring_keeps_within_its_limit(tmp_path: Path, block: int) -> None:
             append_as_block(writer, block)
             if writer.next_sequence % 40 == 0:
                 writer.checkpoint()
-            assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= LIMIT
+            assert bytes_of(tmp_path.iterdir()) <= LIMIT
     assert writer.deleted_lines + writer.lines == writer.appended == 1200
     found = check_folder(tmp_path, line=LINE)
     assert found.sequence == list(range(1200 - writer.lines, 1200))
@@ -529,6 +623,16 @@ class Gate:
 
         monkeypatch.setattr(ring, "problem_of", held)
 
+    @contextmanager
+    def opened_after(self, seconds: float) -> Iterator[None]:
+        """So that a test fails that would wait for ever."""
+        timer = threading.Timer(seconds, self.opened.set)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
 
 def test_nothing_unverified_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
@@ -543,6 +647,78 @@ def test_nothing_unverified_is_deleted(tmp_path: Path, monkeypatch: pytest.Monke
         worker.join(30)
         assert not worker.is_alive() and writer.deleted_segments > 0 and writer.appended == 400
     assert check_folder(tmp_path, line=LINE).sequence[-1] == 399
+
+
+def full_ring(folder: Path) -> list[Path]:
+    """The data files of a ring without room for one more segment, all closed ones of it read back."""
+    with ring_writer(folder) as writer:
+        while writer.deleted_segments < 2:
+            append(writer, 1)
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob("lines-*.verified"))) < len(writer.files) - 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        append(writer, 1)
+    return data_files(folder, "lines")
+
+
+def test_a_rerun_does_not_read_back_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = full_ring(tmp_path)
+    gate = Gate(monkeypatch)
+    with ring_writer(tmp_path) as writer, gate.opened_after(30):
+        append(writer, 60)
+        assert writer.deleted_segments > 1 and not gate.opened.is_set()
+    assert not segments[0].exists() and not segments[0].with_suffix(".verified").exists()
+    found = check_folder(tmp_path, line=LINE)
+    assert found.bytes <= LIMIT and found.sequence[-1] == writer.next_sequence - 1
+
+
+@pytest.mark.parametrize("what", ["data", "index", "proof", "no proof"])
+def test_a_proof_of_other_files_is_not_believed(tmp_path: Path, what: str) -> None:
+    segments = full_ring(tmp_path)
+    old = segments[0]
+    proof = old.with_suffix(".verified")
+    if what == "data":
+        grow(old, b"x")
+    elif what == "index":
+        flip(old.with_suffix(".idx"), 3 * 32 + 25)
+    else:
+        flip(old, 7)
+        flip(proof, 0) if what == "proof" else proof.unlink()
+    with ring_writer(tmp_path) as writer:
+        append(writer, 400)
+        assert writer.bad_segments == 1 and writer.deleted_segments > 5
+        assert writer.problems[0].startswith(f"{old.stem}: ")
+    assert old.exists()
+
+
+def test_waiting_is_told_and_may_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    calls: list[int] = []
+
+    def waiting() -> None:
+        calls.append(writer.lines)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        if len(calls) == 5:
+            gate.opened.set()
+
+    with ring_writer(tmp_path) as writer, gate.opened_after(30):
+        writer.waiting = waiting
+        with pytest.raises(KeyboardInterrupt):
+            append(writer, 400)
+        assert calls == [writer.appended] * 3 and writer.deleted_segments == 0
+        append(writer, 100)
+        assert len(calls) >= 5 and writer.deleted_segments > 0
+    assert check_folder(tmp_path, line=LINE).sequence[-1] == calls[0] + 99
+
+
+def test_proofs_of_segments_that_are_gone_are_cleared_away(tmp_path: Path) -> None:
+    full_ring(tmp_path)
+    for name in ("lines-0001.verified", "restored-0001.verified"):
+        (tmp_path / name).write_text("1 1 00000000\n")
+    ring_writer(tmp_path).close()
+    assert not (tmp_path / "lines-0001.verified").exists() and (tmp_path / "restored-0001.verified").exists()
 
 
 def test_a_damaged_segment_is_told_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,7 +772,7 @@ def test_a_deletion_is_finished(tmp_path: Path, removed: tuple[str, ...]) -> Non
     assert check_folder(tmp_path, line=LINE).sequence[-1] == 64
 
 
-@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("step", range(5))
 def test_killed_while_deleting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     with ring_writer(tmp_path) as writer:
         append(writer, 60)

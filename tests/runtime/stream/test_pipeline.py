@@ -62,6 +62,7 @@ class Record:
         self.lines: dict[int, Line] = {}
         self.flags: dict[int, int] = {}
         self.fails_at, self.closed, self.checkpoints = fails_at, False, 0
+        self.waiting: Callable[[], object] = lambda: None
 
     def append(
         self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0, checksum: int | None = None
