@@ -6,12 +6,13 @@ advance cannot be followed; nor can one that cuts the file and writes more than 
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.errors import CubeFileError, printable
+from runtime.errors import CubeFileError, MachineError, printable
 from runtime.files.disk import allocated
 from runtime.files.envi import EnviHeader, pair_of
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
@@ -30,6 +31,7 @@ def open_source(address: str, options: SourceOptions) -> EnviLive:
     It has ended when it has not grown for `idle_seconds`, 10 where the options do not say.
 
     Raises:
+        MachineError: within `idle_seconds` the file did not come.
         CubeFileError: within `idle_seconds` there was no pair with a readable header and some data; it is bsq.
         InputError: the address is empty, or the options do not fit the file.
     """
@@ -184,7 +186,9 @@ def _patiently(path: Path, seconds: float) -> Growing:
             file = Growing.opened(*pair_of(path))
         except CubeFileError as error:
             if time.monotonic() >= deadline or path.is_dir():
-                raise CubeFileError(
+                # A recorder that is late is not a wrong argument: a service is to try again.
+                kind = CubeFileError if os.path.lexists(path) else MachineError
+                raise kind(
                     f"nothing to read within {seconds:g} s: {error.problem}",
                     file=error.file,
                     line=error.line,

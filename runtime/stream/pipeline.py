@@ -199,7 +199,12 @@ class Stream:
         )  # fmt: skip
         self._workers = {
             outlet.name: OutletWorker(
-                outlet, self._stage(outlet.name), self._tell, self._settle_given, self._settle_lost, self._over.is_set
+                outlet,
+                self._stage(outlet.name, vital=outlet.principal),
+                self._tell,
+                self._settle_given,
+                self._settle_lost,
+                self._over.is_set,
             )
             for outlet in self._outlets
         }
@@ -276,7 +281,10 @@ class Stream:
             "experts": list(last.experts) if last else [],
             "frame_seconds": dict(last.seconds) if last else {},
             "source": dict(self._source.telemetry()),
-            "stages": {name: {"age_s": round(stage.seconds, 3), "ok": stage.ok} for name, stage in report.items()},
+            "stages": {
+                name: {"age_s": round(stage.seconds, 3), "ok": stage.ok, "vital": stage.vital}
+                for name, stage in report.items()
+            },
             "problems": [error.one_line() for error in self._failures().values()],
         }
 
@@ -345,8 +353,8 @@ class Stream:
         }
         return {name: error for name, error in found.items() if error is not None}
 
-    def _stage(self, name: str) -> Stage:
-        self._stages[name] = self.health.stage(name, STAGE_LIMIT_S)
+    def _stage(self, name: str, *, vital: bool = True) -> Stage:
+        self._stages[name] = self.health.stage(name, STAGE_LIMIT_S, vital=vital)
         return self._stages[name]
 
     def _tell(self, kind: str, **fields: Any) -> None:

@@ -143,8 +143,9 @@ class Routes:
         snapshot = self._snapshot()
         stages = snapshot.get("stages") or {}
         silent = [name for name, stage in stages.items() if not (stage or {}).get("ok")]
+        vital = [name for name in silent if (stages[name] or {}).get("vital", True)]
         state = snapshot.get("state")
-        well = not silent and state in ("running", "draining")
+        well = not vital and state in ("running", "draining")
         status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
         return json_answer({"ok": well, "state": state, "silent": silent}, status)
 

@@ -105,6 +105,37 @@ def test_a_stage_that_has_finished_is_not_missed() -> None:
     assert health.report() == {}
 
 
+def test_what_the_stream_can_be_without_is_told_apart() -> None:
+    health = Health()
+    health.stage("record", 0)
+    health.stage("quicklook", 0, vital=False)
+    health.stage("source", 3600)
+    time.sleep(0.01)
+    assert health.hung() == ("record", "quicklook")
+    assert health.hung_vital() == ("record",)
+    assert {name: stage.vital for name, stage in health.report().items()} == {
+        "record": True, "quicklook": False, "source": True,
+    }  # fmt: skip
+
+
+def test_an_optional_stage_that_hangs_is_named_and_the_strokes_go_on(systemd: Systemd) -> None:
+    health = Health()
+    preview = health.stage("quicklook", 0.2, vital=False)
+    health.stage("record", 3600)
+    changes: list[tuple[str, ...]] = []
+    with Watchdog(health, Notifier(systemd.environment), changes.append) as watchdog:
+        watchdog.ready("12 lines per second")
+        systemd.until(lambda heard: heard == ["STATUS=not answering: quicklook; 12 lines per second"])
+        systemd.drain()
+        for _ in range(3):
+            systemd.stroke()
+        watchdog.status("still 12")
+        systemd.until(lambda heard: heard == ["STATUS=not answering: quicklook; still 12"])
+        with preview.busy(3600):
+            systemd.until(lambda heard: heard == ["STATUS=still 12"])
+    assert changes[:2] == [("quicklook",), ()]
+
+
 def test_strokes_while_all_beat_none_while_one_hangs_and_again(systemd: Systemd) -> None:
     health = Health()
     hangs, ends = threading.Event(), threading.Event()
@@ -129,12 +160,12 @@ def test_strokes_while_all_beat_none_while_one_hangs_and_again(systemd: Systemd)
             for _ in range(3):
                 systemd.stroke()
             hangs.set()
-            systemd.until(lambda heard: heard == ["STATUS=not answering: engine"])
+            systemd.until(lambda heard: heard == ["STATUS=not answering: engine; 12 lines per second"])
             systemd.drain()
             time.sleep(5 * USEC / 1e6)
             assert ["WATCHDOG=1"] not in systemd.drain()
             watchdog.status("still 12")
-            assert systemd.hear() == ["STATUS=not answering: engine"]
+            assert systemd.hear() == ["STATUS=not answering: engine; still 12"]
             hangs.clear()
             systemd.until(lambda heard: heard == ["STATUS=still 12"])
             for _ in range(3):
@@ -238,6 +269,21 @@ def test_the_unit_asks_for_what_the_stream_does() -> None:
     }
     assert {key: service[key] for key in wanted} == wanted
     assert service["ExecStart"].endswith("/deploy stream $ARGUMENTS") and service["EnvironmentFile"].startswith("/etc/")
+
+
+def test_the_unit_shows_arguments_that_the_command_takes() -> None:
+    from deploy.stream import command
+
+    (line,) = (line for line in UNIT.read_text().splitlines() if "ARGUMENTS=" in line)
+    # As systemd does: split at blanks, nothing else.
+    given = command.make_context("stream", line.partition("ARGUMENTS=")[2].split()).params
+    assert {key: str(value) for key, value in given.items() if key in ("bundle", "spec", "record", "restored")} == {
+        "bundle": "/opt/bundle",
+        "spec": "genicam:",
+        "record": "/var/lib/damp-deploy/raw",
+        "restored": "/var/lib/damp-deploy/restored",
+    }
+    assert (given["spool_limit"], str(given["config_file"])) == ("100GiB", "/etc/damp-deploy/stream.yaml")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")

@@ -13,18 +13,30 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from runtime.errors import MachineError
+from runtime.lines import Missing
+from runtime.stream.pipeline import NamedSink
 from runtime.stream.prometheus import PrometheusEndpoint
+from tests.runtime.stream.lines import SHAPE, Script
+from tests.runtime.stream.test_pipeline import Kept, stream_of
 
 FULL = {
     "lines": {"in": 10, "recorded": 10, "restored": 5, "passed": 2, "dropped": 1, "incomplete": 0, "pending": 2},
     "frames": {"restored": 3, "failed": 1},
     "rates": {"in": 330.5, "restored": np.float32(329.5)},
     "latency_s": {"p50": 0.25, "p95": 0.5, "p99": 1.0},
-    "queues": {"record": {"level": 3, "capacity": 64}, 'of "whom"\n\\': {"level": 0}},
+    "queues": {
+        "record": {"level": 3, "capacity": 64, "policy": "block", "dropped": 4},
+        'of "whom"\n\\': {"level": 0},
+    },
+    "flags": {"saturated": 6},
+    "clipped": 9,
     "prompt": {"noise": 0.125, "blur": float("nan")},
     "experts": [0.75, 0.25],
-    "source": {"temperature_c": 41.5, "underruns": 7},
-    "stages": {"engine": 0.5},
+    "source": {"temperature_c": 41.5, "board_temperature_c": 60.5, "underruns": 7, "serial": "A-17"},
+    "spool": {"bytes": 4096, "limit": 8192, "lines": 10, "deleted_segments": 2, "bad_segments": 1},
+    "stages": {"engine": {"age_s": 0.5, "ok": True}, "zeromq": {"age_s": 12, "ok": False}},
+    "state": "running",
+    "problems": ["zeromq: gone"],
     "seconds": 12.5,
 }
 
@@ -35,6 +47,8 @@ class Counts:
     now: Any = FULL
 
     def __call__(self) -> Any:
+        if isinstance(self.now, Exception):
+            raise self.now
         return self.now
 
 
@@ -90,19 +104,38 @@ def test_everything_of_a_snapshot_is_there(endpoint: PrometheusEndpoint) -> None
         ("damp_queue_level", "record"): 3,
         ("damp_queue_level", 'of "whom"\n\\'): 0,
         ("damp_queue_capacity", "record"): 64,
+        ("damp_queue_dropped_total", "record"): 4,
+        ("damp_flagged_lines_total", "saturated"): 6,
+        ("damp_clipped_values_total",): 9,
         ("damp_prompt_metric", "noise"): 0.125,
         ("damp_expert_share", "0"): 0.75,
         ("damp_expert_share", "1"): 0.25,
         ("damp_source_temperature_celsius",): 41.5,
         ("damp_source", "underruns"): 7,
+        ("damp_board_temperature_celsius",): 60.5,
+        ("damp_spool_bytes",): 4096,
+        ("damp_spool_limit_bytes",): 8192,
+        ("damp_spool_deleted_segments_total",): 2,
+        ("damp_spool_bad_segments_total",): 1,
         ("damp_stage_beat_age_seconds", "engine"): 0.5,
+        ("damp_stage_beat_age_seconds", "zeromq"): 12,
+        ("damp_stage_ok", "engine"): 1,
+        ("damp_stage_ok", "zeromq"): 0,
         ("damp_uptime_seconds",): 12.5,
     }
 
 
 def test_types_are_told(endpoint: PrometheusEndpoint) -> None:
     families = {family.name: family.type for family in text_string_to_metric_families(get(endpoint.port)[1])}
-    assert {name for name, kind in families.items() if kind == "counter"} == {"damp_lines", "damp_frames"}
+    assert {name for name, kind in families.items() if kind == "counter"} == {
+        "damp_lines",
+        "damp_frames",
+        "damp_flagged_lines",
+        "damp_clipped_values",
+        "damp_queue_dropped",
+        "damp_spool_deleted_segments",
+        "damp_spool_bad_segments",
+    }
     assert set(families.values()) == {"counter", "gauge"}
 
 
@@ -115,12 +148,76 @@ def test_it_is_read_when_asked_and_what_is_not_there_is_left_out(endpoint: Prome
     assert samples(endpoint.port) == {}
 
 
+class Camera(Script):
+    """A source that tells of itself."""
+
+    def telemetry(self) -> dict[str, float]:
+        return {"temperature_c": 41.5, "underruns": 7}
+
+
+def scrape_stream(spool: Any) -> tuple[list[dict[tuple[str, ...], float]], dict[str, Any]]:
+    """What is scraped from a stream while it runs, and its last snapshot."""
+    lines: list[Any] = [*range(30), np.full(SHAPE, 7, np.uint16), Missing(32, 1, "lost"), *range(40, 60)]
+    stream = stream_of(Camera(lines, pause=0.01), sinks=[NamedSink("kept", Kept(), "block", True)])
+
+    def snapshot() -> dict[str, Any]:
+        found = stream.snapshot()
+        source = {**found["source"], "board_temperature_c": 60.5}
+        return {**found, "source": source, "describe": {"engine": "onnxruntime"}, "spool": spool}
+
+    with PrometheusEndpoint(snapshot, 0) as endpoint:
+        scraped: list[dict[tuple[str, ...], float]] = []
+        stream.run(lambda: scraped.append(samples(endpoint.port)))
+        scraped.append(samples(endpoint.port))
+    return scraped, snapshot()
+
+
+def test_a_real_stream_is_told_while_it_runs_and_when_it_has_ended() -> None:
+    spool = {"bytes": 4096, "limit": None, "lines": 10, "deleted_segments": 0, "deleted_lines": 0, "bad_segments": 0}
+    scraped, last = scrape_stream(spool)
+    first, end = scraped[0], scraped[-1]
+    for stage in ("source", "record", "restore", "kept"):
+        assert first["damp_stage_ok", stage] == 1
+        assert 0 <= first["damp_stage_beat_age_seconds", stage] < 60
+    assert {
+        ("damp_lines_total", fate): end["damp_lines_total", fate] for fate in last["lines"] if fate != "pending"
+    } == {
+        ("damp_lines_total", "in"): 52,
+        ("damp_lines_total", "recorded"): 0,
+        ("damp_lines_total", "restored"): 51,
+        ("damp_lines_total", "passed"): last["lines"]["passed"],
+        ("damp_lines_total", "dropped"): 0,
+        ("damp_lines_total", "incomplete"): 1,
+    }
+    assert last["lines"]["passed"] >= 1
+    assert end["damp_flagged_lines_total", "empty"] == last["flags"]["empty"] == 1
+    assert end["damp_clipped_values_total",] == last["clipped"]
+    assert end["damp_queue_capacity", "kept"] == last["queues"]["kept"]["capacity"]
+    assert end["damp_queue_dropped_total", "kept"] == 0
+    assert (end["damp_source_temperature_celsius",], end["damp_board_temperature_celsius",]) == (41.5, 60.5)
+    assert end["damp_source", "underruns"] == 7
+    assert (end["damp_spool_bytes",], end["damp_spool_deleted_segments_total",]) == (4096, 0)
+    assert ("damp_spool_limit_bytes",) not in end
+    assert [end["damp_expert_share", str(expert)] for expert in range(3)] == pytest.approx(last["experts"])
+
+
+@pytest.mark.parametrize("key", FULL)
+@pytest.mark.parametrize("value", [None, "soon", 3, {"a": "b"}, {"a": {"b": None}}, [None, "x"]])
+def test_what_is_not_a_number_is_left_out(
+    endpoint: PrometheusEndpoint, counts: Counts, key: str, value: object
+) -> None:
+    counts.now = {"seconds": 1, key: value, "lines": {"in": 1}}
+    assert samples(endpoint.port)["damp_lines_total", "in"] == 1
+    counts.now = {"lines": value}
+    assert samples(endpoint.port) == {}
+
+
 def test_counts_that_cannot_be_had_are_an_error_and_come_back(
     endpoint: PrometheusEndpoint, counts: Counts, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    counts.now = {"source": {"serial": "A-17"}}
+    counts.now = ZeroDivisionError("no frames")
     status, text = get(endpoint.port)
-    assert status == 500 and text == "no counts: ValueError: could not convert string to float: 'A-17'\n"
+    assert status == 500 and text == "no counts: ZeroDivisionError: no frames\n"
     counts.now = FULL
     assert samples(endpoint.port)
     assert capfd.readouterr() == ("", "")
@@ -169,7 +266,7 @@ def test_two_endpoints_do_not_share_what_they_tell() -> None:
     other = Counts()
     other.now = {"seconds": 1}
     with PrometheusEndpoint(Counts(), 0) as one, PrometheusEndpoint(other, 0) as two:
-        assert len(samples(one.port)) == 25
+        assert len(samples(one.port)) == len(samples(one.port)) > 25
         assert samples(two.port) == {("damp_uptime_seconds",): 1}
 
 

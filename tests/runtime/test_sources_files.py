@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.errors import CubeError, CubeFileError, InputError
+from runtime.errors import CubeError, CubeFileError, InputError, MachineError
 from runtime.files import read_cube
 from runtime.lines import Broken, Ended, Event, Flag, LineFormat, Missing, Quiet, Taken
 from runtime.sources import Source, SourceOptions, open_source
@@ -482,7 +482,7 @@ def test_a_growing_bsq_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_growing_file_that_never_comes_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CubeFileError, match=r"x\.hdr: nothing to read within 0\.3 s: no such file; start the recorder"):
+    with pytest.raises(MachineError, match=r"x\.hdr: nothing to read within 0\.3 s: no such file; start the recorder"):
         open_source(f"envi-live:{tmp_path / 'x.hdr'}", SourceOptions(idle_seconds=0.3))
     (tmp_path / "x.img").write_bytes(bytes(4))
     (tmp_path / "x.hdr").write_text("ENVI\nsamples = 4\n")
