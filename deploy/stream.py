@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from runtime.board import read_board
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.priority import let_workers_yield
@@ -28,13 +25,10 @@ from .cli import leave
 from .config import Config
 from .options import config_option, engine_option, examples, json_option, read_config
 from .stream_parts import Parts, make_parts
+from .stream_teller import BoardTemperature, Teller
 from .stream_view import LiveView
 
 LOG_NAME = "stream.jsonl"
-TICK_S = 0.25
-OUTSIDE_S = 1.0
-"""Seconds between two messages to those outside: ZeroMQ, CCSDS housekeeping, systemd."""
-BOARD_S = 5.0
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
          "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 
@@ -225,84 +219,13 @@ def _stream(
             Watchdog(stream.health, on_change=lambda hung: log("health", not_answering=list(hung)))
         )
         stack.enter_context(LiveView(snapshot))
-        stack.enter_context(_Teller(snapshot, parts, watchdog, board, log, config.stream.log_seconds))
+        stack.enter_context(Teller(snapshot, parts.telling, watchdog, board, log, config.stream.log_seconds))
         watchdog.ready()
         stopping.stream = stream
         result = stream.run()
         watchdog.stopping()
         last = snapshot()
     return result, last
-
-
-class BoardTemperature:
-    """The board's hottest sensor, read from the kernel every few seconds.
-
-    Attributes:
-        figures: `board_temperature_c`; empty where the board tells none.
-    """
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-        self._due = 0.0
-
-    def look(self, now: float) -> None:
-        """Read it, if that is due."""
-        if now < self._due:
-            return
-        self._due = now + BOARD_S
-        # The kernel's own files: NVIDIA's tools take seconds.
-        told = read_board(tell=lambda command, first_line: None).temperatures_c
-        self.figures = {"board_temperature_c": max(told.values())} if told else {}
-
-
-class _Teller:
-    """What is told to the outside now and then, in a thread of its own: who cannot be told stalls nobody else."""
-
-    def __init__(
-        self,
-        snapshot: Any,
-        parts: Parts,
-        watchdog: Watchdog,
-        board: BoardTemperature,
-        log: Any,
-        log_seconds: float,
-    ) -> None:
-        self._snapshot, self._parts, self._watchdog, self._log = snapshot, parts, watchdog, log
-        self._board = board
-        self._log_seconds = log_seconds
-        self._log_due = self._tell_due = time.monotonic()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="teller", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join(OUTSIDE_S)
-
-    def _run(self) -> None:
-        while not self._end.wait(TICK_S):
-            self._tell()
-
-    def _tell(self) -> None:
-        now = time.monotonic()
-        if now >= self._log_due:
-            self._log_due = now + self._log_seconds
-            self._log("telemetry", **self._snapshot())
-        if now >= self._tell_due:
-            self._tell_due = now + OUTSIDE_S
-            self._board.look(now)
-            found = self._snapshot()
-            lines = found["lines"]
-            self._watchdog.status(
-                f"lines in {lines['in']}, restored {lines['restored']}, dropped {lines['dropped']}, "
-                f"incomplete {lines['incomplete']}"
-            )
-            for tell in self._parts.telling:
-                # Who cannot be told is a sink too, and fails there with a word in the log.
-                with suppress(DeployError):
-                    tell(found)
 
 
 @dataclass
