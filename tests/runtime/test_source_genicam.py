@@ -359,6 +359,7 @@ def test_a_camera_that_is_away_for_a_while(camera: Spectrometer, path: str, tmp_
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_after_a_program_that_was_killed(camera: Spectrometer, path: str, tmp_path: Path) -> None:
     told = tmp_path / "told"
     reader = camera.start_call(take_until_told, path, str(told))
