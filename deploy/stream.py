@@ -206,8 +206,9 @@ def _stream(
 
     for key, value in describe.items():
         console.say(f"{key:<11} {value}")
+    console.say(f"bands       {parts.bands}")
     for key, value in parts.radiometry.describe().items():
-        console.say(f"{key:<11} {value}")
+        console.say(f"radiometry  {key}: {value}")
     for note in parts.notes:
         console.warn(note)
     log("start", describe=describe, radiometry=parts.radiometry.digest(), notes=list(parts.notes),
@@ -271,6 +272,10 @@ def _told(result: StreamResult, last: Mapping[str, Any], parts: Parts) -> dict[s
     console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")
     if result.hung:
         console.warn(f"{', '.join(result.hung)} did not end in time and was left")
+    if last["clipped"]:
+        console.warn(f"{last['clipped']} values do not fit the restored lines' type and were set to its limit")
+    if "files" in last["source"] and last["source"].get("skipped"):
+        console.warn(f"{last['source']['skipped']:.0f} files were skipped; the log says why")
     for name, error in list(result.failures.items())[1:]:
         console.warn(f"{name}: {error.one_line()}")
     for error in result.failures.values():

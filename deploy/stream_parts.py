@@ -50,6 +50,7 @@ class Parts:
         first_sequence: number of the first line: behind those that are in the files already.
         telling: called about once a second with a snapshot.
         notes: what people should read before they trust the result.
+        bands: which of the source's bands are restored, for people.
     """
 
     facts: RestorerFacts
@@ -63,6 +64,7 @@ class Parts:
     first_sequence: int = 0
     telling: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    bands: str = ""
     _scroll: Scroll | None = None
     _spectra: Spectra | None = None
 
@@ -131,6 +133,7 @@ def make_parts(
             seconds, told.line_buffers, told.frame_buffers, told.policy, told.bridge, float(told.drain_seconds)
         ),
         limit=limit,
+        bands=_bands_text(lines, chosen, manifest.bands),
         notes=_notes(lines, chosen, manifest.wavelengths, manifest.bands),
     )
     _check_memory(parts, lines, outward, restored is not None)
@@ -144,7 +147,10 @@ def make_parts(
         )  # fmt: skip
     if restored is not None:
         fields = {"description": f"lines of {_described(source)} restored by {about}"}
-        meaning = f"{manifest.network.checkpoint_sha256[:16]} {chosen} {radiometry.digest()[:16]}"
+        places = "all" if chosen is None else ",".join(map(str, chosen))
+        meaning = (
+            f"network {manifest.network.checkpoint_sha256[:12]}, bands {places}, radiometry {radiometry.digest()[:12]}"
+        )
         parts.restored = opened.enter_context(
             open_line_writer(restored, "restored", parts.output, fields=fields, meaning=meaning)
         )
@@ -153,7 +159,21 @@ def make_parts(
     writers = [writer for writer in (parts.record, parts.restored) if writer is not None]
     parts.first_sequence = max((writer.next_sequence for writer in writers), default=0)
     parts.notes += [writer.resumed for writer in writers if writer.resumed]
+    parts.notes += _never_restored(parts)
     return parts
+
+
+def _never_restored(parts: Parts) -> list[str]:
+    """Lines at the end of the record that no run before has restored: it was killed, or dropped its last frames."""
+    if parts.record is None or parts.restored is None:
+        return []
+    first, behind = parts.restored.next_sequence, parts.record.next_sequence
+    if first >= behind:
+        return []
+    return [
+        f"lines {first} to {behind - 1} of the record were not restored by the run before; a copy of the record can be "
+        "restored later with --source envi:COPY"
+    ]
 
 
 def _check_memory(parts: Parts, lines: LineFormat, outward: Outward, restored: bool) -> None:
@@ -175,6 +195,8 @@ def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: O
         parts.sinks.append(NamedSink(name, sink))
 
     if outward.quicklook is not None:
+        if outward.quicklook.suffix.lower() != ".png":
+            raise InputError("is a PNG", key="--quicklook", value=outward.quicklook, remedy="name it .png")
         add("quicklook", Quicklook(outward.quicklook, facts, bands_nm=told.quicklook_nm))
     if outward.web is not None:
         # The page has a picture of its own: no file is asked for.
@@ -185,6 +207,11 @@ def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: O
         from runtime.sinks.zeromq import Publisher
 
         port = outward.publish.isascii() and outward.publish.isdigit()
+        if not port and "://" not in outward.publish:
+            raise InputError(
+                "neither a port nor an address", key="--publish", value=outward.publish,
+                remedy="for example 5556, or tcp://127.0.0.1:5556",
+            )  # fmt: skip
         publisher = Publisher(facts, **({"port": int(outward.publish)} if port else {"address": outward.publish}))
         add("publish", publisher)
         parts.telling.append(publisher.telemetry)
@@ -299,6 +326,12 @@ def _output(
         saturation = None if told.radiometry else lines.saturation
         return LineFormat(bands, lines.samples, lines.dtype, radiometry.scale, saturation, wavelengths, mark)
     return LineFormat(bands, lines.samples, np.dtype(np.float32), None, None, wavelengths, mark)
+
+
+def _bands_text(lines: LineFormat, chosen: tuple[int, ...] | None, network: int) -> str:
+    if chosen is not None:
+        return f"{len(chosen)} of {lines.bands}: " + ", ".join(map(str, chosen))
+    return f"all {lines.bands}" + (f", in overlapping groups of {network}" if lines.bands > network else "")
 
 
 def _notes(lines: LineFormat, chosen: tuple[int, ...] | None, trained: list[float] | None, bands: int) -> list[str]:

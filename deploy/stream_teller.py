@@ -76,6 +76,9 @@ class Teller:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join(OUTSIDE_S)
+        # The last word is the final count.
+        self._log_due = 0.0
+        self._tell_all()
 
     def _run(self) -> None:
         while not self._end.wait(TICK_S):

@@ -63,7 +63,7 @@ def plain_line(snapshot: Mapping[str, Any]) -> str:
     return " | ".join(parts).replace(DASH, "-")
 
 
-_LINE_COUNTS = ("in", "recorded", "restored", "dropped", "incomplete")
+_LINE_COUNTS = ("in", "recorded", "restored", "dropped", "incomplete", "pending")
 
 
 class LiveView:

@@ -135,7 +135,10 @@ def test_the_simulator_streams_and_everything_is_told(
         if row["kind"] == "telemetry":
             now = row["lines"]
             assert now["in"] == now["restored"] + now["dropped"] + now["incomplete"] + now["pending"]
-    assert told[-1]["lines"] == lines
+    assert [row["lines"] for row in told if row["kind"] == "stop"] == [lines]
+    assert told[-1]["kind"] == "telemetry"
+    assert told[-1]["state"] == "stopped"
+    assert told[-1]["lines"] == {**lines, "pending": 0}
 
 
 def test_lost_lines_are_counted_and_no_number_is_given_twice(
@@ -224,6 +227,22 @@ def test_a_disk_that_takes_no_more_ends_it_with_books_that_balance(tiny_bundle: 
     assert read_envi(tmp_path / "out/lines.hdr").shape[1] == 150
 
 
+def test_recorded_lines_that_were_never_restored_are_told(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = scene(tmp_path)
+    first = invoke(
+        capsys, "stream", tiny_bundle, "--source", f"envi:{cube}", "--record", tmp_path / "out", "--no-self-test"
+    )
+    assert first.code == 0, first.err
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", f"envi:{cube}", "--record", tmp_path / "out", "--restored",
+        tmp_path / "out", "--no-self-test", "--json",
+    )  # fmt: skip
+    assert any("lines 0 to 63 of the record were not restored" in warning for warning in done.json["warnings"])
+    assert read_index(tmp_path / "out/restored.idx")["sequence"].tolist() == list(range(64, 128))
+
+
 def test_an_unrestored_line_is_flagged(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     cube = rng.random((31, 64, 64), np.float32)
@@ -253,6 +272,8 @@ ERRORS: list[tuple[list[str], int, tuple[str, ...]]] = [
     (["--source", SIM, "--record", "out", "--spool-limit", "much"], 2, ("not a size", "20GiB")),
     (["--source", SIM, "--record", "out", "--spool-limit", "1KiB"], 2, ("limit",)),
     (["--source", SIM, "--duration", "0"], 2, ("--duration",)),
+    (["--source", SIM, "--publish", "abc"], 2, ("--publish", "neither a port")),
+    (["--source", SIM, "--quicklook", "now.txt"], 2, ("--quicklook", ".png")),
     (["--source", "envi:out/lines.hdr", "--record", "out"], 2, ("would read what it writes",)),
     (["--source", "watch:out", "--restored", "out"], 2, ("would read what it writes",)),
 ]

@@ -161,7 +161,7 @@ def test_what_is_missing_is_a_dash(junk: object) -> None:
     assert "balance not known" in text
     assert "in –  recorded –  restored –" in text
     assert plain_line(given).startswith(
-        "lines in - recorded - restored - dropped - incomplete - | - lines/s | latency p95 - s"
+        "lines in - recorded - restored - dropped - incomplete - pending - | - lines/s | latency p95 - s"
     )
 
 
@@ -181,7 +181,7 @@ def test_terminal_without_unicode_gets_ascii() -> None:
 
 def test_plain_line() -> None:
     assert plain_line(snapshot()) == (
-        "lines in 3300 recorded 3299 restored 512 dropped 2700 incomplete 17 | 330 lines/s | latency p95 0.8 s | "
+        "lines in 3300 recorded 3299 restored 512 dropped 2700 incomplete 17 pending 71 | 330 lines/s | latency p95 0.8 s | "
         "queue restore 1/2"
     )
     given = snapshot(state="draining", problems=["a", "b"])
