@@ -14,7 +14,7 @@ from .contract import Block, Sink
 
 
 def _kept(array: NDArray[Any]) -> NDArray[Any]:
-    copy = array.copy()
+    copy: NDArray[Any] = array.copy()
     copy.flags.writeable = False
     return copy
 

@@ -13,11 +13,13 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from runtime.errors import MachineError, plain
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
-
     from prometheus_client.core import Metric
 
 Snapshot = Mapping[str, Any]
+# `wsgiref.types` came with Python 3.11 (PEP 3333).
+WSGIEnvironment = dict[str, Any]
+StartResponse = Callable[..., Any]
+WSGIApplication = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 FATES = ("in", "recorded", "restored", "passed", "dropped", "incomplete")
 QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 LATENCY = "From the taking of a frame's last line to its restoration."

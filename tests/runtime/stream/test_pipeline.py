@@ -452,9 +452,9 @@ def test_nothing_grows_while_it_runs() -> None:
         tracemalloc.stop()
         gc.unfreeze()
     assert frames[0] == 500
-    # The latencies of the last 256 frames are kept.
+    # The latencies of the last 256 frames are kept. A frame that stayed would be 3,000 bytes, 200 of them 600,000.
     early, late = np.median(sizes[260:300]), np.median(sizes[450:500])
-    assert late - early < 5_000, f"{late - early:.0f} bytes more after 200 frames"
+    assert late - early < 40_000, f"{late - early:.0f} bytes more after 200 frames"
 
 
 class _Nothing(Sink):
