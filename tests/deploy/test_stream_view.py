@@ -181,8 +181,8 @@ def test_terminal_without_unicode_gets_ascii() -> None:
 
 def test_plain_line() -> None:
     assert plain_line(snapshot()) == (
-        "lines in 3300 recorded 3299 restored 512 dropped 2700 incomplete 17 pending 71 | 330 lines/s | latency p95 0.8 s | "
-        "queue restore 1/2"
+        "lines in 3300 recorded 3299 restored 512 dropped 2700 incomplete 17 pending 71 | 330 lines/s | "
+        "latency p95 0.8 s | queue restore 1/2"
     )
     given = snapshot(state="draining", problems=["a", "b"])
     given["lines"]["dropped"] -= 2
