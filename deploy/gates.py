@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config import GatesSection
+from .config_sections import GatesSection
 
 DIRECTIONS: dict[str, str] = {
     "max_difference": "at most",

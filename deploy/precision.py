@@ -14,7 +14,7 @@ from runtime.engines import Engine, EngineOptions, EngineSpec, available_engines
 from runtime.errors import GateError, MachineError
 
 from . import console
-from .config import GatesSection
+from .config_sections import GatesSection
 from .gates import CLEARLY, GateResult, failed, judge, told
 from .graphs import Graphs, in_half_arithmetic
 from .options import ground

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from deploy.config import Config, TargetSection, config_schema, load_config, with_overrides
+from deploy.config import Config, config_schema, load_config, with_overrides
+from deploy.config_sections import TargetSection
 from deploy.yaml_lines import MAX_BYTES, MAX_NODES
 from runtime.errors import ConfigError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calibration.agreement import Routing, Score, TaskCost
-from deploy.config import GatesSection
+from deploy.config_sections import GatesSection
 from deploy.gates import AUTO, judge
 from deploy.precision import Candidate, decide_by_speed, decide_unmeasured, fastest, gated, require_passed
 from runtime.errors import GateError

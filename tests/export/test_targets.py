@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from deploy.config import Config, TargetSection
+from deploy.config import Config
+from deploy.config_sections import TargetSection
 from deploy.targets import known_targets
 from export.targets import BUILT_IN, Target, choose_precision, find_target
 from runtime.engines import ENGINES
