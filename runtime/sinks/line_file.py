@@ -386,6 +386,8 @@ def open_line_writer(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder / f"{name}.lock")
+    except FileExistsError as error:
+        raise InputError("is not a folder", file=folder, remedy="give a folder, or another name") from error
     except OSError as error:
         raise InputError(
             f"cannot be written to: {error.strerror or error}", file=folder, remedy="check the path and the permissions"
