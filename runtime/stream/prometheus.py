@@ -79,6 +79,9 @@ class StreamCollector:
         yield from gauges("damp_source", "Figures of the source's own.", "figure", figures)
         yield from gauges("damp_stage_beat_age_seconds", BEAT, "stage", _column(stages, "age_s"))
         yield from gauges("damp_stage_ok", "1 while a stage answers, else 0.", "stage", _column(stages, "ok"))
+        problems = now.get("problems")
+        failed = len(problems) if isinstance(problems, (list, tuple)) else None
+        yield from gauge("damp_problems", "Parts of the stream that have failed, though their stages answer.", failed)
         yield from gauge("damp_uptime_seconds", "Since the stream was started.", now.get("seconds"))
 
 

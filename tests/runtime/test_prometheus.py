@@ -121,6 +121,7 @@ def test_everything_of_a_snapshot_is_there(endpoint: PrometheusEndpoint) -> None
         ("damp_stage_beat_age_seconds", "zeromq"): 12,
         ("damp_stage_ok", "engine"): 1,
         ("damp_stage_ok", "zeromq"): 0,
+        ("damp_problems",): 1,
         ("damp_uptime_seconds",): 12.5,
     }
 
