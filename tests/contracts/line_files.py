@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
+import spectral
 from numpy.typing import NDArray
 
+from runtime.files.envi import read_envi
 from runtime.lines import LineFormat
 
 TYPES = {1: "u1", 2: "<i2", 3: "<i4", 4: "<f4", 5: "<f8", 12: "<u2", 13: "<u4", 14: "<i8", 15: "<u8"}
@@ -117,6 +120,24 @@ def check_folder(
                 assert (*rest, flags) == known(count)
     everything = [path for path in folder.iterdir() if path.name.startswith((name, f".{name}"))]
     return Found(sequence, promised, len(files), bytes_of(everything))
+
+
+def assert_others_read(folder: Path, name: str = "lines") -> int:
+    """Assert that SPy and GDAL find in each file the values that we find.
+
+    Returns:
+        the lines in them.
+    """
+    lines = 0
+    for path in data_files(folder, name):
+        header = path.with_suffix(".hdr")
+        ours = read_envi(header)
+        theirs = spectral.open_image(str(header)).load(dtype=ours.dtype, scale=False)
+        np.testing.assert_array_equal(np.asarray(theirs).transpose(2, 0, 1), ours)
+        with rasterio.open(path) as opened:
+            np.testing.assert_array_equal(opened.read(), ours)
+        lines += ours.shape[1]
+    return lines
 
 
 def bytes_of(files: Iterable[Path]) -> int:

@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
-import spectral
 
 from runtime.files import read_cube, write_cube
 from runtime.files.envi import read_envi
 from runtime.lines import Flag
 from runtime.sinks.line_index import read_index, verify
 from tests.contracts.command import Done, assert_failed, assert_json_error, command_line, invoke
+from tests.contracts.line_files import assert_others_read
 
 ROOT = Path(__file__).parents[2]
 SIM = "sim:samples=64,lines=128,rate=400"
@@ -104,12 +103,7 @@ def test_a_rerun_appends_and_other_readers_open_the_files(
     assert np.flatnonzero(index["flags"] & Flag.BREAK).tolist() == [0, 80]
     raw = read_envi(tmp_path / "out/lines.hdr")
     np.testing.assert_array_equal(raw, np.concatenate([read_envi(cube)] * 2, axis=1))
-    for name in ("lines", "restored"):
-        ours = read_envi(tmp_path / f"out/{name}.hdr")
-        theirs = spectral.open_image(str(tmp_path / f"out/{name}.hdr")).load(dtype=ours.dtype, scale=False)
-        np.testing.assert_array_equal(np.asarray(theirs).transpose(2, 0, 1), ours)
-        with rasterio.open(tmp_path / f"out/{name}.raw") as opened:
-            np.testing.assert_array_equal(opened.read(), ours)
+    assert [assert_others_read(tmp_path / "out", name) for name in ("lines", "restored")] == [160, 160]
 
 
 def test_the_simulator_streams_and_everything_is_told(
@@ -224,7 +218,34 @@ def test_a_disk_that_takes_no_more_ends_it_with_books_that_balance(tiny_bundle: 
     assert content["lines"]["recorded"] == 150 == content["lines"]["in"] - content["lines"]["incomplete"]
     assert content["error"]["code"] == 3
     assert verify(tmp_path / "out", "lines").lines == 150
-    assert read_envi(tmp_path / "out/lines.hdr").shape[1] == 150
+    assert assert_others_read(tmp_path / "out") == 150
+    given_out = (tmp_path / "out/restored.hdr").exists()
+    assert content["lines"]["restored"] == (assert_others_read(tmp_path / "out", "restored") if given_out else 0)
+
+
+def test_a_full_disk_ends_it_with_books_that_balance(tiny_bundle: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size="$1" tmpfs "$0" || exit 99; shift; "$@"', str(disk)]
+    tried = subprocess.run([*mounted, "1m", "true"], capture_output=True, text=True, check=False, timeout=60)
+    if tried.returncode:
+        pytest.skip(f"needs a tmpfs in a mount namespace: {tried.stderr.strip()}")
+    # The tmpfs goes with its last process: what lies in it is copied out before.
+    mounted[4] += f'; code=$?; cp -r "$0/out" "{tmp_path}/out"; exit $code'
+    command = command_line(
+        "stream", tiny_bundle, "--source", SIM, "--record", disk / "out", "--restored", disk / "out", "--json"
+    )
+    process = subprocess.run(
+        [*mounted, "2m", *command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, check=False, timeout=90,
+    )  # fmt: skip
+    done = Done(process.returncode, process.stdout, process.stderr)
+    assert_failed(done, 3, "No space left on device", "free space")
+    lines = json.loads(done.out)["lines"]
+    balanced(lines)
+    assert lines["recorded"] == lines["in"] - lines["incomplete"] > 100
+    assert verify(tmp_path / "out", "lines").bad == 0
+    assert assert_others_read(tmp_path / "out") == lines["recorded"]
 
 
 def test_recorded_lines_that_were_never_restored_are_told(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.lines import Flag
 from runtime.sinks.line_index import read_index, verify
+from tests.contracts.line_files import assert_others_read
 from tests.contracts.spectrometer import Spectrometer, spectrometer, wait_until
 
 pytestmark = pytest.mark.data
@@ -29,9 +30,10 @@ def served(samples: int = SAMPLES, bands: int = BANDS, lines: int = LINES) -> ND
     return np.random.default_rng(0).integers(0, 4095, (lines, bands, samples)).astype(np.uint16)
 
 
-def arguments(bundle: Path, folder: Path, rate: float, *more: object) -> list[str]:
+def arguments(bundle: Path, folder: Path, rate: float, *more: object, stall_seconds: float = 5) -> list[str]:
     config = folder / "deploy.yaml"
-    config.write_text(f"stream:\n  camera: {{pixel_format: Mono12, frame_rate: {rate:g}}}\n  drain_seconds: 5\n")
+    camera = f"{{pixel_format: Mono12, frame_rate: {rate:g}, stall_seconds: {stall_seconds:g}}}"
+    config.write_text(f"stream:\n  camera: {camera}\n  drain_seconds: 5\n")
     return [
         sys.executable, "-m", "deploy", "stream", str(bundle), "--source", "genicam:127.0.0.1", "--record",
         str(folder / "out"), "--restored", str(folder / "out"), "--config", str(config), "--no-self-test", "--json",
@@ -54,9 +56,10 @@ def popen(camera: Spectrometer, *command: object) -> subprocess.Popen[str]:
 
 
 def assert_as_served(folder: Path, cube: NDArray[np.uint16], recorded: int) -> NDArray[Any]:
-    """Every recorded line is the one that was served, run by run; returns the index."""
+    """Every recorded line is the one that was served, run by run, and others read the same; returns the index."""
     report = verify(folder, "lines")
     assert (report.lines, report.bad) == (recorded, 0)
+    assert assert_others_read(folder) == recorded
     index = read_index(folder / "lines.idx")
     raw = np.fromfile(folder / "lines.raw", "<u2").reshape(len(index), *cube.shape[1:])
     for run in np.split(np.arange(len(index)), np.flatnonzero(index["flags"] & Flag.BREAK)[1:]):
@@ -93,30 +96,55 @@ def test_lost_packets_are_lines_that_are_known_to_be_missing(tiny_bundle: Path, 
     assert ((index["flags"][1:][steps > 1] & Flag.GAP) > 0).all()
 
 
+def recorded_lines(folder: Path) -> int:
+    index = folder / "lines.idx"
+    return index.stat().st_size // 32 if index.exists() else 0
+
+
+def told(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Events of a kind in the log; its last row may not be whole yet."""
+    path = folder / "stream.jsonl"
+    rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [row for row in map(json.loads, (row for row in rows if row.endswith("\n"))) if row["kind"] == kind]
+
+
 def test_a_camera_that_dies_and_comes_back(tiny_bundle: Path, tmp_path: Path) -> None:
-    cube = served()
-    index = tmp_path / "out/lines.idx"
-
-    def recorded() -> int:
-        return index.stat().st_size // 32 if index.exists() else 0
-
+    cube, out = served(), tmp_path / "out"
     with spectrometer(cube, folder=tmp_path) as camera:
         process = popen(camera, *arguments(tiny_bundle, tmp_path, 200))
-        wait_until(lambda: recorded() > 100)
+        wait_until(lambda: recorded_lines(out) > 100)
         camera.kill()
         time.sleep(0.5)
-        before = recorded()
+        before = recorded_lines(out)
         camera.start(cube)
-        wait_until(lambda: recorded() > before + 100, 60)
+        wait_until(lambda: recorded_lines(out) > before + 100, 60)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         result = finished(process)
         assert time.monotonic() - began < 20, "it did not end"
     assert result["ended_by"] == "signal"
-    found = assert_as_served(tmp_path / "out", cube, result["lines"]["recorded"])
+    found = assert_as_served(out, cube, result["lines"]["recorded"])
     assert np.count_nonzero(found["flags"] & Flag.BREAK) == 2
-    log = [json.loads(row) for row in (tmp_path / "out/stream.jsonl").read_text().splitlines()]
-    assert sum(row["kind"] == "broken" for row in log) == 1
+    assert len(told(out, "broken")) == 1
+
+
+def test_a_camera_that_stalls_and_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
+    cube, out = served(), tmp_path / "out"
+    with spectrometer(cube, folder=tmp_path) as camera:
+        process = popen(camera, *arguments(tiny_bundle, tmp_path, 200, stall_seconds=1))
+        wait_until(lambda: recorded_lines(out) > 100)
+        camera.pause()
+        wait_until(lambda: bool(told(out, "broken")))
+        before, waited = recorded_lines(out), len(told(out, "telemetry"))
+        # It is told while nothing comes: the stream is alive, and waits.
+        wait_until(lambda: len(told(out, "telemetry")) > waited + 2)
+        camera.resume()
+        wait_until(lambda: recorded_lines(out) > before + 100, 60)
+        process.send_signal(signal.SIGTERM)
+        result = finished(process)
+    assert result["ended_by"] == "signal"
+    found = assert_as_served(out, cube, result["lines"]["recorded"])
+    assert np.count_nonzero(found["flags"] & Flag.BREAK) == 1 + len(told(out, "broken"))
 
 
 @pytest.mark.slow
