@@ -18,7 +18,7 @@ from tests.export.checkpoints import network
 from tests.export.test_onnx import CONFIGURATIONS
 
 pytestmark = pytest.mark.skipif(tensorrt_version("tensorrt-rtx") is None, reason="the extra `rtx` is not installed")
-QUICK = {"additive, reference15, top-1", "bias free, concat"}
+QUICK = {"additive, reference15, top-1"}
 
 
 @pytest.mark.parametrize(
