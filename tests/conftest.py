@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +53,39 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path) -> Path:
+def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """PyTorch's exporter, which takes most of a small build, writes the graph of the same weights and size only once.
+
+    Processes that test side by side share the graphs. The tests of the exporter itself call it every time.
+    """
+    import export.onnx
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "graphs"
+    folder.mkdir(exist_ok=True)
+    export_graph = export.onnx.export_graph
+
+    def once(net: Any, lines: int, samples: int) -> export.onnx.Graph:
+        said = hashlib.sha256(repr((type(net), net.config, lines, samples)).encode())
+        for name, values in sorted(net.state_dict().items()):
+            said.update(name.encode() + values.numpy().tobytes())
+        file = folder / f"{said.hexdigest()}.pickle"
+        if file.exists():
+            found: export.onnx.Graph = pickle.loads(file.read_bytes())
+            return found
+        graph = export_graph(net, lines, samples)
+        part = file.with_name(f"{os.getpid()}.part")
+        part.write_bytes(pickle.dumps(graph))
+        part.replace(file)
+        return graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.onnx.export_graph", once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, graphs_once: None) -> Path:
     """A bundle of `tiny_checkpoint` for frames of 64x64 that overlap by 16; a test that writes to it takes a copy."""
     import torch
 

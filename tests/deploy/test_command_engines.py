@@ -311,14 +311,19 @@ def test_an_engine_from_another_graph_is_refused(bundle: Path) -> None:
         verified_bundle(bundle)
 
 
-def test_a_build_killed_at_any_moment_leaves_no_half_bundle_and_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "moments", [("engine.plan",), pytest.param(("graph.json", "engine.plan"), marks=pytest.mark.slow)], ids=len
+)
+def test_a_build_killed_at_any_moment_leaves_no_half_bundle_and_goes_on(
+    tiny_checkpoint: Path, tmp_path: Path, moments: tuple[str, ...]
+) -> None:
     out = tmp_path / "bundle"
     command = [
         sys.executable, "-m", "deploy", "build", "--target", "rtx-40", "--checkpoint", str(tiny_checkpoint), *SIZE,
         "--out", str(out),
     ]  # fmt: skip
     killed = 0
-    for wait in ("graph.json", "engine.plan"):
+    for wait in moments:
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         end = time.monotonic() + 120
         while running.poll() is None and time.monotonic() < end:
