@@ -111,9 +111,8 @@ def run(arguments: list[str]) -> int:
         # click itself ends a process after it completed a word, and with 1 when the reader of its help has gone.
         if isinstance(gone, SystemExit) and COMPLETE in os.environ:
             raise
-        # The reader of our output has gone; there is nobody to tell, and nothing is left to write when Python ends.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our help has gone; there is nobody to tell, and nothing is left to write when Python ends.
+        console.discard(sys.stdout)
         return 0
     except Exception as error:
         log = _log(error)
@@ -158,7 +157,11 @@ def _ended(code: int, text: str, as_json: bool) -> int:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    click.echo(json.dumps(content, allow_nan=False))
+    try:
+        click.echo(json.dumps(content, allow_nan=False))
+    except OSError:
+        # Nobody reads it any more; the exit code still says how it went.
+        console.discard(sys.stdout)
 
 
 def _log(error: BaseException) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -14,9 +16,27 @@ from runtime.errors import plain, printable
 
 
 class _Console(Console):
+    """Falls silent when its reader has gone: what is being done matters more than who listens."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            # A terminal that hung up (EIO), a full disk behind a redirection.
+            self.on_broken_pipe()
+
     def on_broken_pipe(self) -> None:
         # rich would end the process with the exit code of a failed gate.
-        raise BrokenPipeError
+        self.quiet = True
+        discard(self.file)
+
+
+def discard(stream: IO[str]) -> None:
+    """Let what is still written to a stream whose reader has gone go nowhere, also when Python ends and flushes it."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 people: Console = _Console(highlight=False)

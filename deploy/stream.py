@@ -238,14 +238,18 @@ class _Stopping:
 
 @contextmanager
 def _signals(stopping: _Stopping) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the stream cleanly, which takes five seconds at most."""
+    """Ctrl-C, SIGTERM and SIGHUP end the stream cleanly, which takes five seconds at most."""
 
     def stop(number: int, frame: object) -> None:
         if stopping.stream is None:
             raise KeyboardInterrupt
         stopping.stream.stop("signal")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = [signal.SIGINT, signal.SIGTERM]
+    # A terminal that hangs up; under nohup it is ignored, and stays so.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        caught.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in caught}
     try:
         yield
     finally:
@@ -270,6 +274,8 @@ def _told(result: StreamResult, last: Mapping[str, Any], parts: Parts) -> dict[s
     shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
     console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
     console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")
+    if count.incomplete:
+        console.warn(f"{count.incomplete} lines never came, came damaged or were not recorded; the log says why")
     if result.hung:
         console.warn(f"{', '.join(result.hung)} did not end in time and was left")
     if last["clipped"]:

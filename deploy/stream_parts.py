@@ -159,6 +159,8 @@ def make_parts(
     writers = [writer for writer in (parts.record, parts.restored) if writer is not None]
     parts.first_sequence = max((writer.next_sequence for writer in writers), default=0)
     parts.notes += [writer.resumed for writer in writers if writer.resumed]
+    if lines.dtype.kind in "iu" and lines.scale is None and "scale" not in told.radiometry and output.scale is not None:
+        parts.notes.append(f"nobody said what stands for 1.0 in these lines: the bundle's {output.scale:g} is taken")
     parts.notes += _never_restored(parts)
     return parts
 
@@ -190,9 +192,9 @@ def _check_memory(parts: Parts, lines: LineFormat, outward: Outward, restored: b
 
 
 def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: Outward, opened: ExitStack) -> None:
-    def add(name: str, sink: Sink) -> None:
+    def add(name: str, sink: Sink, *, stays_open: bool = False) -> None:
         opened.enter_context(sink)
-        parts.sinks.append(NamedSink(name, sink))
+        parts.sinks.append(NamedSink(name, sink, stays_open=stays_open))
 
     if outward.quicklook is not None:
         if outward.quicklook.suffix.lower() != ".png":
@@ -213,13 +215,14 @@ def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: O
                 remedy="for example 5556, or tcp://127.0.0.1:5556",
             )  # fmt: skip
         publisher = Publisher(facts, **({"port": int(outward.publish)} if port else {"address": outward.publish}))
-        add("publish", publisher)
+        # Its last word is the final count, behind the last line.
+        add("publish", publisher, stays_open=True)
         parts.telling.append(publisher.telemetry)
     if outward.packets is not None:
         from runtime.sinks.ccsds import SpacePackets
 
         packets = SpacePackets(facts, _packet_target(outward.packets))
-        add("packets", packets)
+        add("packets", packets, stays_open=True)
         parts.telling.append(packets.housekeeping)
 
 

@@ -18,6 +18,8 @@ from .stream_parts import Snapshot
 TICK_S = 0.25
 OUTSIDE_S = 1.0
 """Seconds between two messages to those outside."""
+LAST_S = 1.0
+"""How long the end waits for somebody who cannot be told."""
 BOARD_S = 5.0
 
 
@@ -75,14 +77,14 @@ class Teller:
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join(OUTSIDE_S)
-        # The last word is the final count.
-        self._log_due = 0.0
-        self._tell_all()
+        self._thread.join(LAST_S)
 
     def _run(self) -> None:
         while not self._end.wait(TICK_S):
             self._tell_all()
+        # The last word is the final count.
+        self._log_due = self._tell_due = 0.0
+        self._tell_all()
 
     def _tell_all(self) -> None:
         try:

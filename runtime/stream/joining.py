@@ -42,7 +42,8 @@ class Joiner:
         bands, samples: of the restored lines.
         lines, overlap: of a frame.
         emit: takes the pieces, in the order of their lines.
-        lose: takes the number of lines that came and will never be given out.
+        lose: takes the first and the last sequence number of lines that will never be given out, and how many of those
+            numbers came.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Joiner:
         lines: int,
         overlap: int,
         emit: Callable[[Piece], None],
-        lose: Callable[[int], None],
+        lose: Callable[[int, int, int], None],
     ) -> None:
         self._overlap, self._emit, self._lose = overlap, emit, lose
         # sin^2 up and cos^2 down: neighbours' weights add to one, as in the tiles of a cube.
@@ -101,15 +102,19 @@ class Joiner:
         if self._restored is not None:
             self._give_tail()
             begun = self._overlap
-        self._lose(sum(frame.taken[begun:final]))
+        self._lost(frame.first + begun, frame.taken[begun:final])
         self._loose = frame.taken[final:]
         self._next = frame.first + final
 
     def ended(self) -> None:
         """Nothing follows on the last frame."""
         self._give_tail()
-        self._lose(sum(self._loose))
+        self._lost(self._next, self._loose)
         self._loose = ()
+
+    def _lost(self, first: int, taken: tuple[bool, ...]) -> None:
+        if any(taken):
+            self._lose(first, first + len(taken) - 1, sum(taken))
 
     def _meet(self, frame: Frame) -> None:
         if frame.first != self._next:

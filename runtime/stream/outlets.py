@@ -56,21 +56,24 @@ class Outlet:
 
     Attributes:
         principal: lines count as restored when this sink has written them; else when they are handed out.
+        stays_open: somebody else closes it.
     """
 
     name: str
     sink: Sink
     queue: Queue[SharedBlock]
     principal: bool = False
+    stays_open: bool = False
 
 
 OUTLET_CAPACITY = 2
 """Blocks that may wait for a sink."""
 
 
-def make_outlet(name: str, sink: Sink, policy: Policy, *, principal: bool = False) -> Outlet:
+def make_outlet(name: str, sink: Sink, policy: Policy, *, principal: bool = False, stays_open: bool = False) -> Outlet:
     """An outlet whose queue drops for this sink alone."""
-    return Outlet(name, sink, Queue(name, OUTLET_CAPACITY, policy, dropped=SharedBlock.release), principal)
+    queue = Queue(name, OUTLET_CAPACITY, policy, dropped=SharedBlock.release)
+    return Outlet(name, sink, queue, principal, stays_open)
 
 
 class OutletWorker:
@@ -98,7 +101,7 @@ class OutletWorker:
         self.failure: DeployError | None = None
 
     def run(self) -> None:
-        """Work until the queue is closed and empty, then close the sink."""
+        """Work until the queue is closed and empty, then close the sink, unless it stays open."""
         queue = self._outlet.queue
         while not queue.done:
             self._stage.beat()
@@ -107,6 +110,8 @@ class OutletWorker:
                 if not self._over():
                     self._write(shared)
                 shared.release()
+        if self._outlet.stays_open:
+            return
         try:
             self._outlet.sink.close()
         except DeployError as error:

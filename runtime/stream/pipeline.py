@@ -64,12 +64,16 @@ class StreamOptions:
 
 @dataclass(frozen=True)
 class NamedSink:
-    """A sink and how it is served; lines count as restored when the principal sink has them."""
+    """A sink and how it is served; lines count as restored when the principal sink has them.
+
+    One that `stays_open` is closed by its owner, who still has something to tell when the last line has gone out.
+    """
 
     name: str
     sink: Sink
     policy: Policy = "drop-oldest"
     principal: bool = False
+    stays_open: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Stream:
         radiometric: from digital numbers to the unit range.
         output: format of the restored lines.
         writer: the record, None for none; closed by the stream.
-        sinks: closed by the stream.
+        sinks: closed by the stream, but for those that stay open.
         options: how it runs.
         first_sequence: number of the first line.
         log: takes events.
@@ -168,7 +172,9 @@ class Stream:
 
         self._incoming: Queue[Item] = Queue("record", options.line_buffers, "block")
         self._frames: Queue[Frame] = Queue("restore", options.frame_buffers, policy, dropped)
-        self._outlets = tuple(make_outlet(s.name, s.sink, s.policy, principal=s.principal) for s in sinks)
+        self._outlets = tuple(
+            make_outlet(s.name, s.sink, s.policy, principal=s.principal, stays_open=s.stays_open) for s in sinks
+        )
         restorer = FrameRestorer(facts, source.format, infer, radiometric)
         stage = self._stage("restore")
         self._distributor = Distributor(
@@ -176,7 +182,7 @@ class Stream:
         )
         joiner = Joiner(
             restorer.bands, source.format.samples, lines, overlap,
-            self._distributor.emit, lambda count: self._books.add(dropped=count),
+            self._distributor.emit, self._lose,
         )  # fmt: skip
         self._intake = Intake(
             source, pool, self._incoming, self._books, self._stage("source"), self._tell, first_sequence
@@ -365,6 +371,10 @@ class Stream:
     def _seen(self, report: FrameReport) -> None:
         self._last = report
         self._speed.frame(report)
+
+    def _lose(self, first: int, last: int, lines: int) -> None:
+        self._books.add(dropped=lines)
+        self._tell("drop", sequence=first, last=last, lines=lines)
 
     def _settle_given(self, lines: int, passed: int) -> None:
         self._books.add(restored=lines, passed=passed)

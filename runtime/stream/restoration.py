@@ -79,7 +79,8 @@ class Restoration:
 
     def _drop(self, frame: Frame, why: str) -> None:
         self.dropped += 1
-        self._log("drop", frame=frame.number, sequence=frame.first, lines=len(frame.slots), why=why)
+        last = frame.first + len(frame.slots) - 1
+        self._log("drop-frame", frame=frame.number, sequence=frame.first, last=last, why=why)
         self._joiner.dropped(frame)
 
     def _frame(self, frame: Frame, given_up: Callable[[], bool]) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -122,7 +123,7 @@ def test_the_simulator_streams_and_everything_is_told(
     report = verify(tmp_path / "out", "lines")
     assert (report.lines, report.bad) == (lines["recorded"], 0)
     assert (tmp_path / "now.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "out.ccsds").stat().st_size > 0
+    assert last_housekeeping(tmp_path / "out.ccsds") == lines, "its last word is not the final count"
     told = [json.loads(row) for row in (tmp_path / "out/stream.jsonl").read_text().splitlines()]
     assert {"start", "telemetry", "stop"} <= {row["kind"] for row in told}
     for row in told:
@@ -133,6 +134,43 @@ def test_the_simulator_streams_and_everything_is_told(
     assert told[-1]["kind"] == "telemetry"
     assert told[-1]["state"] == "stopped"
     assert told[-1]["lines"] == {**lines, "pending": 0}
+
+
+def last_housekeeping(path: Path) -> dict[str, int]:
+    """Counts in the last packet of APID 101, as docs/stream-messages.md says; nothing may be pending."""
+    data, place, found = path.read_bytes(), 0, b""
+    while place < len(data):
+        apid, length = struct.unpack_from(">H2xH", data, place)
+        end = place + 6 + length + 1
+        found = data[place:end] if apid & 0x7FF == 101 else found
+        place = end
+    assert place == len(data)
+    *counts, pending = struct.unpack_from(">7Q", found, 18)
+    assert pending == 0
+    return dict(zip(("in", "recorded", "restored", "passed", "dropped", "incomplete"), counts, strict=True))
+
+
+@pytest.mark.parametrize("gone", [("stdout",), ("stderr",), ("stdout", "stderr")], ids="+".join)
+def test_who_reads_its_words_does_not_matter_to_the_lines(
+    tiny_bundle: Path, tmp_path: Path, gone: tuple[str, ...]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    pipes = {name: write if name in gone else subprocess.PIPE for name in ("stdout", "stderr")}
+    command = command_line("stream", tiny_bundle, "--source", SIM + ",count=100", "--record", "out", "--json")
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, check=False, timeout=60, **pipes
+    )
+    assert done.returncode == 0
+    assert verify(tmp_path / "out", "lines").lines == 100
+    if "stdout" not in gone:
+        assert json.loads(done.stdout.splitlines()[-1])["lines"]["recorded"] == 100
+    wrong = command_line("stream", tiny_bundle, "--source", "envi:nothing.hdr", "--record", "no", "--json")
+    done = subprocess.run(
+        wrong, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, check=False, timeout=60, **pipes
+    )
+    assert done.returncode == 2
+    os.close(write)
 
 
 def test_lost_lines_are_counted_and_no_number_is_given_twice(
@@ -153,7 +191,7 @@ def test_lost_lines_are_counted_and_no_number_is_given_twice(
     assert (index["flags"][gaps] & Flag.GAP).all()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(tiny_bundle: Path, tmp_path: Path, number: int) -> None:
     process = started(tiny_bundle, "--source", SIM, "--record", "out", "--restored", "out", "--json", folder=tmp_path)
     wait_for_lines(tmp_path / "out/lines.idx", 200, process)

@@ -29,6 +29,7 @@ class Line:
         self.values: list[float] = []
         self.interpolated: list[int] = []
         self.lost = 0
+        self.gone: set[int] = set()
         self.frames: list[Frame] = []
         self.came: set[int] = set()
 
@@ -69,7 +70,11 @@ class Line:
         self.values += piece.values[0, :, 0][came].tolist()
         np.testing.assert_array_equal(report.frame_id[part], report.sequence[part])
 
-    def lose(self, count: int) -> None:
+    def lose(self, first: int, last: int, count: int) -> None:
+        gone = self.came & set(range(first, last + 1))
+        assert len(gone) == count
+        assert not gone & (self.gone | set(self.out)), "a line was settled twice"
+        self.gone |= gone
         self.lost += count
 
 
@@ -99,6 +104,7 @@ def test_every_line_is_settled_once(
     assert run.out == sorted(set(run.out)), "a line was given out twice or out of order"
     assert set(run.out) <= run.came
     assert len(run.out) + run.lost == len(run.came)
+    assert set(run.out) | run.gone == run.came
     assert run.values == run.out, "a line came out as another"
     assert not set(run.interpolated) & run.came
     assert len(run.interpolated) == len(set(run.interpolated))
@@ -124,7 +130,7 @@ def test_frames_overlap_by_as_much_as_asked(count: int, lines: int, share: int) 
 def test_neighbours_are_blended_as_the_tiles_of_a_cube_are() -> None:
     lines, overlap = 8, 4
     out: list[NDArray[np.float32]] = []
-    joiner = Joiner(1, 1, lines, overlap, lambda piece: out.append(piece.values.copy()), lambda count: None)
+    joiner = Joiner(1, 1, lines, overlap, lambda piece: out.append(piece.values.copy()), lambda *lost: None)
     run = Line(lines, overlap, 0, set())
     for _ in range(12):
         run.take()
@@ -151,7 +157,7 @@ def test_a_line_that_was_passed_through_is_never_blended(whole: str) -> None:
         part = slice(piece.start, piece.start + piece.values.shape[1])
         out.append((piece.values.copy(), piece.report.flags[part].copy()))
 
-    joiner = Joiner(1, 1, lines, overlap, emit, lambda count: None)
+    joiner = Joiner(1, 1, lines, overlap, emit, lambda *lost: None)
     run = Line(lines, overlap, 0, set())
     for _ in range(12):
         run.take()

@@ -181,10 +181,14 @@ def test_restoration_that_is_behind_drops_whole_frames_and_counts_them_exactly()
         return frame.copy(), GATES
 
     record, kept, dropped = Record(), Kept(), []
+    gone: list[int] = []
 
     def log(kind: str, **fields: Any) -> None:
-        if kind == "drop":
+        if kind == "drop-frame":
             dropped.append(fields["frame"])
+        if kind == "drop":
+            assert fields["lines"] == fields["last"] + 1 - fields["sequence"]
+            gone.extend(range(fields["sequence"], fields["last"] + 1))
 
     source = Script(range(600), live=True, pause=0.001)
     result = run(stream_of(source, slow, record, [NamedSink("kept", kept, "block", True)], log=log))
@@ -193,6 +197,7 @@ def test_restoration_that_is_behind_drops_whole_frames_and_counts_them_exactly()
     assert result.count.restored == len(kept.lines)
     assert result.count.dropped == 600 - len(kept.lines)
     assert result.frames["dropped"] == len(dropped) == len(set(dropped))
+    assert sorted([*gone, *kept.lines]) == list(range(600)), "the log names every line that was dropped, once"
     assert all(np.array_equal(values, line(number)) for number, values in kept.lines.items())
 
 
