@@ -126,7 +126,7 @@ def make_parts(
     frame = (manifest.frame.lines, manifest.frame.samples)
     output = _output(lines, chosen, radiometry, told)
     parts = Parts(
-        RestorerFacts(manifest.bands, frame, manifest.frame.overlap, manifest.metric_set, chosen, output.scale or 1.0),
+        RestorerFacts(manifest.bands, frame, manifest.frame.overlap, manifest.metric_set, chosen),
         radiometry,
         output,
         StreamOptions(

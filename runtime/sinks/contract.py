@@ -69,6 +69,9 @@ class Sink(ABC):
             DeployError: they could not be taken, and later ones will not be either; the stream goes on without it.
         """
 
+    def tick(self) -> None:  # noqa: B027 - most have nothing to do
+        """Called after every `write`, and now and then while nothing comes; raises as it does."""
+
     @abstractmethod
     def close(self) -> None:
         """Finish what was begun, within a second; may be called twice."""

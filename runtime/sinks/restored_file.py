@@ -20,6 +20,9 @@ class RestoredFile(Sink):
     def write(self, block: Block) -> None:
         """Append the lines. Raises MachineError: the disk does not take them."""
         self.writer.append_block(block.values, block.sequence, block.frame_id, block.utc_ns, block.flags)
+
+    def tick(self) -> None:
+        """Make the lines safe once a second. Raises MachineError: the disk does not take them."""
         if time.monotonic() >= self._due:
             self.writer.checkpoint()
             self._due = time.monotonic() + CHECKPOINT_SECONDS

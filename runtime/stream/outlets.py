@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from runtime.errors import DeployError
+from runtime.errors import DeployError, plain
 from runtime.lines import Flag, LineFormat
 from runtime.sinks.contract import Block, Sink
 
@@ -110,28 +112,38 @@ class OutletWorker:
                 if not self._over():
                     self._write(shared)
                 shared.release()
-        if self._outlet.stays_open:
-            return
-        try:
-            self._outlet.sink.close()
-        except DeployError as error:
-            self._fail(error)
+            self._guarded(self._outlet.sink.tick)
+        if not self._outlet.stays_open:
+            self._guarded(self._outlet.sink.close, always=True)
 
     def _write(self, shared: SharedBlock) -> None:
         block = shared.block
         assert block is not None
-        if self.failure is None:
-            try:
-                self._outlet.sink.write(block)
-            except DeployError as error:
-                self._fail(error)
+        self._guarded(lambda: self._outlet.sink.write(block))
         if self._outlet.principal:
             (self._given if self.failure is None else self._lost)(*settled(block.flags))
 
-    def _fail(self, error: DeployError) -> None:
+    def _guarded(self, action: Callable[[], None], *, always: bool = False) -> None:
+        """Do something with the sink unless it has failed."""
+        if self.failure is not None and not always:
+            return
+        try:
+            action()
+        except DeployError as error:
+            self._fail(error, error.one_line())
+        # A bug in a sink is no reason to end the record.
+        except Exception as error:
+            bug = DeployError(
+                f"a bug of ours: {type(error).__name__}: {plain(error)}",
+                key=self._outlet.name,
+                remedy="please report it with the log",
+            )
+            self._fail(bug, "".join(traceback.format_exception(error)))
+
+    def _fail(self, error: DeployError, told: str) -> None:
         if self.failure is None:
             self.failure = error
-            self._log("failed", stage=self._outlet.name, error=error.one_line())
+            self._log("failed", stage=self._outlet.name, error=told)
 
 
 def settled(flags: np.ndarray) -> tuple[int, int]:
@@ -150,6 +162,7 @@ class Distributor:
         given, lost: entered in the books for lines that no principal sink will account for.
         given_up: asked while it waits for a free block.
         waiting: called now and then while it waits.
+        mark: the ignore value, written where a piece is NaN and nowhere else; None where NaN is a value like others.
 
     Attributes:
         clipped: values that the output's type could not hold and that were set to its limit.
@@ -164,7 +177,9 @@ class Distributor:
         lost: Settle,
         given_up: Callable[[], bool],
         waiting: Callable[[], None],
+        mark: float | None = None,
     ) -> None:
+        self._mark = None if mark is None else format.dtype.type(mark)
         self._format, self._outlets, self._given, self._lost = format, outlets, given, lost
         self._given_up, self._waiting = given_up, waiting
         self._principal = any(outlet.principal for outlet in outlets)
@@ -173,8 +188,10 @@ class Distributor:
         for _ in range(count if outlets else 0):
             self._free.put(SharedBlock(format, lines, self._free))
         self._whole = format.dtype.kind in "iu"
-        self._scaled = np.zeros((format.bands, lines if self._whole else 0, format.samples), np.float32)
+        judged = self._whole or mark is not None
+        self._scaled = np.zeros((format.bands, lines if judged else 0, format.samples), np.float32)
         self._outside = np.zeros(self._scaled.shape, np.bool_)
+        self._beside = np.float32(0) if mark is None else _beside(np.float32(mark), format.dtype)
         self.clipped = 0
 
     def emit(self, piece: Piece) -> None:
@@ -213,10 +230,9 @@ class Distributor:
     def _write(self, piece: Piece, out: np.ndarray) -> None:
         """The piece [bands, lines, samples] as `out` [lines, bands, samples] in the output's type."""
         values = piece.values
+        scaled, outside = self._scaled[:, : values.shape[1]], self._outside[:, : values.shape[1]]
         if self._whole:
             limits = np.iinfo(self._format.dtype)
-            scaled = self._scaled[:, : values.shape[1]]
-            outside = self._outside[:, : values.shape[1]]
             np.multiply(values, np.float32(self._format.scale or 1.0), out=scaled)
             np.rint(scaled, out=scaled)
             for beyond, limit in ((np.greater, limits.max), (np.less, limits.min)):
@@ -225,4 +241,21 @@ class Distributor:
             top = np.float32(limits.max)
             top = top if int(top) <= limits.max else np.nextafter(top, np.float32(0))
             values = np.clip(scaled, np.float32(limits.min), top, out=scaled)
+        if self._mark is not None:
+            # Behind blending, scaling and clipping, since each of them can make the ignore value of other numbers.
+            mark = np.float32(self._mark)
+            np.equal(values, mark, out=outside)
+            if values is not scaled:
+                np.copyto(scaled, values)
+            np.copyto(scaled, self._beside, where=outside)
+            np.copyto(scaled, mark, where=np.isnan(scaled, out=outside))
+            values = scaled
         out[:] = values.transpose(1, 0, 2)
+
+
+def _beside(mark: np.float32, dtype: np.dtype[Any]) -> np.float32:
+    """The number of a type that is nearest to the ignore value and is not it."""
+    if dtype.kind == "f":
+        # Beside 0 the smallest one with all its digits.
+        return np.finfo(np.float32).tiny if mark == 0 else np.nextafter(mark, np.float32(np.inf))
+    return np.float32(mark + 1 if mark < np.iinfo(dtype).max else mark - 1)

@@ -7,12 +7,16 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime.errors import DeployError
 from runtime.lines import LineFormat
+from runtime.masking import held
 from runtime.radiometry import Radiometry
 from runtime.restore import Infer
 from runtime.sinks.contract import Sink
@@ -36,8 +40,11 @@ STAGE_LIMIT_S = 10.0
 """A stage that gives no sign of life for so long is hung."""
 TICK_S = 0.25
 SIGNAL_GRACE_S = 2.5
-"""After a signal the frame in work may take so long; two seconds more, and the stream ends without it."""
-LAST_WAIT_S = 1.5
+"""After a signal the frame in work may take so long; under two seconds more, and the stream ends without it."""
+LAST_WAIT_S = 1.0
+SAVE_S = 0.7
+OPTIONAL_GRACE_S = 10.0
+"""Sinks that the stream can be without may take so long for their last blocks."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +185,9 @@ class Stream:
         restorer = FrameRestorer(facts, source.format, infer, radiometric)
         stage = self._stage("restore")
         self._distributor = Distributor(
-            output, lines, self._outlets, self._settle_given, self._settle_lost, self._given_up.is_set, stage.beat
-        )
+            output, lines, self._outlets, self._settle_given, self._settle_lost, self._given_up.is_set, stage.beat,
+            _mark(source.format, output),
+        )  # fmt: skip
         joiner = Joiner(
             restorer.bands, source.format.samples, lines, overlap,
             self._distributor.emit, self._lose,
@@ -190,7 +198,7 @@ class Stream:
         self._recorder = Recorder(
             self._incoming,
             writer,
-            Screen(source.format, radiometric.saturation, radiometric.bad),
+            Screen(source.format, radiometric.saturation, _judged(radiometric, facts.chosen)),
             Assembler(lines, overlap, options.bridge),
             self._frames,
             self._books,
@@ -242,10 +250,13 @@ class Stream:
         }
         for thread in threads.values():
             thread.start()
-        self._wait(list(threads.values()), tick)
-        hung = tuple(name for name, thread in threads.items() if thread.is_alive())
+        self._wait(threads, tick)
         for queue in self._queues.values():
             queue.close()
+        # What only waited for a stage that hangs can still save what it has.
+        for name in self._workers:
+            threads[name].join(SAVE_S / len(self._workers))
+        hung = tuple(name for name, thread in threads.items() if thread.is_alive())
         self._over.set()
         count, failures = self._books.close(record=self._writer is not None), self._failures()
         result = StreamResult(
@@ -308,10 +319,11 @@ class Stream:
                 self._ended_by = "duration"
             self._finished.set()
 
-    def _wait(self, threads: list[threading.Thread], tick: Callable[[], None]) -> None:
+    def _wait(self, threads: Mapping[str, threading.Thread], tick: Callable[[], None]) -> None:
         """Until all threads have ended, or their time is up."""
         deadline, reason, due = math.inf, "", 0.0
-        while alive := [thread for thread in threads if thread.is_alive()]:
+        optional = {outlet.name for outlet in self._outlets if not outlet.principal}
+        while alive := [name for name, thread in threads.items() if thread.is_alive()]:
             now = time.monotonic()
             if now >= due:
                 self._rates, due = self._speed.rates(self._books.count.as_json()), now + 1.0
@@ -319,12 +331,15 @@ class Stream:
             if (self._stop.is_set() or self._finished.is_set()) and reason != self._ended_by:
                 reason = self._ended_by
                 deadline = min(deadline, now + self._grace())
+            if optional.issuperset(alive):
+                # Nobody waits for ever for a preview.
+                deadline = min(deadline, now + OPTIONAL_GRACE_S)
             if now >= deadline:
                 if self._given_up.is_set():
                     return
                 self._given_up.set()
                 deadline = now + LAST_WAIT_S
-            alive[0].join(TICK_S)
+            threads[alive[0]].join(TICK_S)
 
     def _grace(self) -> float:
         """Seconds that what is on its way may take."""
@@ -381,3 +396,18 @@ class Stream:
 
     def _settle_lost(self, lines: int, passed: int) -> None:
         self._books.add(dropped=lines)
+
+
+def _judged(radiometric: Radiometry, chosen: tuple[int, ...] | None) -> NDArray[np.bool_]:
+    """Elements [bands, samples] by which a line is judged: those that the network sees, and that are not replaced."""
+    judged: NDArray[np.bool_] = ~radiometric.bad
+    if chosen is not None:
+        judged[np.setdiff1d(np.arange(len(judged)), chosen)] = False
+    return judged
+
+
+def _mark(lines: LineFormat, output: LineFormat) -> float | None:
+    """The ignore value that restored lines have where the source's integers have it; NaN stands for it until then."""
+    if lines.ignore_value is None or lines.dtype.kind not in "iu" or held(lines.ignore_value, lines.dtype) is None:
+        return None
+    return output.ignore_value

@@ -76,15 +76,15 @@ class Recorder:
         self._given_up = given_up
         if writer is not None:
             writer.waiting = self._waiting
+        self._due = time.monotonic() + CHECKPOINT_SECONDS
         self.failure: DeployError | None = None
         self.unfit: dict[str, int] = {}
 
     def run(self) -> None:
         """Work until the source's end has come through."""
-        due = time.monotonic() + CHECKPOINT_SECONDS
         try:
             while not self._incoming.done:
-                self._stage.beat()
+                self._tick()
                 item = self._incoming.get(PATIENCE)
                 if isinstance(item, Slot):
                     self._line(item)
@@ -93,9 +93,6 @@ class Recorder:
                 elif isinstance(item, Cut):
                     self._screen.broken()
                     self._give(self._assembler.end(time.monotonic()))
-                if self._writer is not None and time.monotonic() >= due:
-                    self._guarded(self._writer.checkpoint)
-                    due = time.monotonic() + CHECKPOINT_SECONDS
             self._give(self._assembler.end(time.monotonic()))
         finally:
             self._frames.close()
@@ -130,8 +127,15 @@ class Recorder:
 
     def _give(self, frames: list[Frame]) -> None:
         for frame in frames:
-            if not self._frames.put(frame, self._stage.beat, self._given_up):
+            if not self._frames.put(frame, self._tick, self._given_up):
                 frame.release()
+
+    def _tick(self) -> None:
+        """A sign of life, and every second a checkpoint, also while restoration is waited for."""
+        self._stage.beat()
+        if self._writer is not None and time.monotonic() >= self._due:
+            self._guarded(self._writer.checkpoint)
+            self._due = time.monotonic() + CHECKPOINT_SECONDS
 
     def _waiting(self) -> None:
         self._stage.beat()

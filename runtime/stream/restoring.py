@@ -27,7 +27,13 @@ ENOUGH = 0.5
 
 
 class Radiometric(Protocol):
-    """What turns a line of digital numbers into the network's unit range."""
+    """What turns a line of digital numbers into the network's unit range.
+
+    Attributes:
+        bad: bool [bands, samples], elements that are replaced, whatever the line says of them.
+    """
+
+    bad: Bools
 
     def apply_line(self, raw: Line, out: Float32) -> None: ...
 
@@ -44,7 +50,6 @@ class RestorerFacts:
         overlap: samples that neighbouring tiles share.
         metric_set: name of the prompt metrics.
         chosen: places of the bands that are restored, in the source's lines; None for all of them.
-        output_scale: number that stands for 1.0 in the restored lines; the source's ignore value is written in it.
     """
 
     bands: int
@@ -52,7 +57,6 @@ class RestorerFacts:
     overlap: int
     metric_set: str
     chosen: tuple[int, ...] | None = None
-    output_scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +95,9 @@ class FrameRestorer:
         lines, samples = facts.frame[0], format.samples
         self.bands = format.bands if facts.chosen is None else len(facts.chosen)
         self._chosen = None if facts.chosen is None else np.array(facts.chosen, np.intp)
+        ignored = format.ignore_value
+        self._mark = None if ignored is None else held(ignored, format.dtype)
+        self._whole_numbers = format.dtype.kind in "iu"
         self._whole = np.zeros(format.shape, np.float32)
         self._mask = np.zeros(format.shape, np.bool_)
         self._unit = np.zeros((self.bands, lines, samples), np.float32)
@@ -134,7 +141,8 @@ class FrameRestorer:
             alive: called before every run of the engine.
 
         Returns:
-            (float32 [bands, lines of the frame, samples] in the unit range, what is known of it).
+            (float32 [bands, lines of the frame, samples] in the unit range, what is known of it). Where the line holds
+            the ignore value of integers, it is NaN: as a number it would not outlive scaling and blending.
 
         Raises:
             AbandonedError: `abandoned` said so.
@@ -204,7 +212,6 @@ class FrameRestorer:
     def _fill(self, slots: Sequence[Slot | None]) -> list[_Kept]:
         """Radiometry of all lines; returns what of them is to come out as it came in."""
         kept = []
-        mark = None if self._format.ignore_value is None else held(self._format.ignore_value, self._format.dtype)
         for place, slot in enumerate(slots):
             if slot is None:
                 continue
@@ -212,12 +219,12 @@ class FrameRestorer:
             self._line(slot.line, out)
             if slot.flags & Flag.SOME_SATURATED and self._radiometric.saturated(slot.line, self._mask):
                 kept.append(_Kept(place, self._selected(self._mask).copy(), out.copy(), False))
-            if mark is not None:
-                missing = self._selected(slot.line == mark).any(axis=0)
+            if self._mark is not None:
+                marked = self._selected((slot.line == self._mark) & ~self._radiometric.bad)
+                missing = marked.any(axis=0)
                 if missing.any():
-                    # Written as it stands in the file, whatever radiometry would make of it.
-                    value = np.float32(np.float64(mark) / self._facts.output_scale)
-                    there = np.full(out.shape, value, np.float32)
+                    there = out.copy()
+                    there[marked] = np.nan if self._whole_numbers else np.float32(self._mark)
                     whole = bool(missing.all())
                     kept.append(_Kept(place, np.broadcast_to(missing, out.shape), there, whole))
                     if not whole:
@@ -225,13 +232,10 @@ class FrameRestorer:
         return kept
 
     def _avoid_mark(self, values: Float32) -> None:
-        """Restored values that would read as the ignore value are moved to the number next to it."""
-        mark = self._format.ignore_value
-        if mark is None or self._format.dtype.kind not in "iu":
-            return
-        scale = np.float32(self._facts.output_scale)
-        equal = np.rint(values * scale) == np.float32(mark)
-        values[equal] = np.float32((mark + 1 if mark <= 0 else mark - 1) / self._facts.output_scale)
+        """Restored floats that would read as the ignore value become the number next to it."""
+        if self._mark is not None and not self._whole_numbers:
+            mark = np.float32(self._mark)
+            values[values == mark] = np.nextafter(mark, np.float32(np.inf))
 
     def _selected(self, mask: Bools) -> Bools:
         return mask if self._chosen is None else mask[self._chosen]

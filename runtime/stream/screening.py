@@ -11,22 +11,31 @@ SATURATED_SHARE = 0.25
 """A line with more of its values at the detector's limit is passed through as a whole."""
 
 
+SAMPLED = 256
+"""Elements that are looked at first: where they differ, the others need not be."""
+
+
 class Screen:
-    """Flags for one line after the other; it remembers the line before by its checksum.
+    """Flags for one line after the other; it remembers the line before.
 
     Args:
         format: of the lines.
         saturation: digital number at which the detector is at its limit; None where nobody knows it.
-        bad: bool [bands, samples], elements whose values are replaced: they say nothing of the line.
+        judged: bool [bands, samples], elements that say something of the line: of bands that are restored, and not
+            replaced; None for all.
     """
 
-    def __init__(self, format: LineFormat, saturation: float | None, bad: NDArray[np.bool_] | None = None) -> None:
+    def __init__(self, format: LineFormat, saturation: float | None, judged: NDArray[np.bool_] | None = None) -> None:
         self._saturation = saturation
-        self._good = None if bad is None or not bad.any() else ~bad
         self._floats = format.dtype.kind == "f"
-        self._values = format.bands * format.samples
         self._mask = np.empty(format.shape, np.bool_)
+        some = judged is not None and judged.any() and not judged.all()
+        self._judged = judged if some else None
+        self._values = int(np.count_nonzero(judged)) if some and judged is not None else format.bands * format.samples
         self._before: int | None = None
+        self._last: _Judged | None = None
+        if self._judged is not None:
+            self._last = _Judged(self._judged, format)
 
     def flags(self, line: Line, checksum: int) -> Flag:
         """What is wrong with a line.
@@ -35,19 +44,15 @@ class Screen:
             line: [bands, samples].
             checksum: of its bytes; two equal ones in a row are a line that was sent twice.
         """
-        found = NO_FLAGS
-        if self._before == checksum:
-            found |= Flag.REPEATED
-        self._before = checksum
-        largest = line.max()
-        if self._floats and not (np.isfinite(largest) and np.isfinite(line.min())):
+        found = self._repeated(line, checksum)
+        if self._floats and not self._finite(line):
             return found | Flag.NOT_FINITE
-        if largest == line[0, 0] and largest == line.min():
+        if self._constant(line):
             found |= Flag.EMPTY
-        if self._saturation is not None and largest >= self._saturation:
+        if self._saturation is not None and line.max() >= self._saturation:
             np.greater_equal(line, self._saturation, out=self._mask)
-            if self._good is not None:
-                np.logical_and(self._mask, self._good, out=self._mask)
+            if self._judged is not None:
+                np.logical_and(self._mask, self._judged, out=self._mask)
             count = np.count_nonzero(self._mask)
             if count:
                 found |= Flag.SATURATED if count > SATURATED_SHARE * self._values else Flag.SOME_SATURATED
@@ -56,3 +61,52 @@ class Screen:
     def broken(self) -> None:
         """The next line has no line before it."""
         self._before = None
+        if self._last is not None:
+            self._last.forget()
+
+    def _repeated(self, line: Line, checksum: int) -> Flag:
+        if self._last is not None:
+            return Flag.REPEATED if self._last.equals(line) else NO_FLAGS
+        same, self._before = self._before == checksum, checksum
+        return Flag.REPEATED if same else NO_FLAGS
+
+    def _finite(self, line: Line) -> bool:
+        if self._judged is None:
+            return bool(np.isfinite(line.max()) and np.isfinite(line.min()))
+        np.isfinite(line, out=self._mask)
+        return bool(np.logical_or(self._mask, ~self._judged, out=self._mask).all())
+
+    def _constant(self, line: Line) -> bool:
+        if self._last is not None:
+            return self._last.constant(line)
+        return bool(line[0, 0] == line.max() == line.min())
+
+
+class _Judged:
+    """Compares lines by the elements that count, and keeps the line before."""
+
+    def __init__(self, judged: NDArray[np.bool_], format: LineFormat) -> None:
+        self._ignored = ~judged
+        places = np.flatnonzero(judged)
+        self._some = places[np.linspace(0, len(places) - 1, min(SAMPLED, len(places))).astype(np.intp)]
+        self._before = np.zeros(format.shape, format.dtype)
+        self._known = False
+        self._mask = np.empty(format.shape, np.bool_)
+
+    def forget(self) -> None:
+        self._known = False
+
+    def constant(self, line: Line) -> bool:
+        some = line.reshape(-1)[self._some]
+        return bool((some == some[0]).all()) and self._all(np.equal(line, some[0], out=self._mask))
+
+    def equals(self, line: Line) -> bool:
+        """Whether it is the line before; it takes that one's place."""
+        same = self._known and np.array_equal(line.reshape(-1)[self._some], self._before.reshape(-1)[self._some])
+        same = same and self._all(np.equal(line, self._before, out=self._mask))
+        np.copyto(self._before, line)
+        self._known = True
+        return same
+
+    def _all(self, mask: NDArray[np.bool_]) -> bool:
+        return bool(np.logical_or(mask, self._ignored, out=mask).all())

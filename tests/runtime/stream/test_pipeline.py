@@ -7,6 +7,8 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -421,18 +423,36 @@ def test_a_source_that_fails_ends_the_stream_with_its_own_words() -> None:
 
 
 def test_a_bug_in_a_stage_is_told_and_ends_the_stream() -> None:
+    class Buggy(Record):
+        def checkpoint(self) -> None:
+            raise ZeroDivisionError("a bug")
+
+    events = []
+    source = Script(range(1_000_000), live=True, pause=0.001)
+    result = run(stream_of(source, same, Buggy(), log=lambda kind, **fields: events.append((kind, fields))))
+    assert "ZeroDivisionError: a bug" in result.failures["record"].one_line()
+    assert result.failures["record"].exit_code == 70
+    assert result.ended_by == "failure"
+    assert any(kind == "failed" and "ZeroDivisionError" in fields["error"] for kind, fields in events)
+
+
+@pytest.mark.parametrize("principal", [True, False])
+def test_a_bug_in_a_sink_is_told_and_ends_nothing(principal: bool) -> None:
     class Buggy(Kept):
         def write(self, block: Block) -> None:
             raise ZeroDivisionError("a bug")
 
     events = []
+    sinks = [NamedSink("buggy", Buggy(), "block", principal), NamedSink("preview", Kept())]
     record = Record()
-    source = Script(range(1_000_000), live=True, pause=0.001)
-    sinks = [NamedSink("buggy", Buggy(), "block", True)]
-    result = run(stream_of(source, same, record, sinks, log=lambda kind, **fields: events.append((kind, fields))))
+    stream = stream_of(
+        Script(range(200)), same, record, sinks, log=lambda kind, **fields: events.append((kind, fields))
+    )
+    result = run(stream)
     assert "ZeroDivisionError: a bug" in result.failures["buggy"].one_line()
     assert result.failures["buggy"].exit_code == 70
-    assert result.count.recorded == result.count.issued
+    assert result.count.recorded == len(record.lines) == 200
+    assert (result.count.restored, result.count.dropped) == ((0, 200) if principal else (200, 0))
     assert any(kind == "failed" and "ZeroDivisionError" in fields["error"] for kind, fields in events)
 
 
@@ -491,3 +511,135 @@ def test_a_live_source_never_waits_for_restoration(slots: int) -> None:
     gate.set()
     worker.join(20)
     assert not worker.is_alive()
+
+
+def lines_of(count: int, low: int = 50, format: LineFormat = FORMAT) -> list[Line]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(low, 4000, format.shape).astype(format.dtype) for _ in range(count)]
+
+
+def given_out(
+    lines: Sequence[Line], mark: float, infer: Infer = same, output: LineFormat | None = None, **more: Any
+) -> tuple[np.ndarray[Any, Any], list[Flag]]:
+    """What a principal sink gets of lines with an ignore value: [lines, bands, samples], and the flags."""
+    kept = Kept()
+    format = replace(FORMAT, ignore_value=mark)
+    source, sinks = Script(lines, format), [NamedSink("kept", kept, "block", True)]
+    run(stream_of(source, infer, None, sinks, output=output or format, **more))
+    order = sorted(kept.lines)
+    return np.stack([kept.lines[number] for number in order]), [Flag(kept.flags[number]) for number in order]
+
+
+def test_an_ignore_value_leaves_floats_alone() -> None:
+    lines = lines_of(24)
+    lines[5][:, 3] = 0
+    values, _ = given_out(lines, 0.0, output=replace(FORMAT, dtype=np.dtype(np.float32), scale=None, ignore_value=0.0))
+    expected = np.stack(lines) / np.float32(4095)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert ((values == 0) == (expected == 0)).all()
+
+
+def test_restored_values_never_read_as_the_ignore_value() -> None:
+    lines = lines_of(24)
+    lines[4][0, 0] = 3
+
+    def darker(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        return frame - np.float32(10 / 4095), GATES
+
+    values, flags = given_out(lines, 0.0, darker)
+    assert values[4, 0, 0] == 1, "what was clipped to the ignore value reads as missing"
+    assert flags[4] == Flag.RESTORED
+    runs: list[int] = []
+
+    def around(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        runs.append(1)
+        return np.full_like(frame, (999.2 if len(runs) % 2 else 1000.8) / 4095), GATES
+
+    values, _ = given_out(lines_of(24, 2000), 1000.0, around)
+    assert not (values == 1000).any(), "what was blended to the ignore value reads as missing"
+    assert set(np.unique(values)) <= {999, 1001}
+
+
+def test_a_pixel_that_is_missing_in_one_band_comes_out_as_it_came() -> None:
+    lines = lines_of(24)
+    lines[5][1] = 0
+    lines[9][2, 7] = 0
+    values, flags = given_out(lines, 0.0, lambda frame, metrics: (frame + np.float32(0.1), GATES))
+    np.testing.assert_array_equal(values[5], lines[5])
+    assert flags[5] == Flag.PASSED
+    np.testing.assert_array_equal(values[9, :, 7], lines[9][:, 7])
+    assert (values[9, :, 6] != lines[9][:, 6]).all(), "its neighbour was not restored"
+
+
+@pytest.mark.parametrize("what", ["empty", "repeated"])
+def test_a_listed_element_does_not_hide_an_unfit_line(tmp_path: Path, what: str) -> None:
+    bad = np.zeros(SHAPE, np.uint8)
+    bad[1, 4] = 1
+    np.save(tmp_path / "bad.npy", bad)
+    lines = [np.zeros(SHAPE, np.uint16) if what == "empty" else line(3) for _ in range(16)]
+    for number, noisy in enumerate(lines):
+        noisy[1, 4] = 500 + number
+    kept = Kept()
+    source = Script(lines)
+    stream = Stream(
+        source, FACTS, same, load_radiometry({"bad_pixels": str(tmp_path / "bad.npy")}, FORMAT), FORMAT, None,
+        [NamedSink("kept", kept, "block", True)], FILES,
+    )  # fmt: skip
+    result = run(stream)
+    assert result.count.passed >= 15
+    assert stream.snapshot()["flags"][what] >= 15
+
+
+def test_lines_are_judged_by_the_bands_that_are_restored() -> None:
+    format = replace(FORMAT, bands=12)
+    lines = lines_of(16, format=format)
+    lines[6][:3] = 4095
+    lines[9][:3] = 0
+    lines[11][8] = 4095
+    kept = Kept()
+    facts = replace(FACTS, chosen=(0, 1, 2))
+    stream = Stream(
+        Script(lines, format), facts, same, load_radiometry({}, format), FORMAT, None,
+        [NamedSink("kept", kept, "block", True)], FILES,
+    )  # fmt: skip
+    run(stream)
+    assert stream.snapshot()["flags"] == {"saturated": 1, "empty": 2}, "a line of one value is empty, too"
+    assert {number for number, flags in kept.flags.items() if flags & Flag.PASSED} == {6, 9}
+
+
+def test_nobody_waits_for_ever_for_a_preview(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.stream.pipeline.OPTIONAL_GRACE_S", 0.5)
+    hang = threading.Event()
+
+    class Hanging(Kept):
+        def write(self, block: Block) -> None:
+            hang.wait(60)
+
+    result = run(stream_of(Script(range(60)), sinks=[NamedSink("preview", Hanging())]))
+    hang.set()
+    assert result.hung == ("preview",)
+    assert result.count.restored == 60
+
+
+def test_sinks_may_save_while_nothing_comes() -> None:
+    class Ticked(Kept):
+        ticks = 0
+
+        def tick(self) -> None:
+            self.ticks += 1
+
+    kept = Ticked()
+    run(stream_of(Script([*range(8), Quiet(), Quiet(), Quiet()]), sinks=[NamedSink("kept", kept, "block", True)]))
+    assert kept.ticks > kept.blocks
+
+
+def test_a_record_is_saved_while_restoration_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.stream.recording.CHECKPOINT_SECONDS", 0.1)
+
+    def slow(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        time.sleep(0.7)
+        return frame.copy(), GATES
+
+    record = Record()
+    run(stream_of(Script(range(30)), slow, record))
+    assert record.checkpoints >= 3
