@@ -14,6 +14,8 @@ from runtime.sources.pixel_formats import pixel_format
 
 KEEPER_SECONDS = 3.0
 """Between two looks at the temperature."""
+CLOSE_SECONDS = 1.0
+"""How long closing waits for a camera; one that answers takes a tenth of it."""
 
 
 class Keeper:
@@ -67,40 +69,45 @@ class Keeper:
         return fresh
 
     def close(self) -> None:
-        """End the thread and close what sessions there are."""
+        """Have the keeper close what sessions there are, and wait for it for `CLOSE_SECONDS`.
+
+        One that a dead camera holds up longer goes on by itself, or ends with the process. Its stack holds the
+        sessions, also while the interpreter ends, so the memory that Aravis' threads write into outlives them.
+        """
         if self._stop.is_set():
             return
         self._stop.set()
+        session, self._session, self.state = self._session, None, "closed"
+        if session is not None:
+            self._retired.put(session)
         self._retired.put(None)
-        self._thread.join()
-        left: list[object] = [self._session]
-        for line in (self._fresh, self._retired):
-            while not line.empty():
-                left.append(line.get())
-        for session in left:
-            if isinstance(session, Session):
-                session.close(stop=session.alive)
-        self._session, self.state = None, "closed"
+        self._thread.join(CLOSE_SECONDS)
 
     # What follows runs in the keeper's own.
 
     def _keep(self) -> None:
-        while not self._stop.is_set():
+        while True:
             self._read_temperature()
             try:
                 retired = self._retired.get(timeout=KEEPER_SECONDS)
             except queue.Empty:
                 continue
-            if retired is not None:
-                retired.close(stop=retired.alive)
-                self._reopen()
+            if retired is None:
+                break
+            retired.close(stop=retired.alive)
+            self._reopen()
+        while not self._fresh.empty():
+            unused = self._fresh.get()
+            if isinstance(unused, Session):
+                unused.close(stop=True)
 
     def _reopen(self) -> None:
         while not self._stop.is_set():
             try:
                 fresh = opened(self._address, self._settings)
             except (AravisError, InputError, MachineError) as error:
-                self.state = f"reopening: {error}"
+                if not self._stop.is_set():
+                    self.state = f"reopening: {error}"
                 self._stop.wait(self._settings.reopen_seconds)
                 continue
             if fresh.image == self._image:

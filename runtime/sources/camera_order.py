@@ -7,6 +7,12 @@ from typing import Any
 
 NARROW = 65535
 """Frame ids of GigE Vision 1.x count from 1 to it, and again from 1."""
+BEHIND = 4
+"""So many images in a row with ids that were over already, each one more than the last: the counter began again."""
+JUMP_IMAGES, JUMP_RATES = 1000, 10
+"""A jump forward by more images than these, and than so many times what the time has room for, is none."""
+THROWN_AWAY = 100
+"""Aravis throws away GigE Vision images whose ids are up to so many behind the last, without a word."""
 
 
 class FrameIds:
@@ -39,6 +45,61 @@ class FrameIds:
         if step > 0:
             self._highest = raw, highest + step
         return highest + step
+
+
+class Restarts:
+    """Notices that a camera's counter began again though the camera was never away; nobody knows what is missing then.
+
+    A late image now and then, or several that are not in a row, are none. Ids that begin again within 1000 images of
+    where 16 bits wrap anyway look like a gap.
+
+    Args:
+        rate: images per second as the camera says; None where it does not. What was seen counts where it is more.
+        depth: an image that is further back than this is not late.
+    """
+
+    def __init__(self, rate: float | None, depth: int) -> None:
+        self._rate, self._depth = rate or 0.0, depth
+        self._first: tuple[int, int] | None = None
+        self._highest = (0, 0)
+        self._ignored = 0
+        self._behind: list[int] = []
+
+    def noticed(self, raw: int, frame_id: int, next_id: int | None, utc_ns: int, ignored: int = 0) -> bool:
+        """Whether an image shows it.
+
+        Args:
+            raw, frame_id: its id as it was sent, and unrolled.
+            next_id: of the image whose turn is next; None before the first.
+            utc_ns: when it came. Its reader may have been held up, so this is not the time at which it was read.
+            ignored: packets that Aravis has thrown away so far.
+        """
+        if next_id is not None and frame_id < next_id:
+            following = bool(self._behind) and raw == self._behind[-1] + 1
+            self._behind = [*self._behind, raw] if following else [raw]
+            return frame_id < next_id - self._depth or len(self._behind) >= BEHIND
+        self._behind = []
+        if self._first is None:
+            self._first, self._highest, self._ignored = (frame_id, utc_ns), (frame_id, utc_ns), ignored
+        if frame_id <= self._highest[0]:
+            return False
+        jump, seconds = frame_id - self._highest[0], max(0.0, (utc_ns - self._highest[1]) / 1e9)
+        seen = self._seen()
+        # The image is the first one that was not behind any more; an image has three packets at least.
+        away = seen * seconds - jump
+        if raw <= 2 * THROWN_AWAY and away >= BEHIND and ignored - self._ignored >= 2 * away:
+            return True
+        # A camera with a trigger may be faster than it says.
+        if jump > JUMP_IMAGES + JUMP_RATES * max(self._rate, seen) * seconds:
+            return True
+        self._highest, self._ignored = (frame_id, utc_ns), ignored
+        return False
+
+    def _seen(self) -> float:
+        """Images per second so far; 0 where there are too few to tell."""
+        assert self._first is not None
+        seconds = (self._highest[1] - self._first[1]) / 1e9
+        return (self._highest[0] - self._first[0]) / seconds if seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,10 @@ class EnviLive(Source):
         whole = max(0, size - header.header_offset) // header.line_bytes
         # A torn line may be cut off again, as a recorder does that was restarted; whole lines may not.
         if whole < self._whole:
-            self._lost(f"{header.data_path.name} was cut from {self._size} to {size} bytes")
+            why = f"{header.data_path.name} was cut from {self._size} to {size} bytes"
+            if (unread := self._whole - self._line) > 0:
+                self._events.append(Missing(self._line, unread, printable(why)))
+            self._lost(why)
             return
         if size != self._size:
             self._size, self._whole, self._grown = size, whole, time.monotonic()

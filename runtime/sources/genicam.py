@@ -16,7 +16,7 @@ from runtime.errors import InputError
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
 from runtime.sources.aravis_stream import filled
 from runtime.sources.camera_keeper import Keeper
-from runtime.sources.camera_order import FrameIds, Image, Order, Skipped
+from runtime.sources.camera_order import FrameIds, Image, Order, Restarts, Skipped
 from runtime.sources.camera_session import Session, opened_first
 from runtime.sources.camera_settings import CameraSettings
 from runtime.sources.contract import Source, SourceOptions
@@ -67,7 +67,7 @@ class GenicamSource(Source):
         self._session: Session | None = None
         self._adopt(session)
         self._keeper = Keeper(session, address, self._settings)
-        # Aravis' threads write into memory of ours and must not outlive it.
+        # Aravis' threads write into memory of ours; a camera that answers is told to stop.
         atexit.register(self.close)
 
     @property
@@ -125,6 +125,7 @@ class GenicamSource(Source):
         """Begin with a session that has just been opened."""
         self._session, self._name, self._rate = session, session.name, session.rate
         self._ids = FrameIds(self._next_id, wide=not session.camera.gige)
+        self._restarts = Restarts(session.rate, len(session.memory))
         self._order = Order(LATE_SECONDS, max(2, len(session.memory) // 2))
         self._current: tuple[int, Image] | None = None
         self._index = 0
@@ -167,8 +168,8 @@ class GenicamSource(Source):
             return
         image = session.judge(buffer, known)
         frame_id = self._ids.unroll(known.frame_id)
-        expected = self._order.next_id
-        if expected is not None and frame_id < expected - len(session.memory):
+        ignored = session.stream.count("n_ignored_packets")
+        if self._restarts.noticed(known.frame_id, frame_id, self._order.next_id, known.utc_ns, ignored):
             session.stream.push(buffer)
             self._loss = "the camera's frame ids start again"
             return

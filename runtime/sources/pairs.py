@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ Status = tuple[str, int, int, int]
 Mark = tuple[Status | None, Status | None]
 """Header and data file of a pair; one of them is there."""
 
+SAMPLED_BYTES = 1 << 16
+"""Of a data file, by which it is known again."""
+
 _SUFFIXES = ("", *DATA_SUFFIXES, *(suffix.upper() for suffix in DATA_SUFFIXES))
 
 
@@ -28,6 +32,15 @@ class Skipped:
 
     name: str
     why: str
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A data file that was read: its lines, and the CRC-32 of some bytes that stay where they are when it grows."""
+
+    lines: int
+    place: tuple[int, int]
+    crc: int | None
 
 
 @dataclass(eq=False)
@@ -54,6 +67,7 @@ class Pairs:
         self.waiting: dict[str, _Waiting] = {}
         self._path = path
         self._read: set[Status] = set()
+        self._known: dict[tuple[str, int], _Known] = {}
         self._given_up: set[Mark] = set()
 
     def look(self) -> None:
@@ -73,7 +87,8 @@ class Pairs:
                 pair = _Waiting(self._path / name, mark, now)
             self.waiting[name] = pair
         # What is gone from the folder need not be remembered for years.
-        if len(self._read) + len(self._given_up) > 2 * len(files) + 1000:
+        if len(self._read) + len(self._known) + len(self._given_up) > 3 * len(files) + 1000:
+            self._known = {data: known for data, known in self._known.items() if data[0] in files}
             self._read = {data for data in self._read if data[0] in files}
             self._given_up = {mark for mark in self._given_up if any(one and one[0] in files for one in mark)}
 
@@ -86,11 +101,10 @@ class Pairs:
             header = _complete(pair.path)
             if isinstance(header, EnviHeader):
                 del self.waiting[name]
-                with suppress(OSError):
-                    self._read.add(_status(header.data_path.name, header.data_path.stat()))
                 if (data := pair.mark[1]) is not None:
                     self._read.add(data)
-                yield header
+                more = self._remember(header)
+                yield Skipped(name, _GREW.format(header.data_path.name, more)) if more else header
                 continue
             pair.why = header
             if late:
@@ -98,9 +112,45 @@ class Pairs:
                 self._given_up.add(pair.mark)
                 yield Skipped(name, pair.why)
 
+    def _remember(self, header: EnviHeader) -> int:
+        """Lines by which a data file that was read has grown since; 0 where it is new."""
+        try:
+            status = _status(header.data_path.name, header.data_path.stat())
+        except OSError:
+            return 0
+        # What came after the header was read is not of this reading.
+        if status[2] == header.header_offset + header.lines * header.line_bytes:
+            self._read.add(status)
+        before = self._known.get(status[:2])
+        place = _place(header)
+        self._known[status[:2]] = _Known(header.lines, place, _sampled(header.data_path, place))
+        if before is None or header.lines <= before.lines or before.crc is None:
+            return 0
+        # The same inode may be another file, or the same one written anew.
+        same = _sampled(header.data_path, before.place) == before.crc
+        return header.lines - before.lines if same else 0
+
     def reasons(self) -> list[str]:
         """Why the pairs that are waited for are not complete."""
         return [pair.why for pair in self.waiting.values() if pair.why]
+
+
+_GREW = "{} grew after it was read: {} new lines are left out; read a file that is still recorded with envi-live:PATH"
+
+
+def _place(header: EnviHeader) -> tuple[int, int]:
+    """Position and number of bytes that stay where they are when lines are added: the last, in bsq the first."""
+    if header.interleave == "bsq":
+        return header.header_offset, min(SAMPLED_BYTES, header.lines * header.samples * header.dtype.itemsize)
+    count = min(SAMPLED_BYTES, header.lines * header.line_bytes)
+    return header.header_offset + header.lines * header.line_bytes - count, count
+
+
+def _sampled(path: Path, place: tuple[int, int]) -> int | None:
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(place[0])
+        return zlib.crc32(file.read(place[1]))
+    return None
 
 
 def _complete(path: Path) -> EnviHeader | str:

@@ -1,6 +1,7 @@
 """`watch:DIR`: a folder into which a recorder drops ENVI pairs, each read once when it is complete.
 
-The folder is looked through five times a second, so that it may as well lie on a network share.
+The folder is looked through five times a second, so that it may as well lie on a network share. No line is given twice:
+a file that grows after it was read is not read again, but what it grew by is told as left out.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ that come first here.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ from numpy.typing import NDArray
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.lines import NO_FLAGS, Broken, Flag, Line, Missing, Quiet, Taken
 from runtime.sources import Source, SourceOptions, aravis_library, camera_session, open_source
-from runtime.sources.camera_order import FrameIds, Image, Order, Skipped
+from runtime.sources.camera_order import BEHIND, FrameIds, Image, Order, Restarts, Skipped
 from runtime.sources.camera_settings import CameraSettings
+from runtime.sources.genicam import GenicamSource
 from runtime.sources.geometry import Geometry
 from tests.contracts.source import SourceContract, buffer
 from tests.contracts.spectrometer import ADDRESS, SERIAL, Spectrometer, spectrometer, wait_until
@@ -471,6 +474,42 @@ def test_a_camera_in_use(camera: Spectrometer, path: str, tmp_path: Path) -> Non
     assert len(taken) > 1000
 
 
+def close_while_it_hangs(path: str, told: str) -> dict[str, Any]:
+    """Close when `told` appears; whether the memory that Aravis writes into is there after, and how the keeper ends."""
+    source = open_source(f"genicam:{ADDRESS}", SourceOptions(camera=FAST))
+    assert isinstance(source, GenicamSource)
+    log = Log(source, served(path))
+    log.read(50, 20)
+    assert source._session is not None
+    memory, keeper = weakref.ref(source._session.memory), source._keeper._thread
+    Path(told + ".begun").touch()
+    wait_until(Path(told).exists)
+    source.close()
+    closing = keeper.is_alive()
+    del source, log
+    gc.collect()
+    kept = memory() is not None
+    Path(told + ".closed").touch()
+    keeper.join(20)
+    return {"still_closing": closing, "kept": kept, "ended": not keeper.is_alive(), "freed": memory() is None}
+
+
+@pytest.mark.data
+def test_closing_does_not_wait_for_a_camera_that_hangs(camera: Spectrometer, path: str, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    reader = camera.start_call(close_while_it_hangs, path, str(told))
+    wait_until(Path(f"{told}.begun").exists)
+    camera.pause()
+    told.touch()
+    wait_until(Path(f"{told}.closed").exists)
+    camera.resume()
+    # The keeper goes on, and stops the camera after all.
+    found = camera.finish_call(reader)
+    assert found == {"still_closing": True, "kept": True, "ended": True, "freed": True}
+    taken, _ = checked(camera.call(take, path, 50))
+    assert len(taken) == 50
+
+
 @pytest.mark.slow
 @pytest.mark.data
 def test_a_camera_that_hangs(camera: Spectrometer, path: str, tmp_path: Path) -> None:
@@ -524,6 +563,67 @@ def test_frame_ids_that_count_from_0() -> None:
 def test_frame_ids_go_on_after_the_camera_came_back() -> None:
     ids = FrameIds(1_000_001)
     assert [ids.unroll(n) for n in (65_535, 1, 3)] == [1_000_001, 1_000_002, 1_000_004]
+
+
+def noticed_at(
+    raws: list[int], *, rate: float | None = 330.0, depth: int = 64, waits: dict[int, float] | None = None
+) -> int | None:
+    """Place in `raws` of the image that shows that the counter began again, or None; one each 1/330 s, given in turn.
+
+    `waits` are seconds that passed before an image, by its place.
+    """
+    ids, order, restarts, utc = FrameIds(), Order(0.15, 32), Restarts(rate, depth), 0.0
+    for place, raw in enumerate(raws):
+        utc += (waits or {}).get(place, 1 / 330)
+        frame_id = ids.unroll(raw)
+        if restarts.noticed(raw, frame_id, order.next_id, round(utc * 1e9)):
+            return place
+        order.put(frame_id, IMAGE, utc)
+        while order.take(utc) is not None:
+            pass
+    return None
+
+
+@pytest.mark.parametrize("images", [BEHIND, 50, 60, 64, 65, 400, 32_767, 32_768, 32_769, 40_000, 60_000])
+@pytest.mark.parametrize("rate", [330.0, None])
+def test_a_counter_that_begins_again_is_noticed(images: int, rate: float | None) -> None:
+    for depth in (64, 500):
+        for pause in (1 / 330, 1.0):
+            raws = [*range(1, images + 1), *range(1, 100)]
+            found = noticed_at(raws, rate=rate, depth=depth, waits={images: pause})
+            assert found is not None
+            assert images <= found < images + BEHIND
+
+
+@pytest.mark.parametrize("rate", [330.0, 1.0, None])
+def test_a_counter_that_goes_on_is_not_taken_for_one_that_begins_again(rate: float | None) -> None:
+    # All ids, and the wrap.
+    assert noticed_at([*range(1, 65_536), *range(1, 100)], rate=rate) is None
+    # Images in a row that were late, but fewer; the same ones again and again; more of them that are in no row.
+    late = [7, 8, 9]
+    assert noticed_at([*range(1, 60), *late, *range(60, 90)], rate=rate) is None
+    assert noticed_at([*range(1, 60), *late, 60, *late, 61, *late, *range(62, 90)], rate=rate) is None
+    assert noticed_at([*range(1, 60), *[58] * 20, 57, 55, 53, 51, 49, 47, *range(60, 90)], rate=rate) is None
+    # Gaps, short and as long as the time that passed.
+    assert noticed_at([*range(1, 60), *range(1_000, 1_060)], rate=rate) is None
+    assert noticed_at([*range(1, 400), *range(10_300, 10_400)], rate=rate, waits={399: 30.0}) is None
+
+
+@pytest.mark.parametrize(
+    ("images", "packets", "noticed"), [(6, 3, True), (99, 15, True), (50, 0, False), (50, 1, False)]
+)
+def test_a_counter_whose_images_the_library_throws_away(images: int, packets: int, noticed: bool) -> None:
+    """The next image that comes has the next id; but time has passed, and packets were thrown away."""
+    restarts = Restarts(None, 64)
+    for number in range(1, images + 1):
+        assert not restarts.noticed(number, number, number, number * 10_000_000, 7)
+    after = images + 1
+    assert restarts.noticed(after, after, after, (2 * images + 1) * 10_000_000, 7 + packets * images) == noticed
+
+
+def test_a_jump_that_the_time_has_no_room_for() -> None:
+    assert noticed_at([*range(1, 400), *range(10_300, 10_400)]) == 399
+    assert noticed_at([*range(1, 400), *range(10_300, 10_400)], waits={399: 2.0}) == 399
 
 
 IMAGE = Image(None, 0, 0)

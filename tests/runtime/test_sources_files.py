@@ -415,12 +415,22 @@ def test_a_file_that_shrinks_is_a_break_and_begins_again(tmp_path: Path) -> None
         events, more = drained(source)
         assert source.telemetry() == {"reconnects": 1}
     broken = [index for index, event in enumerate(events) if isinstance(event, Broken)]
-    assert broken == [61], "what was read before is given first"
-    assert events[61] == Broken("x.raw was cut from 3000 to 150 bytes")
-    again = events[62]
+    assert broken == [62], "what was read before is given first"
+    assert events[61] == Missing(64, 36, "x.raw was cut from 3000 to 150 bytes"), "what was seen and not read"
+    assert events[62] == Broken("x.raw was cut from 3000 to 150 bytes")
+    again = events[63]
     assert isinstance(again, Taken) and again.frame_id == 0 and again.flags == Flag.BREAK
     np.testing.assert_array_equal(cube_from(lines + more), np.concatenate([cube[:, :64], other], axis=1))
-    assert events[-1] == Ended() and len(events) == 68
+    assert events[-1] == Ended() and len(events) == 69
+
+
+def test_a_file_that_shrinks_when_all_was_read_misses_nothing(tmp_path: Path) -> None:
+    header, data = growing(tmp_path, cube_of(10), 10, torn=4)
+    with open_source(f"envi-live:{header}", SHORT) as source:
+        drained(source, 10)
+        os.truncate(data, 150)
+        events, lines = drained(source)
+    assert [type(event) for event in events] == [Broken] + [Taken] * 5 + [Ended] and len(lines) == 5
 
 
 def test_a_file_replaced_is_read_to_its_end_and_then_the_new_one(tmp_path: Path) -> None:
@@ -644,6 +654,37 @@ def test_a_file_that_takes_the_place_of_one_read_is_new(tmp_path: Path) -> None:
         events, lines = drained(source, 3)
     assert names(events) == ["next file: a.img", "3"]
     np.testing.assert_array_equal(cube_from(lines), cube_of(3, seed=1))
+
+
+@pytest.mark.parametrize("interleave", ["bil", "bip", "bsq"])
+def test_a_pair_that_grows_after_it_was_read_is_told_and_not_read_again(tmp_path: Path, interleave: str) -> None:
+    cube = cube_of(30)
+
+    def grown(lines: int) -> None:
+        with (tmp_path / "a.img").open("r+b") as file:
+            file.write(bytes_of(cube[:, :lines], interleave))
+        rename_over(tmp_path / "a.hdr", text_of(cube, lines, interleave))
+
+    put(tmp_path, "a", cube[:, :10], interleave)
+    with open_source(f"watch:{tmp_path}", SourceOptions(idle_seconds=0.8)) as source:
+        lines = drained(source, 10)[1]
+        told = []
+        for count in (22, 30):
+            grown(count)
+            told += without_quiet(source, 1)
+        # A file that has the inode and is longer, but is another: written anew.
+        other = cube_of(40, seed=1)
+        (tmp_path / "a.img").write_bytes(bytes_of(other, interleave))
+        (tmp_path / "a.hdr").write_text(text_of(other, 40, interleave))
+        events, more = drained(source)
+    why = "skipped a.hdr: a.img grew after it was read: {} new lines are left out; read a file that is still recorded"
+    assert [type(event) for event in told] == [Broken, Broken]
+    assert [event.why.removesuffix(" with envi-live:PATH") for event in told if isinstance(event, Broken)] == [
+        why.format(12),
+        why.format(8),
+    ]
+    assert names(events) == ["next file: a.img", "40", "Ended"]
+    np.testing.assert_array_equal(cube_from(lines + more), np.concatenate([cube[:, :10], other], axis=1))
 
 
 def test_a_file_of_the_folder_that_is_cut_short_misses_the_rest(tmp_path: Path) -> None:
