@@ -39,10 +39,10 @@ from runtime.sinks.line_segment import LineFile, refused, write_at
 from runtime.sinks.ring import (
     VERIFIED_BYTES,
     Ring,
+    check_kept,
     checked_segment_bytes,
     closed_segment,
-    remains,
-    remove_files,
+    finish_deletions,
 )
 
 UNSAVED_BYTES = 512 << 20
@@ -135,17 +135,20 @@ class LineWriter:
             line = self._size + RECORD.itemsize
             size = checked_segment_bytes(limit, segment_bytes, line + self._header_room, apart, file=folder)
             self._segment_lines = (size - self._header_room) // line
-            for stem in remains(folder, name):
-                remove_files(stem)
-                notes.append(f"{stem.name}: its deletion was finished")
+            finished = finish_deletions(folder, name)
+            notes += [f"{stem.name}: its deletion was finished" for stem in finished]
             self._ring = Ring(limit - apart)
+            self._ring.deleted_lines, self._ring.deleted_segments = sum(finished.values()), len(finished)
         try:
             with suppress(OSError):
                 # Random bytes: file systems that compress would keep nothing for zeros.
                 self._reserve.write_bytes(os.urandom(reserve))
             closed = self._closed_segments()
-            last = max((last_sequence(stem) for stem in closed[-1:]), default=-1)
+            notes += [f"{stem.name}: its header is missing; it is kept" for stem in closed if _headless(stem)]
+            last = next((found for stem in reversed(closed) if (found := last_sequence(stem)) >= 0), -1)
             self._file = self._opened()
+            if limit is not None:
+                self._check_kept(limit, size, segment_bytes, apart, closed)
         except BaseException:
             self._give_back()
             raise
@@ -163,6 +166,16 @@ class LineWriter:
         for stem in closed:
             self._ring.add(closed_segment(stem))
         return closed
+
+    def _check_kept(self, limit: int, size: int, segment_bytes: int | None, apart: int, closed: list[Path]) -> None:
+        full = self._segment_lines is not None and self._file.lines >= self._segment_lines
+        newest = [self._file.stem] if full else closed[-1:]
+        kept = sum(closed_segment(stem).bytes for stem in newest)
+        try:
+            check_kept(limit, size, segment_bytes, apart, kept, file=self._folder)
+        except InputError:
+            self._file.release()
+            raise
 
     def _opened(self) -> LineFile:
         plain = self._ring is None
@@ -348,6 +361,10 @@ def _nothing() -> None:
     pass
 
 
+def _headless(stem: Path) -> bool:
+    return not suffixed(stem, ".hdr").exists()
+
+
 def open_line_writer(
     folder: Path,
     name: str,
@@ -376,8 +393,8 @@ def open_line_writer(
     Raises:
         CubeFileError: lines of another shape, type, scale, ignore value, wavelengths or meaning are there (the
             description may be another), or the files do not belong together.
-        InputError: another process writes there, the limit is too small, or a ring is there and no limit given, or
-            the reverse.
+        InputError: another process writes there, the limit is too small (also for what is there and is never deleted),
+            or a ring is there and no limit given, or the reverse.
         MachineError: the system refused.
     """
     if re.fullmatch("[A-Za-z0-9_]+", name) is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import socket
 import time
@@ -18,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from runtime.durable import sync_folder
 from runtime.errors import InputError, MachineError, plain
 
 PRIMARY_BYTES = 6
@@ -37,9 +39,11 @@ class PacketTarget(ABC):
 
     Attributes:
         lost: packets that were not taken.
+        resumed: what was found of an unclean end and done about it, for the log; None after a clean one.
     """
 
     lost: int = 0
+    resumed: str | None = None
 
     @abstractmethod
     def counts(self) -> Mapping[int, int]:
@@ -57,6 +61,9 @@ class PacketTarget(ABC):
 class PacketFile(PacketTarget):
     """Packets one behind the other in a file; goes on where an earlier run ended and cuts off what is torn there.
 
+    A file of ours that is damaged before its end is renamed to NAME.damaged, NAME.damaged-1, ... and a new one begun,
+    with the sequence counts that follow the last whole packet before the damage. `resumed` tells either.
+
     Args:
         path: of the file; made where there is none.
         apids: that may be in it.
@@ -69,12 +76,9 @@ class PacketFile(PacketTarget):
         self._path = path
         self._next: dict[int, int] = {}
         self._synced = time.monotonic()
+        self._file = -1
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise self._refused(error) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._open(0)
             self._size = self._resume(frozenset(apids))
             os.ftruncate(self._file, self._size)
         except OSError as error:
@@ -109,40 +113,81 @@ class PacketFile(PacketTarget):
             os.close(self._file)
             self._file = -1
 
+    def _open(self, flags: int) -> None:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
     def _resume(self, apids: frozenset[int]) -> int:
         """Size of the whole packets; each that is found sets the count behind it."""
         size, position, last = os.fstat(self._file).st_size, 0, 0
+        before: dict[int, int] = {}
         while position < size:
             head = os.pread(self._file, PRIMARY_BYTES, position)
             if position and len(head) < PRIMARY_BYTES:
                 break
             identity, control, length = (int.from_bytes(head[i : i + 2], "big") for i in (0, 2, 4))
             if len(head) < PRIMARY_BYTES or identity & 0xF800 != 0x0800 or identity & 0x7FF not in apids:
-                self._require_torn(position, size)
+                if not self._zeros(position, size):
+                    if not self._right(last, size):  # the damage may begin within its header
+                        self._next = before
+                    self._set_aside(position, size)
+                    return 0
                 break
             end = position + PRIMARY_BYTES + length + 1
             if end > size:
                 break
+            before = {**self._next}
             self._next[identity & 0x7FF] = (control + 1) % COUNTS
             position, last = end, position
-        if position == last or crc_hqx(os.pread(self._file, position - last, last), 0xFFFF) == 0:
-            return position
-        # The last packet was not yet whole on the disk; whoever has read it knows its count as a bad one.
-        return last
+        # Where the last packet was not yet whole on the disk, whoever has read it knows its count as a bad one.
+        left = position if position == last or self._right(last, size) else last
+        if left < size:
+            self.resumed = f"{self._path.name}: not closed cleanly: {size - left} bytes of no whole packet are cut off"
+        return left
 
-    def _require_torn(self, position: int, size: int) -> None:
-        """What is no packet may be cut off only where a power cut leaves such: zeros, behind packets of ours."""
+    def _zeros(self, position: int, size: int) -> bool:
+        """Whether the rest, behind packets of ours, is the zeros that a power cut leaves at an end."""
         while position and position < size:
             piece = os.pread(self._file, 1 << 20, position)
             if any(piece):
-                break
+                return False
             position += len(piece)
-        if position < size:
+        return position > 0
+
+    def _right(self, position: int, size: int) -> bool:
+        """Whether a whole packet of any APID is there, with the right checksum."""
+        head = os.pread(self._file, PRIMARY_BYTES, position)
+        count = PRIMARY_BYTES + int.from_bytes(head[4:6], "big") + 1
+        if len(head) < PRIMARY_BYTES or head[0] & 0xF8 != 0x08 or position + count > size:
+            return False
+        return crc_hqx(os.pread(self._file, count, position), 0xFFFF) == 0
+
+    def _set_aside(self, position: int, size: int) -> None:
+        """Keep a file of ours that is damaged under another name, and begin a new one.
+
+        Raises:
+            InputError: it is not a file of ours: it begins otherwise, or has packets of other APIDs.
+        """
+        if position == 0 or not self._right(0, size) or self._right(position, size):
             raise InputError(
                 f"byte {position} begins no packet of this stream",
                 file=self._path,
                 remedy="name another file, or give the APIDs with which it was begun",
             )
+        aside = self._path.with_name(f"{self._path.name}.damaged")
+        for number in itertools.count(1):
+            if not os.path.lexists(aside):
+                break
+            aside = self._path.with_name(f"{self._path.name}.damaged-{number}")
+        self._path.rename(aside)
+        damaged, self._file = self._file, -1
+        try:
+            self._open(os.O_EXCL)
+            sync_folder(self._path.parent)
+        finally:
+            # Until now, so that nobody else takes the name in between.
+            os.close(damaged)
+        self.resumed = f"{self._path.name}: damaged at byte {position} of {size}: kept as {aside.name}, a new one begun"
 
     def _refused(self, error: OSError) -> InputError:
         why = "another program writes to it" if error.errno == errno.EWOULDBLOCK else error.strerror or str(error)

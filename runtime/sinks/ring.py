@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
 from runtime.durable import sync_folder, write_bytes
-from runtime.errors import DeployError, InputError, MachineError
-from runtime.sinks.line_index import PIECE, RECORD, check_file, segment_numbers, segment_stem, suffixed
+from runtime.errors import CubeFileError, DeployError, InputError, MachineError
+from runtime.files.envi import parse_header
+from runtime.sinks.line_index import PIECE, RECORD, check_file, suffixed
 
 SMALLEST_SEGMENT, LARGEST_SEGMENT = 16 << 20, 1 << 30
 """Bytes of a segment where nothing else was asked for."""
@@ -38,7 +40,7 @@ def checked_segment_bytes(limit: int, segment_bytes: int | None, line: int, apar
     Raises:
         InputError: the limit does not hold two segments, or a segment no line.
     """
-    size = segment_bytes or min(max(limit // 16, SMALLEST_SEGMENT), LARGEST_SEGMENT)
+    size = segment_bytes or _by_default(limit // 16)
     if size < line:
         raise InputError(
             "a segment does not hold one line",
@@ -56,6 +58,33 @@ def checked_segment_bytes(limit: int, segment_bytes: int | None, line: int, apar
             remedy=f"give at least {2 * size + apart} bytes, or smaller segments",
         )
     return size
+
+
+def check_kept(limit: int, size: int, segment_bytes: int | None, apart: int, kept: int, *, file: Path) -> None:
+    """Refuse a limit that does not hold what a ring that is there never deletes, and one more segment.
+
+    Args:
+        limit, segment_bytes, apart: as of `checked_segment_bytes`, which gave `size`.
+        kept: bytes of the newest full segment.
+
+    Raises:
+        InputError: it does not.
+    """
+    kept += VERIFIED_BYTES + apart
+    if limit < kept + size:
+        needed = kept + (segment_bytes or _by_default(kept // 15 + 1))
+        raise InputError(
+            f"the limit does not hold the newest full segment that is there, which is never deleted, and one of {size} "
+            "bytes more; nothing was deleted",
+            file=file,
+            key="limit",
+            value=limit,
+            remedy=f"give at least {needed} bytes, or another folder",
+        )
+
+
+def _by_default(size: int) -> int:
+    return min(max(size, SMALLEST_SEGMENT), LARGEST_SEGMENT)
 
 
 @dataclass
@@ -81,8 +110,13 @@ def closed_segment(stem: Path) -> Segment:
     for suffix in sizes:
         with suppress(OSError):
             sizes[suffix] = suffixed(stem, suffix).stat().st_size
-    proven = suffixed(stem, ".verified").exists()
+    # The proof is of data and index alone.
+    proven = suffixed(stem, ".verified").exists() and suffixed(stem, ".hdr").exists()
     return Segment(stem, sizes[".idx"] // RECORD.itemsize, sum(sizes.values()), proven)
+
+
+def _taken(segments: Sequence[Segment]) -> int:
+    return sum(segment.bytes + VERIFIED_BYTES for segment in segments)
 
 
 class Ring:
@@ -93,7 +127,7 @@ class Ring:
 
     Attributes:
         lines, bytes: of the closed segments that are there now.
-        deleted_lines, deleted_segments: since the ring was opened.
+        deleted_lines, deleted_segments: since the ring was opened, and those whose deletion it finished then.
         problems: one for each segment that is not what was written. It is kept.
     """
 
@@ -122,10 +156,11 @@ class Ring:
     def make_room(self, needed: int, waiting: Callable[[], object]) -> None:
         """Delete the oldest verified segments until `needed` bytes beside the others are within the limit.
 
-        Waits where segments are still being read back, and calls `waiting` every WAITING_SECONDS.
+        Waits where segments are still being read back, and calls `waiting` every WAITING_SECONDS. Nothing is deleted
+        until what may be deleted is enough.
 
         Raises:
-            MachineError: no segment may be deleted, or it cannot be.
+            MachineError: it is not enough, or it cannot be deleted.
         """
         while not self._made_room(needed):
             waiting()
@@ -133,22 +168,31 @@ class Ring:
     def _made_room(self, needed: int) -> bool:
         """Whether there is room; False after WAITING_SECONDS or when one more segment was read back."""
         with self._changed:
-            while self.bytes + len(self._segments) * VERIFIED_BYTES + needed > self._allowed:
-                older = self._segments[:-1]
-                done = next((segment for segment in older if segment.state == "verified"), None)
-                if done is not None:
-                    self._delete(done)
-                elif any(segment.state == "waiting" for segment in older):
+            while (excess := _taken(self._segments) + needed - self._allowed) > 0:
+                done = [segment for segment in self._segments[:-1] if segment.state == "verified"]
+                if _taken(done) >= excess:
+                    self._delete(done[0])
+                elif any(segment.state == "waiting" for segment in self._segments):
                     self._changed.wait(WAITING_SECONDS)
                     return False
                 else:
-                    raise MachineError(
-                        f"the ring is full: {self.bad_segments} damaged segments are kept",
-                        file=self._segments[0].stem.parent if self._segments else None,
-                        key="limit",
-                        remedy="move the damaged segments away or raise the limit",
-                    )
+                    raise self._full(needed, excess - _taken(done))
         return True
+
+    def _full(self, needed: int, short: int) -> MachineError:
+        """Why no room can be made: the newest segment is too large, or damaged ones are kept."""
+        newest = self._segments[-1:]
+        if _taken(newest) + needed > self._allowed:
+            names = "".join(segment.stem.name for segment in newest)
+            why, first = f"{names or 'the open segment'} is the newest and never deleted", ""
+        else:
+            why, first = f"{self.bad_segments} damaged segments are kept", "move the damaged segments away or "
+        return MachineError(
+            f"the ring is full: {why}",
+            file=self._segments[0].stem.parent if self._segments else None,
+            key="limit",
+            remedy=f"{first}raise the limit by {short} bytes or more",
+        )
 
     def _delete(self, segment: Segment) -> None:
         try:
@@ -242,15 +286,26 @@ def holds(stem: Path) -> bool:
 
 
 def remove_files(stem: Path) -> None:
-    """Delete a segment: its header first and for good, so that what a power cut leaves is not taken for a segment."""
-    suffixed(stem, ".hdr").unlink(missing_ok=True)
+    """Delete a segment: first, and for good, its header becomes NAME.deleting, by which an unfinished one is known."""
+    with suppress(FileNotFoundError):
+        suffixed(stem, ".hdr").replace(suffixed(stem, ".deleting"))
     sync_folder(stem.parent)
-    suffixed(stem, ".verified").unlink(missing_ok=True)
-    suffixed(stem, ".idx").unlink(missing_ok=True)
-    suffixed(stem, ".raw").unlink(missing_ok=True)
+    for suffix in (".verified", ".idx", ".raw"):
+        suffixed(stem, suffix).unlink(missing_ok=True)
+    sync_folder(stem.parent)
+    suffixed(stem, ".deleting").unlink(missing_ok=True)
 
 
-def remains(folder: Path, name: str) -> list[Path]:
-    """Segments whose deletion was begun: without a header, and not the newest, which may not have one yet."""
-    found = [segment_stem(folder, name, number) for number in segment_numbers(folder, name)]
-    return [stem for stem in found[:-1] if not suffixed(stem, ".hdr").exists()]
+def finish_deletions(folder: Path, name: str) -> dict[Path, int]:
+    """Delete the rest of the segments whose deletion was begun, and nothing else; gives their lines."""
+    pattern = re.compile(rf"{re.escape(name)}-[0-9]{{4,}}\.deleting", re.ASCII)
+    found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+    begun = {path.with_suffix(""): path for path in found if not path.with_suffix(".hdr").exists()}
+    lines = {}
+    for stem, marker in begun.items():
+        lines[stem] = 0
+        # A header that cannot be read is of no segment that could be.
+        with suppress(OSError, CubeFileError):
+            lines[stem] = parse_header(marker.read_text("utf-8", "replace"), path=marker, data_path=stem).lines
+        remove_files(stem)
+    return lines

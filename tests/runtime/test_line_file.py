@@ -757,19 +757,83 @@ def test_a_ring_full_of_damage_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     assert verify(tmp_path, "lines").bad == len(segments) - 1
 
 
-@pytest.mark.parametrize("removed", [(".hdr",), (".hdr", ".idx"), (".hdr", ".idx", ".raw")])
+@pytest.mark.parametrize("removed", [(), (".idx",), (".idx", ".raw")])
 def test_a_deletion_is_finished(tmp_path: Path, removed: tuple[str, ...]) -> None:
     with ring_writer(tmp_path) as writer:
         append(writer, 60)
-    first = writer.deleted_segments + 1
+    first = tmp_path / f"lines-{writer.deleted_segments + 1:04d}.hdr"
+    lines = read_header(first).lines
     for suffix in removed:
-        (tmp_path / f"lines-{first:04d}{suffix}").unlink()
+        first.with_suffix(suffix).unlink()
+    first.replace(first.with_suffix(".deleting"))
     with ring_writer(tmp_path) as writer:
-        if len(removed) < 3:
-            assert writer.resumed == f"lines-{first:04d}: its deletion was finished"
-        assert not list(tmp_path.glob(f"lines-{first:04d}.*"))
+        assert writer.resumed == f"{first.stem}: its deletion was finished"
+        assert (writer.deleted_lines, writer.deleted_segments) == (lines, 1)
+        assert not list(tmp_path.glob(f"{first.stem}.*"))
         append(writer, 5)
     assert check_folder(tmp_path, line=LINE).sequence[-1] == 64
+
+
+def test_a_segment_that_lost_its_header_is_kept_and_told(tmp_path: Path) -> None:
+    first = full_ring(tmp_path)[0]
+    first.with_suffix(".hdr").unlink()
+    data = first.read_bytes()
+    with ring_writer(tmp_path) as writer:
+        assert writer.resumed == f"{first.stem}: its header is missing; it is kept"
+        append(writer, 200)
+        # Its proof is of data and index, which are as they were; it is not deleted for that.
+        assert writer.deleted_segments > 2 and writer.bad_segments == 1
+        (problem,) = writer.problems
+        assert f"{first.stem}.hdr: the header is missing" in problem
+    assert first.read_bytes() == data and first.with_suffix(".idx").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix not in (".lock", ".verified")}
+
+
+@pytest.mark.parametrize("newest_full", [False, True])
+def test_a_limit_without_room_for_what_stays_is_refused_before_anything_is_deleted(
+    tmp_path: Path, newest_full: bool
+) -> None:
+    with ring_writer(tmp_path, 100_000, 20_000) as writer:
+        while len(writer.files) < 4:
+            append(writer, 1)
+        # More lines than a segment of the rerun has: it is full then, and the one before may go.
+        append(writer, 40 if newest_full else 0)
+    before = contents(tmp_path)
+    with pytest.raises(
+        InputError,
+        match=r"limit: the limit does not hold the newest full segment .*; give at least \d+ bytes, or another",
+    ) as caught:
+        ring_writer(tmp_path, 33_000, 4000)
+    assert contents(tmp_path) == before
+    needed = int(caught.value.remedy.split()[3])
+    with pytest.raises(InputError, match="give at least"):
+        ring_writer(tmp_path, needed - 1, 4000)
+    assert contents(tmp_path) == before
+    with ring_writer(tmp_path, needed, 4000) as writer:
+        append(writer, 300)
+        assert writer.deleted_segments > 3
+    assert check_folder(tmp_path, line=LINE).bytes <= needed
+
+
+def test_nothing_is_deleted_where_that_would_not_do(tmp_path: Path) -> None:
+    segments = full_ring(tmp_path)
+    newest = ring.closed_segment(segments[-2].with_suffix(""))
+    small = ring.Ring(newest.bytes + ring.VERIFIED_BYTES + 99)
+    try:
+        for path in segments[:-1]:
+            small.add(ring.closed_segment(path.with_suffix("")))
+        with pytest.raises(
+            MachineError, match=f"the ring is full: {newest.stem.name} is the newest and never .* by 1 bytes"
+        ):
+            small.make_room(100, lambda: None)
+        assert small.deleted_segments == 0 and all(path.exists() for path in segments)
+        small.make_room(99, lambda: None)
+        assert small.deleted_segments == len(segments) - 2
+    finally:
+        small.close()
 
 
 @pytest.mark.parametrize("step", range(5))

@@ -24,6 +24,7 @@ from runtime.errors import InputError, MachineError
 from runtime.lines import Flag, LineFormat
 from runtime.sinks.ccsds import SpacePackets
 from runtime.sinks.contract import Sink, StreamFacts
+from runtime.sinks.packet_targets import PacketFile
 from tests.contracts.sink import FACTS, SinkContract, block_of
 
 TIME = [
@@ -240,6 +241,12 @@ def test_what_a_crash_tore_is_cut_off(tmp_path: Path, torn: int | str) -> None:
     else:
         spoilt += whole[:torn]
     path.write_bytes(spoilt)
+    cut = len(spoilt) - left * one
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / path.name).write_bytes(spoilt)
+    file = PacketFile(tmp_path / "copy" / path.name, (100, 101))
+    assert file.resumed == f"lines.ccsds: not closed cleanly: {cut} bytes of no whole packet are cut off"
+    file.close()
     with SpacePackets(FACTS, path) as sink:
         assert path.read_bytes() == whole[: left * one]
         sink.write(block_of(3, 1))
@@ -264,9 +271,62 @@ def test_packets_of_other_apids_are_left_alone(tmp_path: Path) -> None:
     whole = path.read_bytes()
     with pytest.raises(InputError, match="give the APIDs with which it was begun"):
         SpacePackets(FACTS, path)
-    path.write_bytes(whole + b"and something else")
-    with pytest.raises(InputError, match="byte 356 begins no packet"):
-        SpacePackets(FACTS, path, apid=7, housekeeping_apid=8)
+    with SpacePackets(FACTS, path, apid=7, housekeeping_apid=8) as sink:
+        sink.housekeeping({})
+        sink.write(block_of(2, 1))
+    whole = path.read_bytes()
+    with pytest.raises(InputError, match="byte 356 begins no packet of this stream"):
+        SpacePackets(FACTS, path, apid=7, housekeeping_apid=9)
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("position", "good"), [(5 * 178, 5), (2 * 178 + 2, 2), (3 * 178 + 10, None)])
+def test_a_file_damaged_before_its_end_is_kept_and_a_new_one_goes_on(
+    tmp_path: Path, position: int, good: int | None
+) -> None:
+    path = tmp_path / "lines.ccsds"
+    with SpacePackets(FACTS, path) as sink:
+        sink.write(block_of(0, 10))
+    spoilt = bytearray(path.read_bytes())
+    spoilt[position : position + 100] = bytes(100)
+    path.write_bytes(spoilt)
+    (tmp_path / "lines.ccsds.damaged").write_text("of an earlier day")
+    file = PacketFile(path, (100, 101))
+    aside = tmp_path / "lines.ccsds.damaged-1"
+    if good is None:
+        assert file.resumed is None and not aside.exists(), "within a packet: its checksum tells"
+    else:
+        assert file.resumed is not None and file.resumed.startswith("lines.ccsds: damaged at byte ")
+        assert file.resumed.endswith("of 1780: kept as lines.ccsds.damaged-1, a new one begun")
+        assert aside.read_bytes() == spoilt and path.read_bytes() == b"" and file.counts() == {100: good}
+    with pytest.raises(InputError, match="another program writes to it"):
+        PacketFile(path, (100, 101))
+    file.close()
+    assert (tmp_path / "lines.ccsds.damaged").read_text() == "of an earlier day"
+
+
+def test_lines_go_on_in_the_new_file_with_the_counts_of_the_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "lines.ccsds"
+    with SpacePackets(FACTS, path) as sink:
+        sink.write(block_of(0, 10))
+    spoilt = path.read_bytes()
+    path.write_bytes(spoilt[: 5 * 178] + b"x" * 300 + spoilt[7 * 178 :])
+    with SpacePackets(FACTS, path) as sink:
+        sink.write(block_of(10, 2))
+    lines, read = lines_of(path.read_bytes())
+    assert sorted(lines) == [10, 11] and read["CCSDS_SEQUENCE_COUNT"].tolist() == [5, 6]
+
+
+def test_a_file_of_which_the_first_packet_is_wrong_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "lines.ccsds"
+    with SpacePackets(FACTS, path) as sink:
+        sink.write(block_of(0, 3))
+    spoilt = bytearray(path.read_bytes())
+    spoilt[40] ^= 1
+    path.write_bytes(bytes(spoilt) + b"and something else")
+    with pytest.raises(InputError, match="byte 534 begins no packet of this stream; name another"):
+        PacketFile(path, (100, 101))
+    assert path.read_bytes() == bytes(spoilt) + b"and something else" and list(tmp_path.iterdir()) == [path]
 
 
 def test_two_cannot_write_to_one_file(tmp_path: Path) -> None:
