@@ -174,7 +174,7 @@ def _never_restored(parts: Parts) -> list[str]:
         return []
     return [
         f"lines {first} to {behind - 1} of the record were not restored by the run before; a copy of the record can be "
-        "restored later with --source envi:COPY"
+        "restored later with --source envi:COPY/lines.hdr, which numbers its lines anew and knows of no gaps"
     ]
 
 
@@ -224,6 +224,8 @@ def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: O
         packets = SpacePackets(facts, _packet_target(outward.packets))
         add("packets", packets, stays_open=True)
         parts.telling.append(packets.housekeeping)
+        if packets.resumed:
+            parts.notes.append(packets.resumed)
 
 
 class Watched(Sink):

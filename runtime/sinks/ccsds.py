@@ -115,6 +115,11 @@ class SpacePackets(Sink):
         """Packets that the network did not take."""
         return self._outlet.lost
 
+    @property
+    def resumed(self) -> str | None:
+        """What was found of an earlier run's unclean end and done about it; None after a clean one."""
+        return self._outlet.resumed
+
     def write(self, block: Block) -> None:
         """Send the lines.
 

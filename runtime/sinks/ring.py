@@ -55,7 +55,7 @@ def checked_segment_bytes(limit: int, segment_bytes: int | None, line: int, apar
             file=file,
             key="limit",
             value=limit,
-            remedy=f"give at least {2 * size + apart} bytes, or smaller segments",
+            remedy=f"give at least {2 * size + apart} bytes, or smaller segments (stream.segment_mib)",
         )
     return size
 

@@ -208,7 +208,10 @@ def settings_of(address: str, options: SourceOptions) -> SimSettings:
     for key in said:
         if key not in known:
             raise InputError(
-                "not a setting of the simulator", key="sim:", value=key, remedy="known are " + ", ".join(sorted(known))
+                "not a setting of the simulator",
+                key="--source sim",
+                value=key,
+                remedy="known are " + ", ".join(sorted(known)),
             )
     defaults: dict[str, Any] = {}
     if options.rate is not None:

@@ -196,7 +196,10 @@ def test_options_beat_what_the_simulator_says_of_itself() -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("degradation=3", "sim:: not a setting of the simulator (found 'degradation'); known are bands, count, lines"),
+        (
+            "degradation=3",
+            "--source sim: not a setting of the simulator (found 'degradation'); known are bands, count, lines",
+        ),
         ("seed", "sim:seed: not a number (found ''); give a whole number from 0"),
         ("seed=1,seed=2", "sim:seed: comes twice (found 'seed=2')"),
         ("seed=-1", "sim:seed: out of range (found '-1')"),
