@@ -257,5 +257,8 @@ def _beside(mark: np.float32, dtype: np.dtype[Any]) -> np.float32:
     """The number of a type that is nearest to the ignore value and is not it."""
     if dtype.kind == "f":
         # Beside 0 the smallest one with all its digits.
-        return np.finfo(np.float32).tiny if mark == 0 else np.nextafter(mark, np.float32(np.inf))
-    return np.float32(mark + 1 if mark < np.iinfo(dtype).max else mark - 1)
+        near: np.float32 = np.finfo(np.float32).tiny if mark == 0 else np.nextafter(mark, np.float32(np.inf))
+        return near
+    step = 1 if mark < np.iinfo(dtype).max else -1
+    whole: np.float32 = np.float32(int(mark) + step)
+    return whole
