@@ -48,8 +48,10 @@ GRACE = 10
 """Seconds that a build there has to end by itself before it is killed."""
 KEEPER = (
     'trap "" HUP INT PIPE TERM; p=$(mktemp -d -t damp-deploy-XXXXXXXX) || exit; echo "$p"; cat >/dev/null; '
-    'exec 2>/dev/null; k() { kill "-$1" "-$g" || kill "-$1" "$g"; }; read -r g <"$p/group" && k TERM && '
-    '{ n=0; while k 0 && [ "$n" -lt "$1" ]; do sleep 1; n=$((n+1)); done; k KILL; }; rm -rf -- "$p"'
+    'exec 2>/dev/null; k() { kill "-$1" "-$g" || kill "-$1" "$g"; }; e() { read -r g <"$p/group" && k TERM && '
+    '{ n=0; while k 0 && [ "$n" -lt "$1" ]; do sleep 1; n=$((n+1)); done; k KILL; }; rm -rf -- "$p"; }; '
+    # What was named there while it was removed is ended, too.
+    'e "$1"; m=0; while [ -e "$p" ] && [ "$m" -lt 5 ]; do sleep 1; m=$((m+1)); e "$1"; done'
 )
 """For any POSIX shell, with the grace in seconds: makes a folder, prints it, and when standard input ends ends the
 process group that `STARTER` named there, then removes the folder."""
