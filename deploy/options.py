@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -20,6 +21,20 @@ from .config import Config, load_config
 
 F = TypeVar("F", bound=Callable[..., Any])
 BUILDER_MODULES = ("export.tensorrt", "export.targets")
+
+
+class PositiveNumber(click.FloatRange):
+    """A number above 0 that is finite: click's own range takes `nan`."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number. Raises click.BadParameter."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def json_option(command: F) -> F:

@@ -23,12 +23,13 @@ from runtime.stream.pipeline import Stream, StreamResult
 from . import console
 from .cli import leave
 from .config import Config
-from .options import config_option, engine_option, examples, json_option, read_config
+from .options import PositiveNumber, config_option, engine_option, examples, json_option, read_config
 from .stream_parts import Parts, make_parts
 from .stream_teller import BoardTemperature, Teller
 from .stream_view import LiveView
 
 LOG_NAME = "stream.jsonl"
+OWN_SUFFIXES = ("", ".raw", ".hdr", ".idx", ".lock", ".reserve")
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
          "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 
@@ -62,9 +63,9 @@ class Outward:
 @click.option("--source", "spec", required=True, help="sim:, envi:PATH, envi-live:PATH, watch:DIR or genicam:ADDRESS.")
 @click.option("--record", type=click.Path(path_type=Path), help="Folder of the raw record; a rerun appends to it.")
 @click.option("--restored", type=click.Path(path_type=Path), help="Folder of the restored lines; a rerun appends.")
-@click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="Seconds; else until the source ends.")
+@click.option("--duration", type=PositiveNumber(), help="Seconds; else until the source ends.")
 @click.option("--spool-limit", help="The record is a ring of so much, such as 20GiB: the oldest verified part goes.")
-@click.option("--scale", type=click.FloatRange(min=0, min_open=True), help="Digital number that stands for 1.0.")
+@click.option("--scale", type=PositiveNumber(), help="Digital number that stands for 1.0.")
 @click.option("--quicklook", type=click.Path(path_type=Path), help="PNG of the newest restored lines.")
 @click.option("--publish", metavar="PORT", help="ZeroMQ publisher: a port of this machine, or a full address.")
 @click.option("--packets", metavar="FILE|HOST:PORT", help="CCSDS space packets, to a file or by UDP.")
@@ -101,7 +102,11 @@ def command(
     in = restored + dropped + incomplete.
     """
     config = read_config(config_file, checkpoint_given=False)
-    _refuse_own(spec, [folder for folder in (record, restored) if folder is not None])
+    folders = [folder for folder in (record, restored) if folder is not None]
+    _refuse_own(spec, folders)
+    for key, path in (("--log", log), ("--packets", None if packets is None else Path(packets))):
+        if path is not None and any(_is_own(path, folder) for folder in folders):
+            raise InputError("would be written into the lines", key=key, value=path, remedy="give another name")
     limit = None if spool_limit is None else parse_bytes(spool_limit)
     if record is None and limit is not None:
         raise InputError("there is no record to limit", key="--spool-limit", value=spool_limit, remedy="give --record")
@@ -144,11 +149,17 @@ def _refuse_own(spec: str, folders: Sequence[Path]) -> None:
         return
     source = Path(address).resolve()
     for folder in folders:
-        own = source.stem.split("-")[0] in ("lines", "restored") and source.parent == folder.resolve()
-        if own or (scheme == "watch" and source == folder.resolve()):
+        if _is_own(source, folder) or (scheme == "watch" and source == folder.resolve()):
             raise InputError(
                 "the stream would read what it writes", key="--source", value=spec, remedy="write to another folder"
             )
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether a record or restored lines in `folder` have files of that name."""
+    path = path.resolve()
+    named = path.stem.split("-")[0] in ("lines", "restored") and path.suffix in OWN_SUFFIXES
+    return named and path.parent == folder.resolve()
 
 
 def parse_bytes(text: str) -> int:

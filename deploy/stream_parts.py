@@ -51,6 +51,7 @@ class Parts:
         telling: called about once a second with a snapshot.
         notes: what people should read before they trust the result.
         bands: which of the source's bands are restored, for people.
+        addresses: where others may look, by name.
     """
 
     facts: RestorerFacts
@@ -65,6 +66,7 @@ class Parts:
     telling: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     bands: str = ""
+    addresses: dict[str, str] = field(default_factory=dict)
     _scroll: Scroll | None = None
     _spectra: Spectra | None = None
 
@@ -84,18 +86,18 @@ class Parts:
 
     def serve(self, snapshot: Snapshot, outward: Outward, stack: ExitStack) -> dict[str, str]:
         """Open what others may look at; returns their addresses by name."""
-        urls = {}
+        found = self.addresses
         if outward.prometheus is not None:
             from runtime.stream.prometheus import PrometheusEndpoint
 
             endpoint = stack.enter_context(PrometheusEndpoint(snapshot, outward.prometheus))
-            urls["prometheus"] = f"http://127.0.0.1:{endpoint.port}/metrics"
+            found["prometheus"] = f"http://127.0.0.1:{endpoint.port}/metrics"
         if outward.web is not None and self._spectra is not None and self._scroll is not None:
             from runtime.stream.web import serve
 
             server = stack.enter_context(serve(snapshot, self._scroll.png, self._spectra.spectra, outward.web))
-            urls["web"] = server.url
-        return urls
+            found["web"] = server.url
+        return found
 
 
 def make_parts(
@@ -217,6 +219,7 @@ def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: O
         publisher = Publisher(facts, **({"port": int(outward.publish)} if port else {"address": outward.publish}))
         # Its last word is the final count, behind the last line.
         add("publish", publisher, stays_open=True)
+        parts.addresses["publish"] = publisher.address
         parts.telling.append(publisher.telemetry)
     if outward.packets is not None:
         from runtime.sinks.ccsds import SpacePackets

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import MachineError
+from runtime.errors import InputError, MachineError
 from runtime.stream.event_log import plain_json
 
 from .contract import Block, Sink, StreamFacts
@@ -71,6 +71,7 @@ class Publisher(Sink):
         address: where the socket is bound.
 
     Raises:
+        InputError: there is no such TCP port.
         MachineError: pyzmq is not installed, or the address cannot be bound.
     """
 
@@ -90,6 +91,7 @@ class Publisher(Sink):
                 "pyzmq is not installed", key="zeromq", remedy='pip install "damp-deploy[stream]"'
             ) from error
         wanted = address or f"tcp://127.0.0.1:{port}"
+        _check_port(wanted)
         self._zmq: Any = zmq
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
@@ -160,6 +162,15 @@ class Publisher(Sink):
                 self._send(b"facts", self._facts)
                 if self._stop.wait(every_s):
                     return
+
+
+def _check_port(address: str) -> None:
+    """libzmq takes 99999 for 34463, and `5x` for 5, without a word."""
+    scheme, _, place = address.partition("://")
+    port = place.rpartition(":")[2]
+    number = port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65536
+    if scheme == "tcp" and port != "*" and not number:
+        raise InputError("no such port", key="zeromq", value=address, remedy="0 to 65535; 0 takes a free one")
 
 
 def _facts(facts: StreamFacts) -> dict[str, Any]:

@@ -332,7 +332,11 @@ ERRORS: list[tuple[list[str], int, tuple[str, ...]]] = [
     (["--source", SIM, "--record", "out", "--spool-limit", "1KiB"], 2, ("limit",)),
     (["--source", SIM, "--duration", "0"], 2, ("--duration",)),
     (["--source", SIM, "--publish", "abc"], 2, ("--publish", "neither a port")),
+    (["--source", SIM, "--publish", "99999"], 2, ("zeromq", "no such port", "127.0.0.1:99999")),
     (["--source", SIM, "--quicklook", "now.txt"], 2, ("--quicklook", ".png")),
+    (["--source", SIM, "--restored", "out", "--scale", "nan"], 2, ("--scale", "not a finite number")),
+    (["--source", SIM, "--record", "out", "--log", "out/lines.raw"], 2, ("--log", "would be written into the lines")),
+    (["--source", SIM, "--record", "out", "--packets", "out/lines.idx"], 2, ("--packets", "into the lines")),
     (["--source", "envi:out/lines.hdr", "--record", "out"], 2, ("would read what it writes",)),
     (["--source", "watch:out", "--restored", "out"], 2, ("would read what it writes",)),
 ]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zmq
 
-from runtime.errors import MachineError
+from runtime.errors import InputError, MachineError
 from runtime.lines import LineFormat
 from runtime.sinks.contract import Block, Sink, StreamFacts
 from runtime.sinks.zeromq import Publisher
@@ -183,6 +183,14 @@ def test_it_listens_on_this_machine_only() -> None:
         assert publisher.address.startswith("tcp://127.0.0.1:")
     with Publisher(FACTS, address="tcp://[::1]:*") as publisher:
         assert publisher.address.startswith("tcp://[::1]:")
+
+
+@pytest.mark.parametrize(
+    "place", ["127.0.0.1:65536", "127.0.0.1:-5", "127.0.0.1:5x", "127.0.0.1", "*:", "[::1]:070000"]
+)
+def test_a_port_that_zeromq_would_take_for_another_is_refused(place: str) -> None:
+    with pytest.raises(InputError, match=rf"zeromq: no such port \(found 'tcp://{re.escape(place)}'\); 0 to 65535"):
+        Publisher(FACTS, address=f"tcp://{place}")
 
 
 def test_a_taken_port_is_told_and_given_back_at_the_end() -> None:
