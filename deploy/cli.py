@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -134,7 +135,7 @@ def leave(outcome: dict[str, Any] | DeployError) -> NoReturn:
 
 def _done(result: dict[str, Any], as_json: bool) -> int:
     if as_json:
-        _print_json({**result, "warnings": list(console.warnings)})
+        return _print_json({**result, "warnings": list(console.warnings)}, 0)
     return 0
 
 
@@ -142,7 +143,8 @@ def _failed(error: DeployError, as_json: bool) -> int:
     console.complain(f"deploy: error: {error.one_line()}")
     if as_json:
         figures = error.result if isinstance(error, GateError) else None
-        _print_json({**(error.report or {}), "error": error.as_json(), **({"result": figures} if figures else {})})
+        told = {**(error.report or {}), "error": error.as_json(), **({"result": figures} if figures else {})}
+        return _print_json(told, error.exit_code)
     return error.exit_code
 
 
@@ -150,18 +152,21 @@ def _ended(code: int, text: str, as_json: bool) -> int:
     console.complain(f"deploy: {text}")
     if as_json:
         empty = {"file": None, "line": None, "key": None, "value": None, "remedy": ""}
-        _print_json(
-            {"error": {"code": code, "kind": "Interrupted" if code == INTERRUPTED else "Bug", "message": text, **empty}}
-        )
+        kind = "Interrupted" if code == INTERRUPTED else "Bug"
+        return _print_json({"error": {"code": code, "kind": kind, "message": text, **empty}}, code)
     return code
 
 
-def _print_json(content: dict[str, Any]) -> None:
+def _print_json(content: dict[str, Any], code: int) -> int:
+    """Print it; returns the exit code, which still says how it went where the reader has gone."""
     try:
         click.echo(json.dumps(content, allow_nan=False))
-    except OSError:
-        # Nobody reads it any more; the exit code still says how it went.
+    except OSError as error:
         console.discard(sys.stdout)
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            console.complain(f"deploy: error: the result cannot be written: {error.strerror or error}")
+            return code or MachineError.exit_code
+    return code
 
 
 def _log(error: BaseException) -> str:

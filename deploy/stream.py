@@ -114,14 +114,16 @@ def command(
         raise InputError(
             "only a record with a limit has segments", key="stream.segment_mib", remedy="give --spool-limit too"
         )
-    if record is None and restored is None:
-        console.warn("neither --record nor --restored is given: nothing is kept")
+    if web and web == prometheus:
+        raise InputError("the port of --prometheus too", key="--web", value=web, remedy="give each a port of its own")
     outward = Outward(quicklook, publish, packets, prometheus, web)
     with load_bundle(bundle, threads=threads, engine=engine) as loaded:
         if self_test:
             with console.progress("self-test"):
                 difference = loaded.self_test()
             console.say(f"self-test   golden frame restored, off by {difference:.1e} of its range")
+        if record is None and restored is None:
+            console.warn("neither --record nor --restored is given: nothing is kept")
         let_workers_yield()
         with console.progress("opening the source"):
             source = open_source(spec, _source_options(config, scale))

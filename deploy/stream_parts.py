@@ -24,6 +24,8 @@ from runtime.sources import Source
 from runtime.stream.pipeline import NamedSink, StreamOptions, bytes_needed
 from runtime.stream.restoring import RestorerFacts
 
+from . import console
+from .run import DIM_SHARE, UNIT_LIMIT
 from .stream_config import StreamSection
 
 if TYPE_CHECKING:
@@ -161,8 +163,13 @@ def make_parts(
     writers = [writer for writer in (parts.record, parts.restored) if writer is not None]
     parts.first_sequence = max((writer.next_sequence for writer in writers), default=0)
     parts.notes += [writer.resumed for writer in writers if writer.resumed]
-    if lines.dtype.kind in "iu" and lines.scale is None and "scale" not in told.radiometry and output.scale is not None:
-        parts.notes.append(f"nobody said what stands for 1.0 in these lines: the bundle's {output.scale:g} is taken")
+    floats = lines.dtype.kind == "f"
+    said = lines.scale is not None or "scale" in told.radiometry or told.radiometry.get("output") == "reflectance"
+    if not floats and not said:
+        parts.notes.append(
+            f"nobody said what stands for 1.0 in these lines: the bundle's {radiometry.scale:g} is taken (--scale)"
+        )
+    parts.telling.append(_doubt_scale(not floats and not said, floats, console.warn))
     parts.notes += _never_restored(parts)
     return parts
 
@@ -174,10 +181,30 @@ def _never_restored(parts: Parts) -> list[str]:
     first, behind = parts.restored.next_sequence, parts.record.next_sequence
     if first >= behind:
         return []
+    names = "lines.hdr" if parts.limit is None else "lines-NNNN.hdr, segment by segment"
     return [
         f"lines {first} to {behind - 1} of the record were not restored by the run before; a copy of the record can be "
-        "restored later with --source envi:COPY/lines.hdr, which numbers its lines anew and knows of no gaps"
+        f"restored later with --source envi:COPY/{names}, which numbers its lines anew and knows of no gaps"
     ]
+
+
+def _doubt_scale(unsaid: bool, floats: bool, warn: Callable[[str], None]) -> Callable[[Mapping[str, Any]], None]:
+    """Looks at a stream's snapshots; warns once where the numbers do not look like the scale that was taken."""
+    done = False
+
+    def look(snapshot: Mapping[str, Any]) -> None:
+        nonlocal done
+        peak = snapshot["peak"]
+        if peak is None or done:
+            return
+        done = True
+        if peak > UNIT_LIMIT:
+            remedy = "say it in stream.radiometry.scale" if floats else "say it: --scale"
+            warn(f"values reach {peak:.4g} times what stands for 1.0; if that is another number, {remedy}")
+        elif unsaid and peak < DIM_SHARE:
+            warn(f"values reach {100 * peak:.2g} % of what stands for 1.0, which nobody said; say it: --scale")
+
+    return look
 
 
 def _check_memory(parts: Parts, lines: LineFormat, outward: Outward, restored: bool) -> None:
@@ -227,6 +254,7 @@ def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: O
         packets = SpacePackets(facts, _packet_target(outward.packets))
         add("packets", packets, stays_open=True)
         parts.telling.append(packets.housekeeping)
+        parts.addresses["packets"] = outward.packets
         if packets.resumed:
             parts.notes.append(packets.resumed)
 
@@ -251,6 +279,8 @@ def _packet_target(text: str) -> Path | tuple[int, str]:
         if not 0 < int(port) < 65536:
             raise InputError("no such port", key="--packets", value=text, remedy="HOST:PORT, 1 to 65535")
         return int(port), host.strip("[]") or "127.0.0.1"
+    if text.isascii() and text.isdigit():
+        raise InputError("neither a file nor HOST:PORT", key="--packets", value=text, remedy=f"127.0.0.1:{text}")
     return Path(text)
 
 

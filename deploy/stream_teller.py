@@ -18,7 +18,7 @@ from .stream_parts import Snapshot
 TICK_S = 0.25
 OUTSIDE_S = 1.0
 """Seconds between two messages to those outside."""
-LAST_S = 1.0
+LAST_S = 0.5
 """How long the end waits for somebody who cannot be told."""
 BOARD_S = 5.0
 

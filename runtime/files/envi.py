@@ -82,6 +82,8 @@ def _partner(path: Path, candidates: Sequence[Path], kind: str) -> Path:
         with suppress(OSError):
             if candidate.is_file() and not any(candidate.samefile(other) for other in found):
                 found.append(candidate)
+    if not found and path.suffix.lower() in (".npy", ".npz", ".mat"):
+        raise CubeFileError("is no ENVI file", file=path, remedy="convert it to ENVI, or restore it with `deploy run`")
     if not found:
         names = ", ".join(dict.fromkeys(candidate.name for candidate in candidates if not candidate.suffix.isupper()))
         raise CubeFileError(f"its {kind} is missing", file=path, remedy=f"put one of these beside it: {names}")

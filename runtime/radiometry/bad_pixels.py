@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class Replacements:
 
     Attributes:
         bands, samples: [n], where the bad elements are.
-        sources: [k, n], flat indices into [bands, samples]; all of them good.
+        sources: [k, n], flat indices into [bands, samples]; all of them good, and all of weight.
         weights: [k, n], each column sums to 1.
     """
 
@@ -97,7 +97,17 @@ def replacements(bad: Bools, method: Method) -> Replacements:
     rows, columns = (np.array([source[axis] for source in sources[used]]) for axis in (0, 1))
     if method == "samples":
         row, column, rows, columns = column, row, columns, rows
-    return Replacements(row, column, rows * bad.shape[1] + columns, np.array(weights[used]))
+    shares = np.array(weights[used])
+    return Replacements(row, column, of_weight(rows * bad.shape[1] + columns, shares), shares)
+
+
+def of_weight(sources: Indices, weights: NDArray[np.floating[Any]]) -> Indices:
+    """`sources` [k, n] with each that has no weight moved to the one of its column that has most.
+
+    Nothing times NaN is NaN: an element without weight must not be looked at.
+    """
+    heaviest = np.take_along_axis(sources, weights.argmax(axis=0)[None], axis=0)
+    return np.where(weights == 0, heaviest, sources)
 
 
 def _between(good: Bools) -> tuple[Indices, Indices, Doubles]:

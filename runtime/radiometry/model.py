@@ -187,16 +187,41 @@ class Radiometry:
             count = int(np.count_nonzero(self._over))
         if mask is not None:
             if count:
-                np.copyto(mask, self._spread(self._over))
+                np.copyto(mask, self.drawn(self._over))
             else:
                 mask.fill(False)
         return count
 
-    def _spread(self, over: Bools) -> Bools:
+    def drawn(self, marked: Bools) -> Bools:
+        """Which values of a result draw on marked elements of a line, by replacement, smile and keystone too.
+
+        Args:
+            marked: bool [bands, samples] of the line; bad elements do not count, and it may be written into.
+
+        Returns:
+            bool [bands, samples], perhaps `marked` itself.
+        """
         if self._repair is not None:
-            drawn = over.reshape(-1)[self._repair.sources] & (self._repair.weights != 0)
-            over[self._repair.bands, self._repair.samples] = drawn.any(axis=0)
-        return over if self._resampling is None else self._resampling.touched(over)
+            np.logical_and(marked, self._good, out=marked)
+            of_bad = marked.reshape(-1)[self._repair.sources].any(axis=0)
+            marked[self._repair.bands, self._repair.samples] = of_bad
+        return marked if self._resampling is None else self._resampling.touched(marked)
+
+    def needed(self, wanted: Bools) -> Bools:
+        """Which elements of a line the `wanted` values of its result draw on, none of them bad.
+
+        Args:
+            wanted: bool [bands, samples].
+
+        Returns:
+            bool [bands, samples], a new array.
+        """
+        found = wanted.copy() if self._resampling is None else self._resampling.needed(wanted)
+        if self._repair is not None:
+            replaced = found[self._repair.bands, self._repair.samples]
+            found &= self._good
+            found.reshape(-1)[self._repair.sources[:, replaced]] = True
+        return found
 
     def describe(self) -> dict[str, str]:
         """What is done and with which files, for people and logs."""

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.radiometry.bad_pixels import of_weight
+
 Float32 = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -23,7 +25,7 @@ class Resampling:
     beyond its edge the edge is repeated. It owns its scratch: one thread at a time.
 
     Attributes:
-        sources: [k, bands * samples], flat indices.
+        sources: [k, bands * samples], flat indices, all of weight.
         weights: float32, the same shape.
     """
 
@@ -40,8 +42,8 @@ class Resampling:
                 sources.append((row * samples + column).ravel())
                 weight = (band_share if down else 1 - band_share) * (sample_share if right else 1 - sample_share)
                 weights.append(weight.ravel())
-        self.sources: Indices = np.array(sources, np.intp)
         self.weights: Float32 = np.array(weights, np.float32)
+        self.sources: Indices = of_weight(np.array(sources, np.intp), self.weights)
         self._samples = samples
         self._step = max(1, PIECE // samples) * samples
         self._sum: Float32 = np.empty(min(self._step, bands * samples), np.float32)
@@ -66,8 +68,13 @@ class Resampling:
 
     def touched(self, marked: Bools) -> Bools:
         """Which elements of the result draw on one that is marked in the line; [bands, samples], a new array."""
-        drawn = marked.reshape(-1)[self.sources] & (self.weights != 0)
-        result: Bools = drawn.any(axis=0).reshape(marked.shape)
+        result: Bools = np.asarray(marked.reshape(-1)[self.sources].any(axis=0)).reshape(marked.shape)
+        return result
+
+    def needed(self, wanted: Bools) -> Bools:
+        """Which elements of the line the `wanted` ones of the result draw on; [bands, samples], a new array."""
+        result: Bools = np.zeros(wanted.shape, np.bool_)
+        result.reshape(-1)[self.sources[:, wanted.reshape(-1)]] = True
         return result
 
 

@@ -130,12 +130,16 @@ class PacketFile(PacketTarget):
                 if not self._zeros(position, size):
                     if not self._right(last, size):  # the damage may begin within its header
                         self._next = before
-                    self._set_aside(position, size)
+                    self._set_aside(position, size, last)
                     return 0
                 break
             end = position + PRIMARY_BYTES + length + 1
             if end > size:
-                break
+                if not self._right_within(position + 1, size, apids):
+                    break
+                # Not torn: its length is damaged, and whole packets lie behind it.
+                self._set_aside(position, size, last)
+                return 0
             before = {**self._next}
             self._next[identity & 0x7FF] = (control + 1) % COUNTS
             position, last = end, position
@@ -162,13 +166,24 @@ class PacketFile(PacketTarget):
             return False
         return crc_hqx(os.pread(self._file, count, position), 0xFFFF) == 0
 
-    def _set_aside(self, position: int, size: int) -> None:
-        """Keep a file of ours that is damaged under another name, and begin a new one.
+    def _right_within(self, position: int, size: int, apids: frozenset[int]) -> bool:
+        """Whether a whole packet of ours, with the right checksum, begins anywhere in the rest, which is short."""
+        rest = os.pread(self._file, size - position, position)
+        for place in range(len(rest) - PRIMARY_BYTES):
+            identity = int.from_bytes(rest[place : place + 2], "big")
+            ours = identity & 0xF800 == 0x0800 and identity & 0x7FF in apids
+            if ours and self._right(position + place, size):
+                return True
+        return False
+
+    def _set_aside(self, position: int, size: int, last: int) -> None:
+        """Keep a file of ours that is damaged at `position`, behind the packet at `last`, and begin a new one.
 
         Raises:
             InputError: it is not a file of ours: it begins otherwise, or has packets of other APIDs.
         """
-        if position == 0 or not self._right(0, size) or self._right(position, size):
+        ours = position > 0 and (self._right(0, size) or self._right(last, size))
+        if not ours or self._right(position, size):
             raise InputError(
                 f"byte {position} begins no packet of this stream",
                 file=self._path,

@@ -9,6 +9,8 @@ NARROW = 65535
 """Frame ids of GigE Vision 1.x count from 1 to it, and again from 1."""
 BEHIND = 4
 """So many images in a row with ids that were over already, each one more than the last: the counter began again."""
+WINDOW_NS = 50_000_000
+"""A camera's rate is looked at over so long: the mean of a triggered one says nothing of its bursts."""
 JUMP_IMAGES, JUMP_RATES = 1000, 10
 """A jump forward by more images than these, and than so many times what the time has room for, is none."""
 THROWN_AWAY = 100
@@ -62,16 +64,22 @@ class Restarts:
         self._rate, self._depth = rate or 0.0, depth
         self._first: tuple[int, int] | None = None
         self._highest = (0, 0)
+        self._read_at = 0.0
+        self._window = (0, 0)
+        self._fastest = 0.0
         self._ignored = 0
         self._behind: list[int] = []
 
-    def noticed(self, raw: int, frame_id: int, next_id: int | None, utc_ns: int, ignored: int = 0) -> bool:
+    def noticed(
+        self, raw: int, frame_id: int, next_id: int | None, utc_ns: int, read_at: float, ignored: int = 0
+    ) -> bool:
         """Whether an image shows it.
 
         Args:
             raw, frame_id: its id as it was sent, and unrolled.
             next_id: of the image whose turn is next; None before the first.
-            utc_ns: when it came. Its reader may have been held up, so this is not the time at which it was read.
+            utc_ns: when it came, by a clock that may be set.
+            read_at: seconds of a clock that may not, when it was read; its reader may have been held up.
             ignored: packets that Aravis has thrown away so far.
         """
         if next_id is not None and frame_id < next_id:
@@ -80,19 +88,21 @@ class Restarts:
             return frame_id < next_id - self._depth or len(self._behind) >= BEHIND
         self._behind = []
         if self._first is None:
-            self._first, self._highest, self._ignored = (frame_id, utc_ns), (frame_id, utc_ns), ignored
+            self._first = self._highest = self._window = (frame_id, utc_ns)
+            self._read_at, self._ignored = read_at, ignored
         if frame_id <= self._highest[0]:
             return False
-        jump, seconds = frame_id - self._highest[0], max(0.0, (utc_ns - self._highest[1]) / 1e9)
-        seen = self._seen()
-        # The image is the first one that was not behind any more; an image has three packets at least.
-        away = seen * seconds - jump
-        if raw <= 2 * THROWN_AWAY and away >= BEHIND and ignored - self._ignored >= 2 * away:
+        jump, seconds = frame_id - self._highest[0], (utc_ns - self._highest[1]) / 1e9
+        # The image is the first one that was not behind any more; each of those before has three packets at least.
+        away, hidden = self._seen() * seconds - jump, max(raw - 1, BEHIND)
+        if raw <= 2 * THROWN_AWAY and away >= BEHIND and ignored - self._ignored >= 2 * hidden:
             return True
-        # A camera with a trigger may be faster than it says.
-        if jump > JUMP_IMAGES + JUMP_RATES * max(self._rate, seen) * seconds:
+        # A camera with a trigger may be faster than it says, and a clock that was set back says less than passed.
+        room = max(self._rate, self._fastest) * max(seconds, read_at - self._read_at)
+        if jump > JUMP_IMAGES + JUMP_RATES * room:
             return True
-        self._highest, self._ignored = (frame_id, utc_ns), ignored
+        self._highest, self._read_at, self._ignored = (frame_id, utc_ns), read_at, ignored
+        self._look_at_rate()
         return False
 
     def _seen(self) -> float:
@@ -100,6 +110,14 @@ class Restarts:
         assert self._first is not None
         seconds = (self._highest[1] - self._first[1]) / 1e9
         return (self._highest[0] - self._first[0]) / seconds if seconds > 0 else 0.0
+
+    def _look_at_rate(self) -> None:
+        passed = self._highest[1] - self._window[1]
+        if passed < 0:
+            self._window = self._highest
+        elif passed >= WINDOW_NS:
+            self._fastest = max(self._fastest, 1e9 * (self._highest[0] - self._window[0]) / passed)
+            self._window = self._highest
 
 
 @dataclass(frozen=True)

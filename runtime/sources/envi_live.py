@@ -197,7 +197,7 @@ def _patiently(path: Path, seconds: float) -> Growing:
                     line=error.line,
                     key=error.key,
                     value=error.value,
-                    remedy="start the recorder first, or allow more seconds of idleness",
+                    remedy="start the recorder first, or allow more seconds of idleness (stream.idle_seconds)",
                 ) from error
             before = None
         else:

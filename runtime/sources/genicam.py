@@ -169,7 +169,7 @@ class GenicamSource(Source):
         image = session.judge(buffer, known)
         frame_id = self._ids.unroll(known.frame_id)
         ignored = session.stream.count("n_ignored_packets")
-        if self._restarts.noticed(known.frame_id, frame_id, self._order.next_id, known.utc_ns, ignored):
+        if self._restarts.noticed(known.frame_id, frame_id, self._order.next_id, known.utc_ns, then, ignored):
             session.stream.push(buffer)
             self._loss = "the camera's frame ids start again"
             return

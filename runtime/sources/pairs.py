@@ -36,11 +36,18 @@ class Skipped:
 
 @dataclass(frozen=True)
 class _Known:
-    """A data file that was read: its lines, and the CRC-32 of some bytes that stay where they are when it grows."""
+    """A data file that was read.
+
+    Attributes:
+        lines: that it had.
+        place, crc: CRC-32 of bytes that stay where they are when it grows.
+        spread: CRC-32 of bytes from all over it.
+    """
 
     lines: int
     place: tuple[int, int]
     crc: int | None
+    spread: int | None
 
 
 @dataclass(eq=False)
@@ -103,8 +110,8 @@ class Pairs:
                 del self.waiting[name]
                 if (data := pair.mark[1]) is not None:
                     self._read.add(data)
-                more = self._remember(header)
-                yield Skipped(name, _GREW.format(header.data_path.name, more)) if more else header
+                known = self._remember(header)
+                yield Skipped(name, known) if known else header
                 continue
             pair.why = header
             if late:
@@ -112,23 +119,27 @@ class Pairs:
                 self._given_up.add(pair.mark)
                 yield Skipped(name, pair.why)
 
-    def _remember(self, header: EnviHeader) -> int:
-        """Lines by which a data file that was read has grown since; 0 where it is new."""
+    def _remember(self, header: EnviHeader) -> str:
+        """Why a data file is not read: it was, and has only grown or been touched since; empty where it is new."""
         try:
             status = _status(header.data_path.name, header.data_path.stat())
         except OSError:
-            return 0
+            return ""
         # What came after the header was read is not of this reading.
         if status[2] == header.header_offset + header.lines * header.line_bytes:
             self._read.add(status)
         before = self._known.get(status[:2])
         place = _place(header)
-        self._known[status[:2]] = _Known(header.lines, place, _sampled(header.data_path, place))
-        if before is None or header.lines <= before.lines or before.crc is None:
-            return 0
+        spread = _sampled(header.data_path, *_all_over(status[2]))
+        self._known[status[:2]] = _Known(header.lines, place, _sampled(header.data_path, place), spread)
+        if before is None or before.crc is None:
+            return ""
         # The same inode may be another file, or the same one written anew.
-        same = _sampled(header.data_path, before.place) == before.crc
-        return header.lines - before.lines if same else 0
+        if header.lines > before.lines and _sampled(header.data_path, before.place) == before.crc:
+            return _GREW.format(header.data_path.name, header.lines - before.lines)
+        if header.lines == before.lines and spread is not None and spread == before.spread:
+            return _TOUCHED.format(header.data_path.name)
+        return ""
 
     def reasons(self) -> list[str]:
         """Why the pairs that are waited for are not complete."""
@@ -136,6 +147,7 @@ class Pairs:
 
 
 _GREW = "{} grew after it was read: {} new lines are left out; read a file that is still recorded with envi-live:PATH"
+_TOUCHED = "{} was touched after it was read, and holds what it held: it is not read again"
 
 
 def _place(header: EnviHeader) -> tuple[int, int]:
@@ -146,10 +158,19 @@ def _place(header: EnviHeader) -> tuple[int, int]:
     return header.header_offset + header.lines * header.line_bytes - count, count
 
 
-def _sampled(path: Path, place: tuple[int, int]) -> int | None:
+def _all_over(size: int) -> list[tuple[int, int]]:
+    """Places from the first to the last byte of a file."""
+    count = SAMPLED_BYTES // 4
+    return [(max(0, size - count) * part // 31, count) for part in range(32)]
+
+
+def _sampled(path: Path, *places: tuple[int, int]) -> int | None:
     with suppress(OSError), path.open("rb") as file:
-        file.seek(place[0])
-        return zlib.crc32(file.read(place[1]))
+        crc = 0
+        for start, count in places:
+            file.seek(start)
+            crc = zlib.crc32(file.read(count), crc)
+        return crc
     return None
 
 

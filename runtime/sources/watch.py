@@ -1,7 +1,7 @@
 """`watch:DIR`: a folder into which a recorder drops ENVI pairs, each read once when it is complete.
 
 The folder is looked through five times a second, so that it may as well lie on a network share. No line is given twice:
-a file that grows after it was read is not read again, but what it grew by is told as left out.
+a file that is touched or grows after it was read is not read again; it is told, and what it grew by is left out.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Watch(Source):
                 raise CubeFileError(
                     f"no complete ENVI pair within {self._pairs.patience:g} s" + "".join(f"; {text}" for text in why),
                     file=self._path,
-                    remedy="start the recorder first, or allow more seconds of idleness",
+                    remedy="start the recorder first, or allow more seconds of idleness (stream.idle_seconds)",
                 )
             time.sleep(POLL)
 

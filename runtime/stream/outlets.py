@@ -17,6 +17,7 @@ from runtime.sinks.contract import Block, Sink
 from .health import Stage
 from .intake import PATIENCE, Log
 from .joining import Piece
+from .missing import stands_in
 from .queues import Policy, Queue
 
 Settle = Callable[[int, int], None]
@@ -68,6 +69,7 @@ class Outlet:
     stays_open: bool = False
 
 
+NAN = np.float32(np.nan)
 OUTLET_CAPACITY = 2
 """Blocks that may wait for a sink."""
 
@@ -162,7 +164,8 @@ class Distributor:
         given, lost: entered in the books for lines that no principal sink will account for.
         given_up: asked while it waits for a free block.
         waiting: called now and then while it waits.
-        mark: the ignore value, written where a piece is NaN and nowhere else; None where NaN is a value like others.
+        mark: the ignore value, written where a piece is its stand-in and nowhere else; None where there is none.
+        missing: the stand-in, see `missing`.
 
     Attributes:
         clipped: values that the output's type could not hold and that were set to its limit.
@@ -178,8 +181,10 @@ class Distributor:
         given_up: Callable[[], bool],
         waiting: Callable[[], None],
         mark: float | None = None,
+        missing: np.float32 = NAN,
     ) -> None:
         self._mark = None if mark is None else format.dtype.type(mark)
+        self._missing = missing
         self._format, self._outlets, self._given, self._lost = format, outlets, given, lost
         self._given_up, self._waiting = given_up, waiting
         self._principal = any(outlet.principal for outlet in outlets)
@@ -248,7 +253,7 @@ class Distributor:
             if values is not scaled:
                 np.copyto(scaled, values)
             np.copyto(scaled, self._beside, where=outside)
-            np.copyto(scaled, mark, where=np.isnan(scaled, out=outside))
+            np.copyto(scaled, mark, where=stands_in(piece.values, self._missing, out=outside))
             values = scaled
         out[:] = values.transpose(1, 0, 2)
 

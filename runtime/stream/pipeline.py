@@ -27,6 +27,7 @@ from .frames import Assembler, Frame
 from .health import Health, Stage
 from .intake import Intake, Item, Log
 from .joining import Joiner
+from .missing import stand_in
 from .outlets import OUTLET_CAPACITY, Distributor, OutletWorker, make_outlet
 from .pool import LinePool
 from .queues import Policy, Queue
@@ -118,9 +119,10 @@ def bytes_needed(
     """Memory that a stream takes once, before its first line; the engine's own is not counted."""
     frame = facts.frame[0] * output.bands * output.samples
     blocks = 2 + sinks * (OUTLET_CAPACITY + 1) if sinks else 0
-    whole = output.dtype.kind in "iu"
-    # A frame in the unit range and restored; scaled and judged where it is rounded; blocks for the sinks.
-    frames = frame * (8 + (5 if whole else 0) + blocks * output.dtype.itemsize)
+    marked = lines.ignore_value is not None
+    judged = marked or output.dtype.kind in "iu"
+    # A frame in the unit range and restored; what is missing; scaled and judged; blocks for the sinks.
+    frames = frame * (8 + marked + (5 if judged else 0) + blocks * output.dtype.itemsize)
     return slots_needed(facts, options) * lines.line_bytes + frames
 
 
@@ -186,7 +188,7 @@ class Stream:
         stage = self._stage("restore")
         self._distributor = Distributor(
             output, lines, self._outlets, self._settle_given, self._settle_lost, self._given_up.is_set, stage.beat,
-            _mark(source.format, output),
+            _mark(source.format, output), stand_in(source.format.dtype),
         )  # fmt: skip
         joiner = Joiner(
             restorer.bands, source.format.samples, lines, overlap,
@@ -296,6 +298,7 @@ class Stream:
             "clipped": self._distributor.clipped,
             "prompt": dict(last.metrics) if last else {},
             "experts": list(last.experts) if last else [],
+            "peak": last.peak if last else None,
             "frame_seconds": dict(last.seconds) if last else {},
             "source": dict(self._source.telemetry()),
             "stages": {
@@ -399,15 +402,14 @@ class Stream:
 
 
 def _judged(radiometric: Radiometry, chosen: tuple[int, ...] | None) -> NDArray[np.bool_]:
-    """Elements [bands, samples] by which a line is judged: those that the network sees, and that are not replaced."""
-    judged: NDArray[np.bool_] = ~radiometric.bad
+    """Elements [bands, samples] by which a line is judged: those that what the network sees is made of."""
+    wanted = np.ones(radiometric.format.shape, np.bool_)
     if chosen is not None:
-        judged[np.setdiff1d(np.arange(len(judged)), chosen)] = False
-    return judged
+        wanted[np.setdiff1d(np.arange(len(wanted)), chosen)] = False
+    return radiometric.needed(wanted)
 
 
 def _mark(lines: LineFormat, output: LineFormat) -> float | None:
-    """The ignore value that restored lines have where the source's integers have it; NaN stands for it until then."""
-    if lines.ignore_value is None or lines.dtype.kind not in "iu" or held(lines.ignore_value, lines.dtype) is None:
-        return None
-    return output.ignore_value
+    """The ignore value that restored lines have where the source's have it; NaN needs none."""
+    mark = None if lines.ignore_value is None else held(lines.ignore_value, lines.dtype)
+    return None if mark is None or np.isnan(mark) else output.ignore_value

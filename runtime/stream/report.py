@@ -25,6 +25,7 @@ class FrameReport:
         experts: share of layers, tiles and band groups in which each expert was chosen.
         latency_s: from the taking of its last line to its restoration.
         seconds: of its stages: `radiometry`, `metrics`, `engine`, and `whole`.
+        peak: largest value that the network was given, in the unit range; None where it was given none.
     """
 
     number: int
@@ -36,6 +37,7 @@ class FrameReport:
     experts: tuple[float, ...] = ()
     latency_s: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    peak: float | None = None
 
 
 def stamps(frame: Frame) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from runtime.restore import Infer
 from runtime.tiles import Tiling, band_groups
 
 from .frames import Frame
+from .missing import stand_in
 from .pool import Slot
 from .report import FrameReport, stamps
 
@@ -27,17 +28,13 @@ ENOUGH = 0.5
 
 
 class Radiometric(Protocol):
-    """What turns a line of digital numbers into the network's unit range.
-
-    Attributes:
-        bad: bool [bands, samples], elements that are replaced, whatever the line says of them.
-    """
-
-    bad: Bools
+    """What turns a line of digital numbers into the network's unit range; see `runtime.radiometry.Radiometry`."""
 
     def apply_line(self, raw: Line, out: Float32) -> None: ...
 
     def saturated(self, raw: Line, mask: Bools | None = None) -> int: ...
+
+    def drawn(self, marked: Bools) -> Bools: ...
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,11 @@ class FrameRestorer:
         self._chosen = None if facts.chosen is None else np.array(facts.chosen, np.intp)
         ignored = format.ignore_value
         self._mark = None if ignored is None else held(ignored, format.dtype)
-        self._whole_numbers = format.dtype.kind in "iu"
+        self._stand_in = stand_in(format.dtype)
         self._whole = np.zeros(format.shape, np.float32)
         self._mask = np.zeros(format.shape, np.bool_)
         self._unit = np.zeros((self.bands, lines, samples), np.float32)
+        self._missing = np.zeros((self.bands, 0 if self._mark is None else lines, samples), np.bool_)
         self._joined = np.zeros_like(self._unit)
         self._input = np.zeros((1, facts.bands, *facts.frame), np.float32)
         self._part = np.zeros((facts.bands, *facts.frame), np.float32)
@@ -141,8 +139,8 @@ class FrameRestorer:
             alive: called before every run of the engine.
 
         Returns:
-            (float32 [bands, lines of the frame, samples] in the unit range, what is known of it). Where the line holds
-            the ignore value of integers, it is NaN: as a number it would not outlive scaling and blending.
+            (float32 [bands, lines of the frame, samples] in the unit range, what is known of it). A value that draws on
+            one that the line marks as missing is the `missing.stand_in`.
 
         Raises:
             AbandonedError: `abandoned` said so.
@@ -158,11 +156,11 @@ class FrameRestorer:
         if len(fit) < ENOUGH * count:
             return self.pass_through(frame)
         self._bridge(fit, count)
+        peak = float(self._unit[:, :count].max())
         seconds = {"radiometry": time.monotonic() - began}
         metrics, experts, timed = self._run(count, abandoned, alive)
         values = self._joined[:, :count]
-        self._avoid_mark(values)
-        self._keep(frame.slots, np.flatnonzero(unfit), kept, values)
+        self._keep(frame, np.flatnonzero(unfit), kept, values)
         names = METRIC_SETS[self._facts.metric_set]
         return values, self._report(
             frame,
@@ -170,6 +168,7 @@ class FrameRestorer:
             {**seconds, **timed, "whole": time.monotonic() - began},
             dict(zip(names, metrics.mean(axis=0).tolist(), strict=True)),
             tuple(float(share) for share in experts),
+            peak,
         )
 
     def pass_through(self, frame: Frame) -> tuple[Float32, FrameReport]:
@@ -181,7 +180,7 @@ class FrameRestorer:
         self._bridge(np.flatnonzero(taken), count)
         values = self._joined[:, :count]
         np.copyto(values, self._unit[:, :count])
-        self._keep(frame.slots, np.flatnonzero(taken), kept, values)
+        self._keep(frame, np.flatnonzero(taken), kept, values)
         return values, self._report(frame, taken, {"whole": time.monotonic() - began}, {}, ())
 
     def _report(
@@ -191,6 +190,7 @@ class FrameRestorer:
         seconds: dict[str, float],
         metrics: dict[str, float],
         experts: tuple[float, ...],
+        peak: float | None = None,
     ) -> FrameReport:
         sequence, frame_id, utc_ns, flags = stamps(frame)
         flags |= np.where(
@@ -199,7 +199,7 @@ class FrameRestorer:
         if len(flags) < self._facts.frame[0]:
             flags |= np.where(flags & Flag.RESTORED, Flag.PADDED, 0).astype(np.uint32)
         latency = time.monotonic() - frame.completed
-        return FrameReport(frame.number, sequence, frame_id, utc_ns, flags, metrics, experts, latency, seconds)
+        return FrameReport(frame.number, sequence, frame_id, utc_ns, flags, metrics, experts, latency, seconds, peak)
 
     def _line(self, raw: Line, out: Float32) -> None:
         """A line in the unit range: `out` [bands, samples]."""
@@ -220,22 +220,23 @@ class FrameRestorer:
             if slot.flags & Flag.SOME_SATURATED and self._radiometric.saturated(slot.line, self._mask):
                 kept.append(_Kept(place, self._selected(self._mask).copy(), out.copy(), False))
             if self._mark is not None:
-                marked = self._selected((slot.line == self._mark) & ~self._radiometric.bad)
-                missing = marked.any(axis=0)
+                missing = self._missing_in(slot.line, self._mark, self._missing[:, place])
                 if missing.any():
-                    there = out.copy()
-                    there[marked] = np.nan if self._whole_numbers else np.float32(self._mark)
                     whole = bool(missing.all())
-                    kept.append(_Kept(place, np.broadcast_to(missing, out.shape), there, whole))
+                    kept.append(_Kept(place, np.broadcast_to(missing, out.shape), out.copy(), whole))
                     if not whole:
                         out[:, missing] = out[:, ~missing].mean(axis=1, keepdims=True)
         return kept
 
-    def _avoid_mark(self, values: Float32) -> None:
-        """Restored floats that would read as the ignore value become the number next to it."""
-        if self._mark is not None and not self._whole_numbers:
-            mark = np.float32(self._mark)
-            values[values == mark] = np.nextafter(mark, np.float32(np.inf))
+    def _missing_in(self, line: Line, mark: NDArray[Any], found: Bools) -> Bools:
+        """Values that draw on the ignore value, into `found` [bands, samples]; returns which samples have any."""
+        np.equal(line, mark, out=self._mask)
+        if self._mask.any():
+            np.copyto(found, self._selected(self._radiometric.drawn(self._mask)))
+        else:
+            found.fill(False)
+        samples: Bools = np.asarray(found.any(axis=0))
+        return samples
 
     def _selected(self, mask: Bools) -> Bools:
         return mask if self._chosen is None else mask[self._chosen]
@@ -245,8 +246,7 @@ class FrameRestorer:
         if not len(fit) or len(fit) == count:
             return
         for place in np.setdiff1d(np.arange(count), fit):
-            after = int(np.searchsorted(fit, place))
-            right, left = fit[min(after, len(fit) - 1)], fit[max(after - 1, 0)]
+            left, right = _beside(fit, int(place))
             share = np.float32(0 if left >= right else (place - left) / (right - left))
             self._unit[:, place] = (1 - share) * self._unit[:, left] + share * self._unit[:, right]
 
@@ -298,15 +298,28 @@ class FrameRestorer:
 
     def _keep(
         self,
-        slots: Sequence[Slot | None],
+        frame: Frame,
         passed: NDArray[np.intp],
         kept: Sequence[_Kept],
         values: Float32,
     ) -> None:
-        """Put what is passed through in the place of what the network made of it."""
+        """Put what is passed through, or is missing, in the place of what the network made of it."""
         for place in passed:
-            slot = slots[place]
+            slot = frame.slots[place]
             if slot is not None:
                 self._line(slot.line, values[:, place])
         for keep in kept:
             np.copyto(values[:, keep.place], keep.values, where=keep.mask)
+        if self._mark is not None and any(frame.taken):
+            taken = np.flatnonzero(frame.taken)
+            for place in np.flatnonzero(~np.array(frame.taken)):
+                # What lies between two lines is missing where either is.
+                left, right = _beside(taken, int(place))
+                np.logical_or(self._missing[:, left], self._missing[:, right], out=self._missing[:, place])
+            np.copyto(values, self._stand_in, where=self._missing[:, : values.shape[1]])
+
+
+def _beside(fit: NDArray[np.intp], place: int) -> tuple[int, int]:
+    """The nearest of the sorted places `fit` before and after one that is none of them; the same where one is none."""
+    after = int(np.searchsorted(fit, place))
+    return int(fit[max(after - 1, 0)]), int(fit[min(after, len(fit) - 1)])

@@ -31,6 +31,7 @@ class Screen:
         self._mask = np.empty(format.shape, np.bool_)
         some = judged is not None and judged.any() and not judged.all()
         self._judged = judged if some else None
+        self._ignored = None if self._judged is None else ~self._judged
         self._values = int(np.count_nonzero(judged)) if some and judged is not None else format.bands * format.samples
         self._before: int | None = None
         self._last: _Judged | None = None
@@ -71,10 +72,10 @@ class Screen:
         return Flag.REPEATED if same else NO_FLAGS
 
     def _finite(self, line: Line) -> bool:
-        if self._judged is None:
+        if self._ignored is None:
             return bool(np.isfinite(line.max()) and np.isfinite(line.min()))
         np.isfinite(line, out=self._mask)
-        return bool(np.logical_or(self._mask, ~self._judged, out=self._mask).all())
+        return bool(np.logical_or(self._mask, self._ignored, out=self._mask).all())
 
     def _constant(self, line: Line) -> bool:
         if self._last is not None:

@@ -173,6 +173,41 @@ def test_who_reads_its_words_does_not_matter_to_the_lines(
     os.close(write)
 
 
+def test_a_result_that_does_not_fit_is_no_success(tiny_bundle: Path, tmp_path: Path) -> None:
+    command = command_line("stream", tiny_bundle, "--source", SIM + ",count=20", "--record", "out", "--json")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, check=False, timeout=60,
+            stdout=full, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert done.returncode == 3
+    assert "deploy: error: the result cannot be written: No space left on device" in done.stderr
+    assert verify(tmp_path / "out", "lines").lines == 20
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "words"),
+    [
+        (np.float32, 5000.0, "times what stands for 1.0; if that is another number, say it in stream.radiometry.scale"),
+        (np.uint16, 90.0, "% of what stands for 1.0, which nobody said; say it: --scale"),
+        (np.float32, 0.9, None),
+        (np.uint16, 60000.0, None),
+    ],
+)
+def test_numbers_that_do_not_look_like_their_scale_are_told(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: type, top: float, words: str | None
+) -> None:
+    cube = (np.random.default_rng(0).random((31, 40, 48)) * top).astype(dtype)
+    write_cube(tmp_path / "scene.hdr", cube)
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", f"envi:{tmp_path / 'scene.hdr'}", "--restored", tmp_path, "--json"
+    )
+    assert done.code == 0
+    told = [warning for warning in done.json["warnings"] if "stands for 1.0" in warning and "reach" in warning]
+    assert len(told) == (words is not None)
+    assert words is None or words in told[0]
+
+
 def test_lost_lines_are_counted_and_no_number_is_given_twice(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -333,6 +368,8 @@ ERRORS: list[tuple[list[str], int, tuple[str, ...]]] = [
     (["--source", SIM, "--duration", "0"], 2, ("--duration",)),
     (["--source", SIM, "--publish", "abc"], 2, ("--publish", "neither a port")),
     (["--source", SIM, "--publish", "99999"], 2, ("zeromq", "no such port", "127.0.0.1:99999")),
+    (["--source", SIM, "--packets", "5005"], 2, ("--packets", "neither a file nor HOST:PORT", "127.0.0.1:5005")),
+    (["--source", SIM, "--web", "18080", "--prometheus", "18080"], 2, ("--web", "the port of --prometheus too")),
     (["--source", SIM, "--quicklook", "now.txt"], 2, ("--quicklook", ".png")),
     (["--source", SIM, "--restored", "out", "--scale", "nan"], 2, ("--scale", "not a finite number")),
     (["--source", SIM, "--record", "out", "--log", "out/lines.raw"], 2, ("--log", "would be written into the lines")),

@@ -301,6 +301,27 @@ def test_the_mask_follows_replacement_and_resampling(folder: Folder) -> None:
     assert mask.sum() == 5
 
 
+@pytest.mark.parametrize("smile", [0.0, 0.25, 1.0])
+def test_what_is_needed_and_what_is_drawn_agree_with_what_is_done(folder: Folder, smile: float) -> None:
+    bad = np.zeros((5, 8), np.uint8)
+    bad[[0, 2, 3, 4], [1, 3, 3, 7]] = 1
+    bad[:, 5] = 1
+    format = LineFormat(5, 8, np.dtype(np.float32))
+    chosen = {"bad_pixels": folder.save("elements.npy", bad), "smile": [smile] * 8, "keystone": [0.5] * 5}
+    radiometry = load_radiometry(chosen, format, folder.path)
+    spoilt = np.zeros((5, 8, 5, 8), bool)
+    for band, sample in np.ndindex(5, 8):
+        raw, out = np.ones((5, 8), np.float32), np.empty((5, 8), np.float32)
+        raw[band, sample] = np.nan
+        radiometry.apply_line(raw, out)
+        spoilt[band, sample] = np.isnan(out)
+        np.testing.assert_array_equal(radiometry.drawn(np.isnan(raw)), spoilt[band, sample])
+    for band, sample in np.ndindex(5, 8):
+        wanted = np.zeros((5, 8), bool)
+        wanted[band, sample] = True
+        np.testing.assert_array_equal(radiometry.needed(wanted), spoilt[:, :, band, sample])
+
+
 def test_a_saturation_that_no_value_reaches_is_refused() -> None:
     with pytest.raises(InputError, match=r"radiometry\.saturation.*uint8"):
         load_radiometry({"saturation": 4095}, line_format(np.uint8))

@@ -317,12 +317,36 @@ def test_lines_go_on_in_the_new_file_with_the_counts_of_the_damaged_one(tmp_path
     assert sorted(lines) == [10, 11] and read["CCSDS_SEQUENCE_COUNT"].tolist() == [5, 6]
 
 
-def test_a_file_of_which_the_first_packet_is_wrong_is_left_alone(tmp_path: Path) -> None:
+def test_whole_packets_behind_a_damaged_length_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "lines.ccsds"
+    with SpacePackets(FACTS, path) as sink:
+        sink.write(block_of(0, 10))
+    spoilt = bytearray(path.read_bytes())
+    spoilt[5 * 178 + 4] ^= 0x40
+    path.write_bytes(spoilt)
+    with SpacePackets(FACTS, path) as sink:
+        assert sink.resumed is not None and sink.resumed.startswith("lines.ccsds: damaged at byte 890 of 1780: kept as")
+    assert (tmp_path / "lines.ccsds.damaged").read_bytes() == spoilt
+
+
+def test_a_file_is_ours_by_any_of_two_packets(tmp_path: Path) -> None:
     path = tmp_path / "lines.ccsds"
     with SpacePackets(FACTS, path) as sink:
         sink.write(block_of(0, 3))
     spoilt = bytearray(path.read_bytes())
     spoilt[40] ^= 1
+    path.write_bytes(bytes(spoilt) + b"and something else")
+    PacketFile(path, (100, 101)).close()
+    assert (tmp_path / "lines.ccsds.damaged").read_bytes() == bytes(spoilt) + b"and something else"
+
+
+def test_a_file_of_which_no_packet_is_right_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "lines.ccsds"
+    with SpacePackets(FACTS, path) as sink:
+        sink.write(block_of(0, 3))
+    spoilt = bytearray(path.read_bytes())
+    spoilt[40] ^= 1
+    spoilt[2 * 178 + 40] ^= 1
     path.write_bytes(bytes(spoilt) + b"and something else")
     with pytest.raises(InputError, match="byte 534 begins no packet of this stream; name another"):
         PacketFile(path, (100, 101))

@@ -576,7 +576,7 @@ def noticed_at(
     for place, raw in enumerate(raws):
         utc += (waits or {}).get(place, 1 / 330)
         frame_id = ids.unroll(raw)
-        if restarts.noticed(raw, frame_id, order.next_id, round(utc * 1e9)):
+        if restarts.noticed(raw, frame_id, order.next_id, round(utc * 1e9), utc):
             return place
         order.put(frame_id, IMAGE, utc)
         while order.take(utc) is not None:
@@ -616,9 +616,37 @@ def test_a_counter_whose_images_the_library_throws_away(images: int, packets: in
     """The next image that comes has the next id; but time has passed, and packets were thrown away."""
     restarts = Restarts(None, 64)
     for number in range(1, images + 1):
-        assert not restarts.noticed(number, number, number, number * 10_000_000, 7)
-    after = images + 1
-    assert restarts.noticed(after, after, after, (2 * images + 1) * 10_000_000, 7 + packets * images) == noticed
+        assert not restarts.noticed(number, number, number, number * 10_000_000, number / 100, 7)
+    after, later = images + 1, (2 * images + 1) * 10_000_000
+    assert restarts.noticed(after, after, after, later, later / 1e9, 7 + packets * images) == noticed
+
+
+@pytest.mark.parametrize("rate", [None, 80.0])
+def test_a_gap_in_a_burst_is_a_gap(rate: float | None) -> None:
+    """A trigger gives 5000 images in a second of every minute; the mean is 83 per second."""
+    burst = [(60 * minute + image / 5000, 5000 * minute + image + 1) for minute in range(4) for image in range(5000)]
+    restarts = Restarts(rate, 64)
+    for utc, raw in burst:
+        if not 11_000 < raw <= 12_750:
+            assert not restarts.noticed(raw, raw, raw, round(utc * 1e9), utc)
+
+
+@pytest.mark.parametrize("rate", [None, 30_000.0])
+@pytest.mark.parametrize("step", [0.0, 86_400.0, -5.0])
+@pytest.mark.parametrize("at", [30_000, 61_500])
+def test_a_clock_that_is_set_makes_no_restart_of_a_gap(rate: float | None, step: float, at: int) -> None:
+    restarts = Restarts(rate, 64)
+    for raw in [*range(1, 60_000), *range(61_500, 62_000)]:
+        passed = raw / 30_000
+        utc = 1e6 + passed + (step if raw >= at else 0)
+        assert not restarts.noticed(raw, raw, raw, round(utc * 1e9), passed)
+
+
+def test_a_pause_in_which_late_packets_came_is_no_restart() -> None:
+    restarts = Restarts(100.0, 64)
+    for raw in range(1, 51):
+        assert not restarts.noticed(raw, raw, raw, raw * 10_000_000, raw / 100)
+    assert not restarts.noticed(51, 51, 51, 600_000_000, 0.6, 20)
 
 
 def test_a_jump_that_the_time_has_no_room_for() -> None:

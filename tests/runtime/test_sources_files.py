@@ -229,6 +229,12 @@ def test_a_file_replaced_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> 
     np.testing.assert_array_equal(cube_from(lines), cube)
 
 
+def test_what_is_no_envi_file_is_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "cube.npz", cube_of(3))
+    with pytest.raises(CubeFileError, match=r"cube.npz: is no ENVI file; convert it to ENVI, or restore it with"):
+        open_source(f"envi:{tmp_path / 'cube.npz'}")
+
+
 def test_a_file_of_another_size_than_its_header_says_is_refused(tmp_path: Path) -> None:
     header = put(tmp_path / "in", "x", cube_of(4))
     os.truncate(header.with_suffix(".img"), 100)
@@ -654,6 +660,24 @@ def test_a_file_that_takes_the_place_of_one_read_is_new(tmp_path: Path) -> None:
         events, lines = drained(source, 3)
     assert names(events) == ["next file: a.img", "3"]
     np.testing.assert_array_equal(cube_from(lines), cube_of(3, seed=1))
+
+
+def test_a_pair_that_is_touched_after_it_was_read_is_not_read_again(tmp_path: Path) -> None:
+    cube, other = cube_of(20), cube_of(20)
+    other[:, 9] += 1
+    put(tmp_path, "a", cube)
+    with open_source(f"watch:{tmp_path}", SourceOptions(idle_seconds=0.8)) as source:
+        drained(source, 20)
+        os.utime(tmp_path / "a.img", ns=(1, 1))
+        touched = without_quiet(source, 1)
+        with (tmp_path / "a.img").open("r+b") as file:
+            file.write(bytes_of(other, "bil"))
+        events, lines = drained(source)
+    assert names(touched) == [
+        "skipped a.hdr: a.img was touched after it was read, and holds what it held: it is not read again"
+    ]
+    assert names(events) == ["next file: a.img", "20", "Ended"]
+    np.testing.assert_array_equal(cube_from(lines), other)
 
 
 @pytest.mark.parametrize("interleave", ["bil", "bip", "bsq"])

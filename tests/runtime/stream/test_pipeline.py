@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import CubeError, MachineError
-from runtime.lines import Broken, Flag, Line, LineFormat, Missing, Quiet
+from runtime.lines import Broken, Event, Flag, Line, LineFormat, Missing, Quiet
 from runtime.radiometry import load_radiometry
 from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
@@ -88,9 +88,11 @@ def stream_of(
     options: StreamOptions = FILES,
     output: LineFormat = FORMAT,
     log: Callable[..., None] = lambda kind, **fields: None,
+    radiometry: dict[str, Any] | None = None,
+    facts: RestorerFacts = FACTS,
 ) -> Stream:
     return Stream(
-        source, FACTS, infer, load_radiometry({}, source.format), output, record, sinks, options, log=log
+        source, facts, infer, load_radiometry(radiometry or {}, source.format), output, record, sinks, options, log=log
     )  # fmt: skip
 
 
@@ -519,15 +521,28 @@ def lines_of(count: int, low: int = 50, format: LineFormat = FORMAT) -> list[Lin
 
 
 def given_out(
-    lines: Sequence[Line], mark: float, infer: Infer = same, output: LineFormat | None = None, **more: Any
+    lines: Sequence[Line | Event],
+    mark: float,
+    infer: Infer = same,
+    output: LineFormat | None = None,
+    format: LineFormat = FORMAT,
+    **more: Any,
 ) -> tuple[np.ndarray[Any, Any], list[Flag]]:
     """What a principal sink gets of lines with an ignore value: [lines, bands, samples], and the flags."""
     kept = Kept()
-    format = replace(FORMAT, ignore_value=mark)
+    format = replace(format, ignore_value=mark)
     source, sinks = Script(lines, format), [NamedSink("kept", kept, "block", True)]
     run(stream_of(source, infer, None, sinks, output=output or format, **more))
     order = sorted(kept.lines)
     return np.stack([kept.lines[number] for number in order]), [Flag(kept.flags[number]) for number in order]
+
+
+def listed(folder: Path, band: int, sample: int, bands: int = SHAPE[0]) -> dict[str, Any]:
+    """Radiometry that replaces one element."""
+    bad = np.zeros((bands, SHAPE[1]), np.uint8)
+    bad[band, sample] = 1
+    np.save(folder / "bad.npy", bad)
+    return {"bad_pixels": str(folder / "bad.npy")}
 
 
 def test_an_ignore_value_leaves_floats_alone() -> None:
@@ -571,6 +586,60 @@ def test_a_pixel_that_is_missing_in_one_band_comes_out_as_it_came() -> None:
     assert (values[9, :, 6] != lines[9][:, 6]).all(), "its neighbour was not restored"
 
 
+@pytest.mark.parametrize("mark", [0, 65535])
+def test_a_listed_element_of_a_missing_pixel_is_missing(tmp_path: Path, mark: int) -> None:
+    lines = lines_of(24)
+    for noisy in lines:
+        noisy[:, 4] = mark
+    values, flags = given_out(lines, mark, radiometry=listed(tmp_path, 1, 4))
+    assert (values[:, :, 4] == mark).all()
+    assert (values[:, :, [3, 5]] != mark).all()
+    assert all(flag & Flag.RESTORED for flag in flags)
+
+
+def test_what_smile_makes_of_missing_values_is_missing() -> None:
+    lines = lines_of(24)
+    lines[9][1, 7] = 0
+    values, _ = given_out(lines, 0, radiometry={"smile": [0.5] * SHAPE[1]})
+    assert values[9, :, 7].tolist()[:2] == [0, 0] and values[9, 2, 7] == lines[9][2, 7]
+    assert (np.delete(values[9], 7, axis=1) != 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("rest", ["whole", "half"])
+def test_a_lost_line_between_missing_ones_is_missing(dtype: type, rest: str) -> None:
+    """In frames that are passed as a whole, in restored ones, and where the edge of a frame lies at it."""
+    format = replace(FORMAT, dtype=np.dtype(dtype), scale=4095.0 if dtype is np.uint16 else None, saturation=None)
+    for lost in range(1, 23):
+        lines: list[Any] = lines_of(24, format=format)
+        for gone in lines:
+            gone[:, 8 if rest == "half" else 0 :] = 7
+        lines[lost] = Missing(lost, 1, "lost")
+        values, flags = given_out(lines, 7, format=format)
+        assert flags[lost] == Flag.INTERPOLATED
+        assert (values[:, :, 8:] == 7).all()
+        assert rest == "whole" or (values[:, :, :8] != 7).all()
+
+
+def test_floats_never_read_as_the_ignore_value_that_were_not() -> None:
+    format = replace(FORMAT, dtype=np.dtype(np.float32), scale=None, saturation=None)
+    lines = [np.float32(5) + (line(number, format) % 3) for number in range(24)]
+    lines[9] = lines[8].copy()
+    lines[12][2, 3] = 0
+    values, flags = given_out(lines, 0, format=format, radiometry={"dark": 5, "scale": 1.0})
+    assert flags[9] & Flag.PASSED
+    assert np.argwhere(values[:, 2] == 0).tolist() == [[12, 3]]
+    np.testing.assert_allclose(values[9], lines[9] - 5, atol=1e-30)
+    runs: list[int] = []
+
+    def around(frame: Any, metrics: Any) -> tuple[Any, Any]:
+        runs.append(1)
+        return np.full_like(frame, -1.0 if len(runs) % 2 else 1.0), GATES
+
+    values, _ = given_out(lines_of(24, format=format), 0, around, format=format)
+    assert not (values == 0).any(), "what was blended to the ignore value reads as missing"
+
+
 @pytest.mark.parametrize("what", ["empty", "repeated"])
 def test_a_listed_element_does_not_hide_an_unfit_line(tmp_path: Path, what: str) -> None:
     bad = np.zeros(SHAPE, np.uint8)
@@ -605,6 +674,36 @@ def test_lines_are_judged_by_the_bands_that_are_restored() -> None:
     run(stream)
     assert stream.snapshot()["flags"] == {"saturated": 1, "empty": 2}, "a line of one value is empty, too"
     assert {number for number, flags in kept.flags.items() if flags & Flag.PASSED} == {6, 9}
+
+
+@pytest.mark.parametrize("how", ["replaced", "smile"])
+def test_lines_are_judged_by_all_that_the_restored_bands_are_made_of(tmp_path: Path, how: str) -> None:
+    """Band 3 is not restored, but the value of band 2 at sample 5 is made of it."""
+    radiometry = listed(tmp_path, 2, 5, bands=12) if how == "replaced" else {"smile": [0.5] * SHAPE[1]}
+    facts = replace(FACTS, chosen=(0, 1, 2))
+
+    def seen(format: LineFormat, value: float) -> tuple[Kept, dict[str, int], list[Line]]:
+        kept, lines = Kept(), lines_of(16, format=format)
+        lines[6][3, 5] = value
+        lines[9][8, 5] = value
+        half = lambda frame, metrics: (frame * np.float32(0.5), GATES)  # noqa: E731
+        sinks = [NamedSink("kept", kept, "block", True)]
+        stream = stream_of(
+            Script([each.copy() for each in lines], format), half, None, sinks, output=replace(format, bands=3),
+            radiometry=radiometry, facts=facts,
+        )  # fmt: skip
+        assert not run(stream).failures
+        return kept, stream.snapshot()["flags"], lines
+
+    whole = replace(FORMAT, bands=12)
+    kept, flags, lines = seen(whole, 4095)
+    assert flags == {"some_saturated": 1}
+    neighbour = lines[6][1, 5] if how == "replaced" else lines[6][2, 5]
+    assert abs(int(kept.lines[6][2, 5]) - (int(neighbour) + 4095) / 2) <= 1, "a saturated value was restored"
+    kept, flags, _ = seen(replace(whole, dtype=np.dtype(np.float32), scale=None, saturation=None), np.nan)
+    assert flags == {"not_finite": 1}
+    assert [number for number, found in kept.flags.items() if found & Flag.PASSED] == [6]
+    assert [number for number, values in kept.lines.items() if not np.isfinite(values).all()] == [6]
 
 
 def test_nobody_waits_for_ever_for_a_preview(monkeypatch: pytest.MonkeyPatch) -> None:
