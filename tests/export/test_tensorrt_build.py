@@ -18,14 +18,11 @@ from tests.export.checkpoints import network
 from tests.export.test_onnx import CONFIGURATIONS
 
 pytestmark = pytest.mark.skipif(tensorrt_version("tensorrt-rtx") is None, reason="the extra `rtx` is not installed")
-QUICK = {"additive, reference15, top-1"}
 
 
-@pytest.mark.parametrize(
-    "config",
-    [pytest.param(c, marks=() if name in QUICK else pytest.mark.slow) for name, c in CONFIGURATIONS.items()],
-    ids=CONFIGURATIONS,
-)
+# The tests of `deploy build` build engines in every run.
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_every_configuration_builds(config: DampConfig, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

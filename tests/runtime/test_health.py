@@ -283,7 +283,7 @@ def test_the_unit_shows_arguments_that_the_command_takes() -> None:
         "record": "/var/lib/damp-deploy/raw",
         "restored": "/var/lib/damp-deploy/restored",
     }
-    assert (given["spool_limit"], str(given["config_file"])) == ("100GiB", "/etc/damp-deploy/stream.yaml")
+    assert (given["spool_limit"], str(given["config_file"])) == ("100GiB", "/etc/damp-deploy/flight.yaml")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")
