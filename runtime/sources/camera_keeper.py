@@ -106,11 +106,16 @@ class Keeper:
             try:
                 fresh = opened(self._address, self._settings)
             except (AravisError, InputError, MachineError) as error:
-                if not self._stop.is_set():
-                    self.state = f"reopening: {error}"
-                self._stop.wait(self._settings.reopen_seconds)
+                self._try_later(error)
                 continue
             if fresh.image == self._image:
+                try:
+                    # It is waited for.
+                    fresh.begin()
+                except AravisError as error:
+                    fresh.close(stop=False)
+                    self._try_later(error)
+                    continue
                 self._fresh.put(fresh)
                 return
             form = f"{fresh.height} x {fresh.width} {fresh.form.name}"
@@ -125,6 +130,11 @@ class Keeper:
                 )
             )
             return
+
+    def _try_later(self, error: Exception) -> None:
+        if not self._stop.is_set():
+            self.state = f"reopening: {error}"
+        self._stop.wait(self._settings.reopen_seconds)
 
     def _read_temperature(self) -> None:
         # Only the keeper closes sessions, so this one stays open meanwhile.

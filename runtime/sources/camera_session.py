@@ -1,4 +1,4 @@
-"""A camera from its opening to the next trouble: found, configured, streaming into memory of ours."""
+"""A camera from its opening to the next trouble: found, configured, begun, streaming into memory of ours."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ RECEIVER = "arv_gv_stream"
 
 
 class Session:
-    """An open camera with its stream running, until the next trouble.
+    """An open camera with its stream, until the next trouble. It sends nothing before `begin`.
+
+    Attributes:
+        begun: whether it was told to send.
 
     Raises:
         AravisError: it does not answer, or another program controls it.
@@ -45,16 +48,17 @@ class Session:
         self.camera = Camera(name)
         self.stream: Stream | None = None
         self.alive = True
+        self.begun = False
         try:
             if not self.camera.controlled:
                 raise AravisError("another program controls it")
             configure(self.camera, settings, name)
-            self._start(settings)
+            self._prepare(settings)
         except BaseException:
             self.close(stop=False)
             raise
 
-    def _start(self, settings: CameraSettings) -> None:
+    def _prepare(self, settings: CameraSettings) -> None:
         camera = self.camera
         self.height, self.width = camera.size()
         self.form = pixel_format(*camera.pixel_format())
@@ -78,7 +82,12 @@ class Session:
         self.temperature_feature = next(filter(self._has, ("DeviceTemperature", "SensorTemperature")), None)
         # Packets that wait too long for their thread are lost.
         let_go_first(RECEIVER)
-        camera.start()
+        self.came = time.monotonic()
+
+    def begin(self) -> None:
+        """Have the camera send, when somebody is there to read: its buffers hold half a second. Raises AravisError."""
+        self.begun = True
+        self.camera.start()
         self.came = time.monotonic()
 
     def _has(self, feature: str) -> bool:
@@ -108,7 +117,7 @@ class Session:
 
     def close(self, *, stop: bool) -> None:
         """Give all back. Each step takes seconds where the camera does not answer; `stop` is one of them."""
-        if stop and not self.camera.lost.is_set():
+        if stop and self.begun and not self.camera.lost.is_set():
             with suppress(AravisError):
                 self.camera.stop()
         if self.stream is not None:

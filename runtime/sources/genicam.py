@@ -14,6 +14,7 @@ import numpy as np
 
 from runtime.errors import InputError
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
+from runtime.sources.aravis_library import AravisError
 from runtime.sources.aravis_stream import filled
 from runtime.sources.camera_keeper import Keeper
 from runtime.sources.camera_order import FrameIds, Image, Order, Restarts, Skipped
@@ -142,6 +143,12 @@ class GenicamSource(Source):
     def _collect(self, session: Session, seconds: float) -> None:
         """Pop a buffer, if one comes in time, and put it in its place; or find that the camera is gone."""
         assert session.stream is not None
+        if not session.begun:
+            try:
+                session.begin()
+            except AravisError as error:
+                self._loss = f"the camera does not begin: {error}"
+                return
         due, now = self._order.due(), time.monotonic()
         wait = seconds if due is None else max(0.0, min(seconds, due - now))
         lost = session.camera.lost.is_set()
@@ -239,7 +246,7 @@ class GenicamSource(Source):
 
 
 def open_source(address: str, options: SourceOptions) -> GenicamSource:
-    """Open a camera and start it.
+    """Open a camera; it sends from the first `read`.
 
     Args:
         address: its IP address, MAC, serial number or Aravis id; empty for the only one there is.

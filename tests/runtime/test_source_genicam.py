@@ -100,6 +100,15 @@ def take(path: str, count: int, seconds: float = 60, **camera: Any) -> dict[str,
         return log.report()
 
 
+def take_late(path: str, count: int) -> dict[str, Any]:
+    """Read when more lines have been served than the buffers hold."""
+    with open_source(f"genicam:{ADDRESS}", SourceOptions(camera={**FAST, "buffers": 16})) as source:
+        time.sleep(0.5)
+        log = Log(source, served(path))
+        log.read(count, 60)
+        return log.report()
+
+
 def take_in_formats(path: str, count: int, forms: list[str]) -> dict[str, Any]:
     return {form: take(path, count, pixel_format=form) for form in forms}
 
@@ -283,6 +292,15 @@ def test_a_mosaic_and_a_turned_line(camera: Spectrometer, path: str) -> None:
     # Each image stands for itself.
     assert [bool(flags & Flag.BREAK) for _, flags in found["lines"]] == [frame_id % 15 == 0 for frame_id in ids]
     assert camera.call(take_turned, path) == 50
+
+
+@pytest.mark.data
+def test_a_camera_sends_nothing_before_somebody_reads(camera: Spectrometer, path: str) -> None:
+    report = camera.call(take_late, path, 50)
+    taken, missing = accounted(report["events"])
+    assert len(taken) == 50
+    # The buffers would have been full: the first gap would follow on their sixteenth line.
+    assert taken[15] - taken[0] == 15 and (not missing or missing[0] != taken[0] + 16)
 
 
 @pytest.mark.data
