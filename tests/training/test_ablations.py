@@ -50,6 +50,7 @@ def shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.mark.usefixtures("shortened")
+@pytest.mark.slow
 def test_the_table_is_what_the_runs_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablations.main()
     out = tmp_path / "out"

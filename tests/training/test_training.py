@@ -1063,6 +1063,7 @@ def started_and_sent(arguments: list[str], awaited: Path, number: signal.Signals
     return process.returncode, (said.splitlines() or [""])[-1]
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_130_on_sigterm_and_goes_on_with_the_same_bits(scenes: Path, tmp_path: Path) -> None:
     changes = {"optimiser__steps": 14, "log_every": 1, "save_every": 1000, "validate_every": 1000}
     recipe, out = written(tmp_path, content(**changes)), tmp_path / "run"
