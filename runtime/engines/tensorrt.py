@@ -7,22 +7,19 @@ the refusals and TensorRT's own errors were run; what comes after a successful d
 from __future__ import annotations
 
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from runtime.errors import BundleError, MachineError, printable
 from runtime.versions import numbers
 
+from .buffers import INPUTS, GpuMemory
 from .contract import Built, Engine, EngineOptions, EngineSpec, Float32
-from .cuda import CAPTURE_REFUSED, TO_DEVICE, TO_HOST, Cuda, CudaError, Device, open_cuda
+from .cuda import CAPTURE_REFUSED, Cuda, CudaError, Device, open_cuda
 from .tensorrt_libraries import KINDS, load_tensorrt, tensorrt_version
 
 FINALIZE = "run `deploy finalize` here"
-INPUTS = ("frame", "metrics")
 LONGEST = 400
 """Characters of TensorRT's own message that an error shows."""
 
@@ -120,22 +117,8 @@ def deserialize(trt: ModuleType, program: bytes) -> tuple[Any, Any]:
     return runtime, engine
 
 
-@dataclass(frozen=True)
-class Buffer:
-    """An input or output: float32 `array` in pinned memory at `host`, seen by the GPU at `device`, `size` bytes.
-
-    Where both are the same memory (`mapped`), nothing is copied.
-    """
-
-    array: Float32
-    host: int
-    device: int
-    size: int
-    mapped: bool
-
-
 class TensorRt(Engine):
-    """A deserialised engine, its one context, its stream and its buffers."""
+    """A deserialised engine, its one context and its memory."""
 
     def __init__(
         self,
@@ -149,9 +132,8 @@ class TensorRt(Engine):
     ) -> None:
         super().__init__(spec)
         self._trt, self._cuda, self._device, self._built, self._precision = trt, cuda, device, built, precision
-        self._buffers: dict[str, Buffer] = {}
         self._context: Any = None
-        self._stream = self._executable = 0
+        self._executable = 0
         self._launches = "CUDA graph"
         self._broken = False
         self._undo = ExitStack()
@@ -164,14 +146,9 @@ class TensorRt(Engine):
             raise
 
     def _open(self, program: bytes) -> None:
-        """Each step registers its undoing, so that TensorRT's objects go before the buffers and the stream they use."""
-        trt, cuda, undo = self._trt, self._cuda, self._undo
-        self._stream = cuda.create_stream()
-        undo.callback(cuda.destroy_stream, self._stream)
-        mapped = self._device.integrated and self._device.maps_host
-        for name, shape in self.spec.shapes.items():
-            self._buffers[name] = _buffer(cuda, shape, mapped, undo)
-        undo.callback(self._buffers.clear)
+        """Each step registers its undoing, so that TensorRT's objects go before the memory and the stream they use."""
+        trt, undo = self._trt, self._undo
+        self._memory = GpuMemory(self._cuda, self._device, self.spec, undo)
         # The runtime goes after the engine that it made.
         held: list[Any] = list(deserialize(trt, program))
         undo.callback(held.clear)
@@ -179,23 +156,21 @@ class TensorRt(Engine):
         _check_signature(trt, held[1], self.spec)
         self._context = self._new_context(held[1])
         undo.callback(setattr, self, "_context", None)
-        undo.callback(cuda.synchronize, self._stream)
+        undo.callback(self._memory.wait)
         self._enqueue()
-        cuda.synchronize(self._stream)
+        self._memory.wait()
         self._capture()
 
     def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
         if self._context is None:
             raise MachineError("the engine is closed", key="engine", value=self._built.builder, remedy="open it again")
-        buffers = self._buffers
-        np.copyto(buffers["frame"].array, frame)
-        np.copyto(buffers["metrics"].array, metrics)
+        self._memory.put(frame, metrics)
         try:
             self._run()
         except MachineError:
             self._broken = True
             raise
-        return buffers["restored"].array.copy(), buffers["gates"].array.copy()
+        return self._memory.outputs()
 
     def describe(self) -> dict[str, str]:
         return {
@@ -205,7 +180,7 @@ class TensorRt(Engine):
             "computes in": self._precision,
             "cuda": f"{self._cuda.version}, driver for {self._cuda.driver_version}",
             "launches": self._launches,
-            "memory": "shared with the CPU" if self._device.integrated and self._device.maps_host else "copied",
+            "memory": self._memory.told,
         }
 
     def close(self) -> None:
@@ -215,31 +190,27 @@ class TensorRt(Engine):
 
     def _run(self) -> None:
         if self._executable:
-            self._cuda.launch(self._executable, self._stream)
+            self._cuda.launch(self._executable, self._memory.stream)
         else:
             self._enqueue()
-        self._cuda.synchronize(self._stream)
+        self._memory.wait()
 
     def _enqueue(self) -> None:
-        for name, buffer in self._buffers.items():
-            if name in INPUTS and not buffer.mapped:
-                self._cuda.copy(buffer.device, buffer.host, buffer.size, TO_DEVICE, self._stream)
+        self._memory.send()
         _recorder(self._trt).first = ""
-        if not self._context.execute_async_v3(self._stream):
+        if not self._context.execute_async_v3(self._memory.stream):
             raise _failed(self._trt, "failed on a frame", "check the bundle here with `deploy check`")
-        for name, buffer in self._buffers.items():
-            if name not in INPUTS and not buffer.mapped:
-                self._cuda.copy(buffer.host, buffer.device, buffer.size, TO_HOST, self._stream)
+        self._memory.fetch()
 
     def _capture(self) -> None:
         """Make a frame one CUDA graph. Where that is refused, and only then, frames are launched plainly."""
         graph = 0
         try:
-            self._cuda.begin_capture(self._stream)
+            self._cuda.begin_capture(self._memory.stream)
             try:
                 self._enqueue()
             finally:
-                graph = self._cuda.end_capture(self._stream)
+                graph = self._cuda.end_capture(self._memory.stream)
             self._executable = self._cuda.instantiate(graph)
             self._undo.callback(self._cuda.destroy_executable, self._executable)
         except MachineError as error:
@@ -257,25 +228,10 @@ class TensorRt(Engine):
         context = engine.create_execution_context()
         if context is None:
             raise _failed(self._trt, "cannot make an execution context", "free memory of the GPU")
-        for name, buffer in self._buffers.items():
-            if not context.set_tensor_address(name, buffer.device):
+        for name, address in self._memory.addresses.items():
+            if not context.set_tensor_address(name, address):
                 raise _failed(self._trt, f"refuses the buffer of {name}", FINALIZE)
         return context
-
-
-def _buffer(cuda: Cuda, shape: tuple[int, ...], mapped: bool, undo: ExitStack) -> Buffer:
-    count = int(np.prod(shape))
-    size = count * np.dtype(np.float32).itemsize
-    host = cuda.allocate_host(size, mapped=mapped)
-    undo.callback(cuda.free_host, host)
-    if mapped:
-        device = cuda.device_pointer(host)
-    else:
-        device = cuda.allocate(size)
-        undo.callback(cuda.free, device)
-    array = cuda.view(host, count).reshape(shape)
-    array[...] = 0
-    return Buffer(array, host, device, size, mapped)
 
 
 def _check_signature(trt: ModuleType, engine: Any, spec: EngineSpec) -> None:

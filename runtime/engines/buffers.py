@@ -1,0 +1,99 @@
+"""What goes into an engine and comes out of it, in memory that is taken once: addresses stay, and no frame allocates.
+
+What a GPU does with it was not run on a machine without one.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Final
+
+import numpy as np
+
+from .contract import EngineSpec, Float32
+from .cuda import TO_DEVICE, TO_HOST, Cuda, Device
+
+INPUTS: Final = ("frame", "metrics")
+OUTPUTS: Final = ("restored", "gates")
+
+
+class HostMemory:
+    """Plain memory of the host, where the CPU computes in place.
+
+    Attributes:
+        arrays: {name: float32 array} of every input and output, at home on the host.
+        addresses: {name: address} where the engine reads and writes it.
+        told: what it is, for people.
+    """
+
+    told = "the CPU's own"
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.arrays: dict[str, Float32] = {name: np.zeros(shape, np.float32) for name, shape in spec.shapes.items()}
+        self.addresses = {name: array.ctypes.data for name, array in self.arrays.items()}
+
+    def put(self, frame: Float32, metrics: Float32) -> None:
+        """Copy the inputs of a frame in."""
+        np.copyto(self.arrays["frame"], frame)
+        np.copyto(self.arrays["metrics"], metrics)
+
+    def outputs(self) -> tuple[Float32, Float32]:
+        """Copies of restored and gates, which the next frame leaves alone."""
+        return self.arrays["restored"].copy(), self.arrays["gates"].copy()
+
+    def send(self) -> None:
+        """Queue the inputs' way to the engine."""
+
+    def fetch(self) -> None:
+        """Queue the outputs' way back."""
+
+    def wait(self) -> None:
+        """Wait until all that was queued is done."""
+
+
+class GpuMemory(HostMemory):
+    """Pinned memory of the host, memory of the GPU, and the stream that copies between them.
+
+    Where host and GPU share their memory, as on a Jetson, both use the same and nothing is copied.
+    """
+
+    def __init__(self, cuda: Cuda, device: Device, spec: EngineSpec, undo: ExitStack) -> None:
+        """Take it; `undo` gives it back, the stream last. Raises CudaError."""
+        self._cuda = cuda
+        self._hosts: dict[str, int] = {}
+        self.arrays, self.addresses = {}, {}
+        self.mapped = device.integrated and device.maps_host
+        self.told = "shared with the CPU" if self.mapped else "copied"
+        self.stream = cuda.create_stream()
+        undo.callback(cuda.destroy_stream, self.stream)
+        for name, shape in spec.shapes.items():
+            self._take(name, shape, undo)
+        undo.callback(self.arrays.clear)
+
+    def _take(self, name: str, shape: tuple[int, ...], undo: ExitStack) -> None:
+        cuda, count = self._cuda, int(np.prod(shape))
+        size = count * np.dtype(np.float32).itemsize
+        host = self._hosts[name] = cuda.allocate_host(size, mapped=self.mapped)
+        undo.callback(cuda.free_host, host)
+        if self.mapped:
+            self.addresses[name] = cuda.device_pointer(host)
+        else:
+            self.addresses[name] = cuda.allocate(size)
+            undo.callback(cuda.free, self.addresses[name])
+        self.arrays[name] = cuda.view(host, count).reshape(shape)
+        self.arrays[name][...] = 0
+
+    def send(self) -> None:
+        if not self.mapped:
+            for name in INPUTS:
+                size = self.arrays[name].nbytes
+                self._cuda.copy(self.addresses[name], self._hosts[name], size, TO_DEVICE, self.stream)
+
+    def fetch(self) -> None:
+        if not self.mapped:
+            for name in OUTPUTS:
+                size = self.arrays[name].nbytes
+                self._cuda.copy(self._hosts[name], self.addresses[name], size, TO_HOST, self.stream)
+
+    def wait(self) -> None:
+        self._cuda.synchronize(self.stream)
