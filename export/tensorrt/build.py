@@ -19,7 +19,7 @@ import onnx
 from export.targets import SHARED_MEMORY
 from runtime.durable import write_bytes
 from runtime.engines.onnx_guard import check_onnx
-from runtime.engines.tensorrt_libraries import REMEDIES, tensorrt_version
+from runtime.engines.tensorrt_libraries import REMEDIES, load_tensorrt, tensorrt_version
 from runtime.errors import MachineError
 from runtime.files.disk import available_memory
 from runtime.versions import within
@@ -90,7 +90,11 @@ class EngineMade:
 
 
 def builder_version(request: Request) -> str:
-    """Version of the builder on this machine. Raises MachineError where there is none, or not one that may be used."""
+    """Version of the builder on this machine.
+
+    Raises:
+        MachineError: there is none, or not one that may be used, or it does not know the GPU.
+    """
     version = tensorrt_version(request.kind)
     if version is None:
         raise MachineError(
@@ -103,7 +107,22 @@ def builder_version(request: Request) -> str:
             value=version,
             remedy=f"install a version {request.bounds}, or change the target's `tensorrt`",
         )
+    if request.kind == "tensorrt-rtx":
+        _check_known(request.sm, version)
     return version
+
+
+def _check_known(sm: str, version: str) -> None:
+    """Refuse a GPU that TensorRT for RTX has no name for; TensorRT itself builds for whichever GPU is there."""
+    names = load_tensorrt("tensorrt-rtx").ComputeCapability.__members__
+    known = [f"{name[2:-1]}.{name[-1]}" for name in names if name.startswith("SM")]
+    if sm not in known:
+        raise MachineError(
+            f"TensorRT for RTX {version} builds for no GPU of this compute capability",
+            key="sm",
+            value=sm,
+            remedy=f"it knows {', '.join(known)}; `--target cuda` runs the graph itself, in ONNX Runtime",
+        )
 
 
 def needed_mib(graph: bytes, workspace_mib: int) -> int:

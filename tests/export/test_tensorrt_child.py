@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.tensorrt import build, child
-from export.tensorrt.build import Request, build_engine, forget_engine, timing_cache
+from export.tensorrt.build import Request, build_engine, builder_version, forget_engine, timing_cache
 from runtime.engines.tensorrt_libraries import load_tensorrt, tensorrt_version
 from runtime.errors import BundleError, MachineError
 
@@ -188,6 +188,23 @@ def test_a_graph_that_the_builder_refuses_names_its_log(tmp_path: Path) -> None:
     assert caught.value.file and Path(caught.value.file).is_file()
 
 
+@needs_rtx
+@pytest.mark.parametrize("sm", ["9.0", "8.7", "11.0", "89"])
+def test_a_gpu_that_rtx_does_not_know_reaches_no_builder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sm: str
+) -> None:
+    monkeypatch.setattr(build, "_run", lambda *request: pytest.fail("a builder was started"))
+    with pytest.raises(MachineError, match=rf"sm: .*'{sm}'.*it knows .*8\.9, 12\.0.*`--target cuda`") as caught:
+        build_engine(RELU, Request("tensorrt-rtx", sm, 64), tmp_path / "w")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@needs_rtx
+@pytest.mark.parametrize("sm", ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"])
+def test_every_gpu_that_rtx_knows_has_its_builder(sm: str) -> None:
+    assert builder_version(Request("tensorrt-rtx", sm, 64)) == tensorrt_version("tensorrt-rtx")
+
+
 @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "absolute"])
 def test_graphs_that_refer_to_other_files_reach_no_builder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
@@ -208,7 +225,7 @@ class StartError(Exception):
 
 
 @pytest.mark.parametrize("used", [True, False])
-@pytest.mark.parametrize("kind", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("kind", ["tensorrt", pytest.param("tensorrt-rtx", marks=needs_rtx)])
 def test_what_the_child_is_told_of_timings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, used: bool
 ) -> None:
@@ -220,7 +237,7 @@ def test_what_the_child_is_told_of_timings(
     monkeypatch.setattr(build, "tensorrt_version", lambda kind: "10.3.0")
     monkeypatch.setattr(build, "_run", run)
     with pytest.raises(StartError):
-        build_engine(RELU, Request(kind, "8.7", 0), tmp_path / "w", use_timings=used)
+        build_engine(RELU, Request(kind, RTX.sm, 0), tmp_path / "w", use_timings=used)
     assert (tmp_path / "cache").exists() == (kind == "tensorrt")
 
 

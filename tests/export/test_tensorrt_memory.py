@@ -11,7 +11,7 @@ from export.tensorrt import build
 from export.tensorrt.build import Request, build_engine, check_memory, needed_mib
 from runtime.errors import MachineError
 from runtime.files.disk import available_memory
-from tests.export.test_tensorrt_child import RELU, StartError
+from tests.export.test_tensorrt_child import RELU, StartError, needs_rtx
 
 V1 = "sys/fs/cgroup/memory"
 V2 = "sys/fs/cgroup"
@@ -96,7 +96,12 @@ def test_too_little_memory_says_what_helps() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "sm", "charged"),
-    [("tensorrt", "8.7", True), ("tensorrt", "11.0", True), ("tensorrt", "8.0", False), ("tensorrt-rtx", "8.9", False)],
+    [
+        ("tensorrt", "8.7", True),
+        ("tensorrt", "11.0", True),
+        ("tensorrt", "8.0", False),
+        pytest.param("tensorrt-rtx", "8.9", False, marks=needs_rtx),
+    ],
 )
 def test_workspace_is_charged_where_it_comes_out_of_the_hosts_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, sm: str, charged: bool
