@@ -27,8 +27,8 @@ def load_or_skip(kind: str) -> ModuleType:
     return load_tensorrt(kind)
 
 
-def engine_file(kind: str, graph: bytes, sm: str) -> bytes:
-    """Build an engine; for RTX no GPU is needed."""
+def engine_file(kind: str, graph: bytes, sm: str | None) -> bytes:
+    """Build an engine; for RTX no GPU is needed, and without `sm` it is for every GPU that RTX supports."""
     trt = load_or_skip(kind)
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
@@ -37,7 +37,7 @@ def engine_file(kind: str, graph: bytes, sm: str) -> bytes:
     assert parser.parse(graph), [parser.get_error(index).desc() for index in range(parser.num_errors)]
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
-    if kind == "tensorrt-rtx":
+    if kind == "tensorrt-rtx" and sm is not None:
         capability = getattr(trt.ComputeCapability, f"SM{sm.replace('.', '')}", None)
         if capability is None:
             pytest.skip(f"TensorRT for RTX builds nothing for compute capability {sm}")

@@ -29,7 +29,8 @@ without_driver = pytest.mark.skipif(
 
 
 def built_here(builder: str = RTX, version: str | None = None, sm: str = "8.9") -> EngineOptions:
-    return EngineOptions(built=Built(builder, version or str(load_or_skip(builder).__version__), sm))
+    here = str(load_or_skip(builder).__version__)
+    return EngineOptions(built=Built(builder, version or here, sm))
 
 
 def refused(error: type[DeployError], match: str, *arguments: Any) -> str:
@@ -311,16 +312,22 @@ def test_the_settings_forbid_the_cpu() -> None:
         ort.InferenceSession(known_graph(), settings, enable_fallback=0)
 
 
+def test_an_engine_without_a_target_is_another_one(rtx_plan: bytes) -> None:
+    assert engine_file(RTX, known_graph(), "8.9") == rtx_plan
+    everywhere = engine_file(RTX, known_graph(), None)
+    assert len(everywhere) > 1000 and everywhere != rtx_plan
+
+
 # On a GPU
 
 
-@pytest.fixture(scope="class", params=KINDS)
+@pytest.fixture(scope="class", params=[(TRT, True), (RTX, True), (RTX, False)], ids=[*KINDS, "tensorrt-rtx-any-gpu"])
 def on_gpu(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """The second parameter: built for this GPU's compute capability, or for every GPU that RTX supports."""
     _, device = gpu_or_skip()
-    kind = str(request.param)
-    version = str(load_or_skip(kind).__version__)
-    plan = engine_file(kind, known_graph(), device.sm)
-    with open_engine(kind, plan, SMALL, EngineOptions(built=Built(kind, version, device.sm))) as engine:
+    kind, targeted = request.param
+    plan = engine_file(kind, known_graph(), device.sm if targeted else None)
+    with open_engine(kind, plan, SMALL, built_here(kind, sm=device.sm)) as engine:
         yield engine
 
 
