@@ -20,8 +20,9 @@ from export.targets import SHARED_MEMORY
 from runtime.durable import write_bytes
 from runtime.engines.onnx_guard import check_onnx
 from runtime.engines.tensorrt_libraries import REMEDIES, load_tensorrt, tensorrt_version
-from runtime.errors import MachineError
+from runtime.errors import InputError, MachineError
 from runtime.files.disk import available_memory
+from runtime.machine import cache_folder
 from runtime.versions import within
 
 Progress = Callable[[str, int, int], None]
@@ -215,9 +216,9 @@ def timing_cache(version: str, sm: str, key: str, work: Path) -> Path:
     is none, or none that can be written.
     """
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "damp-deploy" / "timing"
+        folder = cache_folder("timing")
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+    except (OSError, InputError):
         folder = work
     folder = folder if os.access(folder, os.W_OK | os.X_OK) else work
     return folder / f"tensorrt-{version}-sm{sm}-{key}.cache"

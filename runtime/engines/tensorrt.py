@@ -17,6 +17,7 @@ from runtime.versions import numbers
 from .buffers import INPUTS, GpuMemory
 from .contract import Built, Engine, EngineOptions, EngineSpec, Float32
 from .cuda import CAPTURE_REFUSED, Cuda, CudaError, Device, open_cuda
+from .kernel_cache import kernel_cache
 from .tensorrt_libraries import KINDS, load_tensorrt, tensorrt_version
 
 FINALIZE = "run `deploy finalize` here"
@@ -132,6 +133,7 @@ class TensorRt(Engine):
     ) -> None:
         super().__init__(spec)
         self._trt, self._cuda, self._device, self._built, self._precision = trt, cuda, device, built, precision
+        self._kernels = kernel_cache(built.builder, str(trt.__version__), program, device, cuda)
         self._context: Any = None
         self._executable = 0
         self._launches = "CUDA graph"
@@ -154,12 +156,16 @@ class TensorRt(Engine):
         undo.callback(held.clear)
         undo.callback(held.pop)
         _check_signature(trt, held[1], self.spec)
+        if self._kernels:
+            undo.callback(self._kernels.close)
         self._context = self._new_context(held[1])
         undo.callback(setattr, self, "_context", None)
         undo.callback(self._memory.wait)
         self._enqueue()
         self._memory.wait()
         self._capture()
+        if self._kernels:
+            self._kernels.keep()
 
     def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
         if self._context is None:
@@ -181,6 +187,7 @@ class TensorRt(Engine):
             "cuda": f"{self._cuda.version}, driver for {self._cuda.driver_version}",
             "launches": self._launches,
             "memory": self._memory.told,
+            **({"kernels": self._kernels.told} if self._kernels else {}),
         }
 
     def close(self) -> None:
@@ -225,7 +232,7 @@ class TensorRt(Engine):
         self._run()
 
     def _new_context(self, engine: Any) -> Any:
-        context = engine.create_execution_context()
+        context = self._kernels.new_context(engine) if self._kernels else engine.create_execution_context()
         if context is None:
             raise _failed(self._trt, "cannot make an execution context", "free memory of the GPU")
         for name, address in self._memory.addresses.items():

@@ -38,6 +38,7 @@ OBJECTS = {
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "runtime": "Runtime",
+    "runtime_cache": "IRuntimeCache",
 }
 """Name of a variable, argument or attribute (without its underscore) -> the class that it holds."""
 
@@ -46,9 +47,10 @@ Used = tuple[str, str]
 """(section, name) such as ("functions", "volume"), or (class or enum, member)."""
 
 
-def sources() -> list[Path]:
-    """The files that talk to TensorRT."""
-    return [ROOT / "runtime/engines/tensorrt.py", ROOT / "export/tensorrt/child.py"]
+def sources(version: str) -> list[Path]:
+    """The files that talk to this version of TensorRT; what is RTX's alone has a file of its own."""
+    common = [ROOT / "runtime/engines/tensorrt.py", ROOT / "export/tensorrt/child.py"]
+    return [*common, ROOT / "runtime/engines/kernel_cache.py"] if version.startswith("rtx-") else common
 
 
 def full_listings() -> dict[str, Listing]:
@@ -206,7 +208,7 @@ class Reader(ast.NodeVisitor):
         return [signature for signature in found if "(" in signature]
 
     def _returned(self, signature: str) -> str | None:
-        name = signature.rpartition("-> ")[2].rpartition(".")[2] if "-> " in signature else ""
+        name = re.split("[.:]", signature.rpartition("-> ")[2])[-1] if "-> " in signature else ""
         return name if name in self.listing["classes"] else None
 
     def _check_call(self, node: ast.Call) -> None:
@@ -268,10 +270,10 @@ def main() -> None:
     listings = full_listings()
     if not listings:
         sys.exit(LEFT_OUT)
-    wrong = [problem for listing in listings.values() for problem in problems(sources(), listing)]
+    wrong = [problem for version, listing in listings.items() for problem in problems(sources(version), listing)]
     if wrong:
         sys.exit("\n".join(wrong))
-    content: Mapping[str, Listing] = {version: cut(sources(), listing) for version, listing in listings.items()}
+    content: Mapping[str, Listing] = {version: cut(sources(version), listing) for version, listing in listings.items()}
     CUT.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,14 @@ without_driver = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What RTX compiles here does not go into the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def built_here(builder: str = RTX, version: str | None = None, sm: str = "8.9") -> EngineOptions:
     here = str(load_or_skip(builder).__version__)
     return EngineOptions(built=Built(builder, version or here, sm))
@@ -47,7 +56,7 @@ def refused(error: type[DeployError], match: str, *arguments: Any) -> str:
 
 @pytest.mark.parametrize("version", api.VERSIONS)
 def test_every_name_of_the_api_is_in_the_part_kept_here(version: str) -> None:
-    missing = api.problems(api.sources(), api.cut_listings()[version])
+    missing = api.problems(api.sources(version), api.cut_listings()[version])
     assert not missing, "if the full listings have it: python -m tests.contracts.tensorrt_api"
 
 
@@ -56,7 +65,7 @@ def test_every_name_of_the_api_is_in_the_full_listing(version: str) -> None:
     listings = api.full_listings()
     if not listings:
         pytest.skip(api.LEFT_OUT)
-    assert not api.problems(api.sources(), listings[version])
+    assert not api.problems(api.sources(version), listings[version])
 
 
 @pytest.mark.parametrize("version", api.VERSIONS)
@@ -79,6 +88,15 @@ def test_the_installed_tensorrt_for_rtx_has_every_name() -> None:
     for name, entry in api.cut_listings()[api.VERSIONS[-1]]["classes"].items():
         for part in ("methods", "properties", "attrs"):
             assert all(hasattr(getattr(trt, name), member) for member in entry[part])
+
+
+def test_what_is_rtxs_alone_is_followed_through_its_file() -> None:
+    common, files = api.sources("10.3.0"), api.sources("rtx-1.7.1.116")
+    own = [file for file in files if file not in common]
+    assert [file.name for file in own] == ["kernel_cache.py"]
+    for version in api.VERSIONS:
+        missing = api.problems(own, api.cut_listings()[version])
+        assert any("IRuntimeCache.deserialize" in line for line in missing) != version.startswith("rtx-")
 
 
 @pytest.mark.parametrize(
@@ -364,6 +382,21 @@ def test_an_engine_can_be_closed_twice_and_is_then_closed(kind: str) -> None:
             engine.infer(*inputs(SMALL, 0))
     other = EngineSpec(**{**vars(SMALL), "lines": 9})
     refused(BundleError, "not the one that the manifest describes", kind, plan, other, options)
+
+
+def test_rtx_compiles_an_engine_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, device = gpu_or_skip()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan, told, restored = engine_file(RTX, known_graph(), device.sm), [], []
+    for _ in range(2):
+        with open_engine(RTX, plan, SMALL, built_here(sm=device.sm)) as engine:
+            told.append(engine.describe()["kernels"])
+            restored.append(engine.infer(*inputs(SMALL, 0))[0])
+    assert told == [
+        "compiled here (none were kept), kept in the user's cache folder",
+        "taken from the user's cache folder",
+    ]
+    np.testing.assert_array_equal(*restored)
 
 
 class TestOnnxRuntimeGpu(EngineContract):
