@@ -23,9 +23,11 @@ class HostMemory:
     Attributes:
         arrays: {name: float32 array} of every input and output, at home on the host.
         addresses: {name: address} where the engine reads and writes it.
+        device_type: where that is, as ONNX Runtime calls it.
         told: what it is, for people.
     """
 
+    device_type = "cpu"
     told = "the CPU's own"
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -56,6 +58,8 @@ class GpuMemory(HostMemory):
 
     Where host and GPU share their memory, as on a Jetson, both use the same and nothing is copied.
     """
+
+    device_type = "cuda"
 
     def __init__(self, cuda: Cuda, device: Device, spec: EngineSpec, undo: ExitStack) -> None:
         """Take it; `undo` gives it back, the stream last. Raises CudaError."""

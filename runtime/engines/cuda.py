@@ -290,14 +290,22 @@ def gpu_model() -> str | None:
 def found_libraries() -> Iterator[str]:
     """Where libcudart may be, in the order of trying: NVIDIA's wheels, TensorRT for RTX's, the loader's, CUDA's own."""
     names = [f"libcudart.so.{major}" for major in SUPPORTED]
-    for package, inner in (("nvidia", "*/lib/"), (RTX_PLUGIN, "")):
-        spec = find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            for name in names:
-                yield from map(str, sorted(Path(folder).glob(f"{inner}{name}*")))
+    for folder in (*wheel_folders(), *_package_folders(RTX_PLUGIN)):
+        for name in names:
+            yield from map(str, sorted(folder.glob(f"{name}*")))
     yield from names
     for name in names:
         yield from map(str, sorted(Path("/usr/local").glob(f"cuda*/lib64/{name}")))
+
+
+def wheel_folders() -> list[Path]:
+    """Folders in which NVIDIA's wheels keep their libraries, wherever on Python's path they lie."""
+    return [folder for package in _package_folders("nvidia") for folder in sorted(package.glob("*/lib"))]
+
+
+def _package_folders(package: str) -> list[Path]:
+    spec = find_spec(package)
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
 
 
 def _tried(library: str) -> Cuda | MachineError:

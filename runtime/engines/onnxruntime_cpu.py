@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from contextlib import ExitStack
 
 from runtime.errors import BundleError, MachineError
 from runtime.machine import available_cores
 
-from .contract import Engine, EngineOptions, EngineSpec, Float32, check_signature
+from .buffers import HostMemory
+from .contract import EngineOptions, EngineSpec
 from .onnx_guard import check_onnx
-from .onnxruntime_session import TELL_PLACES, check_placement, session_shapes
+from .onnxruntime_session import TELL_PLACES, BoundSession
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -40,34 +41,7 @@ def computes_in(precision: str) -> str:
     return "fp32" if precision == "bf16" else precision
 
 
-class OnnxRuntimeCpu(Engine):
-    """A session with the CPU provider and no other."""
-
-    def __init__(self, session: Any, spec: EngineSpec, threads: int, placement: str, precision: str) -> None:
-        super().__init__(spec)
-        self._session, self._threads, self._placement, self._precision = session, threads, placement, precision
-
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
-        try:
-            restored, gates = self._session.run(["restored", "gates"], {"frame": frame, "metrics": metrics})
-        # ONNX Runtime's exceptions share no base class but Exception.
-        except Exception as error:
-            raise MachineError(
-                "ONNX Runtime failed on a frame", value=str(error), remedy="free memory, or check the bundle here"
-            ) from error
-        return restored, gates
-
-    def describe(self) -> dict[str, str]:
-        return {
-            "engine": "onnxruntime",
-            "version": available() or "",
-            "device": f"CPU, {self._threads} threads",
-            "computes in": computes_in(self._precision),
-            "placement": self._placement,
-        }
-
-
-def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OnnxRuntimeCpu:
+def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> BoundSession:
     """See `runtime.engines.open_engine`."""
     check_onnx(graph)
     try:
@@ -90,6 +64,10 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OnnxR
         raise BundleError(
             "ONNX Runtime cannot load the graph", value=str(error), remedy="build the bundle again"
         ) from error
-    placement = check_placement(session, PROVIDER)
-    check_signature(session_shapes(session), spec)
-    return OnnxRuntimeCpu(session, spec, threads, placement, options.precision)
+    told = {
+        "engine": "onnxruntime",
+        "version": str(ort.__version__),
+        "device": f"CPU, {threads} threads",
+        "computes in": computes_in(options.precision),
+    }
+    return BoundSession(session, PROVIDER, spec, HostMemory(spec), told, ExitStack())

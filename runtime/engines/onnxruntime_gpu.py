@@ -1,11 +1,14 @@
 """ONNX Runtime on an NVIDIA GPU through CUDA, TensorRT or TensorRT for RTX; no node ever runs on the CPU instead.
 
-On a machine without a GPU only the refusals were run, and the check of where nodes run on a session of the CPU's.
+On a machine without a GPU only the refusals were run, and the session itself on memory of the CPU's.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,13 +17,23 @@ from typing import Any
 
 from runtime.errors import MachineError
 
-from .contract import Engine, EngineOptions, EngineSpec, Float32, check_signature
+from .buffers import GpuMemory
+from .contract import EngineOptions, EngineSpec
+from .cuda import CAPTURE_REFUSED, open_cuda
 from .onnx_guard import check_onnx
-from .onnxruntime_session import REINSTALL_GPU, TELL_PLACES, check_placement, session_shapes
+from .onnxruntime_libraries import finds_tensorrt, make_known, missing_library, provider_library
+from .onnxruntime_session import REINSTALL_GPU, TELL_PLACES, BoundSession, cause, without_frames
 from .tensorrt_libraries import REMEDIES, RTX_PLUGIN
 
 NO_CPU = {"session.disable_cpu_ep_fallback": "1", **TELL_PLACES}
 TF32 = "NVIDIA_TF32_OVERRIDE"
+CUDA_GRAPH, PLAIN = "CUDA graph", "plain"
+"""How a frame is launched."""
+REFUSED = re.compile(
+    r"graph capture feature|CUDA Graph feature|Graph capture did not complete|CaptureEnd: graph_ is NULL|"
+    rf"CUDA failure ({'|'.join(map(str, CAPTURE_REFUSED))}):"
+)
+"""What ONNX Runtime 1.23 to 1.31 says where it cannot capture a graph, when it opens one or runs its first frame."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +42,15 @@ class Provider:
 
     Attributes:
         name: ONNX Runtime's.
-        plugin: it comes as a library of its own.
+        library: its own, as `provider_library` knows it; None where it comes as a plug-in.
         tf32_option: an option turns TF32 off; the others read an environment variable.
+        captures: ONNX Runtime can make a frame one CUDA graph.
     """
 
     name: str
-    plugin: bool = False
+    library: str | None = None
     tf32_option: bool = False
+    captures: bool = False
 
     def options(self) -> dict[str, str]:
         """What the provider is told.
@@ -47,60 +62,29 @@ class Provider:
 
 
 PROVIDERS = {
-    "onnxruntime-cuda": Provider("CUDAExecutionProvider", tf32_option=True),
-    "onnxruntime-tensorrt": Provider("TensorrtExecutionProvider"),
-    "onnxruntime-rtx": Provider("NvTensorRTRTXExecutionProvider", plugin=True),
+    "onnxruntime-cuda": Provider("CUDAExecutionProvider", "cuda", tf32_option=True, captures=True),
+    "onnxruntime-tensorrt": Provider("TensorrtExecutionProvider", "tensorrt"),
+    "onnxruntime-rtx": Provider("NvTensorRTRTXExecutionProvider"),
 }
 
 
 def available(kind: str) -> str | None:
-    """Version of ONNX Runtime where it has this provider, or None; says nothing of a GPU."""
+    """Version of ONNX Runtime where it has this provider and its TensorRT, or None; says nothing of a GPU."""
     try:
         import onnxruntime
     except ImportError:
         return None
     provider = PROVIDERS[kind]
-    has = find_spec(RTX_PLUGIN) if provider.plugin else provider.name in onnxruntime.get_available_providers()
+    if provider.library is None:
+        has = find_spec(RTX_PLUGIN) is not None
+    else:
+        has = provider.name in onnxruntime.get_available_providers()
+    if has and provider.library == "tensorrt":
+        has = finds_tensorrt(onnxruntime)
     return str(onnxruntime.__version__) if has else None
 
 
-class OnnxRuntimeGpu(Engine):
-    """A session with one provider of the GPU."""
-
-    def __init__(self, session: Any, spec: EngineSpec, kind: str, placement: str, precision: str) -> None:
-        super().__init__(spec)
-        self._session, self._kind, self._placement, self._precision = session, kind, placement, precision
-
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
-        if self._session is None:
-            raise MachineError("the engine is closed", key="engine", value=self._kind, remedy="open it again")
-        try:
-            restored, gates = self._session.run(["restored", "gates"], {"frame": frame, "metrics": metrics})
-        # ONNX Runtime's exceptions share no base class but Exception.
-        except Exception as error:
-            raise MachineError(
-                "ONNX Runtime failed on a frame",
-                key=self._kind,
-                value=_cause(error),
-                remedy="free memory of the GPU, or check the bundle here",
-            ) from error
-        return restored, gates
-
-    def describe(self) -> dict[str, str]:
-        return {
-            "engine": self._kind,
-            "version": available(self._kind) or "",
-            "device": f"GPU 0, {PROVIDERS[self._kind].name}",
-            # bfloat16 is another engine's arithmetic on the float32 graph.
-            "computes in": "fp32" if self._precision == "bf16" else self._precision,
-            "placement": self._placement,
-        }
-
-    def close(self) -> None:
-        self._session = None
-
-
-def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: str) -> OnnxRuntimeGpu:
+def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: str) -> BoundSession:
     """See `runtime.engines.open_engine`.
 
     Args:
@@ -115,32 +99,70 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: st
         import onnxruntime as ort
     except ImportError as error:
         raise MachineError("ONNX Runtime is not installed", key=kind, remedy=REINSTALL_GPU) from error
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
-    settings.log_severity_level = 4
-    for key, value in NO_CPU.items():
-        settings.add_session_config_entry(key, value)
-    chosen = _plugin(ort, settings, kind) if provider.plugin else _built_in(ort, kind)
+    # What fails is told by the error; its log would tell it again.
+    ort.set_default_logger_severity(4)
     if not provider.tf32_option:
         forbid_tf32(kind)
+    devices = _plugged_in(ort, kind) if provider.library is None else None
+    if devices is None:
+        _built_in(ort, kind)
+    cuda = open_cuda()
+    device = cuda.device()
+    told = {
+        "engine": kind,
+        "version": str(ort.__version__),
+        "device": f"{device.name or 'GPU'}, compute capability {device.sm}",
+        "computes in": computes_in(kind, options.precision),
+        "cuda": f"{cuda.version}, driver for {cuda.driver_version}",
+    }
+
+    def opened(launches: str) -> BoundSession:
+        undo = ExitStack()
+        try:
+            memory = GpuMemory(cuda, device, spec, undo)
+            asked = {**provider.options(), "user_compute_stream": str(memory.stream)}
+            if launches == CUDA_GRAPH:
+                asked["enable_cuda_graph"] = "1"
+            how = {"launches": launches, "memory": memory.told}
+            session = _session(ort, graph, kind, asked, devices)
+            engine = BoundSession(session, provider.name, spec, memory, told | how, undo)
+            # The engine's alone: nothing but the engine may keep it.
+            del session
+            # What is made once, a CUDA graph too, is made now.
+            engine.run()
+        except BaseException:
+            # CUDA may refuse to free as well: why it could not be opened is the error to tell.
+            with suppress(MachineError):
+                undo.close()
+            raise
+        return engine
+
+    return captured_or_plain(opened) if provider.captures else opened(PLAIN)
+
+
+def captured_or_plain(opened: Callable[[str], BoundSession]) -> BoundSession:
+    """An engine whose frames are one CUDA graph. Where that is refused, and only then, they are launched plainly."""
     try:
-        # Its Python layer would try again with the CPU, when it opens and even after a failed frame.
-        session = ort.InferenceSession(graph, settings, enable_fallback=0, **chosen)
-    # ONNX Runtime's exceptions share no base class but Exception.
-    except Exception as error:
-        raise MachineError(
-            f"ONNX Runtime cannot run the whole graph with {provider.name}",
-            key=kind,
-            value=_cause(error),
-            remedy="check the GPU with `nvidia-smi`, and that CUDA, cuDNN and TensorRT are those it was made for",
-        ) from error
-    session.disable_fallback()
-    placement = check_placement(session, provider.name)
-    check_signature(session_shapes(session), spec)
-    return OnnxRuntimeGpu(session, spec, kind, placement, options.precision)
+        return opened(CUDA_GRAPH)
+    except MachineError as error:
+        told = error.__cause__
+        if told is None or not REFUSED.search(str(told)):
+            raise
+        why = cause(told)
+    return opened(f"{PLAIN}, a CUDA graph was refused: {why}")
 
 
-def _built_in(ort: ModuleType, kind: str) -> dict[str, Any]:
+def computes_in(kind: str, precision: str) -> str:
+    """Types in which a bundle of this precision is computed here, for people."""
+    if precision == "int8" and kind == "onnxruntime-cuda":
+        # It has no int8 convolutions or products: it computes them from dequantised values.
+        return "floating point, from an int8 graph"
+    # bfloat16 is another engine's arithmetic on the float32 graph.
+    return "fp32" if precision == "bf16" else precision
+
+
+def _built_in(ort: ModuleType, kind: str) -> None:
+    """Make sure that there is such a provider, and that what it is linked to is known."""
     provider = PROVIDERS[kind]
     if provider.name not in ort.get_available_providers():
         raise MachineError(
@@ -149,10 +171,11 @@ def _built_in(ort: ModuleType, kind: str) -> dict[str, Any]:
             value=", ".join(ort.get_available_providers()),
             remedy=REINSTALL_GPU,
         )
-    return {"providers": [(provider.name, provider.options())]}
+    make_known(ort)
 
 
-def _plugin(ort: ModuleType, settings: Any, kind: str) -> dict[str, Any]:
+def _plugged_in(ort: ModuleType, kind: str) -> list[Any]:
+    """Devices of a provider that is a plug-in."""
     name = PROVIDERS[kind].name
     if find_spec(RTX_PLUGIN) is None:
         raise MachineError(
@@ -169,15 +192,51 @@ def _plugin(ort: ModuleType, settings: Any, kind: str) -> dict[str, Any]:
         raise MachineError(
             "ONNX Runtime cannot load its plug-in for TensorRT for RTX",
             key=kind,
-            value=_cause(error),
+            value=cause(error),
             remedy="install the NVIDIA driver, which brings libcuda; `nvidia-smi` tells whether it is there",
         ) from error
     if not devices:
         raise MachineError(
             "TensorRT for RTX finds no GPU that it supports", key=kind, remedy="`nvidia-smi` tells which GPUs are there"
         )
-    settings.add_provider_for_devices(devices[:1], PROVIDERS[kind].options())
-    return {}
+    return devices[:1]
+
+
+def _session(ort: ModuleType, graph: bytes, kind: str, asked: Mapping[str, str], devices: list[Any] | None) -> Any:
+    """A session of the provider alone, with these options; of a plug-in on these devices."""
+    provider = PROVIDERS[kind]
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    for key, value in NO_CPU.items():
+        settings.add_session_config_entry(key, value)
+    try:
+        if devices is None:
+            chosen = {"providers": [(provider.name, dict(asked))]}
+        else:
+            settings.add_provider_for_devices(devices, {**asked, "has_user_compute_stream": "1"})
+            chosen = {}
+        # Its Python layer would try again with the CPU, when it opens and even after a failed frame.
+        session = ort.InferenceSession(graph, settings, enable_fallback=0, **chosen)
+    # ONNX Runtime's exceptions share no base class but Exception.
+    except Exception as error:
+        missing = provider.library and missing_library(provider_library(ort, provider.library))
+        if missing:
+            raise MachineError(
+                f"ONNX Runtime cannot load what {provider.name} needs",
+                key=kind,
+                value=missing,
+                remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or make the library known to the loader; '
+                "libcuda comes with the NVIDIA driver, libnvinfer with TensorRT",
+            ) from error
+        raise MachineError(
+            f"ONNX Runtime cannot run the whole graph with {provider.name}",
+            key=kind,
+            value=cause(error),
+            remedy="check the GPU with `nvidia-smi`, and that CUDA, cuDNN and TensorRT are those it was made for",
+        ) from without_frames(error)
+    session.disable_fallback()
+    return session
 
 
 def forbid_tf32(kind: str) -> None:
@@ -193,8 +252,3 @@ def forbid_tf32(kind: str) -> None:
             value=os.environ[TF32],
             remedy=f"unset it for {kind}",
         )
-
-
-def _cause(error: Exception) -> str:
-    """The end of ONNX Runtime's message, without its code and the path of its library: there it says why."""
-    return str(error).rsplit(" : ", 1)[-1].rsplit(" with error: ", 1)[-1]

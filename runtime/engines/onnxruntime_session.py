@@ -1,15 +1,107 @@
-"""What both kinds of ONNX Runtime sessions are asked before they are used: their shapes, and where their nodes run."""
+"""A session of ONNX Runtime on memory that is taken once: one class for the CPU and for GPUs, and what it is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
+import numpy as np
+
 from runtime.errors import MachineError
+
+from .buffers import INPUTS, HostMemory
+from .contract import Engine, EngineSpec, Float32, check_signature
 
 REINSTALL_GPU = 'pip install "damp-deploy[gpu]" in an environment without the package onnxruntime'
 TELL_PLACES = {"session.record_ep_graph_assignment_info": "1"}
 """Session setting: without it ONNX Runtime does not remember which provider runs a node."""
+
+
+class BoundSession(Engine):
+    """A session whose inputs and outputs are bound to addresses that stay; a frame allocates only what it hands out."""
+
+    def __init__(
+        self,
+        session: Any,
+        provider: str,
+        spec: EngineSpec,
+        memory: HostMemory,
+        told: Mapping[str, str],
+        undo: ExitStack,
+    ) -> None:
+        """Bind the session.
+
+        Args:
+            session: it is the engine's from now on.
+            provider: that runs all of it.
+            spec: what its inputs and outputs have to be.
+            memory: of inputs and outputs.
+            told: for `describe`; what computes and where is added.
+            undo: gives back the memory when the engine is closed, after the session.
+
+        Raises:
+            BundleError: the graph has other inputs and outputs.
+            MachineError: a node runs elsewhere than in `provider`.
+        """
+        super().__init__(spec)
+        self._told = {**told, "placement": check_placement(session, provider)}
+        check_signature(session_shapes(session), spec)
+        self._memory, self._undo, self._broken = memory, undo, False
+        self._session: Any = session
+        self._binding: Any = session.io_binding()
+        undo.callback(self._forget)
+        for name, shape in spec.shapes.items():
+            bind = self._binding.bind_input if name in INPUTS else self._binding.bind_output
+            bind(name, memory.device_type, 0, np.float32, shape, memory.addresses[name])
+
+    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+        if self._session is None:
+            raise MachineError("the engine is closed", key="engine", value=self._told["engine"], remedy="open it again")
+        self._memory.put(frame, metrics)
+        self.run()
+        return self._memory.outputs()
+
+    def run(self) -> None:
+        """Restore what lies in the inputs. Raises MachineError."""
+        try:
+            self._memory.send()
+            self._session.run_with_iobinding(self._binding)
+            self._memory.fetch()
+            self._memory.wait()
+        except MachineError:
+            self._broken = True
+            raise
+        # ONNX Runtime's exceptions share no base class but Exception.
+        except Exception as error:
+            self._broken = True
+            raise MachineError(
+                "ONNX Runtime failed on a frame",
+                key=self._told["engine"],
+                value=cause(error),
+                remedy="free memory, or check the bundle here",
+            ) from without_frames(error)
+
+    def describe(self) -> dict[str, str]:
+        return dict(self._told)
+
+    def close(self) -> None:
+        # After a failed frame CUDA refuses to free as well: the frame's own error is the one to tell.
+        with suppress(MachineError) if self._broken else nullcontext():
+            self._undo.close()
+
+    def _forget(self) -> None:
+        self._binding = self._session = None
+
+
+def cause(error: BaseException) -> str:
+    """The end of ONNX Runtime's message, without its code and the path of its library: there it says why."""
+    return str(error).rsplit(" : ", 1)[-1].rsplit(" with error: ", 1)[-1]
+
+
+def without_frames(error: Exception) -> Exception:
+    """The error alone: its traceback holds the session, which must go when the engine is closed."""
+    return error.with_traceback(None)
 
 
 def session_shapes(session: Any) -> dict[str, tuple[int, ...] | None]:
