@@ -331,9 +331,11 @@ def test_the_settings_forbid_the_cpu() -> None:
 
 
 def test_an_engine_without_a_target_is_another_one(rtx_plan: bytes) -> None:
-    assert engine_file(RTX, known_graph(), "8.9") == rtx_plan
-    everywhere = engine_file(RTX, known_graph(), None)
-    assert len(everywhere) > 1000 and everywhere != rtx_plan
+    """Its head, which RTX asks where an engine is valid, says so; what follows is not always the same."""
+    trt = load_or_skip(RTX)
+    size = trt.Runtime(trt.Logger(trt.Logger.ERROR)).engine_header_size
+    same, everywhere = (engine_file(RTX, known_graph(), sm)[:size] for sm in ("8.9", None))
+    assert len(everywhere) == size and same == rtx_plan[:size] != everywhere
 
 
 # On a GPU
