@@ -76,11 +76,16 @@ def blur(cube: Cube, rng: np.random.Generator, *, size: int | None = None) -> Cu
     _whole("size", size, 1, 999)
     if size % 2 == 0:
         raise InputError("the kernel size is even", key="size", value=size, remedy="give an odd number of pixels")
-    reach = (size - 1) / 2
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (0.3 * (reach - 1) + 0.8)) ** 2)
-    kernel /= kernel.sum()
+    kernel = gaussian_kernel(size)
     along = correlate1d(cube, kernel, axis=1, mode="mirror")
     return np.asarray(correlate1d(along, kernel, axis=2, mode="mirror"), np.float32)
+
+
+def gaussian_kernel(size: int) -> NDArray[np.float64]:
+    """The kernel [size] of `blur`, sums to 1; size odd."""
+    reach = (size - 1) / 2
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (0.3 * (reach - 1) + 0.8)) ** 2)
+    return np.asarray(kernel / kernel.sum())
 
 
 def sr(cube: Cube, rng: np.random.Generator, *, factor: int | None = None) -> Cube:

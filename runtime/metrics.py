@@ -7,6 +7,7 @@ spectral flatness of a strongly blurred cube is limited by float32 rounding in t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +21,7 @@ from .errors import CubeError
 from .machine import available_cores
 
 Float32 = NDArray[np.float32]
-MetricSet = Literal["reference15", "paper6"]
+MetricSet = Literal["reference15", "paper6", "log6"]
 
 METRICS: tuple[str, ...] = (
     "curvature_mean",
@@ -49,7 +50,25 @@ METRIC_SETS: Mapping[str, tuple[str, ...]] = {
         "gradient_std",
         "adjacent_correlation_mean",
     ),
+    "log6": (
+        "high_frequency_ratio_log",
+        "spectral_flatness_log",
+        "curvature_mean_log",
+        "curvature_std_log",
+        "gradient_std_log",
+        "adjacent_decorrelation_log",
+    ),
 }
+LOG_FLOOR = 1e-6
+LOGARITHMS: Mapping[str, tuple[str, float, float]] = {
+    "high_frequency_ratio_log": ("high_frequency_ratio", 0, 1),
+    "spectral_flatness_log": ("spectral_flatness", 0, 1),
+    "curvature_mean_log": ("curvature_mean", 0, 1),
+    "curvature_std_log": ("curvature_std", 0, 1),
+    "gradient_std_log": ("gradient_std", 0, 1),
+    "adjacent_decorrelation_log": ("adjacent_correlation_mean", 1, -1),
+}
+"""Metric -> (m, a, b): it is log10(a + b m), not below log10(LOG_FLOOR), for metrics that span decades."""
 
 GUARD = 1e-8
 BLOCK_PIXELS = 8192
@@ -81,7 +100,7 @@ def prompt_metrics(cube: ArrayLike, metric_set: str, sample_index: ArrayLike | N
 
     Args:
         cube: as for `raw_metrics`.
-        metric_set: `reference15` or `paper6`.
+        metric_set: a key of `METRIC_SETS`.
         sample_index: as for `raw_metrics`.
 
     Returns:
@@ -97,7 +116,7 @@ def prompt_metrics(cube: ArrayLike, metric_set: str, sample_index: ArrayLike | N
     names = METRIC_SETS[metric_set]
     x = _checked(cube)
     positions = _checked_positions(sample_index, x.shape[1] * x.shape[2])
-    wanted = set(names)
+    wanted = {LOGARITHMS[name][0] if name in LOGARITHMS else name for name in names}
     values: dict[str, float] = {}
     # Values too large show in the result; numpy keeps its warnings per thread.
     quiet = partial(np.seterr, over="ignore", invalid="ignore")
@@ -105,6 +124,9 @@ def prompt_metrics(cube: ArrayLike, metric_set: str, sample_index: ArrayLike | N
         means = _band_means(x)
         for part in (_curvature, _correlation, _spectrum, _gradients):
             values |= part(x, means, positions, wanted, pool)
+    for name, (metric, offset, factor) in LOGARITHMS.items():
+        if metric in values:
+            values[name] = math.log10(max(offset + factor * values[metric], LOG_FLOOR))
     result = np.array([values[name] for name in names], np.float32)
     if not np.isfinite(result).all():
         name = names[int(np.flatnonzero(~np.isfinite(result))[0])]

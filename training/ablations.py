@@ -61,7 +61,7 @@ def ablate(recipe: Path, data: Sequence[Path], out: Path, device: str) -> dict[s
         file = out / name / f"{made.name}.safetensors"
         if not file.exists():
             train(made, data, out / name, device)
-        elif load_checkpoint(file).facts.about != made.about():
+        elif load_checkpoint(file).facts.about != made.about(made.optimiser.steps):
             raise ConfigError(
                 "was trained by another recipe", file=file, remedy="give another --out, or the recipe it began with"
             )

@@ -90,7 +90,8 @@ def card(net: Damp, recipe: Recipe, tasks: Figures, scenes: list[str], took: str
 
 
 def _gate(config: Any) -> str:
-    metrics = {"paper6": "six metrics", "reference15": "fifteen metrics"}[config.metric_set]
+    named = {"paper6": "six metrics", "log6": "the logarithms of six metrics", "reference15": "fifteen metrics"}
+    metrics = named[config.metric_set]
     gate = {"concat": "concatenating gate", "additive": "additive gate"}[config.gate]
     mixtures = "one mixture" if config.layers == 1 else f"{config.layers} mixtures"
     return f"{metrics}, {gate}, top-{config.top_k} of {config.experts} experts in {mixtures}"

@@ -1,102 +1,172 @@
-"""Training patches: real scenes, cropped, turned, brightened and degraded; every draw follows from seed and step."""
+"""Training batches: real scenes, cropped, turned, brightened and degraded; every draw follows from seed and step.
+
+All of it is made on the device that trains. On one device the same seed and step give the same batch; a GPU's generator
+draws other fields of noise than a CPU's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from calibration.degradations import DEGRADATIONS
+from export.metrics import PromptMetrics
 from runtime.errors import CubeError, CubeFileError, InputError
 from runtime.files import read_cube
-from runtime.metrics import prompt_metrics
-from training.recipe import Data, Patches
+from training.degrading import DAMAGES
+from training.photographs import SUFFIXES, linear, read_photograph, spectra
+from training.recipe import Data, Recipe
 
 Float32 = NDArray[np.float32]
+EVERY = 8
+"""The brightest 0.1 % of a patch are looked for among every so many of its values."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What a run has at hand.
+
+    Attributes:
+        cubes: {name: float32 [bands, lines, samples]}, 1.0 divided out.
+        photographs: {name: uint8 [3, lines, samples]}, see `training.photographs`.
+    """
+
+    cubes: Mapping[str, Float32]
+    photographs: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def as_large_as(self, size: int, cubes: Mapping[str, Float32]) -> Scenes:
+        """Those of `cubes` and of the photographs that have `size` lines and samples."""
+        large = ({k: v for k, v in each.items() if min(v.shape[1:]) >= size} for each in (cubes, self.photographs))
+        return Scenes(*large)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Degraded and clean patches [B, bands, H, W], the prompt metrics [B, M] of the degraded ones, their tasks."""
 
-    degraded: Float32
-    clean: Float32
-    metrics: Float32
+    degraded: Tensor
+    clean: Tensor
+    metrics: Tensor
     tasks: tuple[str, ...]
 
 
-def load_scenes(folders: Path | Sequence[Path], data: Data) -> dict[str, Float32]:
-    """Scenes of folders of .npz files (key `cube`, [lines, samples, bands]) as {name: [bands, lines, samples]}.
+def load_scenes(folders: Path | Sequence[Path], data: Data) -> Scenes:
+    """Scenes of folders: .npz files (key `cube`, [lines, samples, bands]), and photographs where the recipe wants them.
 
-    What stands for 1.0 is divided out; values below zero, which reflectance products have, become zero.
+    What stands for 1.0 is divided out of cubes; values below zero, which reflectance products have, become zero.
 
     Raises:
-        InputError: no .npz file in a folder, or two of one name.
+        InputError: nothing usable in a folder, two files of one name, or a file that is no photograph.
         CubeFileError: a file that is no scene.
         CubeError: a scene is not finite, or dark throughout.
     """
-    scenes: dict[str, Float32] = {}
+    cubes: dict[str, Float32] = {}
+    photographs: dict[str, NDArray[np.uint8]] = {}
+    kinds = (".npz", *SUFFIXES) if data.photographs else (".npz",)
     for folder in [folders] if isinstance(folders, Path) else folders:
-        paths = sorted(folder.glob("*.npz"))
+        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds)
         if not paths:
-            raise InputError("no training scenes", file=folder, remedy="point --data at folders of .npz cubes")
+            raise InputError("no training scenes", file=folder, remedy=f"point --data at folders of {', '.join(kinds)}")
         for path in paths:
-            if path.stem in scenes:
+            if path.stem in cubes or path.stem in photographs:
                 raise InputError("two scenes of one name", file=path, remedy="rename one")
-            try:
-                cube = read_cube(path).cube.astype(np.float32)
-            except CubeFileError as error:
-                raise CubeFileError(
-                    f"is no scene: {error.problem}", file=path, key=error.key, value=error.value, remedy=error.remedy
-                ) from error
-            key = max((k for k in data.scales if path.stem.startswith(k)), key=len, default=None)
-            wanted = data.scale if key is None else data.scales[key]
-            scale = float(cube.max()) if wanted == "max" else wanted
-            if not np.isfinite(cube).all() or scale <= 0:
-                raise CubeError("the scene is not finite, or dark throughout", file=path, remedy="leave it out")
-            scenes[path.stem] = np.maximum(cube / np.float32(scale), 0)
-    return scenes
+            if path.suffix == ".npz":
+                cubes[path.stem] = _cube(path, data)
+            else:
+                photographs[path.stem] = read_photograph(path)
+    return Scenes(cubes, photographs)
 
 
-def draw_patch(scene: Float32, bands: int, size: int, gain: tuple[float, float], rng: np.random.Generator) -> Float32:
-    """One clean patch [bands, size, size]: random neighbouring bands, place, turn, mirror and brightness."""
-    line = rng.integers(scene.shape[1] - size + 1)
-    sample = rng.integers(scene.shape[2] - size + 1)
-    first = rng.integers(scene.shape[0] - bands + 1)
+def _cube(path: Path, data: Data) -> Float32:
+    try:
+        cube = read_cube(path).cube.astype(np.float32)
+    except CubeFileError as error:
+        raise CubeFileError(
+            f"is no scene: {error.problem}", file=path, key=error.key, value=error.value, remedy=error.remedy
+        ) from error
+    key = max((k for k in data.scales if path.stem.startswith(k)), key=len, default=None)
+    wanted = data.scale if key is None else data.scales[key]
+    scale = float(cube.max()) if wanted == "max" else wanted
+    if not np.isfinite(cube).all() or scale <= 0:
+        raise CubeError("the scene is not finite, or dark throughout", file=path, remedy="leave it out")
+    return np.maximum(cube / np.float32(scale), 0)
+
+
+class Draws:
+    """The batches of a recipe: scenes on the device, and what metrics are computed with.
+
+    `steps` is the length of the run, which a curriculum goes by.
+    """
+
+    def __init__(self, recipe: Recipe, scenes: Scenes, device: torch.device) -> None:
+        self.recipe, self.device, self.steps = recipe, device, recipe.optimiser.steps
+        self._cubes = [torch.from_numpy(cube).to(device) for cube in scenes.cubes.values()]
+        self._photographs: list[Tensor] = []
+        self._spectra = torch.empty(0)
+        config, photographs, spacing = recipe.config, recipe.data.photographs, recipe.data.wavelengths
+        if photographs is not None and spacing is not None:
+            self._photographs = [torch.from_numpy(linear(p)).to(device) for p in scenes.photographs.values()]
+            centres = np.linspace(spacing.first, spacing.last, spacing.count)
+            self._spectra = torch.from_numpy(spectra(tuple(centres))).to(device)
+        sizes = {patches.size for patches in recipe.patches}
+        self._metrics = {s: PromptMetrics(config.metric_set, config.bands, s, s).to(device) for s in sizes}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step."""
+        recipe = self.recipe
+        rng = np.random.default_rng([recipe.seed, step])
+        fields = torch.Generator(self.device).manual_seed(int(rng.integers(1 << 62)))
+        shares = np.array([p.share for p in recipe.patches])
+        chosen = recipe.patches[rng.choice(len(shares), p=shares / shares.sum())]
+        clean = torch.stack([self._patch(chosen.size, rng) for _ in range(chosen.count)])
+        names, weights = list(recipe.tasks), np.array(list(recipe.tasks.values()))
+        drawn = rng.choice(len(names), chosen.count, p=weights / weights.sum())
+        strength = 1.0 if recipe.ease is None else recipe.ease.strength(step / self.steps, rng)
+        degraded = torch.empty_like(clean)
+        for index in sorted(set(drawn)):
+            rows = torch.from_numpy(np.flatnonzero(drawn == index)).to(self.device)
+            degraded[rows] = DAMAGES[names[index]](clean[rows], rng, fields, strength)
+        metrics = self._metrics[chosen.size](degraded)
+        return Batch(degraded, clean, metrics, tuple(names[index] for index in drawn))
+
+    def _patch(self, size: int, rng: np.random.Generator) -> Tensor:
+        options = self.recipe.data.photographs
+        if self._photographs and options is not None and rng.random() < options.share:
+            patch = draw_patch(self._photographs[rng.integers(len(self._photographs))], 3, size, rng)
+            patch = lifted(patch, self._spectra, options.tint, rng)
+        else:
+            patch = draw_patch(self._cubes[rng.integers(len(self._cubes))], self.recipe.config.bands, size, rng)
+        return brightened(patch, self.recipe.data.gain, rng)
+
+
+def draw_patch(scene: Tensor, bands: int, size: int, rng: np.random.Generator) -> Tensor:
+    """One patch [bands, size, size] of a scene [bands or more, lines, samples]: any neighbouring bands, place, turn."""
+    first, line, sample = (int(rng.integers(n - m + 1)) for n, m in zip(scene.shape, (bands, size, size), strict=True))
     patch = scene[first : first + bands, line : line + size, sample : sample + size]
-    patch = np.rot90(patch, rng.integers(4), (1, 2))
-    if rng.random() < 0.5:
-        patch = patch[:, :, ::-1]
-    bright = float(np.quantile(patch, 0.999))
-    factor = min(np.exp(rng.uniform(*np.log(gain))), 1 / max(bright, 1e-3))
-    return np.ascontiguousarray(patch * np.float32(factor))
+    patch = torch.rot90(patch, int(rng.integers(4)), (1, 2))
+    return patch.flip(2) if rng.random() < 0.5 else patch
 
 
-def draw_batch(
-    scenes: Sequence[Float32],
-    tasks: Mapping[str, float],
-    patches: Sequence[Patches],
-    gain: tuple[float, float],
-    bands: int,
-    metric_set: str,
-    seed: int,
-    step: int,
-) -> Batch:
-    """The batch of one step; the same seed and step give the same batch."""
-    rng = np.random.default_rng([seed, step])
-    shares = np.array([p.share for p in patches], float)
-    chosen = patches[rng.choice(len(patches), p=shares / shares.sum())]
-    names, weights = list(tasks), np.array(list(tasks.values()), float)
-    clean, degraded, metrics, drawn = [], [], [], []
-    for _ in range(chosen.count):
-        patch = draw_patch(scenes[rng.integers(len(scenes))], bands, chosen.size, gain, rng)
-        task = names[rng.choice(len(names), p=weights / weights.sum())]
-        bad = DEGRADATIONS[task](patch, rng)
-        clean.append(patch)
-        degraded.append(bad)
-        metrics.append(prompt_metrics(bad, metric_set))
-        drawn.append(task)
-    return Batch(np.stack(degraded), np.stack(clean), np.stack(metrics), tuple(drawn))
+def lifted(photograph: Tensor, basis: Tensor, tint: float, rng: np.random.Generator) -> Tensor:
+    """A photograph [3, H, W] as a cube [bands, H, W] under a light of its own.
+
+    The light is the exponential of three cosines over the bands with weights of deviation `tint`, halved by the order:
+    smooth, positive, and such that a photograph does not always have the same three spectra.
+    """
+    at = np.linspace(0, 1, len(basis))
+    weights = rng.standard_normal(3) * tint / 2.0 ** np.arange(3)
+    light = np.exp(sum(w * np.cos(np.pi * order * at) for order, w in enumerate(weights, start=1)))
+    gains = torch.from_numpy((light / light.max()).astype(np.float32)).to(photograph.device)
+    return torch.einsum("bc,chw->bhw", basis * gains[:, None], photograph)
+
+
+def brightened(patch: Tensor, gain: tuple[float, float], rng: np.random.Generator) -> Tensor:
+    """A patch times a log-uniform factor, limited so that its brightest 0.1 % stay below 1."""
+    factor = float(np.exp(rng.uniform(*np.log(gain))))
+    bright = torch.quantile(patch.reshape(-1)[::EVERY], 0.999)
+    return patch * torch.minimum(torch.full_like(bright, factor), 1 / bright.clamp(min=1e-3))

@@ -1,6 +1,6 @@
-"""A larger network that begins by restoring exactly as a trained smaller one does.
+"""How a network begins: with its bands running straight through, or restoring exactly as a trained smaller one does.
 
-Depth is added, never width: blocks that the smaller network lacks begin with nothing to add (their last weights are
+To a smaller one depth is added, never width: blocks that it lacks begin with nothing to add (their last weights are
 zero), as in Net2Net (Chen et al. 2016) and zero-initialised residual branches.
 """
 
@@ -12,6 +12,36 @@ from torch import nn
 from export.networks.damp import Damp
 from export.networks.damp.blocks import DecoderBlock, EncoderBlock
 from runtime.errors import ConfigError
+
+CONSTANT_SHARE = 1 / 12
+
+
+def start_transparent(net: Damp, gain: float = 4.0, constant: float = 2.0) -> None:
+    """Start with bands running straight through the network and nothing added to the frame.
+
+    The frame is added at the end, so noise must reach the output to be taken away: from a random start the weights
+    spend thousands of steps on finding that way (31 bands, dim 32: loss after 60 steps 0.10, with this start 0.05).
+
+    A twelfth of the channels on the way up starts as the number `constant`. LayerNorm takes the scale of a pixel's
+    channels away; beside a constant it can be read again, and a correction be as large as what it corrects (dim 48,
+    after 500 steps: noise +10.8 dB with constants, +6.8 without).
+    """
+    with torch.no_grad():
+        net.output.weight.zero_()
+        embed = net.patch_embed.proj.weight.mul_(0.1)
+        for band in range(min(embed.shape[:2])):
+            embed[band, band, 1, 1] += gain
+        for up, merge, _ in net.dec:
+            channels = len(merge.weight)
+            merge.weight[:, channels:].mul_(0.1)
+            merge.weight[:, channels:, 0, 0] += torch.eye(channels)
+            # At the first level the bands' own way stays free.
+            spare = channels - net.config.bands if channels == net.config.dim else channels
+            for channel in range(channels - min(max(0, spare), max(1, round(CONSTANT_SHARE * channels))), channels):
+                up.body.weight[:, channel].zero_()
+                up.body.bias[channel] = constant
+                merge.weight[channel].zero_()
+                merge.weight[channel, channel] = 1
 
 
 def grow(net: Damp, given: Damp) -> None:

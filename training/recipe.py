@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -48,6 +49,18 @@ class Wavelengths(_Part):
         return self
 
 
+class Photographs(_Part):
+    """RGB photographs lifted to the recipe's wavelengths (`training.photographs`), for a share of the patches.
+
+    Attributes:
+        share: of the patches.
+        tint: deviation of the log of the smooth light that a patch is seen under, at its lowest order.
+    """
+
+    share: Share
+    tint: Annotated[float, Field(ge=0, le=3)] = 0.5
+
+
 class Data(_Part):
     """Which cubes, and what stands for 1.0 in them.
 
@@ -59,6 +72,7 @@ class Data(_Part):
         wavelengths: band centres that the checkpoint tells its users; None for any.
         validation: scenes that are never trained on.
         gain: range of the log-uniform brightness of a patch.
+        photographs: what is made of folders of photographs; None takes none.
     """
 
     name: str
@@ -68,6 +82,7 @@ class Data(_Part):
     wavelengths: Wavelengths | None = None
     validation: tuple[str, ...]
     gain: tuple[Positive, Positive] = (0.6, 2.5)
+    photographs: Photographs | None = None
 
     @field_validator("gain")
     @classmethod
@@ -109,13 +124,48 @@ class Loss(_Part):
         return self
 
 
+class OnGpu(_Part):
+    """What a GPU does otherwise: it has room for more and larger patches at a step."""
+
+    patches: Annotated[tuple[Patches, ...], Field(min_length=1)]
+    learning_rate: Positive
+    warmup: Count = 200
+
+
+class Ease(_Part):
+    """A curriculum: damages begin weak. Strength is U(first, 1) at first and narrows to 1 over a share of the steps."""
+
+    first: Share
+    share: Share
+
+    def strength(self, progress: float, rng: np.random.Generator) -> float:
+        """Strength of a batch, `progress` 0 to 1 through the run."""
+        return float(1 - (1 - self.first) * max(0.0, 1 - progress / self.share) * rng.random())
+
+
+class Gates(_Part):
+    """How the gates are taught to follow the prompt.
+
+    Attributes:
+        noise: deviation of the noise on their logits, at first and at last; None is 1 / experts throughout.
+        balance: weight of the loss that has all experts chosen alike (Fedus et al. 2022, their eq. 4, with the share of
+            each expert over the last steps in place of a batch's: ours has few patches).
+        blind: share of the patches whose gates see the prompt alone, not the features.
+    """
+
+    noise: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
+    balance: Annotated[float, Field(ge=0)] = 0
+    blind: Annotated[float, Field(ge=0, le=1)] = 0
+
+
 class Optimiser(_Part):
-    """AdamW, linear warm-up, cosine."""
+    """AdamW, linear warm-up, cosine; `hold` is the share of the steps before the cosine begins to fall."""
 
     steps: Count
     learning_rate: Positive
     last_learning_rate: Positive = 1e-6
     warmup: Count = 100
+    hold: Annotated[float, Field(ge=0, le=1)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     gradient_norm: Positive = 1.0
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.999
@@ -131,23 +181,30 @@ class Recipe(_Part):
             `start_transparent`.
         ablate: `prompt` gives every gate the same prompt, `spectral` keeps the spatial branches alone.
         network: the configuration of a DAMP.
-        data, tasks, patches, loss, optimiser: what is learned, and how.
-        log_every, validate_every, save_every: steps; they change no number of the result.
+        standardise: the network sees every metric less its mean over the training's patches, divided by its deviation;
+            both are folded into the prompt's first layer where weights are written.
+        data, tasks, patches, ease, loss, gates, optimiser: what is learned, and how.
+        on_gpu: what is otherwise on a GPU.
+        log_every, validate_every: steps; save_seconds: at most between two saved states. They change no number.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     seed: Annotated[int, Field(ge=0)] = 1
     start: str | None = None
     ablate: Ablation | None = None
+    standardise: bool = False
     network: dict[str, Any]
     data: Data
     tasks: dict[str, Positive]
     patches: Annotated[tuple[Patches, ...], Field(min_length=1)]
+    ease: Ease | None = None
     loss: Loss = Loss()
+    gates: Gates = Gates()
     optimiser: Optimiser
+    on_gpu: OnGpu | None = None
     log_every: Count = 100
     validate_every: Count = 1000
-    save_every: Count = 100
+    save_seconds: Annotated[float, Field(ge=0)] = 60
 
     @field_validator("network")
     @classmethod
@@ -175,6 +232,8 @@ class Recipe(_Part):
         bands = self.config.bands
         if self.data.wavelengths is not None and self.data.wavelengths.count != bands:
             raise ValueError(f"data.wavelengths.count is {self.data.wavelengths.count}, network.bands {bands}")
+        if self.data.photographs is not None and self.data.wavelengths is None:
+            raise ValueError("data.photographs needs data.wavelengths, to which they are lifted")
         return self
 
     @property
@@ -187,13 +246,21 @@ class Recipe(_Part):
 
     def digest(self) -> str:
         """SHA-256 of everything that decides the result; a run goes on only with the digest it began with."""
-        decides = self.model_dump(mode="json", exclude={"log_every", "validate_every", "save_every"})
+        decides = self.model_dump(mode="json", exclude={"log_every", "validate_every", "save_seconds"})
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
-    def about(self) -> str:
-        """One line for the checkpoint."""
+    def on_device(self, kind: str) -> Recipe:
+        """The recipe as it is on a kind of device, `cpu` or `cuda`."""
+        if kind != "cuda" or self.on_gpu is None:
+            return self
+        there = self.on_gpu
+        optimiser = self.optimiser.model_copy(update={"learning_rate": there.learning_rate, "warmup": there.warmup})
+        return self.model_copy(update={"patches": there.patches, "optimiser": optimiser, "on_gpu": None})
+
+    def about(self, steps: int) -> str:
+        """One line for the checkpoint after so many steps."""
         return (
-            f"recipe {self.name} ({self.digest()[:12]}), {self.optimiser.steps} steps, seed {self.seed}; "
+            f"recipe {self.name} ({self.digest()[:12]}), {steps} steps, seed {self.seed}; "
             f"trained on {self.data.name}, data not included"
         )
 

@@ -53,7 +53,9 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(recipe_file: Path) -> Path:
     recipe = load_recipe(recipe_file)
     net = Damp(recipe.config)
-    return save_checkpoint(net, recipe_file.with_name("nano.safetensors"), scale=65535, about=recipe.about())
+    return save_checkpoint(
+        net, recipe_file.with_name("nano.safetensors"), scale=65535, about=recipe.about(recipe.optimiser.steps)
+    )
 
 
 def made(checkpoint: Path, recipe: Recipe, tasks: Any, scenes: list[str] | None = None) -> str:
@@ -92,7 +94,9 @@ def test_a_card_says_of_its_training_what_the_recipe_says(recipe_file: Path, tmp
         ({"start": "damp-tiny"}, ("grown from `damp-tiny`",), ()),
     ):
         recipe = load_recipe(recipe_file, **changes)
-        file = save_checkpoint(Damp(recipe.config), tmp_path / "nano.safetensors", about=recipe.about())
+        file = save_checkpoint(
+            Damp(recipe.config), tmp_path / "nano.safetensors", about=recipe.about(recipe.optimiser.steps)
+        )
         text = made(file, recipe, figures())
         assert all(part in text for part in says) and not any(part in text for part in says_not)
 

@@ -32,25 +32,14 @@ from export.networks import load_checkpoint, packaged_models
 from export.networks.damp import Damp, DampConfig
 from runtime.errors import CheckpointError, ConfigError, CubeError, CubeFileError, InputError
 from runtime.metrics import prompt_metrics
-from training import train as training
+from training import run as training
 from training.curves import append_row, draw_curves, drop_rows_after, read_rows
-from training.data import Batch, draw_batch, draw_patch, load_scenes
-from training.growth import grow
+from training.data import Batch, Draws, Scenes, brightened, draw_patch, load_scenes
+from training.growth import grow, start_transparent
 from training.recipe import Data, Loss, Optimiser, Recipe, load_recipe
-from training.train import (
-    SPATIAL_ALPHA,
-    average,
-    begin,
-    learning_rate,
-    main,
-    prompt_of,
-    save,
-    softened,
-    start_transparent,
-    step,
-    train,
-    validate,
-)
+from training.run import SPATIAL_ALPHA, Run, average, begin, learning_rate, save, softened, step
+from training.train import main, train
+from training.validation import held_scenes, validate
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
@@ -94,7 +83,7 @@ RECIPE: dict[str, Any] = {
     },
     "log_every": 2,
     "validate_every": 100,
-    "save_every": 2,
+    "save_seconds": 0,
 }
 
 
@@ -124,13 +113,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def interrupt_at(at: int, act: Callable[[], None]) -> Callable[[int, Optimiser], float]:
+def interrupt_at(at: int, act: Callable[[], None]) -> Callable[[int, int, Optimiser], float]:
     """A learning rate that acts as step `at` begins."""
 
-    def rate(number: int, options: Optimiser) -> float:
+    def rate(number: int, steps: int, options: Optimiser) -> float:
         if number == at:
             act()
-        return learning_rate(number, options)
+        return learning_rate(number, steps, options)
 
     return rate
 
@@ -170,7 +159,7 @@ BUSY = {"log_every": 1, "validate_every": 1}
 @pytest.fixture(scope="module")
 def busy(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of the same run, logged and validated at every step and saved at other ones."""
-    return train(made(**BUSY, save_every=3), scenes, tmp_path_factory.mktemp("busy"))
+    return train(made(**BUSY, save_seconds=1000), scenes, tmp_path_factory.mktemp("busy"))
 
 
 # Recipes
@@ -271,7 +260,7 @@ def test_the_digest_tells_recipes_apart_that_train_other_weights(changes: dict[s
 
 
 def test_the_digest_leaves_out_what_changes_no_weight() -> None:
-    assert made(log_every=1, validate_every=7, save_every=9).digest() == made().digest()
+    assert made(log_every=1, validate_every=7, save_seconds=9).digest() == made().digest()
 
 
 def test_the_order_of_tasks_in_the_file_changes_nothing(scenes: Path) -> None:
@@ -307,7 +296,7 @@ OPTIONS = Optimiser(learning_rate=1e-3, last_learning_rate=1e-6, warmup=10, step
 
 
 def test_the_rate_rises_evenly_then_falls_along_a_cosine() -> None:
-    rates = [learning_rate(at, OPTIONS) for at in range(110)]
+    rates = [learning_rate(at, OPTIONS.steps, OPTIONS) for at in range(110)]
     assert rates[:10] == pytest.approx([1e-4 * n for n in range(1, 11)])
     assert rates[10] == pytest.approx(1e-3)
     assert rates[60] == pytest.approx((1e-3 + 1e-6) / 2)
@@ -317,9 +306,9 @@ def test_the_rate_rises_evenly_then_falls_along_a_cosine() -> None:
 
 
 def test_the_rate_ends_at_the_last_one_and_stays() -> None:
-    assert learning_rate(110, OPTIONS) == learning_rate(5000, OPTIONS) == pytest.approx(1e-6)
+    assert learning_rate(110, 110, OPTIONS) == learning_rate(5000, 110, OPTIONS) == pytest.approx(1e-6)
     short = OPTIONS.model_copy(update={"warmup": 1, "steps": 1})
-    assert learning_rate(0, short) == learning_rate(1, short) == pytest.approx(1e-3)
+    assert learning_rate(0, 1, short) == learning_rate(1, 1, short) == pytest.approx(1e-3)
 
 
 # The loss
@@ -353,11 +342,11 @@ def test_the_floor_falls_slowly_first_and_to_its_last_value() -> None:
 
 def test_a_step_learns_from_the_softened_loss_and_tells_the_plain_one(scenes: Path) -> None:
     drawn = batch(scenes, 1, 0)
-    runs = {kind: begin(made(loss=loss), torch.device("cpu")) for kind, loss in LOSSES.items()}
+    runs = {kind: begun(made(loss=loss)) for kind, loss in LOSSES.items()}
     errors = {kind: step(run, made(loss=LOSSES[kind]), drawn) for kind, run in runs.items()}
-    expected = np.abs(drawn.degraded - drawn.clean).mean((1, 2, 3))
+    expected = (drawn.degraded - drawn.clean).abs().mean((1, 2, 3))
     for kind in LOSSES:
-        np.testing.assert_allclose(errors[kind], expected, rtol=1e-4)
+        torch.testing.assert_close(errors[kind], expected, rtol=1e-4, atol=0)
     weights = [run.net.state_dict()["output.weight"] for run in runs.values()]
     assert not torch.equal(*weights)
 
@@ -370,13 +359,21 @@ LOSSES: dict[str, dict[str, float]] = {"plain": {}, "softened": RECIPE["loss"]}
 
 def batch(scenes: Path, seed: int, at: int, recipe: Recipe | None = None) -> Batch:
     recipe = recipe or made()
-    cubes = list(load_scenes(scenes, recipe.data).values())
-    return draw_batch(cubes, recipe.tasks, recipe.patches, recipe.data.gain, BANDS, "paper6", seed, at)
+    return draws(scenes, recipe.model_copy(update={"seed": seed})).batch(at)
+
+
+def draws(scenes: Path, recipe: Recipe) -> Draws:
+    return Draws(recipe, load_scenes(scenes, recipe.data), torch.device("cpu"))
+
+
+def begun(recipe: Recipe) -> Run:
+    """A run that draws nothing."""
+    return begin(recipe, Draws(recipe, Scenes({}), torch.device("cpu")))
 
 
 def same(one: Batch, other: Batch) -> bool:
     arrays = ("degraded", "clean", "metrics")
-    return one.tasks == other.tasks and all(np.array_equal(vars(one)[k], vars(other)[k]) for k in arrays)
+    return one.tasks == other.tasks and all(torch.equal(vars(one)[k], vars(other)[k]) for k in arrays)
 
 
 def test_a_batch_follows_from_seed_and_step_alone(scenes: Path) -> None:
@@ -395,12 +392,13 @@ def test_a_batch_is_patches_their_degraded_forms_their_metrics_and_tasks(scenes:
         counts.add(len(drawn.clean))
         tasks |= set(drawn.tasks)
         assert drawn.clean.shape == drawn.degraded.shape == (len(drawn.clean), BANDS, 64, 64)
-        assert drawn.clean.dtype == drawn.degraded.dtype == drawn.metrics.dtype == np.float32
-        assert drawn.clean.min() >= 0 and np.quantile(drawn.clean, 0.99) <= 1
-        for clean, degraded, metrics, task in zip(drawn.clean, drawn.degraded, drawn.metrics, drawn.tasks, strict=True):
+        assert drawn.clean.dtype == drawn.degraded.dtype == drawn.metrics.dtype == torch.float32
+        arrays = [tensor.numpy() for tensor in (drawn.clean, drawn.degraded, drawn.metrics)]
+        assert arrays[0].min() >= 0 and np.quantile(arrays[0], 0.99) <= 1
+        for clean, degraded, metrics, task in zip(*arrays, drawn.tasks, strict=True):
             assert not np.array_equal(clean, degraded)
             assert (task == "bandloss") == (not degraded.any((1, 2)).all())
-            np.testing.assert_array_equal(metrics, prompt_metrics(degraded, "paper6"))
+            np.testing.assert_allclose(metrics, prompt_metrics(degraded, "paper6"), rtol=1e-3)
     assert counts == {1, 2} and tasks == set(RECIPE["tasks"])
 
 
@@ -415,8 +413,8 @@ def test_a_patch_is_a_piece_of_the_scene_turned_and_brightened() -> None:
     scene = (np.arange(2 * 30 * 40).reshape(2, 30, 40) / (2 * 30 * 40) / 4).astype(np.float32)
     seen = set()
     for seed in range(40):
-        patch = draw_patch(scene, 2, 16, (1.0, 1.0), np.random.default_rng(seed))
-        assert patch.flags.c_contiguous and patch.shape == (2, 16, 16)
+        patch = draw_patch(torch.from_numpy(scene), 2, 16, np.random.default_rng(seed)).numpy()
+        assert patch.shape == (2, 16, 16)
         found = [
             number
             for number, turned in enumerate(turns(patch))
@@ -425,26 +423,26 @@ def test_a_patch_is_a_piece_of_the_scene_turned_and_brightened() -> None:
         ]
         assert len(found) == 1
         seen.add(found[0])
-        bright = draw_patch(scene, 2, 16, (2.0, 2.0), np.random.default_rng(seed))
+        bright = brightened(torch.from_numpy(patch.copy()), (2.0, 2.0), np.random.default_rng(seed))
         np.testing.assert_allclose(bright, 2 * patch, rtol=1e-6)
     assert seen == set(range(8))
 
 
 def test_a_patch_takes_neighbouring_bands_from_anywhere_in_the_scene() -> None:
-    scene = np.broadcast_to(np.arange(1, 8, dtype=np.float32)[:, None, None] / 10, (7, 20, 20))
+    scene = torch.arange(1, 8)[:, None, None].expand(7, 20, 20) / 10
     seen = set()
     for seed in range(60):
-        patch = draw_patch(scene, 3, 16, (1.0, 1.0), np.random.default_rng(seed))
-        bands = np.round(patch[:, 0, 0] * 10).astype(int).tolist()
+        patch = draw_patch(scene, 3, 16, np.random.default_rng(seed))
+        bands = (patch[:, 0, 0] * 10).round().int().tolist()
         assert bands == list(range(bands[0], bands[0] + 3))
         seen.add(bands[0])
     assert seen == {1, 2, 3, 4, 5}
 
 
 def test_brightness_is_limited_by_the_brightest_pixels() -> None:
-    scene = np.random.default_rng(0).random((2, 64, 64), np.float32)
-    patch = draw_patch(scene, 2, 64, (100.0, 100.0), np.random.default_rng(0))
-    assert np.quantile(patch, 0.999) == pytest.approx(1, abs=0.01)
+    scene = torch.from_numpy(np.random.default_rng(0).random((2, 64, 64), np.float32))
+    patch = brightened(scene, (100.0, 100.0), np.random.default_rng(0))
+    assert np.quantile(patch.numpy(), 0.999) == pytest.approx(1, abs=0.01)
 
 
 # Scenes
@@ -462,7 +460,7 @@ def store(folder: Path, **cubes: Any) -> Path:
 
 
 def test_scenes_are_read_by_name_in_the_unit_range(scenes: Path) -> None:
-    found = load_scenes(scenes, made().data)
+    found = load_scenes(scenes, made().data).cubes
     assert list(found) == ["held", "one", "two"]
     for name, cube in found.items():
         with np.load(scenes / f"{name}.npz") as archive:
@@ -473,20 +471,20 @@ def test_scenes_are_read_by_name_in_the_unit_range(scenes: Path) -> None:
 def test_what_stands_for_one_is_a_number_or_the_largest_value_and_follows_the_name(tmp_path: Path) -> None:
     ramp = np.arange(1, 9, dtype=np.int16).reshape(2, 2, 2)
     store(tmp_path, a=ramp, a_b=ramp, c=ramp)
-    found = load_scenes(tmp_path, data(scale=2, scales={"a": "max", "a-": 4}))
+    found = load_scenes(tmp_path, data(scale=2, scales={"a": "max", "a-": 4})).cubes
     assert {name: float(cube.max()) for name, cube in found.items()} == {"a": 1, "a-b": 2, "c": 4}
-    turned = load_scenes(tmp_path, data(scale="max", scales={"a-": 4, "a": 16}))
+    turned = load_scenes(tmp_path, data(scale="max", scales={"a-": 4, "a": 16})).cubes
     assert {name: float(cube.max()) for name, cube in turned.items()} == {"a": 0.5, "a-b": 2, "c": 1}
 
 
 def test_negative_values_become_zero(tmp_path: Path) -> None:
     store(tmp_path, one=[[[-3.0, 0.5], [0.25, -0.1]]])
-    np.testing.assert_array_equal(load_scenes(tmp_path, data())["one"], [[[0, 0.25]], [[0.5, 0]]])
+    np.testing.assert_array_equal(load_scenes(tmp_path, data()).cubes["one"], [[[0, 0.25]], [[0.5, 0]]])
 
 
 def test_scenes_come_from_several_folders_without_two_of_one_name(tmp_path: Path) -> None:
     first, second = store(tmp_path / "1", one=np.ones((2, 2, 2))), store(tmp_path / "2", two=np.ones((2, 2, 2)))
-    assert list(load_scenes([second, first], data())) == ["two", "one"]
+    assert list(load_scenes([second, first], data()).cubes) == ["two", "one"]
     store(second, one=np.ones((2, 2, 2)))
     with pytest.raises(InputError, match="two scenes of one name") as caught:
         load_scenes([first, second], data())
@@ -568,20 +566,17 @@ def test_a_constant_stands_beside_the_bands_where_there_is_room() -> None:
 
 
 def test_the_average_moves_fast_first_and_then_with_its_decay() -> None:
-    net = Damp(made().config)
-    key = "output.weight"
     for at, rate in ((0, 0.9), (8, 0.5), (10_000, 0.01)):
-        ema = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
-        kept = net.state_dict()[key].clone()
-        average(ema, net, at, 0.99)
-        torch.testing.assert_close(ema[key], rate * kept)
-        assert torch.equal(net.state_dict()[key], kept)
+        moving, present = torch.zeros(3), torch.arange(3.0)
+        average([moving], [present], at, 0.99)
+        torch.testing.assert_close(moving, rate * torch.arange(3.0))
+        assert torch.equal(present, torch.arange(3.0))
 
 
 def test_a_run_can_start_from_a_checkpoint(scenes: Path, straight: Path, tmp_path: Path) -> None:
     tuned = made(start=str(straight), optimiser__steps=1, optimiser__learning_rate=1e-7, seed=8)
     given = load_checkpoint(straight).state_dict()
-    before = begin(tuned, torch.device("cpu"))
+    before = begun(tuned)
     assert all(torch.equal(value, given[key]) for key, value in before.net.state_dict().items())
     after = load_checkpoint(train(tuned, scenes, tmp_path)).state_dict()
     apart = [float((after[key] - given[key]).abs().max()) for key in given if given[key].is_floating_point()]
@@ -602,10 +597,10 @@ def test_a_start_that_is_no_part_of_the_network_is_refused(scenes: Path, straigh
 
 def steps_with(metrics: float, recipe: Recipe, scenes: Path) -> dict[str, torch.Tensor]:
     """Weights after three steps whose batches show `metrics` in place of their own."""
-    run = begin(recipe, torch.device("cpu"))
+    run = begun(recipe)
     for at in range(3):
         drawn = batch(scenes, 1, at)
-        step(run, recipe, replace(drawn, metrics=np.full_like(drawn.metrics, metrics)))
+        step(run, recipe, replace(drawn, metrics=torch.full_like(drawn.metrics, metrics)))
     return run.net.state_dict()
 
 
@@ -616,9 +611,11 @@ def test_gates_without_a_prompt_do_not_see_the_metrics(scenes: Path) -> None:
 
 
 def test_validation_without_a_prompt_shows_zeros() -> None:
-    net, cube = Damp(made().config), np.random.default_rng(0).random((BANDS, 64, 64), np.float32)
-    np.testing.assert_array_equal(prompt_of(cube, net, made(ablate="prompt")), np.zeros(6, np.float32))
-    np.testing.assert_array_equal(prompt_of(cube, net, made()), prompt_metrics(cube, "paper6"))
+    scenes = {"held": random_scene(0)}
+    for recipe, shown in ((made(ablate="prompt"), False), (made(), True)):
+        for held in held_scenes(scenes, recipe):
+            expected = prompt_metrics(held.bad, "paper6") if shown else np.zeros(6, np.float32)
+            np.testing.assert_array_equal(held.metrics, expected)
 
 
 def test_without_spectral_branches_their_weights_do_not_matter(scenes: Path, straight: Path, tmp_path: Path) -> None:
@@ -662,7 +659,7 @@ def random_scene(seed: int, bands: int = BANDS, lines: int = 70, samples: int = 
 
 def test_gains_after_band_loss_are_of_the_lost_bands_alone() -> None:
     held = {"held": random_scene(0)}
-    kind, harmful = (validate(Filler(0.5, harm), held, made()) for harm in (0.0, 0.3))
+    kind, harmful = (validate(Filler(0.5, harm), held_scenes(held, made())) for harm in (0.0, 0.3))
     assert set(kind) == set(DEGRADATIONS)
     assert kind["bandloss"] == harmful["bandloss"]
     assert kind["noise"] == 0 and harmful["noise"] < -1
@@ -677,7 +674,7 @@ def test_gains_after_band_loss_are_of_the_lost_bands_alone() -> None:
 def test_a_dark_band_of_the_scene_is_not_a_lost_one() -> None:
     scene = random_scene(0)
     scene[1] = 0
-    gains = validate(Filler(0.5, 0.0), {"held": scene}, made())
+    gains = validate(Filler(0.5, 0.0), held_scenes({"held": scene}, made()))
     assert gains["blur"] < 0 and gains["blur"] > -40
     clean = scene[:, 3:67, 8:72]
     for task in ("blur", "sr"):
@@ -690,15 +687,20 @@ def test_scenes_of_more_bands_are_validated_by_their_middle_ones() -> None:
     wide = random_scene(0, BANDS + 4)
     other = wide.copy()
     other[[0, 1, -2, -1]] = 0.5
-    gains = [validate(Filler(0.5, 0.1), {"held": scene}, made()) for scene in (wide, other, wide[2:-2], wide[1:-3])]
+    gains = [
+        validate(Filler(0.5, 0.1), held_scenes({"held": scene}, made()))
+        for scene in (wide, other, wide[2:-2], wide[1:-3])
+    ]
     assert gains[0] == gains[1] == gains[2] != gains[3]
 
 
 def test_scenes_smaller_than_a_frame_are_not_validated() -> None:
     large, small = random_scene(0), random_scene(1, lines=60)
     net = Filler(0.5, 0.1)
-    assert validate(net, {"large": large, "small": small}, made()) == validate(net, {"large": large}, made())
-    assert all(math.isnan(gain) for gain in validate(net, {"small": small}, made()).values())
+    assert validate(net, held_scenes({"large": large, "small": small}, made())) == validate(
+        net, held_scenes({"large": large}, made())
+    )
+    assert all(math.isnan(gain) for gain in validate(net, held_scenes({"small": small}, made())).values())
 
 
 # Runs
@@ -731,21 +733,20 @@ def test_a_run_logs_what_it_did(straight: Path, busy: Path) -> None:
     assert list(rows[0]) == ["step", "loss", *RECIPE["tasks"]]
     with straight.with_name("validation.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert row.pop("step") == "4" and set(row) == set(DEGRADATIONS)
-    assert all(np.isfinite(float(gain)) for gain in row.values())
+    assert row.pop("step") == "4" and set(row) == {*DEGRADATIONS, "mean"}
+    gains = {key: float(gain) for key, gain in row.items()}
+    assert gains["mean"] == pytest.approx(np.mean([gains[task] for task in RECIPE["tasks"]]))
     for log in ("training.csv", "validation.csv"):
         assert [row["step"] for row in read_rows(busy.with_name(log))] == [1, 2, 3, 4]
 
 
 def test_the_log_tells_l1_per_task_and_over_all_patches(scenes: Path, busy: Path) -> None:
     first, *_ = read_rows(busy.with_name("training.csv"))
-    cubes = load_scenes(scenes, made().data)
-    cubes.pop("held")
+    found = load_scenes(scenes, made().data)
+    used = Scenes({name: cube for name, cube in found.cubes.items() if name != "held"})
     recipe = made()
-    drawn = draw_batch(
-        list(cubes.values()), recipe.tasks, recipe.patches, recipe.data.gain, BANDS, "paper6", recipe.seed, 0
-    )
-    errors = np.abs(drawn.degraded - drawn.clean).mean((1, 2, 3))
+    drawn = Draws(recipe, used, torch.device("cpu")).batch(0)
+    errors = (drawn.degraded - drawn.clean).abs().mean((1, 2, 3)).numpy()
     assert first["loss"] == pytest.approx(errors.mean(), rel=1e-4)
     for task in recipe.tasks:
         mine = errors[[name == task for name in drawn.tasks]]
@@ -771,21 +772,26 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
         patched.setattr(training, "learning_rate", interrupt_at(at, interrupted))
         with pytest.raises(KeyboardInterrupt):
             train(made(), scenes, tmp_path)
-    # What was done since the last save is lost; nothing else is.
-    assert (tmp_path / "state.pt").exists() == (at >= 2) and not list(tmp_path.glob("*.safetensors"))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == at
+    assert not list(tmp_path.glob("*.safetensors"))
     assert train(made(), scenes, tmp_path).read_bytes() == straight.read_bytes()
 
 
 def test_no_row_of_a_log_is_lost_or_written_twice_by_a_run_that_goes_on(
     scenes: Path, busy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = made(**BUSY, save_every=2)
+    recipe = made(**BUSY, save_seconds=0)
     with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", interrupt_at(2, interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, scenes, tmp_path)
+        earlier = (tmp_path / "state.pt").read_bytes()
         patched.setattr(training, "learning_rate", interrupt_at(3, interrupted))
         with pytest.raises(KeyboardInterrupt):
             train(recipe, scenes, tmp_path)
     assert len(read_rows(tmp_path / "training.csv")) == len(read_rows(tmp_path / "validation.csv")) == 3
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+    # The last saved state is older than the logs.
+    (tmp_path / "state.pt").write_bytes(earlier)
     assert train(recipe, scenes, tmp_path).read_bytes() == busy.read_bytes()
     for log in ("training.csv", "validation.csv"):
         assert (tmp_path / log).read_bytes() == busy.with_name(log).read_bytes()
@@ -796,7 +802,7 @@ def test_a_signal_saves_after_the_step_and_stops(
     scenes: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    recipe = made(save_every=100)
+    recipe = made(save_seconds=1000)
     with monkeypatch.context() as patched:
         patched.setattr(training, "learning_rate", interrupt_at(1, lambda: os.kill(os.getpid(), number)))
         with pytest.raises(KeyboardInterrupt):
@@ -819,7 +825,7 @@ def test_a_second_signal_stops_at_once(scenes: Path, tmp_path: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(training, "learning_rate", interrupt_at(1, twice))
         with pytest.raises(KeyboardInterrupt):
-            train(made(save_every=100), scenes, tmp_path)
+            train(made(save_seconds=1000), scenes, tmp_path)
     assert not (tmp_path / "state.pt").exists()
 
 
@@ -848,7 +854,7 @@ def test_a_run_goes_on_with_other_intervals(
         patched.setattr(training, "learning_rate", interrupt_at(2, interrupted))
         with pytest.raises(KeyboardInterrupt):
             train(made(), scenes, tmp_path)
-    finished = train(made(log_every=1, validate_every=3, save_every=50), scenes, tmp_path)
+    finished = train(made(log_every=1, validate_every=3, save_seconds=1000), scenes, tmp_path)
     assert finished.read_bytes() == straight.read_bytes()
     assert [row["step"] for row in read_rows(tmp_path / "training.csv")] == [2, 3, 4]
     assert [row["step"] for row in read_rows(tmp_path / "validation.csv")] == [3, 4]
@@ -893,7 +899,7 @@ def test_data_that_do_not_fit_the_recipe_are_refused_before_a_run_begins(
 
 
 def test_a_full_disk_is_told_and_leaves_the_last_state(tmp_path: Path) -> None:
-    run, file = begin(made(), torch.device("cpu")), tmp_path / "state.pt"
+    run, file = begun(made()), tmp_path / "state.pt"
     file.write_bytes(b"the last state")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -1065,12 +1071,12 @@ def started_and_sent(arguments: list[str], awaited: Path, number: signal.Signals
 
 @pytest.mark.slow
 def test_the_command_ends_with_130_on_sigterm_and_goes_on_with_the_same_bits(scenes: Path, tmp_path: Path) -> None:
-    changes = {"optimiser__steps": 14, "log_every": 1, "save_every": 1000, "validate_every": 1000}
+    changes = {"optimiser__steps": 14, "log_every": 1, "save_seconds": 1000, "validate_every": 1000}
     recipe, out = written(tmp_path, content(**changes)), tmp_path / "run"
     arguments = command(recipe, scenes, out)
     code, said = started_and_sent(arguments, out / "training.csv", signal.SIGTERM)
     assert code == 130 and "the same command goes on" in said
-    assert sorted(files_of(out)) == ["state.pt", "training.csv"]
+    assert sorted(files_of(out)) == ["lock", "state.pt", "training.csv"]
     assert 0 < torch.load(out / "state.pt", weights_only=True)["step"] < 14
     subprocess.run(arguments, env=environment(), check=True, capture_output=True, timeout=300)
     expected = train(made(**changes), scenes, tmp_path / "straight")

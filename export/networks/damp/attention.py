@@ -69,7 +69,8 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, NORM_EPS)
+        # Under autocast a gain of another type leaves the fast path.
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), NORM_EPS)
 
 
 class DifferentialAttention(nn.Module):

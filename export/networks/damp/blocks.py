@@ -74,7 +74,8 @@ class Router(nn.Module):
     """Probabilities of the experts from pooled features and the prompt embedding, and the top-k gates.
 
     The gates are not renormalised: those of the chosen experts sum to less than one unless all are chosen.
-    While training, N(0, (1/experts)^2) is added to the logits; a deployment never does.
+    While training, N(0, noise^2) is added to the logits, 1 / experts at first as in the reference, and the features of
+    a share `blind` of the cubes are hidden, so that their gates follow the prompt alone; a deployment does neither.
     """
 
     def __init__(self, channels: int, config: DampConfig) -> None:
@@ -87,27 +88,38 @@ class Router(nn.Module):
             self.mix = nn.Linear(channels + config.embedding, channels)
         self.concat = config.gate == "concat"
         self.register_buffer("complexity", torch.ones(config.experts))
+        # Tensors, so that a schedule does not compile a network anew.
+        self.register_buffer("noise", torch.tensor(1 / config.experts), persistent=False)
+        self.register_buffer("blind", torch.tensor(0.0), persistent=False)
 
     def probabilities(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x [B, C, H, W], embedding [B, D] -> [B, experts], summing to one."""
         pooled = x.mean(dim=(2, 3))
+        if self.training:
+            pooled = pooled * (torch.rand_like(pooled[:, :1]) >= self.blind)
         if self.concat:
             logits = self.gate[2](F.gelu(self.mix(torch.cat([pooled, embedding], dim=1))))
         else:
             logits = self.gate[2](pooled) + self.freq_gate(embedding)
         if self.training:
-            logits = logits + torch.randn_like(logits) / self.experts
+            logits = logits + torch.randn_like(logits) * self.noise
         return torch.softmax(logits, dim=-1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Gates [B, experts], zero where an expert was not chosen."""
+    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Gates [B, experts], zero where an expert was not chosen, and the probabilities they come from."""
         p = self.probabilities(x, embedding)
         values, chosen = p.topk(self.top_k, dim=-1)
-        return torch.zeros_like(p).scatter(1, chosen, values)
+        return torch.zeros_like(p).scatter(1, chosen, values), p
 
 
 class ExpertMixture(nn.Module):
-    """Each cube of the batch runs through its own top-k experts."""
+    """Each cube of the batch runs through its own top-k experts.
+
+    `dense` runs every expert for every cube, weighted by its gate: the same numbers and gradients without asking which
+    were chosen, for which a GPU would have to be waited for.
+    """
+
+    dense = False
 
     def __init__(self, channels: int, config: DampConfig) -> None:
         super().__init__()
@@ -121,15 +133,20 @@ class ExpertMixture(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1, bias=False)
         self.routing = Router(channels, config)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, C, H, W] -> (mixture of the same shape, gates [B, experts])."""
-        gates = self.routing(x, embedding)
+    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, C, H, W] -> (mixture of the same shape, gates [B, experts], probabilities [B, experts])."""
+        gates, p = self.routing(x, embedding)
+        # Under autocast softmax is float32 and the features are not.
+        weights = gates.to(x.dtype)[..., None, None, None]
         total = torch.zeros_like(x)
         for e, (expert,) in enumerate(self.experts):
+            if self.dense:
+                total = total + weights[:, e] * expert(x).to(x.dtype)
+                continue
             rows = gates[:, e].nonzero()[:, 0]
             if len(rows):
-                total = total.index_add(0, rows, gates[rows, e, None, None, None] * expert(x[rows]))
-        return self.proj_out(total), gates
+                total = total.index_add(0, rows, weights[rows, e] * expert(x[rows]).to(x.dtype))
+        return self.proj_out(total), gates, p
 
 
 class EncoderBlock(nn.Module):
@@ -160,11 +177,11 @@ class DegradationAwareMixture(nn.Module):
         self.mixer = nn.Module()
         self.mixer.fuse = nn.Conv2d(2 * channels, channels, 1, bias=False)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shared = self.shared(self.proj[0](x))
         adapted = self.proj[1](x)
-        mixture, gates = self.adapter_spaspe(adapted, embedding)
-        return self.mixer.fuse(torch.cat([mixture + adapted, shared], dim=1)), gates
+        mixture, gates, p = self.adapter_spaspe(adapted, embedding)
+        return self.mixer.fuse(torch.cat([mixture + adapted, shared], dim=1)), gates, p
 
 
 class DecoderBlock(nn.Module):
@@ -177,7 +194,8 @@ class DecoderBlock(nn.Module):
         self.DAMoE = DegradationAwareMixture(channels, heads, config)
         self.ffn = GatedFeedForward(channels, config.hidden(channels), bias=False)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        mixed, gates = self.DAMoE(self.norms[0](x), embedding)
+    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, C, H, W] -> (the same shape, gates [B, experts], probabilities [B, experts])."""
+        mixed, gates, p = self.DAMoE(self.norms[0](x), embedding)
         x = x + mixed
-        return x + self.ffn(self.norms[1](x)), gates
+        return x + self.ffn(self.norms[1](x)), gates, p

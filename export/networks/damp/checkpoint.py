@@ -93,7 +93,7 @@ def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: 
     """Hyper-parameters from shapes; `given` must not contradict them, and tells what shapes do not."""
     told = _told(given, file)
     heads = told.get("heads")
-    read = _from_shapes(state, heads if isinstance(heads, tuple) else (), file)
+    read = _from_shapes(state, heads if isinstance(heads, tuple) else (), told.get("metric_set"), file)
     for key, value in told.items():
         if key in read and key != "expansion" and read[key] != value:
             raise CheckpointError(
@@ -137,7 +137,9 @@ def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: 
         ) from error
 
 
-def _from_shapes(state: Mapping[str, Tensor], given_heads: tuple[int, ...], file: Path) -> dict[str, Any]:
+def _from_shapes(
+    state: Mapping[str, Tensor], given_heads: tuple[int, ...], metric_set: object, file: Path
+) -> dict[str, Any]:
     def shape(key: str, axes: int) -> tuple[int, ...]:
         if key not in state:
             raise CheckpointError("a key is missing", file=file, key=key, remedy="give the whole state dict")
@@ -176,8 +178,8 @@ def _from_shapes(state: Mapping[str, Tensor], given_heads: tuple[int, ...], file
     dim, bands = shape("patch_embed.proj.weight", 4)[:2]
     embedding, _ = shape("dep.feature_encoder.encoder.6.weight", 2)
     _, metrics = shape("dep.feature_encoder.encoder.0.weight", 2)
-    by_count = {len(names): name for name, names in METRIC_SETS.items()}
-    if metrics not in by_count:
+    sets = [name for name, names in METRIC_SETS.items() if len(names) == metrics]
+    if not sets:
         raise CheckpointError(
             "no metric set has this many metrics",
             file=file,
@@ -210,7 +212,7 @@ def _from_shapes(state: Mapping[str, Tensor], given_heads: tuple[int, ...], file
         "experts": shape(f"{routing}.gate.2.weight", 2)[0],
         "embedding": embedding,
         "gate": "concat" if f"{routing}.mix.weight" in state else "additive",
-        "metric_set": by_count[metrics],
+        "metric_set": metric_set if metric_set in sets else sets[0],
     }
 
 

@@ -39,7 +39,7 @@ class DampConfig:
         top_k: experts that run for a frame, 1 to `experts`.
         embedding: channels of the prompt embedding.
         gate: `additive` (Wg GAP(x) + Wf e, the public reference) or `concat` (Wg gelu(Wm [GAP(x), e]), the paper).
-        metric_set: `reference15` or `paper6`.
+        metric_set: `reference15`, `paper6`, or `log6`: the logarithms of the six.
     """
 
     bands: int = 31

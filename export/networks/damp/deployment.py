@@ -42,7 +42,7 @@ def to_first(x: Tensor) -> Tensor:
 def rolled(x: Tensor, shift: int) -> Tensor:
     """`torch.roll` of lines and samples of [1, H, W, C] as two Gathers; the exporter makes six nodes of it."""
     for axis in (1, 2):
-        x = x.index_select(axis, torch.roll(torch.arange(x.shape[axis]), shift))
+        x = x.index_select(axis, torch.roll(torch.arange(x.shape[axis], device=x.device), shift))
     return x
 
 

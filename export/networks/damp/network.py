@@ -126,6 +126,10 @@ class Damp(nn.Module):
         return tables
 
     def forward(self, frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor]:
+        return self.routed(frame, metrics)[:2]
+
+    def routed(self, frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward`, and the probabilities [B, layers, experts] that the gates come from."""
         if frame.shape[-2] % SIZE_MULTIPLE or frame.shape[-1] % SIZE_MULTIPLE:
             raise CubeError(
                 "the network does not take frames of this size",
@@ -141,15 +145,17 @@ class Damp(nn.Module):
             skips.append(x)
             x = down.body(x)
         x = self.latent(x)
-        gates = []
+        gates, probabilities = [], []
         for up, merge, blocks in self.dec:
             x = merge(torch.cat([up.body(x), skips.pop()], dim=1))
             for block in blocks.layers:
-                x, chosen = block(x, embedding)
+                x, chosen, p = block(x, embedding)
                 gates.append(chosen)
+                probabilities.append(p)
         x = self.refinement(x)
         empty = frame.new_zeros((len(frame), 0, self.config.experts))
-        return self.output(x) + frame, torch.stack(gates, 1) if gates else empty
+        both = (torch.stack(each, 1) if each else empty for each in (gates, probabilities))
+        return self.output(x) + frame, *both
 
 
 def balances(net: Damp) -> NDArray[np.float64] | None:

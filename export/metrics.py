@@ -1,0 +1,131 @@
+"""The prompt metrics in torch, for batches on a GPU and as a graph of their own; `runtime.metrics` defines them.
+
+Transforms are products with the matrices of the DFT, since neither TensorRT before 11.2 nor ONNX Runtime's CUDA has an
+FFT. Everything is float32; `TOLERANCES` says how far that is from NumPy, which sums in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runtime.errors import InputError
+from runtime.metrics import GUARD, LOG_FLOOR, LOGARITHMS, METRIC_SETS
+
+COMPUTED = frozenset(
+    {
+        "curvature_mean", "curvature_std", "adjacent_correlation_mean", "high_frequency_ratio", "spectral_flatness",
+        "gradient_mean", "gradient_std", *LOGARITHMS,
+    }
+)  # fmt: skip
+"""Metrics that can be computed here; the others need sorting, arcs or singular values and stay in NumPy."""
+TOLERANCES: Mapping[str, float] = {
+    **dict.fromkeys(COMPUTED, 2e-5), "spectral_flatness": 0.2, "spectral_flatness_log": 0.1,
+}  # fmt: skip
+"""Difference from NumPy of each metric, relative (of logarithms absolute), at 256x256 under the training's damages.
+
+Flatness is a mean of logarithms; after a blur most of them are of rounding alone, which NumPy's float32 transform has
+more of (4 % off float64) than this one (1 %).
+"""
+
+
+class PromptMetrics(nn.Module):
+    """`forward(cube [B, bands, lines, samples]) -> metrics [B, M]`, float32, for one size of cube.
+
+    Raises:
+        InputError: a metric of the set cannot be computed here.
+    """
+
+    def __init__(self, metric_set: str, bands: int, lines: int, samples: int) -> None:
+        super().__init__()
+        self.names = METRIC_SETS[metric_set]
+        missing = [name for name in self.names if name not in COMPUTED]
+        if missing:
+            raise InputError(
+                "a metric of the set is computed in NumPy alone", key="metric_set", value=metric_set,
+                remedy=f"{missing[0]} is; leave the metrics to the host",
+            )  # fmt: skip
+        if bands < 3:
+            raise InputError("has too few bands for curvature", key="bands", value=bands, remedy="three or more")
+        self.pixels = lines * samples
+        window = np.outer(np.hanning(lines), np.hanning(samples))
+        kx, ky = np.arange(samples // 2 + 1), np.arange(lines)
+        across, down = (_dft(n, k) for n, k in ((samples, kx), (lines, ky)))
+        twice = np.where((kx > 0) & (2 * kx != samples), 2.0, 1.0)
+        radius = min(lines // 2, samples // 2) // 3
+        far = (np.minimum(ky, lines - ky)[:, None] ** 2 + kx[None] ** 2 > radius**2) * twice
+        # A band's mean is taken away before the transform and its part added after: what is left has small numbers.
+        of_window = down.T @ window @ across
+        for name, value in {
+            "window": window, "across": np.concatenate([across.real, across.imag], 1), "far": far,
+            "down": np.concatenate([down.real, down.imag], 1).T, "twice": twice / self.pixels,
+            "of_window": np.stack([of_window.real, of_window.imag]),
+        }.items():  # fmt: skip
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(value)).float(), persistent=False)
+
+    def forward(self, cube: Tensor) -> Tensor:
+        with torch.autocast(cube.device.type, enabled=False):
+            x = cube.float()
+            mean = x.mean(dim=(2, 3), keepdim=True)
+            values = {**_curvature(x), **_gradients(x), **_correlation(x - mean), **self._spectrum(x - mean, mean)}
+        for name, (metric, offset, factor) in LOGARITHMS.items():
+            small = values["adjacent_decorrelation"] if factor < 0 else offset + factor * values[metric]
+            values[name] = torch.log10(small.clamp(min=LOG_FLOOR))
+        return torch.stack([values[name] for name in self.names], dim=1)
+
+    def _spectrum(self, centred: Tensor, mean: Tensor) -> dict[str, Tensor]:
+        half = self.twice.numel()
+        rows = (centred * self.window) @ self.across
+        columns = self.down @ rows
+        lines = columns.shape[2] // 2
+        top, bottom = columns[:, :, :lines], columns[:, :, lines:]
+        real = top[..., :half] - bottom[..., half:] + mean * self.of_window[0]
+        imaginary = top[..., half:] + bottom[..., :half] + mean * self.of_window[1]
+        power = real * real + imaginary * imaginary
+        energy = (power * self.twice).sum(dim=(2, 3)) * self.pixels
+        ratio = (power * self.far).sum(dim=(2, 3)) / (energy + GUARD)
+        # clamp survives the exporter's optimiser, an added guard of 1e-8 would not; below it they are the same number.
+        amplitude = power.sqrt().clamp(min=GUARD)
+        flat = ((amplitude.log() * self.twice).sum(dim=(2, 3))).exp() / (amplitude * self.twice).sum(dim=(2, 3))
+        return {"high_frequency_ratio": ratio.mean(1), "spectral_flatness": flat.mean(1)}
+
+
+def _dft(n: int, k: np.ndarray) -> np.ndarray:
+    """[n, len(k)] of exp(-2 pi i jk / n); whole turns are taken off before they are rounded."""
+    return np.exp(-2j * np.pi * (np.outer(np.arange(n), k) % n) / n)
+
+
+def _curvature(x: Tensor) -> dict[str, Tensor]:
+    d = x[:, 2:] + x[:, :-2] - x[:, 1:-1] - x[:, 1:-1]
+    values = {"curvature_mean": d.abs().mean(dim=(1, 2, 3))}
+    centred = d - d.mean(dim=1, keepdim=True)
+    variance = (centred * centred).sum(dim=1) / max(1, d.shape[1] - 1)
+    return {**values, "curvature_std": variance.sqrt().mean(dim=(1, 2))}
+
+
+def _correlation(centred: Tensor) -> dict[str, Tensor]:
+    """Of neighbouring bands; 1 - r from the difference of unit spectra, which keeps its digits where r is nearly 1."""
+    squares = (centred * centred).sum(dim=(2, 3), keepdim=True)
+    unit = centred / squares.clamp(min=GUARD).sqrt()
+    length = (squares / squares.clamp(min=GUARD))[..., 0, 0]
+    apart = (unit[:, 1:] - unit[:, :-1]).square().sum(dim=(2, 3))
+    less = 1 - (length[:, 1:] + length[:, :-1]) / 2 + apart / 2
+    decorrelation = less.mean(1)
+    return {"adjacent_correlation_mean": 1 - decorrelation, "adjacent_decorrelation": decorrelation}
+
+
+def _gradients(x: Tensor) -> dict[str, Tensor]:
+    padded = F.pad(x, (1, 1, 1, 1))
+    smooth = padded[:, :, :-2] + padded[:, :, 2:] + 2 * padded[:, :, 1:-1]
+    slope = padded[:, :, 2:] - padded[:, :, :-2]
+    gx = smooth[..., 2:] - smooth[..., :-2]
+    gy = slope[..., :-2] + slope[..., 2:] + 2 * slope[..., 1:-1]
+    magnitude = (gx * gx + gy * gy).sqrt()
+    mean = magnitude.mean(dim=(2, 3), keepdim=True)
+    squares = (magnitude - mean).square().sum(dim=(2, 3))
+    pixels = max(1, magnitude.shape[2] * magnitude.shape[3] - 1)
+    return {"gradient_mean": mean[..., 0, 0].mean(1), "gradient_std": (squares / pixels).sqrt().mean(1)}

@@ -1,0 +1,269 @@
+"""A training run: what changes from step to step, how it is saved, and one step of it."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from export.networks import load_checkpoint
+from export.networks.damp import Damp
+from export.networks.damp.blocks import ExpertMixture, Router
+from runtime.durable import write_bytes
+from runtime.errors import ConfigError, InputError, MachineError
+from training.data import Batch, Draws
+from training.growth import grow, start_transparent
+from training.recipe import Gates, Loss, Optimiser, Recipe
+from training.standard import Standard, identity, standard_of
+
+SPATIAL_ALPHA = 30.0
+"""Its sigmoid is 1 in float32: nothing of a spectral branch is left."""
+STATE = frozenset({"net", "optimiser", "ema", "step", "steps", "recipe", "standard", "usage"})
+FIRST_OF_STANDARD, BATCHES_OF_STANDARD = 1 << 40, 64
+"""Draws that metrics are standardised by: none that a run gets to."""
+USAGE_STEPS = 200
+"""Steps over which the experts' shares are counted, about."""
+Routed = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a device trains.
+
+    Attributes:
+        dense: every expert runs for every patch: nothing that the device computed is asked for.
+        compiled: by torch.compile; each size of patch compiles anew.
+        half: bfloat16 where autocast takes it.
+        fused: the optimiser's own kernel.
+    """
+
+    dense: bool = False
+    compiled: bool = False
+    half: bool = False
+    fused: bool = False
+
+
+WAYS: Mapping[str, Way] = MappingProxyType(
+    {"cpu": Way(), "cuda": Way(dense=True, compiled=True, half=True, fused=True)}
+)
+
+
+@dataclass
+class Run:
+    """What a training changes as it goes.
+
+    Attributes:
+        net: the network, on its device.
+        optimiser: of its weights.
+        ema: {key: averaged tensor}.
+        standard: how it sees its metrics.
+        usage: share of each expert over the last steps [layers, experts].
+        routed: `net.routed`, compiled or not.
+        way: how its device trains.
+        steps: in all; None until they are known.
+        step: those done.
+    """
+
+    net: Damp
+    optimiser: torch.optim.AdamW
+    ema: dict[str, Tensor]
+    standard: Standard
+    usage: Tensor
+    routed: Routed
+    way: Way
+    steps: int
+    step: int = 0
+    _moving: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        return self.usage.device
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that are done."""
+        return self.step / self.steps
+
+    def pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """(averaged, present) tensors, walked for once: both keep their memory from step to step."""
+        if not self._moving:
+            present = self.net.state_dict()
+            self._moving = [(self.ema[k], v) for k, v in present.items() if v.is_floating_point()]
+        averaged, present_ = zip(*self._moving, strict=True)
+        return list(averaged), list(present_)
+
+
+def begin(recipe: Recipe, draws: Draws, way: Way | None = None) -> Run:
+    """The run before its first step, on the device of its draws. Raises CheckpointError, ConfigError."""
+    device = draws.device
+    way = WAYS[device.type] if way is None else way
+    torch.manual_seed(recipe.seed)
+    net = Damp(recipe.config)
+    if recipe.start is None:
+        start_transparent(net)
+    else:
+        grow(net, load_checkpoint(recipe.start, recipe.config.top_k))
+    standard = identity(recipe.config.metrics)
+    if recipe.standardise:
+        drawn = [draws.batch(FIRST_OF_STANDARD + index).metrics.cpu() for index in range(BATCHES_OF_STANDARD)]
+        standard = standard_of(torch.cat(drawn))
+        if recipe.start is not None:
+            standard.unfold(net)
+    for name, module in net.named_modules():
+        if recipe.ablate == "spectral" and hasattr(module, "alpha"):
+            assert name.startswith("dec")
+            module.alpha.requires_grad_(False).fill_(SPATIAL_ALPHA)
+        if isinstance(module, ExpertMixture):
+            module.dense = way.dense
+    net.to(device, memory_format=torch.channels_last)
+    learned = [p for p in net.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learned, weight_decay=recipe.optimiser.weight_decay, fused=way.fused)
+    usage = torch.full((recipe.config.layers, recipe.config.experts), 1 / recipe.config.experts, device=device)
+    routed: Routed = torch.compile(net.routed, dynamic=False) if way.compiled else net.routed
+    ema = {k: v.clone() for k, v in net.state_dict().items()}
+    return Run(net, optimiser, ema, standard.to(device), usage, routed, way, recipe.optimiser.steps)
+
+
+def save(run: Run, recipe: Recipe, file: Path) -> None:
+    """Write the state from which `resume` goes on."""
+    state = {
+        "net": run.net.state_dict(), "optimiser": run.optimiser.state_dict(), "ema": run.ema, "step": run.step,
+        "steps": run.steps, "standard": [run.standard.mean, run.standard.deviation], "usage": run.usage,
+        "recipe": recipe.digest(),
+    }  # fmt: skip
+    # PyTorch says RuntimeError, without a cause, where a disk is full.
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    write_bytes(file, stream.getvalue())
+
+
+def resume(run: Run, recipe: Recipe, file: Path) -> None:
+    """Bring `run` to where `file` says. Raises ConfigError where another recipe wrote it, InputError for no state."""
+    try:
+        state = torch.load(file, weights_only=True, map_location=run.device)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError("is no state of a run", file=file, remedy="remove it to begin anew") from error
+    if not isinstance(state, dict) or STATE - set(state):
+        raise InputError("is no state of a run", file=file, remedy="remove it to begin anew")
+    if state["recipe"] != recipe.digest():
+        raise ConfigError(
+            "another recipe wrote this run's state", file=file, key="recipe", value=state["recipe"],
+            remedy="give another --out, or the recipe that the run began with",
+        )  # fmt: skip
+    run.net.load_state_dict(state["net"])
+    run.optimiser.load_state_dict(state["optimiser"])
+    for key, value in run.ema.items():
+        value.copy_(state["ema"][key])
+    run.step, run.steps, run.usage = state["step"], state["steps"], state["usage"]
+    run.standard = Standard(*state["standard"])
+
+
+def adopt(run: Run, net: Damp) -> None:
+    """Go on with another network's weights in place of the run's own; the optimiser forgets what it knew."""
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    run.net.load_state_dict(state)
+    run.standard.unfold(run.net)
+    for key, value in run.net.state_dict().items():
+        run.ema[key].copy_(value)
+    run.optimiser.state.clear()
+
+
+def step(run: Run, recipe: Recipe, batch: Batch) -> Tensor:
+    """One step; the L1 errors [B] of the batch's patches before it, on the run's device."""
+    options, progress = recipe.optimiser, run.progress
+    for group in run.optimiser.param_groups:
+        group["lr"] = learning_rate(run.step, run.steps, options)
+    torch.manual_seed(recipe.seed * 1_000_003 + run.step)
+    run.net.train()
+    teach_gates(run.net, recipe.gates, progress)
+    metrics = run.standard.of(batch.metrics)
+    if recipe.ablate == "prompt":
+        metrics = torch.zeros_like(metrics)
+    degraded = batch.degraded.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.way.half):
+        restored, gates, probabilities = run.routed(degraded, metrics)
+    errors = (restored.float() - batch.clean).abs().mean((1, 2, 3))
+    loss = softened(errors, recipe.loss, progress) + balance(run.usage, recipe.gates, gates, probabilities)
+    run.optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.net.parameters(), options.gradient_norm, foreach=True)
+    run.optimiser.step()
+    average(*run.pairs(), run.step, options.ema)
+    run.step += 1
+    return errors.detach()
+
+
+def learning_rate(step: int, steps: int, options: Optimiser) -> float:
+    """Linear warm-up, a level where the recipe holds one, then a cosine down to the last learning rate."""
+    first, last, warmup = options.learning_rate, options.last_learning_rate, options.warmup
+    if step < warmup:
+        return first * (step + 1) / warmup
+    level = warmup + options.hold * max(0, steps - warmup)
+    progress = max(0.0, step - level) / max(1, steps - level)
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def softened(errors: Tensor, loss: Loss, progress: float) -> Tensor:
+    """The loss of a batch from the L1 error [B] of its patches, `progress` 0 to 1 through the run; see `Loss`."""
+    if loss.first_floor is None or loss.last_floor is None:
+        return errors.mean()
+    floor = loss.first_floor * (loss.last_floor / loss.first_floor) ** (progress * progress)
+    return floor * torch.log1p(errors / floor).mean()
+
+
+def teach_gates(net: Damp, gates: Gates, progress: float) -> None:
+    """Set what the gates are disturbed by, `progress` 0 to 1 through the run; see `Gates`."""
+    for module in net.modules():
+        if isinstance(module, Router):
+            module.blind.fill_(gates.blind)
+            if gates.noise is not None:
+                first, last = gates.noise
+                module.noise.fill_(first + (last - first) * progress)
+
+
+def balance(usage: Tensor, options: Gates, gates: Tensor, probabilities: Tensor) -> Tensor:
+    """The loss that has all experts chosen alike, of gates and probabilities [B, layers, experts]; see `Gates`.
+
+    `usage` [layers, experts] moves on.
+    """
+    chosen = (gates.detach() > 0).float().mean(0)
+    usage.lerp_(chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-6), 1 / USAGE_STEPS)
+    return options.balance * usage.shape[-1] * (usage * probabilities.mean(0)).sum(-1).mean()
+
+
+def average(averaged: list[Tensor], present: list[Tensor], step: int, decay: float) -> None:
+    """Move averaged tensors towards the present ones; short memory at the start."""
+    torch._foreach_lerp_(averaged, present, 1 - min(decay, (1 + step) / (10 + step)))
+
+
+def averaged(run: Run, recipe: Recipe) -> Damp:
+    """The network of the averaged weights, of raw metrics, on the run's device."""
+    net = Damp(recipe.config)
+    net.load_state_dict(run.ema)
+    net.to(run.device)
+    run.standard.fold(net)
+    return net
+
+
+def usable(device: str) -> torch.device:
+    """The device of a name, tried. Raises InputError for another kind, MachineError where this machine has none."""
+    if device.partition(":")[0] not in WAYS:
+        raise InputError("no such device", key="--device", value=device, remedy="choose cpu or cuda")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError("no such device", key="--device", value=device, remedy="choose cpu or cuda") from error
+    try:
+        torch.ones(1, device=found).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        raise MachineError(
+            "this machine cannot use the device", key="--device", value=device, remedy="choose cpu, or mend its driver"
+        ) from error
+    return found
