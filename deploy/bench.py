@@ -78,6 +78,16 @@ STEPS = ("metrics", "pre", "engine", "post")
 
 
 @dataclass(frozen=True)
+class Reference:
+    """PyTorch to compare with: the bundle's checkpoint, and where and how it runs, see `export.torch_engine`."""
+
+    checkpoint: str
+    device: str = "cpu"
+    form: str = "reference"
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """PyTorch on the same frames, in turn with the engine: frame by frame, so that a busy machine slows both."""
 
@@ -131,6 +141,7 @@ class _Timed(Engine):
     epilog=examples(
         "deploy bench build/bundle",
         "deploy bench build/bundle --checkpoint damp-tiny --frames 50 --threads 1",
+        "deploy bench build/bundle --checkpoint damp-tiny --torch-device cuda --torch-form graph",
         "deploy bench build/bundle --seconds 600 --out build/bench --json",
     )
 )
@@ -153,6 +164,15 @@ class _Timed(Engine):
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine, and of PyTorch.")
 @engine_option
 @click.option("--checkpoint", help="Compare with PyTorch: the checkpoint that the bundle was built from.")
+@click.option("--torch-device", help="Where PyTorch runs, for example cuda.  [default: cpu]")
+@click.option(
+    "--torch-form",
+    type=click.Choice(["reference", "deployment", "compiled", "graph"]),
+    help="The network as trained, or as exported: eager, by torch.compile, or in a CUDA graph.  [default: reference]",
+)
+@click.option(
+    "--torch-precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="PyTorch's, by autocast.  [default: fp32]"
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for a picture and the figures.")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
 @json_option
@@ -164,16 +184,25 @@ def command(
     threads: int | None,
     engine: str | None,
     checkpoint: str | None,
+    torch_device: str | None,
+    torch_form: str | None,
+    torch_precision: str | None,
     out: Path | None,
     replace: bool,
 ) -> dict[str, Any]:
     """Time a bundle's engine on this machine, frame by frame, as `deploy run` uses it.
 
-    The frames are of the bundle's size: the golden one and simulated scenes. With --checkpoint, PyTorch on the CPU
-    restores the same frames in turn with the engine.
+    The frames are of the bundle's size: the golden one and simulated scenes. With --checkpoint, PyTorch restores the
+    same frames in turn with the engine.
     """
     if seconds is not None and not 0 < seconds <= 86400:
         raise InputError("out of range", key="--seconds", value=seconds, remedy="more than 0, at most 86400")
+    asked = {"device": torch_device, "form": torch_form, "precision": torch_precision}
+    ways = {name: value for name, value in asked.items() if value is not None}
+    if ways and checkpoint is None:
+        name, value = next(iter(ways.items()))
+        raise InputError("PyTorch is not asked for", key=f"--torch-{name}", value=value, remedy="give --checkpoint too")
+    reference = None if checkpoint is None else Reference(checkpoint, **ways)
     if out is not None:
         refuse_folder(out, replace)
     limit = (frames or (DEFAULT_FRAMES if seconds is None else MOST_FRAMES), _seconds(frames, seconds))
@@ -184,7 +213,7 @@ def command(
     counted = forget_peak_memory()
     with load_bundle(bundle, threads=threads, engine=engine) as loaded:
         manifest = loaded.manifest
-        measured = measure(loaded, cubes, limit, warmup, checkpoint, threads or manifest.target.threads)
+        measured = measure(loaded, cubes, limit, warmup, reference, threads or manifest.target.threads)
     if not counted:
         measured = replace_fields(measured, peak_mib=None)
     result = {"bundle": str(bundle), **as_json(manifest, measured, before)}
@@ -231,25 +260,25 @@ def measure(
     cubes: Sequence[Float32],
     limit: tuple[int, float],
     warmup: int = DEFAULT_WARMUP,
-    checkpoint: str | None = None,
+    reference: Reference | None = None,
     threads: int | None = None,
 ) -> Measured:
-    """Time an open bundle, and PyTorch in turn with it where a checkpoint is given.
+    """Time an open bundle, and PyTorch in turn with it where it is asked for.
 
     Args:
         bundle: open; it is left open.
         cubes: frames of the bundle's size; they are used one after the other, again and again.
         limit: most frames, and seconds after which none is started. At least one frame is timed.
         warmup: frames that are not counted.
-        checkpoint: file or name of a packaged model.
+        reference: what PyTorch runs, and how; None for no comparison.
         threads: of PyTorch; None for all cores.
 
     Raises:
         InputError: the checkpoint is of another network.
-        MachineError: the engine failed, or PyTorch is asked for and not installed.
+        MachineError: the engine failed, or PyTorch is asked for and is not installed or cannot do it here.
     """
     with BoardWatch() as watch:
-        return _measured(bundle, cubes, limit, warmup, checkpoint, threads, watch)
+        return _measured(bundle, cubes, limit, warmup, reference, threads, watch)
 
 
 def _measured(
@@ -257,7 +286,7 @@ def _measured(
     cubes: Sequence[Float32],
     limit: tuple[int, float],
     warmup: int,
-    checkpoint: str | None,
+    reference: Reference | None,
     threads: int | None,
     watch: BoardWatch,
 ) -> Measured:
@@ -266,19 +295,19 @@ def _measured(
         for index in range(warmup):
             moved(index, warmup)
             engine(cubes[index % len(cubes)])
-    if checkpoint is None:
+    if reference is None:
         (times,), board = _timed((engine,), cubes, limit, watch)
         return Measured(times, bundle.engine.describe(), peak_memory_mib(), board)
     # PyTorch alone takes more than a flight computer may have: what counts is the engine's own.
     peak = peak_memory_mib()
-    with _pytorch(bundle, checkpoint, threads) as reference:
-        pytorch = _frame_timer(bundle, reference)
+    with _pytorch(bundle, reference, threads) as opened:
+        pytorch = _frame_timer(bundle, opened)
         with console.progress("warming up PyTorch") as moved:
             for index in range(warmup):
                 moved(index, warmup)
                 pytorch(cubes[index % len(cubes)])
         (ours, theirs), board = _timed((engine, pytorch), cubes, limit, watch)
-        described = reference.describe()
+        described = opened.describe()
     pairs = list(zip(ours, theirs, strict=True))
     comparison = Comparison(
         theirs,
@@ -353,7 +382,8 @@ def show(manifest: Manifest, measured: Measured, before: Reading) -> None:
         console.say(
             f"ratio      a frame {p.ratio:.2f} times as fast as in PyTorch, the network alone {p.engine_ratio:.2f}"
         )
-        console.say(f"PyTorch    {p.description['version']}, {p.description['device']}, eager")
+        version, device, form, precision = (p.description[key] for key in ("version", "device", "form", "computes in"))
+        console.say(f"PyTorch    {version}, {device}, {form} form, {precision}")
     if measured.peak_mib is not None:
         aside = ", without PyTorch" if measured.pytorch else ""
         console.say(f"memory     {measured.peak_mib:.0f} MiB of this process on the host at most{aside}")
@@ -461,12 +491,12 @@ def _timed(
 
 
 @contextmanager
-def _pytorch(bundle: Bundle, checkpoint: str, threads: int | None) -> Iterator[Engine]:
-    """The reference form of the network, eager, with the engine's number of threads."""
+def _pytorch(bundle: Bundle, asked: Reference, threads: int | None) -> Iterator[Engine]:
+    """The network in PyTorch, with the engine's number of threads."""
     torch, networks = ground("torch"), ground("export.networks")
     top_k = bundle.manifest.network.configuration.get("top_k")
     with console.progress("loading the checkpoint"):
-        net = networks.load_checkpoint(checkpoint, top_k)
+        net = networks.load_checkpoint(asked.checkpoint, top_k)
     # As `deploy check` does: another network's times say nothing of this bundle.
     from .check import refuse_other_network
 
@@ -474,7 +504,10 @@ def _pytorch(bundle: Bundle, checkpoint: str, threads: int | None) -> Iterator[E
     frame, usual = bundle.manifest.frame, torch.get_num_threads()
     torch.set_num_threads(threads or available_cores())
     try:
-        with ground("export.torch_engine").TorchEngine(net, frame.lines, frame.samples) as engine:
+        kind = ground("export.torch_engine").TorchEngine
+        with console.progress("preparing PyTorch"):
+            engine = kind(net, frame.lines, frame.samples, asked.device, asked.form, asked.precision)
+        with engine:
             yield engine
     finally:
         torch.set_num_threads(usual)

@@ -90,6 +90,23 @@ def test_pytorch_runs_in_turn_with_the_engine(
     assert frames[0::2] == frames[1::2] and len(set(frames[0::2])) == 4
 
 
+def test_pytorch_runs_as_it_is_told(capsys: Capsys, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    ways = ("--torch-device", "cpu", "--torch-form", "deployment", "--torch-precision", "bf16")
+    arguments = ("bench", tiny_bundle, "--checkpoint", tiny_checkpoint, "--frames", 1, "--warmup", 1, "--threads", 1)
+    done = invoke(capsys, *arguments, *ways, "--json")
+    assert done.code == 0, done.err
+    told = done.json["pytorch"]["engine"]
+    assert told["form"] == "deployment" and told["computes in"] == "bf16 by autocast"
+    assert "CPU, 1 threads, deployment form, bf16 by autocast" in done.err
+    # A CPU has no graphs, and nothing else runs in their place.
+    error = assert_json_error(invoke(capsys, *arguments, "--torch-form", "graph", "--json"), 3)
+    assert "only a GPU has CUDA graphs" in error["message"] and error["value"] == "graph on cpu"
+    error = assert_json_error(invoke(capsys, *arguments, "--torch-device", "cuda:63", "--json"), 3)
+    assert error["value"] == "cuda:63"
+    assert_failed(invoke(capsys, *arguments, "--torch-device", "tpu"), 2, "choose cpu or cuda")
+    assert_failed(invoke(capsys, "bench", tiny_bundle, *ways), 2, "--torch-device", "give --checkpoint too")
+
+
 def noted(monkeypatch: pytest.MonkeyPatch, kind: type[Engine], name: str, ran: list[tuple[str, float]]) -> None:
     """Note the engine's name and the sum of its frame whenever it runs."""
     usual: Callable[..., Any] = kind.infer_impl
