@@ -3,6 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# What is trained, and on which folders of scenes.
+RECIPE ?= damp-base
+DATA ?= $(or $(DAMP_DATA),../shared/data)
+SCENES ?= $(DATA)/cave $(DATA)/rgb/bsds-train
+RUNS ?= runs
 SLOW ?=
 # Tests run side by side, one thread each: two processes of two threads on two cores are many times slower.
 WORKERS ?= 2
@@ -15,7 +20,7 @@ BENCHMARKS = $(sort $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard benc
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench lint lint-style lint-types lint-imports check-flight clean
+.PHONY: help install demo test bench train-background lint lint-style lint-types lint-imports check-flight clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -38,6 +43,13 @@ test: install ## the tests, with SLOW=1 those that take minutes too; says how ma
 
 bench: install ## every benchmark, one table each
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+
+train-background: install ## train RECIPE on SCENES at low priority, from where it was; the log tells its process, `kill` ends it
+	@mkdir -p $(RUNS)/$(RECIPE)
+	@flock -n $(RUNS)/$(RECIPE)/lock true || { echo "$(RUNS)/$(RECIPE): a process is at this run already" >&2; exit 3; }
+	@OMP_NUM_THREADS=1 setsid nohup nice -n 19 $(BIN)/python -m training.train --device cpu \
+		--recipe training/recipes/$(RECIPE).yaml --data $(SCENES) --out $(RUNS)/$(RECIPE) >>$(RUNS)/$(RECIPE)/log 2>&1 & \
+		echo "$(RECIPE) trains as process $$!; $(RUNS)/$(RECIPE)/log tells how far it is"
 
 lint: lint-style lint-types lint-imports ## style, types (as Python 3.11 and 3.10 see them) and the direction of imports
 

@@ -19,6 +19,7 @@ from export.metrics import PromptMetrics
 from runtime.errors import CubeError, CubeFileError, InputError
 from runtime.files import read_cube
 from training.degrading import DAMAGES
+from training.pack import CODED, read_coded
 from training.photographs import SUFFIXES, linear, read_photograph, spectra
 from training.recipe import Data, Recipe
 
@@ -56,7 +57,7 @@ class Batch:
 
 
 def load_scenes(folders: Path | Sequence[Path], data: Data) -> Scenes:
-    """Scenes of folders: .npz files (key `cube`, [lines, samples, bands]), and photographs where the recipe wants them.
+    """Scenes of folders: .npz (key `cube`, [lines, samples, bands]), coded ones, photographs if the recipe wants them.
 
     What stands for 1.0 is divided out of cubes; values below zero, which reflectance products have, become zero.
 
@@ -67,7 +68,7 @@ def load_scenes(folders: Path | Sequence[Path], data: Data) -> Scenes:
     """
     cubes: dict[str, Float32] = {}
     photographs: dict[str, NDArray[np.uint8]] = {}
-    kinds = (".npz", *SUFFIXES) if data.photographs else (".npz",)
+    kinds = (".npz", CODED, *SUFFIXES) if data.photographs else (".npz", CODED)
     for folder in [folders] if isinstance(folders, Path) else folders:
         paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds)
         if not paths:
@@ -75,7 +76,7 @@ def load_scenes(folders: Path | Sequence[Path], data: Data) -> Scenes:
         for path in paths:
             if path.stem in cubes or path.stem in photographs:
                 raise InputError("two scenes of one name", file=path, remedy="rename one")
-            if path.suffix == ".npz":
+            if path.suffix.lower() not in SUFFIXES:
                 cubes[path.stem] = _cube(path, data)
             else:
                 photographs[path.stem] = read_photograph(path)
@@ -84,7 +85,7 @@ def load_scenes(folders: Path | Sequence[Path], data: Data) -> Scenes:
 
 def _cube(path: Path, data: Data) -> Float32:
     try:
-        cube = read_cube(path).cube.astype(np.float32)
+        cube = read_coded(path) if path.suffix == CODED else read_cube(path).cube.astype(np.float32)
     except CubeFileError as error:
         raise CubeFileError(
             f"is no scene: {error.problem}", file=path, key=error.key, value=error.value, remedy=error.remedy

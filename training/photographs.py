@@ -52,7 +52,7 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             encoded = np.asarray(image.convert("RGB"), np.float32) / 255
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError("is no photograph", file=path, value=error, remedy="leave it out") from error
     light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     lines, samples = (n // HALVED for n in light.shape[:2])

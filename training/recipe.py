@@ -151,11 +151,17 @@ class Gates(_Part):
         balance: weight of the loss that has all experts chosen alike (Fedus et al. 2022, their eq. 4, with the share of
             each expert over the last steps in place of a batch's: ours has few patches).
         blind: share of the patches whose gates see the prompt alone, not the features.
+        alone: share of the patches whose shared expert is left out.
+        guide: weight of the cross-entropy between the gates and the experts that `experts` names for a patch's task.
+        experts: task -> its expert, from 0; a task that is not named may choose.
     """
 
     noise: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
     balance: Annotated[float, Field(ge=0)] = 0
     blind: Annotated[float, Field(ge=0, le=1)] = 0
+    alone: Annotated[float, Field(ge=0, lt=1)] = 0
+    guide: Annotated[float, Field(ge=0)] = 0
+    experts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
 
 
 class Optimiser(_Part):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.networks import load_checkpoint
 from export.networks.damp import Damp
-from export.networks.damp.blocks import ExpertMixture, Router
+from export.networks.damp.blocks import DegradationAwareMixture, ExpertMixture, Router
 from runtime.durable import write_bytes
 from runtime.errors import ConfigError, InputError, MachineError
 from training.data import Batch, Draws
@@ -191,6 +191,8 @@ def step(run: Run, recipe: Recipe, batch: Batch) -> Tensor:
         restored, gates, probabilities = run.routed(degraded, metrics)
     errors = (restored.float() - batch.clean).abs().mean((1, 2, 3))
     loss = softened(errors, recipe.loss, progress) + balance(run.usage, recipe.gates, gates, probabilities)
+    if recipe.gates.guide:
+        loss = loss + recipe.gates.guide * guidance(recipe.gates.experts, batch.tasks, probabilities)
     run.optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.net.parameters(), options.gradient_norm, foreach=True)
@@ -222,10 +224,13 @@ def teach_gates(net: Damp, gates: Gates, progress: float) -> None:
     """Set what the gates are disturbed by, `progress` 0 to 1 through the run; see `Gates`."""
     for module in net.modules():
         if isinstance(module, Router):
+            if module.noise is None or module.blind is None:
+                module.noise, module.blind = torch.zeros(2, device=net.output.weight.device)
             module.blind.fill_(gates.blind)
-            if gates.noise is not None:
-                first, last = gates.noise
-                module.noise.fill_(first + (last - first) * progress)
+            first, last = gates.noise or [1 / module.experts] * 2
+            module.noise.fill_(first + (last - first) * progress)
+        if isinstance(module, DegradationAwareMixture) and gates.alone:
+            module.alone = torch.tensor(gates.alone, device=net.output.weight.device)
 
 
 def balance(usage: Tensor, options: Gates, gates: Tensor, probabilities: Tensor) -> Tensor:
@@ -236,6 +241,16 @@ def balance(usage: Tensor, options: Gates, gates: Tensor, probabilities: Tensor)
     chosen = (gates.detach() > 0).float().mean(0)
     usage.lerp_(chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-6), 1 / USAGE_STEPS)
     return options.balance * usage.shape[-1] * (usage * probabilities.mean(0)).sum(-1).mean()
+
+
+def guidance(experts: Mapping[str, int], tasks: Sequence[str], probabilities: Tensor) -> Tensor:
+    """Cross-entropy of probabilities [B, layers, experts] against the experts of the patches' tasks, their mean."""
+    rows = [row for row, task in enumerate(tasks) if task in experts]
+    wanted = torch.tensor([experts[tasks[row]] for row in rows], device=probabilities.device)
+    if not rows:
+        return probabilities.sum() * 0
+    p = probabilities[rows].gather(2, wanted[:, None, None].expand(-1, probabilities.shape[1], 1))
+    return -p.clamp(min=1e-6).log().mean()
 
 
 def average(averaged: list[Tensor], present: list[Tensor], step: int, decay: float) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from export.networks.damp import Damp
 
 SMALLEST = 1e-6
-"""Deviation of a metric that never changes."""
+"""A metric of less deviation never changes; it keeps its size, or a rounding error would be many deviations."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Standard:
 
     def fold(self, net: Damp) -> None:
         """Have a network of standardised metrics take raw ones."""
-        self._set(net, 1 / self.deviation, -self.mean / self.deviation)
+        self._set(net, 1 / self.deviation.double(), -self.mean.double() / self.deviation.double())
 
     def unfold(self, net: Damp) -> None:
         """The reverse of `fold`, for a network that is trained on."""
@@ -56,4 +56,5 @@ def identity(count: int) -> Standard:
 def standard_of(metrics: Tensor) -> Standard:
     """Mean and deviation of metrics [patches, M]."""
     wide = metrics.double()
-    return Standard(wide.mean(0).float(), wide.std(0).clamp(min=SMALLEST).float())
+    deviation = wide.std(0)
+    return Standard(wide.mean(0).float(), torch.where(deviation < SMALLEST, 1.0, deviation).float())

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.errors import InputError
-from training.pack import middle, pack
+from runtime.errors import CubeFileError, InputError
+from training.data import load_scenes
+from training.pack import coded, middle, pack, read_coded
+from training.recipe import Data
 
 
 def scene(folder: Path, name: str, lines: int, samples: int, seed: int) -> np.ndarray:
@@ -64,3 +66,29 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken" / "x.npz").write_bytes(b"no zip")
     with pytest.raises(InputError, match=r"x\.npz.*is no scene"):
         pack([tmp_path / "broken"], tmp_path / "out", 10**7)
+
+
+@pytest.mark.parametrize(("bits", "decibels"), [(8, 54), (12, 78)])
+def test_coded_scenes_are_small_and_near(bits: int, decibels: float, tmp_path: Path) -> None:
+    steps = np.random.default_rng(0).normal(0, 300, (12, 70, 80)).cumsum(0).cumsum(1)
+    cube = np.clip(steps - steps.min(), 0, 60000).astype(np.uint16)
+    np.savez_compressed(tmp_path / "one.npz", cube=cube.transpose(1, 2, 0))
+    sizes = pack([tmp_path], tmp_path / "out", 10**7, bits)
+    assert list(sizes) == ["one.scene"] and sizes["one.scene"] < (tmp_path / "one.npz").stat().st_size / 1.4
+    found = read_coded(tmp_path / "out" / "one.scene")
+    assert found.shape == cube.shape
+    error = np.mean(np.square((found - cube) / cube.max()))
+    assert -10 * np.log10(error) > decibels
+    data = Data(name="d", scale="max", stored_scale=None, validation=())
+    loaded = load_scenes(tmp_path / "out", data).cubes["one"]
+    np.testing.assert_allclose(loaded, found / found.max(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK and no more", None])
+def test_a_damaged_coded_scene_is_refused(damage: bytes | None, tmp_path: Path) -> None:
+    whole = coded(np.ones((3, 8, 8), np.float32), 8)
+    file = tmp_path / "one.scene"
+    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    with pytest.raises(CubeFileError, match="no coded scene") as caught:
+        read_coded(file)
+    assert caught.value.file == str(file)

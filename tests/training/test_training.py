@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import fcntl
 import io
 import math
 import os
@@ -28,16 +29,18 @@ from PIL import Image
 
 from calibration.degradations import DEGRADATIONS
 from calibration.quality import psnr
-from export.networks import load_checkpoint, packaged_models
+from export.networks import load_checkpoint, packaged_models, save_checkpoint
 from export.networks.damp import Damp, DampConfig
-from runtime.errors import CheckpointError, ConfigError, CubeError, CubeFileError, InputError
+from export.networks.damp.blocks import Router
+from runtime.errors import CheckpointError, ConfigError, CubeError, CubeFileError, InputError, MachineError
 from runtime.metrics import prompt_metrics
 from training import run as training
+from training import train as command_module
 from training.curves import append_row, draw_curves, drop_rows_after, read_rows
 from training.data import Batch, Draws, Scenes, brightened, draw_patch, load_scenes
 from training.growth import grow, start_transparent
-from training.recipe import Data, Loss, Optimiser, Recipe, load_recipe
-from training.run import SPATIAL_ALPHA, Run, average, begin, learning_rate, save, softened, step
+from training.recipe import Data, Ease, Gates, Loss, Optimiser, Recipe, load_recipe
+from training.run import SPATIAL_ALPHA, Run, Way, average, balance, begin, learning_rate, save, softened, step
 from training.train import main, train
 from training.validation import held_scenes, validate
 
@@ -1094,3 +1097,132 @@ def test_a_killed_run_goes_on_with_the_same_bits(scenes: Path, tmp_path: Path) -
     subprocess.run(command(recipe, scenes, killed), env=environment(), check=True, capture_output=True, timeout=300)
     for name in ("nano.safetensors", "training.csv", "validation.csv"):
         assert (killed / name).read_bytes() == (straight / name).read_bytes()
+
+
+# A run of its own time, by one process, from other weights
+
+
+def test_a_run_ends_in_the_minutes_that_it_is_given_and_keeps_its_steps(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(command_module, "PACE_STEPS", 2)
+    # Every look at the clock is a second later than the last one: two steps take one.
+    monkeypatch.setattr(command_module.time, "monotonic", lambda: float(next(clock)))
+    train(made(save_seconds=0), scenes, tmp_path, minutes=7 / 60)
+    steps = torch.load(tmp_path / "state.pt", weights_only=True)["steps"]
+    assert steps == read_rows(tmp_path / "training.csv")[-1]["step"] == 8
+    kept = files_of(tmp_path)
+    train(made(save_seconds=0), scenes, tmp_path, minutes=100)
+    assert files_of(tmp_path) == kept
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(scenes: Path, straight: Path) -> None:
+    kept = files_of(straight.parent)
+    with (straight.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(MachineError, match="another process is at this run"):
+            train(made(), scenes, straight.parent)
+    assert files_of(straight.parent) == kept
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_weights_that_validate_better_replace_the_runs_own(
+    scenes: Path, tmp_path: Path, better: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against a run whose weights are spoilt, or given weights that are."""
+    recipe = made(standardise=True, optimiser__steps=1, optimiser__learning_rate=1e-9)
+    first = train(recipe, scenes, tmp_path / "run")
+    given = load_checkpoint(first)
+    with torch.no_grad():
+        given.enc[0][0].layers[0].norms[0].body.weight.mul_(2)
+        given.output.weight.add_(0.0 if better else 0.05)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    state["ema"]["output.weight"] += 0.05 if better else 0.0
+    torch.save(state, tmp_path / "run" / "state.pt")
+    save_checkpoint(given, tmp_path / "given.safetensors", about="")
+    train(recipe, scenes, tmp_path / "run", weights=tmp_path / "given.safetensors")
+    assert ("taken" if better else "left") in capsys.readouterr().err
+    went_on = load_checkpoint(first).state_dict()
+    key = "enc.0.0.layers.0.norms.0.body.weight"
+    assert torch.allclose(went_on[key], given.state_dict()[key], atol=1e-4) == better
+    first_layer = "dep.feature_encoder.encoder.0.weight"
+    if better:
+        torch.testing.assert_close(went_on[first_layer], given.state_dict()[first_layer], rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_another_network_are_refused(scenes: Path, straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="another network"):
+        train(made(network__embedding=32), scenes, tmp_path, weights=straight)
+
+
+def test_the_best_weights_are_kept_beside_the_newest(busy: Path) -> None:
+    rows = read_rows(busy.with_name("validation.csv"))
+    best = max(rows, key=lambda row: row["mean"])
+    assert f"{best['step']:.0f} steps" in load_checkpoint(busy.with_name("nano-best.safetensors")).facts.about
+
+
+@pytest.mark.slow
+def test_a_compiled_step_of_all_experts_is_the_plain_one(scenes: Path) -> None:
+    recipe, drawn = made(), batch(scenes, 1, 0)
+    plain, compiled = (begin(recipe, draws(scenes, recipe), way) for way in (Way(), Way(dense=True, compiled=True)))
+    for _ in range(2):
+        one, other = step(plain, recipe, drawn), step(compiled, recipe, drawn)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_recipe_is_another_on_a_gpu_where_it_says_so() -> None:
+    there = {"patches": [{"count": 16, "size": 128}], "learning_rate": 4e-4, "warmup": 7}
+    recipe = made(on_gpu=there)
+    assert recipe.on_device("cpu") == recipe
+    gpu = recipe.on_device("cuda")
+    assert gpu.patches[0].count == 16 and (gpu.optimiser.learning_rate, gpu.optimiser.warmup) == (4e-4, 7)
+    assert gpu.tasks == recipe.tasks and made().on_device("cuda") == made()
+
+
+# Gates that follow the prompt
+
+
+def test_the_rate_is_level_where_the_recipe_holds_it() -> None:
+    held = OPTIONS.model_copy(update={"hold": 0.5})
+    rates = [learning_rate(at, 110, held) for at in range(110)]
+    assert rates[10:61] == pytest.approx([1e-3] * 51)
+    assert all(later < earlier for earlier, later in pairwise(rates[60:]))
+
+
+def test_the_noise_of_gates_falls_and_features_are_hidden_as_the_recipe_says(scenes: Path) -> None:
+    recipe = made(gates={"noise": [1.0, 0.0], "blind": 1.0}, optimiser__steps=4)
+    run = begun(recipe)
+    seen = []
+    for at in range(3):
+        step(run, recipe, batch(scenes, 1, at))
+        (router,) = [m for m in run.net.modules() if isinstance(m, Router)]
+        seen.append((float(router.noise), float(router.blind)))
+    assert seen == [(1.0, 1.0), (0.75, 1.0), (0.5, 1.0)]
+    # A blind gate does not see the features, in training alone.
+    features, embedding = torch.rand(2, 3, 8, 8, 8), torch.rand(3, 16)
+    router.noise.fill_(0)
+    for training_, blind in ((True, True), (False, False)):
+        router.train(training_)
+        one, other = (router.probabilities(f, embedding) for f in features)
+        assert torch.equal(one, other) == blind
+
+
+def test_balance_is_least_where_experts_are_chosen_alike_and_pulls_towards_those_that_are_not() -> None:
+    options = Gates(balance=1.0)
+    chosen = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[:, None]
+    even, uneven = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
+    p = torch.full((2, 1, 2), 0.5, requires_grad=True)
+    assert balance(even, options, chosen, p).item() == pytest.approx(1)
+    balance(uneven, options, chosen, p).backward()
+    assert p.grad is not None and (p.grad[..., 0] > p.grad[..., 1]).all()
+    # The shares follow what is chosen.
+    for _ in range(2000):
+        balance(uneven, options, chosen, p)
+    torch.testing.assert_close(uneven, torch.tensor([[0.5, 0.5]]), atol=1e-3, rtol=0)
+
+
+def test_a_curriculum_begins_weak_and_ends_as_training_usually_is() -> None:
+    ease, rng = Ease(first=0.25, share=0.5), np.random.default_rng(0)
+    begun_, ended = ([ease.strength(at, rng) for _ in range(200)] for at in (0.0, 0.5))
+    assert 0.25 <= min(begun_) < 0.3 and max(begun_) > 0.95 and set(ended) == {1.0}

@@ -78,6 +78,10 @@ class Router(nn.Module):
     a share `blind` of the cubes are hidden, so that their gates follow the prompt alone; a deployment does neither.
     """
 
+    # Tensors that a training sets, so that a schedule does not compile a network anew; none is in the state dict.
+    noise: Tensor | None = None
+    blind: Tensor | None = None
+
     def __init__(self, channels: int, config: DampConfig) -> None:
         super().__init__()
         self.experts, self.top_k = config.experts, config.top_k
@@ -88,21 +92,18 @@ class Router(nn.Module):
             self.mix = nn.Linear(channels + config.embedding, channels)
         self.concat = config.gate == "concat"
         self.register_buffer("complexity", torch.ones(config.experts))
-        # Tensors, so that a schedule does not compile a network anew.
-        self.register_buffer("noise", torch.tensor(1 / config.experts), persistent=False)
-        self.register_buffer("blind", torch.tensor(0.0), persistent=False)
 
     def probabilities(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x [B, C, H, W], embedding [B, D] -> [B, experts], summing to one."""
         pooled = x.mean(dim=(2, 3))
-        if self.training:
+        if self.training and self.blind is not None:
             pooled = pooled * (torch.rand_like(pooled[:, :1]) >= self.blind)
         if self.concat:
             logits = self.gate[2](F.gelu(self.mix(torch.cat([pooled, embedding], dim=1))))
         else:
             logits = self.gate[2](pooled) + self.freq_gate(embedding)
         if self.training:
-            logits = logits + torch.randn_like(logits) * self.noise
+            logits = logits + torch.randn_like(logits) * (1 / self.experts if self.noise is None else self.noise)
         return torch.softmax(logits, dim=-1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +166,12 @@ class EncoderBlock(nn.Module):
 
 
 class DegradationAwareMixture(nn.Module):
-    """The prompted mixture beside a shared expert, fused by a 1x1."""
+    """The prompted mixture beside a shared expert, fused by a 1x1.
+
+    While training the shared expert is left out for a share `alone` of the cubes, as dropout leaves out channels.
+    """
+
+    alone: Tensor | None = None
 
     def __init__(self, channels: int, heads: int, config: DampConfig) -> None:
         super().__init__()
@@ -179,6 +185,8 @@ class DegradationAwareMixture(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shared = self.shared(self.proj[0](x))
+        if self.training and self.alone is not None:
+            shared = shared * ((torch.rand_like(x[:, :1, :1, :1]) >= self.alone) / (1 - self.alone))
         adapted = self.proj[1](x)
         mixture, gates, p = self.adapter_spaspe(adapted, embedding)
         return self.mixer.fuse(torch.cat([mixture + adapted, shared], dim=1)), gates, p
