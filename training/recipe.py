@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import yaml
@@ -31,11 +32,13 @@ _NETWORK: dict[str, Any] = {
 }
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a file that people write: no other keys than its own, nothing infinite."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Wavelengths(_Part):
+class Wavelengths(Part):
     """Band centres from `first` to `last` nanometres, evenly spaced."""
 
     first: Positive
@@ -49,7 +52,7 @@ class Wavelengths(_Part):
         return self
 
 
-class Photographs(_Part):
+class Photographs(Part):
     """RGB photographs lifted to the recipe's wavelengths (`training.photographs`), for a share of the patches.
 
     Attributes:
@@ -61,7 +64,7 @@ class Photographs(_Part):
     tint: Annotated[float, Field(ge=0, le=3)] = 0.5
 
 
-class Data(_Part):
+class Data(Part):
     """Which cubes, and what stands for 1.0 in them.
 
     Attributes:
@@ -92,7 +95,7 @@ class Data(_Part):
         return gain
 
 
-class Patches(_Part):
+class Patches(Part):
     """Some of the steps: `count` patches of `size` lines and samples, drawn with weight `share`."""
 
     count: Count
@@ -107,7 +110,7 @@ class Patches(_Part):
         return size
 
 
-class Loss(_Part):
+class Loss(Part):
     """L1 of every patch, softened: floor * log(1 + L1 / floor), the floor falling over the run, slowly at first.
 
     A floor far above the errors is L1 itself, which mends noise and holes (L1 0.1) first and fastest; one below them
@@ -124,7 +127,7 @@ class Loss(_Part):
         return self
 
 
-class OnGpu(_Part):
+class OnGpu(Part):
     """What a GPU does otherwise: it has room for more and larger patches at a step."""
 
     patches: Annotated[tuple[Patches, ...], Field(min_length=1)]
@@ -132,7 +135,7 @@ class OnGpu(_Part):
     warmup: Count = 200
 
 
-class Ease(_Part):
+class Ease(Part):
     """A curriculum: damages begin weak. Strength is U(first, 1) at first and narrows to 1 over a share of the steps."""
 
     first: Share
@@ -143,7 +146,7 @@ class Ease(_Part):
         return float(1 - (1 - self.first) * max(0.0, 1 - progress / self.share) * rng.random())
 
 
-class Gates(_Part):
+class Gates(Part):
     """How the gates are taught to follow the prompt.
 
     Attributes:
@@ -164,7 +167,7 @@ class Gates(_Part):
     experts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
 
 
-class Optimiser(_Part):
+class Optimiser(Part):
     """AdamW, linear warm-up, cosine; `hold` is the share of the steps before the cosine begins to fall."""
 
     steps: Count
@@ -177,7 +180,7 @@ class Optimiser(_Part):
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """A run from its seed to its checkpoint.
 
     Attributes:
@@ -271,12 +274,23 @@ class Recipe(_Part):
         )
 
 
+Model = TypeVar("Model", bound=Part)
+
+
 def load_recipe(path: Path, **changes: Any) -> Recipe:
     """Read a recipe, with top-level keys replaced by `changes`.
 
     Raises:
         ConfigError: no file, no YAML, or a key that is wrong.
     """
+    return read_yaml(path, Recipe, "training/recipes/", changes)
+
+
+def read_yaml(
+    path: Path, model: type[Model], examples: str, changes: Mapping[str, Any] = MappingProxyType({})
+) -> Model:
+    """Read a file of a model, with top-level keys replaced; `examples` are right ones. Raises ConfigError."""
+    remedy = f"see {examples}"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -284,19 +298,17 @@ def load_recipe(path: Path, **changes: Any) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("is not YAML", file=path, remedy=str(error).splitlines()[0]) from error
     if not isinstance(content, dict):
-        raise ConfigError("holds no mapping", file=path, remedy="see training/recipes/")
+        raise ConfigError("holds no mapping", file=path, remedy=remedy)
+    given = {**content, **changes}
     try:
-        return Recipe.model_validate({**content, **changes})
+        return model.model_validate(given)
     except ValidationError as error:
-        given = {**content, **changes}
         first, key = error.errors()[0], _key(error.errors()[0], given)
         # A value that may be one thing or another fails as each of them.
         said = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in error.errors() if _key(e, given) == key)
         found = None if first["type"] == "missing" or isinstance(first["input"], Mapping) else first["input"]
         problem = ", or: ".join(said) if key else next(iter(said))
-        raise ConfigError(
-            problem, file=path, key=key, value=found if key else None, remedy="see training/recipes/"
-        ) from error
+        raise ConfigError(problem, file=path, key=key, value=found if key else None, remedy=remedy) from error
 
 
 def _key(error: Any, content: Any) -> str | None:

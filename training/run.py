@@ -42,12 +42,19 @@ class Way:
         compiled: by torch.compile; each size of patch compiles anew.
         half: bfloat16 where autocast takes it.
         fused: the optimiser's own kernel.
+        channels_last: of the layout that convolutions like; attention has its own.
     """
 
     dense: bool = False
     compiled: bool = False
     half: bool = False
     fused: bool = False
+    channels_last: bool = True
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """What frames and weights are laid out in."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 WAYS: Mapping[str, Way] = MappingProxyType(
@@ -122,7 +129,7 @@ def begin(recipe: Recipe, draws: Draws, way: Way | None = None) -> Run:
             module.alpha.requires_grad_(False).fill_(SPATIAL_ALPHA)
         if isinstance(module, ExpertMixture):
             module.dense = way.dense
-    net.to(device, memory_format=torch.channels_last)
+    net.to(device, memory_format=way.layout)
     learned = [p for p in net.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learned, weight_decay=recipe.optimiser.weight_decay, fused=way.fused)
     usage = torch.full((recipe.config.layers, recipe.config.experts), 1 / recipe.config.experts, device=device)
@@ -186,7 +193,7 @@ def step(run: Run, recipe: Recipe, batch: Batch) -> Tensor:
     metrics = run.standard.of(batch.metrics)
     if recipe.ablate == "prompt":
         metrics = torch.zeros_like(metrics)
-    degraded = batch.degraded.contiguous(memory_format=torch.channels_last)
+    degraded = batch.degraded.contiguous(memory_format=run.way.layout)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.way.half):
         restored, gates, probabilities = run.routed(degraded, metrics)
     errors = (restored.float() - batch.clean).abs().mean((1, 2, 3))

@@ -17,6 +17,7 @@ from runtime.metrics import prompt_metrics
 from training.recipe import Recipe
 
 VALIDATION_SIZE = 128
+COSTS = ("zeros", "wrong", "worst")
 Float32 = NDArray[np.float32]
 
 
@@ -65,7 +66,7 @@ def validate(net: Damp, held: Sequence[HeldScene]) -> dict[str, float]:
 
 
 def prompt_costs(net: Damp, held: Sequence[HeldScene], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """What wrong metrics cost in dB: {task: {"zeros", "wrong", "worst"}}, mean over the scenes.
+    """What wrong metrics cost in dB: {task: {kind of COSTS: dB}}, mean over the scenes.
 
     `wrong` is the mean over the metrics of the same scene under each of the other tasks, `worst` the most of them.
     """
