@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from runtime.bundle import array_bytes, install_bundle, write_bundle
+from runtime.engines import GPU_ENGINES
 from runtime.errors import CheckpointError, DeployError, GateError, InputError
 from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Network, Precision, TargetMade
 
@@ -66,7 +67,7 @@ ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32
 @click.option(
     "--calibration", help="Folder of cubes that int8 is calibrated with, or `simulated` for simulated scenes."
 )
-@click.option("--engine", help="For targets without a GPU: onnxruntime, openvino, or auto to time them here.")
+@click.option("--engine", help="On CPUs onnxruntime, openvino or auto to time them here; on GPUs onnxruntime-cuda.")
 @click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: build/bundle]")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
@@ -151,8 +152,11 @@ def build(
     targets = ground("export.targets")
     target = targets.find_target(config.target, known_targets(config))
     precision, why = targets.choose_precision(target, config.precision)
-    gpu = target.engine in targets.ENGINE_FILES
-    engine = check_engine(engine, target.engine, precision, gpu=gpu)
+    engine = check_engine(engine, target.engine, precision)
+    gpu, is_built = engine in GPU_ENGINES, engine in targets.ENGINE_FILES
+    if gpu and not is_built:
+        # What loads the graph itself is locked to no GPU and to no TensorRT, and nothing is left to do there.
+        target = dataclasses.replace(target, sm=None, tensorrt=None, made_there=False)
     if precision == "int8" and config.calibration.dir is None:
         raise InputError(
             "int8 needs cubes to choose its ranges from",
@@ -187,7 +191,7 @@ def build(
         json.dumps([config.gates.model_dump(), config.calibration.max_drop.model_dump()], sort_keys=True),
         used_tools(),
     )
-    if gpu and not target.made_there:
+    if is_built and not target.made_there:
         # Before the long work: without its builder this machine cannot make the bundle.
         ground("export.tensorrt.build").builder_version(request_of(plan))
     console.say(f"network    {_described(net)}")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import Bundle, verified_bundle
-from runtime.engines import EngineOptions, open_engine
+from runtime.engines import GPU_ENGINES, EngineOptions, open_engine
 from runtime.errors import GateError, MachineError
 from runtime.restore import Infer, Restored, restore_cube
 from runtime.tiles import Tiling
@@ -274,7 +274,7 @@ def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], 
     ways: dict[str, _Way] = {}
     for name in dict.fromkeys((*VARIANTS, chosen)):
         on_cpu = loaded["engine"] in ("onnxruntime", "openvino")
-        half = name == "fp16" or (name == "int8" and m.target.sm is not None)
+        half = name == "fp16" or (name == "int8" and m.target.engine in GPU_ENGINES)
         if name == chosen and not (half and on_cpu):
             ways[name] = _Way(bundle.engine.infer, frame, overlap, f"{loaded['engine']}, {loaded['computes in']}")
         elif name in graphs and (name in wanted or name == chosen):

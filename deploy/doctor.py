@@ -29,7 +29,7 @@ EXTRAS = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "rtx",
     "onnxruntime-cuda": "gpu",
-    "onnxruntime-tensorrt": "gpu",
+    "onnxruntime-tensorrt": "gpu,tensorrt",
     "onnxruntime-rtx": "rtx",
 }
 """Engine -> the extra that brings it."""

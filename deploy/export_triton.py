@@ -18,8 +18,7 @@ from typing import Any
 import click
 
 from runtime.bundle import verified_bundle
-from runtime.engines.onnxruntime_gpu import PROVIDERS
-from runtime.engines.tensorrt_libraries import KINDS
+from runtime.engines import GPU_ENGINES
 from runtime.errors import InputError, MachineError, plain
 from runtime.manifest import Manifest
 
@@ -32,8 +31,6 @@ METRICS_SUFFIX, ENGINE_SUFFIX = "_metrics", "_engine"
 CONFIG = "config.pbtxt"
 BACKENDS = {"onnxruntime": 'backend: "onnxruntime"', "tensorrt": 'platform: "tensorrt_plan"'}
 """Backend -> the line of a configuration that names it."""
-GPU_ENGINES = frozenset({*PROVIDERS, *KINDS})
-"""Engines of a bundle that run on a GPU; what else loads a graph runs on the CPU."""
 IMAGE = "nvcr.io/nvidia/tritonserver:VERSION-py3"
 
 FLOAT32 = (

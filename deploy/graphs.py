@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.durable import write_bytes
-from runtime.engines import ENGINES, EngineOptions, open_engine
+from runtime.engines import ENGINES, GPU_ENGINES, EngineOptions, open_engine
 from runtime.errors import GateError, InputError, MachineError
 
 from . import console
@@ -166,18 +166,23 @@ def golden_probe(net: Any, plan: Plan, graphs: Graphs, probes: list[Probe]) -> P
     )
 
 
-def check_engine(asked: str | None, own: str, precision: str, *, gpu: bool) -> str:
-    """The engine to build for: what was asked for, or the target's own. Raises InputError where that cannot be."""
-    if asked is None or asked == own:
-        engine = own
-    elif gpu:
+def check_engine(asked: str | None, own: str, precision: str) -> str:
+    """The engine to build for: what was asked for, or the target's own.
+
+    Raises:
+        InputError: there is no such engine, or the target cannot run it. Only an engine that loads the graph itself can
+            take the place of the target's own, one of the GPU's on a GPU and one of the CPU's on a CPU.
+    """
+    engine = own if asked is None else asked
+    same_place = GPU_ENGINES if own in GPU_ENGINES else {*ENGINES, "auto"} - GPU_ENGINES
+    others = sorted(same_place - {*ground("export.targets").ENGINE_FILES, own})
+    if engine not in (own, *others):
         raise InputError(
-            "the target has an engine of its own", key="--engine", value=asked, remedy=f"leave it out, it is {own}"
+            "the target does not run this engine" if engine in {*ENGINES, "auto"} else "unknown engine",
+            key="--engine",
+            value=engine,
+            remedy=f"leave it out for {own}, or give one of {', '.join(others)}",
         )
-    elif asked != "auto" and asked not in ENGINES:
-        raise InputError("unknown engine", key="--engine", value=asked, remedy=f"one of {', '.join(ENGINES)}, auto")
-    else:
-        engine = asked
     if precision == "bf16" and engine == "onnxruntime":
         raise InputError(
             "ONNX Runtime does not compute in bfloat16 on a CPU",

@@ -68,6 +68,7 @@ def _rtx(name: str, title: str, sm: str, memory: float) -> Target:
 _ALL = (
     Target("cpu", title="any CPU, ONNX Runtime"),
     Target("intel", "openvino", ("fp32", "bf16", "int8"), title="Intel and AMD CPUs, OpenVINO"),
+    Target("cuda", "onnxruntime-cuda", GPU, "fp16", title="NVIDIA GPUs without TensorRT, ONNX Runtime CUDA"),
     _gpu("jetson-orin-nano", "Jetson Orin Nano 4 or 8 GB", "8.7", 4, workspace_mib=512),
     _gpu("jetson-orin-nx", "Jetson Orin NX 8 or 16 GB", "8.7", 8, workspace_mib=1024),
     _gpu("jetson-orin", "Jetson AGX Orin 32 or 64 GB", "8.7", 32),

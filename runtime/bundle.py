@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import manifest as manifests
 from .durable import swap, sync_folder
-from .engines import Built, Engine, EngineOptions, open_engine
+from .engines import GPU_ENGINES, Built, Engine, EngineOptions, open_engine
 from .errors import BundleError, CubeError, GateError, MachineError
 from .manifest import FileRecord, Manifest
 from .masking import filled, missing_pixels
@@ -186,7 +186,7 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
     try:
         opened = open_engine(name, files[program], manifest.spec(), options)
     except MachineError as error:
-        if built is None:
+        if name != manifest.target.engine or name not in GPU_ENGINES:
             raise
         raise MachineError(
             f"the bundle's engine for {manifest.target.name} does not run here: {error.problem}",

@@ -22,8 +22,19 @@ ENGINES: dict[str, str] = {
 
 A module of several engines has `:kind` after it, which is given to both functions as their last argument.
 """
+GPU_ENGINES = frozenset(ENGINES) - {"onnxruntime", "openvino"}
+"""Those that run on an NVIDIA GPU; the others run on the CPU."""
 
-__all__ = ["ENGINES", "Built", "Engine", "EngineOptions", "EngineSpec", "available_engines", "open_engine"]
+__all__ = [
+    "ENGINES",
+    "GPU_ENGINES",
+    "Built",
+    "Engine",
+    "EngineOptions",
+    "EngineSpec",
+    "available_engines",
+    "open_engine",
+]
 
 
 def open_engine(name: str, program: bytes, spec: EngineSpec, options: EngineOptions | None = None) -> Engine:

@@ -21,7 +21,7 @@ from .buffers import GpuMemory
 from .contract import EngineOptions, EngineSpec
 from .cuda import CAPTURE_REFUSED, open_cuda
 from .onnx_guard import check_onnx
-from .onnxruntime_libraries import finds_tensorrt, make_known, missing_library, provider_library
+from .onnxruntime_libraries import loads_tensorrt, make_known, missing_library, provider_library
 from .onnxruntime_session import REINSTALL_GPU, TELL_PLACES, BoundSession, cause, without_frames
 from .tensorrt_libraries import REMEDIES, RTX_PLUGIN
 
@@ -30,8 +30,8 @@ TF32 = "NVIDIA_TF32_OVERRIDE"
 CUDA_GRAPH, PLAIN = "CUDA graph", "plain"
 """How a frame is launched."""
 REFUSED = re.compile(
-    r"graph capture feature|CUDA Graph feature|Graph capture did not complete|CaptureEnd: graph_ is NULL|"
-    rf"CUDA failure ({'|'.join(map(str, CAPTURE_REFUSED))}):"
+    r"(This session cannot use the (graph capture|CUDA Graph) feature|Graph capture did not complete|"
+    rf"CaptureEnd: graph_ is NULL|CUDA failure ({'|'.join(map(str, CAPTURE_REFUSED))}):)[^;\n]*"
 )
 """What ONNX Runtime 1.23 to 1.31 says where it cannot capture a graph, when it opens one or runs its first frame."""
 
@@ -80,7 +80,7 @@ def available(kind: str) -> str | None:
     else:
         has = provider.name in onnxruntime.get_available_providers()
     if has and provider.library == "tensorrt":
-        has = finds_tensorrt(onnxruntime)
+        has = loads_tensorrt(onnxruntime)
     return str(onnxruntime.__version__) if has else None
 
 
@@ -128,7 +128,7 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: st
             engine = BoundSession(session, provider.name, spec, memory, told | how, undo)
             # The engine's alone: nothing but the engine may keep it.
             del session
-            # What is made once, a CUDA graph too, is made now.
+            # What is made once is made now, a CUDA graph too; ONNX Runtime captures one for each thread that asks.
             engine.run()
         except BaseException:
             # CUDA may refuse to free as well: why it could not be opened is the error to tell.
@@ -145,11 +145,10 @@ def captured_or_plain(opened: Callable[[str], BoundSession]) -> BoundSession:
     try:
         return opened(CUDA_GRAPH)
     except MachineError as error:
-        told = error.__cause__
-        if told is None or not REFUSED.search(str(told)):
+        refused = REFUSED.search(str(error.__cause__))
+        if refused is None:
             raise
-        why = cause(told)
-    return opened(f"{PLAIN}, a CUDA graph was refused: {why}")
+    return opened(f"{PLAIN}, a CUDA graph was refused: {refused[0].strip()}")
 
 
 def computes_in(kind: str, precision: str) -> str:
@@ -172,6 +171,8 @@ def _built_in(ort: ModuleType, kind: str) -> None:
             remedy=REINSTALL_GPU,
         )
     make_known(ort)
+    if provider.library == "tensorrt":
+        loads_tensorrt(ort)
 
 
 def _plugged_in(ort: ModuleType, kind: str) -> list[Any]:
@@ -228,7 +229,7 @@ def _session(ort: ModuleType, graph: bytes, kind: str, asked: Mapping[str, str],
                 value=missing,
                 remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or make the library known to the loader; '
                 "libcuda comes with the NVIDIA driver, libnvinfer with TensorRT",
-            ) from error
+            ) from without_frames(error)
         raise MachineError(
             f"ONNX Runtime cannot run the whole graph with {provider.name}",
             key=kind,

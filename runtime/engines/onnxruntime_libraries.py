@@ -43,8 +43,8 @@ def missing_library(library: Path | str) -> str | None:
     return None
 
 
-def finds_tensorrt(ort: ModuleType) -> bool:
-    """Whether the libnvinfer that ONNX Runtime's TensorRT provider is linked to can be loaded."""
+def loads_tensorrt(ort: ModuleType) -> bool:
+    """Load the libnvinfer that ONNX Runtime's TensorRT provider is linked to, if it is anywhere."""
     try:
         linked = re.search(rb"libnvinfer\.so\.\d+", provider_library(ort, "tensorrt").read_bytes())
     except OSError:

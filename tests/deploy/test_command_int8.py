@@ -266,6 +266,24 @@ def test_the_real_builder_takes_the_int8_graph_of_a_gpu(
 
 
 @pytest.mark.slow
+def test_int8_for_onnxruntimes_cuda_has_the_rest_in_fp16(
+    capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    done = built(
+        capsys, small_checkpoint, tmp_path / "bundle", LOOSE + GATES_OFF, "--calibration", cubes, "--target", "cuda"
+    )
+    assert done.code == 0 and done.json["deferred"] is None and done.json["runs_in"] == "onnxruntime-cuda", done.err
+    _, files = verified_bundle(tmp_path / "bundle")
+    graph = onnx.load_model_from_string(files["graphs/int8.onnx"]).graph
+    scales = {value.data_type for value in graph.initializer if value.name in scale_names(graph)}
+    assert onnx.TensorProto.FLOAT16 in scales
+
+
+def scale_names(graph: onnx.GraphProto) -> set[str]:
+    return {node.input[1] for node in graph.node if node.op_type == "QuantizeLinear"}
+
+
+@pytest.mark.slow
 def test_sensitivity_measures_without_building(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
 ) -> None:

@@ -28,6 +28,9 @@ def test_built_in_targets_are_consistent() -> None:
             assert target.sm and target.memory_gib and target.tensorrt and satisfiable(target.tensorrt)
             assert target.default_precision == "fp16" and target.made_there == (target.engine == "tensorrt")
     assert BUILT_IN["cpu"].default_precision == "fp32"
+    cuda = BUILT_IN["cuda"]
+    assert cuda.engine == "onnxruntime-cuda" and cuda.precisions == ("fp32", "fp16", "int8")
+    assert cuda.default_precision == "fp16" and cuda.sm is None and not cuda.made_there
 
 
 def test_own_targets_win_over_built_in_ones() -> None:
