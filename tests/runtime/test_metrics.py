@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 import runtime.metrics
 from runtime.errors import CubeError
-from runtime.metrics import METRIC_SETS, METRICS, prompt_metrics, raw_metrics
+from runtime.metrics import LOG_FLOOR, LOGARITHMS, METRIC_SETS, METRICS, prompt_metrics, raw_metrics
 from tests.golden.scene import KINDS, degraded, scene
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -290,29 +290,60 @@ def test_sets_are_the_references_and_the_papers() -> None:
     assert np.array_equal(prompt_metrics(noise(3, 9, 9), "reference15"), raw_metrics(noise(3, 9, 9)))
 
 
-def test_paper6_computes_only_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_log6_is_the_logarithm_of_paper6_with_one_minus_the_correlation(kind: str) -> None:
+    cube = degraded(kind, scene(11, 9, 64, 80), 5)
+    found = prompt_metrics(cube, "log6")
+    assert found.dtype == np.float32 and found.shape == (6,)
+    np.testing.assert_allclose(found[:5], np.log10(prompt_metrics(cube, "paper6")[:5]), atol=1e-6)
+    # Of float32's 1 - r few digits would be left.
+    correlation = defined_correlation(cube.astype(np.float64))[0]
+    assert found[5] == pytest.approx(np.log10(1 - correlation), abs=1e-4)
+    positions = [5, 17]
+    np.testing.assert_allclose(
+        prompt_metrics(cube, "log6", positions)[2:4], np.log10(raw_metrics(cube, positions)[:2]), atol=1e-6
+    )
+
+
+def test_log6_has_a_floor() -> None:
+    low = np.log10(np.float32(LOG_FLOOR))
+    # Dark: no energy, no curvature, no gradient; flatness and decorrelation are 1.
+    assert prompt_metrics(np.zeros((5, 20, 24), np.float32), "log6") == pytest.approx([low, 0, *[low] * 3, 0], abs=1e-5)
+    equal = np.repeat(noise(1, 30, 30), 5, axis=0)
+    assert prompt_metrics(equal, "log6")[[2, 3, 5]] == pytest.approx([low] * 3)
+    faint = prompt_metrics(noise(5, 20, 24) * np.float32(1e-7), "log6")
+    assert faint[[2, 3, 4]] == pytest.approx([low] * 3) and np.isfinite(faint).all()
+
+
+def test_log6_names_the_metrics_of_paper6() -> None:
+    assert tuple(LOGARITHMS) == METRIC_SETS["log6"]
+    assert tuple(metric for metric, _, _ in LOGARITHMS.values()) == METRIC_SETS["paper6"]
+
+
+@pytest.mark.parametrize("name", ["paper6", "log6"])
+def test_six_metrics_compute_only_what_they_need(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     cube = noise(5, 20, 20)
-    expected = prompt_metrics(cube, "paper6")
+    expected = prompt_metrics(cube, name)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("not needed")
 
-    for module, name in (
+    for module, function in (
         (np, "arctan2"),
         (np, "count_nonzero"),
         (np.linalg, "eigvalsh"),
         (np.linalg, "eigh"),
         (np.linalg, "svd"),
     ):
-        monkeypatch.setattr(module, name, refuse)
-    assert np.array_equal(prompt_metrics(cube, "paper6"), expected)
+        monkeypatch.setattr(module, function, refuse)
+    assert np.array_equal(prompt_metrics(cube, name), expected)
     with pytest.raises(AssertionError, match="not needed"):
         raw_metrics(cube)
 
 
 @pytest.mark.parametrize("name", ["paper", "", "REFERENCE15"])
 def test_an_unknown_set_is_refused(name: str) -> None:
-    with pytest.raises(CubeError, match="reference15, paper6"):
+    with pytest.raises(CubeError, match="reference15, paper6, log6"):
         prompt_metrics(noise(3, 9, 9), name)
 
 
