@@ -44,11 +44,14 @@ test: install ## the tests, with SLOW=1 those that take minutes too; says how ma
 bench: install ## every benchmark, one table each
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
+# Linux shares the processor among sessions first, by each session's own niceness, and only then among processes.
 train-background: install ## train RECIPE on SCENES at low priority, from where it was; the log tells its process, `kill` ends it
 	@mkdir -p $(RUNS)/$(RECIPE)
-	@flock -n $(RUNS)/$(RECIPE)/lock true || { echo "$(RUNS)/$(RECIPE): a process is at this run already" >&2; exit 3; }
-	@OMP_NUM_THREADS=1 setsid nohup nice -n 19 $(BIN)/python -m training.train --device cpu \
-		--recipe training/recipes/$(RECIPE).yaml --data $(SCENES) --out $(RUNS)/$(RECIPE) >>$(RUNS)/$(RECIPE)/log 2>&1 & \
+	@exec 9>$(RUNS)/$(RECIPE)/background; \
+		flock -n 9 || { echo "$(RUNS)/$(RECIPE): a process trains here already" >&2; exit 3; }; \
+		OMP_NUM_THREADS=1 setsid sh -c '{ echo 19 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 19 "$$@"' train \
+		$(BIN)/python -m training.train --device cpu --recipe training/recipes/$(RECIPE).yaml \
+		--data $(SCENES) --out $(RUNS)/$(RECIPE) </dev/null >>$(RUNS)/$(RECIPE)/log 2>&1 & \
 		echo "$(RECIPE) trains as process $$!; $(RUNS)/$(RECIPE)/log tells how far it is"
 
 lint: lint-style lint-types lint-imports ## style, types (as Python 3.11 and 3.10 see them) and the direction of imports

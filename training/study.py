@@ -91,7 +91,7 @@ def figures(recipe: Recipe, data: Sequence[Path], out: Path, device: str) -> dic
         held = held_scenes({name: cubes[name] for name in recipe.data.validation}, recipe)
         # A network without a prompt was never shown one: there is nothing wrong to show it.
         costs = {} if recipe.ablate == "prompt" else prompt_costs(net, held, tuple(recipe.tasks))
-        means = {kind: float(np.mean([row[kind] for row in costs.values()])) if costs else 0.0 for kind in COSTS}
+        means = {kind: float(np.mean([row[kind] for row in costs.values()])) for kind in COSTS if costs}
         write_bytes(kept, json.dumps(means).encode())
     return {**{task: last[task] for task in TASKS}, "mean": last["mean"], **json.loads(kept.read_bytes())}
 
@@ -113,6 +113,8 @@ def markdown(study: Study, found: Mapping[str, Sequence[Mapping[str, float]]]) -
 def _cell(column: str, rows: Sequence[Mapping[str, float]]) -> str:
     if column == "seeds":
         return f"{np.ptp([row['mean'] for row in rows]) / 2:.2f}"
+    if column not in rows[0]:
+        return ""
     value = float(np.mean([row[column] for row in rows]))
     return f"{value:.2f}" if column in COSTS else f"{value:+.2f}"
 
@@ -145,7 +147,8 @@ def main() -> None:
             for name, of_seeds in found.items()
             for seed, row in zip(study.seeds, of_seeds, strict=True)
         ]
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        columns = ["variant", "seed", *TASKS, "mean", *COSTS]
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_bytes(arguments.out / "study.csv", stream.getvalue().encode())

@@ -94,7 +94,6 @@ def _train(
     state = out / "state.pt"
     if state.exists():
         resume(run, recipe, state)
-        console.print(f"going on at step {run.step}")
     elif minutes is not None:
         run.steps = _steps_within(minutes, recipe, draws, began)
     draws.steps = run.steps
@@ -105,6 +104,7 @@ def _train(
         save(run, recipe, state)
     saved = time.monotonic()
     with _stopping() as stopped, _progress(recipe, run) as moved:
+        console.print(f"{'going on' if run.step else 'beginning'} at step {run.step} of {run.steps}")
         while run.step < run.steps:
             batch = draws.batch(run.step)
             errors = step(run, recipe, batch)

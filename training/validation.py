@@ -68,8 +68,11 @@ def validate(net: Damp, held: Sequence[HeldScene]) -> dict[str, float]:
 def prompt_costs(net: Damp, held: Sequence[HeldScene], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """What wrong metrics cost in dB: {task: {kind of COSTS: dB}}, mean over the scenes.
 
-    `wrong` is the mean over the metrics of the same scene under each of the other tasks, `worst` the most of them.
+    `wrong` is the mean over the metrics of the same scene under each of the other tasks, `worst` the most of them. Where
+    there is one task there is none to be taken for it, and nothing is measured.
     """
+    if len(tasks) < 2:
+        return {}
     costs: dict[str, dict[str, list[float]]] = {}
     for scene in held:
         if scene.task not in tasks:

@@ -86,8 +86,7 @@ def test_the_table_is_what_the_runs_logged(
     for (name, seed), row in rows.items():
         logged = read_rows(out / f"{name}-{seed}" / "validation.csv")[-1]
         assert [float(row[task]) for task in (*TASKS, "mean")] == [logged[task] for task in (*TASKS, "mean")]
-        assert all(np.isfinite(float(row[cost])) for cost in COSTS)
-    assert all(float(rows["none", seed][cost]) == 0 for cost in COSTS for seed in "12")
+        assert all((row[cost] == "") if name == "none" else np.isfinite(float(row[cost])) for cost in COSTS)
 
 
 @pytest.mark.usefixtures("one_thread")

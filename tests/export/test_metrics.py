@@ -1,0 +1,185 @@
+"""The prompt metrics in torch and as a graph: within their tolerances of NumPy's, which define them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession
+
+from calibration.degradations import DEGRADATIONS, bandloss, blur
+from export.metrics import COMPUTED, TOLERANCES, PromptMetrics
+from export.onnx import OPSET
+from runtime.engines.onnx_guard import OPSETS
+from runtime.errors import InputError
+from runtime.metrics import LOGARITHMS, METRIC_SETS, prompt_metrics
+from runtime.sources.simulator import simulate_scene
+from tests.runtime.test_metrics import defined_spectrum
+
+Float32 = NDArray[np.float32]
+SETS = ("paper6", "log6")
+TASKS = (None, *DEGRADATIONS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Cubes this small lose more to waiting threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def computed(metric_set: str, *cubes: Float32) -> Float32:
+    with torch.inference_mode():
+        return PromptMetrics(metric_set, *cubes[0].shape)(torch.from_numpy(np.stack(cubes))).numpy()
+
+
+def assert_near(found: Float32, expected: Float32, metric_set: str) -> None:
+    for name, value, wanted in zip(METRIC_SETS[metric_set], found, expected, strict=True):
+        limit = TOLERANCES[name] * (1 if name in LOGARITHMS else abs(wanted)) + 1e-7
+        assert abs(value - wanted) <= limit, (name, value, wanted)
+
+
+def worn(clean: Float32, task: str | None) -> Float32:
+    return clean if task is None else DEGRADATIONS[task](clean, np.random.default_rng(1))
+
+
+# Against NumPy
+
+
+@pytest.mark.parametrize("metric_set", SETS)
+@pytest.mark.parametrize("shape", [(31, 96, 128), (12, 63, 65), (3, 64, 64), (4, 65, 30)], ids=str)
+def test_metrics_of_damaged_scenes_are_numpys(metric_set: str, shape: tuple[int, int, int]) -> None:
+    clean = simulate_scene(3, *shape).truth
+    cubes = [worn(clean, task) for task in TASKS]
+    for found, cube in zip(computed(metric_set, *cubes), cubes, strict=True):
+        assert_near(found, prompt_metrics(cube, metric_set), metric_set)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "scale"), [("cave/fake_and_real_beers", 65535), ("aviris-abu/abu-beach-1", 10000)])
+def test_metrics_of_damaged_real_cubes_are_numpys(name: str, scale: float, data_dir: Path) -> None:
+    with np.load(data_dir / f"{name}.npz") as archive:
+        clean = np.maximum(archive["cube"].transpose(2, 0, 1)[:31] / np.float32(scale), 0)
+    modules = {metric_set: PromptMetrics(metric_set, *clean.shape) for metric_set in SETS}
+    for task in TASKS:
+        cube = worn(clean, task)
+        for metric_set, module in modules.items():
+            with torch.inference_mode():
+                found = module(torch.from_numpy(cube)[None])[0].numpy()
+            assert_near(found, prompt_metrics(cube, metric_set), metric_set)
+
+
+def special() -> Float32:
+    """A scene some bands of which are lost, constant beside another constant one, or equal."""
+    cube = simulate_scene(4, 12, 63, 65).truth.copy()
+    cube[[0, 3, 4]] = 0
+    cube[6], cube[7], cube[8] = 0.3, 0.7123, 1.0
+    cube[10] = cube[9]
+    return cube
+
+
+@pytest.mark.parametrize("metric_set", SETS)
+def test_constant_lost_and_equal_bands_are_as_in_numpy(metric_set: str) -> None:
+    assert_near(computed(metric_set, special())[0], prompt_metrics(special(), metric_set), metric_set)
+
+
+@pytest.mark.parametrize("metric_set", SETS)
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0, -0.25])
+def test_a_constant_cube_is_as_in_numpy_but_for_its_flatness(metric_set: str, value: float) -> None:
+    cube = np.full((5, 128, 128), value, np.float32)
+    found, expected = computed(metric_set, cube)[0], prompt_metrics(cube, metric_set)
+    flatness = next(at for at, name in enumerate(METRIC_SETS[metric_set]) if "flatness" in name)
+    if value:
+        # Of rounding alone, in NumPy too.
+        assert (np.array([found[flatness], expected[flatness]]) < (1e-4 if metric_set == "paper6" else -4)).all()
+        found[flatness] = expected[flatness]
+    assert_near(found, expected, metric_set)
+
+
+def test_flatness_after_a_blur_is_nearer_to_float64_than_numpys() -> None:
+    for seed in range(3):
+        cube = blur(simulate_scene(seed, 6, 128, 128).truth, np.random.default_rng(0), size=15)
+        exact = defined_spectrum(cube.astype(np.float64))[1]
+        errors = [abs(m[1] / exact - 1) for m in (computed("paper6", cube)[0], prompt_metrics(cube, "paper6"))]
+        assert errors[0] < errors[1] / 1.5, errors
+
+
+# Form
+
+
+@pytest.mark.parametrize("metric_set", SETS)
+def test_a_batch_is_its_cubes(metric_set: str) -> None:
+    clean = simulate_scene(5, 6, 63, 65).truth
+    cubes = [worn(clean, task) for task in (None, "noise", "blur", "bandloss")]
+    found = computed(metric_set, *cubes)
+    assert found.shape == (4, 6) and found.dtype == np.float32
+    np.testing.assert_allclose(found, np.concatenate([computed(metric_set, cube) for cube in cubes]), rtol=1e-5)
+
+
+def test_other_types_are_computed_in_float32() -> None:
+    cube = torch.from_numpy(simulate_scene(5, 6, 64, 64).truth)[None]
+    module = PromptMetrics("log6", 6, 64, 64)
+    with torch.inference_mode():
+        expected = module(cube.bfloat16().float())
+        assert module(cube.double()).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(module(cube.bfloat16()), expected)
+
+
+def test_nothing_is_made_on_another_device_or_stored_in_a_checkpoint() -> None:
+    module = PromptMetrics("log6", 6, 63, 65)
+    assert not module.state_dict()
+    cube = torch.from_numpy(simulate_scene(5, 6, 63, 65).truth)[None]
+    expected = module(cube)
+    # What names no device would be made on the default one.
+    with torch.device("meta"):
+        assert torch.equal(module(cube), expected)
+
+
+def test_sets_that_need_numpy_and_cubes_of_few_bands_are_refused() -> None:
+    with pytest.raises(InputError, match="in NumPy alone") as caught:
+        PromptMetrics("reference15", 31, 64, 64)
+    assert caught.value.key == "metric_set" and "curvature_max" in caught.value.remedy
+    with pytest.raises(InputError, match="too few bands") as caught:
+        PromptMetrics("paper6", 2, 64, 64)
+    assert caught.value.key == "bands"
+
+
+def test_tolerances_are_of_what_is_computed() -> None:
+    assert set(TOLERANCES) == set(COMPUTED) and {n for s in SETS for n in METRIC_SETS[s]} <= set(COMPUTED)
+
+
+# The graph
+
+
+@pytest.mark.parametrize(("metric_set", "opset"), [("paper6", OPSETS.start), ("log6", OPSET)])
+def test_the_graph_computes_what_the_module_does(metric_set: str, opset: int) -> None:
+    scene = special()
+    module = PromptMetrics(metric_set, *scene.shape).eval()
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module, (torch.zeros(1, *scene.shape),), dynamo=True, input_names=["cube"], output_names=["metrics"],
+            opset_version=opset, verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", opset)]
+    assert not {"DFT", "STFT", "Loop", "If"} & {node.op_type for node in model.graph.node}
+    assert onnx.TensorProto.DOUBLE not in {tensor.data_type for tensor in model.graph.initializer}
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    cubes = [worn(simulate_scene(6, *scene.shape).truth, task) for task in TASKS]
+    for cube in (*cubes, scene, np.zeros_like(scene), bandloss(scene, np.random.default_rng(0), rate=1.0)):
+        (found,) = session.run(None, {"cube": cube[None]})
+        assert found.shape == (1, 6)
+        assert_near(found[0], computed(metric_set, cube)[0], metric_set)
