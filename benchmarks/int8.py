@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,14 +42,19 @@ def networks() -> dict[str, Any]:
     return {"damp-small, 4.6 M": load_checkpoint("damp-small"), "options, 36.9 M": Damp(DampConfig()).eval()}
 
 
+def in_int8(graph: bytes, probes: Sequence[tuple[Any, Any]]) -> bytes:
+    """A float32 graph with every product in INT8 that may be, ranges from the largest values on the probes."""
+    model = onnx.load_model_from_string(graph)
+    names = [p.name for p in products(model) if p.quantisable]
+    return quantized(graph, ranges(collect(graph, taken(model, names), lambda: probes), "minmax"), names)
+
+
 def measured(net: Any, lines: int, samples: int) -> tuple[float, dict[tuple[str, str], float]]:
     """(share of multiply-adds in INT8, {(engine, precision): median seconds of a frame})."""
     graph = export_graph(net, lines, samples).data
-    model = onnx.load_model_from_string(graph)
-    names = [p.name for p in products(model) if p.quantisable]
     scene = simulate_scene(0, net.config.bands, lines, samples).truth
     probe = (scene[None], prompt_metrics(scene, net.config.metric_set)[None])
-    int8 = quantized(graph, ranges(collect(graph, taken(model, names), lambda: [probe]), "minmax"), names)
+    int8 = in_int8(graph, [probe])
     spec, programs = spec_of(net, lines, samples), {"fp32": graph, "int8": int8}
     opened = {
         (engine, precision): open_engine(engine, program, spec, EngineOptions(precision=precision))

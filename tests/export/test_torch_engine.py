@@ -55,7 +55,7 @@ class TestCompiled(EngineContract):
 
 
 @needs_gpu
-@pytest.mark.parametrize("form", ["reference", "deployment", "compiled", "graph"])
+@pytest.mark.parametrize("form", ["reference", "deployment", pytest.param("compiled", marks=pytest.mark.slow), "graph"])
 @pytest.mark.parametrize("precision", AUTOCAST)
 def test_a_gpu_computes_what_the_cpu_does(tiny_checkpoint: Path, form: str, precision: str) -> None:
     net = load_checkpoint(tiny_checkpoint)

@@ -1,0 +1,80 @@
+"""The toolkit's proof on an NVIDIA GPU: `python -m benchmarks.gpu`, about nine minutes; `--cpu` rehearses all of it.
+
+Is CUDA what its wrapper takes it for, does PyTorch compute there what it does on the CPU, do bundles restore what
+PyTorch does, how long does a frame take in which way, what do `deploy bench` and INT8 bring, how fast is training? Each
+step is a process of its own; none stops another. --out receives gpu.json, gpu.md, a log of every step, and the bundles,
+which another call takes again. Exit code 1 where a step or one of its lines failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from runtime.durable import write_bytes
+
+from .gpu_run import Found, Setting, Step, errors, report, run_steps, well
+
+STEPS = {
+    "environment": ("gpu_engines", 15),
+    "contracts": ("gpu_commands", 60),
+    "bundles": ("gpu_commands", 130),
+    "parity": ("gpu_engines", 40),
+    "engines": ("gpu_engines", 40),
+    "int8": ("gpu_engines", 50),
+    "bench": ("gpu_commands", 60),
+    "training": ("gpu_commands", 110),
+    "latency": ("gpu_engines", 160),
+}
+"""Step -> module that has it, and its part of the time. What may take long comes last, and gets what others leave."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpu", action="store_true", help="the CPU for the GPU, damp-nano, frames of 64x64")
+    parser.add_argument("--seconds", type=float, default=560.0, help="of all steps together")
+    parser.add_argument("--steps", default=",".join(STEPS), help="those to run; what others found before is kept")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"))
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    setting = Setting(asked.out.resolve(), asked.cpu)
+    if asked.step:
+        module = import_module(f".{STEPS[asked.step][0]}", __package__)
+        getattr(module, asked.step)(setting, Found(asked.found, asked.seconds))
+        return 0
+    names = asked.steps.split(",")
+    if unknown := sorted(set(names) - set(STEPS)):
+        parser.error(f"unknown steps: {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    if not asked.cpu and not has_gpu():
+        print("PyTorch finds no GPU here: nothing is measured; --cpu rehearses the steps")
+        return 0
+    # A caller's limit must not leave a step behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    setting.out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--out", str(setting.out), *(["--cpu"] * asked.cpu)]
+    steps = [Step(name, [*command, "--step", name], STEPS[name][1]) for name in names]
+    file = setting.out / "gpu.json"
+    results = json.loads(file.read_bytes()) if file.exists() else {}
+    for name, result in run_steps(steps, setting.out, asked.seconds):
+        results[name] = result
+        write_bytes(file, (json.dumps(results, indent=1) + "\n").encode())
+        write_bytes(setting.out / "gpu.md", report(results).encode())
+        told = "; ".join(f"{line}: {result['lines'][line]['error']}" for line in errors(result))
+        print(f"{name:<12} {result['state']}, {result['took_s']} s, {len(result['lines'])} lines {told}", flush=True)
+    print(f"wrote {setting.out / 'gpu.md'}")
+    return 0 if all(well(results[name]) for name in names) else 1
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
