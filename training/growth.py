@@ -47,11 +47,15 @@ def start_transparent(net: Damp, gain: float = 4.0, constant: float = 2.0) -> No
 def grow(net: Damp, given: Damp) -> None:
     """Give `net` the weights of `given`, and what it has beyond them the start of a block that adds nothing.
 
+    The prompt's encoder begins anew where the two see other metrics.
+
     Raises:
         ConfigError: `given` is no part of `net`: other widths, or blocks that `net` lacks.
     """
     state, mine = given.state_dict(), net.state_dict()
-    blocks = ("encoder_blocks", "decoder_blocks", "refinement_blocks")
+    if given.config.metric_set != net.config.metric_set:
+        state = {key: value for key, value in state.items() if not key.startswith("dep.")}
+    blocks = ("encoder_blocks", "decoder_blocks", "refinement_blocks", "metric_set")
     for key, value in given.config.as_dict().items():
         if key not in blocks and net.config.as_dict()[key] != value:
             raise ConfigError(

@@ -68,8 +68,8 @@ def validate(net: Damp, held: Sequence[HeldScene]) -> dict[str, float]:
 def prompt_costs(net: Damp, held: Sequence[HeldScene], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """What wrong metrics cost in dB: {task: {kind of COSTS: dB}}, mean over the scenes.
 
-    `wrong` is the mean over the metrics of the same scene under each of the other tasks, `worst` the most of them. Where
-    there is one task there is none to be taken for it, and nothing is measured.
+    `wrong` is the mean over the metrics of the same scene under each of the other tasks, `worst` the most of them.
+    Nothing is measured where there is but one task.
     """
     if len(tasks) < 2:
         return {}

@@ -65,3 +65,12 @@ def test_every_new_block_takes_part_after_a_few_steps() -> None:
 def test_what_is_no_part_of_the_network_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"start: .*no part of the recipe's network"):
         grow(seeded(replace(LARGE, **change), 0), seeded(SMALL, 1))
+
+
+def test_a_prompt_of_other_metrics_begins_anew_and_all_else_is_kept() -> None:
+    small, large = seeded(SMALL, 0), seeded(replace(LARGE, metric_set="log6"), 1)
+    own = {key: value.clone() for key, value in large.state_dict().items()}
+    grow(large, small)
+    grown = large.state_dict()
+    for key, value in small.state_dict().items():
+        assert torch.equal(grown[key], own[key] if key.startswith("dep.") else value), key
