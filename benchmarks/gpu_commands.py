@@ -13,10 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from runtime.sources.simulator import simulate_scene
-
 from .gpu_run import ROOT, Found, Setting
 
 CONTRACTS = (
@@ -27,7 +23,6 @@ CONTRACTS = (
 )
 TARGETS = {"fp32": "cpu", "fp16": "cuda"}
 """Precision -> target that is built for; either bundle is then opened in the engine that is looked at."""
-TRAINING_SCENES, SCENE_SIZE = 2, 256
 
 
 def contracts(setting: Setting, found: Found) -> None:
@@ -101,35 +96,3 @@ def bench(setting: Setting, found: Found) -> None:
             row |= {"computes in": told["precision"], "fps": told["frames_per_second"], "ms": told["latency_ms"]}
             row |= {"split ms": told["split_ms"], "PyTorch": f"{form}, {cast}", "its ms": pytorch["latency_ms"]["p50"]}
             row |= {"times PyTorch": pytorch["ratio"], "times, network alone": pytorch["engine_ratio"]}
-
-
-def training(setting: Setting, found: Found) -> None:
-    """Steps a second of the packaged model's own recipe on simulated scenes."""
-    # It brings PyTorch, which the other steps here can do without.
-    from training.recipe import load_recipe
-
-    file, scenes = ROOT / "training" / "recipes" / f"{setting.model}.yaml", setting.out / "scenes"
-    recipe = load_recipe(file)
-    with found.line("scenes") as row:
-        scenes.mkdir(exist_ok=True)
-        row["scenes"] = names = [*recipe.data.validation, *map(str, range(TRAINING_SCENES))]
-        for seed, name in enumerate(names):
-            cube = simulate_scene(seed, recipe.config.bands, SCENE_SIZE, SCENE_SIZE).truth.transpose(1, 2, 0)
-            np.savez(scenes / f"{name}.npz", cube=np.round(65535 * np.clip(cube, 0, 1)).astype(np.uint16))
-    with found.line(f"{setting.model} on {setting.device}", 0.9) as row:
-        row["steps a second"] = pace(file, scenes, setting)
-
-
-def pace(recipe: Path, scenes: Path, setting: Setting) -> float:
-    """What a training that is given a time tells of its pace, after its warm-up; it is ended there."""
-    command = [sys.executable, "-u", "-m", "training.train", "--recipe", recipe, "--data", scenes, "--minutes", "1"]
-    command += ["--device", setting.device, "--out", setting.out / "run"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
-        try:
-            for line in child.stderr or ():
-                print(line, end="")
-                if told := re.search(r"([\d.]+) steps a second", line):
-                    return float(told[1])
-        finally:
-            child.kill()
-    raise RuntimeError("the training ended without a word on its pace")
