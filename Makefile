@@ -8,6 +8,7 @@ RECIPE ?= damp-base
 DATA ?= $(or $(DAMP_DATA),../shared/data)
 SCENES ?= $(DATA)/cave $(DATA)/rgb/bsds-train
 RUNS ?= runs
+TRAIN_ARGS ?=
 SLOW ?=
 # Tests run side by side, one thread each: two processes of two threads on two cores are many times slower.
 WORKERS ?= 2
@@ -51,7 +52,7 @@ train-background: install ## train RECIPE on SCENES at low priority, from where 
 		flock -n 9 || { echo "$(RUNS)/$(RECIPE): a process trains here already" >&2; exit 3; }; \
 		OMP_NUM_THREADS=1 setsid sh -c '{ echo 19 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 19 "$$@"' train \
 		$(BIN)/python -m training.train --device cpu --recipe training/recipes/$(RECIPE).yaml \
-		--data $(SCENES) --out $(RUNS)/$(RECIPE) </dev/null >>$(RUNS)/$(RECIPE)/log 2>&1 & \
+		--data $(SCENES) --out $(RUNS)/$(RECIPE) $(TRAIN_ARGS) </dev/null >>$(RUNS)/$(RECIPE)/log 2>&1 & \
 		echo "$(RECIPE) trains as process $$!; $(RUNS)/$(RECIPE)/log tells how far it is"
 
 lint: lint-style lint-types lint-imports ## style, types (as Python 3.11 and 3.10 see them) and the direction of imports
