@@ -241,6 +241,11 @@ class Recipe(Part):
         bands = self.config.bands
         if self.data.wavelengths is not None and self.data.wavelengths.count != bands:
             raise ValueError(f"data.wavelengths.count is {self.data.wavelengths.count}, network.bands {bands}")
+        for task, expert in self.gates.experts.items():
+            if task not in DEGRADATIONS:
+                raise ValueError(f"gates.experts: must be of {', '.join(DEGRADATIONS)}, not {task}")
+            if expert >= self.config.experts:
+                raise ValueError(f"gates.experts.{task} is {expert}, network.experts {self.config.experts}")
         if self.data.photographs is not None and self.data.wavelengths is None:
             raise ValueError("data.photographs needs data.wavelengths, to which they are lifted")
         return self

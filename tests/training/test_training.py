@@ -198,6 +198,10 @@ def busy(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"network__heads": [2, 2]}, None, "network: heads"),
         ({"network__top_k": 3}, None, "network: top_k"),
         ({"network__bands": "four"}, "network", "bands must be a whole number"),
+        ({"gates": {"experts": {"rain": 0}}}, None, "gates.experts: must be of noise"),
+        ({"gates": {"experts": {"noise": 2}}}, None, "gates.experts.noise is 2, network.experts 2"),
+        ({"ease": {"first": 0.3, "share": 0}}, "ease.share", "greater than 0"),
+        ({"data__wavelengths": None, "data__photographs": {"share": 0.5}}, None, "needs data.wavelengths"),
     ],
     ids=str,
 )
