@@ -213,7 +213,8 @@ def latency(setting: Setting, found: Found) -> None:
 
 def bound(engine: Any) -> Work:
     """ONNX Runtime's session alone: its inputs lie in its memory already, and nothing is fetched."""
-    return lambda _: (engine._session.run_with_iobinding(engine._binding), engine._memory.wait())
+    held = engine.session
+    return lambda _: (held._session.run_with_iobinding(held._binding), held._memory.wait())
 
 
 def tensors(engine: TorchEngine, truth: Truth) -> Work:

@@ -1,4 +1,4 @@
-"""What goes into an engine and comes out of it, in memory that is taken once: addresses stay, and no frame allocates.
+"""What goes into a graph and comes out of it, in memory that is taken once: addresses stay, and no frame allocates.
 
 What a GPU does with it was not run on a machine without one.
 """
@@ -6,21 +6,18 @@ What a GPU does with it was not run on a machine without one.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Final
 
 import numpy as np
 
-from .contract import EngineSpec, Float32
+from .contract import Float32, Ports
 from .cuda import TO_DEVICE, TO_HOST, Cuda, Device
-
-INPUTS: Final = ("frame", "metrics")
-OUTPUTS: Final = ("restored", "gates")
 
 
 class HostMemory:
     """Plain memory of the host, where the CPU computes in place.
 
     Attributes:
+        ports: names and shapes of inputs and outputs.
         arrays: {name: float32 array} of every input and output, at home on the host.
         addresses: {name: address} where the engine reads and writes it.
         device_type: where that is, as ONNX Runtime calls it.
@@ -30,18 +27,19 @@ class HostMemory:
     device_type = "cpu"
     told = "the CPU's own"
 
-    def __init__(self, spec: EngineSpec) -> None:
-        self.arrays: dict[str, Float32] = {name: np.zeros(shape, np.float32) for name, shape in spec.shapes.items()}
+    def __init__(self, ports: Ports) -> None:
+        self.ports = ports
+        self.arrays: dict[str, Float32] = {name: np.zeros(shape, np.float32) for name, shape in ports.shapes.items()}
         self.addresses = {name: array.ctypes.data for name, array in self.arrays.items()}
 
-    def put(self, frame: Float32, metrics: Float32) -> None:
+    def put(self, *inputs: Float32) -> None:
         """Copy the inputs of a frame in."""
-        np.copyto(self.arrays["frame"], frame)
-        np.copyto(self.arrays["metrics"], metrics)
+        for name, array in zip(self.ports.inputs, inputs, strict=True):
+            np.copyto(self.arrays[name], array)
 
-    def outputs(self) -> tuple[Float32, Float32]:
-        """Copies of restored and gates, which the next frame leaves alone."""
-        return self.arrays["restored"].copy(), self.arrays["gates"].copy()
+    def outputs(self) -> tuple[Float32, ...]:
+        """Copies of the outputs, which the next frame leaves alone."""
+        return tuple(self.arrays[name].copy() for name in self.ports.outputs)
 
     def send(self) -> None:
         """Queue the inputs' way to the engine."""
@@ -61,8 +59,9 @@ class GpuMemory(HostMemory):
 
     device_type = "cuda"
 
-    def __init__(self, cuda: Cuda, device: Device, spec: EngineSpec, undo: ExitStack) -> None:
+    def __init__(self, cuda: Cuda, device: Device, ports: Ports, undo: ExitStack) -> None:
         """Take it; `undo` gives it back, the stream last. Raises CudaError."""
+        self.ports = ports
         self._cuda = cuda
         self._hosts: dict[str, int] = {}
         self.arrays, self.addresses = {}, {}
@@ -70,7 +69,7 @@ class GpuMemory(HostMemory):
         self.told = "shared with the CPU" if self.mapped else "copied"
         self.stream = cuda.create_stream()
         undo.callback(cuda.destroy_stream, self.stream)
-        for name, shape in spec.shapes.items():
+        for name, shape in ports.shapes.items():
             self._take(name, shape, undo)
         undo.callback(self.arrays.clear)
 
@@ -89,13 +88,13 @@ class GpuMemory(HostMemory):
 
     def send(self) -> None:
         if not self.mapped:
-            for name in INPUTS:
+            for name in self.ports.inputs:
                 size = self.arrays[name].nbytes
                 self._cuda.copy(self.addresses[name], self._hosts[name], size, TO_DEVICE, self.stream)
 
     def fetch(self) -> None:
         if not self.mapped:
-            for name in OUTPUTS:
+            for name in self.ports.outputs:
                 size = self.arrays[name].nbytes
                 self._cuda.copy(self._hosts[name], self.addresses[name], size, TO_HOST, self.stream)
 

@@ -17,6 +17,19 @@ Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Ports:
+    """{name: shape} of what goes into a graph and of what comes out, in order; all of it float32."""
+
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Inputs and outputs."""
+        return {**self.inputs, **self.outputs}
+
+
+@dataclass(frozen=True)
 class EngineSpec:
     """Shapes an engine was built for: frame [1, bands, lines, samples], metrics [1, M], gates [layers, experts]."""
 
@@ -40,27 +53,28 @@ class EngineSpec:
         return (self.layers, self.experts)
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{name: shape} of every input and output of a graph."""
-        return {
-            "frame": self.frame_shape,
-            "metrics": self.metrics_shape,
-            "restored": self.frame_shape,
-            "gates": self.gates_shape,
-        }
+    def ports(self) -> Ports:
+        """Of the network's graph."""
+        given = {"frame": self.frame_shape, "metrics": self.metrics_shape}
+        return Ports(given, {"restored": self.frame_shape, "gates": self.gates_shape})
+
+    @property
+    def metrics_ports(self) -> Ports:
+        """Of the graph that computes a frame's metrics."""
+        return Ports({"frame": self.frame_shape}, {"metrics": self.metrics_shape})
 
 
-def check_signature(found: Mapping[str, tuple[int, ...] | None], spec: EngineSpec) -> None:
-    """Refuse a loaded graph whose inputs and outputs are not those of the specification.
+def check_signature(found: Mapping[str, tuple[int, ...] | None], ports: Ports) -> None:
+    """Refuse a loaded graph whose inputs and outputs are others than these.
 
     Args:
         found: {name: shape} of its inputs and outputs; None for one that is not float32.
-        spec: what they have to be.
+        ports: what they have to be.
 
     Raises:
         BundleError: a name, a shape or a type differs.
     """
-    for name, shape in spec.shapes.items():
+    for name, shape in ports.shapes.items():
         if found.get(name) != shape:
             raise BundleError(
                 "the graph is not the one that the manifest describes",
@@ -68,9 +82,9 @@ def check_signature(found: Mapping[str, tuple[int, ...] | None], spec: EngineSpe
                 value=found.get(name),
                 remedy=f"float32 {shape} expected; build the bundle again",
             )
-    if set(found) != set(spec.shapes):
+    if set(found) != set(ports.shapes):
         raise BundleError(
-            "the graph has other inputs or outputs than frame, metrics, restored and gates",
+            f"the graph has other inputs or outputs than {', '.join(ports.shapes)}",
             value=sorted(found),
             remedy="build the bundle again",
         )

@@ -9,9 +9,9 @@ from runtime.errors import BundleError, MachineError
 from runtime.machine import available_cores
 
 from .buffers import HostMemory
-from .contract import EngineOptions, EngineSpec
+from .contract import EngineOptions, EngineSpec, Ports
 from .onnx_guard import check_onnx
-from .onnxruntime_session import TELL_PLACES, BoundSession
+from .onnxruntime_session import TELL_PLACES, BoundSession, SessionEngine
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -41,8 +41,13 @@ def computes_in(precision: str) -> str:
     return "fp32" if precision == "bf16" else precision
 
 
-def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> BoundSession:
+def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> SessionEngine:
     """See `runtime.engines.open_engine`."""
+    return SessionEngine(open_session(graph, spec.ports, options), spec)
+
+
+def open_session(graph: bytes, ports: Ports, options: EngineOptions) -> BoundSession:
+    """Load any graph; raises as `runtime.engines.open_engine`."""
     check_onnx(graph)
     try:
         import onnxruntime as ort
@@ -70,4 +75,4 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> Bound
         "device": f"CPU, {threads} threads",
         "computes in": computes_in(options.precision),
     }
-    return BoundSession(session, PROVIDER, spec, HostMemory(spec), told, ExitStack())
+    return BoundSession(session, PROVIDER, HostMemory(ports), told, ExitStack())

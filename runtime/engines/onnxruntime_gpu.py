@@ -18,11 +18,11 @@ from typing import Any
 from runtime.errors import MachineError
 
 from .buffers import GpuMemory
-from .contract import EngineOptions, EngineSpec
+from .contract import EngineOptions, EngineSpec, Ports
 from .cuda import CAPTURE_REFUSED, open_cuda
 from .onnx_guard import check_onnx
 from .onnxruntime_libraries import loads_tensorrt, make_known, missing_library, provider_library
-from .onnxruntime_session import REINSTALL_GPU, TELL_PLACES, BoundSession, cause, without_frames
+from .onnxruntime_session import REINSTALL_GPU, TELL_PLACES, BoundSession, SessionEngine, cause, without_frames
 from .tensorrt_libraries import REMEDIES, RTX_PLUGIN
 
 NO_CPU = {"session.disable_cpu_ep_fallback": "1", **TELL_PLACES}
@@ -84,11 +84,13 @@ def available(kind: str) -> str | None:
     return str(onnxruntime.__version__) if has else None
 
 
-def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: str) -> BoundSession:
-    """See `runtime.engines.open_engine`.
+def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: str) -> SessionEngine:
+    """See `runtime.engines.open_engine`; `kind` is one of PROVIDERS."""
+    return SessionEngine(open_session(graph, spec.ports, options, kind), spec)
 
-    Args:
-        kind: one of PROVIDERS.
+
+def open_session(graph: bytes, ports: Ports, options: EngineOptions, kind: str) -> BoundSession:
+    """Load any graph; raises as `runtime.engines.open_engine`.
 
     Raises:
         MachineError: also where the provider would leave any node to the CPU.
@@ -119,29 +121,29 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: st
     def opened(launches: str) -> BoundSession:
         undo = ExitStack()
         try:
-            memory = GpuMemory(cuda, device, spec, undo)
+            memory = GpuMemory(cuda, device, ports, undo)
             asked = {**provider.options(), "user_compute_stream": str(memory.stream)}
             if launches == CUDA_GRAPH:
                 asked["enable_cuda_graph"] = "1"
             how = {"launches": launches, "memory": memory.told}
             session = _session(ort, graph, kind, asked, devices)
-            engine = BoundSession(session, provider.name, spec, memory, told | how, undo)
-            # The engine's alone: nothing but the engine may keep it.
+            bound = BoundSession(session, provider.name, memory, told | how, undo)
+            # Its alone: nothing else may keep it.
             del session
             # What is made once is made now, a CUDA graph too; ONNX Runtime captures one for each thread that asks.
-            engine.run()
+            bound.run()
         except BaseException:
             # CUDA may refuse to free as well: why it could not be opened is the error to tell.
             with suppress(MachineError):
                 undo.close()
             raise
-        return engine
+        return bound
 
     return captured_or_plain(opened) if provider.captures else opened(PLAIN)
 
 
 def captured_or_plain(opened: Callable[[str], BoundSession]) -> BoundSession:
-    """An engine whose frames are one CUDA graph. Where that is refused, and only then, they are launched plainly."""
+    """A session whose frames are one CUDA graph. Where that is refused, and only then, they are launched plainly."""
     try:
         return opened(CUDA_GRAPH)
     except MachineError as error:

@@ -1,16 +1,17 @@
-"""A session of ONNX Runtime on memory that is taken once: one class for the CPU and for GPUs, and what it is asked."""
+"""Sessions of ONNX Runtime on memory that is taken once: one class for the CPU and for GPUs, and what it is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from runtime.errors import MachineError
 
-from .buffers import INPUTS, HostMemory
+from .buffers import HostMemory
 from .contract import Engine, EngineSpec, Float32, check_signature
 
 REINSTALL_GPU = 'pip install "damp-deploy[gpu]" in an environment without the package onnxruntime'
@@ -18,52 +19,52 @@ TELL_PLACES = {"session.record_ep_graph_assignment_info": "1"}
 """Session setting: without it ONNX Runtime does not remember which provider runs a node."""
 
 
-class BoundSession(Engine):
+class BoundSession:
     """A session whose inputs and outputs are bound to addresses that stay; a frame allocates only what it hands out."""
 
     def __init__(
-        self,
-        session: Any,
-        provider: str,
-        spec: EngineSpec,
-        memory: HostMemory,
-        told: Mapping[str, str],
-        undo: ExitStack,
+        self, session: Any, provider: str, memory: HostMemory, told: Mapping[str, str], undo: ExitStack
     ) -> None:
         """Bind the session.
 
         Args:
-            session: it is the engine's from now on.
+            session: it is this object's from now on.
             provider: that runs all of it.
-            spec: what its inputs and outputs have to be.
-            memory: of inputs and outputs.
-            told: for `describe`; what computes and where is added.
-            undo: gives back the memory when the engine is closed, after the session.
+            memory: of inputs and outputs; its ports are what the session's have to be.
+            told: for `describe`; where nodes run is added.
+            undo: gives back the memory when this is closed, after the session.
+
+        Attributes:
+            ports: names and shapes of inputs and outputs.
 
         Raises:
             BundleError: the graph has other inputs and outputs.
             MachineError: a node runs elsewhere than in `provider`.
         """
-        super().__init__(spec)
         self._told = {**told, "placement": check_placement(session, provider)}
-        check_signature(session_shapes(session), spec)
+        self.ports = memory.ports
+        check_signature(session_shapes(session), self.ports)
         self._memory, self._undo, self._broken = memory, undo, False
         self._session: Any = session
         self._binding: Any = session.io_binding()
         undo.callback(self._forget)
-        for name, shape in spec.shapes.items():
-            bind = self._binding.bind_input if name in INPUTS else self._binding.bind_output
-            bind(name, memory.device_type, 0, np.float32, shape, memory.addresses[name])
+        for bind, shapes in (
+            (self._binding.bind_input, self.ports.inputs),
+            (self._binding.bind_output, self.ports.outputs),
+        ):
+            for name, shape in shapes.items():
+                bind(name, memory.device_type, 0, np.float32, shape, memory.addresses[name])
 
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+    def compute(self, *inputs: Float32) -> tuple[Float32, ...]:
+        """The outputs of these inputs, in the order of the ports. Raises MachineError."""
         if self._session is None:
             raise MachineError("the engine is closed", key="engine", value=self._told["engine"], remedy="open it again")
-        self._memory.put(frame, metrics)
+        self._memory.put(*inputs)
         self.run()
         return self._memory.outputs()
 
     def run(self) -> None:
-        """Restore what lies in the inputs. Raises MachineError."""
+        """Compute from what lies in the inputs. Raises MachineError."""
         try:
             self._memory.send()
             self._session.run_with_iobinding(self._binding)
@@ -83,15 +84,43 @@ class BoundSession(Engine):
             ) from without_frames(error)
 
     def describe(self) -> dict[str, str]:
+        """Name, version and device, for people."""
         return dict(self._told)
 
+    def __enter__(self) -> BoundSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def close(self) -> None:
+        """Give back session and memory."""
         # After a failed frame CUDA refuses to free as well: the frame's own error is the one to tell.
         with suppress(MachineError) if self._broken else nullcontext():
             self._undo.close()
 
     def _forget(self) -> None:
         self._binding = self._session = None
+
+
+class SessionEngine(Engine):
+    """A network in a session."""
+
+    def __init__(self, session: BoundSession, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        self.session = session
+
+    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+        restored, gates = self.session.compute(frame, metrics)
+        return restored, gates
+
+    def describe(self) -> dict[str, str]:
+        return self.session.describe()
+
+    def close(self) -> None:
+        self.session.close()
 
 
 def cause(error: BaseException) -> str:

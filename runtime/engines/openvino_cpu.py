@@ -88,7 +88,7 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OpenV
         raise BundleError(
             "OpenVINO cannot load the graph", value=str(error), remedy="build the bundle again"
         ) from error
-    check_signature(_shapes(compiled), spec)
+    check_signature(_shapes(compiled), spec.ports)
     computes = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if computes != wanted:
         raise MachineError(

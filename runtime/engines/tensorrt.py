@@ -14,8 +14,8 @@ from typing import Any
 from runtime.errors import BundleError, MachineError, printable
 from runtime.versions import numbers
 
-from .buffers import INPUTS, GpuMemory
-from .contract import Built, Engine, EngineOptions, EngineSpec, Float32
+from .buffers import GpuMemory
+from .contract import Built, Engine, EngineOptions, EngineSpec, Float32, Ports
 from .cuda import CAPTURE_REFUSED, Cuda, CudaError, Device, open_cuda
 from .kernel_cache import kernel_cache
 from .tensorrt_libraries import KINDS, load_tensorrt, tensorrt_version
@@ -150,12 +150,12 @@ class TensorRt(Engine):
     def _open(self, program: bytes) -> None:
         """Each step registers its undoing, so that TensorRT's objects go before the memory and the stream they use."""
         trt, undo = self._trt, self._undo
-        self._memory = GpuMemory(self._cuda, self._device, self.spec, undo)
+        self._memory = GpuMemory(self._cuda, self._device, self.spec.ports, undo)
         # The runtime goes after the engine that it made.
         held: list[Any] = list(deserialize(trt, program))
         undo.callback(held.clear)
         undo.callback(held.pop)
-        _check_signature(trt, held[1], self.spec)
+        _check_signature(trt, held[1], self.spec.ports)
         if self._kernels:
             undo.callback(self._kernels.close)
         self._context = self._new_context(held[1])
@@ -176,7 +176,8 @@ class TensorRt(Engine):
         except MachineError:
             self._broken = True
             raise
-        return self._memory.outputs()
+        restored, gates = self._memory.outputs()
+        return restored, gates
 
     def describe(self) -> dict[str, str]:
         return {
@@ -241,15 +242,15 @@ class TensorRt(Engine):
         return context
 
 
-def _check_signature(trt: ModuleType, engine: Any, spec: EngineSpec) -> None:
-    shapes = spec.shapes
+def _check_signature(trt: ModuleType, engine: Any, ports: Ports) -> None:
+    shapes = ports.shapes
     found = {}
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         mode, dtype = engine.get_tensor_mode(name), engine.get_tensor_dtype(name)
         found[name] = (mode, dtype, tuple(engine.get_tensor_shape(name)))
     for name, shape in shapes.items():
-        mode = trt.TensorIOMode.INPUT if name in INPUTS else trt.TensorIOMode.OUTPUT
+        mode = trt.TensorIOMode.INPUT if name in ports.inputs else trt.TensorIOMode.OUTPUT
         if found.get(name) != (mode, trt.DataType.FLOAT, shape):
             raise BundleError(
                 "the engine is not the one that the manifest describes",
@@ -259,7 +260,7 @@ def _check_signature(trt: ModuleType, engine: Any, spec: EngineSpec) -> None:
             )
     if set(found) != set(shapes):
         raise BundleError(
-            "the engine has other inputs or outputs than frame, metrics, restored and gates",
+            f"the engine has other inputs or outputs than {', '.join(shapes)}",
             value=sorted(found),
             remedy=FINALIZE,
         )

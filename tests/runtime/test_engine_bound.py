@@ -26,7 +26,7 @@ from runtime.engines.buffers import GpuMemory
 from runtime.engines.cuda import CudaError, Device, wheel_folders
 from runtime.engines.onnxruntime_gpu import CUDA_GRAPH, REFUSED, available, captured_or_plain
 from runtime.engines.onnxruntime_libraries import loads_tensorrt, make_known, missing_library
-from runtime.engines.onnxruntime_session import BoundSession
+from runtime.engines.onnxruntime_session import BoundSession, SessionEngine
 from runtime.errors import MachineError
 from tests.contracts.engine import EngineContract, inputs
 from tests.contracts.gpu import PlainCuda, gpu_or_skip
@@ -43,13 +43,13 @@ def cpu_session(graph: bytes) -> Any:
     return ort.InferenceSession(graph, settings, providers=[CPU])
 
 
-def bound(cuda: PlainCuda, graph: bytes | None = None, *, mapped: bool = False) -> BoundSession:
+def bound(cuda: PlainCuda, graph: bytes | None = None, *, mapped: bool = False) -> SessionEngine:
     """A session of the CPU on what it takes for a GPU's memory."""
     undo = ExitStack()
-    memory = GpuMemory(cuda, Device(0, "plain", "0.0", mapped, mapped, 1), SMALL, undo)
+    memory = GpuMemory(cuda, Device(0, "plain", "0.0", mapped, mapped, 1), SMALL.ports, undo)
     memory.device_type = "cpu"
     told = {"engine": "bound", "version": "0", "device": "plain", "computes in": "fp32"}
-    return BoundSession(cpu_session(graph or known_graph()), CPU, SMALL, memory, told, undo)
+    return SessionEngine(BoundSession(cpu_session(graph or known_graph()), CPU, memory, told, undo), SMALL)
 
 
 class TestBoundSession(EngineContract):
@@ -77,7 +77,7 @@ def test_what_a_session_held_goes_after_it_and_once() -> None:
 
     cuda = Watching()
     engine = bound(cuda)
-    session = weakref.ref(engine._session)
+    session = weakref.ref(engine.session._session)
     engine.infer(*inputs(SMALL, 0))
     assert session() is not None
     for _ in range(2):
@@ -95,7 +95,7 @@ def test_an_error_of_the_gpu_is_told_and_not_the_ones_that_follow_from_it() -> N
     with pytest.raises(CudaError, match="illegal memory access"):
         engine.infer(*inputs(SMALL, 0))
     engine.close()
-    assert engine._session is None
+    assert engine.session._session is None
 
 
 def test_a_frame_that_fails_keeps_no_session_alive() -> None:
@@ -111,7 +111,7 @@ def test_a_frame_that_fails_keeps_no_session_alive() -> None:
     with pytest.raises(MachineError, match="bound: ONNX Runtime failed on a frame") as caught:
         engine.infer(frame, np.full_like(metrics, 1e6))
     assert "\n" not in str(caught.value) and caught.value.exit_code == 3
-    session = weakref.ref(engine._session)
+    session = weakref.ref(engine.session._session)
     engine.close()
     gc.collect()
     assert session() is None
@@ -136,7 +136,7 @@ def opening(said: str, tried: list[str]) -> Any:
         tried.append(launches)
         if launches == CUDA_GRAPH:
             raise MachineError("cannot", remedy="do without") from RuntimeError(said)
-        return bound(PlainCuda())
+        return bound(PlainCuda()).session
 
     return opened
 
