@@ -13,16 +13,16 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-import runtime.stream.restoring as restoring
 from runtime.bundle import load_bundle
 from runtime.lines import Ended, Event, LineFormat, Taken
-from runtime.metrics import METRIC_SETS
+from runtime.prompts import Prompts
 from runtime.radiometry import load_radiometry
 from runtime.sinks.line_file import open_line_writer
 from runtime.sinks.restored_file import RestoredFile
@@ -66,6 +66,13 @@ class Memory(Source):
         """Nothing is held."""
 
 
+class Unmeasured(Prompts):
+    """Metrics that cost nothing."""
+
+    def __call__(self, part: Any) -> Any:
+        return np.zeros(len(self.names), np.float32)
+
+
 def frame_parts(bundle: Any, facts: RestorerFacts, format: LineFormat) -> dict[str, float]:
     """Median seconds of a frame's parts, in the restorer that flies."""
     radiometry = load_radiometry({}, format)
@@ -86,35 +93,30 @@ def frame_parts(bundle: Any, facts: RestorerFacts, format: LineFormat) -> dict[s
 
 def own_seconds(facts: RestorerFacts, format: LineFormat) -> float:
     """Processor seconds per frame of everything but radiometry, metrics and the engine; median of several streams."""
-    count = len(METRIC_SETS[facts.metric_set])
-    real = restoring.prompt_metrics
-    restoring.prompt_metrics = lambda cube, name: np.zeros(count, np.float32)
+    facts = replace(facts, prompts=Unmeasured(facts.prompts.metric_set))
     gates = np.ones((1, 4), np.float32)
     found = []
-    try:
-        for _ in range(3):
-            radiometry, spent = load_radiometry({}, format), [0.0]
-            plain = radiometry.apply_line
+    for _ in range(3):
+        radiometry, spent = load_radiometry({}, format), [0.0]
+        plain = radiometry.apply_line
 
-            def timed(raw: Any, out: Any, plain: Any = plain, spent: list[float] = spent) -> None:
-                began = time.thread_time()
-                plain(raw, out)
-                spent[0] += time.thread_time() - began
+        def timed(raw: Any, out: Any, plain: Any = plain, spent: list[float] = spent) -> None:
+            began = time.thread_time()
+            plain(raw, out)
+            spent[0] += time.thread_time() - began
 
-            radiometry.apply_line = timed  # type: ignore[method-assign]
-            step = facts.frame[0] - facts.overlap
-            with tempfile.TemporaryDirectory() as folder:
-                record = open_line_writer(Path(folder), "lines", format)
-                restored = open_line_writer(Path(folder), "restored", format)
-                stream = Stream(
-                    Memory(format, FRAMES * step), facts, lambda frame, metrics: (frame, gates), radiometry, format,
-                    record, [NamedSink("restored", RestoredFile(restored), "block", True)], StreamOptions(),
-                )  # fmt: skip
-                began = time.process_time()
-                stream.run()
-                found.append((time.process_time() - began - spent[0]) / FRAMES)
-    finally:
-        restoring.prompt_metrics = real
+        radiometry.apply_line = timed  # type: ignore[method-assign]
+        step = facts.frame[0] - facts.overlap
+        with tempfile.TemporaryDirectory() as folder:
+            record = open_line_writer(Path(folder), "lines", format)
+            restored = open_line_writer(Path(folder), "restored", format)
+            stream = Stream(
+                Memory(format, FRAMES * step), facts, lambda frame, metrics: (frame, gates), radiometry, format,
+                record, [NamedSink("restored", RestoredFile(restored), "block", True)], StreamOptions(),
+            )  # fmt: skip
+            began = time.process_time()
+            stream.run()
+            found.append((time.process_time() - began - spent[0]) / FRAMES)
     return statistics.median(found)
 
 
@@ -127,7 +129,7 @@ def main() -> int:
         path = arguments.bundle or built(Path(folder) / "bundle")
         with load_bundle(path, threads=arguments.threads) as bundle:
             m = bundle.manifest
-            facts = RestorerFacts(m.bands, (m.frame.lines, m.frame.samples), m.frame.overlap, m.metric_set)
+            facts = RestorerFacts(m.bands, (m.frame.lines, m.frame.samples), m.frame.overlap, bundle.prompts)
             format = LineFormat(m.bands, m.frame.samples, np.dtype(np.uint16), 4095.0, 4095.0)
             parts = frame_parts(bundle, facts, format)
     own = own_seconds(facts, format)

@@ -32,7 +32,6 @@ from runtime.engines import Engine
 from runtime.errors import BundleError, InputError, MachineError
 from runtime.machine import available_cores
 from runtime.manifest import Manifest
-from runtime.metrics import prompt_metrics
 from runtime.sources.materials import WAVELENGTH_RANGE
 from runtime.sources.simulator import simulate_scene
 
@@ -107,6 +106,7 @@ class Measured:
         peak_mib: most memory of this process on the host from before the bundle was opened, PyTorch aside; None where
             the system does not tell.
         board: what the board told while the frames were timed.
+        metrics_by: what computed the metrics, for PyTorch too: `host` or `graph`.
         pytorch: None unless it was asked for.
     """
 
@@ -114,6 +114,7 @@ class Measured:
     description: dict[str, str]
     peak_mib: float | None
     board: Watched
+    metrics_by: str
     pytorch: Comparison | None = None
 
 
@@ -290,14 +291,14 @@ def _measured(
     threads: int | None,
     watch: BoardWatch,
 ) -> Measured:
-    engine = _frame_timer(bundle, bundle.engine)
+    engine, metrics_by = _frame_timer(bundle, bundle.engine), bundle.prompts.by(cubes[0].shape)
     with console.progress("warming up") as moved:
         for index in range(warmup):
             moved(index, warmup)
             engine(cubes[index % len(cubes)])
     if reference is None:
         (times,), board = _timed((engine,), cubes, limit, watch)
-        return Measured(times, bundle.engine.describe(), peak_memory_mib(), board)
+        return Measured(times, bundle.engine.describe(), peak_memory_mib(), board, metrics_by)
     # PyTorch alone takes more than a flight computer may have: what counts is the engine's own.
     peak = peak_memory_mib()
     with _pytorch(bundle, reference, threads) as opened:
@@ -315,7 +316,7 @@ def _measured(
         float(np.median([b.engine / a.engine for a, b in pairs])),
         described,
     )
-    return Measured(ours, bundle.engine.describe(), peak, board, comparison)
+    return Measured(ours, bundle.engine.describe(), peak, board, metrics_by, comparison)
 
 
 def as_json(manifest: Manifest, measured: Measured, before: Reading) -> dict[str, Any]:
@@ -327,6 +328,7 @@ def as_json(manifest: Manifest, measured: Measured, before: Reading) -> dict[str
         "latency_ms": latency,
         "frames_per_second": 1000 / latency["mean"],
         "split_ms": split_ms(measured.times),
+        "metrics_by": measured.metrics_by,
         "peak_memory_mib": measured.peak_mib,
         "engine": measured.description,
         "board": {"model": board_model(), "before": before.as_json(), "during": measured.board.as_json()},
@@ -364,7 +366,7 @@ def show(manifest: Manifest, measured: Measured, before: Reading) -> None:
     size = f"{manifest.bands} bands x {manifest.frame.lines} lines x {manifest.frame.samples} samples"
     told = measured.description
     console.say(f"engine     {told['engine']} {told['version']}, {told['device']}")
-    console.say(f"precision  {_precision(manifest, measured)}")
+    console.say(f"precision  {_precision(manifest, measured)}; metrics by the {measured.metrics_by}")
     console.say(f"frames     {len(measured.times)} of {size}")
     contenders = [("engine", measured.times)]
     if measured.pytorch is not None:
@@ -452,12 +454,11 @@ def _seconds(frames: int | None, seconds: float | None) -> float:
 def _frame_timer(bundle: Bundle, engine: Engine) -> Callable[[Float32], Times]:
     """Restores a frame as `Bundle.restore` does, in any engine, and says where the time went."""
     timed = _Timed(engine)
-    restorer = Bundle(bundle.path, bundle.manifest, timed, {})
-    metric_set = bundle.manifest.metric_set
+    restorer = Bundle(bundle.path, bundle.manifest, timed, {}, bundle.prompts)
 
     def restore(cube: Float32) -> Times:
         began = time.perf_counter()
-        metrics = prompt_metrics(cube, metric_set)
+        metrics = bundle.prompts(cube)
         known = time.perf_counter()
         restorer.restore(cube, metrics)
         ended = time.perf_counter()

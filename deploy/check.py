@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.bundle import Bundle, load_bundle, verified_bundle
 from runtime.errors import GateError, InputError
+from runtime.prompts import TOLERANCES, beyond
 from runtime.sources.simulator import simulate_scene
 
 from . import console
@@ -189,6 +190,14 @@ def show(found: Comparison, gates: list[GateResult], config: Config) -> None:
             ("variant", "loses dB", "worst dB", "SAM deg", "worst SAM", "same experts", "int8", "its gates"),
             [_variant_row(v, found.chosen, config) for v in found.variants.values()],
         )
+    if found.metrics_apart:
+        console.table(
+            "the metrics' graph against NumPy, on whole frames",
+            ("metric", "differs by at most", "usual"),
+            [(name, f"{value:.1e}", f"{TOLERANCES[name]:.0e}") for name, value in found.metrics_apart.items()],
+        )
+        for name, value in beyond(found.metrics_apart).items():
+            console.warn(f"{name} of the metrics' graph differs from NumPy's by {value:.1e}, more than is usual")
     rows = []
     for gate in gates:
         limit = "off" if gate.limit is None else f"{DIRECTIONS[gate.key]} {gate.limit:g}"
@@ -220,6 +229,7 @@ def conclude(found: Comparison, gates: list[GateResult], bundle: Path, why: str,
         "tasks": {r.task: _as_json(r) for r in chosen.results},
         "gates": {g.key: {"measured": g.measured, "limit": g.limit, "passed": g.passed} for g in gates},
         "tiling_drop_db": max(r.tiling_drop_db for r in chosen.results),
+        "metrics_apart": dict(found.metrics_apart),
         "variants": {
             name: {**_variant_json(v), "passed": not failed(judge(v.figures(), config.gates, name))}
             for name, v in found.variants.items()

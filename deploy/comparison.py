@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from runtime.bundle import Bundle, verified_bundle
 from runtime.engines import GPU_ENGINES, EngineOptions, open_engine
 from runtime.errors import GateError, MachineError
+from runtime.metrics import prompt_metrics
+from runtime.prompts import Prompts, differences
 from runtime.restore import Infer, Restored, restore_cube
 from runtime.tiles import Tiling
 
@@ -145,6 +147,8 @@ class Comparison:
         cases: the first cube's, one per task.
         margins: task -> by how much PyTorch's last chosen expert was ahead, [tiles * layers].
         cubes: names.
+        metrics_apart: metric -> how far what flies is from NumPy, on a frame of every degraded cube, at most (see
+            `runtime.prompts.differences`); empty where NumPy flies.
     """
 
     chosen: str
@@ -152,16 +156,18 @@ class Comparison:
     cases: tuple[Case, ...]
     margins: Mapping[str, Float32]
     cubes: tuple[str, ...]
+    metrics_apart: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Way:
-    """How a cube goes through: what restores a frame, the frame's size, the overlap, and what computes it."""
+    """How a cube goes through: what restores a frame, the frame's size, the overlap, what computes it, and metrics."""
 
     infer: Infer
     frame: tuple[int, int]
     overlap: int
     runs_in: str
+    prompts: Prompts
 
 
 @dataclass
@@ -210,6 +216,7 @@ def compare(
     kept: list[Case] = []
     names: list[str] = []
     probes: dict[str, tuple[float, Float32, Float32]] = {}
+    metrics_apart: dict[str, float] = {}
     with ExitStack() as stack:
         ways = _ways(bundle, graphs, wanted, stack)
         with console.progress("checking") as moved:
@@ -223,6 +230,8 @@ def compare(
                     own = _by_pytorch(bundle, net, degraded)
                     margins[task].append(own.margins.ravel())
                     before, after, untiled = (_quality(c, truth, bands) for c in (degraded, own.cube, own.untiled))
+                    for metric, value in _metrics_apart(bundle, degraded).items():
+                        metrics_apart[metric] = max(value, metrics_apart.get(metric, 0.0))
                     span = float(np.ptp(own.cube)) or 1.0
                     restored = _by_all(bundle, ways, degraded, task)
                     for precision, done in restored.items():
@@ -250,6 +259,7 @@ def compare(
         tuple(kept),
         {task: np.concatenate(values) for task, values in margins.items()},
         tuple(names),
+        metrics_apart,
     )
 
 
@@ -276,7 +286,8 @@ def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], 
         on_cpu = loaded["engine"] in ("onnxruntime", "openvino")
         half = name == "fp16" or (name == "int8" and m.target.engine in GPU_ENGINES)
         if name == chosen and not (half and on_cpu):
-            ways[name] = _Way(bundle.engine.infer, frame, overlap, f"{loaded['engine']}, {loaded['computes in']}")
+            computes = f"{loaded['engine']}, {loaded['computes in']}"
+            ways[name] = _Way(bundle.engine.infer, frame, overlap, computes, bundle.prompts)
         elif name in graphs and (name in wanted or name == chosen):
             data, runs_in, precision = graphs[name], loaded["engine"] if on_cpu else "onnxruntime", name
             if half:
@@ -292,7 +303,8 @@ def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], 
                 console.warn(f"{name}, which does not fly, is left out: {error.problem}")
                 continue
             computes = "FP16's arithmetic in float32" if half else engine.describe()["computes in"]
-            ways[name] = _Way(engine.infer, frame, overlap, f"{runs_in}, {computes}")
+            prompts = bundle.prompts if name == chosen else Prompts(m.metric_set)
+            ways[name] = _Way(engine.infer, frame, overlap, f"{runs_in}, {computes}", prompts)
     return ways
 
 
@@ -318,13 +330,14 @@ def _by_pytorch(bundle: Bundle, net: Any, degraded: Float32) -> _Own:
         margins.append(leads)
         return restored, gates
 
-    done = _restored(bundle, degraded, _Way(infer, frame, m.frame.overlap, "pytorch"))
+    prompts = Prompts(m.metric_set)
+    done = _restored(bundle, degraded, _Way(infer, frame, m.frame.overlap, "pytorch", prompts))
     cube, leads = np.asarray(done.cube, np.float32), np.stack(margins).reshape(done.gates.shape[:-1])
     if degraded.shape[1] <= frame[0] and degraded.shape[2] <= frame[1]:
         return _Own(cube, done.gates, leads, cube)
     multiple = ground("export.networks").architecture_of(net).SIZE_MULTIPLE
     whole = (-(-degraded.shape[1] // multiple) * multiple, -(-degraded.shape[2] // multiple) * multiple)
-    untiled = _restored(bundle, degraded, _Way(torch_engine(net, *whole).infer, whole, 0, "pytorch"))
+    untiled = _restored(bundle, degraded, _Way(torch_engine(net, *whole).infer, whole, 0, "pytorch", prompts))
     return _Own(cube, done.gates, leads, np.asarray(untiled.cube, np.float32))
 
 
@@ -355,7 +368,18 @@ def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str)
 
 def _restored(bundle: Bundle, cube: Float32, way: _Way) -> Restored:
     m = bundle.manifest
-    return restore_cube(cube, way.infer, bands=m.bands, frame=way.frame, overlap=way.overlap, metric_set=m.metric_set)
+    return restore_cube(cube, way.infer, bands=m.bands, frame=way.frame, overlap=way.overlap, prompts=way.prompts)
+
+
+def _metrics_apart(bundle: Bundle, degraded: Float32) -> dict[str, float]:
+    """How far the metrics' graph is from NumPy, on the first frame of the first bands; nothing without a graph."""
+    m = bundle.manifest
+    if bundle.prompts.by((m.bands, m.frame.lines, m.frame.samples)) == "host":
+        return {}
+    part = degraded[: m.bands]
+    tiling = Tiling((part.shape[1], part.shape[2]), (m.frame.lines, m.frame.samples), m.frame.overlap)
+    frame = tiling.cut(part, tiling.tiles()[0])[0]
+    return differences(bundle.prompts(frame), prompt_metrics(frame, m.metric_set), m.metric_set)
 
 
 def _quality(cube: Float32, truth: Float32, bands: Any) -> Quality:
@@ -377,8 +401,6 @@ def _distances(bundle: Bundle, apart: Float32, span: float, name: str, task: str
 
 def _probe(bundle: Bundle, degraded: Float32, worst: WorstTile) -> tuple[Float32, Float32]:
     """The frame of a tile, of the first bands where there are more than the network's, and the cube's metrics."""
-    from runtime.metrics import prompt_metrics
-
     m = bundle.manifest
     part = degraded[: m.bands]
     tiling = Tiling((part.shape[1], part.shape[2]), (m.frame.lines, m.frame.samples), m.frame.overlap)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from runtime.bundle import load_bundle
 from runtime.errors import InputError, printable
 from runtime.files.layout import DEFAULT_LAYOUT
+from runtime.prompts import Prompts
 from runtime.restore import restore_cube
 
 from . import console
@@ -191,7 +192,7 @@ def _from_checkpoint(name: str, top_k: int | None) -> Model:
             bands=net.config.bands,
             frame=(lines, samples),
             overlap=FRAME_OVERLAP if max(cube.shape[1:]) > LARGEST_FRAME else 0,
-            metric_set=net.config.metric_set,
+            prompts=Prompts(net.config.metric_set),
         )
         return np.asarray(restored.cube, np.float32), _mean_gates(restored.gates)
 

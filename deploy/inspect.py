@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from runtime.bundle import load_bundle, unlisted_files, verified_bundle
+from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
 from runtime.manifest import Manifest
 
@@ -42,7 +43,7 @@ def command(bundle: Path, engine: str | None) -> dict[str, Any]:
         ("frame", frame),
         ("wavelengths", f"{m.wavelengths[0]:g} to {m.wavelengths[-1]:g} nm" if m.wavelengths else "not told"),
         ("scale", f"{m.scale:g} (from the {m.scale_from})" if m.scale else "none"),
-        ("metrics", f"{m.metric_set}, {m.metrics} values"),
+        ("metrics", f"{m.metric_set}, {m.metrics} values, {_metrics_by(m)}"),
         ("experts", f"{m.layers} layers of {m.experts}"),
     ]
     for label, text in rows:
@@ -84,6 +85,12 @@ def _engine_file(manifest: Manifest) -> str:
         made = manifest.engine
         return f"{made.path}, {made.builder} {made.version} for SM {made.sm}"
     return f"deferred: {manifest.deferred}" if manifest.deferred else "none: the engine loads the graph"
+
+
+def _metrics_by(manifest: Manifest) -> str:
+    if manifest.metrics_graph is None:
+        return "by NumPy on the host"
+    return f"by {manifest.metrics_graph} of whole frames in {' or '.join(METRICS_ENGINES)}, else by NumPy on the host"
 
 
 def _int8(manifest: Manifest) -> str:

@@ -87,7 +87,7 @@ def command(
         manifest = loaded.manifest
     write(out, source, restored, layout)
     tiles = int(np.prod(restored.gates.shape[:-2], dtype=int))
-    console.say(f"restored    {tiles} frames in {seconds:.2f} s")
+    console.say(f"restored    {tiles} frames in {seconds:.2f} s, metrics by the {restored.metrics_by}")
     if restored.missing:
         console.say(f"missing    {restored.missing} pixels hold the file's ignore value and stay as they are")
     if restored.moved:
@@ -103,6 +103,7 @@ def command(
         "frames": tiles,
         "seconds": round(seconds, 3),
         "metrics": dict(metric_names(manifest.metric_set, restored.metrics)),
+        "metrics_by": restored.metrics_by,
         "experts": chosen_experts(restored.gates),
         "missing_pixels": restored.missing,
         "moved": restored.moved,

@@ -199,6 +199,7 @@ def _stream(
         "source": ", ".join(source.describe().values()),
         "bundle": str(bundle.path),
         "engine": ", ".join(bundle.engine.describe().values()),
+        "metrics": bundle.prompts.told,
         "precision": bundle.manifest.precision.chosen,
     }
 

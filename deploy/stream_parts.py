@@ -130,7 +130,7 @@ def make_parts(
     frame = (manifest.frame.lines, manifest.frame.samples)
     output = _output(lines, chosen, radiometry, told)
     parts = Parts(
-        RestorerFacts(manifest.bands, frame, manifest.frame.overlap, manifest.metric_set, chosen),
+        RestorerFacts(manifest.bands, frame, manifest.frame.overlap, bundle.prompts, chosen),
         radiometry,
         output,
         StreamOptions(

@@ -1,38 +1,18 @@
 """The prompt metrics in torch, for batches on a GPU and as a graph of their own; `runtime.metrics` defines them.
 
 Transforms are products with the matrices of the DFT, since neither TensorRT before 11.2 nor ONNX Runtime's CUDA has an
-FFT. Everything is float32; `TOLERANCES` says how far that is from NumPy, which sums in float64.
+FFT. Everything is float32; `runtime.prompts.TOLERANCES` says how far that is from NumPy, which sums in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from runtime.errors import InputError
 from runtime.metrics import GUARD, LOG_FLOOR, LOGARITHMS, METRIC_SETS
-
-COMPUTED = frozenset(
-    {
-        "curvature_mean", "curvature_std", "adjacent_correlation_mean", "high_frequency_ratio", "spectral_flatness",
-        "gradient_mean", "gradient_std", *LOGARITHMS,
-    }
-)  # fmt: skip
-"""Metrics that can be computed here; the others need sorting, arcs or singular values and stay in NumPy."""
-TOLERANCES: Mapping[str, float] = {
-    **dict.fromkeys(COMPUTED, 2e-5), "adjacent_decorrelation_log": 1e-4,
-    "spectral_flatness": 0.2, "spectral_flatness_log": 0.1,
-}  # fmt: skip
-"""Difference from NumPy of each metric, relative (of logarithms absolute), at 256x256 under the training's damages.
-
-Flatness is a mean of logarithms; after a blur most of them are of rounding alone, which NumPy's float32 transform has
-more of (4 % off float64) than this one (1 %). Decorrelation is 1 - r, of which NumPy's float32 products leave fewer
-digits (3e-5 off float64) than differences of unit spectra do (2e-7).
-"""
+from runtime.prompts import TOLERANCES
 
 
 class PromptMetrics(nn.Module):
@@ -45,7 +25,7 @@ class PromptMetrics(nn.Module):
     def __init__(self, metric_set: str, bands: int, lines: int, samples: int) -> None:
         super().__init__()
         self.names = METRIC_SETS[metric_set]
-        missing = [name for name in self.names if name not in COMPUTED]
+        missing = [name for name in self.names if name not in TOLERANCES]
         if missing:
             raise InputError(
                 "a metric of the set is computed in NumPy alone", key="metric_set", value=metric_set,
@@ -124,7 +104,11 @@ def _correlation(centred: Tensor) -> dict[str, Tensor]:
 
 
 def _gradients(x: Tensor) -> dict[str, Tensor]:
-    padded = F.pad(x, (1, 1, 1, 1))
+    # Zeros taken from what is there: in a graph, an operator that makes them could make anything (`onnx_guard`).
+    line = 0 * x[:, :, :1]
+    tall = torch.cat([line, x, line], dim=2)
+    sample = 0 * tall[..., :1]
+    padded = torch.cat([sample, tall, sample], dim=3)
     smooth = padded[:, :, :-2] + padded[:, :, 2:] + 2 * padded[:, :, 1:-1]
     slope = padded[:, :, 2:] - padded[:, :, :-2]
     gx = smooth[..., 2:] - smooth[..., :-2]

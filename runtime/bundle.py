@@ -8,7 +8,8 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import manifest as manifests
 from .durable import swap, sync_folder
-from .engines import GPU_ENGINES, Built, Engine, EngineOptions, open_engine
+from .engines import GPU_ENGINES, METRICS_ENGINES, Built, Engine, EngineOptions, open_engine, open_metrics
 from .errors import BundleError, CubeError, GateError, MachineError
 from .manifest import FileRecord, Manifest
 from .masking import filled, missing_pixels
+from .metrics import prompt_metrics
+from .prompts import TOLERANCES, Prompts, beyond, differences
 from .restore import Progress, Restored, restore_cube
 from .scaling import returned, to_unit
 
@@ -36,10 +39,13 @@ class Bundle:
         path: the folder.
         manifest: what it says of itself.
         engine: what restores a frame.
+        prompts: what makes its metrics.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, engine: Engine, files: Mapping[str, bytes]) -> None:
-        self.path, self.manifest, self.engine, self._files = path, manifest, engine, files
+    def __init__(
+        self, path: Path, manifest: Manifest, engine: Engine, files: Mapping[str, bytes], prompts: Prompts
+    ) -> None:
+        self.path, self.manifest, self.engine, self.prompts, self._files = path, manifest, engine, prompts, files
 
     def restore(
         self,
@@ -90,30 +96,35 @@ class Bundle:
             bands=m.bands,
             frame=(m.frame.lines, m.frame.samples),
             overlap=m.frame.overlap,
-            metric_set=m.metric_set,
+            prompts=self.prompts,
             metrics=metrics,
             progress=progress,
         )
         out, saturated, moved = returned(
             np.asarray(restored.cube, np.float32), array, used, ignore_value, clip=clip, unit=unit
         )
-        return Restored(out, restored.metrics, restored.gates, used, saturated, int(missing.sum()), moved)
+        return replace(restored, cube=out, scale=used, saturated=saturated, missing=int(missing.sum()), moved=moved)
 
     def self_test(self) -> float:
-        """Run the golden frame through the engine.
+        """Run the golden frame through the engine, and through the metrics' graph where there is one.
 
         Returns:
             largest difference from the recorded output, as a share of its range.
 
         Raises:
             BundleError: the golden arrays are damaged, not finite or of other shapes than the engine's.
-            GateError: the difference is above the manifest's tolerance, or other experts were chosen.
+            GateError: the difference is above the manifest's tolerance, other experts were chosen, or the graph's
+                metrics are not NumPy's within `runtime.prompts.TOLERANCES`.
         """
+        check_golden_metrics(self.prompts, self.manifest, self._files, self.path)
         return golden_difference(self.engine, self.manifest, self._files, self.path)
 
     def close(self) -> None:
-        """Give the engine back."""
-        self.engine.close()
+        """Give back the engine, and the metrics' graph."""
+        try:
+            self.engine.close()
+        finally:
+            self.prompts.close()
 
     def __enter__(self) -> Bundle:
         return self
@@ -155,13 +166,40 @@ def golden_difference(engine: Engine, manifest: Manifest, files: Mapping[str, by
     return difference
 
 
+def check_golden_metrics(prompts: Prompts, manifest: Manifest, files: Mapping[str, bytes], path: Path) -> None:
+    """Hold the metrics that the graph computes of the golden frame against NumPy's, of this machine.
+
+    The golden metrics are not always the frame's own: a build may take others that choose other experts.
+
+    Args:
+        prompts: what makes metrics; without a graph there is nothing to hold.
+        manifest, files, path: as of `golden_difference`.
+
+    Raises:
+        GateError: they differ by more than `TOLERANCES` allows.
+    """
+    frame = _array(files[manifest.golden.frame], path / manifest.golden.frame, manifest.spec().frame_shape)[0]
+    if prompts.by(frame.shape) == "host":
+        return
+    apart = differences(prompts(frame), prompt_metrics(frame, manifest.metric_set), manifest.metric_set)
+    for name, value in beyond(apart).items():
+        raise GateError(
+            "this machine does not compute the golden frame's metrics as NumPy does",
+            file=path,
+            key=name,
+            value=value,
+            remedy=f"at most {TOLERANCES[name]:g}; do not fly this bundle here, or build it with --metrics host",
+        )
+
+
 def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | None = None) -> Bundle:
     """Open a bundle: check the manifest and the hash of every file, then load the very bytes that were hashed.
 
     Args:
         path: the bundle's folder.
         threads: CPU threads of the engine instead of the target's.
-        engine: run the bundle's graph in this engine instead of the target's; never done unasked.
+        engine: run the bundle's graph in this engine instead of the target's; never done unasked. Where it computes
+            no metrics, NumPy does (`Bundle.prompts.told`).
 
     Raises:
         BundleError: something is missing, damaged, altered or of an unknown version.
@@ -183,8 +221,12 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
             remedy="run `deploy finalize` on the target, or ask for --engine onnxruntime to run the graph here",
         )
     options = EngineOptions(threads or manifest.target.threads, manifest.precision.chosen, built)
+    spec, of_metrics = manifest.spec(), manifest.metrics_graph if name in METRICS_ENGINES else None
     try:
-        opened = open_engine(name, files[program], manifest.spec(), options)
+        with ExitStack() as undo:
+            opened = undo.enter_context(open_engine(name, files[program], spec, options))
+            graph = None if of_metrics is None else open_metrics(name, files[of_metrics], spec, options)
+            undo.pop_all()
     except MachineError as error:
         if name != manifest.target.engine or name not in GPU_ENGINES:
             raise
@@ -195,10 +237,10 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
             value=error.value,
             remedy=f"{error.remedy}; or ask for --engine onnxruntime to run the graph here",
         ) from error
-    # The graph is the engine's now; only the golden arrays are kept.
+    # The graphs are the engine's now; only the golden arrays are kept.
     golden = manifest.golden
     kept = {n: files[n] for n in (golden.frame, golden.metrics, golden.restored, golden.gates)}
-    return Bundle(folder, manifest, opened, kept)
+    return Bundle(folder, manifest, opened, kept, Prompts(manifest.metric_set, graph))
 
 
 def verified_bundle(path: str | Path) -> tuple[Manifest, dict[str, bytes]]:
@@ -212,6 +254,7 @@ def verified_bundle(path: str | Path) -> tuple[Manifest, dict[str, bytes]]:
     files = {name: _verified(folder, name, record) for name, record in manifest.files.items()}
     golden, made = manifest.golden, manifest.engine
     needed = [manifest.graphs.get(manifest.precision.chosen), *manifest.graphs.values()]
+    needed += [] if manifest.metrics_graph is None else [manifest.metrics_graph]
     needed += [golden.frame, golden.metrics, golden.restored, golden.gates]
     needed += [] if made is None else [made.path, *filter(None, (made.layers, made.log))]
     for name in needed:

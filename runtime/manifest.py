@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from .engines.contract import EngineSpec
 from .errors import BundleError, plain
 from .metrics import METRIC_SETS
+from .prompts import TOLERANCES
 
 SCHEMA_VERSION = 1
 SEAL = "seal"
@@ -135,6 +136,7 @@ class Manifest(_Part):
         files: every other file of the bundle.
         engine: the engine file, where the target's engine needs one and it was built.
         deferred: why it was not built, where it is to be built on the target.
+        metrics_graph: ONNX file that computes the metrics of a frame in the target's engine; None where NumPy does.
     """
 
     schema_version: int
@@ -158,12 +160,15 @@ class Manifest(_Part):
     files: dict[InnerPath, FileRecord]
     engine: EngineFile | None = None
     deferred: str | None = None
+    metrics_graph: InnerPath | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:
         names = METRIC_SETS.get(self.metric_set)
         if names is None or len(names) != self.metrics:
             raise ValueError(f"metric set {plain(self.metric_set)!r} does not have {self.metrics} metrics")
+        if self.metrics_graph is not None and not TOLERANCES.keys() >= set(names):
+            raise ValueError(f"no graph computes the metrics of {self.metric_set}")
         if 2 * self.frame.overlap > min(self.frame.lines, self.frame.samples):
             raise ValueError("frames overlap by more than half of their side")
         if sum(record.bytes for record in self.files.values()) > 2 * LARGEST_PART:

@@ -8,7 +8,7 @@ spectral flatness of a strongly blurred cube is limited by float32 rounding in t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Literal
@@ -127,16 +127,21 @@ def prompt_metrics(cube: ArrayLike, metric_set: str, sample_index: ArrayLike | N
     for name, (metric, offset, factor) in LOGARITHMS.items():
         if metric in values:
             values[name] = math.log10(max(offset + factor * values[metric], LOG_FLOOR))
-    result = np.array([values[name] for name in names], np.float32)
-    if not np.isfinite(result).all():
-        name = names[int(np.flatnonzero(~np.isfinite(result))[0])]
+    return finite_metrics(np.array([values[name] for name in names], np.float32), names, x)
+
+
+def finite_metrics(metrics: Float32, names: Sequence[str], cube: Float32) -> Float32:
+    """The metrics [M] of a float32 cube as they are; raises CubeError where one of them is not finite."""
+    if not np.isfinite(metrics).all():
+        _band_means(cube)
+        name = names[int(np.flatnonzero(~np.isfinite(metrics))[0])]
         raise CubeError(
             "the cube's values are too large for its metrics",
             key=name,
-            value=float(np.abs(x).max()),
+            value=float(np.abs(cube).max()),
             remedy="scale the cube to [0, 1]",
         )
-    return result
+    return metrics
 
 
 def _threads() -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import CubeError
-from .metrics import METRIC_SETS, prompt_metrics
+from .prompts import MetricsBy, Prompts
 from .tiles import Tiling, band_groups
 
 Float32 = NDArray[np.float32]
@@ -26,6 +26,7 @@ class Restored:
         metrics: float32 [M]; [groups, M] where the cube has more bands than the network.
         gates: float32 [layers, experts] where there is one band group and one tile, else [groups, tiles, layers,
             experts]. Zero where an expert was not chosen.
+        metrics_by: what computed the metrics: NumPy on the host, the bundle's graph; or they were given.
         scale: digital number that stood for 1.0, None for floats.
         saturated: values that the input's integer type cannot hold and that were set to its limit.
         missing: pixels that hold the ignore value in some band and stay as they are.
@@ -35,6 +36,7 @@ class Restored:
     cube: NDArray[np.generic]
     metrics: Float32
     gates: Float32
+    metrics_by: MetricsBy
     scale: float | None = None
     saturated: int = 0
     missing: int = 0
@@ -48,7 +50,7 @@ def restore_cube(
     bands: int,
     frame: tuple[int, int],
     overlap: int,
-    metric_set: str,
+    prompts: Prompts,
     metrics: ArrayLike | None = None,
     progress: Progress | None = None,
 ) -> Restored:
@@ -60,7 +62,7 @@ def restore_cube(
         bands: bands of the network; the cube may have more, never fewer.
         frame: lines and samples of the engine's frame; smaller cubes are reflected up to it.
         overlap: lines and samples that neighbouring frames share.
-        metric_set: name of the prompt metrics.
+        prompts: what makes the metrics of a band group.
         metrics: [M], [1, M] or [groups, M] to use in place of the cube's own.
         progress: called with (frames done, frames in all).
 
@@ -84,14 +86,14 @@ def restore_cube(
     groups = list(band_groups(cube.shape[0], bands))
     tiling = Tiling((cube.shape[1], cube.shape[2]), frame, overlap)
     tiles = tiling.tiles()
-    given = None if metrics is None else _checked_metrics(metrics, len(METRIC_SETS[metric_set]), len(groups))
+    given = None if metrics is None else _checked_metrics(metrics, len(prompts.names), len(groups))
     total, done = len(groups) * len(tiles), 0
     out = np.zeros_like(cube)
     band_weight = np.zeros(cube.shape[0], np.float32)
     used, gates = [], []
     for index, group in enumerate(groups):
         part = cube[group.start : group.start + bands]
-        prompt = prompt_metrics(part, metric_set) if given is None else given[index]
+        prompt = prompts(part) if given is None else given[index]
         joined = np.zeros_like(part)
         weight = np.zeros(part.shape[1:], np.float32)
         for tile in tiles:
@@ -110,7 +112,8 @@ def restore_cube(
         used.append(prompt)
     out /= band_weight[:, None, None]
     all_gates = gates[0] if total == 1 else np.stack(gates).reshape(len(groups), len(tiles), *gates[0].shape)
-    return Restored(out, used[0] if len(groups) == 1 else np.stack(used), all_gates)
+    by = "given" if given is not None else prompts.by((bands, *cube.shape[1:]))
+    return Restored(out, used[0] if len(groups) == 1 else np.stack(used), all_gates, by)
 
 
 def _checked_metrics(metrics: ArrayLike, count: int, groups: int) -> Float32:

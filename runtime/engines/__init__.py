@@ -8,6 +8,7 @@ from types import ModuleType
 from runtime.errors import BundleError
 
 from .contract import Built, Engine, EngineOptions, EngineSpec
+from .onnxruntime_session import BoundSession
 
 ENGINES: dict[str, str] = {
     "onnxruntime": "runtime.engines.onnxruntime_cpu",
@@ -24,16 +25,20 @@ A module of several engines has `:kind` after it, which is given to both functio
 """
 GPU_ENGINES = frozenset(ENGINES) - {"onnxruntime", "openvino"}
 """Those that run on an NVIDIA GPU; the others run on the CPU."""
+METRICS_ENGINES = ("onnxruntime", "onnxruntime-cuda")
+"""Those that compute the metrics of a frame too, from a graph of their own: their modules have `open_session`."""
 
 __all__ = [
     "ENGINES",
     "GPU_ENGINES",
+    "METRICS_ENGINES",
     "Built",
     "Engine",
     "EngineOptions",
     "EngineSpec",
     "available_engines",
     "open_engine",
+    "open_metrics",
 ]
 
 
@@ -49,6 +54,19 @@ def open_engine(name: str, program: bytes, spec: EngineSpec, options: EngineOpti
     module, kind = _backend(name)
     engine: Engine = module.open_engine(program, spec, options or EngineOptions(), *kind)
     return engine
+
+
+def open_metrics(name: str, graph: bytes, spec: EngineSpec, options: EngineOptions | None = None) -> BoundSession:
+    """Load a graph `frame` -> `metrics` into the named engine, one of METRICS_ENGINES; it is computed in float32.
+
+    Raises:
+        BundleError: the graph is not what the specification says.
+        MachineError: the engine is not installed or cannot run here.
+    """
+    module, kind = _backend(name)
+    asked = EngineOptions((options or EngineOptions()).threads)
+    session: BoundSession = module.open_session(graph, spec.metrics_ports, asked, *kind)
+    return session
 
 
 def available_engines() -> dict[str, str | None]:

@@ -20,7 +20,11 @@ TELL_PLACES = {"session.record_ep_graph_assignment_info": "1"}
 
 
 class BoundSession:
-    """A session whose inputs and outputs are bound to addresses that stay; a frame allocates only what it hands out."""
+    """A session whose inputs and outputs are bound to addresses that stay; a frame allocates only what it hands out.
+
+    Attributes:
+        ports: names and shapes of inputs and outputs.
+    """
 
     def __init__(
         self, session: Any, provider: str, memory: HostMemory, told: Mapping[str, str], undo: ExitStack
@@ -33,9 +37,6 @@ class BoundSession:
             memory: of inputs and outputs; its ports are what the session's have to be.
             told: for `describe`; where nodes run is added.
             undo: gives back the memory when this is closed, after the session.
-
-        Attributes:
-            ports: names and shapes of inputs and outputs.
 
         Raises:
             BundleError: the graph has other inputs and outputs.

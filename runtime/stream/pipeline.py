@@ -297,6 +297,7 @@ class Stream:
             "flags": dict(self._recorder.unfit),
             "clipped": self._distributor.clipped,
             "prompt": dict(last.metrics) if last else {},
+            "prompt_by": last.metrics_by if last else "",
             "experts": list(last.experts) if last else [],
             "peak": last.peak if last else None,
             "frame_seconds": dict(last.seconds) if last else {},

@@ -26,6 +26,7 @@ class FrameReport:
         latency_s: from the taking of its last line to its restoration.
         seconds: of its stages: `radiometry`, `metrics`, `engine`, and `whole`.
         peak: largest value that the network was given, in the unit range; None where it was given none.
+        metrics_by: what computed the metrics: `host`, `graph`, or nothing.
     """
 
     number: int
@@ -38,6 +39,7 @@ class FrameReport:
     latency_s: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak: float | None = None
+    metrics_by: str = ""
 
 
 def stamps(frame: Frame) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.lines import UNFIT, Flag, Line, LineFormat
 from runtime.masking import held
-from runtime.metrics import METRIC_SETS, prompt_metrics
+from runtime.prompts import Prompts
 from runtime.restore import Infer
 from runtime.tiles import Tiling, band_groups
 
@@ -45,14 +45,14 @@ class RestorerFacts:
         bands: of the network.
         frame: lines and samples of the engine's frame.
         overlap: samples that neighbouring tiles share.
-        metric_set: name of the prompt metrics.
+        prompts: what makes the metrics of a frame.
         chosen: places of the bands that are restored, in the source's lines; None for all of them.
     """
 
     bands: int
     frame: tuple[int, int]
     overlap: int
-    metric_set: str
+    prompts: Prompts
     chosen: tuple[int, ...] | None = None
 
 
@@ -161,14 +161,14 @@ class FrameRestorer:
         metrics, experts, timed = self._run(count, abandoned, alive)
         values = self._joined[:, :count]
         self._keep(frame, np.flatnonzero(unfit), kept, values)
-        names = METRIC_SETS[self._facts.metric_set]
         return values, self._report(
             frame,
             unfit,
             {**seconds, **timed, "whole": time.monotonic() - began},
-            dict(zip(names, metrics.mean(axis=0).tolist(), strict=True)),
+            dict(zip(self._facts.prompts.names, metrics.mean(axis=0).tolist(), strict=True)),
             tuple(float(share) for share in experts),
             peak,
+            self._facts.prompts.by((self._facts.bands, count, self._unit.shape[2])),
         )
 
     def pass_through(self, frame: Frame) -> tuple[Float32, FrameReport]:
@@ -191,6 +191,7 @@ class FrameRestorer:
         metrics: dict[str, float],
         experts: tuple[float, ...],
         peak: float | None = None,
+        metrics_by: str = "",
     ) -> FrameReport:
         sequence, frame_id, utc_ns, flags = stamps(frame)
         flags |= np.where(
@@ -199,7 +200,9 @@ class FrameRestorer:
         if len(flags) < self._facts.frame[0]:
             flags |= np.where(flags & Flag.RESTORED, Flag.PADDED, 0).astype(np.uint32)
         latency = time.monotonic() - frame.completed
-        return FrameReport(frame.number, sequence, frame_id, utc_ns, flags, metrics, experts, latency, seconds, peak)
+        return FrameReport(
+            frame.number, sequence, frame_id, utc_ns, flags, metrics, experts, latency, seconds, peak, metrics_by
+        )
 
     def _line(self, raw: Line, out: Float32) -> None:
         """A line in the unit range: `out` [bands, samples]."""
@@ -264,7 +267,7 @@ class FrameRestorer:
         for start, weights in self._groups:
             part = self._unit[start : start + self._facts.bands]
             began = time.monotonic()
-            metrics = prompt_metrics(part[:, :count], self._facts.metric_set)
+            metrics = self._facts.prompts(part[:, :count])
             measuring += time.monotonic() - began
             every.append(metrics)
             for tile, share in zip(self._tiles, self._shares, strict=True):

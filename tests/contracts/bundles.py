@@ -15,12 +15,15 @@ from tests.contracts.engine import inputs
 from tests.contracts.graphs import SMALL, known_graph
 
 SPEC: EngineSpec = SMALL
+METRICS_GRAPH = "graphs/metrics.onnx"
 GOLDEN = ("frame", "metrics", "restored", "gates")
 WAVELENGTHS = [500.0, 600.0, 700.0]
 
 
-def known_bundle(folder: Path, gain: float = 1.0, offset: float = 0.0, scale: float | None = None) -> Path:
-    """Write such a bundle into `folder`, which is not there yet."""
+def known_bundle(
+    folder: Path, gain: float = 1.0, offset: float = 0.0, scale: float | None = None, metrics_graph: bytes | None = None
+) -> Path:
+    """Write such a bundle into `folder`, which is not there yet; `metrics_graph` computes its metrics."""
     graph = known_graph(SPEC, gain, offset)
     frame, metrics = inputs(SPEC, 0)
     with open_engine("onnxruntime", graph, SPEC) as engine:
@@ -53,10 +56,12 @@ def known_bundle(folder: Path, gain: float = 1.0, offset: float = 0.0, scale: fl
             "golden": {**{name: f"golden/{name}.npy" for name in GOLDEN}, "tolerance": 1e-4},
             "evidence": {"export": {"difference": 1e-7}},
             "files": {},
+            "metrics_graph": None if metrics_graph is None else METRICS_GRAPH,
         }
     )
     golden = {f"golden/{name}.npy": array_bytes(array) for name, array in arrays.items()}
-    write_bundle(folder, {"graphs/fp32.onnx": graph, **golden}, manifest)
+    of_metrics = {} if metrics_graph is None else {METRICS_GRAPH: metrics_graph}
+    write_bundle(folder, {"graphs/fp32.onnx": graph, **of_metrics, **golden}, manifest)
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -45,6 +47,26 @@ def known_model(spec: EngineSpec = SMALL, gain: float = 1.0, offset: float = 0.0
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def known_metrics(spec: EngineSpec = SMALL, values: Sequence[float] = (0.0,) * SMALL.metrics) -> bytes:
+    """A graph `frame` -> `metrics` that gives the mean of the frame and adds these values to it."""
+    nodes = [
+        helper.make_node("ReduceMean", ["frame", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
+        helper.make_node("Add", ["column", "values"], ["metrics"]),
+    ]
+    constants = {"axes": np.array([1, 2, 3]), "last": np.array([1]), "values": np.array(values, np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "known metrics",
+        [helper.make_tensor_value_info("frame", TensorProto.FLOAT, spec.frame_shape)],
+        [helper.make_tensor_value_info("metrics", TensorProto.FLOAT, spec.metrics_shape)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def known_graph(spec: EngineSpec = SMALL, gain: float = 1.0, offset: float = 0.0) -> bytes:

@@ -23,8 +23,9 @@ from deploy.cli import run
 from runtime.board import BoardWatch, Gpu, Reading, Spread, Watched
 from runtime.bundle import Bundle, load_bundle, read_manifest
 from runtime.engines import Engine
-from runtime.engines.onnxruntime_session import BoundSession
+from runtime.engines.onnxruntime_session import SessionEngine
 from runtime.errors import MachineError
+from runtime.prompts import Prompts
 from tests.contracts.bundles import known_bundle, reseal
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke
 
@@ -69,7 +70,7 @@ def test_pytorch_runs_in_turn_with_the_engine(
     from export.torch_engine import TorchEngine
 
     ran: list[tuple[str, float]] = []
-    noted(monkeypatch, BoundSession, "engine", ran)
+    noted(monkeypatch, SessionEngine, "engine", ran)
     noted(monkeypatch, TorchEngine, "pytorch", ran)
     threads = torch.get_num_threads()
     arguments = ("--checkpoint", tiny_checkpoint, "--frames", 4, "--warmup", 2, "--threads", 1)
@@ -136,8 +137,8 @@ def test_every_step_is_counted_in_its_own_place(tiny_bundle: Path, monkeypatch: 
 
     cubes = bench_frames(tiny_bundle)
     with load_bundle(tiny_bundle, threads=1) as loaded:
-        monkeypatch.setattr(bench, "prompt_metrics", held(1, bench.prompt_metrics))
-        monkeypatch.setattr(BoundSession, "infer_impl", held(10, BoundSession.infer_impl))
+        monkeypatch.setattr(Prompts, "__call__", held(1, Prompts.__call__))
+        monkeypatch.setattr(SessionEngine, "infer_impl", held(10, SessionEngine.infer_impl))
         monkeypatch.setattr(Bundle, "restore", held(2, Bundle.restore, 3))
         monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
         measured = measure(loaded, cubes, (3, math.inf), 1)
@@ -220,9 +221,9 @@ def test_the_board_is_read_while_frames_are_timed(
     clock = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"
     clock.parent.mkdir(parents=True)
     clock.write_text("400000\n")
-    usual, frames = BoundSession.infer_impl, iter(range(100))
+    usual, frames = SessionEngine.infer_impl, iter(range(100))
 
-    def infer_impl(self: BoundSession, frame: Any, metrics: Any) -> Any:
+    def infer_impl(self: SessionEngine, frame: Any, metrics: Any) -> Any:
         # Warm-up and the first frame run slowly; in the third a second passes.
         number = next(frames)
         clock.write_text("800000\n" if number < 3 else "3000000\n")
@@ -232,8 +233,8 @@ def test_the_board_is_read_while_frames_are_timed(
 
     watch = BoardWatch(tmp_path, (), 3600)
     monkeypatch.setattr(bench, "BoardWatch", lambda: watch)
-    monkeypatch.setattr(BoundSession, "infer_impl", infer_impl)
-    monkeypatch.setattr(BoundSession, "close", lambda self: clock.write_text("400000\n"), raising=False)
+    monkeypatch.setattr(SessionEngine, "infer_impl", infer_impl)
+    monkeypatch.setattr(SessionEngine, "close", lambda self: clock.write_text("400000\n"), raising=False)
     done = invoke(capsys, "bench", known_bundle(tmp_path / "bundle"), "--frames", 4, "--warmup", 2, "--json")
     assert done.code == 0, done.err
     during = done.json["board"]["during"]
@@ -307,12 +308,12 @@ def test_ctrl_c_leaves_nothing_behind(capsys: Capsys, tmp_path: Path, monkeypatc
     bundle = known_bundle(tmp_path / "bundle")
     calls = iter(range(100))
 
-    def interrupted(self: BoundSession, frame: Any, metrics: Any) -> Any:
+    def interrupted(self: SessionEngine, frame: Any, metrics: Any) -> Any:
         if next(calls) == 5:
             raise KeyboardInterrupt
         return frame.copy(), np.eye(*self.spec.gates_shape, dtype=np.float32)
 
-    monkeypatch.setattr(BoundSession, "infer_impl", interrupted)
+    monkeypatch.setattr(SessionEngine, "infer_impl", interrupted)
     capsys.readouterr()
     assert run(["bench", str(bundle), "--frames", "50", "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.endswith("interrupted\n")

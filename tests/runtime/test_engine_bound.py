@@ -21,16 +21,17 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from runtime.engines import Engine, EngineOptions, available_engines, open_engine
+from runtime.engines import Engine, EngineOptions, available_engines, open_engine, open_metrics
 from runtime.engines.buffers import GpuMemory
+from runtime.engines.contract import Ports
 from runtime.engines.cuda import CudaError, Device, wheel_folders
 from runtime.engines.onnxruntime_gpu import CUDA_GRAPH, REFUSED, available, captured_or_plain
 from runtime.engines.onnxruntime_libraries import loads_tensorrt, make_known, missing_library
 from runtime.engines.onnxruntime_session import BoundSession, SessionEngine
-from runtime.errors import MachineError
+from runtime.errors import BundleError, MachineError
 from tests.contracts.engine import EngineContract, inputs
 from tests.contracts.gpu import PlainCuda, gpu_or_skip
-from tests.contracts.graphs import SMALL, known_graph, known_model
+from tests.contracts.graphs import SMALL, known_graph, known_metrics, known_model
 
 CPU = "CPUExecutionProvider"
 
@@ -44,12 +45,16 @@ def cpu_session(graph: bytes) -> Any:
 
 
 def bound(cuda: PlainCuda, graph: bytes | None = None, *, mapped: bool = False) -> SessionEngine:
-    """A session of the CPU on what it takes for a GPU's memory."""
+    """An engine of the CPU on what it takes for a GPU's memory."""
+    return SessionEngine(session_on(cuda, SMALL.ports, graph or known_graph(), mapped=mapped), SMALL)
+
+
+def session_on(cuda: PlainCuda, ports: Ports, graph: bytes, *, mapped: bool = False) -> BoundSession:
     undo = ExitStack()
-    memory = GpuMemory(cuda, Device(0, "plain", "0.0", mapped, mapped, 1), SMALL.ports, undo)
+    memory = GpuMemory(cuda, Device(0, "plain", "0.0", mapped, mapped, 1), ports, undo)
     memory.device_type = "cpu"
     told = {"engine": "bound", "version": "0", "device": "plain", "computes in": "fp32"}
-    return SessionEngine(BoundSession(cpu_session(graph or known_graph()), CPU, memory, told, undo), SMALL)
+    return BoundSession(cpu_session(graph), CPU, memory, told, undo)
 
 
 class TestBoundSession(EngineContract):
@@ -65,6 +70,16 @@ class TestBoundSession(EngineContract):
         for seed in range(4):
             frame, metrics = inputs(SMALL, seed)
             np.testing.assert_array_equal(engine.infer(frame, metrics)[0], frame)
+
+
+def test_a_graph_of_other_ports_has_memory_for_those() -> None:
+    cuda, (frame, _) = PlainCuda(), inputs(SMALL, 3)
+    with session_on(cuda, SMALL.metrics_ports, known_metrics(values=range(6))) as session:
+        (metrics,) = session.compute(frame)
+        np.testing.assert_allclose(metrics, frame.mean() + np.arange(6.0)[None], rtol=1e-6)
+    assert cuda.given == ["device", "host"] * 2 + ["stream"] and not cuda.left()
+    with pytest.raises(BundleError, match="not the one that the manifest describes"):
+        session_on(cuda, SMALL.ports, known_metrics())
 
 
 def test_what_a_session_held_goes_after_it_and_once() -> None:
@@ -267,6 +282,14 @@ def test_every_frame_is_its_own_and_every_thread_may_run_one(on_gpu: Engine) -> 
     thread.join()
     check()
     assert len(done) == 3
+
+
+def test_metrics_of_a_frame_are_computed_there_too(on_gpu: Engine) -> None:
+    frame, _ = inputs(SMALL, 0)
+    with open_metrics("onnxruntime-cuda", known_metrics(values=range(6)), SMALL) as session:
+        np.testing.assert_allclose(session.compute(frame)[0], frame.mean() + np.arange(6.0)[None], rtol=1e-5)
+        assert session.describe()["launches"] == CUDA_GRAPH
+        np.testing.assert_allclose(on_gpu.infer(*inputs(SMALL, 1))[0], 2 * inputs(SMALL, 1)[0] + 0.5, rtol=1e-6)
 
 
 def test_it_opens_again_after_it_was_closed_and_when_memory_ends(on_gpu: Engine) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeError
 from runtime.metrics import prompt_metrics
+from runtime.prompts import Prompts
 from runtime.restore import Restored, restore_cube
 from runtime.tiles import Tiling, starts
 
@@ -39,7 +40,8 @@ def cube_of(*shape: int, seed: int = 0) -> Float32:
 
 
 def restored_by(infer: Any, cube: Float32, bands: int = 3, frame: tuple[int, int] = (16, 16), **more: Any) -> Restored:
-    return restore_cube(cube, infer, **{"bands": bands, "frame": frame, "overlap": 4, "metric_set": "paper6", **more})
+    usual = {"bands": bands, "frame": frame, "overlap": 4, "prompts": Prompts("paper6")}
+    return restore_cube(cube, infer, **{**usual, **more})
 
 
 @st.composite

@@ -16,6 +16,7 @@ import pytest
 
 from runtime.errors import CubeError, MachineError
 from runtime.lines import Broken, Event, Flag, Line, LineFormat, Missing, Quiet
+from runtime.prompts import Prompts
 from runtime.radiometry import load_radiometry
 from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
@@ -24,7 +25,7 @@ from runtime.stream.restoring import RestorerFacts
 from tests.runtime.stream.lines import FORMAT, SHAPE, Script, line
 
 LINES, OVERLAP = 8, 2
-FACTS = RestorerFacts(SHAPE[0], (LINES, SHAPE[1]), OVERLAP, "paper6")
+FACTS = RestorerFacts(SHAPE[0], (LINES, SHAPE[1]), OVERLAP, Prompts("paper6"))
 GATES = np.ones((2, 3), np.float32) / 3
 FILES = StreamOptions(line_buffers=16)
 

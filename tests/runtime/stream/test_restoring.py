@@ -52,7 +52,7 @@ def restorer_of(
 ) -> FrameRestorer:
     m = bundle.manifest
     frame = (m.frame.lines, m.frame.samples)
-    facts = RestorerFacts(m.bands, frame, m.frame.overlap, m.metric_set, chosen)
+    facts = RestorerFacts(m.bands, frame, m.frame.overlap, bundle.prompts, chosen)
     return FrameRestorer(facts, format, bundle.engine.infer, load_radiometry(radiometry or {}, format))
 
 
@@ -61,7 +61,7 @@ def expected(bundle: Bundle, unit: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(
         restore_cube(
             unit, bundle.engine.infer, bands=m.bands, frame=(m.frame.lines, m.frame.samples),
-            overlap=m.frame.overlap, metric_set=m.metric_set,
+            overlap=m.frame.overlap, prompts=bundle.prompts,
         ).cube
     )  # fmt: skip
 
@@ -81,6 +81,21 @@ def test_a_frame_is_restored_as_a_cube_is(bundle: Bundle, bands: int, lines: int
     assert set(report.flags.tolist()) == {int(wanted)}
     assert len(report.metrics) == 6
     assert sum(report.experts) > 0
+
+
+def test_metrics_of_whole_frames_are_the_graphs_of_a_bundle_that_has_one(metrics_bundle: Path, bundle: Bundle) -> None:
+    cube = cube_of(BANDS, LINES, 64)
+    unit = (cube / np.float64(4095)).astype(np.float32)
+    (frame, format), (short, _) = frame_of(cube), frame_of(cube[:, :20])
+    with load_bundle(metrics_bundle, threads=1) as measuring:
+        restorer = restorer_of(measuring, format)
+        values, report = restorer.restore(frame)
+        assert report.metrics_by == "graph"
+        np.testing.assert_array_equal(list(report.metrics.values()), measuring.prompts(unit))
+        np.testing.assert_allclose(values, expected(measuring, unit), rtol=0, atol=2e-6)
+        assert restorer.restore(short)[1].metrics_by == "host"
+        assert restorer.pass_through(frame)[1].metrics_by == ""
+    assert restorer_of(bundle, format).restore(frame)[1].metrics_by == "host"
 
 
 def test_chosen_bands_are_those_of_the_cube(bundle: Bundle) -> None:

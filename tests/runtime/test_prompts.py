@@ -1,0 +1,188 @@
+"""What makes metrics: a bundle's graph for parts that are its frame, NumPy for all others, and which it was is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from calibration.degradations import DEGRADATIONS
+from runtime.bundle import Bundle, load_bundle, read_manifest
+from runtime.engines import available_engines
+from runtime.errors import BundleError, CubeError, GateError, MachineError
+from runtime.manifest import dump, parse
+from runtime.metrics import METRIC_SETS, prompt_metrics
+from runtime.prompts import LEAST, Prompts, beyond, differences
+from runtime.sources.simulator import simulate_scene
+from tests.contracts.bundles import METRICS_GRAPH, SPEC, known_bundle, reseal, sealed, swap
+from tests.contracts.graphs import known_graph, known_metrics
+
+Float32 = NDArray[np.float32]
+NAMES = METRIC_SETS["paper6"]
+
+
+@pytest.fixture(scope="module")
+def measuring(metrics_bundle: Path) -> Iterator[Bundle]:
+    with load_bundle(metrics_bundle, threads=1) as bundle:
+        yield bundle
+
+
+def scene(*shape: int) -> Float32:
+    return simulate_scene(7, *shape).truth
+
+
+# The graph and NumPy
+
+
+@pytest.mark.parametrize("task", DEGRADATIONS)
+def test_the_graph_of_a_bundle_gives_numpys_metrics(measuring: Bundle, task: str) -> None:
+    frame = DEGRADATIONS[task](scene(31, 64, 64), np.random.default_rng(2))
+    assert measuring.prompts.by(frame.shape) == "graph"
+    found = measuring.prompts(frame)
+    assert found.shape == (6,) and found.dtype == np.float32
+    assert not beyond(differences(found, prompt_metrics(frame, "paper6"), "paper6"))
+    np.testing.assert_array_equal(found, measuring.prompts(frame))
+
+
+@pytest.mark.parametrize("shape", [(31, 65, 64), (31, 64, 128), (31, 40, 50), (31, 1, 64), (30, 64, 64)], ids=str)
+def test_parts_of_other_sizes_are_numpys(measuring: Bundle, shape: tuple[int, int, int]) -> None:
+    part = scene(*shape)
+    assert measuring.prompts.by(part.shape) == "host"
+    np.testing.assert_array_equal(measuring.prompts(part), prompt_metrics(part, "paper6"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_values_that_have_no_metrics_are_refused_in_numpys_words(measuring: Bundle, value: float) -> None:
+    frame = scene(31, 64, 64).copy()
+    frame[3, 4, 5] = value
+    with pytest.raises(CubeError) as numpys:
+        prompt_metrics(frame, "paper6")
+    with pytest.raises(CubeError) as graphs:
+        measuring.prompts(frame)
+    assert graphs.value.one_line() == numpys.value.one_line()
+
+
+def test_without_a_graph_everything_is_numpys() -> None:
+    prompts, part = Prompts("reference15"), scene(3, 16, 16)
+    assert prompts.by(part.shape) == "host" and prompts.told == "NumPy on the host" and len(prompts.names) == 15
+    np.testing.assert_array_equal(prompts(part), prompt_metrics(part, "reference15"))
+    prompts.close()
+
+
+def test_differences_are_shares_and_of_logarithms_absolute() -> None:
+    expected = np.array([0.5, 0.25, 0.0, 1.0, 1.0, 1.0], np.float32)
+    found = np.array([0.75, 0.25, 1e-3, 1.0, 1.0, np.nan], np.float32)
+    apart = differences(found, expected, "paper6")
+    assert list(apart) == list(NAMES)
+    assert list(apart.values()) == pytest.approx([0.5, 0, 1e-3 / LEAST, 0, 0, math.nan], nan_ok=True)
+    assert set(beyond(apart)) == {"high_frequency_ratio", "curvature_mean", "adjacent_correlation_mean"}
+    assert differences(expected - 3, expected, "log6") == pytest.approx(dict.fromkeys(METRIC_SETS["log6"], 3))
+    assert beyond({"spectral_flatness": 0.19, "gradient_std": 1.9e-5}) == {}
+
+
+# Cubes
+
+
+def test_the_restored_cube_says_what_computed_its_metrics(measuring: Bundle, tiny_bundle: Path) -> None:
+    frame = scene(31, 64, 64)
+    restored = measuring.restore(frame)
+    assert restored.metrics_by == "graph"
+    np.testing.assert_array_equal(restored.metrics, measuring.prompts(frame))
+    larger = measuring.restore(scene(31, 65, 64))
+    assert larger.metrics_by == "host"
+    np.testing.assert_array_equal(larger.metrics, prompt_metrics(scene(31, 65, 64), "paper6"))
+    given = measuring.restore(frame, np.arange(6.0))
+    assert given.metrics_by == "given" and given.metrics.tolist() == list(range(6))
+    with load_bundle(tiny_bundle, threads=1) as bundle:
+        np.testing.assert_allclose(restored.cube, bundle.restore(frame, restored.metrics).cube, atol=1e-5)
+        assert bundle.restore(frame).metrics_by == "host"
+
+
+def test_every_band_group_of_one_frame_is_the_graphs(measuring: Bundle) -> None:
+    cube = scene(40, 64, 64)
+    restored = measuring.restore(cube)
+    assert restored.metrics_by == "graph" and restored.metrics.shape == (2, 6)
+    np.testing.assert_array_equal(restored.metrics, [measuring.prompts(part) for part in (cube[:31], cube[9:])])
+
+
+# Bundles
+
+
+def told(bundle: Path, **options: Any) -> str:
+    with load_bundle(bundle, **options) as loaded:
+        return loaded.prompts.told
+
+
+def test_a_manifest_names_its_metrics_graph_and_one_without_reads_as_before(tmp_path: Path) -> None:
+    manifest = read_manifest(known_bundle(tmp_path / "bundle", metrics_graph=known_metrics()))
+    assert manifest.schema_version == 1 and manifest.metrics_graph == METRICS_GRAPH in manifest.files
+    assert parse(dump(manifest), file="m") == manifest
+    content = manifest.model_dump(mode="json")
+    del content["metrics_graph"]
+    assert parse(sealed(content), file="m") == manifest.model_copy(update={"metrics_graph": None})
+
+
+def test_another_engine_computes_them_too_or_it_is_told_that_numpy_does(tmp_path: Path) -> None:
+    bundle = known_bundle(tmp_path / "bundle", metrics_graph=known_metrics())
+    assert told(bundle) == "a graph in onnxruntime, CPU, 1 threads; of other sizes than 8x16 NumPy on the host"
+    reseal(bundle, lambda content: content["target"].update(engine="onnxruntime-cuda"))
+    assert told(bundle, engine="onnxruntime").startswith("a graph in onnxruntime,")
+    if available_engines()["openvino"] is not None:
+        assert told(bundle, engine="openvino") == "NumPy on the host"
+
+
+def test_the_self_test_refuses_a_graph_that_is_not_numpys(metrics_bundle: Path, tmp_path: Path) -> None:
+    with load_bundle(metrics_bundle, threads=1) as bundle:
+        bundle.self_test()
+    with (
+        load_bundle(known_bundle(tmp_path / "bundle", metrics_graph=known_metrics()), threads=1) as bundle,
+        pytest.raises(GateError, match="does not compute the golden frame's metrics as NumPy does") as caught,
+    ):
+        bundle.self_test()
+    assert caught.value.key in NAMES and "--metrics host" in str(caught.value) and caught.value.exit_code == 1
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
+    "damaged": (lambda b: flip(b / METRICS_GRAPH), "SHA-256 differs"),
+    "missing": (lambda b: (b / METRICS_GRAPH).unlink(), "cannot be read"),
+    "not listed": (lambda b: reseal(b, lambda c: c["files"].pop(METRICS_GRAPH)), "does not list a file it needs"),
+    "outside": (lambda b: reseal(b, lambda c: c.update(metrics_graph="../metrics.onnx")), "inside the bundle"),
+    "of other metrics": (
+        lambda b: reseal(b, lambda c: c.update(metric_set="reference15", metrics=15)),
+        "no graph computes the metrics of reference15",
+    ),
+    "another graph": (
+        lambda b: swap(b, METRICS_GRAPH, known_graph(SPEC)),
+        "other inputs or outputs than frame, metrics",
+    ),
+    "no graph": (lambda b: swap(b, METRICS_GRAPH, b"graph"), "the graph is damaged"),
+}
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_metrics_graph_that_is_not_the_one_that_was_built_is_refused(tmp_path: Path, name: str) -> None:
+    bundle = known_bundle(tmp_path / "bundle", metrics_graph=known_metrics())
+    change, match = WRONG[name]
+    change(bundle)
+    with pytest.raises(BundleError, match=match):
+        load_bundle(bundle).close()
+
+
+def test_a_closed_bundle_computes_no_metrics(tmp_path: Path) -> None:
+    bundle = load_bundle(known_bundle(tmp_path / "bundle", metrics_graph=known_metrics()))
+    frame = np.ones((SPEC.bands, SPEC.lines, SPEC.samples), np.float32)
+    assert bundle.prompts(frame).tolist() == [1] * 6
+    bundle.close()
+    with pytest.raises(MachineError, match="the engine is closed"):
+        bundle.prompts(frame)
