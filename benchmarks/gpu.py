@@ -27,7 +27,7 @@ STEPS = {
     "engines": ("gpu_engines", 40),
     "int8": ("gpu_engines", 50),
     "bench": ("gpu_commands", 60),
-    "training": ("gpu_training", 110),
+    "training": ("gpu_training", 200),
     "latency": ("gpu_engines", 160),
 }
 """Step -> module that has it, and its part of the time. What may take long comes last, and gets what others leave."""

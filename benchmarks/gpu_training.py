@@ -17,8 +17,8 @@ from .gpu_run import ROOT, Found, Setting
 WAYS = {
     "as on a CPU: float32, chosen experts": Way(),
     "all experts, bfloat16": Way(dense=True, half=True, fused=True),
-    "the same, compiled": Way(dense=True, half=True, fused=True, compiled=True),
-    "the same, channels first": Way(dense=True, half=True, fused=True, compiled=True, channels_last=False),
+    "all experts, bfloat16, channels first": Way(dense=True, half=True, fused=True, channels_last=False),
+    "all experts, bfloat16, compiled": Way(dense=True, half=True, fused=True, compiled=True),
 }
 SCENES, SCENE_SIZE = 4, 256
 
@@ -34,7 +34,7 @@ def training(setting: Setting, found: Found) -> None:
         row["a second"] = pace(draws.batch, draws.device, min(5.0, found.left / 20))
     # To compile takes a CPU minutes.
     for label, way in {k: w for k, w in WAYS.items() if not (setting.cpu and w.compiled)}.items():
-        with found.line(label) as row:
+        with found.line(label, 0.9 if way.compiled else 0.2) as row:
             run = begin(recipe, draws, way)
             taken = pace(lambda number, run=run: step(run, recipe, draws.batch(number)), draws.device, found.left / 12)
             row |= {"steps a second": taken, "patches": f"{patches.count} of {patches.size}x{patches.size}"}

@@ -18,7 +18,7 @@ from torch import Tensor
 from export.metrics import PromptMetrics
 from runtime.errors import CubeError, CubeFileError, InputError
 from runtime.files import read_cube
-from training.degrading import DAMAGES
+from training.degrading import DAMAGES, sent
 from training.pack import CODED, read_coded
 from training.photographs import SUFFIXES, linear, read_photograph, spectra
 from training.recipe import Data, Recipe
@@ -130,7 +130,7 @@ class Draws:
         strength = 1.0 if recipe.ease is None else recipe.ease.strength(step / self.steps, rng)
         degraded = torch.empty_like(clean)
         for index in sorted(set(drawn)):
-            rows = torch.from_numpy(np.flatnonzero(drawn == index)).to(self.device)
+            rows = sent(np.flatnonzero(drawn == index), self.device)
             degraded[rows] = DAMAGES[names[index]](clean[rows], rng, fields, strength)
         metrics = self._metrics[chosen.size](degraded)
         return Batch(degraded, clean, metrics, tuple(names[index] for index in drawn))
@@ -162,7 +162,7 @@ def lifted(photograph: Tensor, basis: Tensor, tint: float, rng: np.random.Genera
     at = np.linspace(0, 1, len(basis))
     weights = rng.standard_normal(3) * tint / 2.0 ** np.arange(3)
     light = np.exp(sum(w * np.cos(np.pi * order * at) for order, w in enumerate(weights, start=1)))
-    gains = torch.from_numpy((light / light.max()).astype(np.float32)).to(photograph.device)
+    gains = sent((light / light.max()).astype(np.float32), photograph.device)
     return torch.einsum("bc,chw->bhw", basis * gains[:, None], photograph)
 
 

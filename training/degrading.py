@@ -84,9 +84,15 @@ DAMAGES: Mapping[str, Damage] = MappingProxyType(
 )
 
 
+def sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device, which is not waited for."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def _each(cubes: Tensor, values: np.ndarray) -> Tensor:
     """A number for each cube, [B, 1, 1, 1]."""
-    return torch.from_numpy(values.astype(np.float32)).to(cubes.device)[:, None, None, None]
+    return sent(values.astype(np.float32), cubes.device)[:, None, None, None]
 
 
 def _uniform(shape: torch.Size, fields: torch.Generator) -> Tensor:
@@ -106,7 +112,7 @@ def _filtered(cubes: Tensor, kernels: list[np.ndarray]) -> Tensor:
     batch, bands, lines, samples = cubes.shape
     side = max(len(kernel) for kernel in kernels)
     padded = [np.pad(kernel, (side - len(kernel)) // 2) for kernel in kernels]
-    weight = torch.from_numpy(np.stack(padded).astype(np.float32)).to(cubes.device)[:, None]
+    weight = sent(np.stack(padded).astype(np.float32), cubes.device)[:, None]
     framed = F.pad(cubes, (side // 2,) * 4, mode="reflect").transpose(0, 1)
     return F.conv2d(framed, weight, groups=batch).transpose(0, 1).reshape(batch, bands, lines, samples)
 
@@ -127,7 +133,7 @@ def _without_bands(cubes: Tensor, rates: np.ndarray, rng: np.random.Generator) -
     kept = np.ones((batch, bands), np.float32)
     for row, rate in zip(kept, rates, strict=True):
         row[rng.choice(bands, max(1, round(rate * bands)), replace=False)] = 0
-    return cubes * torch.from_numpy(kept).to(cubes.device)[:, :, None, None]
+    return cubes * sent(kept, cubes.device)[:, :, None, None]
 
 
 def _striped(cubes: Tensor, gain: float, offset: float, fields: torch.Generator) -> Tensor:
@@ -143,5 +149,5 @@ def _with_dead_columns(cubes: Tensor, bands: float, samples: float, rng: np.rand
     for cube in stuck:
         for band in rng.choice(count, max(1, round(bands * count)), replace=False):
             cube[band, 0, rng.choice(width, dead, replace=False)] = rng.random(dead) * (rng.random(dead) < 0.5)
-    values = torch.from_numpy(stuck).to(cubes.device)
+    values = sent(stuck, cubes.device)
     return torch.where(values.isnan(), cubes, values)

@@ -2,8 +2,9 @@
 
 Every scene is cut to its middle, all by the same share of their sides, until the files together are small enough;
 numbers, names and bands stay as they are. `--bits 8` first codes the square root of each scene in so many bits: a
-quarter of the size for noise 64 dB below 1.0. The packed folder is given to `training.train` in place of the whole one:
-that is another run, with other patches, and where a recipe's scale is `max`, with the largest value of what is left.
+quarter of the size for noise 55 to 64 dB below 1.0. The packed folder is given to `training.train` in place of the
+whole one: that is another run, with other patches, and where a recipe's scale is `max`, with the largest value of what
+is left.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def pack(folders: Sequence[Path], out: Path, limit: int, bits: int | None = None
         InputError: no scenes, two of one name, no room for a single frame of each, or `out` holds scenes already.
     """
     files = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
+    for folder in folders:
+        if files and not any(file.parent == folder for file in files):
+            raise InputError("no .npz scenes", file=folder, key="--data", remedy="photographs travel as they are")
     names = [file.name for file in files]
     if not files:
         raise InputError(

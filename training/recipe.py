@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from calibration.degradations import DEGRADATIONS
 from export.networks.damp import DampConfig
@@ -214,6 +214,7 @@ class Recipe(Part):
     log_every: Count = 100
     validate_every: Count = 1000
     save_seconds: Annotated[float, Field(ge=0)] = 60
+    _told: str | None = PrivateAttr(None)
 
     @field_validator("network")
     @classmethod
@@ -260,7 +261,14 @@ class Recipe(Part):
 
     def digest(self) -> str:
         """SHA-256 of everything that decides the result; a run goes on only with the digest it began with."""
+        if self._told is not None:
+            return self._told
         decides = self.model_dump(mode="json", exclude={"log_every", "validate_every", "save_seconds"})
+        # Keys that came later say nothing where they are as they were before: recipes keep their digests.
+        for part, key, default in LATER:
+            inner = decides[part] if part else decides
+            if inner[key] == default:
+                del inner[key]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def on_device(self, kind: str) -> Recipe:
@@ -269,7 +277,9 @@ class Recipe(Part):
             return self
         there = self.on_gpu
         optimiser = self.optimiser.model_copy(update={"learning_rate": there.learning_rate, "warmup": there.warmup})
-        return self.model_copy(update={"patches": there.patches, "optimiser": optimiser, "on_gpu": None})
+        made = self.model_copy(update={"patches": there.patches, "optimiser": optimiser})
+        made._told = self.digest()
+        return made
 
     def about(self, steps: int) -> str:
         """One line for the checkpoint after so many steps."""
@@ -279,6 +289,15 @@ class Recipe(Part):
         )
 
 
+LATER = (
+    ("", "standardise", False),
+    ("", "ease", None),
+    ("", "gates", Gates().model_dump(mode="json")),
+    ("", "on_gpu", None),
+    ("data", "photographs", None),
+    ("optimiser", "hold", 0.0),
+)
+"""(part, key, default) of what recipes of the first packaged models did not have."""
 Model = TypeVar("Model", bound=Part)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,13 +20,14 @@ from export.networks.damp.blocks import DegradationAwareMixture, ExpertMixture, 
 from runtime.durable import write_bytes
 from runtime.errors import ConfigError, InputError, MachineError
 from training.data import Batch, Draws
+from training.degrading import sent
 from training.growth import grow, start_transparent
 from training.recipe import Gates, Loss, Optimiser, Recipe
 from training.standard import Standard, identity, standard_of
 
 SPATIAL_ALPHA = 30.0
 """Its sigmoid is 1 in float32: nothing of a spectral branch is left."""
-STATE = frozenset({"net", "optimiser", "ema", "step", "steps", "recipe", "standard", "usage"})
+STATE = frozenset({"net", "optimiser", "ema", "step", "steps", "recipe", "standard", "usage", "seen", "adopted"})
 FIRST_OF_STANDARD, BATCHES_OF_STANDARD = 1 << 40, 64
 """Draws that metrics are standardised by: none that a run gets to."""
 USAGE_STEPS = 200
@@ -74,8 +76,10 @@ class Run:
         usage: share of each expert over the last steps [layers, experts].
         routed: `net.routed`, compiled or not.
         way: how its device trains.
-        steps: in all; None until they are known.
+        steps: in all.
         step: those done.
+        seen: (L1 errors, tasks) of the patches since the last line of the log.
+        adopted: hash of the weights that it took in place of its own.
     """
 
     net: Damp
@@ -87,6 +91,8 @@ class Run:
     way: Way
     steps: int
     step: int = 0
+    seen: list[tuple[Tensor, tuple[str, ...]]] = field(default_factory=list)
+    adopted: str | None = None
     _moving: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
@@ -112,16 +118,17 @@ def begin(recipe: Recipe, draws: Draws, way: Way | None = None) -> Run:
     device = draws.device
     way = WAYS[device.type] if way is None else way
     torch.manual_seed(recipe.seed)
-    net = Damp(recipe.config)
+    net, given = Damp(recipe.config), None
     if recipe.start is None:
         start_transparent(net)
     else:
-        grow(net, load_checkpoint(recipe.start, recipe.config.top_k))
+        grow(net, given := load_checkpoint(recipe.start, recipe.config.top_k))
     standard = identity(recipe.config.metrics)
     if recipe.standardise:
         drawn = [draws.batch(FIRST_OF_STANDARD + index).metrics.cpu() for index in range(BATCHES_OF_STANDARD)]
         standard = standard_of(torch.cat(drawn))
-        if recipe.start is not None:
+        # A prompt that began anew takes them as they come.
+        if given is not None and given.config.metric_set == recipe.config.metric_set:
             standard.unfold(net)
     for name, module in net.named_modules():
         if recipe.ablate == "spectral" and hasattr(module, "alpha"):
@@ -143,7 +150,7 @@ def save(run: Run, recipe: Recipe, file: Path) -> None:
     state = {
         "net": run.net.state_dict(), "optimiser": run.optimiser.state_dict(), "ema": run.ema, "step": run.step,
         "steps": run.steps, "standard": [run.standard.mean, run.standard.deviation], "usage": run.usage,
-        "recipe": recipe.digest(),
+        "recipe": recipe.digest(), "seen": run.seen, "adopted": run.adopted,
     }  # fmt: skip
     # PyTorch says RuntimeError, without a cause, where a disk is full.
     stream = io.BytesIO()
@@ -169,13 +176,14 @@ def resume(run: Run, recipe: Recipe, file: Path) -> None:
     for key, value in run.ema.items():
         value.copy_(state["ema"][key])
     run.step, run.steps, run.usage = state["step"], state["steps"], state["usage"]
-    run.standard = Standard(*state["standard"])
+    run.standard, run.seen, run.adopted = Standard(*state["standard"]), state["seen"], state["adopted"]
+    for group in run.optimiser.param_groups:
+        group["fused"] = run.way.fused
 
 
 def adopt(run: Run, net: Damp) -> None:
     """Go on with another network's weights in place of the run's own; the optimiser forgets what it knew."""
-    state = {key: value.clone() for key, value in net.state_dict().items()}
-    run.net.load_state_dict(state)
+    run.net.load_state_dict(net.state_dict())
     run.standard.unfold(run.net)
     for key, value in run.net.state_dict().items():
         run.ema[key].copy_(value)
@@ -190,9 +198,8 @@ def step(run: Run, recipe: Recipe, batch: Batch) -> Tensor:
     torch.manual_seed(recipe.seed * 1_000_003 + run.step)
     run.net.train()
     teach_gates(run.net, recipe.gates, progress)
-    metrics = run.standard.of(batch.metrics)
-    if recipe.ablate == "prompt":
-        metrics = torch.zeros_like(metrics)
+    shown = torch.zeros_like(batch.metrics) if recipe.ablate == "prompt" else batch.metrics
+    metrics = run.standard.of(shown)
     degraded = batch.degraded.contiguous(memory_format=run.way.layout)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.way.half):
         restored, gates, probabilities = run.routed(degraded, metrics)
@@ -236,8 +243,8 @@ def teach_gates(net: Damp, gates: Gates, progress: float) -> None:
             module.blind.fill_(gates.blind)
             first, last = gates.noise or [1 / module.experts] * 2
             module.noise.fill_(first + (last - first) * progress)
-        if isinstance(module, DegradationAwareMixture) and gates.alone:
-            module.alone = torch.tensor(gates.alone, device=net.output.weight.device)
+        if isinstance(module, DegradationAwareMixture) and gates.alone and module.alone is None:
+            module.alone = torch.full((), gates.alone, device=net.output.weight.device)
 
 
 def balance(usage: Tensor, options: Gates, gates: Tensor, probabilities: Tensor) -> Tensor:
@@ -253,7 +260,7 @@ def balance(usage: Tensor, options: Gates, gates: Tensor, probabilities: Tensor)
 def guidance(experts: Mapping[str, int], tasks: Sequence[str], probabilities: Tensor) -> Tensor:
     """Cross-entropy of probabilities [B, layers, experts] against the experts of the patches' tasks, their mean."""
     rows = [row for row, task in enumerate(tasks) if task in experts]
-    wanted = torch.tensor([experts[tasks[row]] for row in rows], device=probabilities.device)
+    wanted = sent(np.array([experts[tasks[row]] for row in rows]), probabilities.device)
     if not rows:
         return probabilities.sum() * 0
     p = probabilities[rows].gather(2, wanted[:, None, None].expand(-1, probabilities.shape[1], 1))
@@ -288,4 +295,6 @@ def usable(device: str) -> torch.device:
         raise MachineError(
             "this machine cannot use the device", key="--device", value=device, remedy="choose cpu, or mend its driver"
         ) from error
+    # TensorFloat-32 would round float32 convolutions to ten bits without a word.
+    torch.backends.cudnn.allow_tf32 = False
     return found

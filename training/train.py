@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import math
 import signal
 import sys
@@ -99,8 +100,9 @@ def _train(
     draws.steps = run.steps
     for log in ("training.csv", "validation.csv"):
         drop_rows_after(out / log, run.step)
-    if weights is not None:
+    if weights is not None and run.adopted != (sha := hashlib.sha256(weights.read_bytes()).hexdigest()):
         _adopt_better(run, recipe, held, weights)
+        run.adopted = sha
         save(run, recipe, state)
     saved = time.monotonic()
     with _stopping() as stopped, _progress(recipe, run) as moved:
@@ -110,9 +112,11 @@ def _train(
             errors = step(run, recipe, batch)
             last = run.step == run.steps
             moved(errors, batch.tasks, run.step % recipe.log_every == 0 or last, out / "training.csv")
-            if run.step % recipe.validate_every == 0 or last:
+            validated = run.step % recipe.validate_every == 0 or last
+            if validated:
                 _validate(run, recipe, held, out)
-            if last or stopped or time.monotonic() - saved >= recipe.save_seconds:
+            # What validated best must not be forgotten by a run that goes back.
+            if validated or stopped or time.monotonic() - saved >= recipe.save_seconds:
                 save(run, recipe, state)
                 saved = time.monotonic()
             if stopped:
@@ -148,11 +152,14 @@ def _scenes(recipe: Recipe, data: Path | Sequence[Path]) -> tuple[Scenes, dict[s
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Nobody else trains in this folder meanwhile; the system lets go of it however this process ends."""
-    with (out / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise MachineError("another process is at this run", file=out, remedy="stop it, or wait for it") from error
+    try:
+        lock = (out / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise MachineError("another process is at this run", file=out, remedy="stop it, or wait for it") from error
+    except OSError as error:
+        raise InputError(f"cannot be locked: {error.strerror}", file=out, remedy="give another --out") from error
+    with lock:
         yield
 
 
@@ -192,7 +199,7 @@ def _validate(run: Run, recipe: Recipe, held: Sequence[HeldScene], out: Path) ->
     gains = validate(net, held)
     mean = _mean(gains, recipe)
     console.print(f"step {run.step} gain in dB: " + ", ".join(f"{k} {v:+.2f}" for k, v in gains.items()))
-    best = max((row["mean"] for row in read_rows(out / "validation.csv")), default=-math.inf)
+    best = max((m for row in read_rows(out / "validation.csv") if (m := row["mean"]) == m), default=-math.inf)
     _write(net, recipe, run, out / f"{recipe.name}.safetensors")
     if mean > best:
         _write(net, recipe, run, out / f"{recipe.name}-best.safetensors")
@@ -233,20 +240,25 @@ def _progress(recipe: Recipe, run: Run) -> Iterator[Callable[[Tensor, tuple[str,
     Errors stay on their device until they are logged, so that a GPU is not waited for at every step.
     """
     columns = (TextColumn(recipe.name), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    began, first, seen = time.monotonic(), run.step, list[tuple[Tensor, tuple[str, ...]]]()
+    began, first = time.monotonic(), run.step
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task(recipe.name, total=run.steps, completed=first)
 
         def moved(errors: Tensor, tasks: tuple[str, ...], log: bool, file: Path) -> None:
             bar.update(shown, completed=run.step)
-            seen.append((errors, tasks))
+            run.seen.append((errors, tasks))
             if not log:
                 return
             by = defaultdict[str, list[float]](list)
-            values = torch.cat([e for e, _ in seen]).double().cpu().tolist()
-            for name, error in zip((name for _, names in seen for name in names), values, strict=True):
+            values = torch.cat([e for e, _ in run.seen]).double().cpu().tolist()
+            for name, error in zip((name for _, names in run.seen for name in names), values, strict=True):
                 by[name].append(error)
-            seen.clear()
+            run.seen.clear()
+            if not np.isfinite(values).all():
+                raise MachineError(
+                    "the training has diverged: an error is not finite", file=file, key="step", value=run.step,
+                    remedy="a lower learning rate; the state is of the last save",
+                )  # fmt: skip
             mean, pace = float(np.mean(values)), (time.monotonic() - began) / (run.step - first)
             console.print(f"step {run.step}/{run.steps} L1 {mean:.5f} {pace:.2f} s/step")
             each = {name: float(np.mean(by[name])) if by[name] else math.nan for name in recipe.tasks}
