@@ -58,9 +58,10 @@ def test_the_figures_belong_together(capsys: Capsys, tiny_bundle: Path) -> None:
     assert told["pytorch"] is None
     assert told["precision"] == "fp32"
     assert told["board"]["before"]["temperatures_c"] == {} and told["board"]["before"]["clocks_locked"] is None
-    assert told["board"]["during"] == {
-        "samples": 1, "cpu_mhz": None, "temperatures_c": {}, "power_w": {}, "gpus": [],
-    }  # fmt: skip
+    # How many samples a short run gets depends on how busy the computer is.
+    during = told["board"]["during"]
+    assert during.pop("samples") >= 1
+    assert during == {"cpu_mhz": None, "temperatures_c": {}, "power_w": {}, "gpus": []}
 
 
 @pytest.mark.filterwarnings("error:The given NumPy array")

@@ -159,7 +159,8 @@ def test_gates_are_the_top_probabilities_and_not_renormalised(top_k: int) -> Non
     features = torch.randn(6, net.config.dim, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         embedding = net.dep(metrics)
-        gates, probabilities = router(features, embedding), router.probabilities(features, embedding)
+        gates, probabilities = router(features, embedding)
+        assert torch.equal(probabilities, router.probabilities(features, embedding))
     assert torch.allclose(probabilities.sum(1), torch.ones(6, dtype=torch.float64))
     for row, p in zip(gates, probabilities, strict=True):
         order = p.argsort(descending=True)
