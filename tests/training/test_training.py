@@ -590,6 +590,20 @@ def test_a_run_can_start_from_a_checkpoint(scenes: Path, straight: Path, tmp_pat
     assert 0 < max(apart) < 1e-6
 
 
+def test_a_prompt_that_begins_anew_takes_standardised_metrics_as_they_come(scenes: Path, straight: Path) -> None:
+    """And one that goes on sees through its standard what it saw before."""
+    first = "dep.feature_encoder.encoder.0.weight"
+    for metric_set, anew in (("log6", True), ("paper6", False)):
+        recipe = made(start=str(straight), standardise=True, network__metric_set=metric_set)
+        run = begin(recipe, draws(scenes, recipe))
+        torch.manual_seed(recipe.seed)
+        fresh, given = Damp(recipe.config).state_dict()[first], load_checkpoint(straight).state_dict()[first]
+        weight = run.net.state_dict()[first]
+        assert torch.equal(weight, fresh) == anew
+        if not anew:
+            torch.testing.assert_close(weight, given * run.standard.deviation, rtol=1e-5, atol=0)
+
+
 def test_a_start_that_is_no_part_of_the_network_is_refused(scenes: Path, straight: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no part of the recipe's network") as caught:
         train(made(start=str(straight), network__embedding=32), scenes, tmp_path / "run")
@@ -865,6 +879,24 @@ def test_a_run_goes_on_with_other_intervals(
     assert finished.read_bytes() == straight.read_bytes()
     assert [row["step"] for row in read_rows(tmp_path / "training.csv")] == [2, 3, 4]
     assert [row["step"] for row in read_rows(tmp_path / "validation.csv")] == [3, 4]
+
+
+def test_a_log_goes_on_in_the_middle_of_a_line(
+    scenes: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", interrupt_at(1, interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            train(made(), scenes, tmp_path)
+    train(made(), scenes, tmp_path)
+    assert (tmp_path / "training.csv").read_bytes() == straight.with_name("training.csv").read_bytes()
+
+
+def test_recipes_of_packaged_models_are_still_theirs() -> None:
+    for name in packaged_models():
+        recipe = load_recipe(ROOT / "training" / "recipes" / f"{name}.yaml")
+        assert recipe.digest()[:12] in load_checkpoint(name).facts.about
+        assert recipe.on_device("cuda").digest() == recipe.digest()
 
 
 def test_another_seed_trains_other_weights(scenes: Path, straight: Path, tmp_path: Path) -> None:
@@ -1153,6 +1185,20 @@ def test_weights_that_validate_better_replace_the_runs_own(
     first_layer = "dep.feature_encoder.encoder.0.weight"
     if better:
         torch.testing.assert_close(went_on[first_layer], given.state_dict()[first_layer], rtol=1e-4, atol=1e-6)
+
+
+def test_weights_are_taken_once_however_often_a_run_goes_on(
+    scenes: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verdicts in (1, 0):
+        train(made(), scenes, tmp_path / "run", weights=straight)
+        assert capsys.readouterr().err.count("the run's own weights") == verdicts
+
+
+def test_an_error_that_is_not_finite_ends_the_run_before_it_is_saved(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="diverged"):
+        train(made(optimiser__learning_rate=1e30, optimiser__steps=40, save_seconds=1000), scenes, tmp_path)
+    assert not (tmp_path / "state.pt").exists()
 
 
 def test_weights_of_another_network_are_refused(scenes: Path, straight: Path, tmp_path: Path) -> None:
