@@ -179,7 +179,7 @@ def test_the_rehearsal_has_every_figure(tmp_path: Path) -> None:
         assert row["golden frame off by"] <= row["of at most"] and row["tiled cube off by"] == 0, precision
     for line in ("fp32", "int8, the rest fp32", "int8, the rest fp16"):
         assert_timed(lines["int8"][line], "host")
-    assert all(row["times"] > 0 for row in lines["bench"].values()) and len(lines["bench"]) == 2
+    assert all(row["times PyTorch"] > 0 for row in lines["bench"].values()) and len(lines["bench"]) == 2
     assert all(row["steps a second"] > 0 for way, row in lines["training"].items() if way != "batches alone")
     forms = [f"PyTorch, {form}" for form in ("reference, fp32", "deployment, bf16", "compiled, fp32")]
     for way in ("onnxruntime, fp32", "onnxruntime, fp16", *forms):
