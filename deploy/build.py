@@ -22,7 +22,17 @@ from . import console
 from .config import Config, with_overrides
 from .engine_step import BUILT_NEXT, EngineStep, engine_step, request_of
 from .finalize import THIS_DEVICE, Device, finalize
-from .graphs import COMPUTED_FROM, Graphs, check_engine, golden_probe, make_graphs, measure, probe_frames
+from .graphs import (
+    COMPUTED_FROM,
+    Graphs,
+    check_engine,
+    check_metrics,
+    golden_probe,
+    make_graphs,
+    measure,
+    metrics_graph,
+    probe_frames,
+)
 from .options import (
     config_option,
     examples,
@@ -44,6 +54,7 @@ GOLDEN_SLACK = 5.0
 INT8_SLACK = 2.0
 """The same, times what int8 was off here: far enough from its limit to tell a sound engine from another."""
 GOLDEN_LEAST = 5e-3
+METRICS_GRAPH = "graphs/metrics.onnx"
 GOLDEN_ARRAYS = ("frame", "metrics", "restored", "gates")
 ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32, on the CPU"}}
 """What a manifest says of figures that were not measured in the engine that flies."""
@@ -68,6 +79,11 @@ ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32
     "--calibration", help="Folder of cubes that int8 is calibrated with, or `simulated` for simulated scenes."
 )
 @click.option("--engine", help="On CPUs onnxruntime, openvino or auto to time them here; on GPUs onnxruntime-cuda.")
+@click.option(
+    "--metrics",
+    type=click.Choice(["host", "graph"]),
+    help="What computes the metrics of a frame: NumPy, or a graph in the engine.  [default: the target's own]",
+)
 @click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: build/bundle]")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
@@ -83,6 +99,7 @@ def command(
     precision: str | None,
     calibration: str | None,
     engine: str | None,
+    metrics: str | None,
     scale: float | None,
     out: Path | None,
     replace: bool,
@@ -107,7 +124,14 @@ def command(
         "input.scale": scale,
     }
     there = None if remote is None else parse_remote(remote, remote_command, ssh_config)
-    done = build(with_overrides(config, flags), out, replace=replace, scale_flag=scale is not None, engine=engine)
+    done = build(
+        with_overrides(config, flags),
+        out,
+        replace=replace,
+        scale_flag=scale is not None,
+        engine=engine,
+        metrics=metrics,
+    )
     if there is None:
         return done
     if done["deferred"] is None:
@@ -128,6 +152,7 @@ def build(
     replace: bool = False,
     scale_flag: bool = False,
     engine: str | None = None,
+    metrics: str | None = None,
     device: Device = THIS_DEVICE,
 ) -> dict[str, Any]:
     """Build what `config` says into the folder `out`; returns what `--json` prints. Raises DeployError.
@@ -138,6 +163,7 @@ def build(
         replace: replace a bundle that is there.
         scale_flag: the scale was given on the command line.
         engine: another engine than the target's own, or `auto`.
+        metrics: `host` or `graph`, what computes the metrics of a frame, instead of the target's own.
         device: this computer, where it is the target itself; the engine is then proved as `deploy finalize` does.
     """
     if config.model.checkpoint is None:
@@ -153,6 +179,8 @@ def build(
     target = targets.find_target(config.target, known_targets(config))
     precision, why = targets.choose_precision(target, config.precision)
     engine = check_engine(engine, target.engine, precision)
+    target = dataclasses.replace(target, metrics=metrics or target.metrics)
+    check_metrics(target.metrics, engine)
     gpu, is_built = engine in GPU_ENGINES, engine in targets.ENGINE_FILES
     if gpu and not is_built:
         # What loads the graph itself is locked to no GPU and to no TensorRT, and nothing is left to do there.
@@ -170,6 +198,10 @@ def build(
     onnx = ground("export.onnx")
     onnx.check_size(net, frame.lines, frame.samples)
     _check_bands(config, net)
+    spec = ground("export.torch_engine").spec_of(net, frame.lines, frame.samples)
+    metric_set, by_graph = net.config.metric_set, target.metrics == "graph"
+    # Before the long work: not every set of metrics has a graph.
+    module = ground("export.metrics").PromptMetrics(metric_set, *spec.frame_shape[1:]) if by_graph else None
     scale, scale_from = _scale(config, net, scale_flag)
     uses_int8 = precision == "int8" or (precision == "auto" and "int8" in target.precisions)
     frames = open_calibration(config, net, scale) if uses_int8 else None
@@ -203,8 +235,7 @@ def build(
         graphs = make_graphs(net, plan, work)
         variants = make_variants(net, plan, graphs, frames, config, work)
         graphs = variants.graphs
-        probe = probe_frames(net.config.bands, plan, net.config.metric_set)
-        spec = ground("export.torch_engine").spec_of(net, frame.lines, frame.samples)
+        probe = probe_frames(net.config.bands, plan, metric_set)
         decision = decide(net, plan, variants, config, spec, (probe[0][0], probe[1][0]), work)
         chosen, precision = decision.engine, decision.precision
         why = decision.why or why
@@ -212,6 +243,7 @@ def build(
         graphs = graphs.only({precision, *(c.precision for c in decision.candidates if c.passed)})
         # What needs a GPU is held against the golden frame where it runs; its graph is held against PyTorch here.
         agreements, probes = measure(net, plan, graphs, "onnxruntime" if gpu else chosen)
+        of_metrics, apart = metrics_graph(module, spec, metric_set, probe[0], work) if module else (None, None)
         program = graphs.chosen(precision).data
         step = engine_step(plan, program, hashlib.sha256(program).hexdigest(), work)
         finished = work / "bundle"
@@ -221,6 +253,7 @@ def build(
             **manifest.evidence,
             **({"engine": step.facts} if step.facts else {}),
             **variants.facts,
+            **({"metrics_apart": apart} if apart else {}),
             **({"candidates": {c.precision: c.as_json() for c in decision.candidates}} if decision.candidates else {}),
             **({"engine_choice_ms": decision.milliseconds} if decision.milliseconds else {}),
         }
@@ -228,6 +261,7 @@ def build(
             update={
                 "engine": step.record,
                 "deferred": step.deferred,
+                "metrics_graph": METRICS_GRAPH if of_metrics else None,
                 "evidence": evidence,
                 "precision": Precision(chosen=plan.precision, why=why, rivals=list(decision.rivals)),
                 "target": manifest.target.model_copy(update={"engine": chosen}),
@@ -235,6 +269,7 @@ def build(
         )
         paths = graphs.paths()
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
+        files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
         write_bundle(
             finished,
             {**files, **variants.files, **_golden_files(net, golden_probe(net, plan, graphs, probes)), **step.files},
@@ -265,6 +300,8 @@ def build(
         "calibration": variants.facts.get("quantisation"),
         "onnx": {n: {"path": paths[n], "nodes": g.nodes, "opset": g.opset} for n, g in graphs.variants.items()},
         "agreement": asdict(agreements[precision]),
+        "metrics_by": target.metrics,
+        "metrics_apart": apart,
     }
 
 

@@ -158,6 +158,11 @@ class TargetSection(Section):
     made_there: Annotated[bool, Strict()] = Field(
         default=False, description="The engine is built on the target itself, by `deploy finalize`.", examples=[True]
     )
+    metrics: Literal["host", "graph"] = Field(
+        default="host",
+        description="What computes the metrics of a frame: NumPy on the host, or a graph in ONNX Runtime.",
+        examples=["graph"],
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> TargetSection:

@@ -118,6 +118,8 @@ def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: boo
     console.say(f"ensemble   {chosen}: frame -> metrics -> restored, gates")
     console.say(f"engine     {chosen}{ENGINE_SUFFIX}: {served.text}, on {'a GPU' if served.gpu else 'the CPU'}")
     console.say(f"metrics    {chosen}{METRICS_SUFFIX}: {manifest.metric_set}, needs damp-deploy in the server's Python")
+    if manifest.metrics_graph is not None:
+        console.say(f"           they are NumPy's on the host: {manifest.metrics_graph} is not served")
     console.say(f"wrote      {out}; its README.md says how to serve and query it", "bold green")
     return {
         "out": str(out),

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.durable import write_bytes
-from runtime.engines import ENGINES, GPU_ENGINES, EngineOptions, open_engine
+from runtime.engines import ENGINES, GPU_ENGINES, METRICS_ENGINES, EngineOptions, EngineSpec, open_engine
 from runtime.errors import GateError, InputError, MachineError
+from runtime.prompts import TOLERANCES
 
 from . import console
 from .options import ground
@@ -23,6 +24,7 @@ from .plan import Plan
 
 if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show the commands' help.
+    from export.metrics import PromptMetrics
     from export.onnx import Agreement, Graph, Probe
 
 PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
@@ -64,7 +66,7 @@ class Graphs:
 
 def make_graphs(net: Any, plan: Plan, work: Path) -> Graphs:
     """Export the float32 graph, or take it from an unfinished build; with its FP16 variant where the plan needs it."""
-    graph, seconds = exported(net, plan.lines, plan.samples, work, "graph")
+    graph, seconds = exported(lambda: ground("export.onnx").export_graph(net, plan.lines, plan.samples), work, "graph")
     graphs = Graphs({"fp32": graph}, seconds)
     if plan.precision == "fp16" or (plan.precision == "auto" and "fp16" in plan.target.precisions):
         try:
@@ -193,6 +195,33 @@ def check_engine(asked: str | None, own: str, precision: str) -> str:
     return engine
 
 
+def check_metrics(asked: str, engine: str) -> None:
+    """Refuse a graph of metrics where the engine computes none. Raises InputError."""
+    if asked == "graph" and engine not in METRICS_ENGINES:
+        raise InputError(
+            "this engine does not compute metrics from a graph",
+            key="--metrics",
+            value=f"{asked}, with {engine}",
+            remedy=f"use --metrics host, or --engine {' or '.join(METRICS_ENGINES)} where the target has it",
+        )
+
+
+def metrics_graph(
+    module: PromptMetrics, spec: EngineSpec, metric_set: str, frames: Sequence[Any], work: Path
+) -> tuple[bytes, dict[str, float]]:
+    """The graph of a frame's metrics, and how far it is from NumPy on these frames. Raises GateError."""
+    made = ground("export.metrics_graph")
+    graph, _ = exported(lambda: made.export_metrics(module, spec), work, "metrics")
+    with console.progress("comparing the metrics' graph with NumPy"):
+        apart: dict[str, float] = made.compare_metrics(graph, spec, metric_set, frames)
+    name = max(apart, key=lambda metric: apart[metric] / TOLERANCES[metric])
+    console.say(
+        f"metrics    a graph of {graph.nodes} nodes, opset {graph.opset}; nearest to its limit is {name}, "
+        f"{apart[name]:.1e} from NumPy's (limit {TOLERANCES[name]:.0e})"
+    )
+    return graph.data, apart
+
+
 def probe_frames(bands: int, plan: Plan, metric_set: str) -> tuple[list[Any], list[Any]]:
     """Degraded frames [1, bands, lines, samples] of a simulated scene, and their metrics [1, M]."""
     return simulated_probes(bands, (plan.lines, plan.samples), plan.wavelengths, metric_set)
@@ -215,8 +244,8 @@ def simulated_probes(
     return frames, metrics
 
 
-def exported(net: Any, lines: int, samples: int, work: Path, name: str) -> tuple[Graph, float]:
-    """The graph, from an unfinished build of the same plan where there is one, and the seconds its export took."""
+def exported(export: Callable[[], Graph], work: Path, name: str) -> tuple[Graph, float]:
+    """The graph, exported or from an unfinished build of the same plan, and the seconds that its export took."""
     onnx = ground("export.onnx")
     graph_file, facts_file = work / f"{name}.onnx", work / f"{name}.json"
     try:
@@ -230,7 +259,7 @@ def exported(net: Any, lines: int, samples: int, work: Path, name: str) -> tuple
         facts_file.unlink(missing_ok=True)
     began = time.monotonic()
     with console.progress("exporting the graph"):
-        graph: Graph = onnx.export_graph(net, lines, samples)
+        graph = export()
     seconds = time.monotonic() - began
     write_bytes(graph_file, graph.data)
     facts = {

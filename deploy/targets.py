@@ -36,7 +36,8 @@ def command(config_file: Path | None) -> dict[str, Any]:
 
 
 def _what(target: Target) -> str:
-    facts = (target.title, target.sm and f"SM {target.sm}", "there" if target.made_there else "")
+    there, measured = "there" if target.made_there else "", "metrics in a graph" if target.metrics == "graph" else ""
+    facts = (target.title, target.sm and f"SM {target.sm}", there, measured)
     return ", ".join(filter(None, facts))
 
 

@@ -12,6 +12,7 @@ from runtime.errors import GateError, MachineError
 from . import console
 from .config import Config
 from .graphs import Graphs, exported, in_half, probe_frames
+from .options import ground
 from .plan import Plan
 from .precision import (
     ORDER,
@@ -67,7 +68,8 @@ def make_variants(
         return Variants(graphs, judged, without_int8=told)
     whole = frames.size == (plan.lines, plan.samples)
     fp32 = graphs.variants["fp32"]
-    searched = fp32 if whole else exported(net, *frames.size, work, "searched")[0]
+    export = ground("export.onnx").export_graph
+    searched = fp32 if whole else exported(lambda: export(net, *frames.size), work, "searched")[0]
     try:
         found = calibrate(net, fp32.data, searched.data, frames, max_drop(config), work)
     except GateError as error:

@@ -52,7 +52,7 @@ class PromptMetrics(nn.Module):
     def forward(self, cube: Tensor) -> Tensor:
         with torch.autocast(cube.device.type, enabled=False):
             x = cube.float()
-            mean = x.mean(dim=(2, 3), keepdim=True)
+            mean = _mean(x, keepdim=True)
             centred = x - mean
             values = {**_curvature(x), **_gradients(x), **_correlation(centred), **self._spectrum(centred, mean)}
         for name, (metric, offset, factor) in LOGARITHMS.items():
@@ -69,11 +69,11 @@ class PromptMetrics(nn.Module):
         real = top[..., :half] - bottom[..., half:] + mean * self.of_window[0]
         imaginary = top[..., half:] + bottom[..., :half] + mean * self.of_window[1]
         power = real * real + imaginary * imaginary
-        energy = (power * self.twice).sum(dim=(2, 3)) * self.pixels
+        energy = _sum(power * self.twice) * self.pixels
         # clamp survives the exporter's optimiser, an added guard of 1e-8 would not; above it they are the same number.
-        ratio = (power * self.far).sum(dim=(2, 3)) / energy.clamp(min=GUARD)
+        ratio = _sum(power * self.far) / energy.clamp(min=GUARD)
         amplitude = power.sqrt().clamp(min=GUARD)
-        flat = ((amplitude.log() * self.twice).sum(dim=(2, 3))).exp() / (amplitude * self.twice).sum(dim=(2, 3))
+        flat = _sum(amplitude.log() * self.twice).exp() / _sum(amplitude * self.twice)
         return {"high_frequency_ratio": ratio.mean(1), "spectral_flatness": flat.mean(1)}
 
 
@@ -82,22 +82,31 @@ def _dft(n: int, k: np.ndarray) -> np.ndarray:
     return np.exp(-2j * np.pi * (np.outer(np.arange(n), k) % n) / n)
 
 
+def _sum(x: Tensor, *, keepdim: bool = False) -> Tensor:
+    """Over lines and samples, [B, bands]. One after the other: ONNX Runtime loses digits where it adds all at once."""
+    return x.sum(dim=3, keepdim=keepdim).sum(dim=2, keepdim=keepdim)
+
+
+def _mean(x: Tensor, *, keepdim: bool = False) -> Tensor:
+    return _sum(x, keepdim=keepdim) / (x.shape[2] * x.shape[3])
+
+
 def _curvature(x: Tensor) -> dict[str, Tensor]:
     d = x[:, 2:] + x[:, :-2] - x[:, 1:-1] - x[:, 1:-1]
-    values = {"curvature_mean": d.abs().mean(dim=(1, 2, 3))}
+    values = {"curvature_mean": _mean(d.abs()).mean(dim=1)}
     centred = d - d.mean(dim=1, keepdim=True)
-    variance = (centred * centred).sum(dim=1) / max(1, d.shape[1] - 1)
-    return {**values, "curvature_std": variance.sqrt().mean(dim=(1, 2))}
+    variance = (centred * centred).sum(dim=1, keepdim=True) / max(1, d.shape[1] - 1)
+    return {**values, "curvature_std": _mean(variance.sqrt())[:, 0]}
 
 
 def _correlation(centred: Tensor) -> dict[str, Tensor]:
     """Of neighbouring bands; 1 - r from the difference of unit spectra, which keeps its digits where r is nearly 1."""
     # A mean is rounded, and what it leaves of constant bands would correlate.
-    centred = centred - centred.mean(dim=(2, 3), keepdim=True)
-    squares = (centred * centred).sum(dim=(2, 3), keepdim=True)
+    centred = centred - _mean(centred, keepdim=True)
+    squares = _sum(centred * centred, keepdim=True)
     unit = centred / squares.clamp(min=GUARD).sqrt()
     length = (squares / squares.clamp(min=GUARD))[..., 0, 0]
-    apart = (unit[:, 1:] - unit[:, :-1]).square().sum(dim=(2, 3))
+    apart = _sum((unit[:, 1:] - unit[:, :-1]).square())
     less = 1 - (length[:, 1:] + length[:, :-1]) / 2 + apart / 2
     decorrelation = less.mean(1)
     return {"adjacent_correlation_mean": 1 - decorrelation, "adjacent_decorrelation": decorrelation}
@@ -114,7 +123,7 @@ def _gradients(x: Tensor) -> dict[str, Tensor]:
     gx = smooth[..., 2:] - smooth[..., :-2]
     gy = slope[..., :-2] + slope[..., 2:] + 2 * slope[..., 1:-1]
     magnitude = (gx * gx + gy * gy).sqrt()
-    mean = magnitude.mean(dim=(2, 3), keepdim=True)
-    squares = (magnitude - mean).square().sum(dim=(2, 3))
+    mean = _mean(magnitude, keepdim=True)
+    squares = _sum((magnitude - mean).square())
     pixels = max(1, magnitude.shape[2] * magnitude.shape[3] - 1)
     return {"gradient_mean": mean[..., 0, 0].mean(1), "gradient_std": (squares / pixels).sqrt().mean(1)}

@@ -22,6 +22,7 @@ from torch import nn
 from export.networks import architecture_of
 from export.torch_engine import TorchEngine, spec_of
 from runtime.engines import EngineOptions, open_engine
+from runtime.engines.contract import Ports
 from runtime.engines.onnx_guard import IR_VERSION, OPSETS
 from runtime.errors import GateError, InputError
 
@@ -94,31 +95,52 @@ def export_graph(net: nn.Module, lines: int, samples: int) -> Graph:
         InputError: the network does not take frames of this size.
     """
     check_size(net, lines, samples)
-    spec = spec_of(net, lines, samples)
-    static = architecture_of(net).deployment_form(net)
-    example = (torch.zeros(spec.frame_shape), torch.zeros(spec.metrics_shape))
+    package = architecture_of(net)
+    ports = spec_of(net, lines, samples).ports
+    return as_graph(package.deployment_form(net), ports, "restoration", module_name=package.module_name)
+
+
+def as_graph(
+    module: nn.Module,
+    ports: Ports,
+    name: str,
+    root: str = "network",
+    module_name: Callable[[str], str] = lambda scope: scope,
+    opset: int = OPSET,
+) -> Graph:
+    """A module as an ONNX graph.
+
+    Args:
+        module: takes and gives tensors of the ports, in their order.
+        ports: names and shapes.
+        name: of the graph.
+        root: what nodes of the module itself are named by.
+        module_name: name of one of its parts for the names of nodes.
+        opset: of the graph.
+    """
+    example = tuple(torch.zeros(shape) for shape in ports.inputs.values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            static,
+            module,
             example,
             dynamo=True,
-            input_names=["frame", "metrics"],
-            output_names=["restored", "gates"],
-            opset_version=OPSET,
+            input_names=list(ports.inputs),
+            output_names=list(ports.outputs),
+            opset_version=opset,
             verbose=False,
         )
     if program is None:
         raise RuntimeError("the exporter gave no program")
     model = program.model_proto
-    _name_nodes(model, architecture_of(net).module_name)
-    _strip(model)
+    _name_nodes(model, root, module_name)
+    _strip(model, name)
     if model.ir_version > IR_VERSION:
         raise RuntimeError(f"the exporter wrote IR version {model.ir_version}, engines read {IR_VERSION}")
     data = model.SerializeToString(deterministic=True)
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    return Graph(data, count_nodes(data), opset)
+    written = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    return Graph(data, count_nodes(data), written)
 
 
 def count_nodes(data: bytes) -> int:
@@ -139,7 +161,7 @@ def count_nodes(data: bytes) -> int:
     return count(model.graph.node)
 
 
-def _name_nodes(model: onnx.ModelProto, module_name: Callable[[str], str]) -> None:
+def _name_nodes(model: onnx.ModelProto, root: str, module_name: Callable[[str], str]) -> None:
     """Name every node by the network's module that it computes: `module/operator`, with a number where that repeats.
 
     The exporter notes the static form's parts at each node; what its optimiser put in belongs to the node before it.
@@ -149,18 +171,18 @@ def _name_nodes(model: onnx.ModelProto, module_name: Callable[[str], str]) -> No
         noted = {p.key: p.value for p in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
         if noted is not None:
             parts = [part for part in ast.literal_eval(noted)[:-1] if part]
-            module = module_name(parts[-1]) if parts else "network"
+            module = module_name(parts[-1]) if parts else root
         name = f"{module}/{node.op_type}"
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}.{used[name]}"
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def _strip(model: onnx.ModelProto, name: str) -> None:
     """Leave out what the exporter notes for debugging: it names files of the machine that exported."""
     model.ClearField("metadata_props")
     model.ClearField("doc_string")
     graph = model.graph
-    graph.name = "restoration"
+    graph.name = name
     del graph.value_info[:]
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("doc_string")

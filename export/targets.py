@@ -36,6 +36,7 @@ class Target:
         memory_gib: memory that the GPU can use; on a Jetson the CPU uses it too.
         workspace_mib: most scratch memory that the builder may give to one layer.
         made_there: the engine is built on the target itself: it is locked to that board's software.
+        metrics: what computes the metrics of a frame: NumPy on the `host`, or a `graph` in the engine.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     memory_gib: float | None = None
     workspace_mib: int = 1024
     made_there: bool = False
+    metrics: str = "host"
 
     def as_json(self) -> dict[str, Any]:
         """The target as `deploy targets --json` shows it."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,51 +54,68 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """PyTorch's exporter, which takes most of a small build, writes the graph of the same weights and size only once.
+    """PyTorch's exporter, which takes most of a small build, writes the same graph only once.
 
     Processes that test side by side share the graphs. The tests of the exporter itself call it every time.
     """
+    import export.metrics_graph
     import export.onnx
 
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "graphs"
     folder.mkdir(exist_ok=True)
-    export_graph = export.onnx.export_graph
+    export_graph, export_metrics = export.onnx.export_graph, export.metrics_graph.export_metrics
 
-    def once(net: Any, lines: int, samples: int) -> export.onnx.Graph:
+    def of_network(net: Any, lines: int, samples: int) -> export.onnx.Graph:
         said = hashlib.sha256(repr((type(net), net.config, lines, samples)).encode())
         for name, values in sorted(net.state_dict().items()):
             said.update(name.encode() + values.numpy().tobytes())
+        return once(said, lambda: export_graph(net, lines, samples))
+
+    def of_metrics(module: Any, spec: Any) -> export.onnx.Graph:
+        return once(hashlib.sha256(repr((module.names, spec)).encode()), lambda: export_metrics(module, spec))
+
+    def once(said: Any, make: Callable[[], export.onnx.Graph]) -> export.onnx.Graph:
         file = folder / f"{said.hexdigest()}.pickle"
         if file.exists():
             found: export.onnx.Graph = pickle.loads(file.read_bytes())
             return found
-        graph = export_graph(net, lines, samples)
+        graph = make()
         part = file.with_name(f"{os.getpid()}.part")
         part.write_bytes(pickle.dumps(graph))
         part.replace(file)
         return graph
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.onnx.export_graph", once)
+        patch.setattr("export.onnx.export_graph", of_network)
+        patch.setattr("export.metrics_graph.export_metrics", of_metrics)
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, graphs_once: None) -> Path:
     """A bundle of `tiny_checkpoint` for frames of 64x64 that overlap by 16; a test that writes to it takes a copy."""
+    return _tiny_bundle(tiny_checkpoint, "bundle")
+
+
+@pytest.fixture(scope="session")
+def metrics_bundle(tiny_checkpoint: Path, graphs_once: None) -> Path:
+    """The same, whose engine computes the metrics of a frame as well."""
+    return _tiny_bundle(tiny_checkpoint, "measuring", metrics="graph")
+
+
+def _tiny_bundle(checkpoint: Path, name: str, **asked: Any) -> Path:
     import torch
 
     from deploy.build import build
     from deploy.config import Config, with_overrides
 
-    flags = {"model.checkpoint": str(tiny_checkpoint), "input.frame": "64x64", "input.overlap": 16}
-    out = tiny_checkpoint.with_name("bundle")
-    threads = torch.get_num_threads()
+    flags = {"model.checkpoint": str(checkpoint), "input.frame": "64x64", "input.overlap": 16}
+    out, threads = checkpoint.with_name(name), torch.get_num_threads()
     # A network this small loses more to waiting threads than it gains.
     torch.set_num_threads(1)
     try:
-        build(with_overrides(Config(), flags), out)
+        build(with_overrides(Config(), flags), out, **asked)
     finally:
         torch.set_num_threads(threads)
     return out

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto
 
 from deploy.graphs import check_engine
 from export.targets import BUILT_IN, ENGINE_FILES
@@ -14,6 +16,8 @@ from runtime.engines import ENGINES, GPU_ENGINES, available_engines
 from runtime.engines.cuda import compute_capability
 from runtime.engines.onnxruntime_gpu import PROVIDERS
 from runtime.errors import InputError
+from runtime.metrics import METRIC_SETS
+from runtime.prompts import beyond
 from tests.contracts.command import Done, assert_failed, invoke
 
 Capsys = pytest.CaptureFixture[str]
@@ -24,13 +28,13 @@ not_here = pytest.mark.skipif(RUNS_HERE, reason="ONNX Runtime's CUDA provider ru
 
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Path, graphs_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For target `cuda`. To be read."""
+    """For target `cuda`, with metrics in the engine. To be read."""
     from deploy.build import build
     from deploy.config import Config, with_overrides
 
     flags = {"model.checkpoint": str(tiny_checkpoint), "target": "cuda", "input.frame": "64x64", "input.overlap": 16}
     out = tmp_path_factory.mktemp("cuda") / "bundle"
-    done = build(with_overrides(Config(), flags), out)
+    done = build(with_overrides(Config(), flags), out, metrics="graph")
     assert done["precision"]["chosen"] == "fp16" and done["runs_in"] == ENGINE
     assert done["deferred"] is None and done["engine"] is None and 0 < done["agreement"]["difference"] < 0.05
     return out
@@ -41,6 +45,10 @@ def test_the_bundle_is_complete_and_names_its_engine(bundle: Path) -> None:
     assert manifest.target.engine == ENGINE and manifest.engine is None and manifest.deferred is None
     assert manifest.target.sm is None and set(manifest.graphs) == {"fp32", "fp16"}
     assert "FP16" in manifest.evidence["fp16"]["arithmetic"] and "graphs/fp16.onnx" in files
+    # Metrics are float32 beside a network in FP16.
+    of_metrics = onnx.load_model_from_string(files[str(manifest.metrics_graph)])
+    assert TensorProto.FLOAT16 not in {t.data_type for t in of_metrics.graph.initializer}
+    assert set(manifest.evidence["metrics_apart"]) == set(METRIC_SETS[manifest.metric_set])
 
 
 def run(capsys: Capsys, bundle: Path, folder: Path, *options: str) -> Done:
@@ -54,7 +62,7 @@ def test_where_cuda_is_not_it_does_not_run_unless_another_engine_is_named(
 ) -> None:
     line = assert_failed(run(capsys, bundle, tmp_path), 3, "the bundle's engine for cuda does not run here")
     assert "--engine onnxruntime" in line and not (tmp_path / "out.npy").exists()
-    assert run(capsys, bundle, tmp_path, "--engine", "onnxruntime").code == 0
+    assert run(capsys, bundle, tmp_path, "--engine", "onnxruntime", "--json").json["metrics_by"] == "graph"
     assert np.load(tmp_path / "out.npy").shape == (64, 64, 31)
 
 
@@ -69,7 +77,9 @@ def test_other_commands_take_it_for_what_it_is(
     assert_failed(invoke(capsys, "bench", bundle), 3, "does not run here")
     assert_failed(invoke(capsys, "check", bundle, "--checkpoint", tiny_checkpoint), 3, "does not run here")
     assert invoke(capsys, "bench", bundle, "--frames", 1, "--engine", "onnxruntime").code == 0
-    served = invoke(capsys, "export-triton", bundle, "--out", tmp_path / "models", "--json").json
+    done = invoke(capsys, "export-triton", bundle, "--out", tmp_path / "models", "--json")
+    served = done.json
+    assert "NumPy's on the host: graphs/metrics.onnx is not served" in done.err
     assert served["engine"] == {"backend": "onnxruntime", "file": "model.onnx", "gpu": True}
     assert "cuda" in invoke(capsys, "targets", "--json").json["targets"]
 
@@ -83,6 +93,8 @@ def test_the_engine_that_flies_is_checked_in_fp16s_arithmetic_here(
     done = invoke(capsys, "check", bundle, *options)
     told = done.json.get("result", done.json)
     assert done.code in (0, 1) and "FP16's arithmetic" in str(told), done.err
+    assert set(told["metrics_apart"]) == set(METRIC_SETS["paper6"]) and not beyond(told["metrics_apart"])
+    assert "the metrics' graph against NumPy" in done.err
 
 
 def test_a_gpu_with_a_tensorrt_may_be_built_for_without_it(

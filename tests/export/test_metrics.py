@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +11,24 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession
+from onnx import TensorProto
 
 from calibration.degradations import DEGRADATIONS, bandloss, blur
-from export.metrics import COMPUTED, TOLERANCES, PromptMetrics
-from export.onnx import OPSET
-from runtime.engines.onnx_guard import OPSETS
-from runtime.errors import InputError
-from runtime.metrics import LOGARITHMS, METRIC_SETS, prompt_metrics
+from export.metrics import PromptMetrics
+from export.metrics_graph import compare_metrics, export_metrics
+from export.onnx import Graph
+from runtime.engines import EngineOptions, EngineSpec, open_metrics
+from runtime.engines.onnx_guard import OPSETS, check_onnx
+from runtime.errors import GateError, InputError
+from runtime.metrics import METRIC_SETS, prompt_metrics
+from runtime.prompts import beyond, differences
 from runtime.sources.simulator import simulate_scene
 from tests.runtime.test_metrics import defined_spectrum
 
 Float32 = NDArray[np.float32]
 SETS = ("paper6", "log6")
 TASKS = (None, *DEGRADATIONS)
+SPEC = EngineSpec(bands=12, lines=256, samples=255, metrics=6, layers=2, experts=4)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,9 +46,7 @@ def computed(metric_set: str, *cubes: Float32) -> Float32:
 
 
 def assert_near(found: Float32, expected: Float32, metric_set: str) -> None:
-    for name, value, wanted in zip(METRIC_SETS[metric_set], found, expected, strict=True):
-        limit = TOLERANCES[name] * (1 if name in LOGARITHMS else abs(wanted)) + 1e-7
-        assert abs(value - wanted) <= limit, (name, value, wanted)
+    assert not beyond(differences(found, expected, metric_set)), (found, expected)
 
 
 def worn(clean: Float32, task: str | None) -> Float32:
@@ -79,9 +79,9 @@ def test_metrics_of_damaged_real_cubes_are_numpys(name: str, scale: float, data_
             assert_near(found, prompt_metrics(cube, metric_set), metric_set)
 
 
-def special() -> Float32:
+def special(lines: int = 63, samples: int = 65) -> Float32:
     """A scene some bands of which are lost, constant beside another constant one, or equal."""
-    cube = simulate_scene(4, 12, 63, 65).truth.copy()
+    cube = simulate_scene(4, 12, lines, samples).truth.copy()
     cube[[0, 3, 4]] = 0
     cube[6], cube[7], cube[8] = 0.3, 0.7123, 1.0
     cube[10] = cube[9]
@@ -155,31 +155,48 @@ def test_sets_that_need_numpy_and_cubes_of_few_bands_are_refused() -> None:
     assert caught.value.key == "bands"
 
 
-def test_tolerances_are_of_what_is_computed() -> None:
-    assert set(TOLERANCES) == set(COMPUTED) and {n for s in SETS for n in METRIC_SETS[s]} <= set(COMPUTED)
-
-
 # The graph
 
 
-@pytest.mark.parametrize(("metric_set", "opset"), [("paper6", OPSETS.start), ("log6", OPSET)])
-def test_the_graph_computes_what_the_module_does(metric_set: str, opset: int) -> None:
-    scene = special()
-    module = PromptMetrics(metric_set, *scene.shape).eval()
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module, (torch.zeros(1, *scene.shape),), dynamo=True, input_names=["cube"], output_names=["metrics"],
-            opset_version=opset, verbose=False,
-        )  # fmt: skip
-    assert program is not None
-    model = program.model_proto
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", opset)]
-    assert not {"DFT", "STFT", "Loop", "If"} & {node.op_type for node in model.graph.node}
-    assert onnx.TensorProto.DOUBLE not in {tensor.data_type for tensor in model.graph.initializer}
-    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    cubes = [worn(simulate_scene(6, *scene.shape).truth, task) for task in TASKS]
-    for cube in (*cubes, scene, np.zeros_like(scene), bandloss(scene, np.random.default_rng(0), rate=1.0)):
-        (found,) = session.run(None, {"cube": cube[None]})
-        assert found.shape == (1, 6)
-        assert_near(found[0], computed(metric_set, cube)[0], metric_set)
+Exported = tuple[str, PromptMetrics, Graph]
+
+
+@pytest.fixture(scope="module", params=SETS)
+def exported(request: pytest.FixtureRequest) -> Exported:
+    module = PromptMetrics(request.param, *SPEC.frame_shape[1:])
+    return request.param, module, export_metrics(module, SPEC)
+
+
+def test_the_graph_computes_what_the_module_does(exported: Exported) -> None:
+    metric_set, module, graph = exported
+    scene = special(*SPEC.frame_shape[2:])
+    with open_metrics("onnxruntime", graph.data, SPEC, EngineOptions(1)) as session:
+        cubes = [worn(simulate_scene(6, *scene.shape).truth, task) for task in TASKS]
+        for cube in (*cubes, scene, np.zeros_like(scene), bandloss(scene, np.random.default_rng(0), rate=1.0)):
+            (found,) = session.compute(cube[None])
+            with torch.inference_mode():
+                assert_near(found[0], module(torch.from_numpy(cube)[None])[0].numpy(), metric_set)
+
+
+def test_the_graph_is_one_that_every_engine_reads(exported: Exported) -> None:
+    _, _, graph = exported
+    check_onnx(graph.data)
+    model = onnx.load_model_from_string(graph.data)
+    assert graph.opset == OPSETS.start and graph.nodes == len(model.graph.node)
+    assert {tensor.data_type for tensor in model.graph.initializer} <= {TensorProto.FLOAT, TensorProto.INT64}
+    assert all(node.name.startswith("metrics/") for node in model.graph.node)
+    assert not model.metadata_props and str(Path(__file__).parents[2]).encode() not in graph.data
+
+
+def test_the_graph_is_held_against_numpy_before_it_is_written(exported: Exported) -> None:
+    metric_set, _, graph = exported
+    frames = [worn(simulate_scene(6, *SPEC.frame_shape[1:]).truth, task)[None] for task in ("noise", "blur")]
+    apart = compare_metrics(graph, SPEC, metric_set, frames)
+    assert list(apart) == list(METRIC_SETS[metric_set]) and not beyond(apart) and max(apart.values()) > 0
+    model = onnx.load_model_from_string(graph.data)
+    window = next(t for t in model.graph.initializer if "far" in t.name)
+    window.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(window) * np.float32(1.001), window.name))
+    wrong = replace(graph, data=model.SerializeToString())
+    with pytest.raises(GateError, match="does not compute what NumPy does") as caught:
+        compare_metrics(wrong, SPEC, metric_set, frames)
+    assert caught.value.key == METRIC_SETS[metric_set][0] and "--metrics host" in caught.value.remedy
