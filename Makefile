@@ -47,6 +47,7 @@ bench: install ## every benchmark, one table each
 
 # Linux shares the processor among sessions first, by each session's own niceness, and only then among processes.
 train-background: install ## train RECIPE on SCENES at low priority, from where it was; the log tells its process, `kill` ends it
+	@test -f training/recipes/$(RECIPE).yaml || { echo "training/recipes/$(RECIPE).yaml: no such recipe" >&2; exit 2; }
 	@mkdir -p $(RUNS)/$(RECIPE)
 	@exec 9>$(RUNS)/$(RECIPE)/background; \
 		flock -n 9 || { echo "$(RUNS)/$(RECIPE): a process trains here already" >&2; exit 3; }; \

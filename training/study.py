@@ -62,10 +62,16 @@ def recipe_of(file: Path, study: Study, name: str, seed: int) -> Recipe:
     content = copy.deepcopy(base.model_dump(mode="json"))
     for path, value in study.variants[name].changes.items():
         *parents, key = path.split(".")
-        inner = content
-        for parent in parents:
-            inner = inner[parent]
-        inner[key] = value
+        inner: Any = content
+        try:
+            for parent in parents:
+                inner = inner[parent]
+            inner[key] = value
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                "no such key in the recipe", file=file, key=f"variants.{name}.changes", value=path,
+                remedy="give the whole part where the recipe has none of it",
+            ) from error  # fmt: skip
     return load_recipe(file.parent / study.recipe, **{**content, "seed": seed, "name": f"{base.name}-{name}-{seed}"})
 
 

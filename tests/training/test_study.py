@@ -110,6 +110,8 @@ def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(
         ({"seeds": []}, "at least 1"),
         ({"variants": {"full": {"about": "x", "change": {}}}}, "not permitted"),
         ({"variants": {"full": {"about": "x", "changes": {"network.width": 3}}}}, "has no key width"),
+        ({"variants": {"full": {"about": "x", "changes": {"optimizer.steps": 3}}}}, "no such key in the recipe"),
+        ({"variants": {"full": {"about": "x", "changes": {"ease.first": 0.5}}}}, "no such key in the recipe"),
         ({"recipe": "none.yaml"}, "cannot be read"),
     ],
     ids=str,
