@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 # What is trained, and on which folders of scenes.
 RECIPE ?= damp-base
 DATA ?= $(or $(DAMP_DATA),../shared/data)
-SCENES ?= $(DATA)/cave $(DATA)/rgb/bsds-train
+SCENES ?= $(DATA)/cave $(if $(shell grep -s "photographs:" training/recipes/$(RECIPE).yaml),$(DATA)/rgb/bsds-train)
 RUNS ?= runs
 TRAIN_ARGS ?=
 SLOW ?=
@@ -17,7 +17,7 @@ EXTRAS := cpu,export,report,rtx,openvino,dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPED := -p runtime -p calibration -p deploy
-BENCHMARKS = $(sort $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))))
+BENCHMARKS = $(sort gpu $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -49,12 +49,14 @@ bench: install ## every benchmark, one table each
 train-background: install ## train RECIPE on SCENES at low priority, from where it was; the log tells its process, `kill` ends it
 	@test -f training/recipes/$(RECIPE).yaml || { echo "training/recipes/$(RECIPE).yaml: no such recipe" >&2; exit 2; }
 	@mkdir -p $(RUNS)/$(RECIPE)
-	@exec 9>$(RUNS)/$(RECIPE)/background; \
+	@exec 9>$(RUNS)/$(RECIPE)/background; log=$(RUNS)/$(RECIPE)/log; touch $$log; from=$$(wc -c <$$log); \
 		flock -n 9 || { echo "$(RUNS)/$(RECIPE): a process trains here already" >&2; exit 3; }; \
 		OMP_NUM_THREADS=1 setsid sh -c '{ echo 19 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 19 "$$@"' train \
 		$(BIN)/python -m training.train --device cpu --recipe training/recipes/$(RECIPE).yaml \
-		--data $(SCENES) --out $(RUNS)/$(RECIPE) $(TRAIN_ARGS) </dev/null >>$(RUNS)/$(RECIPE)/log 2>&1 & \
-		echo "$(RECIPE) trains as process $$!; $(RUNS)/$(RECIPE)/log tells how far it is"
+		--data $(SCENES) --out $(RUNS)/$(RECIPE) $(TRAIN_ARGS) </dev/null >>$$log 2>&1 & \
+		until tail -c +$$((from + 1)) $$log | grep -q ' at step '; do sleep 0.2; \
+			kill -0 $$! 2>/dev/null || { tail -n 1 $$log >&2; exit 3; }; done; \
+		echo "$(RECIPE) trains as process $$!; $$log tells how far it is"
 
 lint: lint-style lint-types lint-imports ## style, types (as Python 3.11 and 3.10 see them) and the direction of imports
 

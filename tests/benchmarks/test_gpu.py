@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu
-from benchmarks.gpu_commands import library_path
-from benchmarks.gpu_run import ROOT, Found, Step, errors, report, run_steps, well
+from benchmarks.gpu.__main__ import STEPS
+from benchmarks.gpu.commands import library_path
+from benchmarks.gpu.run import ROOT, Found, Step, errors, report, run_steps, well
 from tests.contracts.command import assert_finite
 
 FOUND = """
 import os, subprocess, sys, time
 from pathlib import Path
-from benchmarks.gpu_run import Found
+from benchmarks.gpu.run import Found
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 found = Found(Path(given["--found"]), float(given["--seconds"]))
 with found.line("first") as row:
@@ -168,7 +168,7 @@ def test_the_rehearsal_has_every_figure(tmp_path: Path) -> None:
     done = run("--cpu", "--seconds", 5000, "--out", tmp_path, seconds=5400)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads((tmp_path / "gpu.json").read_bytes())
-    assert list(told) == list(gpu.STEPS) and all(map(well, told.values()))
+    assert list(told) == list(STEPS) and all(map(well, told.values()))
     assert_finite(told)
     lines: dict[str, dict[str, Any]] = {name: each["lines"] for name, each in told.items()}
     assert lines["environment"]["ceilings"]["bf16 product TFLOP/s"] > 0
@@ -177,6 +177,7 @@ def test_the_rehearsal_has_every_figure(tmp_path: Path) -> None:
     assert all(row["same experts"] for row in lines["parity"].values()) and len(lines["parity"]) == 3
     for precision, row in lines["engines"].items():
         assert row["golden frame off by"] <= row["of at most"] and row["tiled cube off by"] == 0, precision
+    assert all("psnr_drop_db" in row for row in lines["check"].values()) and len(lines["check"]) == 2
     for line in ("fp32", "int8, the rest fp32", "int8, the rest fp16"):
         assert_timed(lines["int8"][line], "host")
     assert all(row["times PyTorch"] > 0 for row in lines["bench"].values()) and len(lines["bench"]) == 2
@@ -185,5 +186,5 @@ def test_the_rehearsal_has_every_figure(tmp_path: Path) -> None:
     for way in ("onnxruntime, fp32", "onnxruntime, fp16", *forms):
         assert_timed(lines["latency"][way], "host", "device")
     tables = (tmp_path / "gpu.md").read_text()
-    assert all(f"## {name}\n" in tables for name in gpu.STEPS)
-    assert all((tmp_path / f"{name}.log").exists() for name in gpu.STEPS)
+    assert all(f"## {name}\n" in tables for name in STEPS)
+    assert all((tmp_path / f"{name}.log").exists() for name in STEPS)

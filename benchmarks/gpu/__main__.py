@@ -17,18 +17,19 @@ from pathlib import Path
 
 from runtime.durable import write_bytes
 
-from .gpu_run import Found, Setting, Step, errors, report, run_steps, well
+from .run import Found, Setting, Step, errors, report, run_steps, well
 
 STEPS = {
-    "environment": ("gpu_engines", 15),
-    "contracts": ("gpu_commands", 60),
-    "bundles": ("gpu_commands", 130),
-    "parity": ("gpu_engines", 40),
-    "engines": ("gpu_engines", 40),
-    "int8": ("gpu_engines", 50),
-    "bench": ("gpu_commands", 60),
-    "training": ("gpu_training", 200),
-    "latency": ("gpu_engines", 160),
+    "environment": ("engines", 15),
+    "contracts": ("commands", 60),
+    "bundles": ("commands", 130),
+    "parity": ("engines", 40),
+    "engines": ("engines", 40),
+    "check": ("commands", 70),
+    "int8": ("engines", 50),
+    "bench": ("commands", 60),
+    "training": ("training", 200),
+    "latency": ("engines", 160),
 }
 """Step -> module that has it, and its part of the time. What may take long comes last, and gets what others leave."""
 
@@ -36,13 +37,16 @@ STEPS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="the CPU for the GPU, damp-nano, frames of 64x64")
+    parser.add_argument("--model", help="a packaged one, or a checkpoint [damp-small]")
+    parser.add_argument("--size", type=int, help="lines and samples of a frame [256]")
     parser.add_argument("--seconds", type=float, default=560.0, help="of all steps together")
     parser.add_argument("--steps", default=",".join(STEPS), help="those to run; what others found before is kept")
     parser.add_argument("--out", type=Path, default=Path("build/gpu"))
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    setting = Setting(asked.out.resolve(), asked.cpu)
+    model, size = asked.model or ("damp-nano" if asked.cpu else "damp-small"), asked.size or (64 if asked.cpu else 256)
+    setting = Setting(asked.out.resolve(), asked.cpu, model, size)
     if asked.step:
         module = import_module(f".{STEPS[asked.step][0]}", __package__)
         getattr(module, asked.step)(setting, Found(asked.found, asked.seconds))
@@ -57,6 +61,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     setting.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--out", str(setting.out), *(["--cpu"] * asked.cpu)]
+    command += ["--model", model, "--size", str(size)]
     steps = [Step(name, [*command, "--step", name], STEPS[name][1]) for name in names]
     file = setting.out / "gpu.json"
     results = json.loads(file.read_bytes()) if file.exists() else {}

@@ -12,7 +12,7 @@ from training.data import Draws, Scenes
 from training.recipe import Patches, load_recipe
 from training.run import Way, begin, step
 
-from .gpu_run import ROOT, Found, Setting
+from .run import ROOT, Found, Setting
 
 WAYS = {
     "as on a CPU: float32, chosen experts": Way(),

@@ -27,9 +27,9 @@ from runtime.engines.cuda import open_cuda
 from runtime.errors import GateError
 from runtime.machine import available_cores
 
-from .gpu_commands import TARGETS
-from .gpu_run import Found, Setting
-from .int8 import in_int8
+from ..int8 import in_int8
+from .commands import TARGETS
+from .run import Found, Setting
 
 Float32 = NDArray[np.float32]
 Probe = tuple[Float32, Float32]

@@ -16,16 +16,21 @@ from typing import Any
 
 from runtime.durable import write_bytes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENDED = "ended"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a step is told: the folder of all results, and whether the CPU stands for the GPU."""
+    """What a step is told: the folder of all results, whether the CPU stands for the GPU, network and frame.
+
+    `model` is a packaged one or a checkpoint, `size` the lines and samples of a frame.
+    """
 
     out: Path
     cpu: bool
+    model: str
+    size: int
 
     @property
     def device(self) -> str:
@@ -42,21 +47,12 @@ class Setting:
         return "bf16" if self.cpu else "fp16"
 
     @property
-    def model(self) -> str:
-        return "damp-nano" if self.cpu else "damp-small"
-
-    @property
-    def size(self) -> int:
-        """Lines and samples of a frame."""
-        return 64 if self.cpu else 256
-
-    @property
     def turns(self) -> int:
         """Frames that every way is timed with, where the time suffices."""
         return 20 if self.cpu else 200
 
     def bundle(self, precision: str) -> Path:
-        return self.out / "bundles" / f"{self.model}-{self.size}-{precision}"
+        return self.out / "bundles" / f"{Path(self.model).stem}-{self.size}-{precision}"
 
 
 class Found:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .gpu_run import ROOT, Found, Setting
+from .run import ROOT, Found, Setting
 
 CONTRACTS = (
     "tests/runtime/test_cuda.py",
@@ -23,6 +23,8 @@ CONTRACTS = (
 )
 TARGETS = {"fp32": "cpu", "fp16": "cuda"}
 """Precision -> target that is built for; either bundle is then opened in the engine that is looked at."""
+MEASURED_BY = {"fp32": "host", "fp16": "graph"}
+"""Precision -> what computes the prompt metrics: the CPU, or the engine's device."""
 
 
 def contracts(setting: Setting, found: Found) -> None:
@@ -70,7 +72,7 @@ def bundles(setting: Setting, found: Found) -> None:
             return {"built": "before"}
         told = deploy(
             "build", "--target", TARGETS[precision], "--checkpoint", setting.model, "--precision", precision,
-            "--size", f"{setting.size}x{setting.size}", "--out", out,
+            "--size", f"{setting.size}x{setting.size}", "--metrics", MEASURED_BY[precision], "--out", out,
         )  # fmt: skip
         return {"build s": time.monotonic() - began, "target": told["target"], "agreement": told["agreement"]}
 
@@ -80,6 +82,17 @@ def bundles(setting: Setting, found: Found) -> None:
         for precision, future in futures.items():
             with found.line(setting.bundle(precision).name, 0.9) as row:
                 row |= future.result()
+
+
+def check(setting: Setting, found: Found) -> None:
+    """`deploy check`: the engine as a user judges it, against PyTorch in float32 on the CPU."""
+    for precision in TARGETS:
+        with found.line(precision, 0.7) as row:
+            told = deploy(
+                "check", setting.bundle(precision), "--engine", setting.engine, "--checkpoint", setting.model,
+                "--variants", precision,
+            )  # fmt: skip
+            row |= {name: gate["measured"] for name, gate in told["gates"].items()}
 
 
 def bench(setting: Setting, found: Found) -> None:
