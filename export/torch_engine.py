@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.devices import usable
 from export.networks import architecture_of
 from runtime.engines import Engine, EngineSpec
 from runtime.engines.contract import Float32
@@ -60,14 +61,13 @@ class TorchEngine(Engine):
                 raise InputError(
                     f"PyTorch runs no such {key}", key=key, value=value, remedy=f"one of {', '.join(known)}"
                 )
-        self._device, self._form, self._precision = _usable(device), form, precision
+        self._device, self._form, self._precision = usable(device), form, precision
         if form == "graph" and self._device.type != "cuda":
             raise MachineError(
                 "only a GPU has CUDA graphs", key="form", value=f"graph on {device}", remedy="choose another form"
             )
         self._net = net.eval() if form == "reference" else architecture_of(net).deployment_form(net)
         if self._device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
             self._net = copy.deepcopy(self._net).to(self._device)
         self._run: Forward = self._net
         if form in ("compiled", "graph"):
@@ -162,23 +162,6 @@ class TorchEngine(Engine):
             return results
 
         return run
-
-
-def _usable(name: str) -> torch.device:
-    """The device, tried. Raises InputError for another kind, MachineError where this machine cannot use it."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError("no such device", key="device", value=name, remedy="choose cpu or cuda")
-    try:
-        torch.ones(1, device=device).sum().item()
-    except (RuntimeError, AssertionError) as error:
-        raise MachineError(
-            "PyTorch cannot use the device here", key="device", value=name, remedy="choose cpu, or mend its driver"
-        ) from error
-    return device
 
 
 def _compiled(net: nn.Module) -> Forward:

@@ -105,19 +105,12 @@ def metrics_bundle(tiny_checkpoint: Path, graphs_once: None) -> Path:
 
 
 def _tiny_bundle(checkpoint: Path, name: str, **asked: Any) -> Path:
-    import torch
-
     from deploy.build import build
     from deploy.config import Config, with_overrides
 
     flags = {"model.checkpoint": str(checkpoint), "input.frame": "64x64", "input.overlap": 16}
-    out, threads = checkpoint.with_name(name), torch.get_num_threads()
-    # A network this small loses more to waiting threads than it gains.
-    torch.set_num_threads(1)
-    try:
-        build(with_overrides(Config(), flags), out, **asked)
-    finally:
-        torch.set_num_threads(threads)
+    out = checkpoint.with_name(name)
+    build(with_overrides(Config(), flags), out, **asked)
     return out
 
 
@@ -131,13 +124,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Two threads are what the tests were measured with; tests that need PyTorch have imported it by now.
+    """One thread: sums in one order, and networks this small lose more to waiting threads than they gain.
 
-    The first `torch.sqrt` of a process was seen to be inexact in one of two threads, so a small one goes first.
+    Tests that need PyTorch have imported it by now.
     """
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
-        torch.sqrt(torch.rand(1))
+        torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

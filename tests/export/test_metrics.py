@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,15 +28,6 @@ Float32 = NDArray[np.float32]
 SETS = ("paper6", "log6")
 TASKS = (None, *DEGRADATIONS)
 SPEC = EngineSpec(bands=12, lines=256, samples=255, metrics=6, layers=2, experts=4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Cubes this small lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def computed(metric_set: str, *cubes: Float32) -> Float32:

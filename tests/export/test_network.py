@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -33,15 +32,6 @@ def reference(name: str) -> Golden:
 def run(net: Damp, frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         return net(frame, metrics)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # The reference

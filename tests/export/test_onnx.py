@@ -28,16 +28,6 @@ from runtime.errors import GateError, InputError
 from runtime.metrics import prompt_metrics
 from tests.export.checkpoints import SMALL, golden, network
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # The static form, in float64: rounding cannot hide a mistake
 
 

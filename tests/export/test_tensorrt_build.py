@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from calibration.typed import half_precision
 from export.networks.damp import DampConfig
@@ -24,12 +23,7 @@ pytestmark = pytest.mark.skipif(tensorrt_version("tensorrt-rtx") is None, reason
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_every_configuration_builds(config: DampConfig, tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        graph = export_graph(network(config), 64, 64).data
-    finally:
-        torch.set_num_threads(threads)
+    graph = export_graph(network(config), 64, 64).data
     for name, data in (("fp32", graph), ("fp16", half_precision(graph).data)):
         assert [f for f in lint(data, tensorrt="10.3", kind="tensorrt", sm="8.7") if f.severity == "error"] == []
         made = build_engine(data, Request("tensorrt-rtx", "8.9", 64), tmp_path / name)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -28,15 +27,6 @@ from tests.contracts.engine import EngineContract, inputs
 from tests.contracts.graphs import SMALL, known_graph, known_model
 
 ONE = EngineOptions(threads=1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_graph(bundle: Path) -> tuple[bytes, EngineSpec]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from runtime.errors import ConfigError
@@ -54,21 +52,12 @@ def shortened(folder: Path, **changes: Any) -> Path:
     return file
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def run(monkeypatch: pytest.MonkeyPatch, file: Path, *more: str) -> None:
     arguments = ["--study", file, "--data", file.parent, "--out", file.parent / "out", *more]
     monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
     command.main()
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
 def test_the_table_is_what_the_runs_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -89,7 +78,6 @@ def test_the_table_is_what_the_runs_logged(
         assert all((row[cost] == "") if name == "none" else np.isfinite(float(row[cost])) for cost in COSTS)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
