@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +17,8 @@ from calibration.baselines import BASELINES
 from calibration.degradations import UNSEEN
 from export.networks import load_checkpoint
 from export.networks.damp import Damp
-from runtime.errors import DeployError, InputError
+from runtime.errors import InputError
+from training.console import told
 from training.recipe import Recipe, load_recipe
 
 GOALS: Mapping[str, float] = MappingProxyType(
@@ -162,14 +162,11 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, required=True, help="what `deploy evaluate --json` printed")
     parser.add_argument("--took", required=True, help="how long the training took, and on what")
     arguments = parser.parse_args()
-    try:
+    with told():
         net = load_checkpoint(arguments.checkpoint)
         tasks, scenes = read_evaluation(arguments.evaluation, Path(net.facts.file))
         size = Path(net.facts.file).stat().st_size
         print(card(net, load_recipe(arguments.recipe), tasks, scenes, arguments.took, size), end="")
-    except DeployError as error:
-        print(f"error: {error.one_line()}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

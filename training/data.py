@@ -6,7 +6,7 @@ draws other fields of noise than a CPU's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from export.metrics import PromptMetrics
 from runtime.errors import CubeError, CubeFileError, InputError
 from runtime.files import read_cube
+from runtime.metrics import prompt_metrics
 from training.degrading import DAMAGES, sent
 from training.pack import CODED, read_coded
 from training.photographs import SUFFIXES, linear, read_photograph, spectra
@@ -115,7 +116,7 @@ class Draws:
             centres = np.linspace(spacing.first, spacing.last, spacing.count)
             self._spectra = torch.from_numpy(spectra(tuple(centres))).to(device)
         sizes = {patches.size for patches in recipe.patches}
-        self._metrics = {s: PromptMetrics(config.metric_set, config.bands, s, s).to(device) for s in sizes}
+        self._metrics = {s: _measuring(config.metric_set, config.bands, s, device) for s in sizes}
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
@@ -143,6 +144,14 @@ class Draws:
         else:
             patch = draw_patch(self._cubes[rng.integers(len(self._cubes))], self.recipe.config.bands, size, rng)
         return brightened(patch, self.recipe.data.gain, rng)
+
+
+def _measuring(metric_set: str, bands: int, size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What computes the metrics [B, M] of patches [B, bands, size, size]; NumPy those of sets that torch has not."""
+    try:
+        return PromptMetrics(metric_set, bands, size, size).to(device)
+    except InputError:
+        return lambda cubes: sent(np.stack([prompt_metrics(c, metric_set) for c in cubes.cpu().numpy()]), device)
 
 
 def draw_patch(scene: Tensor, bands: int, size: int, rng: np.random.Generator) -> Tensor:

@@ -13,7 +13,6 @@ import argparse
 import io
 import lzma
 import math
-import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +24,14 @@ from rich.progress import track
 
 from export.networks.damp.config import SIZE_MULTIPLE
 from runtime.durable import write_bytes
-from runtime.errors import CubeFileError, DeployError, InputError
+from runtime.errors import CubeFileError, InputError
 from runtime.files import read_cube
+from training.console import told
 
 MEBIBYTE = 2**20
 CODED = ".scene"
 """Ending of a coded scene."""
+BITS = range(2, 17)
 SHARES = tuple(np.sqrt(np.arange(1, 0, -0.05)))
 """Shares of a scene's sides, in twentieths of its area, largest first."""
 
@@ -103,6 +104,8 @@ def read_coded(file: Path) -> NDArray[np.float32]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             differences, largest, bits = (archive[name] for name in ("differences", "largest", "bits"))
+        if differences.ndim != 3 or differences.dtype not in (np.uint8, np.uint16) or int(bits) not in BITS:
+            raise ValueError(f"{differences.dtype} {differences.shape}, {bits} bits")
         codes = np.cumsum(differences, axis=0, dtype=differences.dtype)
         return np.asarray(np.square(codes / np.float32(2 ** int(bits) - 1)) * np.float32(largest), np.float32)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, lzma.LZMAError) as error:
@@ -132,15 +135,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of .npz scenes")
     parser.add_argument("--out", type=Path, required=True, help="an empty or new folder")
     parser.add_argument("--mebibytes", type=float, default=48, help="largest size of the packed scenes together [48]")
-    parser.add_argument("--bits", type=int, choices=range(2, 17), metavar="2-16", help="code values in so many bits")
+    parser.add_argument("--bits", type=int, choices=BITS, metavar="2-16", help="code values in so many bits")
     arguments = parser.parse_args()
-    try:
+    with told():
         if not 0 < arguments.mebibytes < math.inf:
             raise InputError("not a size", key="--mebibytes", value=arguments.mebibytes, remedy="give more than 0")
         sizes = pack(arguments.data, arguments.out, int(arguments.mebibytes * MEBIBYTE), arguments.bits)
-    except DeployError as error:
-        print(f"error: {error.one_line()}", file=sys.stderr)
-        sys.exit(error.exit_code)
     print(f"{len(sizes)} scenes, {sum(sizes.values()) / MEBIBYTE:.1f} MiB in {arguments.out}")
 
 

@@ -32,6 +32,9 @@ D65 = (
 """CIE standard illuminant D65 (ISO/CIE 11664-2) from 380 to 720 nm."""
 SRGB = ((3.2406, -1.5372, -0.4986), (-0.9689, 1.8758, 0.0415), (0.0557, -0.2040, 1.0570))
 """XYZ to linear sRGB, IEC 61966-2-1."""
+MODES = ("RGB", "L")
+LARGEST = 64_000_000
+"""Pixels: 3 GB on the way."""
 HALVED = 2
 """Sides are divided by it, which averages away what JPEG and the mosaic of the camera's filters left."""
 
@@ -47,10 +50,16 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
     The square root keeps dark pixels apart in a byte; `linear` undoes it.
 
     Raises:
-        InputError: the file is no photograph.
+        InputError: the file is no photograph, or another than 8 bits of RGB or grey without transparency, or too large.
     """
     try:
         with Image.open(path) as image:
+            if image.mode not in MODES or "transparency" in image.info or image.width * image.height > LARGEST:
+                told = f"{image.width} x {image.height}, {image.mode}"
+                raise InputError(
+                    "is no photograph of 8 bits a colour, opaque, and of at most 64 megapixels", file=path, value=told,
+                    remedy="convert it, or leave it out",
+                )  # fmt: skip
             encoded = np.asarray(image.convert("RGB"), np.float32) / 255
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError("is no photograph", file=path, value=error, remedy="leave it out") from error

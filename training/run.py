@@ -13,6 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from export.networks import load_checkpoint
 from export.networks.damp import Damp
@@ -40,7 +41,8 @@ class Way:
     """How a device trains.
 
     Attributes:
-        dense: every expert runs for every patch: nothing that the device computed is asked for.
+        dense: every expert runs for every patch: nothing that the device computed is asked for. One that no patch chose
+            has gradients of zero, and so decays like the others; with chosen experts alone it stays as it is.
         compiled: by torch.compile; each size of patch compiles anew.
         half: bfloat16 where autocast takes it.
         fused: the optimiser's own kernel.
@@ -140,9 +142,25 @@ def begin(recipe: Recipe, draws: Draws, way: Way | None = None) -> Run:
     learned = [p for p in net.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learned, weight_decay=recipe.optimiser.weight_decay, fused=way.fused)
     usage = torch.full((recipe.config.layers, recipe.config.experts), 1 / recipe.config.experts, device=device)
-    routed: Routed = torch.compile(net.routed, dynamic=False) if way.compiled else net.routed
+    routed = compiled(net.routed) if way.compiled else net.routed
     ema = {k: v.clone() for k, v in net.state_dict().items()}
     return Run(net, optimiser, ema, standard.to(device), usage, routed, way, recipe.optimiser.steps)
+
+
+def compiled(routed: Routed) -> Routed:
+    """The network by torch.compile, which compiles at the first call. It raises MachineError where that fails."""
+    fast = torch.compile(routed, dynamic=False)
+
+    def run(frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        try:
+            return fast(frame, metrics)
+        except TorchDynamoException as error:
+            raise MachineError(
+                "PyTorch cannot compile the network here", key="--device", value=str(error).strip().partition("\n")[0],
+                remedy="--eager trains without; compiling needs a C++ compiler, on a GPU Triton",
+            ) from error  # fmt: skip
+
+    return run
 
 
 def save(run: Run, recipe: Recipe, file: Path) -> None:
@@ -279,22 +297,3 @@ def averaged(run: Run, recipe: Recipe) -> Damp:
     net.to(run.device)
     run.standard.fold(net)
     return net
-
-
-def usable(device: str) -> torch.device:
-    """The device of a name, tried. Raises InputError for another kind, MachineError where this machine has none."""
-    if device.partition(":")[0] not in WAYS:
-        raise InputError("no such device", key="--device", value=device, remedy="choose cpu or cuda")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise InputError("no such device", key="--device", value=device, remedy="choose cpu or cuda") from error
-    try:
-        torch.ones(1, device=found).sum().item()
-    except (RuntimeError, AssertionError) as error:
-        raise MachineError(
-            "this machine cannot use the device", key="--device", value=device, remedy="choose cpu, or mend its driver"
-        ) from error
-    # TensorFloat-32 would round float32 convolutions to ten bits without a word.
-    torch.backends.cudnn.allow_tf32 = False
-    return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from rich.progress import track
 
 from calibration.degradations import DEGRADATIONS, TRAINING
 from runtime.durable import write_bytes
-from runtime.errors import DeployError, InputError, MachineError
+from runtime.errors import InputError, MachineError
 from runtime.files import read_cube
 from runtime.metrics import METRIC_SETS, prompt_metrics
+from training.console import told
 
 Float32 = NDArray[np.float32]
 
@@ -323,16 +323,13 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=65535.0, help="digital number that stands for 1.0")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    try:
+    with told():
         for key in ("patches", "size", "scale"):
             value = getattr(given, key)
             if not value > 0:
                 raise InputError("must be above 0", key=f"--{key}", value=value, remedy="leave it out for the default")
         held = given.held.split(",")
         outcome = study(given.data, given.out, held, given.patches, given.size, given.scale, given.seed)
-    except DeployError as error:
-        print(f"error: {error.one_line()}", file=sys.stderr)
-        sys.exit(error.exit_code)
     print(f"accuracy {outcome.accuracy:.3f} on scenes never seen")
     print(", ".join(f"{name} {share:.3f}" for name, share in zip(outcome.names, outcome.recall, strict=True)))
 

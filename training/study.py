@@ -14,7 +14,6 @@ import copy
 import csv
 import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,11 +25,12 @@ from pydantic import Field
 from calibration.degradations import TRAINING, UNSEEN
 from export.networks import load_checkpoint
 from runtime.durable import write_bytes
-from runtime.errors import ConfigError, DeployError, InputError
+from runtime.errors import ConfigError, InputError
+from training.console import console, told
 from training.curves import read_rows
 from training.data import load_scenes
 from training.recipe import Part, Recipe, load_recipe, read_yaml
-from training.train import console, train
+from training.train import train
 from training.validation import COSTS, held_scenes, prompt_costs
 
 TASKS = (*TRAINING, *UNSEEN)
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--variants", help="some of the study's, by commas")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda")
     arguments = parser.parse_args()
-    try:
+    with told():
         study = load_study(arguments.study)
         names = arguments.variants.split(",") if arguments.variants else list(study.variants)
         unknown = sorted(set(names) - set(study.variants))
@@ -160,12 +160,6 @@ def main() -> None:
         write_bytes(arguments.out / "study.csv", stream.getvalue().encode())
         write_bytes(arguments.out / "study.md", markdown(study, found).encode())
         print(markdown(study, found))
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on")
-        sys.exit(130)
-    except DeployError as error:
-        console.print(f"error: {error.one_line()}", markup=False)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -13,32 +13,32 @@ import fcntl
 import hashlib
 import math
 import signal
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from export.devices import usable
 from export.networks import load_checkpoint, save_checkpoint
 from export.networks.damp import Damp
-from runtime.errors import ConfigError, DeployError, InputError, MachineError
+from runtime.errors import ConfigError, InputError, MachineError
+from training.console import console, told
 from training.curves import append_row, draw_curves, drop_rows_after, read_rows
 from training.data import Draws, Scenes, load_scenes
 from training.recipe import Recipe, load_recipe
-from training.run import Run, adopt, averaged, begin, resume, save, step, usable
+from training.run import WAYS, Run, adopt, averaged, begin, resume, save, step
 from training.validation import HeldScene, held_scenes, validate
 
 PACE_STEPS = 50
 """Steps that `minutes` are counted by, after as many to warm up."""
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def train(
@@ -49,6 +49,7 @@ def train(
     *,
     minutes: float | None = None,
     weights: Path | None = None,
+    eager: bool = False,
 ) -> Path:
     """Run the recipe to its end (or go on with it) and return the path of the written checkpoint.
 
@@ -63,23 +64,27 @@ def train(
         device: `cpu` or `cuda`.
         minutes: in place of the recipe's steps, as many as fit into this time, counted at the start of the run.
         weights: a checkpoint of the same network that the run goes on with where it validates better.
+        eager: nothing is compiled, which only a GPU would have.
 
     Raises:
-        DeployError: no data, no such device, another recipe's state, a start that does not fit, a full disk, or another
-            process at the same run.
+        DeployError: no data, no such device, another recipe's state, a start that does not fit, a full disk, another
+            process at the same run, or nothing that compiles.
         KeyboardInterrupt: stopped; the state is saved, the same call goes on.
     """
-    place = usable(device)
+    began = time.monotonic()
+    place = usable(device, "--device")
     recipe = recipe.on_device(place.type)
     used, held = _scenes(recipe, data)
     draws = Draws(recipe, used, place)
-    run = begin(recipe, draws)
+    way = WAYS[place.type]
+    run = begin(recipe, draws, replace(way, compiled=way.compiled and not eager))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot be made: {error.strerror}", file=out, remedy="give another --out") from error
-    with _alone(out):
-        return _train(run, recipe, draws, held_scenes(held, recipe), out, minutes, weights)
+    with _locked(out):
+        ends = None if minutes is None else began + 60 * minutes
+        return _train(run, recipe, draws, held_scenes(held, recipe), out, ends, weights)
 
 
 def _train(
@@ -88,15 +93,14 @@ def _train(
     draws: Draws,
     held: Sequence[HeldScene],
     out: Path,
-    minutes: float | None,
+    ends: float | None,
     weights: Path | None,
 ) -> Path:
-    began = time.monotonic()
     state = out / "state.pt"
     if state.exists():
         resume(run, recipe, state)
-    elif minutes is not None:
-        run.steps = _steps_within(minutes, recipe, draws, began)
+    elif ends is not None:
+        run.steps = _steps_until(ends, run, recipe, draws, held)
     draws.steps = run.steps
     for log in ("training.csv", "validation.csv"):
         drop_rows_after(out / log, run.step)
@@ -150,7 +154,7 @@ def _scenes(recipe: Recipe, data: Path | Sequence[Path]) -> tuple[Scenes, dict[s
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     """Nobody else trains in this folder meanwhile; the system lets go of it however this process ends."""
     try:
         lock = (out / "lock").open("w")
@@ -163,19 +167,22 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _steps_within(minutes: float, recipe: Recipe, draws: Draws, began: float) -> int:
-    """Steps that fit into what is left of the minutes, by the pace of a run that is thrown away."""
-    run = begin(recipe, draws)
+def _steps_until(ends: float, run: Run, recipe: Recipe, draws: Draws, held: Sequence[HeldScene]) -> int:
+    """Steps that fit into what is left of the time, validations too, by the pace of a run that is thrown away."""
+    trial = begin(recipe, draws, run.way)
     for number in range(2 * PACE_STEPS):
         if number == PACE_STEPS:
             # Waits for what a GPU was given before.
-            run.usage.sum().item()
+            trial.usage.sum().item()
             first = time.monotonic()
-        step(run, recipe, draws.batch(number))
-    run.usage.sum().item()
-    pace = (time.monotonic() - first) / PACE_STEPS
-    steps = max(1, int((60 * minutes - (time.monotonic() - began)) / pace))
-    console.print(f"{1 / pace:.1f} steps a second: {steps} in {minutes:g} minutes")
+        step(trial, recipe, draws.batch(number))
+    trial.usage.sum().item()
+    stepped = time.monotonic()
+    validate(averaged(trial, recipe), held)
+    validating = time.monotonic() - stepped
+    pace = (stepped - first) / PACE_STEPS
+    steps = max(1, int((ends - time.monotonic() - validating) / (pace + validating / recipe.validate_every)))
+    console.print(f"{1 / pace:.1f} steps a second, {validating:.1f} s to validate: {steps} steps")
     return steps
 
 
@@ -275,21 +282,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda")
     parser.add_argument("--minutes", type=float, help="end in so many minutes in place of the recipe's steps")
     parser.add_argument("--weights", type=Path, help="go on with these weights where they validate better")
+    parser.add_argument("--eager", action="store_true", help="compile nothing, where compiling fails or takes too long")
     arguments = parser.parse_args()
-    try:
+    with told():
         if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
             raise InputError("is no time", key="--minutes", value=arguments.minutes, remedy="give minutes, above 0")
         file = train(
             load_recipe(arguments.recipe), arguments.data, arguments.out, arguments.device,
-            minutes=arguments.minutes, weights=arguments.weights,
+            minutes=arguments.minutes, weights=arguments.weights, eager=arguments.eager,
         )  # fmt: skip
         console.print(f"wrote {file}", markup=False)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on")
-        sys.exit(130)
-    except DeployError as error:
-        console.print(f"error: {error.one_line()}", markup=False)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

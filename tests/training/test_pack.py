@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, InputError
 from training.data import load_scenes
@@ -92,3 +93,20 @@ def test_a_damaged_coded_scene_is_refused(damage: bytes | None, tmp_path: Path) 
     with pytest.raises(CubeFileError, match="no coded scene") as caught:
         read_coded(file)
     assert caught.value.file == str(file)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"bits": np.array(200)},
+        {"differences": np.zeros((8, 8), np.uint8)},
+        {"differences": np.zeros((3, 8, 8), np.float64)},
+        {"largest": np.array("x")},
+    ],
+)
+def test_a_coded_scene_of_other_parts_is_refused(changed: dict[str, NDArray[np.generic]], tmp_path: Path) -> None:
+    right = {"differences": np.zeros((3, 8, 8), np.uint8), "largest": np.array(1.0), "bits": np.array(8)}
+    with (tmp_path / "one.scene").open("wb") as file:
+        np.savez(file, **{**right, **changed})
+    with pytest.raises(CubeFileError, match="no coded scene"):
+        read_coded(tmp_path / "one.scene")

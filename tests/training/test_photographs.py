@@ -168,6 +168,20 @@ def test_a_broken_photograph_is_refused_by_name(name: str, content: bytes, tmp_p
     assert caught.value.file == str(tmp_path / name) and caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "P", "LA", "1"])
+def test_a_photograph_that_would_be_misread_is_refused(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (8, 8)).save(tmp_path / "odd.png")
+    with pytest.raises(InputError, match="8 bits a colour") as caught:
+        load_scenes(tmp_path, with_photographs().data)
+    assert mode in str(caught.value.value)
+
+
+def test_a_photograph_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    Image.new("L", (10_000, 6_401)).save(tmp_path / "wide.png")
+    with pytest.raises(InputError, match="64 megapixels"):
+        load_scenes(tmp_path, with_photographs().data)
+
+
 @pytest.mark.data
 def test_real_photographs_are_read(data_dir: Path) -> None:
     found = load_scenes(data_dir / "rgb" / "bsds-train", with_photographs().data)

@@ -131,15 +131,6 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Sums in one order, so that runs can be compared bit by bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two scenes to train on and one to hold out, [lines, samples, bands] of 16 bits."""
@@ -407,6 +398,13 @@ def test_a_batch_is_patches_their_degraded_forms_their_metrics_and_tasks(scenes:
             assert (task == "bandloss") == (not degraded.any((1, 2)).all())
             np.testing.assert_allclose(metrics, prompt_metrics(degraded, "paper6"), rtol=1e-3)
     assert counts == {1, 2} and tasks == set(RECIPE["tasks"])
+
+
+def test_metrics_that_torch_has_not_are_computed_in_numpy(scenes: Path) -> None:
+    recipe = made(network__metric_set="reference15")
+    drawn = draws(scenes, recipe).batch(0)
+    wanted = [prompt_metrics(cube, "reference15") for cube in drawn.degraded.numpy()]
+    np.testing.assert_array_equal(drawn.metrics.numpy(), wanted)
 
 
 def turns(patch: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
@@ -1143,9 +1141,9 @@ def test_a_run_ends_in_the_minutes_that_it_is_given_and_keeps_its_steps(
 ) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr(command_module, "PACE_STEPS", 2)
-    # Every look at the clock is a second later than the last one: two steps take one.
+    # Every look at the clock is a second later than the last one: two steps take one, and so does validating.
     monkeypatch.setattr(command_module.time, "monotonic", lambda: float(next(clock)))
-    train(made(save_seconds=0), scenes, tmp_path, minutes=7 / 60)
+    train(made(save_seconds=0, validate_every=2), scenes, tmp_path, minutes=13 / 60)
     steps = torch.load(tmp_path / "state.pt", weights_only=True)["steps"]
     assert steps == read_rows(tmp_path / "training.csv")[-1]["step"] == 8
     kept = files_of(tmp_path)
@@ -1219,6 +1217,22 @@ def test_a_compiled_step_of_all_experts_is_the_plain_one(scenes: Path) -> None:
     for _ in range(2):
         one, other = step(plain, recipe, drawn), step(compiled, recipe, drawn)
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_network_that_cannot_be_compiled_is_told_in_a_line() -> None:
+    def odd(frame: torch.Tensor, metrics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return frame + 1, metrics * 2, frame
+
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler\nand more")
+
+    with pytest.MonkeyPatch.context() as patch:
+        whole = torch.compile
+        patch.setattr(torch, "compile", lambda module, **asked: whole(module, backend=broken, **asked))
+        fast = training.compiled(odd)
+    with pytest.raises(MachineError, match="cannot compile") as caught:
+        fast(torch.ones(1), torch.ones(1))
+    assert "--eager" in caught.value.one_line() and "\n" not in caught.value.one_line()
 
 
 def test_a_recipe_is_another_on_a_gpu_where_it_says_so() -> None:
