@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.signature import Signature
+
 from .dataset import Sample
-from .evaluation import bands_measured
+from .measuring import bands_measured
 from .quality import psnr, sam
 
 Float32 = NDArray[np.float32]
-Infer = Callable[[Float32, Float32], tuple[Float32, Float32]]
+Infer = Callable[[Mapping[str, Float32]], Mapping[str, Float32]]
 CLOSE = 1e-3
 """Where the network's last chosen expert is ahead of the next by less than this, the choice is counted apart."""
 
@@ -52,7 +54,7 @@ class Routing:
 
 
 def routing(chosen: Float32, expected: Float32, margins: Float32) -> Routing:
-    """Compare gates [..., layers, experts] with the network's, whose margins are [..., layers]."""
+    """Compare experts' weights [..., layers, experts] with the network's, whose margins are [..., layers]."""
     if not margins.size:
         return Routing()
     same = ((chosen > 0) == (expected > 0)).all(axis=-1)
@@ -68,7 +70,7 @@ class Case:
 
     Attributes:
         restored: float32 [bands, lines, samples].
-        gates: float32 [layers, experts].
+        routing: float32 [layers, experts], empty without experts.
         margins: float32 [layers], see `routing`.
         bands: those that quality is taken over, or None.
         psnr, sam: of `restored` against the truth.
@@ -76,19 +78,28 @@ class Case:
 
     sample: Sample
     restored: Float32
-    gates: Float32
+    routing: Float32
     margins: Float32
     bands: NDArray[np.bool_] | None
     psnr: float
     sam: float
 
 
-def case_of(sample: Sample, restored: Float32, gates: Float32, margins: Float32) -> Case:
-    """A case; `restored` [1, bands, lines, samples] is the network's. The sample's truth must be known."""
+NO_ROUTING = np.zeros((0, 0), np.float32)
+"""Of a network without experts."""
+
+
+def routing_in(made: Mapping[str, Float32], signature: Signature) -> Float32:
+    """The experts' weights among what an engine gave."""
+    return NO_ROUTING if signature.routing is None else made[signature.routing.name]
+
+
+def case_of(sample: Sample, made: Mapping[str, Float32], margins: Float32, signature: Signature) -> Case:
+    """A case; `made` is what the network gave. The sample's truth must be known."""
     assert sample.truth is not None
-    bands = bands_measured(sample.origin.task, sample.frame[0], sample.truth)
-    cube = restored[0]
-    return Case(sample, cube, gates, margins, bands, psnr(cube, sample.truth, bands), sam(cube, sample.truth, bands))
+    bands = bands_measured(sample.origin.task, sample.feeds[signature.measured.name][0], sample.truth)
+    cube, chosen = made[signature.restored.name][0], routing_in(made, signature)
+    return Case(sample, cube, chosen, margins, bands, psnr(cube, sample.truth, bands), sam(cube, sample.truth, bands))
 
 
 @dataclass(frozen=True)
@@ -142,16 +153,19 @@ class Score:
         return float(np.mean([t.distortion_db for t in self.tasks.values()]))
 
 
-def score(infer: Infer, cases: Iterable[Case], progress: Callable[[int, int], None] | None = None) -> Score:
+def score(
+    infer: Infer, signature: Signature, cases: Iterable[Case], progress: Callable[[int, int], None] | None = None
+) -> Score:
     """Run a variant on the cases."""
     found: dict[str, list[TaskCost]] = {}
     chosen, largest = Routing(), 0.0
     for number, case in enumerate(cases):
-        restored, gates = infer(case.sample.frame, case.sample.metrics)
-        found.setdefault(case.sample.origin.task, []).append(task_cost(restored[0], case))
-        chosen += routing(gates, case.gates, case.margins)
+        made = infer(case.sample.feeds)
+        cube = made[signature.restored.name][0]
+        found.setdefault(case.sample.origin.task, []).append(task_cost(cube, case))
+        chosen += routing(routing_in(made, signature), case.routing, case.margins)
         span = float(np.ptp(case.restored)) or 1.0
-        largest = max(largest, float(np.abs(restored[0] - case.restored).max()) / span)
+        largest = max(largest, float(np.abs(cube - case.restored).max()) / span)
         if progress is not None:
             progress(number + 1, 0)
     return Score({task: mean_cost(costs) for task, costs in found.items()}, chosen, largest)

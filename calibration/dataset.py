@@ -23,18 +23,16 @@ from numpy.typing import NDArray
 
 from runtime.durable import replacing
 from runtime.errors import DeployError, InputError
-from runtime.metrics import prompt_metrics
 from runtime.sources.simulator import simulate_scene
 from runtime.tiles import Tile, Tiling
 
 from .cubes import Wanted, find_cubes, unit_cube
-from .degradations import DEGRADATIONS, TRAINING
-from .evaluation import TASKS
+from .measuring import Measuring
 
 Float32 = NDArray[np.float32]
-CLEAN = "clean"
 AS_FLOWN = "as flown"
-FIT_TASKS = (*TRAINING, CLEAN)
+TRUTH, FED = "truth", "feed."
+"""Names of a kept frame's arrays."""
 SIMULATED = "simulated"
 SIMULATED_SCENES = 6
 FEWEST_CUBES = 2
@@ -81,15 +79,13 @@ class Sample:
 
     Attributes:
         origin: where it comes from.
-        frame: float32 [1, bands, lines, samples].
-        metrics: float32 [1, M].
+        feeds: {tensor: array} that the engine is fed with.
         truth: float32 [bands, lines, samples], or None where it is not known.
         sha256: of the frame's bytes.
     """
 
     origin: Origin
-    frame: Float32
-    metrics: Float32
+    feeds: Mapping[str, Float32]
     truth: Float32 | None
     sha256: str
 
@@ -112,6 +108,7 @@ class CalibrationSet:
         cubes: those of both parts by name.
         skipped: cube -> why it was left out.
         doubts: what a person should know before trusting figures from it.
+        measuring: how frames come from the cubes.
         size: lines and samples of a frame.
         read: cube by name, float32 [bands, lines, samples].
     """
@@ -122,16 +119,21 @@ class CalibrationSet:
     cubes: Mapping[str, CubeRecord]
     skipped: Mapping[str, str]
     doubts: tuple[str, ...]
-    bands: int
-    metric_set: str
+    measuring: Measuring
     size: tuple[int, int]
     read: Callable[[str], Float32]
+
+    @property
+    def _shape(self) -> tuple[object, ...]:
+        """What of the network decides a frame."""
+        signature = self.measuring.signature
+        return (signature.restored.bands, [asdict(p) for p in signature.prompts], self.measuring.tasks)
 
     def digest(self) -> str:
         """Short hash of all that the frames follow from."""
         content = [
             asdict(self.asked) | {"source": ""}, [asdict(o) for o in (*self.fit, *self.judge)],
-            {name: asdict(c) for name, c in self.cubes.items()}, self.bands, self.metric_set, self.size,
+            {name: asdict(c) for name, c in self.cubes.items()}, self._shape, self.size,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -169,28 +171,30 @@ class CalibrationSet:
 
     def _key(self, origin: Origin) -> str:
         record = asdict(self.cubes[origin.cube])
-        content = [asdict(origin), record, self.bands, self.metric_set, self.size, self.asked.seed]
+        content = [asdict(origin), record, self._shape, self.size, self.asked.seed]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def _made(self, origin: Origin, cube: Float32) -> Sample:
-        part = cube[origin.band : origin.band + self.bands]
+        part = cube[origin.band : origin.band + self._bands(origin)]
         lines, samples = (min(a, b) for a, b in zip(self.size, part.shape[1:], strict=True))
         tile = Tile(origin.line, origin.sample, lines, samples)
         clean = Tiling((part.shape[1], part.shape[2]), self.size, 0).cut(part, tile)[0]
         rng = np.random.default_rng([self.asked.seed, zlib.crc32(repr(origin).encode())])
-        degraded = clean if origin.task in (CLEAN, AS_FLOWN) else DEGRADATIONS[origin.task](clean, rng)
-        frame = np.ascontiguousarray(degraded[None])
-        return Sample(
-            origin, frame, prompt_metrics(degraded, self.metric_set)[None],
-            None if origin.task == AS_FLOWN else clean, hashlib.sha256(frame.tobytes()).hexdigest(),
-        )  # fmt: skip
+        flown = origin.task == AS_FLOWN
+        feeds = self.measuring.feeds(clean if flown else self.measuring.measured(origin.task, clean, rng))
+        frame = feeds[self.measuring.signature.measured.name]
+        return Sample(origin, feeds, None if flown else clean, hashlib.sha256(frame.tobytes()).hexdigest())
+
+    def _bands(self, origin: Origin) -> int:
+        signature = self.measuring.signature
+        return signature.measured.bands if origin.task == AS_FLOWN else signature.restored.bands
 
 
 def calibration_set(
     asked: Asked,
     wanted: Wanted,
     size: tuple[int, int],
-    metric_set: str,
+    measuring: Measuring,
     progress: Callable[[int, int], None] | None = None,
     *,
     scene_size: tuple[int, int] | None = None,
@@ -201,7 +205,7 @@ def calibration_set(
         asked: what the set is to be.
         wanted: what the network asks of a cube.
         size: lines and samples of a frame.
-        metric_set: of the network.
+        measuring: how frames come from cubes.
         progress: called with (cubes looked at, in all).
         scene_size: lines and samples of simulated scenes, as large as any frame that they are to fill.
 
@@ -227,7 +231,7 @@ def calibration_set(
         def read(name: str) -> Float32:
             return scenes(name) if name in judged else flown(name)
 
-    tasks = (AS_FLOWN,) if asked.cubes == "as_flown" else FIT_TASKS
+    tasks = (AS_FLOWN,) if asked.cubes == "as_flown" else measuring.fit
     fit = [
         _drawn(
             fitted[i % len(fitted)],
@@ -239,13 +243,13 @@ def calibration_set(
         )
         for i in range(asked.samples)
     ]
-    judge = [_drawn(name, shapes, task, wanted.bands, size, rng) for name in judged for task in TASKS]
+    judge = [_drawn(name, shapes, task, wanted.bands, size, rng) for name in judged for task in measuring.tasks]
     # Frames of one cube one after the other: it is read once.
     fit.sort(key=lambda o: fitted.index(o.cube))
     used = {o.cube for o in (*fit, *judge)}
     return CalibrationSet(
         asked, tuple(fit), tuple(judge), {n: r for n, r in known.items() if n in used}, skipped, tuple(doubts),
-        wanted.bands, metric_set, size, read,
+        measuring, size, read,
     )  # fmt: skip
 
 
@@ -340,18 +344,19 @@ def _kept(file: Path, origin: Origin) -> Sample | None:
     try:
         with np.load(file, allow_pickle=False) as held:
             arrays: dict[str, Any] = {key: held[key] for key in held.files}
-        truth = None if origin.task == AS_FLOWN else arrays["truth"]
-        sha256 = hashlib.sha256(np.ascontiguousarray(arrays["frame"]).tobytes()).hexdigest()
-        return Sample(origin, arrays["frame"], arrays["metrics"], truth, sha256)
+        truth = None if origin.task == AS_FLOWN else arrays[TRUTH]
+        feeds = {name.removeprefix(FED): array for name, array in arrays.items() if name.startswith(FED)}
+        sha256 = hashlib.sha256(np.ascontiguousarray(next(iter(feeds.values()))).tobytes()).hexdigest()
+        return Sample(origin, feeds, truth, sha256)
     # Not there yet, or damaged: it is made again.
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile):
+    except (OSError, ValueError, KeyError, StopIteration, EOFError, RuntimeError, BadZipFile):
         return None
 
 
 def _keep(file: Path, sample: Sample) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Float32] = {"frame": sample.frame, "metrics": sample.metrics}
+    arrays = {f"{FED}{name}": array for name, array in sample.feeds.items()}
     if sample.truth is not None:
-        arrays["truth"] = sample.truth
+        arrays[TRUTH] = sample.truth
     with replacing(file) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]

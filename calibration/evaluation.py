@@ -14,18 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.baselines import BASELINES
-from calibration.degradations import DEGRADATIONS, TRAINING, UNSEEN, lost_bands
+from calibration.measuring import Measuring, bands_measured
 from calibration.quality import Quality, quality
 from runtime.errors import CubeError
 
 Float32 = NDArray[np.float32]
+Contenders = tuple[Quality | None, Quality | None, Quality]
+"""Of the input, the classical method and the model."""
 Restore = Callable[[Float32], tuple[Float32, Float32]]
-"""Cube [bands, lines, samples] -> restored cube and gates [layers, experts], averaged over tiles."""
-
-TASKS = (*TRAINING, "poisson", "motionblur")
-"""What a model is measured by: the tasks it was trained on, then those it was not."""
-assert set(TASKS) == {*TRAINING, *UNSEEN}
-LOSE_BANDS = ("bandloss", "mixed")
+"""Cube [bands, lines, samples] -> restored cube and experts' weights [layers, experts], averaged over tiles."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +31,17 @@ class Row:
 
     Attributes:
         task, scene: which.
-        input, baseline, model: quality of the degraded cube and of both restored ones against the scene.
-        gates: float32 [layers, experts], mean over tiles; zero where an expert was not chosen.
+        input, baseline, model: quality of the degraded cube and of both restored ones against the scene; None where
+            what is measured is no such cube, or no classical method is known.
+        routing: float32 [layers, experts], mean over tiles; zero where an expert was not chosen.
     """
 
     task: str
     scene: str
-    input: Quality
-    baseline: Quality
+    input: Quality | None
+    baseline: Quality | None
     model: Quality
-    gates: Float32
+    routing: Float32
 
 
 @dataclass(frozen=True)
@@ -51,33 +49,41 @@ class Cubes:
     """The cubes of a row [bands, lines, samples], for pictures."""
 
     degraded: Float32
-    baseline: Float32
+    baseline: Float32 | None
     restored: Float32
     truth: Float32
 
 
 def evaluate(
-    scenes: Iterable[tuple[str, Float32]], restore: Restore, *, tasks: Sequence[str] = TASKS, seed: int = 0
+    scenes: Iterable[tuple[str, Float32]],
+    restore: Restore,
+    measuring: Measuring,
+    *,
+    tasks: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> Iterator[tuple[Row, Cubes]]:
     """Degrade, restore and measure; one row after the other, tasks within scenes.
 
     Args:
         scenes: name and clean cube [bands, lines, samples] in [0, 1].
         restore: what is measured.
-        tasks: of `TASKS`.
+        measuring: how its frames come from the scenes.
+        tasks: of `measuring.tasks`; None for all.
         seed: of the degradations.
 
     Raises:
         CubeError: a scene cannot be degraded or restored.
         MachineError: the baselines' library is not installed.
     """
-    for name, truth in scenes:
-        for task in tasks:
-            rng = np.random.default_rng([seed, TASKS.index(task), zlib.crc32(name.encode())])
-            degraded = DEGRADATIONS[task](truth, rng)
+    for name, scene in scenes:
+        truth = measuring.fitting(scene)
+        for task in measuring.tasks if tasks is None else tasks:
+            rng = np.random.default_rng([seed, measuring.tasks.index(task), zlib.crc32(name.encode())])
+            degraded = measuring.measured(task, truth, rng)
             bands = bands_measured(task, degraded, truth)
-            classical = BASELINES[task].restore(degraded)
-            restored, gates = restore(degraded)
+            alike = measuring.measure is None
+            classical = BASELINES[task].restore(degraded) if alike else None
+            restored, routing = restore(degraded)
             if not np.isfinite(restored).all():
                 raise CubeError(
                     f"the model's output after {task} is not finite", file=name, remedy="check the model's weights"
@@ -85,40 +91,31 @@ def evaluate(
             row = Row(
                 task,
                 name,
-                quality(degraded, truth, bands),
-                quality(classical, truth, bands),
+                quality(degraded, truth, bands) if alike else None,
+                None if classical is None else quality(classical, truth, bands),
                 quality(restored, truth, bands),
-                gates,
+                routing,
             )
             yield row, Cubes(degraded, classical, restored, truth)
 
 
-def bands_measured(task: str, degraded: Float32, truth: Float32) -> NDArray[np.bool_] | None:
-    """The bands that a task's quality is taken over, bool [bands]; None is all of them.
-
-    After band loss these are the bands that were lost. One that is dark in the truth too lost nothing, and would count
-    as perfectly restored.
-    """
-    if task not in LOSE_BANDS:
+def mean_quality(figures: Sequence[Quality | None]) -> Quality | None:
+    """The mean of every figure; None where there are none."""
+    known = [q for q in figures if q is not None]
+    if not known:
         return None
-    lost = lost_bands(degraded) & ~lost_bands(truth)
-    return lost if lost.any() else None
+    return Quality(**{f.name: float(np.mean([getattr(q, f.name) for q in known])) for f in fields(Quality)})
 
 
-def mean_quality(figures: Sequence[Quality]) -> Quality:
-    """The mean of every figure."""
-    return Quality(**{f.name: float(np.mean([getattr(q, f.name) for q in figures])) for f in fields(Quality)})
-
-
-def means(rows: Sequence[Row]) -> Mapping[str, tuple[Quality, Quality, Quality]]:
+def means(rows: Sequence[Row]) -> Mapping[str, Contenders]:
     """{task: (input, baseline, model)}, means over scenes, in the order of the rows."""
-    found: dict[str, tuple[Quality, Quality, Quality]] = {}
+    found: dict[str, Contenders] = {}
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
         found[task] = (
             mean_quality([r.input for r in of_task]),
             mean_quality([r.baseline for r in of_task]),
-            mean_quality([r.model for r in of_task]),
+            mean_quality([r.model for r in of_task]) or of_task[0].model,
         )
     return found
 
@@ -130,4 +127,4 @@ def choices(rows: Sequence[Row]) -> Mapping[str, NDArray[np.float64]]:
     expert counts that any of them chose.
     """
     tasks = dict.fromkeys(row.task for row in rows)
-    return {task: np.mean([row.gates > 0 for row in rows if row.task == task], axis=0) for task in tasks}
+    return {task: np.mean([row.routing > 0 for row in rows if row.task == task], axis=0) for task in tasks}

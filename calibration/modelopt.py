@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from .quantized import LEVELS
+from .ranges import Feeds
 
 Float32 = NDArray[np.float32]
 WAYS = ("max", "entropy")
@@ -32,24 +33,19 @@ def available() -> bool:
     return find_spec("modelopt") is not None and find_spec("onnx_graphsurgeon") is not None
 
 
-def modelopt_ranges(
-    graph: bytes, inputs: Mapping[str, str], samples: Iterable[tuple[Float32, Float32]], way: str
-) -> dict[str, float]:
+def modelopt_ranges(graph: bytes, inputs: Mapping[str, str], samples: Iterable[Feeds], way: str) -> dict[str, float]:
     """{product: range} as Model Optimizer chooses it; products that it leaves alone are missing.
 
     Args:
         graph: a float32 graph.
         inputs: product -> the tensor it takes.
-        samples: frames [1, bands, lines, samples] and metrics [1, M]; Model Optimizer holds them all in memory.
+        samples: what the graph is fed with, {input: array} each; Model Optimizer holds them all in memory.
         way: of `WAYS`.
     """
     from modelopt.onnx.quantization import quantize
 
-    pairs = list(samples)
-    data = {
-        "frame": np.concatenate([frame for frame, _ in pairs]),
-        "metrics": np.concatenate([metrics for _, metrics in pairs]),
-    }
+    feeds = list(samples)
+    data = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
     logging.getLogger("modelopt").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

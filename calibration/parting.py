@@ -18,7 +18,7 @@ from onnx import TensorProto
 from runtime.engines.onnx_guard import check_onnx
 
 from .products import block_of
-from .ranges import parts_of
+from .ranges import Feeds, parts_of
 from .typed import constants_of, pictures
 
 Float32 = NDArray[np.float32]
@@ -49,13 +49,13 @@ class Parting:
     tolerance: float
 
 
-def parting(one: bytes, other: bytes, frame: Float32, metrics: Float32, tolerance: float) -> Parting | None:
-    """Compare two graphs of the same network on a frame [1, bands, lines, samples] and its metrics [1, M].
+def parting(one: bytes, other: bytes, feeds: Feeds, tolerance: float) -> Parting | None:
+    """Compare two graphs of the same network on one frame.
 
     Args:
         one: the float32 graph.
         other: a variant of it, whose floats may be FP16 and whose products may be int8.
-        frame, metrics: what both are run on.
+        feeds: what both are fed with, {input: array}.
         tolerance: a distance that is still the same.
 
     Returns:
@@ -72,13 +72,13 @@ def parting(one: bytes, other: bytes, frame: Float32, metrics: Float32, toleranc
     last: dict[str, str] = {}
     for node, tensor in makers:
         last[block_of(node)] = tensor
-    blocks = _distances(models, list(last.items()), frame, metrics)
+    blocks = _distances(models, list(last.items()), feeds)
     # NaN is farther than any tolerance.
     off = next((step.name for step in blocks if not step.distance <= tolerance), None)
     if off is None:
         return Parting(tuple(blocks), None, tolerance)
     inside = [(node, tensor) for node, tensor in makers if block_of(node) == off]
-    nodes = _distances(models, inside, frame, metrics)
+    nodes = _distances(models, inside, feeds)
     first = next((step for step in nodes if not step.distance <= tolerance), nodes[-1])
     return Parting(tuple(blocks), first, tolerance)
 
@@ -88,12 +88,10 @@ def _floats(model: onnx.ModelProto) -> set[str]:
     return {v.name for v in values if v.type.tensor_type.elem_type in FLOATS}
 
 
-def _distances(
-    models: Sequence[onnx.ModelProto], places: Sequence[tuple[str, str]], frame: Float32, metrics: Float32
-) -> list[Step]:
+def _distances(models: Sequence[onnx.ModelProto], places: Sequence[tuple[str, str]], feeds: Feeds) -> list[Step]:
     steps = []
     for part in parts_of(models[0], [tensor for _, tensor in places]):
-        expected, found = (_values(model, part, frame, metrics) for model in models)
+        expected, found = (_values(model, part, feeds) for model in models)
         distances = {}
         for tensor, a, b in zip(part, expected, found, strict=True):
             size = float(np.linalg.norm(a.ravel())) or 1.0
@@ -103,7 +101,7 @@ def _distances(
     return sorted(steps, key=lambda step: order[step.name])
 
 
-def _values(model: onnx.ModelProto, tensors: Sequence[str], frame: Float32, metrics: Float32) -> list[Any]:
+def _values(model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds) -> list[Any]:
     import onnxruntime
 
     watched = onnx.ModelProto()
@@ -116,5 +114,5 @@ def _values(model: onnx.ModelProto, tensors: Sequence[str], frame: Float32, metr
     data = watched.SerializeToString()
     check_onnx(data)
     session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
-    values: list[Any] = session.run(list(tensors), {"frame": frame, "metrics": metrics})
+    values: list[Any] = session.run(list(tensors), dict(feeds))
     return values

@@ -20,6 +20,7 @@ from runtime.engines.onnx_guard import check_onnx
 from runtime.errors import MachineError
 
 Float32 = NDArray[np.float32]
+Feeds = Mapping[str, Float32]
 Counts = NDArray[np.int64]
 
 BINS = 4096
@@ -70,7 +71,7 @@ class Histogram:
 def collect(
     graph: bytes,
     inputs: Mapping[str, str],
-    samples: Callable[[], Iterable[tuple[Float32, Float32]]],
+    samples: Callable[[], Iterable[Feeds]],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Histogram]:
     """Run the graph on every sample and count what its products take in.
@@ -78,7 +79,7 @@ def collect(
     Args:
         graph: a float32 graph.
         inputs: product -> the tensor it takes.
-        samples: gives frames [1, bands, lines, samples] and metrics [1, M], one after the other, as often as asked.
+        samples: gives what the graph is fed with, {input: array}, one frame after the other, as often as asked.
         progress: called with (runs done, 0).
 
     Returns:
@@ -90,16 +91,15 @@ def collect(
     given = {i.name for i in model.graph.input}
     for part in parts_of(model, [tensor for tensor in found if tensor not in given]):
         session = session_of(model, part)
-        for frame, metrics in samples():
-            feed = {"frame": frame, "metrics": metrics}
-            for tensor, values in zip(part, session.run(part, feed), strict=True):
+        for feed in samples():
+            for tensor, values in zip(part, session.run(part, dict(feed)), strict=True):
                 found[tensor] = found[tensor].with_values(values)
             runs += 1
             if progress is not None:
                 progress(runs, 0)
-    if "frame" in found:
-        for frame, _ in samples():
-            found["frame"] = found["frame"].with_values(frame)
+    for feed in samples() if given & found.keys() else ():
+        for name in given & found.keys():
+            found[name] = found[name].with_values(feed[name])
     return {product: found[tensor] for product, tensor in inputs.items()}
 
 

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from .ranges import parts_of, session_of
+from .ranges import Feeds, parts_of, session_of
 from .typed import nodes_in_half
 
 Float32 = NDArray[np.float32]
@@ -22,17 +22,14 @@ Doubles = NDArray[np.float64]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 
-def with_corrected_biases(
-    data: bytes, frames: Sequence[Float32], metrics: Sequence[Float32], single: Collection[str] = ()
-) -> bytes:
+def with_corrected_biases(data: bytes, feeds: Sequence[Feeds], single: Collection[str] = ()) -> bytes:
     """A float32 graph whose convolutions, once their weights are rounded to FP16, keep the means of their channels.
 
     Borders count as interior, as if nothing were padded. Convolutions whose weights are quantised stay as they are.
 
     Args:
         data: a float32 graph, with or without int8 pairs.
-        frames: float32 [1, bands, lines, samples] each, at least one.
-        metrics: float32 [1, M] each, of the same frames.
+        feeds: what it is fed with, {input: array} each, at least one.
         single: nodes that stay float32 besides the islands, as for `half_precision`.
 
     Returns:
@@ -46,7 +43,7 @@ def with_corrected_biases(
         for n in model.graph.node
         if n.op_type in CONVOLUTIONS and n.name in half and all(name in weights for name in n.input[1:])
     ]
-    means = _channel_means(model, sorted({n.input[0] for n in nodes}), frames, metrics)
+    means = _channel_means(model, sorted({n.input[0] for n in nodes}), feeds)
     for node in nodes:
         shift = _shift(node, numpy_helper.to_array(weights[node.input[1]]), means[node.input[0]])
         bias = numpy_helper.to_array(weights[node.input[2]]) if len(node.input) > 2 else np.zeros(1, np.float32)
@@ -63,21 +60,18 @@ def with_corrected_biases(
     return corrected
 
 
-def _channel_means(
-    model: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[Float32], metrics: Sequence[Float32]
-) -> dict[str, Doubles]:
+def _channel_means(model: onnx.ModelProto, tensors: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, Doubles]:
     """Tensor [N, channels, ...] -> mean of each of its channels over all frames."""
     given = {i.name for i in model.graph.input}
     sums: dict[str, Doubles] = {name: np.zeros(0) for name in tensors}
     for part in parts_of(model, [name for name in tensors if name not in given]):
         session = session_of(model, part)
-        for frame, numbers in zip(frames, metrics, strict=True):
-            for name, values in zip(part, session.run(part, {"frame": frame, "metrics": numbers}), strict=True):
+        for feed in feeds:
+            for name, values in zip(part, session.run(part, dict(feed)), strict=True):
                 sums[name] = sums[name] + _means(values) if sums[name].size else _means(values)
-    for name, values in (("frame", frames), ("metrics", metrics)):
-        if name in sums:
-            sums[name] = np.sum([_means(v) for v in values], axis=0)
-    return {name: total / len(frames) for name, total in sums.items()}
+    for name in given & sums.keys():
+        sums[name] = np.sum([_means(feed[name]) for feed in feeds], axis=0)
+    return {name: total / len(feeds) for name, total in sums.items()}
 
 
 def _means(values: Float32) -> Doubles:

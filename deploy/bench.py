@@ -32,6 +32,7 @@ from runtime.engines import Engine
 from runtime.errors import BundleError, InputError, MachineError
 from runtime.machine import available_cores
 from runtime.manifest import Manifest
+from runtime.signature import plane_text
 from runtime.sources.materials import WAVELENGTH_RANGE
 from runtime.sources.simulator import simulate_scene
 
@@ -122,15 +123,15 @@ class _Timed(Engine):
     """An engine that notes when its work began and ended."""
 
     def __init__(self, inner: Engine) -> None:
-        super().__init__(inner.spec)
+        super().__init__(inner.signature)
         self._inner = inner
         self.began = self.ended = 0.0
 
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
-        # PyTorch warns of arrays that cannot be written to, as these are.
-        metrics = metrics.copy()
+    def infer_impl(self, *inputs: Float32) -> tuple[Float32, ...]:
+        # PyTorch warns of arrays that cannot be written to.
+        inputs = tuple(array if array.flags.writeable else array.copy() for array in inputs)
         self.began = time.perf_counter()
-        results = self._inner.infer_impl(frame, metrics)
+        results = self._inner.infer_impl(*inputs)
         self.ended = time.perf_counter()
         return results
 
@@ -233,12 +234,14 @@ def bench_frames(bundle: Path) -> list[Float32]:
         BundleError: the bundle is not whole.
     """
     manifest, contents = verified_bundle(bundle)
-    golden = _golden(contents[manifest.golden.frame], bundle / manifest.golden.frame)
-    size = (manifest.bands, manifest.frame.lines, manifest.frame.samples)
+    measured = manifest.signature.measured
+    file = manifest.golden.arrays[measured.name]
+    golden, size = _golden(contents[file], bundle / file), measured.shape[1:]
     low, high = WAVELENGTH_RANGE
     told = manifest.wavelengths
-    known = told if told and all(low <= nanometres <= high for nanometres in told) else None
-    cubes = [np.asarray(golden[0], np.float32)] if golden.shape == (1, *size) else []
+    fits = told and len(told) == measured.bands and all(low <= nanometres <= high for nanometres in told)
+    known = told if fits else None
+    cubes = [np.asarray(golden[0], np.float32)] if golden.shape == measured.shape else []
     for seed in range(SCENES):
         truth = simulate_scene(seed, *size, known).truth
         noise = np.random.default_rng(seed).standard_normal(truth.shape, np.float32)
@@ -363,7 +366,7 @@ def _precision(manifest: Manifest, measured: Measured) -> str:
 
 def show(manifest: Manifest, measured: Measured, before: Reading) -> None:
     """The tables for people."""
-    size = f"{manifest.bands} bands x {manifest.frame.lines} lines x {manifest.frame.samples} samples"
+    size = plane_text(manifest.signature.measured)
     told = measured.description
     console.say(f"engine     {told['engine']} {told['version']}, {told['device']}")
     console.say(f"precision  {_precision(manifest, measured)}; metrics by the {measured.metrics_by}")
@@ -458,9 +461,9 @@ def _frame_timer(bundle: Bundle, engine: Engine) -> Callable[[Float32], Times]:
 
     def restore(cube: Float32) -> Times:
         began = time.perf_counter()
-        metrics = bundle.prompts(cube)
+        prompts = bundle.prompts(cube)
         known = time.perf_counter()
-        restorer.restore(cube, metrics)
+        restorer.restore(cube, prompts)
         ended = time.perf_counter()
         return Times(known - began, timed.began - known, timed.ended - timed.began, ended - timed.ended)
 
@@ -495,19 +498,18 @@ def _timed(
 def _pytorch(bundle: Bundle, asked: Reference, threads: int | None) -> Iterator[Engine]:
     """The network in PyTorch, with the engine's number of threads."""
     torch, networks = ground("torch"), ground("export.networks")
-    top_k = bundle.manifest.network.configuration.get("top_k")
     with console.progress("loading the checkpoint"):
-        net = networks.load_checkpoint(asked.checkpoint, top_k)
+        net = networks.load_checkpoint(asked.checkpoint, **bundle.manifest.network.options)
     # As `deploy check` does: another network's times say nothing of this bundle.
     from .check import refuse_other_network
 
     refuse_other_network(bundle, net)
-    frame, usual = bundle.manifest.frame, torch.get_num_threads()
+    size, usual = bundle.manifest.signature.measured.size, torch.get_num_threads()
     torch.set_num_threads(threads or available_cores())
     try:
         kind = ground("export.torch_engine").TorchEngine
         with console.progress("preparing PyTorch"):
-            engine = kind(net, frame.lines, frame.samples, asked.device, asked.form, asked.precision)
+            engine = kind(net, *size, asked.device, asked.form, asked.precision)
         with engine:
             yield engine
     finally:

@@ -9,14 +9,15 @@ import shutil
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runtime.bundle import array_bytes, install_bundle, write_bundle
 from runtime.engines import GPU_ENGINES
 from runtime.errors import CheckpointError, DeployError, GateError, InputError
-from runtime.manifest import SCHEMA_VERSION, FrameSize, Golden, Manifest, Network, Precision, TargetMade
+from runtime.manifest import SCHEMA_VERSION, Golden, Manifest, NetworkMade, Precision, TargetMade
+from runtime.signature import Signature
 
 from . import console
 from .config import Config, with_overrides
@@ -49,13 +50,18 @@ from .remote import finalize_remotely, parse_remote
 from .targets import known_targets
 from .variants import decide, make_variants
 
+if TYPE_CHECKING:
+    # The ground's: imported where they are used, so that a flight computer can show this command's help.
+    from export.metrics import PromptMetrics
+    from export.networks import Network
+    from export.onnx import Probe
+
 GOLDEN_SLACK = 5.0
 """The golden frame may differ by this many times the export's limit: other processors round differently."""
 INT8_SLACK = 2.0
 """The same, times what int8 was off here: far enough from its limit to tell a sound engine from another."""
 GOLDEN_LEAST = 5e-3
 METRICS_GRAPH = "graphs/metrics.onnx"
-GOLDEN_ARRAYS = ("frame", "metrics", "restored", "gates")
 ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32, on the CPU"}}
 """What a manifest says of figures that were not measured in the engine that flies."""
 
@@ -193,15 +199,14 @@ def build(
         )
     with console.progress("loading the checkpoint"):
         networks = ground("export.networks")
-        net = networks.load_checkpoint(config.model.checkpoint, config.model.top_k)
+        net: Network = networks.load_checkpoint(config.model.checkpoint, config.model.top_k, **config.model.options)
     frame = config.input.frame
     onnx = ground("export.onnx")
     onnx.check_size(net, frame.lines, frame.samples)
     _check_bands(config, net)
-    spec = ground("export.torch_engine").spec_of(net, frame.lines, frame.samples)
-    metric_set, by_graph = net.config.metric_set, target.metrics == "graph"
+    signature = net.signature(frame.lines, frame.samples)
     # Before the long work: not every set of metrics has a graph.
-    module = ground("export.metrics").PromptMetrics(metric_set, *spec.frame_shape[1:]) if by_graph else None
+    module = _metrics_module(signature) if target.metrics == "graph" else None
     scale, scale_from = _scale(config, net, scale_flag)
     uses_int8 = precision == "int8" or (precision == "auto" and "int8" in target.precisions)
     frames = open_calibration(config, net, scale) if uses_int8 else None
@@ -209,10 +214,10 @@ def build(
         console.warn("without --calibration int8 is left out, and simulated scenes judge the other precisions")
     plan = Plan(
         net.facts.sha256,
-        net.config.top_k,
+        net.options,
         frame.lines,
         frame.samples,
-        config.input.overlap,
+        _overlap(config, signature),
         target,
         engine,
         precision,
@@ -227,7 +232,7 @@ def build(
         # Before the long work: without its builder this machine cannot make the bundle.
         ground("export.tensorrt.build").builder_version(request_of(plan))
     console.say(f"network    {_described(net)}")
-    console.say(f"frame      {net.config.bands} bands x {frame.lines} lines x {frame.samples} samples")
+    console.say(f"frame      {signature.measured.bands} bands x {frame.lines} lines x {frame.samples} samples")
     console.say(f"precision  {precision} ({why})")
     console.say(f"scale      {_scale_text(scale, scale_from)}")
     work = workplace(out, plan)
@@ -235,15 +240,15 @@ def build(
         graphs = make_graphs(net, plan, work)
         variants = make_variants(net, plan, graphs, frames, config, work)
         graphs = variants.graphs
-        probe = probe_frames(net.config.bands, plan, metric_set)
-        decision = decide(net, plan, variants, config, spec, (probe[0][0], probe[1][0]), work)
+        probes = probe_frames(net, plan)
+        decision = decide(net, plan, variants, config, signature, probes[0], work)
         chosen, precision = decision.engine, decision.precision
         why = decision.why or why
         plan = dataclasses.replace(plan, precision=precision)
         graphs = graphs.only({precision, *(c.precision for c in decision.candidates if c.passed)})
         # What needs a GPU is held against the golden frame where it runs; its graph is held against PyTorch here.
-        agreements, probes = measure(net, plan, graphs, "onnxruntime" if gpu else chosen)
-        of_metrics, apart = metrics_graph(module, spec, metric_set, probe[0], work) if module else (None, None)
+        agreements, diverse = measure(net, plan, graphs, "onnxruntime" if gpu else chosen)
+        of_metrics, apart = metrics_graph(module, signature, probes, work) if module else (None, None)
         program = graphs.chosen(precision).data
         step = engine_step(plan, program, hashlib.sha256(program).hexdigest(), work)
         finished = work / "bundle"
@@ -272,7 +277,7 @@ def build(
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
         write_bundle(
             finished,
-            {**files, **variants.files, **_golden_files(net, golden_probe(net, plan, graphs, probes)), **step.files},
+            {**files, **variants.files, **_constants(net), **_golden_files(net, plan, graphs, diverse), **step.files},
             manifest,
         )
     except (GateError, InputError):
@@ -311,8 +316,8 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
         graph = graphs.chosen(name)
         console.say(
             f"graph      {name}: {graph.nodes} nodes, opset {graph.opset}; differs from PyTorch by at most "
-            f"{agreement.difference:.1e} of the range (limit {agreement.limit:.1e}), "
-            f"{agreement.choices} sets of experts exercised"
+            f"{agreement.difference:.1e} of the range (limit {agreement.limit:.1e})"
+            + (f", {agreement.choices} sets of experts exercised" if agreement.choices else "")
         )
         if agreement.limit > onnx.LIMITS[name]:
             console.warn(
@@ -332,29 +337,27 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
 
 
 def _manifest(
-    net: Any, plan: Plan, why: str, scale_from: str | None, graphs: Graphs, agreements: dict[str, Any]
+    net: Network, plan: Plan, why: str, scale_from: str | None, graphs: Graphs, agreements: dict[str, Any]
 ) -> Manifest:
     agreement, paths = agreements[plan.precision], graphs.paths()
+    signature = net.signature(plan.lines, plan.samples)
     target = plan.target
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         tools=plan.tools,
-        network=Network(
-            architecture=ground("export.networks").architecture_of(net).ARCHITECTURE,
-            configuration=json.loads(json.dumps(net.config.as_dict())),
-            parameters=sum(p.numel() for p in net.parameters()),
+        network=NetworkMade(
+            architecture=net.architecture.id,
+            configuration=json.loads(json.dumps(net.configuration)),
+            options=dict(net.options),
+            parameters=net.parameters,
             checkpoint=net.facts.file.name,
             checkpoint_sha256=net.facts.sha256,
             about=net.facts.about,
         ),
-        bands=net.config.bands,
+        signature=signature,
         wavelengths=list(plan.wavelengths) or None,
-        metric_set=net.config.metric_set,
-        metrics=net.config.metrics,
-        layers=net.config.layers,
-        experts=net.config.experts,
-        frame=FrameSize(lines=plan.lines, samples=plan.samples, overlap=plan.overlap),
+        overlap=plan.overlap,
         scale=plan.scale,
         scale_from=scale_from,
         target=TargetMade(
@@ -368,7 +371,7 @@ def _manifest(
         precision=Precision(chosen=plan.precision, why=why),
         graphs={**paths, plan.precision: paths[COMPUTED_FROM.get(plan.precision, plan.precision)]},
         golden=Golden(
-            **{name: f"golden/{name}.npy" for name in GOLDEN_ARRAYS},
+            arrays={name: f"golden/{name}.npy" for name in signature.ports.shapes},
             tolerance=_golden_tolerance(agreement, plan.precision),
         ),
         evidence={
@@ -396,19 +399,46 @@ def _golden_tolerance(agreement: Any, precision: str) -> float:
     return float(min(GOLDEN_SLACK * agreement.limit, max(GOLDEN_LEAST, GOLDEN_SLACK * agreement.difference)))
 
 
-def _golden_files(net: Any, probe: tuple[Any, Any]) -> dict[str, bytes]:
-    frame, metrics = probe
-    engine = ground("export.torch_engine").TorchEngine(net, *frame.shape[2:])
-    restored, gates = engine.infer(frame, metrics)
-    arrays = zip(GOLDEN_ARRAYS, (frame, metrics, restored, gates), strict=True)
-    return {f"golden/{name}.npy": array_bytes(array) for name, array in arrays}
+def _golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> dict[str, bytes]:
+    probe = golden_probe(net, plan, graphs, probes)
+    made = ground("export.torch_engine").TorchEngine(net, plan.lines, plan.samples).infer(probe)
+    return {f"golden/{name}.npy": array_bytes(array) for name, array in {**probe, **made}.items()}
 
 
-def _check_bands(config: Config, net: Any) -> None:
-    bands, told = net.config.bands, config.input
-    if told.bands is not None and told.bands != bands:
+def _constants(net: Network) -> dict[str, bytes]:
+    """The network's constant prompts: path inside the bundle -> array."""
+    return {p.of: array_bytes(net.constants[p.name]) for p in net.smallest.constants}
+
+
+def _metrics_module(signature: Signature) -> PromptMetrics:
+    metrics = signature.metrics
+    if metrics is None:
+        raise InputError("the network takes no metrics", key="--metrics", value="graph", remedy="leave it out")
+    module: PromptMetrics = ground("export.metrics").PromptMetrics(metrics.of, *signature.measured.shape[1:])
+    return module
+
+
+def _overlap(config: Config, signature: Signature) -> int:
+    """What frames share; nothing where they have one place only. Raises InputError where it was asked for."""
+    told = config.input
+    if signature.tiling == "free":
+        return told.overlap
+    if told.overlap and "overlap" in told.model_fields_set:
+        raise InputError(
+            "frames of this network have one place only and share nothing",
+            key="input.overlap",
+            value=told.overlap,
+            remedy="leave it out",
+        )
+    return 0
+
+
+def _check_bands(config: Config, net: Network) -> None:
+    signature, told = net.smallest, config.input
+    bands, measured = signature.restored.bands, signature.measured.bands
+    if told.bands is not None and told.bands != measured:
         raise CheckpointError(
-            f"the configuration says {told.bands} bands, the checkpoint restores {bands}",
+            f"the configuration says {told.bands} bands, the checkpoint restores {measured}",
             file=net.facts.file,
             key="input.bands",
             remedy="correct input.bands or give the checkpoint of this sensor",
@@ -422,7 +452,7 @@ def _check_bands(config: Config, net: Any) -> None:
         )
 
 
-def _scale(config: Config, net: Any, flag: bool) -> tuple[float | None, str | None]:
+def _scale(config: Config, net: Network, flag: bool) -> tuple[float | None, str | None]:
     if config.input.scale is not None:
         return config.input.scale, "flag" if flag else "config"
     if net.facts.scale is not None:
@@ -436,12 +466,9 @@ def _scale_text(scale: float | None, origin: str | None) -> str:
     return f"{scale:g} stands for 1.0 in cubes of integers (from the {origin})"
 
 
-def _described(net: Any) -> str:
-    parameters = sum(p.numel() for p in net.parameters())
-    return (
-        f"{net.facts.file.name}: {parameters / 1e6:.2f} M parameters, {net.config.metric_set}, {net.config.gate} gate, "
-        f"top-{net.config.top_k} of {net.config.experts}"
-    )
+def _described(net: Network) -> str:
+    about = net.architecture.about(net.module)
+    return f"{net.facts.file.name}: {net.parameters / 1e6:.2f} M parameters" + (f", {about}" if about else "")
 
 
 def _shown(path: Path) -> str:

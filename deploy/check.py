@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -22,6 +22,10 @@ from .config import Config, with_overrides
 from .gates import DIRECTIONS, GateResult, failed, judge
 from .options import config_option, engine_option, examples, ground, json_option, read_config
 from .quantize import PICTURE
+
+if TYPE_CHECKING:
+    # The ground's: imported where it is used, so that a flight computer can show this command's help.
+    from export.networks import Network
 
 Float32 = NDArray[np.float32]
 
@@ -107,17 +111,24 @@ def check(
             "no checkpoint is given", key="--checkpoint", remedy="give the checkpoint that the bundle was built from"
         )
     m = bundle.manifest
-    top_k = config.model.top_k if config.model.top_k is not None else m.network.configuration.get("top_k")
-    net = ground("export.networks").load_checkpoint(config.model.checkpoint, top_k)
+    told = config.model.options if config.model.top_k is None else {"top_k": config.model.top_k, **config.model.options}
+    net: Network = ground("export.networks").load_checkpoint(config.model.checkpoint, **{**m.network.options, **told})
     refuse_other_network(bundle, net)
-    console.say(f"checks     {len(config.check.degradations)} degradations, each by PyTorch and by every variant")
+    tasks = config.check.degradations or net.architecture.tasks
+    for task in tasks:
+        if task not in net.architecture.tasks:
+            raise InputError(
+                "the network is not measured by this task", key="check.degradations", value=task,
+                remedy=f"choose from {', '.join(net.architecture.tasks)}",
+            )  # fmt: skip
+    console.say(f"checks     {len(tasks)} degradations, each by PyTorch and by every variant")
     count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes)
     return compare(
         bundle,
         net,
         cubes,
         count,
-        config.check.degradations,
+        tasks,
         wanted,
         config.check.seed,
         of_files=data is not None,
@@ -126,9 +137,11 @@ def check(
 
 
 def _simulated(bundle: Bundle, config: Config) -> tuple[int, Iterator[tuple[str, Float32]]]:
-    m, size = bundle.manifest, config.check.cube
-    wavelengths = m.wavelengths if m.wavelengths and len(m.wavelengths) == m.bands else None
-    scene = simulate_scene(config.check.seed, m.bands, size.lines, size.samples, wavelengths).truth
+    m, asked = bundle.manifest, config.check.cube
+    restored = m.signature.restored
+    size = (asked.lines, asked.samples) if m.signature.tiling == "free" else restored.size
+    wavelengths = m.wavelengths if m.wavelengths and len(m.wavelengths) == restored.bands else None
+    scene = simulate_scene(config.check.seed, restored.bands, *size, wavelengths).truth
     return 1, iter([("simulated scene", scene)])
 
 
@@ -137,7 +150,8 @@ def _read(
 ) -> tuple[int, Iterator[tuple[str, Float32]]]:
     """The cubes of a folder; all are looked at before the first is restored."""
     m, cubes = bundle.manifest, ground("calibration.cubes")
-    wanted = cubes.Wanted(m.bands, config.input.scale, m.scale, tuple(m.wavelengths) if m.wavelengths else None)
+    bands = m.signature.restored.bands
+    wanted = cubes.Wanted(bands, config.input.scale, m.scale, tuple(m.wavelengths) if m.wavelengths else None)
     files = cubes.find_cubes(data, scenes)
     for file in files.values():
         for doubt in cubes.unit_cube(file, wanted).doubts:
@@ -173,7 +187,7 @@ def show(found: Comparison, gates: list[GateResult], config: Config) -> None:
         [
             (
                 r.task,
-                f"{r.input.psnr:.2f}",
+                "-" if r.input is None else f"{r.input.psnr:.2f}",
                 f"{r.engine.psnr:.2f}",
                 f"{r.pytorch.psnr:.2f}",
                 f"{r.engine.ssim:.4f}",
@@ -273,7 +287,7 @@ def _variant_json(variant: Variant) -> dict[str, Any]:
 
 def _as_json(result: TaskResult) -> dict[str, Any]:
     return {
-        "input": asdict(result.input),
+        "input": None if result.input is None else asdict(result.input),
         "engine": asdict(result.engine),
         "pytorch": asdict(result.pytorch),
         "psnr_drop_db": result.psnr_drop_db,
@@ -284,13 +298,13 @@ def _as_json(result: TaskResult) -> dict[str, Any]:
     }
 
 
-def refuse_other_network(bundle: Bundle, net: Any) -> None:
+def refuse_other_network(bundle: Bundle, net: Network) -> None:
     """Refuse a network of another configuration than the bundle's; other weights are warned of.
 
     Raises:
         InputError: naming the setting that differs.
     """
-    made, given = bundle.manifest.network.configuration, net.config.as_dict()
+    made, given = bundle.manifest.network.configuration, net.configuration
     for key, value in given.items():
         value = list(value) if isinstance(value, tuple) else value
         if made.get(key) != value:

@@ -18,10 +18,11 @@ from runtime.errors import GateError, MachineError
 from runtime.metrics import prompt_metrics
 from runtime.prompts import Prompts, differences
 from runtime.restore import Infer, Restored, restore_cube
-from runtime.tiles import Tiling
+from runtime.signature import Signature
+from runtime.tiles import Tile, Tiling
 
 from . import console
-from .graphs import in_half, simulated_probes
+from .graphs import in_half, measuring, simulated_probes
 from .options import ground
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from calibration.agreement import Routing
     from calibration.parting import Parting
     from calibration.quality import Quality
+    from export.networks import Network
+    from export.onnx import Probe
 
 Float32 = NDArray[np.float32]
 VARIANTS = ("fp32", "fp16", "int8")
@@ -44,13 +47,14 @@ class TaskResult:
     Attributes:
         task: the degradation.
         input, engine, pytorch: quality against the truth, means over cubes; over the lost bands where bands were lost.
+            Of the input None where it is no such cube.
         untiled: quality of PyTorch on the whole cube at once.
         max_difference: largest difference of engine and PyTorch, as a share of PyTorch's range.
         routing: how often both chose the same experts.
     """
 
     task: str
-    input: Quality
+    input: Quality | None
     engine: Quality
     pytorch: Quality
     untiled: Quality
@@ -80,13 +84,19 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Case:
-    """The cubes of one degradation, for pictures; `others` are those of the variants that were not chosen."""
+    """The cubes of one degradation, for pictures.
+
+    Attributes:
+        degraded: None where what is measured is no such cube.
+        routing: experts' weights, empty without experts.
+        others: those of the variants that were not chosen.
+    """
 
     task: str
-    degraded: Float32
+    degraded: Float32 | None
     restored: Float32
     truth: Float32
-    gates: Float32
+    routing: Float32
     pytorch: Float32 | None = None
     others: Mapping[str, Float32] = field(default_factory=dict)
 
@@ -161,10 +171,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Way:
-    """How a cube goes through: what restores a frame, the frame's size, the overlap, what computes it, and metrics."""
+    """How a cube goes through: what restores a frame, of what signature, the overlap, what computes it, and prompts."""
 
     infer: Infer
-    frame: tuple[int, int]
+    signature: Signature
     overlap: int
     runs_in: str
     prompts: Prompts
@@ -174,14 +184,14 @@ class _Way:
 class _Tally:
     """What a variant did so far, for one task."""
 
-    rows: list[tuple[Quality, Quality, Quality, Quality]] = field(default_factory=list)
+    rows: list[tuple[Quality | None, Quality, Quality, Quality]] = field(default_factory=list)
     difference: float = 0.0
     routing: list[Routing] = field(default_factory=list)
 
 
 def compare(
     bundle: Bundle,
-    net: Any,
+    net: Network,
     cubes: Iterator[tuple[str, Float32]],
     total: int,
     tasks: tuple[str, ...],
@@ -207,29 +217,34 @@ def compare(
     Raises:
         GateError: the engine that flies failed on a cube.
     """
-    agreement, evaluation = ground("calibration.agreement"), ground("calibration.evaluation")
+    agreement = ground("calibration.agreement")
+    signature = bundle.manifest.signature
+    way = measuring(net, *signature.measured.size)
     chosen = bundle.manifest.precision.chosen
-    graphs = _graphs(bundle.path, wanted)
+    graphs = _graphs(bundle.path, net, wanted)
     tallies: dict[str, dict[str, _Tally]] = {}
     tiles: dict[str, list[WorstTile]] = {}
     margins: dict[str, list[Float32]] = {task: [] for task in tasks}
     kept: list[Case] = []
     names: list[str] = []
-    probes: dict[str, tuple[float, Float32, Float32]] = {}
+    probes: dict[str, tuple[float, Probe]] = {}
     metrics_apart: dict[str, float] = {}
     with ExitStack() as stack:
         ways = _ways(bundle, graphs, wanted, stack)
         with console.progress("checking") as moved:
-            for number, (name, truth) in enumerate(cubes):
+            for number, (name, clean) in enumerate(cubes):
+                truth = way.fitting(clean)
                 names.append(name)
                 for place, task in enumerate(tasks):
                     moved(number * len(tasks) + place, total * len(tasks))
                     # A cube is degraded alike, whichever others are checked with it.
-                    degraded = _degraded(task, truth, (seed, place, *([zlib.crc32(name.encode())] if of_files else [])))
-                    bands = evaluation.bands_measured(task, degraded, truth)
+                    seeds = (seed, place, *([zlib.crc32(name.encode())] if of_files else []))
+                    degraded = way.measured(task, truth, np.random.default_rng(seeds))
+                    bands = ground("calibration.measuring").bands_measured(task, degraded, truth)
                     own = _by_pytorch(bundle, net, degraded)
                     margins[task].append(own.margins.ravel())
-                    before, after, untiled = (_quality(c, truth, bands) for c in (degraded, own.cube, own.untiled))
+                    before = _quality(degraded, truth, bands) if way.measure is None else None
+                    after, untiled = (_quality(cube, truth, bands) for cube in (own.cube, own.untiled))
                     for metric, value in _metrics_apart(bundle, degraded).items():
                         metrics_apart[metric] = max(value, metrics_apart.get(metric, 0.0))
                     span = float(np.ptp(own.cube)) or 1.0
@@ -240,18 +255,19 @@ def compare(
                         tally.rows.append((before, _quality(cube, truth, bands), after, untiled))
                         apart = np.abs(cube - own.cube)
                         tally.difference = max(tally.difference, float(apart.max()) / span)
-                        tally.routing.append(agreement.routing(done.gates, own.gates, own.margins))
+                        tally.routing.append(agreement.routing(_routing(done), own.routing, own.margins))
                         tiles.setdefault(precision, []).extend(_distances(bundle, apart, span, name, task))
                         worst = max(tiles[precision][-1].distance, probes.get(precision, (0.0,))[0])
                         if precision not in probes or worst > probes[precision][0]:
-                            probes[precision] = (worst, *_probe(bundle, degraded, tiles[precision][-1]))
+                            probes[precision] = (worst, _probe(bundle, degraded, tiles[precision][-1]))
                     if number == 0 and pictured:
-                        kept.append(_case(task, degraded, truth, restored, chosen, own.cube))
+                        shown = degraded if way.measure is None else None
+                        kept.append(_case(task, shown, truth, restored, chosen, own.cube))
     return Comparison(
         chosen,
         {
             precision: _variant(
-                precision, ways[precision].runs_in, of_task, tiles[precision], graphs, probes[precision][1:]
+                precision, ways[precision].runs_in, of_task, tiles[precision], graphs, probes[precision][1]
             )
             for precision, of_task in tallies.items()
             if precision in ways
@@ -263,15 +279,14 @@ def compare(
     )
 
 
-def _graphs(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+def _graphs(path: Path, net: Network, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """Variant -> its graph; fp16 rewritten from the float32 graph where it is wanted and not there."""
     manifest, files = verified_bundle(path)
     graphs = {name: files[str(inner)] for name, inner in manifest.graphs.items()}
     if "fp16" in wanted and "fp16" not in graphs and "fp32" in graphs:
         try:
-            size = (manifest.frame.lines, manifest.frame.samples)
-            probes = simulated_probes(manifest.bands, size, manifest.wavelengths or (), manifest.metric_set)
-            graphs["fp16"] = in_half(graphs["fp32"], "fp16", *probes)
+            probes = simulated_probes(net, manifest.signature.measured.size, manifest.wavelengths or ())
+            graphs["fp16"] = in_half(graphs["fp32"], "fp16", probes)
         except MachineError as error:
             console.warn(f"fp16 is left out: {error.problem}")
     return graphs
@@ -279,7 +294,7 @@ def _graphs(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 
 def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], stack: ExitStack) -> dict[str, _Way]:
     m = bundle.manifest
-    chosen, frame, overlap = m.precision.chosen, (m.frame.lines, m.frame.samples), m.frame.overlap
+    chosen, signature, overlap = m.precision.chosen, m.signature, m.overlap
     loaded = bundle.engine.describe()
     ways: dict[str, _Way] = {}
     for name in dict.fromkeys((*VARIANTS, chosen)):
@@ -287,7 +302,7 @@ def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], 
         half = name == "fp16" or (name == "int8" and m.target.engine in GPU_ENGINES)
         if name == chosen and not (half and on_cpu):
             computes = f"{loaded['engine']}, {loaded['computes in']}"
-            ways[name] = _Way(bundle.engine.infer, frame, overlap, computes, bundle.prompts)
+            ways[name] = _Way(bundle.engine.infer, signature, overlap, computes, bundle.prompts)
         elif name in graphs and (name in wanted or name == chosen):
             data, runs_in, precision = graphs[name], loaded["engine"] if on_cpu else "onnxruntime", name
             if half:
@@ -296,15 +311,15 @@ def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], 
                 runs_in, precision = "onnxruntime", "fp32"
             options = EngineOptions(m.target.threads, precision)
             try:
-                engine = stack.enter_context(open_engine(runs_in, data, m.spec(), options))
+                engine = stack.enter_context(open_engine(runs_in, data, signature, options))
             except MachineError as error:
                 if name == chosen:
                     raise
                 console.warn(f"{name}, which does not fly, is left out: {error.problem}")
                 continue
             computes = "FP16's arithmetic in float32" if half else engine.describe()["computes in"]
-            prompts = bundle.prompts if name == chosen else Prompts(m.metric_set)
-            ways[name] = _Way(engine.infer, frame, overlap, f"{runs_in}, {computes}", prompts)
+            prompts = bundle.prompts if name == chosen else bundle.prompts.on_host()
+            ways[name] = _Way(engine.infer, signature, overlap, f"{runs_in}, {computes}", prompts)
     return ways
 
 
@@ -313,37 +328,38 @@ class _Own:
     """What PyTorch makes of a cube, in tiles and whole."""
 
     cube: Float32
-    gates: Float32
+    routing: Float32
     margins: Float32
     untiled: Float32
 
 
-def _by_pytorch(bundle: Bundle, net: Any, degraded: Float32) -> _Own:
+def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32) -> _Own:
     torch_engine = ground("export.torch_engine").TorchEngine
-    m = bundle.manifest
-    frame = (m.frame.lines, m.frame.samples)
+    signature, prompts = bundle.manifest.signature, bundle.prompts.on_host()
+    frame = signature.measured.size
     engine = torch_engine(net, *frame)
     margins: list[Float32] = []
 
-    def infer(tile: Float32, metrics: Float32) -> tuple[Float32, Float32]:
-        restored, gates, leads = engine.infer_with_margins(tile, metrics)
+    def infer(feeds: Probe) -> Probe:
+        made: Probe
+        made, leads = engine.infer_with_margins(feeds)
         margins.append(leads)
-        return restored, gates
+        return made
 
-    prompts = Prompts(m.metric_set)
-    done = _restored(bundle, degraded, _Way(infer, frame, m.frame.overlap, "pytorch", prompts))
-    cube, leads = np.asarray(done.cube, np.float32), np.stack(margins).reshape(done.gates.shape[:-1])
-    if degraded.shape[1] <= frame[0] and degraded.shape[2] <= frame[1]:
-        return _Own(cube, done.gates, leads, cube)
-    multiple = ground("export.networks").architecture_of(net).SIZE_MULTIPLE
-    whole = (-(-degraded.shape[1] // multiple) * multiple, -(-degraded.shape[2] // multiple) * multiple)
-    untiled = _restored(bundle, degraded, _Way(torch_engine(net, *whole).infer, whole, 0, "pytorch", prompts))
-    return _Own(cube, done.gates, leads, np.asarray(untiled.cube, np.float32))
+    done = _restored(degraded, _Way(infer, signature, bundle.manifest.overlap, "pytorch", prompts))
+    cube, routing = np.asarray(done.cube, np.float32), _routing(done)
+    leads = np.stack(margins).reshape(routing.shape[:-1]) if routing.size else np.zeros(0, np.float32)
+    if signature.tiling == "fixed" or (degraded.shape[1] <= frame[0] and degraded.shape[2] <= frame[1]):
+        return _Own(cube, routing, leads, cube)
+    multiple = net.architecture.multiple
+    whole = torch_engine(net, *(-(-side // multiple) * multiple for side in degraded.shape[1:]))
+    untiled = _restored(degraded, _Way(whole.infer, whole.signature, 0, "pytorch", prompts))
+    return _Own(cube, routing, leads, np.asarray(untiled.cube, np.float32))
 
 
-def _degraded(task: str, truth: Float32, seed: tuple[int, ...]) -> Float32:
-    made: Float32 = ground("calibration.degradations").DEGRADATIONS[task](truth, np.random.default_rng(seed))
-    return made
+def _routing(done: Restored) -> Float32:
+    """The experts' weights of every tile; empty without experts."""
+    return next(iter(done.side.values()), np.zeros((0, 0), np.float32))
 
 
 def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str) -> dict[str, Restored]:
@@ -351,7 +367,7 @@ def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str)
     done: dict[str, Restored] = {}
     for precision, way in list(ways.items()):
         try:
-            done[precision] = _restored(bundle, degraded, way)
+            done[precision] = _restored(degraded, way)
         except MachineError as error:  # noqa: PERF203
             if precision == bundle.manifest.precision.chosen:
                 raise GateError(
@@ -366,20 +382,25 @@ def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str)
     return done
 
 
-def _restored(bundle: Bundle, cube: Float32, way: _Way) -> Restored:
-    m = bundle.manifest
-    return restore_cube(cube, way.infer, bands=m.bands, frame=way.frame, overlap=way.overlap, prompts=way.prompts)
+def _restored(cube: Float32, way: _Way) -> Restored:
+    return restore_cube(cube, way.infer, way.signature, overlap=way.overlap, prompts=way.prompts)
 
 
 def _metrics_apart(bundle: Bundle, degraded: Float32) -> dict[str, float]:
     """How far the metrics' graph is from NumPy, on the first frame of the first bands; nothing without a graph."""
-    m = bundle.manifest
-    if bundle.prompts.by((m.bands, m.frame.lines, m.frame.samples)) == "host":
+    signature = bundle.manifest.signature
+    metrics = signature.metrics
+    if metrics is None or bundle.prompts.by(signature.measured.shape[1:]) == "host":
         return {}
-    part = degraded[: m.bands]
-    tiling = Tiling((part.shape[1], part.shape[2]), (m.frame.lines, m.frame.samples), m.frame.overlap)
+    part = degraded[: signature.measured.bands]
+    tiling = _tiling(bundle, part)
     frame = tiling.cut(part, tiling.tiles()[0])[0]
-    return differences(bundle.prompts(frame), prompt_metrics(frame, m.metric_set), m.metric_set)
+    return differences(bundle.prompts.metrics(frame), prompt_metrics(frame, metrics.of), metrics.of)
+
+
+def _tiling(bundle: Bundle, cube: Float32) -> Tiling:
+    """Of a measured cube, or of a restored one."""
+    return Tiling((cube.shape[1], cube.shape[2]), bundle.manifest.signature.measured.size, bundle.manifest.overlap)
 
 
 def _quality(cube: Float32, truth: Float32, bands: Any) -> Quality:
@@ -389,31 +410,31 @@ def _quality(cube: Float32, truth: Float32, bands: Any) -> Quality:
 
 def _distances(bundle: Bundle, apart: Float32, span: float, name: str, task: str) -> list[WorstTile]:
     """The tiles of a cube, the least like PyTorch last."""
-    m = bundle.manifest
-    tiling = Tiling((apart.shape[1], apart.shape[2]), (m.frame.lines, m.frame.samples), m.frame.overlap)
+    free = bundle.manifest.signature.tiling == "free"
+    tiles = _tiling(bundle, apart).tiles() if free else (Tile(0, 0, *apart.shape[1:]),)
     found = []
-    for tile in tiling.tiles():
+    for tile in tiles:
         part = apart[:, tile.line : tile.line + tile.lines, tile.sample : tile.sample + tile.samples]
         distance = float(np.sqrt(np.mean(np.square(part, dtype=np.float64)))) / span
         found.append(WorstTile(name, task, tile.line, tile.sample, distance))
     return sorted(found, key=lambda t: t.distance)
 
 
-def _probe(bundle: Bundle, degraded: Float32, worst: WorstTile) -> tuple[Float32, Float32]:
-    """The frame of a tile, of the first bands where there are more than the network's, and the cube's metrics."""
-    m = bundle.manifest
-    part = degraded[: m.bands]
-    tiling = Tiling((part.shape[1], part.shape[2]), (m.frame.lines, m.frame.samples), m.frame.overlap)
+def _probe(bundle: Bundle, degraded: Float32, worst: WorstTile) -> Probe:
+    """The frame of a tile, of the first bands where there are more than the network's, and the cube's prompts."""
+    measured = bundle.manifest.signature.measured
+    part = degraded[: measured.bands]
+    tiling = _tiling(bundle, part)
     tile = next(t for t in tiling.tiles() if (t.line, t.sample) == (worst.line, worst.sample))
-    return tiling.cut(part, tile), prompt_metrics(part, m.metric_set)[None]
+    return {measured.name: tiling.cut(part, tile), **bundle.prompts.on_host()(part)}
 
 
 def _case(
-    task: str, degraded: Float32, truth: Float32, restored: Mapping[str, Restored], chosen: str, pytorch: Float32
+    task: str, degraded: Float32 | None, truth: Float32, restored: Mapping[str, Restored], chosen: str, pytorch: Float32
 ) -> Case:
     cubes = {name: np.asarray(done.cube, np.float32) for name, done in restored.items()}
     others = {name: cube for name, cube in cubes.items() if name != chosen}
-    return Case(task, degraded, cubes[chosen], truth, restored[chosen].gates, pytorch, others)
+    return Case(task, degraded, cubes[chosen], truth, _routing(restored[chosen]), pytorch, others)
 
 
 def _variant(
@@ -422,23 +443,21 @@ def _variant(
     tallies: Mapping[str, _Tally],
     tiles: list[WorstTile],
     graphs: Mapping[str, bytes],
-    probe: tuple[Float32, Float32],
+    probe: Probe,
 ) -> Variant:
     import onnx
 
     agreement, mean = ground("calibration.agreement"), ground("calibration.evaluation").mean_quality
     results = []
     for task, tally in tallies.items():
-        qualities = [mean(list(column)) for column in zip(*tally.rows, strict=True)]
+        before, engine, pytorch, untiled = (mean(list(column)) for column in zip(*tally.rows, strict=True))
         of_task = sum(tally.routing, agreement.Routing())
-        results.append(
-            TaskResult(task, qualities[0], qualities[1], qualities[2], qualities[3], tally.difference, of_task)
-        )
+        results.append(TaskResult(task, before, engine, pytorch, untiled, tally.difference, of_task))
     routing = sum((result.routing for result in results), agreement.Routing())
     parted, share = None, 0.0
     if precision in graphs and precision in ("fp16", "int8"):
         parted = ground("calibration.parting").parting(
-            graphs["fp32"], _comparable(graphs[precision]), *probe, SAME[precision]
+            graphs["fp32"], _comparable(graphs[precision]), probe, SAME[precision]
         )
         share = ground("calibration.products").int8_share(onnx.load_model_from_string(graphs[precision]))
     worst = tuple(sorted(tiles, key=lambda t: -t.distance)[:WORST_TILES])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,7 +13,6 @@ from deploy.config_types import (
     MAX_BANDS,
     MAX_SIDE,
     AskedPrecision,
-    Degradation,
     Name,
     Number,
     PathText,
@@ -77,6 +76,11 @@ class ModelSection(Section):
         default=None,
         description="Experts per image. Not in the weights: asked for when no config.json lies beside the checkpoint.",
         examples=[1],
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Options of the network's architecture, as --option KEY=VALUE gives them.",
+        examples=[{"top_k": 1}],
     )
 
 
@@ -265,9 +269,9 @@ class CalibrationSection(Section):
 class CheckSection(Section):
     """What `deploy check` runs."""
 
-    degradations: Annotated[tuple[Degradation, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
-        default=get_args(Degradation),
-        description="Degradations of the scene to restore: five of the training and two unseen ones.",
+    degradations: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(distinct)] | None = Field(
+        default=None,
+        description="Tasks of the network to check; null for all, with DAMP five of the training and two unseen ones.",
         examples=[["noise", "blur"]],
     )
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(

@@ -24,7 +24,6 @@ MAX_BANDS = 4096
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 AskedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
-Degradation = Literal["noise", "blur", "sr", "inpaint", "bandloss", "poisson", "motionblur"]
 
 
 def printable_text(text: str) -> str:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from runtime.bundle import load_bundle
 from runtime.errors import InputError, printable
 from runtime.files.layout import DEFAULT_LAYOUT
-from runtime.prompts import Prompts
-from runtime.restore import restore_cube
+from runtime.restore import Restored, restore_cube
 
 from . import console
+from .graphs import measuring
 from .options import examples, ground, json_option
 from .pictures import require_plots
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     # The ground's: imported where it is used, so that a flight computer can show this command's help.
     from calibration.cubes import UnitCube, Wanted
     from calibration.evaluation import Cubes, Restore, Row
+    from calibration.measuring import Measuring
     from calibration.quality import Quality
+    from export.networks import Network
 
 Float32 = NDArray[np.float32]
 Centres = Mapping[str, tuple[float, ...] | None]
@@ -46,8 +48,8 @@ class Model:
     Attributes:
         name: as it was given.
         about: one line on its training.
-        restore: cube -> restored cube and gates [layers, experts].
-        bands: of the network.
+        restore: cube -> restored cube and experts' weights [layers, experts].
+        measuring: how its frames come from clean cubes.
         scale: number that stands for 1.0 in cubes of integers, None if not told.
         wavelengths: band centres in nm, None if not told.
         balances: spatial share of every expert [layers, experts], None where the model does not tell.
@@ -56,7 +58,7 @@ class Model:
     name: str
     about: str
     restore: Restore
-    bands: int
+    measuring: Measuring
     scale: float | None
     wavelengths: tuple[float, ...] | None
     balances: NDArray[np.float64] | None
@@ -100,14 +102,14 @@ def command(
     """
     evaluation = ground("calibration.evaluation")
     require_plots()
-    chosen = _tasks(tasks, evaluation.TASKS)
     wanted_scenes = None if scenes is None else tuple(dict.fromkeys(part.strip() for part in scenes.split(",")))
     files = ground("calibration.cubes").find_cubes(data, wanted_scenes)
     with _opened(model, top_k) as measured:
+        chosen = _tasks(tasks, measured.measuring.tasks)
         folder = out if out is not None else Path("evaluation") / _plain_name(Path(model))
         _refuse_file(folder)
         wanted = ground("calibration.cubes").Wanted(
-            measured.bands, scale, measured.scale, measured.wavelengths, layout, key
+            measured.measuring.signature.restored.bands, scale, measured.scale, measured.wavelengths, layout, key
         )
         centres = {name: _checked(file, wanted) for name, file in files.items()}
         rows: list[Row] = []
@@ -116,7 +118,7 @@ def command(
         with console.progress("evaluating") as moved:
             moved(0, len(files) * len(chosen))
             cubes = ((name, ground("calibration.cubes").unit_cube(file, wanted).cube) for name, file in files.items())
-            for row, kept in evaluation.evaluate(cubes, measured.restore, tasks=chosen, seed=seed):
+            for row, kept in evaluation.evaluate(cubes, measured.restore, measured.measuring, tasks=chosen, seed=seed):
                 rows.append(row)
                 # Another scene for every task, so that the page shows several.
                 if row.scene == names[chosen.index(row.task) % len(names)]:
@@ -138,7 +140,7 @@ def summary(rows: Sequence[Row], model: str, out: Path, seed: int) -> dict[str, 
     """What `--json` prints: means over scenes, and every scene."""
     from calibration.evaluation import choices, means
 
-    def triple(figures: Sequence[Quality]) -> dict[str, dict[str, float]]:
+    def triple(figures: Sequence[Quality | None]) -> dict[str, dict[str, float] | None]:
         return {who: _figures(q) for who, q in zip(CONTENDERS, figures, strict=True)}
 
     return {
@@ -154,8 +156,8 @@ def summary(rows: Sequence[Row], model: str, out: Path, seed: int) -> dict[str, 
     }
 
 
-def _figures(q: Quality) -> dict[str, float]:
-    return {"psnr": q.psnr, "ssim": q.ssim, "sam": q.sam, "band_psnr": q.band_psnr, "ergas": q.ergas}
+def _figures(q: Quality | None) -> dict[str, float] | None:
+    return None if q is None else {key: getattr(q, key) for key in ("psnr", "ssim", "sam", "band_psnr", "ergas")}
 
 
 @contextmanager
@@ -168,44 +170,41 @@ def _opened(model: str, top_k: int | None) -> Iterator[Model]:
         raise InputError("a bundle's top-k is fixed", key="--top-k", value=top_k, remedy="leave it out")
     with load_bundle(Path(model)) as bundle:
         m = bundle.manifest
+        architecture = ground("export.networks").ARCHITECTURES[m.network.architecture]
+        way: Measuring = ground("calibration.measuring").Measuring(
+            bundle.prompts, architecture.tasks, architecture.measure
+        )
 
         def restore(cube: Float32) -> tuple[Float32, Float32]:
-            restored = bundle.restore(cube)
-            return np.asarray(restored.cube, np.float32), _mean_gates(restored.gates)
+            return _mean_routing(bundle.restore(cube))
 
         centres = tuple(m.wavelengths) if m.wavelengths else None
-        yield Model(model, m.network.about, restore, m.bands, m.scale, centres, None)
+        yield Model(model, m.network.about, restore, way, m.scale, centres, None)
 
 
 def _from_checkpoint(name: str, top_k: int | None) -> Model:
-    networks = ground("export.networks")
-    net = networks.load_checkpoint(name, top_k)
+    net: Network = ground("export.networks").load_checkpoint(name, top_k)
+    architecture, facts = net.architecture, net.facts
     engine = ground("export.torch_engine").TorchEngine
-    package = networks.architecture_of(net)
+    multiple = architecture.multiple
+    way = measuring(net, multiple, multiple)
+    prompts = way.prompts
 
     def restore(cube: Float32) -> tuple[Float32, Float32]:
-        multiple = package.SIZE_MULTIPLE
         lines, samples = (min(LARGEST_FRAME, -(-n // multiple) * multiple) for n in cube.shape[1:])
-        restored = restore_cube(
-            cube,
-            engine(net, lines, samples).infer,
-            bands=net.config.bands,
-            frame=(lines, samples),
-            overlap=FRAME_OVERLAP if max(cube.shape[1:]) > LARGEST_FRAME else 0,
-            prompts=Prompts(net.config.metric_set),
-        )
-        return np.asarray(restored.cube, np.float32), _mean_gates(restored.gates)
+        opened = engine(net, lines, samples)
+        overlap = FRAME_OVERLAP if max(cube.shape[1:]) > LARGEST_FRAME else 0
+        return _mean_routing(restore_cube(cube, opened.infer, opened.signature, overlap=overlap, prompts=prompts))
 
-    facts = net.facts
-    return Model(
-        name, facts.about, restore, net.config.bands, facts.scale, facts.wavelengths or None, package.balances(net)
-    )
+    shares = architecture.routing.balances(net.module) if architecture.routing else None
+    return Model(name, facts.about, restore, way, facts.scale, facts.wavelengths or None, shares)
 
 
-def _mean_gates(gates: Float32) -> Float32:
-    # Not reshaped to one axis of frames: a network without mixtures has no layers.
-    mean: Float32 = gates.mean(axis=tuple(range(gates.ndim - 2)))
-    return mean
+def _mean_routing(restored: Restored) -> tuple[Float32, Float32]:
+    """The cube, and the experts' weights averaged over tiles; these are empty without experts."""
+    weights = next(iter(restored.side.values()), np.zeros((0, 0), np.float32))
+    mean: Float32 = weights.mean(axis=tuple(range(weights.ndim - 2)))
+    return np.asarray(restored.cube, np.float32), mean
 
 
 def _plain_name(model: Path) -> str:
@@ -246,15 +245,23 @@ def _refuse_file(folder: Path) -> None:
 COLUMNS = ("task", "scene", *(f"{who} {what}" for what in ("PSNR", "SSIM", "SAM") for who in CONTENDERS), "gain")
 
 
-def _cells(name: tuple[str, str], figures: Sequence[Quality]) -> tuple[str, ...]:
+def _cells(name: tuple[str, str], figures: Sequence[Quality | None]) -> tuple[str, ...]:
     before, _, after = figures
     return (
         *name,
-        *(f"{q.psnr:.2f}" for q in figures),
-        *(f"{q.ssim:.3f}" for q in figures),
-        *(f"{q.sam:.2f}" for q in figures),
-        f"{after.psnr - before.psnr:+.2f}",
+        *(_text(q, "psnr", 2) for q in figures),
+        *(_text(q, "ssim", 3) for q in figures),
+        *(_text(q, "sam", 2) for q in figures),
+        _gain(before, after),
     )
+
+
+def _text(q: Quality | None, figure: str, digits: int) -> str:
+    return "-" if q is None else f"{getattr(q, figure):.{digits}f}"
+
+
+def _gain(before: Quality | None, after: Quality | None) -> str:
+    return "-" if before is None or after is None else f"{after.psnr - before.psnr:+.2f}"
 
 
 def _mean_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -277,21 +284,13 @@ def _show(rows: Sequence[Row]) -> None:
         f"PSNR in dB, mean over {scenes} scene{'s' * (scenes > 1)}",
         ("task", "input", "baseline", "model", "gain", "SSIM", "SAM deg"),
         [
-            (
-                task,
-                f"{a.psnr:.2f}",
-                f"{b.psnr:.2f}",
-                f"{c.psnr:.2f}",
-                f"{c.psnr - a.psnr:+.2f}",
-                f"{c.ssim:.3f}",
-                f"{c.sam:.2f}",
-            )
+            (task, *(_text(q, "psnr", 2) for q in (a, b, c)), _gain(a, c), f"{c.ssim:.3f}", f"{c.sam:.2f}")
             for task, (a, b, c) in found.items()
         ],
     )
-    label = "baseline"
-    for name in dict.fromkeys(BASELINES[task].name for task in found):
-        console.say(f"{label:<10} {name}: {', '.join(task for task in found if BASELINES[task].name == name)}")
+    label, classical = "baseline", [task for task, (_, b, _) in found.items() if b is not None]
+    for name in dict.fromkeys(BASELINES[task].name for task in classical):
+        console.say(f"{label:<10} {name}: {', '.join(task for task in classical if BASELINES[task].name == name)}")
         label = ""
 
 

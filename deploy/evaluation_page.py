@@ -40,31 +40,29 @@ def pictures_of(
     from calibration.baselines import BASELINES
     from calibration.evaluation import choices, means
 
-    gains = {task: (b.psnr - a.psnr, c.psnr - a.psnr) for task, (a, b, c) in means(rows).items()}
-    files = {
-        "gains.png": gains_plot(
-            {task: dict(zip(("baseline", "model"), pair, strict=True)) for task, pair in gains.items()}
-        )
+    gains = {
+        task: {"baseline": b.psnr - a.psnr, "model": c.psnr - a.psnr}
+        for task, (a, b, c) in means(rows).items()
+        if a is not None and b is not None
     }
-    if rows[0].gates.size:
+    files = {"gains.png": gains_plot(gains)} if gains else {}
+    if rows[0].routing.size:
         files["experts.png"] = choices_plot(choices(rows), model.balances)
     cases = []
     for task, (scene, cubes) in pictured.items():
         wavelengths = centres[scene]
         stretch = stretch_limits(cubes.truth, wavelengths)
-        shown = {
-            "degraded": cubes.degraded,
-            BASELINES[task].name: cubes.baseline,
-            "restored": cubes.restored,
-            "truth": cubes.truth,
-        }
+        row = next(r for r in rows if r.task == task and r.scene == scene)
+        shown = {"degraded": cubes.degraded} if row.input else {}
+        shown |= {} if cubes.baseline is None else {BASELINES[task].name: cubes.baseline}
+        shown |= {"restored": cubes.restored, "truth": cubes.truth}
         images = {label: fitted(rgb(cube, wavelengths, stretch), shortest=STRIP_SIDE) for label, cube in shown.items()}
         error, limit = error_map(cubes.restored, cubes.truth)
         images["error"] = fitted(error, shortest=STRIP_SIDE)
         files[f"{task}.png"] = png_bytes(_strip(list(images.values())))
         scale = ColourScale("0", f"{figure_text(limit, 2)} or more")
-        row = next(r for r in rows if r.task == task and r.scene == scene)
-        note = f"{row.input.psnr:.1f} dB in, baseline {row.baseline.psnr:.1f} dB, model {row.model.psnr:.1f} dB"
+        figures = {"input": row.input, "baseline": row.baseline, "model": row.model}
+        note = ", ".join(f"{who} {q.psnr:.1f} dB" for who, q in figures.items() if q is not None)
         described = tuple(
             Picture(label, png_bytes(image), f"{label}, {task} of {scene}", scale if label == "error" else None)
             for label, image in images.items()
@@ -73,7 +71,8 @@ def pictures_of(
     task, (scene, cubes) = next(iter(pictured.items()))
     size = cubes.truth.shape[1:]
     pixels = [(int(a * size[0]), int(b * size[1])) for a, b in SHOWN_PIXELS]
-    series = {"degraded": cubes.degraded, "restored": cubes.restored, "truth": cubes.truth}
+    series = {"degraded": cubes.degraded} if cubes.degraded.shape == cubes.truth.shape else {}
+    series |= {"restored": cubes.restored, "truth": cubes.truth}
     files["spectra.png"] = spectra_plot(series, pixels, centres[scene], scale=f"share of full scale, {task}")
     return Pictures(files, tuple(cases))
 
@@ -97,20 +96,25 @@ def evaluation_page(
     from calibration.evaluation import means
 
     found = means(rows)
-    ahead = [task for task, (_, b, c) in found.items() if c.psnr > b.psnr]
-    behind = [task for task in found if task not in ahead]
-    mean_gain = float(np.mean([c.psnr - a.psnr for a, _, c in found.values()]))
-    text = f"{mean_gain:+.1f} dB on average over {len(found)} tasks and {len({r.scene for r in rows})} scenes."
-    detail = (
-        f"Behind the classical method on {', '.join(behind)}." if behind else "Ahead of the classical method on all."
-    )
+    scene_count = len({r.scene for r in rows})
+    gains = [c.psnr - a.psnr for a, _, c in found.values() if a is not None]
+    rivals = {task: (b, c) for task, (_, b, c) in found.items() if b is not None}
+    behind = [task for task, (b, c) in rivals.items() if c.psnr <= b.psnr]
+    best = float(np.mean(gains)) if gains else float(np.mean([c.psnr for _, _, c in found.values()]))
+    text = f"{best:{'+' if gains else ''}.1f} dB on average over {len(found)} tasks and {scene_count} scenes."
+    detail = "Ahead of the classical method on all." if rivals else "No classical method is known for its tasks."
+    if behind:
+        detail = f"Behind the classical method on {', '.join(behind)}."
     means_table = Table(
         "Means over scenes",
         (columns[0], *columns[2:], "baseline"),
-        tuple((row[0], *row[2:], BASELINES[row[0]].name) for row in mean),
+        tuple((row[0], *row[2:], BASELINES[row[0]].name if row[0] in rivals else "-") for row in mean),
         "PSNR from the mean squared error over all elements, in dB; SAM in degrees; bandloss over the lost bands only.",
     )
-    plots = [Plot("Gain over the degraded input", pictures.files["gains.png"], "PSNR gain of baseline and model.")]
+    plots = []
+    if "gains.png" in pictures.files:
+        about = "PSNR gain of baseline and model."
+        plots.append(Plot("Gain over the degraded input", pictures.files["gains.png"], about))
     if "experts.png" in pictures.files:
         note = "" if model.balances is None else "Below an expert's number: the share of its spatial branch."
         alt = "Share of scenes in which every expert was chosen, per layer and degradation."

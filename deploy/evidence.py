@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.manifest import Manifest
+from runtime.signature import plane_text
 
 from .comparison import Case, Comparison, TaskResult
 from .gates import DIRECTIONS, GateResult
@@ -47,7 +48,7 @@ class Shown:
     """A cube that was restored beside the checked ones, and its quality before and after."""
 
     case: Case
-    before: Quality
+    before: Quality | None
     after: Quality
 
 
@@ -106,7 +107,7 @@ def assemble(
             f"Spectra, {first.task}",
             spectra_plot(
                 {
-                    "degraded": first.degraded,
+                    **({} if first.degraded is None else {"degraded": first.degraded}),
                     "restored": first.restored,
                     "truth": first.truth,
                     **({"PyTorch": first.pytorch} if first.pytorch is not None else {}),
@@ -123,11 +124,7 @@ def assemble(
             band_psnr_plot({c.task: _band_psnr(c) for c in cases}, wavelengths),
             "PSNR of the restored cube, band by band, for every degradation.",
         ),
-        Plot(
-            "Experts that the network chose",
-            experts_plot({c.task: c.gates.reshape(-1, *c.gates.shape[-2:]).mean(axis=0) for c in cases}),
-            "Gates of the experts per layer and degradation, averaged over tiles.",
-        ),
+        *_experts_plots(cases),
         *_precision_plots(found, wavelengths, pareto),
     ]
     return Report(
@@ -146,6 +143,14 @@ def assemble(
             "Where bands were lost, PSNR, SSIM and spectral angle are taken over the lost bands only.",
         ),
     )
+
+
+def _experts_plots(cases: Sequence[Case]) -> list[Plot]:
+    chosen = {c.task: c.routing.reshape(-1, *c.routing.shape[-2:]).mean(axis=0) for c in cases if c.routing.size}
+    if not chosen:
+        return []
+    about = "Weights of the experts per layer and degradation, averaged over tiles."
+    return [Plot("Experts that the network chose", experts_plot(chosen), about)]
 
 
 def _precision_plots(found: Comparison, wavelengths: list[float] | None, pareto: bytes | None) -> list[Plot]:
@@ -247,12 +252,13 @@ def _band_psnr(case: Case) -> list[float]:
 
 
 def _row(
-    case: Case, before: Quality, after: Quality, pixels: list[tuple[int, int]], wavelengths: list[float] | None
+    case: Case, before: Quality | None, after: Quality, pixels: list[tuple[int, int]], wavelengths: list[float] | None
 ) -> Row:
     stretch = stretch_limits(case.truth, wavelengths)
     size = case.truth.shape[1:]
     pictures = []
-    for label, cube in (("degraded", case.degraded), ("restored", case.restored), ("truth", case.truth)):
+    cubes = [] if case.degraded is None else [("degraded", case.degraded)]
+    for label, cube in (*cubes, ("restored", case.restored), ("truth", case.truth)):
         image = marked(fitted(rgb(cube, wavelengths, stretch), shortest=256), pixels, (size[0], size[1]))
         pictures.append(Picture(label, png_bytes(image), f"{label} cube in natural colours, {case.task}"))
     error, limit = error_map(case.restored, case.truth)
@@ -260,8 +266,9 @@ def _row(
     pictures.append(
         Picture("error", png_bytes(fitted(error, shortest=256)), f"mean error over bands, {case.task}", scale)
     )
-    gain = after.psnr - before.psnr
-    note = f"{before.psnr:.1f} dB in, {after.psnr:.1f} dB out ({gain:+.1f} dB)"
+    note = f"{after.psnr:.1f} dB out"
+    if before is not None:
+        note = f"{before.psnr:.1f} dB in, {note} ({after.psnr - before.psnr:+.1f} dB)"
     return Row(case.task, tuple(pictures), note)
 
 
@@ -275,7 +282,7 @@ def _accuracy(results: Sequence[TaskResult]) -> Table:
     rows = tuple(
         (
             r.task,
-            f"{r.input.psnr:.2f}",
+            "-" if r.input is None else f"{r.input.psnr:.2f}",
             f"{r.engine.psnr:.2f}",
             f"{r.engine.band_psnr:.2f}",
             f"{r.engine.ssim:.4f}",
@@ -328,8 +335,8 @@ def _built(m: Manifest) -> tuple[Fact, ...]:
         Fact("precision", m.precision.chosen, m.precision.why),
         Fact(
             "frame",
-            f"{m.bands} bands x {m.frame.lines} lines x {m.frame.samples} samples",
-            f"overlap {m.frame.overlap}",
+            plane_text(m.signature.measured),
+            f"overlap {m.overlap}",
         ),
         Fact("scale of integer cubes", scale),
         Fact("checkpoint, SHA-256", network.checkpoint_sha256),

@@ -57,11 +57,13 @@ import tritonclient.http as http
 
 client = http.InferenceServerClient("127.0.0.1:8000")
 cube = np.ascontiguousarray(np.load("frame.npy", allow_pickle=False), np.float32)
-frame = http.InferInput("frame", list(cube.shape), "FP32")
+frame = http.InferInput("$frame", list(cube.shape), "FP32")
 frame.set_data_from_numpy(cube)
 answer = client.infer("$name", [frame])
-np.save("restored.npy", answer.as_numpy("restored"))
-print("experts of each layer:", [list(np.flatnonzero(row)) for row in answer.as_numpy("gates")])"""
+np.save("restored.npy", answer.as_numpy("$restored"))
+$experts"""
+
+EXPERTS = 'print("experts of each layer:", [list(np.flatnonzero(row)) for row in answer.as_numpy("$name")])'
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Served:
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
 @json_option
 def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: bool) -> dict[str, Any]:
-    """Write a model repository for Triton Inference Server: frame in, restored frame and gates out.
+    """Write a model repository for Triton Inference Server: frame in, restored frame and experts' weights out.
 
     The repository's README says how to serve it and how to query it.
     """
@@ -113,18 +115,21 @@ def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: boo
     served = choose_engine(manifest, contents, bundle, graph=graph)
     if served.precision != plain(manifest.precision.chosen):
         console.warn(OTHER_PRECISION)
-    repository = repository_files(manifest, served, chosen)
+    repository = repository_files(manifest, contents, served, chosen)
     write_folder(out, repository, replace=replace)
-    console.say(f"ensemble   {chosen}: frame -> metrics -> restored, gates")
+    ports = manifest.signature.ports
+    console.say(f"ensemble   {chosen}: {' -> '.join(ports.inputs)} -> {', '.join(ports.outputs)}")
     console.say(f"engine     {chosen}{ENGINE_SUFFIX}: {served.text}, on {'a GPU' if served.gpu else 'the CPU'}")
-    console.say(f"metrics    {chosen}{METRICS_SUFFIX}: {manifest.metric_set}, needs damp-deploy in the server's Python")
+    if manifest.signature.prompts:
+        told = ", ".join(p.of if p.kind == "metrics" else p.name for p in manifest.signature.prompts)
+        console.say(f"metrics    {chosen}{METRICS_SUFFIX}: {told}, needs damp-deploy in the server's Python")
     if manifest.metrics_graph is not None:
         console.say(f"           they are NumPy's on the host: {manifest.metrics_graph} is not served")
     console.say(f"wrote      {out}; its README.md says how to serve and query it", "bold green")
     return {
         "out": str(out),
         "name": chosen,
-        "models": [chosen, chosen + METRICS_SUFFIX, chosen + ENGINE_SUFFIX],
+        "models": sorted({path.partition("/")[0] for path in repository if "/" in path}, key=len),
         "engine": {"backend": served.backend, "file": served.file, "gpu": served.gpu},
         "precision": served.precision,
         "files": sorted(repository),
@@ -139,7 +144,7 @@ def model_name(asked: str | None, manifest: Manifest) -> str:
     """
     if asked is None:
         made = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(manifest.network.checkpoint).stem)[:NAME_CHARACTERS]
-        return made.lstrip("-_") or manifest.metric_set
+        return made.lstrip("-_") or manifest.network.architecture
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{NAME_CHARACTERS - 1}}}", asked):
         raise InputError(
             "cannot be the name of a model",
@@ -201,70 +206,102 @@ def choose_engine(manifest: Manifest, contents: Mapping[str, bytes], bundle: Pat
     )
 
 
-def repository_files(manifest: Manifest, served: Served, name: str) -> dict[str, bytes]:
-    """The model repository: path inside it -> content. `name` is one that `model_name` gave."""
-    spec = manifest.spec()
-    frame, gates = (spec.bands, spec.lines, spec.samples), spec.gates_shape
-    metrics_model, engine_model = name + METRICS_SUFFIX, name + ENGINE_SUFFIX
+def repository_files(manifest: Manifest, contents: Mapping[str, bytes], served: Served, name: str) -> dict[str, bytes]:
+    """The model repository: path inside it -> content. `name` is one that `model_name` gave.
+
+    A network that takes a frame alone is served as one model; others as an ensemble, whose other model makes what they
+    take beside it.
+    """
+    signature = manifest.signature
+    ports = signature.ports
+    frame, restored = signature.measured.name, signature.restored.name
+    # Callers know no axis of one frame.
+    given = {frame: ports.inputs[frame][1:], **{p.name: _inner(p.shape) for p in signature.prompts}}
+    made = {restored: ports.outputs[restored][1:], **{s.name: s.shape for s in signature.side}}
+    metrics_model = name + METRICS_SUFFIX
+    engine_model = name + ENGINE_SUFFIX if signature.prompts else name
     cpu_threads = [] if served.gpu or manifest.target.threads is None else [str(manifest.target.threads)]
     engine = [
         *_head(engine_model, BACKENDS[served.backend]),
-        *_tensors(
-            "input",
-            {"frame": frame, "metrics": (spec.metrics,)},
-            {"frame": spec.frame_shape, "metrics": spec.metrics_shape},
-        ),
-        *_tensors("output", {"restored": frame, "gates": gates}, {"restored": spec.frame_shape}),
+        *_tensors("input", given, ports.inputs),
+        *_tensors("output", made, {restored: ports.outputs[restored]}),
         _instances(gpu=served.gpu),
         *([FLOAT32] if served.gpu and served.backend == "onnxruntime" else []),
         *[_parameter("intra_op_thread_count", threads) for threads in cpu_threads],
     ]
+    files = {
+        f"{engine_model}/{CONFIG}": _lines(engine),
+        f"{engine_model}/1/{served.file}": served.program,
+        "README.md": _readme(manifest, served, name).encode(),
+    }
+    if not signature.prompts:
+        return files
+    prompts = tuple(p.name for p in signature.prompts)
     metrics = [
         *_head(metrics_model, 'backend: "python"'),
-        *_tensors("input", {"frame": frame}),
-        *_tensors("output", {"metrics": (spec.metrics,)}),
+        *_tensors("input", {frame: given[frame]}),
+        *_tensors("output", {prompt: given[prompt] for prompt in prompts}),
         _instances(gpu=False),
-        _parameter("metric_set", manifest.metric_set),
+        *([_parameter("metric_set", signature.metrics.of)] if signature.metrics else []),
     ]
     ensemble = [
         *_head(name, 'platform: "ensemble"'),
-        *_tensors("input", {"frame": frame}),
-        *_tensors("output", {"restored": frame, "gates": gates}),
+        *_tensors("input", {frame: given[frame]}),
+        *_tensors("output", made),
         "ensemble_scheduling {",
-        *_step(metrics_model, ("frame",), ("metrics",)),
-        *_step(engine_model, ("frame", "metrics"), ("restored", "gates")),
+        *_step(metrics_model, (frame,), prompts),
+        *_step(engine_model, (frame, *prompts), tuple(made)),
         "}",
     ]
-    return {
+    return files | {
         f"{name}/{CONFIG}": _lines(ensemble),
         # Triton wants a version of an ensemble too, and git keeps no empty folder.
         f"{name}/1/.keep": b"",
         f"{metrics_model}/{CONFIG}": _lines(metrics),
         f"{metrics_model}/1/model.py": _packaged("model.py").encode(),
-        f"{engine_model}/{CONFIG}": _lines(engine),
-        f"{engine_model}/1/{served.file}": served.program,
-        "README.md": _readme(manifest, served, name).encode(),
+        **{f"{metrics_model}/1/{p.name}.npy": contents[p.of] for p in signature.constants},
     }
 
 
+def _inner(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
+
+
 def _readme(manifest: Manifest, served: Served, name: str) -> str:
-    spec = manifest.spec()
+    signature = manifest.signature
     gpus = " --gpus=all" if served.gpu else ""
+
+    def told(shapes: Mapping[str, tuple[int, ...]]) -> str:
+        return ", ".join(f"`{port}` {list(_inner(shape))}" for port, shape in shapes.items())
+
+    ports = signature.ports
+    frame = {signature.measured.name: signature.measured.shape}
+    prompts = {p.name: p.shape for p in signature.prompts}
+    rows = []
+    if prompts:
+        how = f"prompt metrics `{signature.metrics.of}`, in NumPy on the host" if signature.metrics else "constants"
+        rows += [
+            (name, "ensemble of the other two: ask this one", told(frame), told(ports.outputs)),
+            (name + METRICS_SUFFIX, how, told(frame), told(prompts)),
+        ]
+    engine_model = name + ENGINE_SUFFIX if prompts else name
+    rows.append((engine_model, served.text, told(ports.inputs), told(ports.outputs)))
     return Template(_packaged("repository.md")).substitute(
         name=name,
-        metrics_model=name + METRICS_SUFFIX,
-        engine_model=name + ENGINE_SUFFIX,
-        bands=spec.bands,
-        lines=spec.lines,
-        samples=spec.samples,
-        metrics=spec.metrics,
-        layers=spec.layers,
-        experts=spec.experts,
-        metric_set=manifest.metric_set,
-        engine_text=served.text,
+        models="\n".join(f"| `{model}` | {what} | {given} | {made} |" for model, what, given, made in rows),
+        bands=signature.measured.bands,
+        lines=signature.measured.lines,
+        samples=signature.measured.samples,
         note=served.note,
         serve=Template(SERVE).substitute(gpus=gpus, image=IMAGE),
-        query=Template(QUERY).substitute(name=name),
+        query=Template(QUERY)
+        .substitute(
+            name=name,
+            frame=signature.measured.name,
+            restored=signature.restored.name,
+            experts=Template(EXPERTS).substitute(name=signature.routing.name) if signature.routing else "",
+        )
+        .rstrip(),
     )
 
 

@@ -16,10 +16,11 @@ import click
 
 from runtime.bundle import MANIFEST, golden_difference, verified_bundle
 from runtime.durable import write_bytes
-from runtime.engines import Built, Engine, EngineOptions, EngineSpec, open_engine
+from runtime.engines import Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
 from runtime.errors import BundleError, DeployError, InputError, MachineError
 from runtime.manifest import EngineFile, FileRecord, Golden, Manifest, Precision, dump
+from runtime.signature import Signature
 
 from . import console
 from .engine_step import build_with_progress, distrust_timings, engine_files, engine_record
@@ -52,7 +53,7 @@ class Device:
     version: Callable[[Request], str]
     present: Callable[[], str | None]
     build: Callable[[bytes, Request, Path], EngineMade]
-    open: Callable[[str, bytes, EngineSpec, EngineOptions], Engine]
+    open: Callable[[str, bytes, Signature, EngineOptions], Engine]
     model: Callable[[], str | None] = gpu_model
 
 
@@ -208,7 +209,7 @@ class _Making:
         try:
             with (
                 console.progress(f"proving the {precision} engine"),
-                device.open(manifest.target.engine, made.data, manifest.spec(), options) as engine,
+                device.open(manifest.target.engine, made.data, manifest.signature, options) as engine,
             ):
                 times = []
                 for _ in range(PROOFS if manifest.precision.rivals else 1):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.durable import write_bytes
-from runtime.engines import ENGINES, GPU_ENGINES, METRICS_ENGINES, EngineOptions, EngineSpec, open_engine
+from runtime.engines import ENGINES, GPU_ENGINES, METRICS_ENGINES, EngineOptions, open_engine
 from runtime.errors import GateError, InputError, MachineError
-from runtime.prompts import TOLERANCES
+from runtime.prompts import TOLERANCES, Prompts
+from runtime.signature import Signature
 
 from . import console
 from .options import ground
@@ -24,7 +25,9 @@ from .plan import Plan
 
 if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show the commands' help.
+    from calibration.measuring import Measuring
     from export.metrics import PromptMetrics
+    from export.networks import Network
     from export.onnx import Agreement, Graph, Probe
 
 PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
@@ -64,14 +67,13 @@ class Graphs:
         return dataclasses.replace(self, variants=kept)
 
 
-def make_graphs(net: Any, plan: Plan, work: Path) -> Graphs:
+def make_graphs(net: Network, plan: Plan, work: Path) -> Graphs:
     """Export the float32 graph, or take it from an unfinished build; with its FP16 variant where the plan needs it."""
     graph, seconds = exported(lambda: ground("export.onnx").export_graph(net, plan.lines, plan.samples), work, "graph")
     graphs = Graphs({"fp32": graph}, seconds)
     if plan.precision == "fp16" or (plan.precision == "auto" and "fp16" in plan.target.precisions):
         try:
-            probes = probe_frames(net.config.bands, plan, net.config.metric_set)
-            graphs = graphs.having("fp16", in_half(graph.data, "fp16", *probes))
+            graphs = graphs.having("fp16", in_half(graph.data, "fp16", probe_frames(net, plan)))
         except MachineError as error:
             if plan.precision == "fp16":
                 raise
@@ -79,10 +81,10 @@ def make_graphs(net: Any, plan: Plan, work: Path) -> Graphs:
     return graphs
 
 
-def in_half(data: bytes, name: str, frames: Sequence[Any], metrics: Sequence[Any]) -> bytes:
-    """A graph rewritten in FP16 with float32 islands, its biases corrected on these frames; says what was done."""
+def in_half(data: bytes, name: str, probes: Sequence[Probe]) -> bytes:
+    """A graph rewritten in FP16 with float32 islands, its biases corrected on these probes; says what was done."""
     with console.progress("rewriting the graph in FP16"):
-        corrected = ground("calibration.rounding").with_corrected_biases(data, frames, metrics)
+        corrected = ground("calibration.rounding").with_corrected_biases(data, probes)
         typed = ground("calibration.typed").half_precision(corrected)
     console.say(
         f"{name:<10} {typed.half} nodes in FP16, {typed.single} in float32 islands, {typed.casts} casts, "
@@ -98,7 +100,7 @@ def in_half_arithmetic(data: bytes) -> bytes:
     return rounded
 
 
-def measure(net: Any, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict[str, Agreement], list[Probe]]:
+def measure(net: Network, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict[str, Agreement], list[Probe]]:
     """Compare every variant with PyTorch on frames that make it choose different experts.
 
     Args:
@@ -117,24 +119,27 @@ def measure(net: Any, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict[str
     onnx = ground("export.onnx")
     found: dict[str, Agreement] = {}
     with console.progress("comparing the graphs with PyTorch") as moved:
-        probes: list[Probe] = onnx.diverse_probes(net, *probe_frames(net.config.bands, plan, net.config.metric_set))
-        found["fp32"] = onnx.compare(net, graphs.variants["fp32"], probes, moved)
+        probes: list[Probe] = onnx.diverse_probes(net, probe_frames(net, plan))
+        size = (plan.lines, plan.samples)
+        found["fp32"] = onnx.compare(net, graphs.variants["fp32"], probes, size, moved)
         for name in (*graphs.variants, plan.precision):
             graph = graphs.chosen(name)
             if name == "fp16" or (name == "int8" and plan.half):
-                found[name] = _compare_half(net, graph, probes, moved, name)
+                found[name] = _compare_half(net, graph, probes, size, moved, name)
             elif name != "fp32" or (plan.precision == "fp32" and engine != "onnxruntime"):
                 # What is chosen is compared in its engine, what else is in the bundle in the portable one.
                 runs_in = engine if name in (plan.precision, "int8") else "onnxruntime"
-                found[name] = onnx.compare(net, graph, probes, moved, engine_name=runs_in, precision=name)
+                found[name] = onnx.compare(net, graph, probes, size, moved, engine_name=runs_in, precision=name)
     return found, probes
 
 
-def _compare_half(net: Any, graph: Graph, probes: list[Probe], moved: Any, precision: str) -> Agreement:
+def _compare_half(
+    net: Network, graph: Graph, probes: list[Probe], size: tuple[int, int], moved: Any, precision: str
+) -> Agreement:
     """An FP16 graph against PyTorch with every FP16 tensor rounded as FP16: no CPU engine does that by itself."""
     rounded = dataclasses.replace(graph, data=in_half_arithmetic(graph.data))
     try:
-        agreement: Agreement = ground("export.onnx").compare(net, rounded, probes, moved, precision=precision)
+        agreement: Agreement = ground("export.onnx").compare(net, rounded, probes, size, moved, precision=precision)
     except MachineError as error:
         raise GateError(
             f"the {precision} graph leaves the range of FP16 between its nodes",
@@ -145,22 +150,23 @@ def _compare_half(net: Any, graph: Graph, probes: list[Probe], moved: Any, preci
     return agreement
 
 
-def golden_probe(net: Any, plan: Plan, graphs: Graphs, probes: list[Probe]) -> Probe:
+def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> Probe:
     """The first probe on which int8, where the bundle has it, chooses the network's own experts.
 
     Raises:
         GateError: there is none, so that no engine of it could be proved.
     """
-    if "int8" not in graphs.variants:
+    reference = ground("export.torch_engine").TorchEngine(net, plan.lines, plan.samples)
+    routing = reference.signature.routing
+    if "int8" not in graphs.variants or routing is None:
         return probes[0]
     data = graphs.variants["int8"].data
-    lines, samples = probes[0][0].shape[2:]
-    reference = ground("export.torch_engine").TorchEngine(net, lines, samples)
-    options = EngineOptions(plan.target.threads)
-    with open_engine("onnxruntime", in_half_arithmetic(data) if plan.half else data, reference.spec, options) as engine:
-        for frame, metrics in probes:
-            if np.array_equal(engine.infer(frame, metrics)[1] > 0, reference.infer(frame, metrics)[1] > 0):
-                return frame, metrics
+    program = in_half_arithmetic(data) if plan.half else data
+    with open_engine("onnxruntime", program, reference.signature, EngineOptions(plan.target.threads)) as engine:
+        for probe in probes:
+            one, other = (way.infer(probe)[routing.name] > 0 for way in (engine, reference))
+            if np.array_equal(one, other):
+                return probe
     raise GateError(
         "int8 chooses other experts than PyTorch on every probe",
         key="int8",
@@ -207,13 +213,14 @@ def check_metrics(asked: str, engine: str) -> None:
 
 
 def metrics_graph(
-    module: PromptMetrics, spec: EngineSpec, metric_set: str, frames: Sequence[Any], work: Path
+    module: PromptMetrics, signature: Signature, probes: Sequence[Probe], work: Path
 ) -> tuple[bytes, dict[str, float]]:
     """The graph of a frame's metrics, and how far it is from NumPy on these frames. Raises GateError."""
     made = ground("export.metrics_graph")
-    graph, _ = exported(lambda: made.export_metrics(module, spec), work, "metrics")
+    graph, _ = exported(lambda: made.export_metrics(module, signature), work, "metrics")
+    frames = [probe[signature.measured.name] for probe in probes]
     with console.progress("comparing the metrics' graph with NumPy"):
-        apart: dict[str, float] = made.compare_metrics(graph, spec, metric_set, frames)
+        apart: dict[str, float] = made.compare_metrics(graph, signature, frames)
     name = max(apart, key=lambda metric: apart[metric] / TOLERANCES[metric])
     console.say(
         f"metrics    a graph of {graph.nodes} nodes, opset {graph.opset}; nearest to its limit is {name}, "
@@ -222,26 +229,30 @@ def metrics_graph(
     return graph.data, apart
 
 
-def probe_frames(bands: int, plan: Plan, metric_set: str) -> tuple[list[Any], list[Any]]:
-    """Degraded frames [1, bands, lines, samples] of a simulated scene, and their metrics [1, M]."""
-    return simulated_probes(bands, (plan.lines, plan.samples), plan.wavelengths, metric_set)
+def measuring(net: Network, lines: int, samples: int) -> Measuring:
+    """How frames of a size come from clean cubes for a network."""
+    signature, architecture = net.signature(lines, samples), net.architecture
+    made: Measuring = ground("calibration.measuring").Measuring(
+        Prompts(signature, net.constants), architecture.tasks, architecture.measure
+    )
+    return made
 
 
-def simulated_probes(
-    bands: int, size: tuple[int, int], wavelengths: Sequence[float], metric_set: str
-) -> tuple[list[Any], list[Any]]:
+def probe_frames(net: Network, plan: Plan) -> list[Probe]:
+    """What a network is fed with for a simulated scene, damaged or measured in several ways."""
+    return simulated_probes(net, (plan.lines, plan.samples), plan.wavelengths)
+
+
+def simulated_probes(net: Network, size: tuple[int, int], wavelengths: Sequence[float]) -> list[Probe]:
     """`probe_frames` of another size; wavelengths in nm that are not one per band are left aside."""
-    from calibration.degradations import DEGRADATIONS
-    from runtime.metrics import prompt_metrics
     from runtime.sources.simulator import simulate_scene
 
-    scene = simulate_scene(0, bands, *size, wavelengths if len(wavelengths) == bands else None).truth
-    frames, metrics = [], []
-    for index, name in enumerate(PROBE_DEGRADATIONS):
-        degraded = DEGRADATIONS[name](scene, np.random.default_rng([0, index]))
-        frames.append(np.ascontiguousarray(degraded[None]))
-        metrics.append(prompt_metrics(degraded, metric_set)[None])
-    return frames, metrics
+    way = measuring(net, *size)
+    restored = way.signature.restored
+    centres = wavelengths if len(wavelengths) == restored.bands else None
+    scene = simulate_scene(0, restored.bands, *restored.size, centres).truth
+    tasks = PROBE_DEGRADATIONS if way.measure is None else way.tasks
+    return [way.feeds(way.measured(task, scene, np.random.default_rng([0, index]))) for index, task in enumerate(tasks)]
 
 
 def exported(export: Callable[[], Graph], work: Path, name: str) -> tuple[Graph, float]:

@@ -11,6 +11,7 @@ from runtime.bundle import load_bundle, unlisted_files, verified_bundle
 from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
 from runtime.manifest import Manifest
+from runtime.signature import plane_text
 
 from . import console
 from .options import engine_option, examples, json_option
@@ -27,7 +28,7 @@ def command(bundle: Path, engine: str | None) -> dict[str, Any]:
     m, _ = verified_bundle(bundle)
     here, refusal = _engine_here(bundle, engine)
     network = m.network
-    frame = f"{m.bands} bands x {m.frame.lines} lines x {m.frame.samples} samples, overlap {m.frame.overlap}"
+    routing = m.signature.routing
     rows = [
         ("network", f"{network.architecture}, {network.parameters / 1e6:.2f} M parameters"),
         ("checkpoint", f"{network.checkpoint} (sha256 {network.checkpoint_sha256[:12]})"),
@@ -40,11 +41,12 @@ def command(bundle: Path, engine: str | None) -> dict[str, Any]:
         ("nodes", here.get("placement", "-") if here else "-"),
         ("precision", f"{m.precision.chosen} ({m.precision.why})"),
         ("int8", _int8(m)),
-        ("frame", frame),
+        ("frame", f"{plane_text(m.signature.measured)}, overlap {m.overlap}"),
+        ("restored", plane_text(m.signature.restored)),
         ("wavelengths", f"{m.wavelengths[0]:g} to {m.wavelengths[-1]:g} nm" if m.wavelengths else "not told"),
         ("scale", f"{m.scale:g} (from the {m.scale_from})" if m.scale else "none"),
-        ("metrics", f"{m.metric_set}, {m.metrics} values, {_metrics_by(m)}"),
-        ("experts", f"{m.layers} layers of {m.experts}"),
+        ("metrics", _metrics(m)),
+        ("experts", "none" if routing is None else f"{routing.shape[0]} layers of {routing.shape[1]}"),
     ]
     for label, text in rows:
         console.say(f"{label:<13} {text}")
@@ -87,10 +89,15 @@ def _engine_file(manifest: Manifest) -> str:
     return f"deferred: {manifest.deferred}" if manifest.deferred else "none: the engine loads the graph"
 
 
-def _metrics_by(manifest: Manifest) -> str:
+def _metrics(manifest: Manifest) -> str:
+    metrics = manifest.signature.metrics
+    if metrics is None:
+        return "none"
+    told = f"{metrics.of}, {metrics.shape[1]} values"
     if manifest.metrics_graph is None:
-        return "by NumPy on the host"
-    return f"by {manifest.metrics_graph} of whole frames in {' or '.join(METRICS_ENGINES)}, else by NumPy on the host"
+        return f"{told}, by NumPy on the host"
+    engines = " or ".join(METRICS_ENGINES)
+    return f"{told}, by {manifest.metrics_graph} of whole frames in {engines}, else by NumPy on the host"
 
 
 def _int8(manifest: Manifest) -> str:

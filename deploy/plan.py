@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from glob import escape
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.bundle import MANIFEST
 from runtime.errors import InputError
@@ -35,7 +35,7 @@ class Plan:
     Attributes:
         engine: the engine that runs on the target, or `auto` for the fastest of those that run the graph here.
         precision: of the graph that runs.
-        top_k: experts that run for a frame.
+        options: that the network was loaded with.
         lines, samples, overlap: size of a frame and what neighbours share.
         scale: digital number that stands for 1.0 in integer cubes, or None.
         wavelengths: of the bands in nm, or empty.
@@ -46,7 +46,7 @@ class Plan:
     """
 
     checkpoint_sha256: str
-    top_k: int
+    options: dict[str, Any]
     lines: int
     samples: int
     overlap: int

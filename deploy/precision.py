@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.engines import Engine, EngineOptions, EngineSpec, available_engines, open_engine
+from runtime.engines import Engine, EngineOptions, available_engines, open_engine
 from runtime.errors import GateError, MachineError
+from runtime.signature import Signature
 
 from . import console
 from .config_sections import GatesSection
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show the commands' help.
     from calibration.agreement import Score
     from calibration.dataset import CalibrationSet
+    from export.networks import Network
     from export.onnx import Probe
 
 ORDER = ("int8", "fp16", "fp32")
@@ -85,7 +87,7 @@ class Decision:
 
 
 def judged_candidates(
-    net: Any,
+    net: Network,
     plan: Plan,
     graphs: Graphs,
     frames: CalibrationSet,
@@ -108,7 +110,7 @@ def judged_candidates(
     Returns:
         the candidates, and why others could not be computed.
     """
-    spec = ground("export.torch_engine").spec_of(net, plan.lines, plan.samples)
+    signature = net.signature(plan.lines, plan.samples)
     scores: dict[str, list[Score]] = {name: [] for name in ORDER if name in graphs.variants}
     opened: dict[str, Engine] = {}
     failures: dict[str, MachineError] = {}
@@ -119,14 +121,14 @@ def judged_candidates(
             where = "onnxruntime" if how == "half" else engines.get(name, "onnxruntime")
             options = EngineOptions(plan.target.threads, "fp32" if how == "half" else name)
             try:
-                opened[name] = open_engine(where, program, spec, options)
+                opened[name] = open_engine(where, program, signature, options)
             except MachineError as error:
                 failures[name] = error
         with console.progress("judging precisions") as moved:
             for number, case in enumerate(cases(net, frames, frames.judge, kept)):
                 for name in set(opened) - set(failures):
                     try:
-                        scores[name].append(agreement.score(opened[name].infer, [case]))
+                        scores[name].append(agreement.score(opened[name].infer, signature, [case]))
                     except MachineError as error:  # noqa: PERF203
                         failures[name] = error
                 moved(number + 1, len(frames.judge))
@@ -174,7 +176,7 @@ def gated(score: Score) -> dict[str, float]:
 
 
 def timed(
-    graphs: Graphs, plan: Plan, spec: EngineSpec, probe: Probe, precisions: Sequence[str]
+    graphs: Graphs, plan: Plan, signature: Signature, probe: Probe, precisions: Sequence[str]
 ) -> tuple[dict[tuple[str, str], float], dict[str, MachineError]]:
     """Median milliseconds of a frame here by (precision, engine), in turns; of the plan's engine, or all with `auto`.
 
@@ -196,7 +198,7 @@ def timed(
                 program = graphs.chosen(precision).data
                 options = EngineOptions(plan.target.threads, precision)
                 try:
-                    opened[precision, name] = open_engine(name, program, spec, options)
+                    opened[precision, name] = open_engine(name, program, signature, options)
                 except MachineError as error:
                     refused[precision] = error
         rounds: dict[tuple[str, str], list[float]] = {key: [] for key in opened}
@@ -204,7 +206,7 @@ def timed(
             for number in range(ROUNDS + 1):
                 for key, engine in opened.items():
                     began = time.perf_counter()
-                    engine.infer(*probe)
+                    engine.infer(probe)
                     # The first frame also makes what an engine makes once.
                     if number:
                         rounds[key].append(time.perf_counter() - began)

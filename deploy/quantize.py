@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.durable import write_bytes
-from runtime.engines import EngineOptions, EngineSpec, open_engine
-from runtime.errors import GateError, MachineError
+from runtime.engines import EngineOptions, open_engine
+from runtime.errors import GateError, InputError, MachineError
+from runtime.signature import Signature
 
 from . import console
 from .config import SIMULATED, Config
+from .graphs import measuring
 from .options import ground
 from .precision_pictures import pareto_plot
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from calibration.agreement import Case, Score
     from calibration.dataset import CalibrationSet, Origin
     from calibration.sensitivity import Group, MaxDrop, Point, Search
+    from export.networks import Network
+    from export.onnx import Probe
 
 SEARCHED_SIDE = 128
 """Frames of the search have sides of at most this: what a product costs in int8 does not depend on the frame's size."""
@@ -56,7 +60,9 @@ class Calibrated:
     search: Search
 
 
-def open_calibration(config: Config, net: Any, scale: float | None, *, whole: bool = False) -> CalibrationSet | None:
+def open_calibration(
+    config: Config, net: Network, scale: float | None, *, whole: bool = False
+) -> CalibrationSet | None:
     """The calibration set that the configuration asks for, at the size of the search, or None where it names none.
 
     Args:
@@ -75,12 +81,18 @@ def open_calibration(config: Config, net: Any, scale: float | None, *, whole: bo
     asked = dataset.Asked(told.dir, told.cubes, told.samples, told.judged, told.seed, told.on_bad, told.band_groups)
     wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
     # The scale of the build: the flag's or the configuration's beats the files', the model's does not.
-    wanted = cubes.Wanted(net.config.bands, config.input.scale, scale, wavelengths)
-    size = _whole(config) if whole else _searched(config)
-    with console.progress("looking at the calibration cubes") as moved:
-        found: CalibrationSet = dataset.calibration_set(
-            asked, wanted, size, net.config.metric_set, moved, scene_size=_whole(config)
+    wanted = cubes.Wanted(net.smallest.restored.bands, config.input.scale, scale, wavelengths)
+    size = _whole(config) if whole else _searched(config, net)
+    way = measuring(net, *size)
+    if asked.cubes == "as_flown" and way.measure is not None:
+        raise InputError(
+            "this network is calibrated with clean cubes, which its instrument is simulated on",
+            key="calibration.cubes",
+            value=asked.cubes,
+            remedy="give clean cubes, and say calibration.cubes: clean",
         )
+    with console.progress("looking at the calibration cubes") as moved:
+        found: CalibrationSet = dataset.calibration_set(asked, wanted, size, way, moved, scene_size=_whole(config))
     for doubt in found.doubts:
         console.warn(doubt)
     if found.skipped:
@@ -91,15 +103,15 @@ def open_calibration(config: Config, net: Any, scale: float | None, *, whole: bo
     return found
 
 
-def simulated_frames(config: Config, net: Any) -> CalibrationSet:
+def simulated_frames(config: Config, net: Network) -> CalibrationSet:
     """Simulated scenes to judge precisions by, where no calibration cubes are given."""
     dataset, cubes = ground("calibration.dataset"), ground("calibration.cubes")
     wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
     found: CalibrationSet = dataset.calibration_set(
         dataset.Asked(SIMULATED),
-        cubes.Wanted(net.config.bands, wavelengths=wavelengths),
-        _searched(config),
-        net.config.metric_set,
+        cubes.Wanted(net.smallest.restored.bands, wavelengths=wavelengths),
+        size := _searched(config, net),
+        measuring(net, *size),
         scene_size=_whole(config),
     )
     return found
@@ -109,25 +121,27 @@ def _whole(config: Config) -> tuple[int, int]:
     return config.input.frame.lines, config.input.frame.samples
 
 
-def _searched(config: Config) -> tuple[int, int]:
+def _searched(config: Config, net: Network) -> tuple[int, int]:
     frame = config.input.frame
+    if net.smallest.tiling == "fixed":
+        return frame.lines, frame.samples
     return min(SEARCHED_SIDE, frame.lines), min(SEARCHED_SIDE, frame.samples)
 
 
-def cases(net: Any, frames: CalibrationSet, origins: Sequence[Origin], kept: Path | None) -> Iterator[Case]:
+def cases(net: Network, frames: CalibrationSet, origins: Sequence[Origin], kept: Path | None) -> Iterator[Case]:
     """What PyTorch makes of these frames, one after the other."""
     agreement = ground("calibration.agreement")
     engine = ground("export.torch_engine").TorchEngine(net, *frames.size)
     for sample in frames.samples(origins, kept):
-        yield agreement.case_of(sample, *engine.infer_with_margins(sample.frame, sample.metrics))
+        yield agreement.case_of(sample, *engine.infer_with_margins(sample.feeds), engine.signature)
 
 
 def score_graph(
-    graph: bytes, spec: EngineSpec, judged: Iterator[Case] | Sequence[Case], engine: str, precision: str
+    graph: bytes, signature: Signature, judged: Iterator[Case] | Sequence[Case], engine: str, precision: str
 ) -> Score:
     """What a graph costs in an engine."""
-    with open_engine(engine, graph, spec, EngineOptions(precision=precision)) as opened:
-        found: Score = ground("calibration.agreement").score(opened.infer, judged)
+    with open_engine(engine, graph, signature, EngineOptions(precision=precision)) as opened:
+        found: Score = ground("calibration.agreement").score(opened.infer, signature, judged)
     return found
 
 
@@ -182,7 +196,7 @@ def max_drop(config: Config) -> MaxDrop:
 
 
 def calibrate(
-    net: Any, graph: bytes, searched: bytes, frames: CalibrationSet, allowed: MaxDrop, work: Path
+    net: Network, graph: bytes, searched: bytes, frames: CalibrationSet, allowed: MaxDrop, work: Path
 ) -> Calibrated:
     """Choose ranges and products, and write the int8 graph.
 
@@ -210,7 +224,7 @@ def calibrate(
         f"{len({o.cube for o in frames.judge})} other cubes judge; {len(groups)} groups of layers may run in int8"
     )
     by_method, coverage = _ranges(net, model, searched, every, frames, work)
-    spec = ground("export.torch_engine").spec_of(net, *frames.size)
+    signature = net.signature(*frames.size)
     with console.progress("asking PyTorch") as moved:
         judged = []
         for case in cases(net, frames, frames.judge, work / "frames"):
@@ -223,7 +237,9 @@ def calibrate(
     def scored(ranges: Mapping[str, float], chosen: frozenset[str], by: Sequence[Case] = judged) -> Score:
         told = sorted((name, ranges[name]) for name in chosen)
         key = hashlib.sha256(json.dumps([frames.digest(), len(by), told]).encode()).hexdigest()[:24]
-        return book.get(key, lambda: score_graph(quantise(searched, ranges, chosen), spec, by, "onnxruntime", "int8"))
+        return book.get(
+            key, lambda: score_graph(quantise(searched, ranges, chosen), signature, by, "onnxruntime", "int8")
+        )
 
     def ranked(ranges: Mapping[str, float], chosen: frozenset[str]) -> Score:
         # One cube tells which group is dear; what is chosen is judged by all of them.
@@ -296,7 +312,7 @@ def _by_group(
 
 
 def _ranges(
-    net: Any, model: Any, searched: bytes, every: frozenset[str], frames: CalibrationSet, work: Path
+    net: Network, model: Any, searched: bytes, every: frozenset[str], frames: CalibrationSet, work: Path
 ) -> tuple[dict[str, dict[str, float]], list[list[int]]]:
     """{method: {product: range}}, and how many frames chose each expert [layers][experts]."""
     file = work / RANGES
@@ -307,18 +323,20 @@ def _ranges(
     except (OSError, ValueError, KeyError, TypeError):
         pass  # Not there yet, or damaged: made anew.
     ranges = ground("calibration.ranges")
-    spec = ground("export.torch_engine").spec_of(net, *frames.size)
-    coverage = np.zeros(spec.gates_shape, np.int64)
+    signature = net.signature(*frames.size)
+    routing = signature.routing
+    coverage = np.zeros((0, 0) if routing is None else routing.shape, np.int64)
 
-    def given() -> Iterator[tuple[Any, Any]]:
+    def given() -> Iterator[Probe]:
         for sample in frames.samples(frames.fit, work / "frames"):
-            yield sample.frame, sample.metrics
+            yield sample.feeds
 
     with console.progress("watching the network's values") as moved:
         histograms = ranges.collect(searched, ground("calibration.quantized").taken(model, every), given, moved)
-    with open_engine("onnxruntime", searched, spec) as engine:
-        for frame, metrics in given():
-            coverage += engine.infer(frame, metrics)[1] > 0
+    if routing is not None:
+        with open_engine("onnxruntime", searched, signature) as engine:
+            for feeds in given():
+                coverage += engine.infer(feeds)[routing.name] > 0
     by_method = {method: ranges.ranges(histograms, method) for method in ranges.METHODS}
     by_method |= _by_modelopt(searched, ground("calibration.quantized").taken(model, every), given, by_method["minmax"])
     content = {"digest": frames.digest(), "methods": by_method, "coverage": coverage.tolist()}
@@ -329,7 +347,7 @@ def _ranges(
 def _by_modelopt(
     searched: bytes,
     inputs: Mapping[str, str],
-    given: Callable[[], Iterator[tuple[Any, Any]]],
+    given: Callable[[], Iterator[Probe]],
     instead: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
     """Ranges by NVIDIA's Model Optimizer where it is installed, ours where it leaves a product alone."""
@@ -351,7 +369,8 @@ def _set_facts(frames: CalibrationSet, work: Path, coverage: list[list[int]]) ->
     hashes = {sample.origin: sample.sha256 for sample in frames.samples(every, work / "frames")}
     idle = sum(count == 0 for layer in coverage for count in layer)
     total = sum(map(len, coverage))
-    console.say(f"experts    {total - idle} of {total} were chosen by some calibration frame")
+    if total:
+        console.say(f"experts    {total - idle} of {total} were chosen by some calibration frame")
     return {
         "source": Path(frames.asked.source).name,
         "cubes": {name: asdict(record) for name, record in frames.cubes.items()},

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import CubeError
 from runtime.files import CubeFile, read_cube, write_cube
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.restore import Restored
+from runtime.signature import Signature
 
 from . import console
 from .options import engine_option, examples, json_option, refuse_cube_output
@@ -86,8 +86,8 @@ def command(
         seconds = time.monotonic() - began
         manifest = loaded.manifest
     write(out, source, restored, layout)
-    tiles = int(np.prod(restored.gates.shape[:-2], dtype=int))
-    console.say(f"restored    {tiles} frames in {seconds:.2f} s, metrics by the {restored.metrics_by}")
+    by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
+    console.say(f"restored    {restored.frames} frames in {seconds:.2f} s{by}")
     if restored.missing:
         console.say(f"missing    {restored.missing} pixels hold the file's ignore value and stay as they are")
     if restored.moved:
@@ -100,11 +100,11 @@ def command(
     return {
         "out": str(out),
         "scale": restored.scale,
-        "frames": tiles,
+        "frames": restored.frames,
         "seconds": round(seconds, 3),
-        "metrics": dict(metric_names(manifest.metric_set, restored.metrics)),
+        "metrics": metrics_by_name(manifest.signature, restored),
         "metrics_by": restored.metrics_by,
-        "experts": chosen_experts(restored.gates),
+        "experts": chosen_experts(manifest.signature, restored),
         "missing_pixels": restored.missing,
         "moved": restored.moved,
         "saturated": restored.saturated,
@@ -152,7 +152,7 @@ def restore_file(
 
 
 def _tell_shape(bundle: Bundle, source: CubeFile) -> None:
-    shape, bands = source.cube.shape, bundle.manifest.bands
+    shape, bands = source.cube.shape, bundle.manifest.signature.measured.bands
     console.say(f"cube       {shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {source.cube.dtype}")
     if source.format != "envi" and shape[0] != bands and bands in shape[1:]:
         console.warn(f"another axis has the network's {bands} bands: is --layout right?")
@@ -187,13 +187,17 @@ def _compare_wavelengths(bundle: Bundle, source: CubeFile) -> None:
         )
 
 
-def metric_names(metric_set: str, metrics: NDArray[np.float32]) -> list[tuple[str, Any]]:
-    """(name, value) of every metric; with band groups a list of values, one per group."""
-    from runtime.metrics import METRIC_SETS
+def metrics_by_name(signature: Signature, restored: Restored) -> dict[str, Any]:
+    """{name: value} of every metric; with band groups a list of values, one per group."""
+    if signature.metrics is None:
+        return {}
+    values = restored.prompts[signature.metrics.name]
+    return {name: values[..., i].tolist() for i, name in enumerate(signature.metric_names)}
 
-    return [(name, np.asarray(metrics)[..., i].tolist()) for i, name in enumerate(METRIC_SETS[metric_set])]
 
-
-def chosen_experts(gates: NDArray[np.float32]) -> list[float]:
+def chosen_experts(signature: Signature, restored: Restored) -> list[float]:
     """Share of tiles and layers in which each expert was chosen."""
-    return [round(float(v), 6) for v in (gates > 0).reshape(-1, gates.shape[-1]).mean(axis=0)]
+    if signature.routing is None:
+        return []
+    weights = restored.side[signature.routing.name]
+    return [round(float(v), 6) for v in (weights > 0).reshape(-1, weights.shape[-1]).mean(axis=0)]

@@ -83,7 +83,7 @@ def command(
         raise InputError("no checkpoint is given", key="--checkpoint", remedy="give one, or a deploy.yaml that does")
     if out is not None and out.exists() and not out.is_dir():
         raise InputError("is a file", file=out, key="--out", remedy="give a folder")
-    net = ground("export.networks").load_checkpoint(config.model.checkpoint, config.model.top_k)
+    net = ground("export.networks").load_checkpoint(config.model.checkpoint, config.model.top_k, **config.model.options)
     told = config.input.scale if config.input.scale is not None else net.facts.scale
     frames = open_calibration(config, net, told, whole=True)
     if frames is None:
@@ -134,18 +134,18 @@ def _fp16(net: Any, graph: bytes, frames: CalibrationSet, config: Config) -> tup
 
     half, rounded = ground("calibration.typed").half_precision, ground("calibration.half_arithmetic").half_arithmetic
     corrected = ground("calibration.rounding").with_corrected_biases
-    probes = simulated_probes(net.config.bands, frames.size, net.facts.wavelengths, net.config.metric_set)
+    probes = simulated_probes(net, frames.size, net.facts.wavelengths)
     block_of = ground("calibration.products").block_of
     names = [node.name for node in onnx.load_model_from_string(graph).graph.node]
     blocks = list(dict.fromkeys(block_of(name) for name in names))
-    spec = ground("export.torch_engine").spec_of(net, *frames.size)
+    signature = net.signature(*frames.size)
     judged = list(cases(net, frames, frames.judge, None))
     costs: dict[str, Score] = {}
     with console.progress("measuring what FP16 costs") as moved:
         for number, block in enumerate((*blocks, "all")):
             single = () if block == "all" else [name for name in names if block_of(name) != block]
-            typed = half(corrected(graph, *probes, single), single)
-            costs[block] = score_graph(rounded(typed.data), spec, judged, "onnxruntime", "fp32")
+            typed = half(corrected(graph, probes, single), single)
+            costs[block] = score_graph(rounded(typed.data), signature, judged, "onnxruntime", "fp32")
             moved(number + 1, len(blocks) + 1)
     ordered = sorted(costs, key=lambda name: -costs[name].mean_distortion_db)
     _show([(name, "", *_cells(costs[name]), "") for name in ordered])

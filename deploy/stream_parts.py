@@ -14,6 +14,7 @@ from runtime.bundle import Bundle
 from runtime.errors import CubeError, InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.lines import LineFormat
+from runtime.manifest import Manifest
 from runtime.radiometry import Radiometry, load_radiometry
 from runtime.sinks.contract import Sink, StreamFacts
 from runtime.sinks.line_file import LineWriter, open_line_writer
@@ -117,28 +118,50 @@ def make_parts(
     """Open the files and sinks of a stream; `opened` closes them. Raises DeployError."""
     _check_scale(source.format, told, scale)
     manifest, lines = bundle.manifest, source.format
+    signature = manifest.signature
+    measured = signature.measured
     chosen = _chosen(told, lines, manifest.wavelengths)
     count = lines.bands if chosen is None else len(chosen)
-    if count < manifest.bands:
+    if signature.measured.size != signature.restored.size:
+        raise InputError(
+            "the network's frames come out in another size, and a stream restores line for line",
+            file=bundle.path,
+            key="signature",
+            remedy="restore files with `deploy run`",
+        )
+    if signature.tiling == "fixed" and lines.samples != measured.samples:
+        raise CubeError(
+            "the network takes lines of one width, which have one place only",
+            key="samples",
+            value=lines.samples,
+            remedy=f"give lines of {measured.samples} samples",
+        )
+    if count > measured.bands and not signature.band_groups:
+        raise CubeError(
+            "the source has more bands than the network, which does not restore them in groups",
+            key="bands",
+            value=count,
+            remedy=f"choose {measured.bands} of them: stream.bands",
+        )
+    if count < measured.bands:
         raise CubeError(
             "the source has fewer bands than the network" if chosen is None else "fewer bands than the network has",
             key="bands",
             value=count,
-            remedy=f"the network restores {manifest.bands} bands",
+            remedy=f"the network restores {measured.bands} bands",
         )
     radiometry = load_radiometry(told.radiometry, _scaled(lines, bundle, told), told.folder or ".")
-    frame = (manifest.frame.lines, manifest.frame.samples)
-    output = _output(lines, chosen, radiometry, told)
+    output = _output(lines, chosen, radiometry, told) if signature.alike else _made(manifest)
     parts = Parts(
-        RestorerFacts(manifest.bands, frame, manifest.frame.overlap, bundle.prompts, chosen),
+        RestorerFacts(signature, manifest.overlap, bundle.prompts, chosen),
         radiometry,
         output,
         StreamOptions(
             seconds, told.line_buffers, told.frame_buffers, told.policy, told.bridge, float(told.drain_seconds)
         ),
         limit=limit,
-        bands=_bands_text(lines, chosen, manifest.bands),
-        notes=_notes(lines, chosen, manifest.wavelengths, manifest.bands),
+        bands=_bands_text(lines, chosen, measured.bands),
+        notes=_notes(lines, chosen, manifest.wavelengths, measured.bands),
     )
     _check_memory(parts, lines, outward, restored is not None)
     about = f"{manifest.network.architecture} {manifest.precision.chosen}"
@@ -364,6 +387,12 @@ def _output(
         saturation = None if told.radiometry else lines.saturation
         return LineFormat(bands, lines.samples, lines.dtype, radiometry.scale, saturation, wavelengths, mark)
     return LineFormat(bands, lines.samples, np.dtype(np.float32), None, None, wavelengths, mark)
+
+
+def _made(manifest: Manifest) -> LineFormat:
+    """Lines of what is restored, where that is another thing than what is measured."""
+    plane, centres = manifest.signature.restored, manifest.wavelengths
+    return LineFormat(plane.bands, plane.samples, np.dtype(np.float32), None, None, tuple(centres) if centres else None)
 
 
 def _bands_text(lines: LineFormat, chosen: tuple[int, ...] | None, network: int) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.engines import EngineSpec
 from runtime.errors import GateError, MachineError
+from runtime.signature import Signature
 
 from . import console
 from .config import Config
@@ -30,6 +30,7 @@ from .quantize import calibrate, max_drop, report_files, simulated_frames
 if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show the commands' help.
     from calibration.dataset import CalibrationSet
+    from export.networks import Network
     from export.onnx import Probe
 
 
@@ -53,7 +54,7 @@ class Variants:
 
 
 def make_variants(
-    net: Any, plan: Plan, graphs: Graphs, frames: CalibrationSet | None, config: Config, work: Path
+    net: Network, plan: Plan, graphs: Graphs, frames: CalibrationSet | None, config: Config, work: Path
 ) -> Variants:
     """Add the int8 graph where one is asked for.
 
@@ -82,8 +83,7 @@ def make_variants(
         f"{len(facts['kept_in_higher_precision'])} groups stay in {'fp16' if plan.half else 'fp32'}"
     )
     try:
-        probes = probe_frames(net.config.bands, plan, net.config.metric_set)
-        data = in_half(found.graph, "int8", *probes) if plan.half else found.graph
+        data = in_half(found.graph, "int8", probe_frames(net, plan)) if plan.half else found.graph
     except MachineError as error:
         if plan.precision == "int8":
             raise
@@ -92,7 +92,7 @@ def make_variants(
 
 
 def decide(
-    net: Any, plan: Plan, variants: Variants, config: Config, spec: EngineSpec, probe: Probe, work: Path
+    net: Network, plan: Plan, variants: Variants, config: Config, signature: Signature, probe: Probe, work: Path
 ) -> Decision:
     """What runs: what was asked for, or the fastest that passes its gates; and the engine that runs it.
 
@@ -103,13 +103,13 @@ def decide(
     if variants.judged is None:
         if plan.engine != "auto":
             return Decision(plan.precision, plan.engine, "", ())
-        found, refused = timed(variants.graphs, plan, spec, probe, (plan.precision,))
+        found, refused = timed(variants.graphs, plan, signature, probe, (plan.precision,))
         if plan.precision in refused:
             raise refused[plan.precision]
         of_engine = {engine: milliseconds for (_, engine), milliseconds in found.items()}
         return Decision(plan.precision, min(of_engine, key=lambda name: of_engine[name]), "", (), of_engine)
     names = [name for name in ORDER if name in variants.graphs.variants]
-    times, refused = ({}, {}) if on_gpu else timed(variants.graphs, plan, spec, probe, names)
+    times, refused = ({}, {}) if on_gpu else timed(variants.graphs, plan, signature, probe, names)
     candidates, failures = judged_candidates(
         net, plan, variants.graphs.only(names if on_gpu else fastest(times)), variants.judged, config.gates,
         fastest(times), work / "frames",

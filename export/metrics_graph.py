@@ -9,36 +9,38 @@ from numpy.typing import NDArray
 
 from export.metrics import PromptMetrics
 from export.onnx import Graph, as_graph
-from runtime.engines import EngineSpec, open_metrics
+from runtime.engines import open_metrics
 from runtime.engines.onnx_guard import OPSETS
 from runtime.errors import GateError
 from runtime.metrics import prompt_metrics
 from runtime.prompts import TOLERANCES, beyond, differences
+from runtime.signature import Signature
 
 Float32 = NDArray[np.float32]
 
 
-def export_metrics(module: PromptMetrics, spec: EngineSpec) -> Graph:
-    """`frame` -> `metrics` of the specification, in float32 whatever the network computes in.
+def export_metrics(module: PromptMetrics, signature: Signature) -> Graph:
+    """Frame -> metrics of the signature, in float32 whatever the network computes in.
 
     It needs no operator of newer opsets, for which engines get their kernels later.
     """
-    return as_graph(module.eval(), spec.metrics_ports, "metrics", root="metrics", opset=OPSETS.start)
+    return as_graph(module.eval(), signature.metrics_ports, "metrics", root="metrics", opset=OPSETS.start)
 
 
-def compare_metrics(graph: Graph, spec: EngineSpec, metric_set: str, frames: Sequence[Float32]) -> dict[str, float]:
+def compare_metrics(graph: Graph, signature: Signature, frames: Sequence[Float32]) -> dict[str, float]:
     """{metric: how far the graph is from NumPy at most}, in ONNX Runtime here; see `runtime.prompts.differences`.
 
     Args:
         graph: of `export_metrics`.
-        spec: of the network.
-        metric_set: name of the metrics.
+        signature: of the network.
         frames: float32 [1, bands, lines, samples].
 
     Raises:
         GateError: a metric is farther off than `TOLERANCES` allows.
     """
-    with open_metrics("onnxruntime", graph.data, spec) as session:
+    assert signature.metrics is not None
+    metric_set = signature.metrics.of
+    with open_metrics("onnxruntime", graph.data, signature) as session:
         found = [
             differences(session.compute(frame)[0][0], prompt_metrics(frame[0], metric_set), metric_set)
             for frame in frames

@@ -17,17 +17,18 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from export.networks import architecture_of
-from export.torch_engine import TorchEngine, spec_of
+from export.networks import Network
+from export.torch_engine import TorchEngine
 from runtime.engines import EngineOptions, open_engine
-from runtime.engines.contract import Ports
 from runtime.engines.onnx_guard import IR_VERSION, OPSETS
 from runtime.errors import GateError, InputError
+from runtime.signature import Ports, Signature
 
 Float32 = NDArray[np.float32]
-Probe = tuple[Float32, Float32]
+Probe = Mapping[str, Float32]
+"""What an engine is fed with: {tensor: array}."""
 OPSET = OPSETS.stop - 1
 LIMIT = 2e-4
 """Largest difference between graph and network, as a share of the output's range."""
@@ -55,7 +56,7 @@ class Agreement:
     Attributes:
         difference: largest difference as a share of the output's range.
         rms: root mean square of it, likewise.
-        gates: largest difference of a gate.
+        routing: largest difference of an expert's weight; 0 without experts.
         limit: what `difference` was held against.
         rounding: the network's own largest difference from float64, where it was needed to set the limit.
         choices: how many different sets of experts the probes made the network choose.
@@ -64,16 +65,16 @@ class Agreement:
 
     difference: float
     rms: float
-    gates: float
+    routing: float
     limit: float
     rounding: float | None
     choices: int
     probes: int
 
 
-def check_size(net: nn.Module, lines: int, samples: int) -> None:
+def check_size(net: Network, lines: int, samples: int) -> None:
     """Refuse a frame size that the network does not take. Raises InputError."""
-    multiple = architecture_of(net).SIZE_MULTIPLE
+    multiple = net.architecture.multiple
     if min(lines, samples) < multiple or lines % multiple or samples % multiple:
         nearest = [max(multiple, round(n / multiple) * multiple) for n in (lines, samples)]
         raise InputError(
@@ -84,8 +85,8 @@ def check_size(net: nn.Module, lines: int, samples: int) -> None:
         )
 
 
-def export_graph(net: nn.Module, lines: int, samples: int) -> Graph:
-    """The static deployment form as ONNX, with inputs `frame` and `metrics`, outputs `restored` and `gates`.
+def export_graph(net: Network, lines: int, samples: int) -> Graph:
+    """The static deployment form as ONNX, with the inputs and outputs of the network's signature.
 
     Args:
         net: a network from `export.networks.load_checkpoint`.
@@ -95,9 +96,8 @@ def export_graph(net: nn.Module, lines: int, samples: int) -> Graph:
         InputError: the network does not take frames of this size.
     """
     check_size(net, lines, samples)
-    package = architecture_of(net)
-    ports = spec_of(net, lines, samples).ports
-    return as_graph(package.deployment_form(net), ports, "restoration", module_name=package.module_name)
+    static, ports = net.architecture.static(net.module), net.signature(lines, samples).ports
+    return as_graph(static, ports, "restoration", module_name=net.architecture.module_name)
 
 
 def as_graph(
@@ -189,40 +189,42 @@ def _strip(model: onnx.ModelProto, name: str) -> None:
         part.ClearField("metadata_props")
 
 
-def diverse_probes(
-    net: nn.Module, frames: Sequence[Float32], metrics: Sequence[Float32], wanted: int = 3
-) -> list[Probe]:
+def diverse_probes(net: Network, candidates: Sequence[Probe], wanted: int = 3) -> list[Probe]:
     """Probes that make the network choose different experts, where its router can be moved at all.
 
     Args:
         net: the network.
-        frames: float32 [1, bands, H, W] candidates.
-        metrics: float32 [1, M], the metrics of each frame.
+        candidates: what it is fed with.
         wanted: how many probes at most.
 
     Returns:
-        (frame, metrics) pairs, each with another set of chosen experts; at least one. Where the frames' own metrics do
-        not move the router, seeded multiples of them are tried.
+        those with another set of chosen experts each, at least one; without experts, the first ones. Where the frames'
+        own metrics do not move the router, seeded multiples of them are tried.
     """
+    routing, metrics = net.smallest.routing, net.smallest.metrics
+    if routing is None or metrics is None:
+        return list(candidates[:wanted])
     rng = np.random.default_rng(0)
-    multiple = architecture_of(net).SIZE_MULTIPLE
+    corner = TorchEngine(net, *net.smallest.measured.size)
+    measured, (lines, samples) = corner.signature.measured.name, corner.signature.measured.size
     seen: dict[bytes, Probe] = {}
     for attempt in range(6):
-        for frame, own in zip(frames, metrics, strict=True):
-            candidate = own if attempt == 0 else (own * np.exp(2 * rng.standard_normal(own.shape))).astype(np.float32)
-            corner = np.ascontiguousarray(frame[:, :, :multiple, :multiple])
-            with torch.inference_mode():
-                gates = net(torch.from_numpy(corner), torch.from_numpy(candidate))[1][0].numpy()
-            seen.setdefault((gates > 0).tobytes(), (frame, candidate))
+        for given in candidates:
+            own = given[metrics.name]
+            moved = own if attempt == 0 else (own * np.exp(2 * rng.standard_normal(own.shape))).astype(np.float32)
+            candidate = {**given, metrics.name: moved}
+            made = corner.infer({**candidate, measured: given[measured][:, :, :lines, :samples]})
+            seen.setdefault((made[routing.name] > 0).tobytes(), candidate)
             if len(seen) == wanted:
                 return list(seen.values())
     return list(seen.values())
 
 
 def compare(
-    net: nn.Module,
+    net: Network,
     graph: Graph,
     probes: Sequence[Probe],
+    size: tuple[int, int],
     progress: Callable[[int, int], None] | None = None,
     *,
     engine_name: str = "onnxruntime",
@@ -237,30 +239,33 @@ def compare(
     Raises:
         GateError: they differ by more than the limit, or choose different experts.
     """
-    lines, samples = probes[0][0].shape[2:]
-    reference = TorchEngine(net, lines, samples)
-    largest, squares, gate_difference, choices = 0.0, [], 0.0, set()
+    signature = net.signature(*size)
+    reference = TorchEngine(net, *size)
+    largest, squares, routing_difference, choices = 0.0, [], 0.0, set()
     limit, rounding = LIMITS[precision], None
     options = EngineOptions(precision=precision)
-    with open_engine(engine_name, graph.data, spec_of(net, lines, samples), options) as engine:
-        for index, (frame, metrics) in enumerate(probes):
-            expected, gates = reference.infer(frame, metrics)
-            restored, chosen = engine.infer(frame, metrics)
-            span = float(np.ptp(expected)) or 1.0
-            difference = float(np.abs(restored - expected).max()) / span
+    name, side = signature.restored.name, signature.routing
+    with open_engine(engine_name, graph.data, signature, options) as engine:
+        for index, probe in enumerate(probes):
+            expected, found = reference.infer(probe), engine.infer(probe)
+            span = float(np.ptp(expected[name])) or 1.0
+            apart = np.abs(found[name] - expected[name])
+            difference = float(apart.max()) / span
             if precision == "fp32" and difference > LIMIT:
-                rounding = max(rounding or 0.0, _rounding(net, frame, metrics, expected) / span)
+                rounding = max(rounding or 0.0, _rounding(net, signature, probe, expected[name]) / span)
                 limit = max(limit, min(LOOSEST_LIMIT, ROUNDING_SLACK * rounding))
-            if precision != "int8" and not np.array_equal(chosen > 0, gates > 0):
-                raise GateError(
-                    f"the exported graph chooses other experts in {engine_name} than in PyTorch",
-                    key=f"probe {index}",
-                    remedy="nothing was written; report this with the checkpoint",
-                )
-            choices.add((gates > 0).tobytes())
+            if side is not None:
+                chosen, wanted = found[side.name], expected[side.name]
+                if precision != "int8" and not np.array_equal(chosen > 0, wanted > 0):
+                    raise GateError(
+                        f"the exported graph chooses other experts in {engine_name} than in PyTorch",
+                        key=f"probe {index}",
+                        remedy="nothing was written; report this with the checkpoint",
+                    )
+                choices.add((wanted > 0).tobytes())
+                routing_difference = max(routing_difference, float(np.abs(chosen - wanted).max()))
             largest = max(largest, difference)
-            squares.append(float(np.mean(np.square(restored - expected, dtype=np.float64))) / span**2)
-            gate_difference = max(gate_difference, float(np.abs(chosen - gates).max()))
+            squares.append(float(np.mean(np.square(apart, dtype=np.float64))) / span**2)
             if progress is not None:
                 progress(index + 1, len(probes))
     if largest > limit:
@@ -271,19 +276,25 @@ def compare(
             remedy=f"at most {limit:g} of the output's range; nothing was written; another --engine may do",
         )
     return Agreement(
-        largest, float(np.sqrt(np.mean(squares))), gate_difference, limit, rounding, len(choices), len(probes)
+        largest, float(np.sqrt(np.mean(squares))), routing_difference, limit, rounding, len(choices), len(probes)
     )
 
 
-def _rounding(net: nn.Module, frame: Float32, metrics: Float32, expected: Float32) -> float:
-    exact = copy.deepcopy(net).double()
+def _rounding(net: Network, signature: Signature, probe: Probe, expected: Float32) -> float:
+    exact = copy.deepcopy(net.module).double()
+    inputs = [torch.from_numpy(np.ascontiguousarray(probe[name])) for name in signature.ports.inputs]
+
+    def restored(module: nn.Module, *given: Tensor) -> NDArray[np.floating]:
+        made = module(*given)
+        return (made[0] if isinstance(made, tuple) else made).numpy()
+
     with torch.inference_mode():
-        truth = exact(torch.from_numpy(frame).double(), torch.from_numpy(metrics).double())[0].numpy()
+        truth = restored(exact, *(tensor.double() for tensor in inputs))
         # One run underestimates: another number of threads sums in another order.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            alone = net(torch.from_numpy(frame), torch.from_numpy(metrics))[0].numpy()
+            alone = restored(net.module, *inputs)
         finally:
             torch.set_num_threads(threads)
     return float(max(np.abs(truth - expected).max(), np.abs(truth - alone).max()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from export.devices import usable
-from export.networks import architecture_of
-from runtime.engines import Engine, EngineSpec
+from export.networks import Network
+from runtime.engines import Engine
 from runtime.engines.contract import Float32
 from runtime.errors import InputError, MachineError
 
@@ -21,20 +21,14 @@ AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision -> what products are cast to; float32 is exact, without TF32."""
 WARM_UP = 3
 
-Forward = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
-
-
-def spec_of(net: nn.Module, lines: int, samples: int) -> EngineSpec:
-    """Shapes of a network's engine at a frame size."""
-    c = net.config
-    return EngineSpec(c.bands, lines, samples, c.metrics, c.layers, c.experts)
+Forward = Callable[..., "tuple[Tensor, ...]"]
 
 
 class TorchEngine(Engine):
     """PyTorch on a CPU or a GPU; frames may be of any size that the network takes.
 
     Args:
-        net: the network; it stays where it is, a GPU gets a copy.
+        net: it stays where it is, a GPU gets a copy.
         lines, samples: of a frame.
         device: PyTorch's name of it, such as `cpu`, `cuda`, `cuda:1`. On a GPU TF32 is turned off for the process.
         form: `reference` is the network as it was trained and `deployment` its static form, as it is exported, both
@@ -48,14 +42,14 @@ class TorchEngine(Engine):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: Network,
         lines: int,
         samples: int,
         device: str = "cpu",
         form: str = "reference",
         precision: str = "fp32",
     ) -> None:
-        super().__init__(spec_of(net, lines, samples))
+        super().__init__(net.signature(lines, samples))
         for key, value, known in (("form", form, FORMS), ("precision", precision, tuple(AUTOCAST))):
             if value not in known:
                 raise InputError(
@@ -66,15 +60,16 @@ class TorchEngine(Engine):
             raise MachineError(
                 "only a GPU has CUDA graphs", key="form", value=f"graph on {device}", remedy="choose another form"
             )
-        self._net = net.eval() if form == "reference" else architecture_of(net).deployment_form(net)
+        self._net = net
+        module = net.module if form == "reference" else net.architecture.static(net.module)
         if self._device.type == "cuda":
-            self._net = copy.deepcopy(self._net).to(self._device)
-        self._run: Forward = self._net
+            module = copy.deepcopy(module).to(self._device)
+        self._run: Forward = module
         if form in ("compiled", "graph"):
-            self._run = self._prepared()
+            self._run = self._prepared(module)
 
-    def on_device(self, frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor]:
-        """(restored, gates) of tensors that lie on the device.
+    def on_device(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of inputs that lie on the device, both in the order of the signature's ports.
 
         The GPU may still be at work on them; what `compiled` and `graph` gave is written over by the next call.
         """
@@ -82,12 +77,15 @@ class TorchEngine(Engine):
         dtype = AUTOCAST[self._precision]
         cast = torch.autocast(self._device.type, dtype, enabled=dtype is not None, cache_enabled=False)
         with torch.inference_mode(), cast:
-            return self._run(frame, metrics)
+            made = self._run(*inputs)
+            return made if isinstance(made, tuple) else (made,)
 
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+    def infer_impl(self, *inputs: Float32) -> tuple[Float32, ...]:
+        shapes = self.signature.ports.outputs.values()
         try:
-            restored, gates = self.on_device(*(torch.from_numpy(array).to(self._device) for array in (frame, metrics)))
-            return restored.float().cpu().numpy(), gates.float().cpu().numpy().reshape(self.spec.gates_shape)
+            made = self.on_device(*(torch.from_numpy(array).to(self._device) for array in inputs))
+            # A network trained in batches has an axis more in what it gives beside the frame.
+            return tuple(t.float().cpu().numpy().reshape(shape) for t, shape in zip(made, shapes, strict=False))
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 "PyTorch has no memory left on the GPU",
@@ -96,20 +94,24 @@ class TorchEngine(Engine):
                 remedy="close other programs that use it, or choose smaller frames",
             ) from error
 
-    def infer_with_margins(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32, Float32]:
+    def infer_with_margins(self, feeds: Mapping[str, Float32]) -> tuple[dict[str, Float32], Float32]:
         """`infer`, and by how much each layer's last chosen expert was ahead of the next, float32 [layers], 0 to 1.
 
-        1 where all experts run, so that nothing was to be chosen. The reference form alone can tell.
+        1 where all experts run, so that nothing was to be chosen; empty without experts. The reference form alone can
+        tell.
         """
-        with architecture_of(self._net).probabilities(self._net) as seen:
-            restored, gates = self.infer(frame, metrics)
-        k = self._net.config.top_k
+        routing, module = self._net.architecture.routing, self._net.module
+        if routing is None:
+            return self.infer(feeds), np.zeros(0, np.float32)
+        with routing.probabilities(module) as seen:
+            made = self.infer(feeds)
+        k = routing.top_k(module)
         margins = np.ones(len(seen), np.float32)
         for layer, p in enumerate(seen):
             if p.shape[-1] > k:
                 ranked = p[0].sort(descending=True).values
                 margins[layer] = float(ranked[k - 1] - ranked[k])
-        return restored, gates, margins
+        return made, margins
 
     def describe(self) -> dict[str, str]:
         place = f"CPU, {torch.get_num_threads()} threads"
@@ -123,13 +125,13 @@ class TorchEngine(Engine):
             "computes in": "fp32" if self._precision == "fp32" else f"{self._precision} by autocast",
         }
 
-    def _prepared(self) -> Forward:
+    def _prepared(self, module: nn.Module) -> Forward:
         """What runs a frame. Compiling and capturing are done here, so that no frame has to wait for them."""
-        given = [torch.zeros(shape, device=self._device) for shape in (self.spec.frame_shape, self.spec.metrics_shape)]
+        given = [torch.zeros(shape, device=self._device) for shape in self.signature.ports.inputs.values()]
         try:
             if self._form == "graph":
                 return self._captured(*given)
-            self._run = _compiled(self._net)
+            self._run = _compiled(module)
             for _ in range(WARM_UP):
                 self.on_device(*given)
         # What is raised where a compiler is missing, or fails, derives from it.
@@ -142,22 +144,22 @@ class TorchEngine(Engine):
             ) from error
         return self._run
 
-    def _captured(self, frame: Tensor, metrics: Tensor) -> Forward:
+    def _captured(self, *given: Tensor) -> Forward:
         """The network in a CUDA graph, which reads and writes the same memory every time."""
         with torch.cuda.device(self._device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
-                    self.on_device(frame, metrics)
+                    self.on_device(*given)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                results = self.on_device(frame, metrics)
+                results = self.on_device(*given)
 
-        def run(new_frame: Tensor, new_metrics: Tensor) -> tuple[Tensor, Tensor]:
-            frame.copy_(new_frame)
-            metrics.copy_(new_metrics)
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            for held, new in zip(given, inputs, strict=True):
+                held.copy_(new)
             graph.replay()
             return results
 
@@ -167,10 +169,10 @@ class TorchEngine(Engine):
 def _compiled(net: nn.Module) -> Forward:
     run: Any = torch.compile(net, mode="reduce-overhead", dynamic=False, fullgraph=True)
 
-    def marked(frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor]:
+    def marked(*inputs: Tensor) -> tuple[Tensor, ...]:
         # The results of the frame before may be written over.
         torch.compiler.cudagraph_mark_step_begin()
-        restored, gates = run(frame, metrics)
-        return restored, gates
+        made: tuple[Tensor, ...] = run(*inputs)
+        return made
 
     return marked

@@ -24,7 +24,7 @@ from .errors import BundleError, CubeError, GateError, MachineError
 from .manifest import FileRecord, Manifest
 from .masking import filled, missing_pixels
 from .metrics import prompt_metrics
-from .prompts import TOLERANCES, Prompts, beyond, differences
+from .prompts import TOLERANCES, Given, Prompts, beyond, differences
 from .restore import Progress, Restored, restore_cube
 from .scaling import returned, to_unit
 
@@ -39,7 +39,7 @@ class Bundle:
         path: the folder.
         manifest: what it says of itself.
         engine: what restores a frame.
-        prompts: what makes its metrics.
+        prompts: what makes what it takes beside the frame.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Bundle:
     def restore(
         self,
         cube: ArrayLike,
-        metrics: ArrayLike | None = None,
+        prompts: Given | None = None,
         *,
         scale: float | None = None,
         ignore_value: float | None = None,
@@ -63,7 +63,8 @@ class Bundle:
         Args:
             cube: [bands, lines, samples], finite; at least as many bands as the network. Floats are taken as they are
                 (nominally [0, 1]); integers are divided by a scale and come back as the same type in the same scale.
-            metrics: prompt metrics [M] or [1, M] to use in place of the cube's own; with band groups also [groups, M].
+            prompts: {name: array} to use in place of the cube's own; or metrics alone, [M] or [1, M]; with band groups
+                also [groups, M].
             scale: digital number that stands for 1.0 in a cube of integers, instead of the bundle's.
             ignore_value: pixels that hold it in any band are missing: kept from the network and left as they are.
             clip: clip the restored cube to [0, 1] in the unit range.
@@ -71,7 +72,7 @@ class Bundle:
             progress: called with (frames done, frames in all).
 
         Raises:
-            CubeError: the cube, the metrics or the scale cannot be used.
+            CubeError: the cube, the prompts or the scale cannot be used.
             MachineError: the engine failed.
         """
         try:
@@ -90,16 +91,25 @@ class Bundle:
         m = self.manifest
         used = None if array.dtype.kind == "f" else (scale if scale is not None else m.scale)
         missing = missing_pixels(array, ignore_value)
+        if not m.signature.alike and missing.any():
+            raise CubeError(
+                "what is restored from this frame has no place for its missing pixels",
+                key="ignore_value",
+                value=int(missing.sum()),
+                remedy="give frames without missing pixels",
+            )
         restored = restore_cube(
             to_unit(filled(array, missing), used),
             self.engine.infer,
-            bands=m.bands,
-            frame=(m.frame.lines, m.frame.samples),
-            overlap=m.frame.overlap,
+            m.signature,
+            overlap=m.overlap,
             prompts=self.prompts,
-            metrics=metrics,
+            given=prompts,
             progress=progress,
         )
+        if not m.signature.alike:
+            unit_cube = np.asarray(restored.cube, np.float32)
+            return replace(restored, cube=np.clip(unit_cube, 0, 1) if clip else unit_cube, scale=used)
         out, saturated, moved = returned(
             np.asarray(restored.cube, np.float32), array, used, ignore_value, clip=clip, unit=unit
         )
@@ -142,20 +152,17 @@ def golden_difference(engine: Engine, manifest: Manifest, files: Mapping[str, by
         engine: what is to be proved.
         manifest, files, path: the bundle's manifest, the bytes of its golden files by inner path, its folder.
     """
-    golden, spec = manifest.golden, engine.spec
-    frame, metrics, expected, gates = (
-        _array(files[name], path / name, shape)
-        for name, shape in (
-            (golden.frame, spec.frame_shape),
-            (golden.metrics, spec.metrics_shape),
-            (golden.restored, spec.frame_shape),
-            (golden.gates, spec.gates_shape),
-        )
-    )
-    restored, chosen = engine.infer(frame, metrics)
+    golden, signature = manifest.golden, engine.signature
+    arrays = {
+        name: _array(files[golden.arrays[name]], path / golden.arrays[name], shape)
+        for name, shape in signature.ports.shapes.items()
+    }
+    made = engine.infer({name: arrays[name] for name in signature.ports.inputs})
+    restored, expected = made[signature.restored.name], arrays[signature.restored.name]
     span = float(np.ptp(expected)) or 1.0
     difference = float(np.abs(restored - expected).max()) / span
-    if difference > golden.tolerance or not np.array_equal(chosen > 0, gates > 0):
+    same = all(np.array_equal(made[side.name] > 0, arrays[side.name] > 0) for side in signature.side)
+    if difference > golden.tolerance or not same:
         raise GateError(
             "this machine does not restore the golden frame as it was recorded",
             file=path,
@@ -178,10 +185,12 @@ def check_golden_metrics(prompts: Prompts, manifest: Manifest, files: Mapping[st
     Raises:
         GateError: they differ by more than `TOLERANCES` allows.
     """
-    frame = _array(files[manifest.golden.frame], path / manifest.golden.frame, manifest.spec().frame_shape)[0]
-    if prompts.by(frame.shape) == "host":
+    measured, metrics = manifest.signature.measured, manifest.signature.metrics
+    file = manifest.golden.arrays[measured.name]
+    frame = _array(files[file], path / file, measured.shape)[0]
+    if metrics is None or prompts.by(frame.shape) == "host":
         return
-    apart = differences(prompts(frame), prompt_metrics(frame, manifest.metric_set), manifest.metric_set)
+    apart = differences(prompts.metrics(frame), prompt_metrics(frame, metrics.of), metrics.of)
     for name, value in beyond(apart).items():
         raise GateError(
             "this machine does not compute the golden frame's metrics as NumPy does",
@@ -221,11 +230,12 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
             remedy="run `deploy finalize` on the target, or ask for --engine onnxruntime to run the graph here",
         )
     options = EngineOptions(threads or manifest.target.threads, manifest.precision.chosen, built)
-    spec, of_metrics = manifest.spec(), manifest.metrics_graph if name in METRICS_ENGINES else None
+    signature, of_metrics = manifest.signature, manifest.metrics_graph if name in METRICS_ENGINES else None
+    constants = {p.name: _array(files[p.of], folder / p.of, p.shape) for p in signature.constants}
     try:
         with ExitStack() as undo:
-            opened = undo.enter_context(open_engine(name, files[program], spec, options))
-            graph = None if of_metrics is None else open_metrics(name, files[of_metrics], spec, options)
+            opened = undo.enter_context(open_engine(name, files[program], signature, options))
+            graph = None if of_metrics is None else open_metrics(name, files[of_metrics], signature, options)
             undo.pop_all()
     except MachineError as error:
         if name != manifest.target.engine or name not in GPU_ENGINES:
@@ -238,9 +248,8 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
             remedy=f"{error.remedy}; or ask for --engine onnxruntime to run the graph here",
         ) from error
     # The graphs are the engine's now; only the golden arrays are kept.
-    golden = manifest.golden
-    kept = {n: files[n] for n in (golden.frame, golden.metrics, golden.restored, golden.gates)}
-    return Bundle(folder, manifest, opened, kept, Prompts(manifest.metric_set, graph))
+    kept = {name: files[name] for name in manifest.golden.arrays.values()}
+    return Bundle(folder, manifest, opened, kept, Prompts(signature, constants, graph))
 
 
 def verified_bundle(path: str | Path) -> tuple[Manifest, dict[str, bytes]]:
@@ -252,10 +261,10 @@ def verified_bundle(path: str | Path) -> tuple[Manifest, dict[str, bytes]]:
     folder = Path(path)
     manifest = read_manifest(folder)
     files = {name: _verified(folder, name, record) for name, record in manifest.files.items()}
-    golden, made = manifest.golden, manifest.engine
+    made = manifest.engine
     needed = [manifest.graphs.get(manifest.precision.chosen), *manifest.graphs.values()]
     needed += [] if manifest.metrics_graph is None else [manifest.metrics_graph]
-    needed += [golden.frame, golden.metrics, golden.restored, golden.gates]
+    needed += [*manifest.golden.arrays.values(), *(p.of for p in manifest.signature.constants)]
     needed += [] if made is None else [made.path, *filter(None, (made.layers, made.log))]
     for name in needed:
         if name is None or name not in files:
@@ -394,10 +403,10 @@ def _array(data: bytes, file: Path, shape: tuple[int, ...]) -> NDArray[np.float3
         array = np.load(io.BytesIO(data), allow_pickle=False)
     # A header that is not what it should be makes NumPy raise almost anything.
     except Exception as error:
-        raise BundleError("the golden array is damaged", file=file, value=error, remedy=MEND) from error
+        raise BundleError("the array is damaged", file=file, value=error, remedy=MEND) from error
     known = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.shape == shape
     if not known or not np.isfinite(array).all():
         raise BundleError(
-            "the golden array is not what the manifest describes", file=file, remedy=f"finite float32 {shape}; {MEND}"
+            "the array is not what the manifest describes", file=file, remedy=f"finite float32 {shape}; {MEND}"
         )
     return np.asarray(array, np.float32)

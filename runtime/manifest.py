@@ -9,53 +9,33 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .engines.contract import EngineSpec
-from .errors import BundleError, plain
-from .metrics import METRIC_SETS
+from .errors import BundleError
 from .prompts import TOLERANCES
+from .signature import InnerPath, Signature
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SEAL = "seal"
 LARGEST = 4 << 20
 LARGEST_PART = 2 << 30
 """Bytes of one file, which is also what an ONNX file can hold."""
-
-Count = Annotated[int, Field(ge=1, le=1 << 20)]
-
-
-def _inside(path: str) -> str:
-    parts = path.split("/")
-    if not path or path.startswith("/") or "\\" in path or "\0" in path or any(p in ("", ".", "..") for p in parts):
-        raise ValueError("must be a relative path inside the bundle")
-    return path
-
-
-InnerPath = Annotated[str, AfterValidator(_inside)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Network(_Part):
-    """Which network, and where its weights came from."""
+class NetworkMade(_Part):
+    """Which network, with which options it was loaded, and where its weights came from."""
 
     architecture: str
     configuration: dict[str, Any]
+    options: dict[str, Any] = {}
     parameters: Annotated[int, Field(ge=1)]
     checkpoint: str
     checkpoint_sha256: str
     about: str = ""
-
-
-class FrameSize(_Part):
-    """Lines and samples of the engine's frame and what neighbouring frames share."""
-
-    lines: Count
-    samples: Count
-    overlap: Annotated[int, Field(ge=0, le=1 << 20)]
 
 
 class TargetMade(_Part):
@@ -109,12 +89,14 @@ class Precision(_Part):
 
 
 class Golden(_Part):
-    """A recorded frame and what it must become, as .npy files, with the largest difference allowed (share of range)."""
+    """A recorded frame and what it must become: a .npy file for each tensor of the signature.
 
-    frame: InnerPath
-    metrics: InnerPath
-    restored: InnerPath
-    gates: InnerPath
+    Attributes:
+        arrays: {tensor: file}.
+        tolerance: largest difference of the restored frame, as a share of its range.
+    """
+
+    arrays: dict[str, InnerPath]
     tolerance: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -129,6 +111,9 @@ class Manifest(_Part):
     """Content of `manifest.json`.
 
     Attributes:
+        signature: what goes into the graphs and what comes out.
+        wavelengths: band centres of what is restored, in nm.
+        overlap: lines and samples that neighbouring frames share.
         scale: digital number that stands for 1.0 in integer cubes, or None.
         scale_from: who said so: flag, config, model.
         graphs: precision -> ONNX file.
@@ -142,14 +127,10 @@ class Manifest(_Part):
     schema_version: int
     created: str
     tools: dict[str, str]
-    network: Network
-    bands: Count
+    network: NetworkMade
+    signature: Signature
     wavelengths: list[float] | None
-    metric_set: str
-    metrics: Count
-    layers: Count
-    experts: Count
-    frame: FrameSize
+    overlap: Annotated[int, Field(ge=0, le=1 << 20)]
     scale: Annotated[float, Field(gt=0)] | None
     scale_from: str | None
     target: TargetMade
@@ -164,22 +145,21 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:
-        names = METRIC_SETS.get(self.metric_set)
-        if names is None or len(names) != self.metrics:
-            raise ValueError(f"metric set {plain(self.metric_set)!r} does not have {self.metrics} metrics")
-        if self.metrics_graph is not None and not TOLERANCES.keys() >= set(names):
-            raise ValueError(f"no graph computes the metrics of {self.metric_set}")
-        if 2 * self.frame.overlap > min(self.frame.lines, self.frame.samples):
-            raise ValueError("frames overlap by more than half of their side")
+        signature = self.signature
+        if self.metrics_graph is not None and (
+            signature.metrics is None or not TOLERANCES.keys() >= set(signature.metric_names)
+        ):
+            raise ValueError("no graph computes the metrics of this network")
+        if self.golden.arrays.keys() != signature.ports.shapes.keys():
+            raise ValueError("the golden arrays are others than the signature's tensors")
+        if 2 * self.overlap > min(signature.measured.size) or (self.overlap and signature.tiling == "fixed"):
+            raise ValueError("frames overlap by more than half of their side, or have one place only and overlap")
         if sum(record.bytes for record in self.files.values()) > 2 * LARGEST_PART:
             raise ValueError("the files are larger than a bundle can be")
-        if self.wavelengths is not None and len(self.wavelengths) != self.bands:
-            raise ValueError(f"{len(self.wavelengths)} wavelengths for {self.bands} bands")
+        bands = signature.restored.bands
+        if self.wavelengths is not None and len(self.wavelengths) != bands:
+            raise ValueError(f"{len(self.wavelengths)} wavelengths for {bands} bands")
         return self
-
-    def spec(self) -> EngineSpec:
-        """Shapes of the engine."""
-        return EngineSpec(self.bands, self.frame.lines, self.frame.samples, self.metrics, self.layers, self.experts)
 
 
 def dump(manifest: Manifest) -> bytes:
@@ -225,7 +205,7 @@ def parse(data: bytes, *, file: object) -> Manifest:
             "the manifest was altered or damaged", file=file, key=SEAL, remedy="copy or build the bundle again"
         )
     try:
-        return Manifest.model_validate(content)
+        return Manifest.model_validate_json(_canonical(content))
     except ValidationError as error:
         first = error.errors()[0]
         raise BundleError(

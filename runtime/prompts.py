@@ -1,4 +1,4 @@
-"""What makes the prompt metrics of a part of a cube: NumPy on the host, or a bundle's graph in the engine's place."""
+"""What a network takes beside the frame: metrics by NumPy or a bundle's graph, constants, or what somebody gives."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .engines.onnxruntime_session import BoundSession
+from .errors import CubeError
 from .metrics import LOGARITHMS, METRIC_SETS, Float32, finite_metrics, prompt_metrics
+from .signature import Signature
 
-MetricsBy = Literal["host", "graph", "given"]
+MetricsBy = Literal["host", "graph", "given", "none"]
+Given = ArrayLike | Mapping[str, ArrayLike]
 TOLERANCES: Mapping[str, float] = {
     "high_frequency_ratio": 2e-5, "spectral_flatness": 0.2, "curvature_mean": 2e-5, "curvature_std": 2e-5,
     "gradient_mean": 2e-5, "gradient_std": 2e-5, "adjacent_correlation_mean": 2e-5,
@@ -28,46 +32,117 @@ LEAST = 5e-3
 
 
 class Prompts:
-    """Makes metrics: `prompts(part [bands, lines, samples]) -> float32 [M]`. Not for two threads at once.
+    """Makes what a network takes beside the frame: `prompts(part) -> {name: array}`. Not for two threads at once.
 
     Metrics are of a whole cube, so NumPy's are those of any size. A graph computes the same for a part that is exactly
-    its frame, and only that.
+    its frame, and only that. Constants are what they are.
     """
 
-    def __init__(self, metric_set: str, graph: BoundSession | None = None) -> None:
-        """Args: name of the metrics; `frame` -> `metrics`, which is this object's from now on."""
-        self.metric_set, self._graph = metric_set, graph
-        self.names = METRIC_SETS[metric_set]
+    def __init__(
+        self, signature: Signature, constants: Mapping[str, Float32] | None = None, graph: BoundSession | None = None
+    ) -> None:
+        """Keep what prompts are made of.
+
+        Args:
+            signature: of the network.
+            constants: {name: array} of its constant prompts.
+            graph: frame -> metrics, which is this object's from now on.
+        """
+        self.signature, self._graph = signature, graph
+        self._constants = {p.name: (constants or {})[p.name] for p in signature.constants}
+        self.names = signature.metric_names
 
     def by(self, shape: tuple[int, ...]) -> MetricsBy:
         """What computes the metrics of a part of this shape."""
-        return "graph" if self._graph is not None and self._graph.ports.inputs["frame"] == (1, *shape) else "host"
+        if self.signature.metrics is None:
+            return "none"
+        name = self.signature.measured.name
+        return "graph" if self._graph is not None and self._graph.ports.inputs[name] == (1, *shape) else "host"
 
-    def __call__(self, part: Float32) -> Float32:
-        """Metrics of a float32 part.
+    def __call__(self, part: Float32) -> dict[str, Float32]:
+        """Prompts of a float32 part [bands, lines, samples], each of the shape that the network takes.
 
         Raises:
             CubeError: as `prompt_metrics`; the graph's float32 sums overflow a little earlier.
             MachineError: the graph failed.
         """
+        made = dict(self._constants)
+        if (metrics := self.signature.metrics) is not None:
+            made[metrics.name] = self.metrics(part)[None]
+        return made
+
+    def metrics(self, part: Float32) -> Float32:
+        """The metrics [M] of a part; empty where the network takes none."""
+        asked = self.signature.metrics
+        if asked is None:
+            return np.zeros(0, np.float32)
         if self._graph is None or self.by(part.shape) == "host":
-            return prompt_metrics(part, self.metric_set)
+            return prompt_metrics(part, asked.of)
         (metrics,) = self._graph.compute(part[None])
         return finite_metrics(metrics[0], self.names, part)
+
+    def on_host(self) -> Prompts:
+        """The same without a graph: metrics by NumPy."""
+        return Prompts(self.signature, self._constants)
 
     @property
     def told(self) -> str:
         """What computes metrics, for people."""
+        if self.signature.metrics is None:
+            return "none"
         if self._graph is None:
             return "NumPy on the host"
         told = self._graph.describe()
-        _, _, lines, samples = self._graph.ports.inputs["frame"]
+        lines, samples = self.signature.measured.size
         return f"a graph in {told['engine']}, {told['device']}; of other sizes than {lines}x{samples} NumPy on the host"
 
     def close(self) -> None:
         """Give back the graph."""
         if self._graph is not None:
             self._graph.close()
+
+
+def given_prompts(prompts: Given, signature: Signature, groups: int) -> list[dict[str, Float32]]:
+    """Prompts that were given in place of those that would be made, for each band group.
+
+    Args:
+        prompts: {name: array}; or, where the network takes metrics, these alone. An array has the shape of the prompt,
+            that shape without its first axis, or one such for each band group.
+        signature: of the network.
+        groups: band groups.
+
+    Raises:
+        CubeError: a name that the network does not know, a shape that does not fit, or values that are not finite.
+    """
+    if not isinstance(prompts, Mapping):
+        if signature.metrics is None:
+            raise CubeError("the network takes no metrics", key="prompts", remedy="leave them out")
+        prompts = {signature.metrics.name: prompts}
+    shapes = {p.name: p.shape for p in signature.prompts}
+    for name in prompts:
+        if name not in shapes:
+            known = ", ".join(shapes) or "none"
+            raise CubeError("the network takes no such prompt", key="prompts", value=name, remedy=f"it takes {known}")
+    rows = {name: _rows(name, array, shapes[name], groups) for name, array in prompts.items()}
+    return [{name: row[index] for name, row in rows.items()} for index in range(groups)]
+
+
+def _rows(name: str, given: ArrayLike, shape: tuple[int, ...], groups: int) -> Float32:
+    """[groups, *shape]."""
+    inner = shape[1:] if shape[0] == 1 else shape
+    try:
+        values = np.asarray(given)
+    except ValueError as error:
+        raise CubeError(f"the {name} are not an array of numbers", key=name, remedy=f"{list(inner)}") from error
+    fits = values.shape in (inner, shape, (1, *inner), (groups, *inner))
+    if not fits or values.dtype.kind not in "fiu":
+        expected = f"{list(inner)} or {list(shape)}" + (f" or {[groups, *inner]}" if groups > 1 else "")
+        raise CubeError(f"the {name} do not fit the network", key=name, value=values.shape, remedy=expected)
+    with np.errstate(over="ignore"):
+        each = np.broadcast_to(values.reshape(-1, *inner), (groups, *inner)).astype(np.float32)
+    if not np.isfinite(each).all():
+        raise CubeError(f"the {name} are not finite", key=name, remedy=f"give finite {name}")
+    return np.ascontiguousarray(each.reshape(groups, *shape))
 
 
 def differences(found: Float32, expected: Float32, metric_set: str) -> dict[str, float]:

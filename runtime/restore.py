@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from .errors import CubeError
-from .prompts import MetricsBy, Prompts
+from .prompts import Given, MetricsBy, Prompts, given_prompts
+from .signature import Signature
 from .tiles import Tiling, band_groups
 
 Float32 = NDArray[np.float32]
-Infer = Callable[[Float32, Float32], tuple[Float32, Float32]]
+Infer = Callable[[Mapping[str, Float32]], Mapping[str, Float32]]
 Progress = Callable[[int, int], None]
 
 
@@ -23,10 +24,11 @@ class Restored:
 
     Attributes:
         cube: [bands, lines, samples], of the input's type.
-        metrics: float32 [M]; [groups, M] where the cube has more bands than the network.
-        gates: float32 [layers, experts] where there is one band group and one tile, else [groups, tiles, layers,
-            experts]. Zero where an expert was not chosen.
-        metrics_by: what computed the metrics: NumPy on the host, the bundle's graph; or they were given.
+        prompts: {name: what the network took beside the frame}, as in its signature but for the first axis; with band
+            groups [groups, ...].
+        side: {name: what it gave beside it}, as in its signature; with band groups or tiles [groups, tiles, ...].
+        metrics_by: what computed the metrics: NumPy on the `host`, the bundle's `graph`; or they were `given`.
+        frames: runs of the engine, one for each band group and tile.
         scale: digital number that stood for 1.0, None for floats.
         saturated: values that the input's integer type cannot hold and that were set to its limit.
         missing: pixels that hold the ignore value in some band and stay as they are.
@@ -34,48 +36,52 @@ class Restored:
     """
 
     cube: NDArray[np.generic]
-    metrics: Float32
-    gates: Float32
+    prompts: Mapping[str, Float32]
+    side: Mapping[str, Float32]
     metrics_by: MetricsBy
+    frames: int = 1
     scale: float | None = None
     saturated: int = 0
     missing: int = 0
     moved: int = 0
 
+    @property
+    def metrics(self) -> Float32:
+        """The prompt `metrics`: float32 [M], with band groups [groups, M]; KeyError where the network takes none."""
+        return self.prompts["metrics"]
+
+    @property
+    def gates(self) -> Float32:
+        """The side output `routing`: weights of the experts [layers, experts], zero where one was not chosen."""
+        return self.side["routing"]
+
 
 def restore_cube(
     cube: Float32,
     infer: Infer,
+    signature: Signature,
     *,
-    bands: int,
-    frame: tuple[int, int],
     overlap: int,
     prompts: Prompts,
-    metrics: ArrayLike | None = None,
+    given: Given | None = None,
     progress: Progress | None = None,
 ) -> Restored:
-    """Restore a float cube: metrics once per band group, frames with overlap, smooth blending.
+    """Restore a float cube: prompts once per band group, frames with overlap, smooth blending.
 
     Args:
         cube: float32 [bands, lines, samples], finite.
-        infer: frame [1, bands, *frame] and metrics [1, M] -> restored frame and gates.
-        bands: bands of the network; the cube may have more, never fewer.
-        frame: lines and samples of the engine's frame; smaller cubes are reflected up to it.
+        infer: restores a frame: {tensor: array} as in the signature.
+        signature: of the network; the cube may have more bands where it allows groups, never fewer, and any size where
+            tiling is free. Smaller cubes are reflected up to the frame.
         overlap: lines and samples that neighbouring frames share.
-        prompts: what makes the metrics of a band group.
-        metrics: [M], [1, M] or [groups, M] to use in place of the cube's own.
+        prompts: what makes the prompts of a band group.
+        given: prompts to use in place of those, see `given_prompts`.
         progress: called with (frames done, frames in all).
 
     Raises:
-        CubeError: the cube or the metrics cannot be used.
+        CubeError: the cube or the prompts cannot be used.
     """
-    if cube.shape[0] < bands:
-        raise CubeError(
-            "the cube has fewer bands than the network",
-            key="bands",
-            value=cube.shape[0],
-            remedy=f"the network restores {bands} bands; give a cube with at least as many",
-        )
+    check_fits(cube.shape, signature)
     if not np.isfinite(cube).all():
         bad = ~np.isfinite(cube)
         raise CubeError(
@@ -83,50 +89,82 @@ def restore_cube(
             key="cube",
             remedy="replace NaN and infinite values, or leave those bands out",
         )
-    groups = list(band_groups(cube.shape[0], bands))
-    tiling = Tiling((cube.shape[1], cube.shape[2]), frame, overlap)
+    measured, restored = signature.measured, signature.restored
+    groups = list(band_groups(cube.shape[0], measured.bands))
+    tiling = Tiling((cube.shape[1], cube.shape[2]), measured.size, overlap)
     tiles = tiling.tiles()
-    given = None if metrics is None else _checked_metrics(metrics, len(prompts.names), len(groups))
+    replaced = [{}] * len(groups) if given is None else given_prompts(given, signature, len(groups))
     total, done = len(groups) * len(tiles), 0
-    out = np.zeros_like(cube)
-    band_weight = np.zeros(cube.shape[0], np.float32)
-    used, gates = [], []
-    for index, group in enumerate(groups):
-        part = cube[group.start : group.start + bands]
-        prompt = prompts(part) if given is None else given[index]
-        joined = np.zeros_like(part)
-        weight = np.zeros(part.shape[1:], np.float32)
+    size = cube.shape[1:] if signature.tiling == "free" else restored.size
+    out = np.zeros((len(cube) if signature.band_groups else restored.bands, *size), np.float32)
+    band_weight = np.zeros(len(out), np.float32)
+    used: list[dict[str, Float32]] = []
+    side: dict[str, list[Float32]] = {s.name: [] for s in signature.side}
+    for group, own in zip(groups, replaced, strict=True):
+        part = cube[group.start : group.start + measured.bands]
+        whole = all(p.name in own for p in signature.prompts)
+        feeds = own if whole else {**prompts(part), **own}
+        bands = slice(group.start, group.start + restored.bands)
+        joined = np.zeros((restored.bands, *size), np.float32)
+        weight = np.zeros(size, np.float32)
         for tile in tiles:
-            restored, chosen = infer(tiling.cut(part, tile), prompt[None])
-            area = (slice(tile.line, tile.line + tile.lines), slice(tile.sample, tile.sample + tile.samples))
-            share = tiling.weights(tile)
-            joined[:, area[0], area[1]] += restored[0, :, : tile.lines, : tile.samples] * share
+            made = infer({measured.name: tiling.cut(part, tile), **feeds})
+            lines, samples = (tile.lines, tile.samples) if signature.tiling == "free" else restored.size
+            area = (slice(tile.line, tile.line + lines), slice(tile.sample, tile.sample + samples))
+            share = tiling.weights(tile) if len(tiles) > 1 else np.ones((lines, samples), np.float32)
+            joined[:, area[0], area[1]] += made[restored.name][0, :, :lines, :samples] * share
             weight[area] += share
-            gates.append(chosen)
+            for name, values in side.items():
+                values.append(made[name])
             done += 1
             if progress is not None:
                 progress(done, total)
         joined /= weight
-        out[group.start : group.start + bands] += joined * group.weights[:, None, None]
-        band_weight[group.start : group.start + bands] += group.weights
-        used.append(prompt)
+        weights = group.weights if len(groups) > 1 else np.ones(restored.bands, np.float32)
+        out[bands] += joined * weights[:, None, None]
+        band_weight[bands] += weights
+        used.append(feeds)
     out /= band_weight[:, None, None]
-    all_gates = gates[0] if total == 1 else np.stack(gates).reshape(len(groups), len(tiles), *gates[0].shape)
-    by = "given" if given is not None else prompts.by((bands, *cube.shape[1:]))
-    return Restored(out, used[0] if len(groups) == 1 else np.stack(used), all_gates, by)
+    metrics = signature.metrics
+    by = prompts.by((measured.bands, *cube.shape[1:]))
+    return Restored(
+        out,
+        {p.name: _of_groups([feeds[p.name] for feeds in used]) for p in signature.prompts},
+        {
+            name: each[0] if total == 1 else np.stack(each).reshape(len(groups), len(tiles), *each[0].shape)
+            for name, each in side.items()
+        },
+        "given" if metrics is not None and metrics.name in replaced[0] else by,
+        total,
+    )
 
 
-def _checked_metrics(metrics: ArrayLike, count: int, groups: int) -> Float32:
-    try:
-        values = np.asarray(metrics)
-    except ValueError as error:
-        raise CubeError("the metrics are not an array of numbers", key="metrics", remedy=f"[{count}]") from error
-    rows = values[None] if values.ndim == 1 else values
-    if rows.ndim != 2 or rows.shape[1] != count or rows.shape[0] not in (1, groups) or values.dtype.kind not in "fiu":
-        expected = f"[{count}] or [1, {count}]" + (f" or [{groups}, {count}]" if groups > 1 else "")
-        raise CubeError("the metrics do not fit the network", key="metrics", value=values.shape, remedy=expected)
-    with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(np.broadcast_to(rows, (groups, count)), np.float32)
-    if not np.isfinite(rows).all():
-        raise CubeError("the metrics are not finite", key="metrics", remedy="give finite metrics")
-    return rows
+def _of_groups(prompts: list[Float32]) -> Float32:
+    rows = [prompt[0] if prompt.shape[0] == 1 else prompt for prompt in prompts]
+    return rows[0] if len(rows) == 1 else np.stack(rows)
+
+
+def check_fits(shape: tuple[int, ...], signature: Signature) -> None:
+    """Refuse a cube [bands, lines, samples] that the network cannot take. Raises CubeError."""
+    bands, size = signature.measured.bands, signature.measured.size
+    if shape[0] < bands:
+        raise CubeError(
+            "the cube has fewer bands than the network",
+            key="bands",
+            value=shape[0],
+            remedy=f"the network restores {bands} bands; give a cube with at least as many",
+        )
+    if shape[0] > bands and not signature.band_groups:
+        raise CubeError(
+            "the cube has more bands than the network, which does not restore them in groups",
+            key="bands",
+            value=shape[0],
+            remedy=f"give the {bands} bands that it takes",
+        )
+    if signature.tiling == "fixed" and shape[1:] != size:
+        raise CubeError(
+            "the network takes frames of one size, which have one place only",
+            key="cube",
+            value=f"{shape[1]}x{shape[2]}",
+            remedy=f"give {size[0]} lines x {size[1]} samples",
+        )

@@ -30,7 +30,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `.safetensors` with seeded weights: 31 bands of 400 to 700 nm, 8 channels, 4 experts, scale 65535."""
     import torch
 
-    from export.networks import save_checkpoint
+    from export.networks import network_of, save_checkpoint
     from export.networks.damp import Damp, DampConfig
 
     config = DampConfig(
@@ -49,7 +49,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         net = Damp(config).eval()
         torch.nn.init.normal_(net.output.weight, 0, 0.02)
     path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
-    return save_checkpoint(net, path, scale=65535, wavelengths=tuple(range(400, 701, 10)), about="seeded weights")
+    made = network_of(net)
+    return save_checkpoint(made, path, scale=65535, wavelengths=tuple(range(400, 701, 10)), about="seeded weights")
 
 
 @pytest.fixture(scope="session")
@@ -67,13 +68,13 @@ def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     export_graph, export_metrics = export.onnx.export_graph, export.metrics_graph.export_metrics
 
     def of_network(net: Any, lines: int, samples: int) -> export.onnx.Graph:
-        said = hashlib.sha256(repr((type(net), net.config, lines, samples)).encode())
-        for name, values in sorted(net.state_dict().items()):
+        said = hashlib.sha256(repr((net.architecture.id, net.configuration, lines, samples)).encode())
+        for name, values in sorted(net.module.state_dict().items()):
             said.update(name.encode() + values.numpy().tobytes())
         return once(said, lambda: export_graph(net, lines, samples))
 
-    def of_metrics(module: Any, spec: Any) -> export.onnx.Graph:
-        return once(hashlib.sha256(repr((module.names, spec)).encode()), lambda: export_metrics(module, spec))
+    def of_metrics(module: Any, signature: Any) -> export.onnx.Graph:
+        return once(hashlib.sha256(repr((module.names, signature)).encode()), lambda: export_metrics(module, signature))
 
     def once(said: Any, make: Callable[[], export.onnx.Graph]) -> export.onnx.Graph:
         file = folder / f"{said.hexdigest()}.pickle"

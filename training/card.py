@@ -15,11 +15,11 @@ from typing import Any
 
 from calibration.baselines import BASELINES
 from calibration.degradations import UNSEEN
-from export.networks import load_checkpoint
-from export.networks.damp import Damp
+from export.networks import Network, load_checkpoint
 from runtime.errors import InputError
 from training.console import told
 from training.recipe import Recipe, load_recipe
+from training.run import damp_of
 
 GOALS: Mapping[str, float] = MappingProxyType(
     {"noise": 14.0, "blur": 4.0, "sr": 3.0, "inpaint": 15.0, "bandloss": 15.0, "poisson": 6.0, "motionblur": 0.5}
@@ -31,7 +31,7 @@ UNSEEN_WORDS: Mapping[str, str] = MappingProxyType({"motionblur": "motion blur",
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def card(net: Damp, recipe: Recipe, tasks: Figures, scenes: list[str], took: str, size: int) -> str:
+def card(net: Network, recipe: Recipe, tasks: Figures, scenes: list[str], took: str, size: int) -> str:
     """The card as Markdown.
 
     Args:
@@ -55,8 +55,8 @@ def card(net: Damp, recipe: Recipe, tasks: Figures, scenes: list[str], took: str
         )
     if recipe.digest()[:12] not in net.facts.about:
         raise InputError("was trained by another recipe", file=net.facts.file, value=net.facts.about)
-    config, options = net.config, recipe.optimiser
-    parameters = sum(p.numel() for p in net.parameters()) / 1e6
+    config, options = damp_of(net).config, recipe.optimiser
+    parameters = net.parameters / 1e6
     spectrum = recipe.data.wavelengths
     spectrum_text = (
         f"{config.bands} bands, {spectrum.first:g} to {spectrum.last:g} nm"

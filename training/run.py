@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from export.networks import load_checkpoint
+from export.networks import Network, load_checkpoint
 from export.networks.damp import Damp
 from export.networks.damp.blocks import DegradationAwareMixture, ExpertMixture, Router
 from runtime.durable import write_bytes
@@ -124,7 +124,7 @@ def begin(recipe: Recipe, draws: Draws, way: Way | None = None) -> Run:
     if recipe.start is None:
         start_transparent(net)
     else:
-        grow(net, given := load_checkpoint(recipe.start, recipe.config.top_k))
+        grow(net, given := damp_of(load_checkpoint(recipe.start, recipe.config.top_k)))
     standard = identity(recipe.config.metrics)
     if recipe.standardise:
         drawn = [draws.batch(FIRST_OF_STANDARD + index).metrics.cpu() for index in range(BATCHES_OF_STANDARD)]
@@ -161,6 +161,13 @@ def compiled(routed: Routed) -> Routed:
             ) from error  # fmt: skip
 
     return run
+
+
+def damp_of(net: Network) -> Damp:
+    """The module of a DAMP. Raises ConfigError for another network."""
+    if not isinstance(net.module, Damp):
+        raise ConfigError("is no DAMP", file=net.facts.file, value=net.architecture.id, remedy="give a DAMP's weights")
+    return net.module
 
 
 def save(run: Run, recipe: Recipe, file: Path) -> None:

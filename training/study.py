@@ -30,6 +30,7 @@ from training.console import console, told
 from training.curves import read_rows
 from training.data import load_scenes
 from training.recipe import Part, Recipe, load_recipe, read_yaml
+from training.run import damp_of
 from training.train import train
 from training.validation import COSTS, held_scenes, prompt_costs
 
@@ -96,7 +97,7 @@ def figures(recipe: Recipe, data: Sequence[Path], out: Path, device: str) -> dic
         cubes = load_scenes(data, recipe.data).cubes
         held = held_scenes({name: cubes[name] for name in recipe.data.validation}, recipe)
         # A network without a prompt was never shown one: there is nothing wrong to show it.
-        costs = {} if recipe.ablate == "prompt" else prompt_costs(net, held, tuple(recipe.tasks))
+        costs = {} if recipe.ablate == "prompt" else prompt_costs(damp_of(net), held, tuple(recipe.tasks))
         means = {kind: float(np.mean([row[kind] for row in costs.values()])) for kind in COSTS if costs}
         write_bytes(kept, json.dumps(means).encode())
     return {**{task: last[task] for task in TASKS}, "mean": last["mean"], **json.loads(kept.read_bytes())}

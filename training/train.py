@@ -27,14 +27,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from export.devices import usable
-from export.networks import load_checkpoint, save_checkpoint
+from export.networks import load_checkpoint, network_of, save_checkpoint
 from export.networks.damp import Damp
 from runtime.errors import ConfigError, InputError, MachineError
 from training.console import console, told
 from training.curves import append_row, draw_curves, drop_rows_after, read_rows
 from training.data import Draws, Scenes, load_scenes
 from training.recipe import Recipe, load_recipe
-from training.run import WAYS, Run, adopt, averaged, begin, resume, save, step
+from training.run import WAYS, Run, adopt, averaged, begin, damp_of, resume, save, step
 from training.validation import HeldScene, held_scenes, validate
 
 PACE_STEPS = 50
@@ -188,11 +188,12 @@ def _steps_until(ends: float, run: Run, recipe: Recipe, draws: Draws, held: Sequ
 
 def _adopt_better(run: Run, recipe: Recipe, held: Sequence[HeldScene], weights: Path) -> None:
     given = load_checkpoint(str(weights), recipe.config.top_k)
-    if not isinstance(given, Damp) or given.config != recipe.config:
+    module = damp_of(given)
+    if module.config != recipe.config:
         raise ConfigError("is another network than the recipe's", file=weights, remedy="give weights of this recipe")
-    own, other = (_mean(validate(net.to(run.device), held), recipe) for net in (averaged(run, recipe), given))
+    own, other = (_mean(validate(net.to(run.device), held), recipe) for net in (averaged(run, recipe), module))
     if other > own:
-        adopt(run, given)
+        adopt(run, module)
     verdict = "taken" if other > own else "left"
     console.print(f"{weights} gains {other:+.3f} dB, the run's own weights {own:+.3f}: {verdict}", markup=False)
 
@@ -218,7 +219,9 @@ def _write(net: Damp, recipe: Recipe, run: Run, file: Path) -> Path:
     spacing = recipe.data.wavelengths
     centres = tuple(np.linspace(spacing.first, spacing.last, spacing.count)) if spacing else ()
     about = recipe.about(run.step)
-    return save_checkpoint(net.cpu(), file, scale=recipe.data.stored_scale, wavelengths=centres, about=about)
+    return save_checkpoint(
+        network_of(net.cpu()), file, scale=recipe.data.stored_scale, wavelengths=centres, about=about
+    )
 
 
 @contextmanager

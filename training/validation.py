@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.degradations import DEGRADATIONS
-from calibration.evaluation import bands_measured
+from calibration.measuring import bands_measured
 from calibration.quality import psnr
 from export.networks.damp import SIZE_MULTIPLE, Damp
 from runtime.metrics import prompt_metrics

@@ -7,8 +7,10 @@ Interface: https://github.com/triton-inference-server/python_backend
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from runtime.errors import CubeError, DeployError
@@ -16,13 +18,19 @@ from runtime.metrics import METRIC_SETS, prompt_metrics
 
 
 class TritonPythonModel:
-    """`frame` float32 [bands, lines, samples] in, `metrics` float32 [M] of the configured set out."""
+    """A frame float32 [bands, lines, samples] in, what the network takes beside it out: metrics, and constants."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the metric set from the model's configuration."""
+        """Read the metric set from the model's configuration, and constants from the files beside this one."""
         config = json.loads(args["model_config"])
-        self.metric_set: str = config["parameters"]["metric_set"]["string_value"]
-        if self.metric_set not in METRIC_SETS:
+        self.frame: str = config["input"][0]["name"]
+        self.constants = {file.stem: np.load(file, allow_pickle=False) for file in Path(__file__).parent.glob("*.npy")}
+        for name, array in self.constants.items():
+            shape = next(tuple(map(int, o["dims"])) for o in config["output"] if o["name"] == name)
+            self.constants[name] = array.reshape(shape)
+        self.metrics = next((o["name"] for o in config["output"] if o["name"] not in self.constants), None)
+        self.metric_set: str = config["parameters"]["metric_set"]["string_value"] if self.metrics else ""
+        if self.metrics and self.metric_set not in METRIC_SETS:
             raise CubeError(
                 "unknown metric set",
                 key="metric_set",
@@ -35,9 +43,11 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        frame = pb_utils.get_input_tensor_by_name(request, "frame").as_numpy()
+        frame = pb_utils.get_input_tensor_by_name(request, self.frame).as_numpy()
+        made = dict(self.constants)
         try:
-            metrics = prompt_metrics(frame, self.metric_set)
+            if self.metrics:
+                made[self.metrics] = prompt_metrics(frame, self.metric_set)
         except DeployError as error:
             return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(error.one_line()))
-        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("metrics", metrics)])
+        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, made[name]) for name in made])

@@ -1,16 +1,12 @@
 """One package per architecture, and the loading of their checkpoints.
 
-A package offers `ARCHITECTURE` (its name), `SIZE_MULTIPLE`, `recognises(keys)`, `build(state, given, top_k, file)`,
-`is_network(net)`, `stored_state(net)`, `deployment_form(net)`, `module_name(part)` (the network's module that a part of
-its static form stands for), `probabilities(net)` (what its routers said while it ran) and `balances(net)`; adding one
-means adding its line to `ARCHITECTURES`.
+A package has an `Architecture` (see `architecture.py`); adding one means adding its line to `ARCHITECTURES`.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -18,16 +14,20 @@ from torch import nn
 from runtime.errors import CheckpointError, plain
 
 from . import damp
+from .architecture import Architecture, Network, Option
 from .reading import CheckpointFacts, read_checkpoint, write_safetensors
 
-ARCHITECTURES: dict[str, ModuleType] = {damp.ARCHITECTURE: damp}
+ARCHITECTURES: dict[str, Architecture] = {a.id: a for a in (damp.ARCHITECTURE,)}
 PACKAGED = Path(__file__).resolve().parent.parent / "models"
 
 __all__ = [
     "ARCHITECTURES",
+    "Architecture",
     "CheckpointFacts",
+    "Network",
     "find_checkpoint",
     "load_checkpoint",
+    "network_of",
     "packaged_models",
     "save_checkpoint",
 ]
@@ -59,30 +59,34 @@ def find_checkpoint(name: str | Path) -> Path:
     return path
 
 
-def load_checkpoint(path: str | Path, top_k: int | None = None) -> nn.Module:
+def load_checkpoint(path: str | Path, top_k: int | None = None, **options: Option) -> Network:
     """Load a trained network; nothing in the file is ever executed.
 
     Args:
         path: a reference `.pth` (bare state dict, or under `state_dict` or `params`, keys with or without `module.`;
             `config.json` beside it is read), one of our `.safetensors`, or the name of a packaged model.
-        top_k: experts that run for a frame; needed where neither the file nor `config.json` says it, wins over both.
+        top_k: the option of DAMP: experts that run for a frame; needed where neither the file nor `config.json` says
+            it, wins over both.
+        options: others of the architecture's.
 
     Returns:
-        the network in eval mode: `net(frame [B, C, H, W], metrics [B, M]) -> (restored [B, C, H, W],
-        gates [B, layers, experts])`, with `net.config` (its configuration) and `net.facts` (`CheckpointFacts`).
+        the network in eval mode; a DAMP is called as `net(frame [B, C, H, W], metrics [B, M]) -> (restored
+        [B, C, H, W], gates [B, layers, experts])`.
 
     Raises:
-        CheckpointError: unknown architecture, top-k missing or out of range, missing or extra keys, wrong shapes,
-            weights that are not finite, a file that is damaged, truncated or holds more than tensors.
+        CheckpointError: unknown architecture or option, top-k missing or out of range, missing or extra keys, wrong
+            shapes, weights that are not finite, a file that is damaged, truncated or holds more than tensors.
     """
     file = find_checkpoint(path)
     content = read_checkpoint(file)
-    for name, package in ARCHITECTURES.items():
-        if content.architecture in (None, name) and package.recognises(content.state):
-            net: nn.Module = package.build(content.state, content.given, top_k, file)
-            net.facts = content.facts
-            _check_wavelengths(content.facts, net.config.bands)
-            return net.eval()
+    said = options if top_k is None else {"top_k": top_k, **options}
+    for name, architecture in ARCHITECTURES.items():
+        if content.architecture in (None, name) and architecture.recognises(content.state.keys()):
+            architecture.check_options(said, file)
+            module = architecture.load(content.state, content.given, said, file).eval()
+            net = Network(module, architecture, content.facts)
+            _check_wavelengths(content.facts, net.smallest.restored.bands)
+            return net
     raise CheckpointError(
         "no architecture that we know has these weights",
         file=file,
@@ -104,32 +108,31 @@ def _check_wavelengths(facts: CheckpointFacts, bands: int) -> None:
         )
 
 
-def architecture_of(net: nn.Module) -> ModuleType:
-    """The package that a network belongs to."""
-    for package in ARCHITECTURES.values():
-        if package.is_network(net):
-            return package
-    raise TypeError(f"{type(net).__name__} belongs to no known architecture")
+def network_of(module: nn.Module) -> Network:
+    """A module that was made here, as a network. Raises TypeError where no architecture has such modules."""
+    for architecture in ARCHITECTURES.values():
+        if isinstance(module, architecture.module):
+            return Network(module.eval(), architecture)
+    raise TypeError(f"{type(module).__name__} belongs to no known architecture")
 
 
 def save_checkpoint(
-    net: nn.Module, path: Path, *, scale: float | None = None, wavelengths: tuple[float, ...] = (), about: str = ""
+    net: Network, path: Path, *, scale: float | None = None, wavelengths: tuple[float, ...] = (), about: str = ""
 ) -> Path:
     """Write a network as `.safetensors` with its configuration in the metadata, without tables that can be rebuilt.
 
     Args:
-        net: a network of `ARCHITECTURES`.
+        net: the network.
         path: where to.
         scale: DN per 1.0 of the training data, for integer cubes.
         wavelengths: band centres in nanometres.
         about: one line on data and recipe.
     """
-    package = architecture_of(net)
     metadata: dict[str, Any] = {
-        "architecture": package.ARCHITECTURE,
-        "configuration": net.config.as_dict(),
+        "architecture": net.architecture.id,
+        "configuration": net.configuration,
         "scale": scale,
         "wavelengths": list(wavelengths),
         "about": about,
     }
-    return write_safetensors(path, package.stored_state(net), metadata)
+    return write_safetensors(path, net.architecture.stored(net.module), metadata)

@@ -6,8 +6,9 @@ from importlib import import_module
 from types import ModuleType
 
 from runtime.errors import BundleError
+from runtime.signature import Signature
 
-from .contract import Built, Engine, EngineOptions, EngineSpec
+from .contract import Built, Engine, EngineOptions
 from .onnxruntime_session import BoundSession
 
 ENGINES: dict[str, str] = {
@@ -19,7 +20,7 @@ ENGINES: dict[str, str] = {
     "onnxruntime-tensorrt": "runtime.engines.onnxruntime_gpu:onnxruntime-tensorrt",
     "onnxruntime-rtx": "runtime.engines.onnxruntime_gpu:onnxruntime-rtx",
 }
-"""Engine name -> module with `open_engine(program, spec, options)` and `available()`.
+"""Engine name -> module with `open_engine(program, signature, options)` and `available()`.
 
 A module of several engines has `:kind` after it, which is given to both functions as their last argument.
 """
@@ -35,14 +36,13 @@ __all__ = [
     "Built",
     "Engine",
     "EngineOptions",
-    "EngineSpec",
     "available_engines",
     "open_engine",
     "open_metrics",
 ]
 
 
-def open_engine(name: str, program: bytes, spec: EngineSpec, options: EngineOptions | None = None) -> Engine:
+def open_engine(name: str, program: bytes, signature: Signature, options: EngineOptions | None = None) -> Engine:
     """Load a graph, or an engine file, into the named engine: the bytes that were hashed, never a path.
 
     Raises:
@@ -52,11 +52,11 @@ def open_engine(name: str, program: bytes, spec: EngineSpec, options: EngineOpti
     if name not in ENGINES:
         raise BundleError("unknown engine", key="engine", value=name, remedy=f"one of {', '.join(ENGINES)}")
     module, kind = _backend(name)
-    engine: Engine = module.open_engine(program, spec, options or EngineOptions(), *kind)
+    engine: Engine = module.open_engine(program, signature, options or EngineOptions(), *kind)
     return engine
 
 
-def open_metrics(name: str, graph: bytes, spec: EngineSpec, options: EngineOptions | None = None) -> BoundSession:
+def open_metrics(name: str, graph: bytes, signature: Signature, options: EngineOptions | None = None) -> BoundSession:
     """Load a graph `frame` -> `metrics` into the named engine, one of METRICS_ENGINES; it is computed in float32.
 
     Raises:
@@ -65,7 +65,7 @@ def open_metrics(name: str, graph: bytes, spec: EngineSpec, options: EngineOptio
     """
     module, kind = _backend(name)
     asked = EngineOptions((options or EngineOptions()).threads)
-    session: BoundSession = module.open_session(graph, spec.metrics_ports, asked, *kind)
+    session: BoundSession = module.open_session(graph, signature.metrics_ports, asked, *kind)
     return session
 
 

@@ -1,4 +1,4 @@
-"""What every engine promises: one frame in, one restored frame and its gates out, the same for every backend."""
+"""What every engine promises: the tensors of a signature in, those of a signature out, the same for every backend."""
 
 from __future__ import annotations
 
@@ -12,56 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BundleError, CubeError, MachineError
+from runtime.signature import Ports, Signature
 
 Float32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Ports:
-    """{name: shape} of what goes into a graph and of what comes out, in order; all of it float32."""
-
-    inputs: Mapping[str, tuple[int, ...]]
-    outputs: Mapping[str, tuple[int, ...]]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Inputs and outputs."""
-        return {**self.inputs, **self.outputs}
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """Shapes an engine was built for: frame [1, bands, lines, samples], metrics [1, M], gates [layers, experts]."""
-
-    bands: int
-    lines: int
-    samples: int
-    metrics: int
-    layers: int
-    experts: int
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int, int]:
-        return (1, self.bands, self.lines, self.samples)
-
-    @property
-    def metrics_shape(self) -> tuple[int, int]:
-        return (1, self.metrics)
-
-    @property
-    def gates_shape(self) -> tuple[int, int]:
-        return (self.layers, self.experts)
-
-    @property
-    def ports(self) -> Ports:
-        """Of the network's graph."""
-        given = {"frame": self.frame_shape, "metrics": self.metrics_shape}
-        return Ports(given, {"restored": self.frame_shape, "gates": self.gates_shape})
-
-    @property
-    def metrics_ports(self) -> Ports:
-        """Of the graph that computes a frame's metrics."""
-        return Ports({"frame": self.frame_shape}, {"metrics": self.metrics_shape})
 
 
 def check_signature(found: Mapping[str, tuple[int, ...] | None], ports: Ports) -> None:
@@ -124,33 +77,37 @@ class EngineOptions:
 
 
 class Engine(ABC):
-    """A loaded network. A context manager; not for use from two threads at once."""
+    """A loaded network. A context manager; not for use from two threads at once.
 
-    def __init__(self, spec: EngineSpec) -> None:
-        self.spec = spec
+    Attributes:
+        signature: what it takes and gives.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
 
     @final
-    def infer(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+    def infer(self, feeds: Mapping[str, Float32]) -> dict[str, Float32]:
         """Restore one frame.
 
         Args:
-            frame: float32 [1, bands, lines, samples], finite.
-            metrics: float32 [1, metrics], finite.
+            feeds: {name: float32 array} of what the signature takes, finite.
 
         Returns:
-            (restored float32 [1, bands, lines, samples], gates float32 [layers, experts]), both finite.
+            {name: float32 array} of what the signature gives, finite.
 
         Raises:
-            CubeError: an input has the wrong type or shape, or is not finite.
+            CubeError: an input is missing, unknown, of another type or shape, or not finite.
             MachineError: the engine failed, or gave an output of another shape or one that is not finite.
         """
-        _check("frame", frame, self.spec.frame_shape)
-        _check("metrics", metrics, self.spec.metrics_shape)
-        restored, gates = self.infer_impl(np.ascontiguousarray(frame), np.ascontiguousarray(metrics))
-        for name, value, shape in (
-            ("restored", restored, self.spec.frame_shape),
-            ("gates", gates, self.spec.gates_shape),
-        ):
+        ports = self.signature.ports
+        if feeds.keys() != ports.inputs.keys():
+            given, wanted = ", ".join(feeds) or "nothing", ", ".join(ports.inputs)
+            raise CubeError("wrong inputs for the engine", key="inputs", value=given, remedy=f"give {wanted}")
+        for name, shape in ports.inputs.items():
+            _check(name, feeds[name], shape)
+        outputs = self.infer_impl(*(np.ascontiguousarray(feeds[name]) for name in ports.inputs))
+        for (name, shape), value in zip(ports.outputs.items(), outputs, strict=True):
             if value.dtype != np.float32 or value.shape != shape or not np.isfinite(value).all():
                 raise MachineError(
                     "the engine gave an output that cannot be used",
@@ -158,11 +115,11 @@ class Engine(ABC):
                     value=f"{value.dtype} {value.shape}" if value.shape != shape else "values that are not finite",
                     remedy="run `deploy check` on this machine before you trust the bundle here",
                 )
-        return restored, gates
+        return dict(zip(ports.outputs, outputs, strict=True))
 
     @abstractmethod
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
-        """`infer` on inputs that are as promised."""
+    def infer_impl(self, *inputs: Float32) -> tuple[Float32, ...]:
+        """The outputs of inputs that are as promised, both in the order of the signature's ports."""
 
     @abstractmethod
     def describe(self) -> dict[str, str]:

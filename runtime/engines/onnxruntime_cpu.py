@@ -7,9 +7,10 @@ from contextlib import ExitStack
 
 from runtime.errors import BundleError, MachineError
 from runtime.machine import available_cores
+from runtime.signature import Ports, Signature
 
 from .buffers import HostMemory
-from .contract import EngineOptions, EngineSpec, Ports
+from .contract import EngineOptions
 from .onnx_guard import check_onnx
 from .onnxruntime_session import TELL_PLACES, BoundSession, SessionEngine
 
@@ -41,9 +42,9 @@ def computes_in(precision: str) -> str:
     return "fp32" if precision == "bf16" else precision
 
 
-def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> SessionEngine:
+def open_engine(graph: bytes, signature: Signature, options: EngineOptions) -> SessionEngine:
     """See `runtime.engines.open_engine`."""
-    return SessionEngine(open_session(graph, spec.ports, options), spec)
+    return SessionEngine(open_session(graph, signature.ports, options), signature)
 
 
 def open_session(graph: bytes, ports: Ports, options: EngineOptions) -> BoundSession:

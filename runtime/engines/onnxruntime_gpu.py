@@ -16,9 +16,10 @@ from types import ModuleType
 from typing import Any
 
 from runtime.errors import MachineError
+from runtime.signature import Ports, Signature
 
 from .buffers import GpuMemory
-from .contract import EngineOptions, EngineSpec, Ports
+from .contract import EngineOptions
 from .cuda import CAPTURE_REFUSED, open_cuda
 from .onnx_guard import check_onnx
 from .onnxruntime_libraries import loads_tensorrt, make_known, missing_library, provider_library
@@ -84,9 +85,9 @@ def available(kind: str) -> str | None:
     return str(onnxruntime.__version__) if has else None
 
 
-def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions, kind: str) -> SessionEngine:
+def open_engine(graph: bytes, signature: Signature, options: EngineOptions, kind: str) -> SessionEngine:
     """See `runtime.engines.open_engine`; `kind` is one of PROVIDERS."""
-    return SessionEngine(open_session(graph, spec.ports, options, kind), spec)
+    return SessionEngine(open_session(graph, signature.ports, options, kind), signature)
 
 
 def open_session(graph: bytes, ports: Ports, options: EngineOptions, kind: str) -> BoundSession:

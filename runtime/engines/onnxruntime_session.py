@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import MachineError
+from runtime.signature import Signature
 
 from .buffers import HostMemory
-from .contract import Engine, EngineSpec, Float32, check_signature
+from .contract import Engine, Float32, check_signature
 
 REINSTALL_GPU = 'pip install "damp-deploy[gpu]" in an environment without the package onnxruntime'
 TELL_PLACES = {"session.record_ep_graph_assignment_info": "1"}
@@ -109,13 +110,12 @@ class BoundSession:
 class SessionEngine(Engine):
     """A network in a session."""
 
-    def __init__(self, session: BoundSession, spec: EngineSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, session: BoundSession, signature: Signature) -> None:
+        super().__init__(signature)
         self.session = session
 
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
-        restored, gates = self.session.compute(frame, metrics)
-        return restored, gates
+    def infer_impl(self, *inputs: Float32) -> tuple[Float32, ...]:
+        return self.session.compute(*inputs)
 
     def describe(self) -> dict[str, str]:
         return self.session.describe()

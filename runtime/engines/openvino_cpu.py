@@ -8,8 +8,9 @@ import numpy as np
 
 from runtime.errors import BundleError, MachineError
 from runtime.machine import available_cores
+from runtime.signature import Signature
 
-from .contract import Engine, EngineOptions, EngineSpec, Float32, check_signature
+from .contract import Engine, EngineOptions, Float32, check_signature
 from .onnx_guard import check_onnx
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -31,19 +32,20 @@ def available() -> str | None:
 class OpenVinoCpu(Engine):
     """A compiled model and its one request on the CPU device."""
 
-    def __init__(self, request: Any, spec: EngineSpec, threads: int, precision: str) -> None:
-        super().__init__(spec)
+    def __init__(self, request: Any, signature: Signature, threads: int, precision: str) -> None:
+        super().__init__(signature)
         self._request, self._threads, self._precision = request, threads, precision
 
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+    def infer_impl(self, *inputs: Float32) -> tuple[Float32, ...]:
+        ports = self.signature.ports
         try:
-            results = self._request.infer({"frame": frame, "metrics": metrics}, share_inputs=True)
+            results = self._request.infer(dict(zip(ports.inputs, inputs, strict=True)), share_inputs=True)
         # OpenVINO says RuntimeError for all that can go wrong in a frame.
         except RuntimeError as error:
             raise MachineError(
                 "OpenVINO failed on a frame", value=str(error), remedy="free memory, or check the bundle here"
             ) from error
-        return np.array(results["restored"]), np.array(results["gates"])
+        return tuple(np.array(results[name]) for name in ports.outputs)
 
     def describe(self) -> dict[str, str]:
         return {
@@ -54,7 +56,7 @@ class OpenVinoCpu(Engine):
         }
 
 
-def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OpenVinoCpu:
+def open_engine(graph: bytes, signature: Signature, options: EngineOptions) -> OpenVinoCpu:
     """See `runtime.engines.open_engine`."""
     check_onnx(graph)
     try:
@@ -88,7 +90,7 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OpenV
         raise BundleError(
             "OpenVINO cannot load the graph", value=str(error), remedy="build the bundle again"
         ) from error
-    check_signature(_shapes(compiled), spec.ports)
+    check_signature(_shapes(compiled), signature.ports)
     computes = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if computes != wanted:
         raise MachineError(
@@ -108,7 +110,7 @@ def open_engine(graph: bytes, spec: EngineSpec, options: EngineOptions) -> OpenV
                 remedy="build with --precision fp32",
             )
         computed = f"int8 in {quantised} of {products} products, fp32"
-    return OpenVinoCpu(compiled.create_infer_request(), spec, threads, computed)
+    return OpenVinoCpu(compiled.create_infer_request(), signature, threads, computed)
 
 
 def _in_int8(compiled: Any) -> tuple[int, int]:

@@ -12,10 +12,11 @@ from types import ModuleType
 from typing import Any
 
 from runtime.errors import BundleError, MachineError, printable
+from runtime.signature import Ports, Signature
 from runtime.versions import numbers
 
 from .buffers import GpuMemory
-from .contract import Built, Engine, EngineOptions, EngineSpec, Float32, Ports
+from .contract import Built, Engine, EngineOptions, Float32
 from .cuda import CAPTURE_REFUSED, Cuda, CudaError, Device, open_cuda
 from .kernel_cache import kernel_cache
 from .tensorrt_libraries import KINDS, load_tensorrt, tensorrt_version
@@ -30,7 +31,7 @@ def available(kind: str) -> str | None:
     return tensorrt_version(kind)
 
 
-def open_engine(program: bytes, spec: EngineSpec, options: EngineOptions, kind: str | None = None) -> TensorRt:
+def open_engine(program: bytes, signature: Signature, options: EngineOptions, kind: str | None = None) -> TensorRt:
     """See `runtime.engines.open_engine`.
 
     Args:
@@ -46,7 +47,7 @@ def open_engine(program: bytes, spec: EngineSpec, options: EngineOptions, kind: 
     cuda = open_cuda()
     device = cuda.device()
     check_gpu(built, device.sm, device.model)
-    return TensorRt(trt, cuda, device, program, spec, built, options.precision)
+    return TensorRt(trt, cuda, device, program, signature, built, options.precision)
 
 
 def check_builder(built: Built | None, kind: str | None) -> Built:
@@ -127,11 +128,11 @@ class TensorRt(Engine):
         cuda: Cuda,
         device: Device,
         program: bytes,
-        spec: EngineSpec,
+        signature: Signature,
         built: Built,
         precision: str,
     ) -> None:
-        super().__init__(spec)
+        super().__init__(signature)
         self._trt, self._cuda, self._device, self._built, self._precision = trt, cuda, device, built, precision
         self._kernels = kernel_cache(built.builder, str(trt.__version__), program, device, cuda)
         self._context: Any = None
@@ -150,12 +151,12 @@ class TensorRt(Engine):
     def _open(self, program: bytes) -> None:
         """Each step registers its undoing, so that TensorRT's objects go before the memory and the stream they use."""
         trt, undo = self._trt, self._undo
-        self._memory = GpuMemory(self._cuda, self._device, self.spec.ports, undo)
+        self._memory = GpuMemory(self._cuda, self._device, self.signature.ports, undo)
         # The runtime goes after the engine that it made.
         held: list[Any] = list(deserialize(trt, program))
         undo.callback(held.clear)
         undo.callback(held.pop)
-        _check_signature(trt, held[1], self.spec.ports)
+        _check_signature(trt, held[1], self.signature.ports)
         if self._kernels:
             undo.callback(self._kernels.close)
         self._context = self._new_context(held[1])
@@ -167,17 +168,16 @@ class TensorRt(Engine):
         if self._kernels:
             self._kernels.keep()
 
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+    def infer_impl(self, *inputs: Float32) -> tuple[Float32, ...]:
         if self._context is None:
             raise MachineError("the engine is closed", key="engine", value=self._built.builder, remedy="open it again")
-        self._memory.put(frame, metrics)
+        self._memory.put(*inputs)
         try:
             self._run()
         except MachineError:
             self._broken = True
             raise
-        restored, gates = self._memory.outputs()
-        return restored, gates
+        return self._memory.outputs()
 
     def describe(self) -> dict[str, str]:
         return {

@@ -191,7 +191,7 @@ class Stream:
             _mark(source.format, output), stand_in(source.format.dtype),
         )  # fmt: skip
         joiner = Joiner(
-            restorer.bands, source.format.samples, lines, overlap,
+            restorer.bands, output.samples, lines, overlap,
             self._distributor.emit, self._lose,
         )  # fmt: skip
         self._intake = Intake(

@@ -21,12 +21,13 @@ class FrameReport:
         number: of the frame.
         sequence, frame_id, utc_ns: uint64 [lines]; of interpolated lines estimated from their neighbours.
         flags: uint32 [lines], see `runtime.lines.Flag`.
-        metrics: name -> mean over band groups; empty where the whole frame was passed through.
+        metrics: name -> mean over band groups; empty where the network takes none, or nothing was restored.
         experts: share of layers, tiles and band groups in which each expert was chosen.
         latency_s: from the taking of its last line to its restoration.
         seconds: of its stages: `radiometry`, `metrics`, `engine`, and `whole`.
         peak: largest value that the network was given, in the unit range; None where it was given none.
         metrics_by: what computed the metrics: `host`, `graph`, or nothing.
+        passed: the whole frame was passed through.
     """
 
     number: int
@@ -40,6 +41,7 @@ class FrameReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak: float | None = None
     metrics_by: str = ""
+    passed: bool = False
 
 
 def stamps(frame: Frame) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:

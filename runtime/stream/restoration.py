@@ -96,6 +96,9 @@ class Restoration:
         except CubeError as error:
             # Not the engine's fault: the frame's numbers are none that a network should see.
             self._log("unfit", frame=frame.number, sequence=frame.first, error=error.one_line())
+            if not self._restorer.passes_through:
+                self._drop(frame, error.problem)
+                return
             values, report = self._restorer.pass_through(frame)
         # An engine may raise whatever its library does; the record must go on.
         except Exception as error:
@@ -103,7 +106,7 @@ class Restoration:
             return
         self._failures = 0
         self.given += 1
-        self.passed += not report.metrics
+        self.passed += report.passed
         self._joiner.restored(frame, values, report)
         self._seen(report)
 

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import CubeError
 from runtime.lines import UNFIT, Flag, Line, LineFormat
 from runtime.masking import held
 from runtime.prompts import Prompts
 from runtime.restore import Infer
+from runtime.signature import Signature
 from runtime.tiles import Tiling, band_groups
 
 from .frames import Frame
@@ -42,18 +44,21 @@ class RestorerFacts:
     """What the network restores, and how its frames lie in the lines.
 
     Attributes:
-        bands: of the network.
-        frame: lines and samples of the engine's frame.
+        signature: of the network.
         overlap: samples that neighbouring tiles share.
-        prompts: what makes the metrics of a frame.
+        prompts: what makes the prompts of a frame.
         chosen: places of the bands that are restored, in the source's lines; None for all of them.
     """
 
-    bands: int
-    frame: tuple[int, int]
+    signature: Signature
     overlap: int
     prompts: Prompts
     chosen: tuple[int, ...] | None = None
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Lines and samples of the engine's frame."""
+        return self.signature.measured.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,25 +88,32 @@ class FrameRestorer:
     Args:
         facts: of the network.
         format: of the lines.
-        infer: frame [1, bands, *frame] and metrics [1, M] -> restored frame and gates [layers, experts].
+        infer: restores a frame, {tensor: array} as in the signature.
         radiometric: from digital numbers to the unit range.
+
+    Attributes:
+        bands: of the restored lines.
+        passes_through: what cannot be restored may come out as it came in.
     """
 
     def __init__(self, facts: RestorerFacts, format: LineFormat, infer: Infer, radiometric: Radiometric) -> None:
         self._facts, self._format, self._infer, self._radiometric = facts, format, infer, radiometric
+        measured, restored = facts.signature.measured, facts.signature.restored
         lines, samples = facts.frame[0], format.samples
-        self.bands = format.bands if facts.chosen is None else len(facts.chosen)
+        taken = format.bands if facts.chosen is None else len(facts.chosen)
+        self.passes_through = facts.signature.alike
+        self.bands = taken if facts.signature.band_groups else restored.bands
         self._chosen = None if facts.chosen is None else np.array(facts.chosen, np.intp)
         ignored = format.ignore_value
         self._mark = None if ignored is None else held(ignored, format.dtype)
         self._stand_in = stand_in(format.dtype)
         self._whole = np.zeros(format.shape, np.float32)
         self._mask = np.zeros(format.shape, np.bool_)
-        self._unit = np.zeros((self.bands, lines, samples), np.float32)
-        self._missing = np.zeros((self.bands, 0 if self._mark is None else lines, samples), np.bool_)
-        self._joined = np.zeros_like(self._unit)
-        self._input = np.zeros((1, facts.bands, *facts.frame), np.float32)
-        self._part = np.zeros((facts.bands, *facts.frame), np.float32)
+        self._unit = np.zeros((taken, lines, samples), np.float32)
+        self._missing = np.zeros((taken, 0 if self._mark is None else lines, samples), np.bool_)
+        self._joined = np.zeros((self.bands, lines, samples), np.float32)
+        self._input = np.zeros(measured.shape, np.float32)
+        self._part = np.zeros(restored.shape[1:], np.float32)
         tiling = Tiling((lines, samples), facts.frame, facts.overlap)
         self._tiles = tiling.tiles()
         shares = [tiling.weights(tile)[0] for tile in self._tiles]
@@ -111,12 +123,12 @@ class FrameRestorer:
         self._shares = [
             share / total[t.sample : t.sample + t.samples] for t, share in zip(self._tiles, shares, strict=True)
         ]
-        groups = list(band_groups(self.bands, facts.bands))
-        of_band = np.zeros(self.bands, np.float32)
+        groups = list(band_groups(taken, measured.bands))
+        of_band = np.zeros(taken, np.float32)
         for group in groups:
-            of_band[group.start : group.start + facts.bands] += group.weights
+            of_band[group.start : group.start + measured.bands] += group.weights
         self._groups = [
-            (g.start, (g.weights / of_band[g.start : g.start + facts.bands])[:, None, None]) for g in groups
+            (g.start, (g.weights / of_band[g.start : g.start + measured.bands])[:, None, None]) for g in groups
         ]
         # A frame narrower than the engine's is filled up by reflection, as tiles of a cube are.
         self._samples = np.pad(
@@ -144,6 +156,7 @@ class FrameRestorer:
 
         Raises:
             AbandonedError: `abandoned` said so.
+            CubeError: the frame's numbers are none that the network should see.
             MachineError: the engine failed.
         """
         began = time.monotonic()
@@ -153,6 +166,8 @@ class FrameRestorer:
         unfit = np.array([slot is not None and bool(slot.flags & UNFIT) for slot in frame.slots])
         unfit[[keep.place for keep in kept if keep.whole]] = True
         fit = np.flatnonzero(taken & ~unfit)
+        if not self.passes_through:
+            self._refuse_part_of(count, len(fit), bool(kept))
         if len(fit) < ENOUGH * count:
             return self.pass_through(frame)
         self._bridge(fit, count)
@@ -160,15 +175,17 @@ class FrameRestorer:
         seconds = {"radiometry": time.monotonic() - began}
         metrics, experts, timed = self._run(count, abandoned, alive)
         values = self._joined[:, :count]
-        self._keep(frame, np.flatnonzero(unfit), kept, values)
+        if self.passes_through:
+            self._keep(frame, np.flatnonzero(unfit), kept, values)
+        by = self._facts.prompts.by((self._input.shape[1], count, self._unit.shape[2]))
         return values, self._report(
             frame,
-            unfit,
+            unfit if self.passes_through else np.zeros_like(unfit),
             {**seconds, **timed, "whole": time.monotonic() - began},
-            dict(zip(self._facts.prompts.names, metrics.mean(axis=0).tolist(), strict=True)),
-            tuple(float(share) for share in experts),
-            peak,
-            self._facts.prompts.by((self._facts.bands, count, self._unit.shape[2])),
+            metrics=metrics,
+            experts=experts,
+            peak=peak,
+            metrics_by="" if by == "none" else by,
         )
 
     def pass_through(self, frame: Frame) -> tuple[Float32, FrameReport]:
@@ -181,28 +198,28 @@ class FrameRestorer:
         values = self._joined[:, :count]
         np.copyto(values, self._unit[:, :count])
         self._keep(frame, np.flatnonzero(taken), kept, values)
-        return values, self._report(frame, taken, {"whole": time.monotonic() - began}, {}, ())
+        return values, self._report(frame, taken, {"whole": time.monotonic() - began}, passed=True)
 
-    def _report(
-        self,
-        frame: Frame,
-        passed: Bools,
-        seconds: dict[str, float],
-        metrics: dict[str, float],
-        experts: tuple[float, ...],
-        peak: float | None = None,
-        metrics_by: str = "",
-    ) -> FrameReport:
+    def _refuse_part_of(self, count: int, fit: int, missing: bool) -> None:
+        """Where nothing can be passed through, only a frame of which enough is there is restored. Raises CubeError."""
+        lines = self._facts.frame[0]
+        if missing or fit < ENOUGH * count or (self._facts.signature.tiling == "fixed" and count < lines):
+            raise CubeError(
+                "the frame is not whole, and nothing of it can be passed through",
+                key="lines",
+                value=f"{fit} of {lines}{', some with missing values' * missing}",
+                remedy="mend the source",
+            )
+
+    def _report(self, frame: Frame, as_it_came: Bools, seconds: dict[str, float], **known: Any) -> FrameReport:
         sequence, frame_id, utc_ns, flags = stamps(frame)
         flags |= np.where(
-            passed, Flag.PASSED, np.where(frame.taken, Flag.RESTORED, Flag.INTERPOLATED)
+            as_it_came, Flag.PASSED, np.where(frame.taken, Flag.RESTORED, Flag.INTERPOLATED)
         ).astype(np.uint32)  # fmt: skip
         if len(flags) < self._facts.frame[0]:
             flags |= np.where(flags & Flag.RESTORED, Flag.PADDED, 0).astype(np.uint32)
         latency = time.monotonic() - frame.completed
-        return FrameReport(
-            frame.number, sequence, frame_id, utc_ns, flags, metrics, experts, latency, seconds, peak, metrics_by
-        )
+        return FrameReport(frame.number, sequence, frame_id, utc_ns, flags, latency_s=latency, seconds=seconds, **known)
 
     def _line(self, raw: Line, out: Float32) -> None:
         """A line in the unit range: `out` [bands, samples]."""
@@ -255,9 +272,11 @@ class FrameRestorer:
 
     def _run(
         self, count: int, abandoned: Callable[[], bool], alive: Callable[[], None]
-    ) -> tuple[Float32, NDArray[np.float64], dict[str, float]]:
-        """The network on `_unit`, to `_joined`; metrics [groups, M], share of each expert, seconds."""
-        lines = self._facts.frame[0]
+    ) -> tuple[dict[str, float], tuple[float, ...], dict[str, float]]:
+        """The network on `_unit`, to `_joined`; mean metrics by name, share of each expert, seconds."""
+        signature, prompts = self._facts.signature, self._facts.prompts
+        measured, restored = signature.measured, signature.restored
+        lines = measured.lines
         if count < lines:
             self._unit[:, count:] = self._unit[:, np.pad(np.arange(count), (0, lines - count), "reflect")[count:]]
         if self.runs > 1:
@@ -265,29 +284,37 @@ class FrameRestorer:
         every, chosen = [], np.zeros(0)
         measuring = engine = 0.0
         for start, weights in self._groups:
-            part = self._unit[start : start + self._facts.bands]
+            part = self._unit[start : start + measured.bands]
             began = time.monotonic()
-            metrics = self._facts.prompts(part[:, :count])
+            feeds = prompts(part[:, :count])
             measuring += time.monotonic() - began
-            every.append(metrics)
+            if signature.metrics is not None:
+                every.append(feeds[signature.metrics.name][0])
             for tile, share in zip(self._tiles, self._shares, strict=True):
                 if abandoned():
                     raise AbandonedError
                 alive()
                 given = self._cut(part, tile.sample, tile.samples)
                 began = time.monotonic()
-                restored, gates = self._infer(given, metrics[None])
+                made = self._infer({measured.name: given, **feeds})
                 engine += time.monotonic() - began
-                experts = (gates > 0).mean(axis=0)
-                chosen = experts if not chosen.size else chosen + experts
-                area = self._joined[start : start + self._facts.bands, :count, tile.sample : tile.sample + tile.samples]
+                if signature.routing is not None:
+                    experts = (made[signature.routing.name] > 0).mean(axis=0)
+                    chosen = experts if not chosen.size else chosen + experts
+                values = made[restored.name][0, :, :count, : tile.samples]
+                area = self._joined[start : start + restored.bands, :count, tile.sample : tile.sample + tile.samples]
                 if self.runs == 1:
-                    np.copyto(area, restored[0, :, :count, : tile.samples])
+                    np.copyto(area, values)
                 else:
                     piece = self._part[:, :count, : tile.samples]
-                    np.multiply(restored[0, :, :count, : tile.samples], weights * share, out=piece)
+                    np.multiply(values, weights * share, out=piece)
                     area += piece
-        return np.stack(every), chosen / self.runs, {"metrics": measuring, "engine": engine}
+        means = np.mean(every, axis=0).tolist() if every else []
+        return (
+            dict(zip(prompts.names, means, strict=True)),
+            tuple((chosen / self.runs).tolist()),
+            {"metrics": measuring, "engine": engine},
+        )
 
     def _cut(self, part: Float32, first: int, samples: int) -> Float32:
         """Frame [1, bands, lines, samples] for the engine, without a copy where the unit frame is one already."""

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import MANIFEST, array_bytes, write_bundle
-from runtime.engines import EngineSpec, open_engine
+from runtime.engines import open_engine
 from runtime.manifest import SCHEMA_VERSION, Manifest
+from runtime.signature import Signature
 from tests.contracts.engine import inputs
 from tests.contracts.graphs import SMALL, known_graph
 
-SPEC: EngineSpec = SMALL
+SPEC: Signature = SMALL
 METRICS_GRAPH = "graphs/metrics.onnx"
-GOLDEN = ("frame", "metrics", "restored", "gates")
+GOLDEN = ("frame", "metrics", "restored", "routing")
 WAVELENGTHS = [500.0, 600.0, 700.0]
 
 
@@ -25,10 +26,9 @@ def known_bundle(
 ) -> Path:
     """Write such a bundle into `folder`, which is not there yet; `metrics_graph` computes its metrics."""
     graph = known_graph(SPEC, gain, offset)
-    frame, metrics = inputs(SPEC, 0)
+    given = inputs(SPEC, 0)
     with open_engine("onnxruntime", graph, SPEC) as engine:
-        restored, gates = engine.infer(frame, metrics)
-    arrays = dict(zip(GOLDEN, (frame, metrics, restored, gates), strict=True))
+        arrays = {**given, **engine.infer(given)}
     manifest = Manifest.model_validate(
         {
             "schema_version": SCHEMA_VERSION,
@@ -41,19 +41,15 @@ def known_bundle(
                 "checkpoint": "known.safetensors",
                 "checkpoint_sha256": "0" * 64,
             },
-            "bands": SPEC.bands,
+            "signature": SPEC,
             "wavelengths": WAVELENGTHS,
-            "metric_set": "paper6",
-            "metrics": SPEC.metrics,
-            "layers": SPEC.layers,
-            "experts": SPEC.experts,
-            "frame": {"lines": SPEC.lines, "samples": SPEC.samples, "overlap": 4},
+            "overlap": 4,
             "scale": scale,
             "scale_from": None if scale is None else "flag",
             "target": {"name": "cpu", "engine": "onnxruntime", "threads": 1},
             "precision": {"chosen": "fp32", "why": "asked for"},
             "graphs": {"fp32": "graphs/fp32.onnx"},
-            "golden": {**{name: f"golden/{name}.npy" for name in GOLDEN}, "tolerance": 1e-4},
+            "golden": {"arrays": {name: f"golden/{name}.npy" for name in GOLDEN}, "tolerance": 1e-4},
             "evidence": {"export": {"difference": 1e-7}},
             "files": {},
             "metrics_graph": None if metrics_graph is None else METRICS_GRAPH,

@@ -15,8 +15,9 @@ from deploy.engine_step import build_with_progress
 from deploy.finalize import Device, finalize
 from export.tensorrt.build import EngineMade, Request, builder_version
 from runtime.bundle import verified_bundle
-from runtime.engines import Engine, EngineOptions, EngineSpec, open_engine
+from runtime.engines import Engine, EngineOptions, open_engine
 from runtime.errors import DeployError
+from runtime.signature import Signature
 
 SM = "8.9"
 TARGET = "standin"
@@ -37,11 +38,11 @@ targets:
 def stand_in(folder: Path, *, spoilt: bool = False, sm: str | None = SM, version: str | None = None) -> Device:
     """The device for the bundle in `folder`; `spoilt` engines compute something else."""
 
-    def open_graph(name: str, program: bytes, spec: EngineSpec, options: EngineOptions) -> Engine:
+    def open_graph(name: str, program: bytes, signature: Signature, options: EngineOptions) -> Engine:
         assert name == "tensorrt-rtx" and options.built is not None and options.built.sm == SM and len(program) > 1000
         manifest, files = verified_bundle(folder)
         graph = files[manifest.graphs[options.precision]]
-        return open_engine("onnxruntime", other_graph(spec) if spoilt else graph, spec)
+        return open_engine("onnxruntime", other_graph(signature) if spoilt else graph, signature)
 
     def build(graph: bytes, request: Request, work: Path) -> EngineMade:
         return build_with_progress(graph, request, work)
@@ -49,11 +50,11 @@ def stand_in(folder: Path, *, spoilt: bool = False, sm: str | None = SM, version
     return Device(lambda request: version or builder_version(request), lambda: sm, build, open_graph)
 
 
-def other_graph(spec: EngineSpec) -> bytes:
+def other_graph(signature: Signature) -> bytes:
     """A graph of the same signature that restores something else."""
     from tests.contracts.graphs import known_graph
 
-    return known_graph(spec, gain=0.5)
+    return known_graph(signature, gain=0.5)
 
 
 def main() -> int:

@@ -2,54 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.engines import EngineSpec
+from runtime.metrics import METRIC_SETS
+from runtime.signature import Plane, Ports, Prompt, Side, Signature
 
-SMALL = EngineSpec(bands=3, lines=8, samples=16, metrics=6, layers=2, experts=4)
+
+def damp_like(
+    bands: int, lines: int, samples: int, metrics: str = "paper6", layers: int = 2, experts: int = 4
+) -> Signature:
+    """The signature of a DAMP."""
+    return Signature(
+        Plane("frame", bands, lines, samples),
+        Plane("restored", bands, lines, samples),
+        (Prompt("metrics", (1, len(METRIC_SETS[metrics])), "metrics", metrics),),
+        (Side("routing", (layers, experts)),),
+    )
 
 
-def known_model(spec: EngineSpec = SMALL, gain: float = 1.0, offset: float = 0.0) -> onnx.ModelProto:
-    """Gates are a softmax over the experts of seeded multiples of the metrics."""
+SMALL = damp_like(3, 8, 16)
+
+
+def known_model(signature: Signature = SMALL, gain: float = 1.0, offset: float = 0.0) -> onnx.ModelProto:
+    """The experts' weights are a softmax over the experts of seeded multiples of the metrics."""
+    ports = signature.ports
     rng = np.random.default_rng(0)
-    weights = rng.standard_normal((spec.metrics, spec.layers * spec.experts)).astype(np.float32)
+    count, shape = ports.inputs["metrics"][1], ports.outputs["routing"]
     constants = {
         "gain": np.float32(gain),
         "offset": np.float32(offset),
-        "weights": weights,
-        "shape": np.array(spec.gates_shape, np.int64),
+        "weights": rng.standard_normal((count, shape[0] * shape[1])).astype(np.float32),
+        "shape": np.array(shape, np.int64),
     }
     nodes = [
         helper.make_node("Mul", ["frame", "gain"], ["scaled"]),
         helper.make_node("Add", ["scaled", "offset"], ["restored"]),
         helper.make_node("MatMul", ["metrics", "weights"], ["flat"]),
         helper.make_node("Reshape", ["flat", "shape"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["gates"], axis=-1),
+        helper.make_node("Softmax", ["logits"], ["routing"], axis=-1),
     ]
-    values = {
-        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in (
-            ("frame", spec.frame_shape),
-            ("metrics", spec.metrics_shape),
-            ("restored", spec.frame_shape),
-            ("gates", spec.gates_shape),
-        )
-    }
-    graph = helper.make_graph(
-        nodes,
-        "known",
-        [values["frame"], values["metrics"]],
-        [values["restored"], values["gates"]],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return _model(nodes, "known", ports, constants, 20)
 
 
-def known_metrics(spec: EngineSpec = SMALL, values: Sequence[float] = (0.0,) * SMALL.metrics) -> bytes:
+def known_metrics(signature: Signature = SMALL, values: Sequence[float] = (0.0,) * 6) -> bytes:
     """A graph `frame` -> `metrics` that gives the mean of the frame and adds these values to it."""
     nodes = [
         helper.make_node("ReduceMean", ["frame", "axes"], ["mean"], keepdims=0),
@@ -57,19 +56,23 @@ def known_metrics(spec: EngineSpec = SMALL, values: Sequence[float] = (0.0,) * S
         helper.make_node("Add", ["column", "values"], ["metrics"]),
     ]
     constants = {"axes": np.array([1, 2, 3]), "last": np.array([1]), "values": np.array(values, np.float32)}
-    graph = helper.make_graph(
-        nodes,
-        "known metrics",
-        [helper.make_tensor_value_info("frame", TensorProto.FLOAT, spec.frame_shape)],
-        [helper.make_tensor_value_info("metrics", TensorProto.FLOAT, spec.metrics_shape)],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    data: bytes = model.SerializeToString()
+    data: bytes = _model(nodes, "known metrics", signature.metrics_ports, constants, 18).SerializeToString()
     return data
 
 
-def known_graph(spec: EngineSpec = SMALL, gain: float = 1.0, offset: float = 0.0) -> bytes:
+def _model(
+    nodes: list[onnx.NodeProto], name: str, ports: Ports, constants: Mapping[str, object], opset: int
+) -> onnx.ModelProto:
+    given, made = (
+        [helper.make_tensor_value_info(port, TensorProto.FLOAT, shape) for port, shape in shapes.items()]
+        for shapes in (ports.inputs, ports.outputs)
+    )
+    held = [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()]
+    graph = helper.make_graph(nodes, name, given, made, held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def known_graph(signature: Signature = SMALL, gain: float = 1.0, offset: float = 0.0) -> bytes:
     """`known_model` as the bytes of a file."""
-    data: bytes = known_model(spec, gain, offset).SerializeToString()
+    data: bytes = known_model(signature, gain, offset).SerializeToString()
     return data

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from runtime.errors import CheckpointError, plain
 from runtime.metrics import METRIC_SETS
@@ -17,7 +17,6 @@ from runtime.metrics import METRIC_SETS
 from .config import LEVELS, DampConfig
 from .network import Damp
 
-ARCHITECTURE = "damp"
 REBUILT = (".relative_position_index",)
 """Endings of tables that follow from the architecture; they may be missing, and must be equal where present."""
 FROZEN = (".relative_position_index", ".sobel_x.weight", ".sobel_y.weight")
@@ -46,29 +45,24 @@ def recognises(keys: Iterable[str]) -> bool:
     return any(".DAMoE." in key or key.startswith("dep.feature_encoder.") for key in keys)
 
 
-def is_network(net: nn.Module) -> bool:
-    """Whether `net` is this architecture's network."""
-    return isinstance(net, Damp)
-
-
 def stored_state(net: Damp) -> dict[str, Tensor]:
     """The state dict without tables that are rebuilt."""
     return {k: v for k, v in net.state_dict().items() if not k.endswith(REBUILT)}
 
 
-def build(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: int | None, file: Path) -> Damp:
+def build(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> Damp:
     """A DAMP with these weights.
 
     Args:
         state: {key: tensor}.
         given: options that came with the weights, ours or the reference's names; may be empty.
-        top_k: wins over `given`.
+        options: `top_k`, which wins over `given`.
         file: named in errors.
 
     Raises:
         CheckpointError: see `export.networks.load_checkpoint`.
     """
-    config = configuration(state, given, top_k, file)
+    config = configuration(state, given, options.get("top_k"), file)
     with torch.device("meta"):
         net = Damp(config)
     expected = net.state_dict()
@@ -89,7 +83,7 @@ def build(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: int | No
     return net
 
 
-def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: int | None, file: Path) -> DampConfig:
+def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: object, file: Path) -> DampConfig:
     """Hyper-parameters from shapes; `given` must not contradict them, and tells what shapes do not."""
     told = _told(given, file)
     heads = told.get("heads")

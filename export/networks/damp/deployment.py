@@ -326,7 +326,10 @@ class StaticDecoderBlock(nn.Module):
 
 
 class StaticDamp(nn.Module):
-    """`Damp` for deployment: `forward(frame [1, C, H, W], metrics [1, M]) -> (restored, gates [layers, experts])`."""
+    """`Damp` for deployment: `forward(frame [1, C, H, W], metrics [1, M]) -> (restored, gates [layers, experts])`.
+
+    Without mixtures there are no gates.
+    """
 
     def __init__(self, net: Damp) -> None:
         super().__init__()
@@ -341,7 +344,7 @@ class StaticDamp(nn.Module):
         )
         self.refinement = nn.Sequential(*map(StaticEncoderBlock, net.refinement.layers))
 
-    def forward(self, frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, frame: Tensor, metrics: Tensor) -> tuple[Tensor, ...]:
         embedding = self.prompt(metrics)
         x = self.patch_embed(frame)
         skips = []
@@ -356,7 +359,8 @@ class StaticDamp(nn.Module):
             for block in blocks:
                 x, chosen = block(x, embedding)
                 gates.append(chosen)
-        return self.output(self.refinement(x)) + frame, torch.cat(gates)
+        restored = self.output(self.refinement(x)) + frame
+        return (restored, torch.cat(gates)) if gates else (restored,)
 
 
 def deployment_form(net: Damp) -> StaticDamp:

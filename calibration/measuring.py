@@ -1,0 +1,89 @@
+"""How a network's frames come from clean cubes: damaged in themselves, or measured by its instrument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import CubeError
+from runtime.prompts import Prompts
+from runtime.signature import Signature
+
+from .degradations import DEGRADATIONS, TRAINING, UNSEEN, lost_bands
+
+Float32 = NDArray[np.float32]
+Measure = Callable[[str, Float32, np.random.Generator], Float32]
+CLEAN = "clean"
+TASKS = (*TRAINING, *reversed(UNSEEN))
+"""What a network of damaged cubes is measured by: the tasks it was trained on, then those it was not."""
+LOSE_BANDS = ("bandloss", "mixed")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How a network's frames are made.
+
+    Attributes:
+        prompts: of the network; its signature says what goes in and what comes out.
+        tasks: what it is judged by.
+        measure: (task, clean cube [bands, lines, samples], random numbers) -> what is measured of it; None damages the
+            cube by `calibration.degradations`.
+    """
+
+    prompts: Prompts
+    tasks: tuple[str, ...] = TASKS
+    measure: Measure | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """Of the network."""
+        return self.prompts.signature
+
+    @property
+    def fit(self) -> tuple[str, ...]:
+        """Tasks that int8 ranges are chosen from: those that were trained, and the undamaged cube."""
+        return (*(task for task in self.tasks if task not in UNSEEN), *([CLEAN] if self.measure is None else []))
+
+    def measured(self, task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+        """What is measured of a clean cube. Raises CubeError, InputError as the degradations do."""
+        if task == CLEAN:
+            return clean
+        return DEGRADATIONS[task](clean, rng) if self.measure is None else self.measure(task, clean, rng)
+
+    def feeds(self, measured: Float32) -> dict[str, Float32]:
+        """What the engine is fed with for a measured frame [bands, lines, samples]."""
+        return {self.signature.measured.name: np.ascontiguousarray(measured[None]), **self.prompts(measured)}
+
+    def fitting(self, clean: Float32) -> Float32:
+        """A clean cube as large as the network can restore: its middle, where frames have one place only.
+
+        Raises:
+            CubeError: it is smaller.
+        """
+        size = self.signature.restored.size
+        if self.signature.tiling == "free" or clean.shape[1:] == size:
+            return clean
+        first = [(have - want) // 2 for have, want in zip(clean.shape[1:], size, strict=True)]
+        if min(first) < 0:
+            raise CubeError(
+                "the cube is smaller than the network's one frame",
+                key="cube",
+                value=f"{clean.shape[1]}x{clean.shape[2]}",
+                remedy=f"give {size[0]} lines x {size[1]} samples, or more",
+            )
+        return clean[:, first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
+
+
+def bands_measured(task: str, degraded: Float32, truth: Float32) -> NDArray[np.bool_] | None:
+    """The bands that a task's quality is taken over, bool [bands]; None is all of them.
+
+    After band loss these are the bands that were lost. One that is dark in the truth too lost nothing, and would count
+    as perfectly restored.
+    """
+    if task not in LOSE_BANDS:
+        return None
+    lost = lost_bands(degraded) & ~lost_bands(truth)
+    return lost if lost.any() else None

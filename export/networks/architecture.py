@@ -1,0 +1,146 @@
+"""What the toolkit asks of a kind of network, and of one that is loaded.
+
+An architecture is a package beside this file with one `Architecture`, and its line in `ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from runtime.errors import CheckpointError
+from runtime.signature import Signature
+
+from .reading import CheckpointFacts
+
+Float32 = NDArray[np.float32]
+Option = str | int | float | bool
+UNSAVED = CheckpointFacts(Path("unsaved"), "0" * 64)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What is asked of a network that chooses experts.
+
+    Attributes:
+        top_k: experts that run for a frame.
+        probabilities: a context whose list fills, while the network runs, with the probabilities [B, experts] of each
+            of its routers.
+        balances: spatial share of every expert, float64 [layers, experts]; None where there is no such thing.
+    """
+
+    top_k: Callable[[Any], int]
+    probabilities: Callable[[Any], AbstractContextManager[list[Tensor]]]
+    balances: Callable[[Any], NDArray[np.float64] | None] = lambda module: None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of network.
+
+    Attributes:
+        id: its name in checkpoints and manifests.
+        module: class of its networks: `module(frame, *prompts) -> restored`, or (restored, *side).
+        multiple: lines and samples of a frame are multiples of it.
+        recognises: whether these are the keys of its state dict, complete or not.
+        load: (state, configuration that came with it, options, file) -> the network with these weights. Raises
+            CheckpointError.
+        signature: (network, lines, samples) -> what it takes and gives.
+        static: the form that is deployed, in eval mode, with the inputs and outputs of the signature.
+        configuration: plain values that fix the network, for JSON.
+        about: the network in a few words, for people.
+        stored: tensors that a checkpoint keeps; the state dict.
+        module_name: the network's module that a part of the static form stands for.
+        options: what may be said when it is loaded: {name: meaning}.
+        chosen: options that a loaded network was given, or took from its checkpoint.
+        constants: {prompt: array} of the network's constant prompts.
+        tasks: what it is measured by; of `measure`, else of `calibration.degradations`.
+        measure: (task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of it; None
+            where damages of the cube itself are what it restores.
+        routing: None without experts.
+    """
+
+    id: str
+    module: type[nn.Module]
+    multiple: int
+    recognises: Callable[[Collection[str]], bool]
+    load: Callable[[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Option], Path], nn.Module]
+    signature: Callable[[Any, int, int], Signature]
+    static: Callable[[Any], nn.Module]
+    configuration: Callable[[Any], dict[str, Any]]
+    about: Callable[[Any], str]
+    stored: Callable[[Any], Mapping[str, Tensor]] = lambda module: module.state_dict()
+    module_name: Callable[[str], str] = lambda part: part
+    options: Mapping[str, str] = field(default_factory=dict)
+    chosen: Callable[[Any], dict[str, Option]] = lambda module: {}
+    constants: Callable[[Any], Mapping[str, Float32]] = lambda module: {}
+    tasks: tuple[str, ...] = ()
+    measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
+    routing: Routing | None = None
+
+    def check_options(self, options: Mapping[str, Option], file: Path) -> None:
+        """Refuse options that the architecture does not have. Raises CheckpointError."""
+        for name, value in options.items():
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise CheckpointError(
+                    f"a {self.id} network has no such option",
+                    file=file,
+                    key=name,
+                    value=value,
+                    remedy=f"it has {known}",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network with its weights; called as its module is, `net(frame, metrics) -> (restored, gates)` for DAMP.
+
+    Attributes:
+        module: in eval mode.
+        architecture: its kind.
+        facts: where the weights came from.
+    """
+
+    module: nn.Module
+    architecture: Architecture
+    facts: CheckpointFacts = UNSAVED
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self.module(*inputs)
+
+    def signature(self, lines: int, samples: int) -> Signature:
+        """What it takes and gives at a frame size."""
+        return self.architecture.signature(self.module, lines, samples)
+
+    @property
+    def smallest(self) -> Signature:
+        """`signature` of the smallest frame, where the size does not matter."""
+        return self.signature(self.architecture.multiple, self.architecture.multiple)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Plain values that fix it."""
+        return self.architecture.configuration(self.module)
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """Options that it was loaded with."""
+        return self.architecture.chosen(self.module)
+
+    @property
+    def constants(self) -> Mapping[str, Float32]:
+        """{prompt: array} of its constant prompts."""
+        return self.architecture.constants(self.module)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were learned."""
+        return sum(p.numel() for p in self.module.parameters())
