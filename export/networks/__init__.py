@@ -5,11 +5,13 @@ A package has an `Architecture` (see `architecture.py`); adding one means adding
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from runtime.errors import CheckpointError, plain
 
@@ -84,6 +86,7 @@ def load_checkpoint(path: str | Path, top_k: int | None = None, **options: Optio
         if content.architecture in (None, name) and architecture.recognises(content.state.keys()):
             architecture.check_options(said, file)
             module = architecture.load(content.state, content.given, said, file).eval()
+            _check_finite(module.state_dict(), file)
             net = Network(module, architecture, content.facts)
             _check_wavelengths(content.facts, net.smallest.restored.bands)
             return net
@@ -94,6 +97,18 @@ def load_checkpoint(path: str | Path, top_k: int | None = None, **options: Optio
         value=content.architecture,
         remedy=f"known architectures: {', '.join(ARCHITECTURES)}",
     )
+
+
+def _check_finite(state: Mapping[str, Tensor], file: Path) -> None:
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            bad = int((~torch.isfinite(value)).sum())
+            raise CheckpointError(
+                f"{bad} of {value.numel()} weights are NaN or infinite",
+                file=file,
+                key=key,
+                remedy="take a checkpoint from before the training diverged",
+            )
 
 
 def _check_wavelengths(facts: CheckpointFacts, bands: int) -> None:

@@ -1,0 +1,106 @@
+"""A network that is nothing like DAMP, for tests: five bands from three coded ones, with a constant beside the frame.
+
+It has no metrics and no experts, its frames have one place only, and its instrument mixes five bands into three. What
+the toolkit does for a network, it does for this one too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.networks import Network
+from export.networks.architecture import Architecture, Float32
+from runtime.errors import CheckpointError
+from runtime.signature import Plane, Prompt, Signature
+
+MEASURED, RESTORED, SIDE = 3, 5, 16
+MIX = np.random.default_rng(7).dirichlet(np.ones(RESTORED), MEASURED).astype(np.float32)
+"""[3, 5]: what the instrument sees of five bands."""
+CODE = np.linspace(-1, 1, 4, dtype=np.float32)[None]
+
+
+class Unmixer(nn.Module):
+    """`forward(shot [B, 3, H, W], code [1, 4]) -> restored [B, 5, H, W]`."""
+
+    def __init__(self, width: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+        self.embed = nn.Conv2d(MEASURED, width, 3, padding=1)
+        self.told = nn.Linear(CODE.shape[1], width)
+        self.body = nn.Conv2d(width, width, 3, padding=1)
+        self.out = nn.Conv2d(width, RESTORED, 3, padding=1)
+        self.direct = nn.Conv2d(MEASURED, RESTORED, 1)
+
+    def forward(self, shot: Tensor, code: Tensor) -> Tensor:
+        x = F.relu(self.embed(shot) + self.told(code)[:, :, None, None])
+        return self.gain * self.out(F.relu(self.body(x))) + self.direct(shot)
+
+
+def unmixer(width: int = 16, seed: int = 0, gain: float = 1.0) -> Unmixer:
+    """One that is near to the instrument's pseudo-inverse."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = Unmixer(width, gain).eval()
+    with torch.no_grad():
+        net.direct.weight.copy_(torch.from_numpy(np.linalg.pinv(MIX).astype(np.float32))[:, :, None, None])
+        net.direct.bias.zero_()
+        net.out.weight.mul_(0.1)
+    return net
+
+
+def _load(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> Unmixer:
+    if "embed.weight" not in state:
+        raise CheckpointError("missing weights", file=file, key="embed.weight", remedy="give the whole state dict")
+    net = Unmixer(len(state["embed.weight"]), float(options.get("gain", given.get("gain", 1.0))))
+    blank = net.state_dict()
+    for key in sorted({*blank, *state}):
+        if key not in state or key not in blank or state[key].shape != blank[key].shape:
+            raise CheckpointError("missing, extra or misshapen weights", file=file, key=key, remedy="give its own")
+    net.load_state_dict(dict(state))
+    return net
+
+
+def _signature(net: Unmixer, lines: int, samples: int) -> Signature:
+    return Signature(
+        Plane("shot", MEASURED, lines, samples, "coded"),
+        Plane("restored", RESTORED, lines, samples),
+        (Prompt("code", (1, CODE.shape[1]), "constant", "prompts/code.npy"),),
+        tiling="fixed",
+        band_groups=False,
+    )
+
+
+def _measure(task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+    shot = np.einsum("mb,bls->mls", MIX, clean)
+    sigma = {"still": 0.01, "dim": 0.05}[task]
+    return np.asarray(shot + sigma * rng.standard_normal(shot.shape), np.float32)
+
+
+STRANGER = Architecture(
+    id="unmixer",
+    module=Unmixer,
+    multiple=SIDE,
+    recognises=lambda keys: any(key.startswith("told.") for key in keys),
+    load=_load,
+    signature=_signature,
+    static=lambda net: net,
+    configuration=lambda net: {"width": net.embed.out_channels, "gain": net.gain},
+    about=lambda net: f"{net.embed.out_channels} channels",
+    options={"gain": "factor of what is learned"},
+    chosen=lambda net: {"gain": net.gain},
+    constants=lambda net: {"code": CODE},
+    tasks=("still", "dim"),
+    measure=_measure,
+)
+
+
+def stranger(width: int = 16, seed: int = 0) -> Network:
+    """A network of it."""
+    return Network(unmixer(width, seed), STRANGER)
