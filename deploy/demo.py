@@ -89,7 +89,7 @@ def demo(out: Path) -> dict[str, Any]:
         _step(lines[3])
         source = read_cube(scene)
         fine = run.restore_file(loaded, source)
-        run.write(restored, source, fine)
+        run.write(restored, source, fine, loaded.manifest)
         manifest = loaded.manifest
     scale = fine.scale or 1.0
     degraded_cube = np.asarray(source.cube / scale, np.float32)

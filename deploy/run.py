@@ -13,6 +13,7 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.errors import CubeError
 from runtime.files import CubeFile, read_cube, write_cube
 from runtime.files.layout import DEFAULT_LAYOUT
+from runtime.manifest import Manifest
 from runtime.restore import Restored
 from runtime.signature import Signature
 
@@ -85,7 +86,7 @@ def command(
         restored = restore_file(loaded, source, scale=scale, clip=clip, unit=output_type == "float32")
         seconds = time.monotonic() - began
         manifest = loaded.manifest
-    write(out, source, restored, layout)
+    write(out, source, restored, manifest, layout)
     by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
     console.say(f"restored    {restored.frames} frames in {seconds:.2f} s{by}")
     if restored.missing:
@@ -112,13 +113,16 @@ def command(
     }
 
 
-def write(out: Path, source: CubeFile, restored: Restored, layout: str = DEFAULT_LAYOUT) -> None:
-    """Write a restored cube with what its source's file says of bands and place."""
+def write(out: Path, source: CubeFile, restored: Restored, manifest: Manifest, layout: str = DEFAULT_LAYOUT) -> None:
+    """Write a restored cube with what its source's file, or its bundle, says of bands and place."""
+    fields: dict[str, str | None] = {}
     # A cube in the unit range no longer has the file's scale.
-    unit = source.cube.dtype.kind in "iu" and restored.cube.dtype.kind == "f"
-    write_cube(
-        out, restored.cube, like=source, layout=layout, fields={"reflectance scale factor": None} if unit else {}
-    )
+    if source.cube.dtype.kind in "iu" and restored.cube.dtype.kind == "f":
+        fields["reflectance scale factor"] = None
+    if not manifest.signature.alike and manifest.wavelengths:
+        centres = ", ".join(f"{nanometres:g}" for nanometres in manifest.wavelengths)
+        fields |= {"wavelength": f"{{{centres}}}", "wavelength units": "Nanometers"}
+    write_cube(out, restored.cube, like=source, layout=layout, fields=fields)
 
 
 def restore_file(

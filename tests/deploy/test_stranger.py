@@ -1,0 +1,175 @@
+"""A network that is nothing like DAMP goes the whole way: built, checked, run, timed, streamed, served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.networks import ARCHITECTURES, save_checkpoint
+from runtime import load_bundle
+from runtime.bundle import read_manifest
+from runtime.files import read_cube, write_cube
+from runtime.sources.simulator import simulate_scene
+from tests.contracts.command import assert_failed, invoke
+from tests.contracts.stranger import CODE, MIX, STRANGER, stranger
+
+SIDE = 64
+CENTRES = (450.0, 520.0, 590.0, 660.0, 730.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, STRANGER.id, STRANGER)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stranger") / "unmixer.safetensors"
+    return save_checkpoint(stranger(), path, scale=1000, wavelengths=CENTRES, about="seeded weights")
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path) -> Path:
+    from deploy.build import build
+    from deploy.config import Config, with_overrides
+
+    out = checkpoint.with_name("bundle")
+    build(with_overrides(Config(), {"model.checkpoint": str(checkpoint), "input.frame": f"{SIDE}x{SIDE}"}), out)
+    return out
+
+
+def shots(lines: int = SIDE, samples: int = SIDE) -> np.ndarray:
+    """What the instrument measures of a simulated scene, [3, lines, samples] of 1.0 = 1000."""
+    truth = simulate_scene(3, 5, lines, samples, CENTRES).truth
+    return np.rint(1000 * np.einsum("mb,bls->mls", MIX, truth)).astype(np.uint16)
+
+
+def test_its_bundle_says_what_it_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    m = read_manifest(bundle)
+    assert (m.signature.measured.bands, m.signature.restored.bands, m.signature.tiling) == (3, 5, "fixed")
+    assert m.signature.metrics is None and m.signature.routing is None and m.overlap == 0
+    assert m.network.options == {"gain": 1.0} and m.wavelengths == list(CENTRES)
+    assert set(m.golden.arrays) == {"shot", "code", "restored"} and "prompts/code.npy" in m.files
+    said = invoke(capsys, "inspect", bundle, "--json").json["manifest"]
+    assert said["signature"]["prompts"][0]["kind"] == "constant"
+    told = invoke(capsys, "inspect", bundle)
+    assert "5 bands x 64 lines x 64 samples" in told.err + told.out and "experts       none" in told.err + told.out
+
+
+def test_it_restores_and_takes_another_constant(bundle: Path) -> None:
+    shot = shots()
+    with load_bundle(bundle) as loaded:
+        assert loaded.self_test() < 1e-3
+        restored, other = loaded.restore(shot), loaded.restore(shot, {"code": 0 * CODE})
+    truth = simulate_scene(3, 5, SIDE, SIDE, CENTRES).truth
+    assert restored.cube.shape == (5, SIDE, SIDE) and restored.cube.dtype == np.float32
+    assert restored.frames == 1 and restored.metrics_by == "none" and restored.side == {}
+    np.testing.assert_array_equal(restored.prompts["code"], CODE[0])
+    assert np.abs(restored.cube - truth).mean() < 0.2
+    assert not np.array_equal(other.cube, restored.cube)
+
+
+def test_it_runs_on_a_file_of_its_size_alone(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cube(tmp_path / "shot.hdr", shots())
+    done = invoke(capsys, "run", bundle, tmp_path / "shot.hdr", "--out", tmp_path / "out.hdr", "--json")
+    assert done.code == 0, done.err
+    assert done.json["metrics"] == {} and done.json["experts"] == [] and done.json["frames"] == 1
+    found = read_cube(tmp_path / "out.hdr")
+    assert found.cube.shape == (5, SIDE, SIDE) and found.cube.dtype == np.float32
+    assert found.wavelengths == CENTRES
+    write_cube(tmp_path / "large.hdr", shots(2 * SIDE))
+    done = invoke(capsys, "run", bundle, tmp_path / "large.hdr", "--out", tmp_path / "no.hdr")
+    assert_failed(done, 2, "one place only", "64 lines x 64 samples")
+
+
+def test_it_is_checked_by_its_own_instrument(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    done = invoke(capsys, "check", bundle, "--checkpoint", checkpoint, "--report", page, "--json")
+    assert done.code == 0, done.err
+    assert set(done.json["tasks"]) == {"still", "dim"}
+    assert all(task["input"] is None and task["engine"]["psnr"] > 10 for task in done.json["tasks"].values())
+    assert done.json["gates"]["routing_agreement"]["passed"] is not False
+    assert {"fp32", "fp16"} <= set(done.json["variants"])
+    assert "Experts that the network chose" not in page.read_text()
+    (tmp_path / "deploy.yaml").write_text("check: {degradations: [blur]}")
+    done = invoke(capsys, "check", bundle, "--checkpoint", checkpoint, "--config", tmp_path / "deploy.yaml")
+    assert_failed(done, 2, "blur", "still, dim")
+
+
+def test_it_is_evaluated_on_clean_cubes(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cubes").mkdir()
+    truth = simulate_scene(5, 5, 80, 70, CENTRES).truth
+    write_cube(tmp_path / "cubes" / "one.hdr", truth.astype(np.float32))
+    for model in (bundle, checkpoint):
+        out = tmp_path / model.stem
+        done = invoke(capsys, "evaluate", model, "--data", tmp_path / "cubes", "--out", out, "--json")
+        assert done.code == 0, done.err
+        for figures in done.json["tasks"].values():
+            assert figures["input"] is None and figures["baseline"] is None and figures["model"]["psnr"] > 10
+
+
+def test_it_is_timed(bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "bench", bundle, "--frames", 2, "--warmup", 1, "--checkpoint", checkpoint, "--json")
+    assert done.code == 0, done.err
+    assert done.json["metrics_by"] == "none" and done.json["pytorch"]["ratio"] > 0
+
+
+def test_it_streams_whole_frames_and_drops_what_is_none(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = 2 * SIDE + 10
+    write_cube(tmp_path / "shots.bil.hdr", np.concatenate([shots(), shots(), shots(10)], axis=1))
+    source = f"envi:{tmp_path / 'shots.bil.hdr'}"
+    done = invoke(capsys, "stream", bundle, "--source", source, "--restored", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    count = done.json["lines"]
+    assert count["in"] == lines and count["restored"] == 2 * SIDE and count["dropped"] == 10 and count["passed"] == 0
+    with load_bundle(bundle) as loaded:
+        expected = loaded.restore(shots()).cube
+    found = read_cube(tmp_path / "out" / "restored.hdr").cube
+    assert found.shape == (5, 2 * SIDE, SIDE)
+    np.testing.assert_allclose(found, np.concatenate([expected, expected], axis=1), atol=1e-6)
+
+
+def test_it_is_served_with_its_constant(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "export-triton", bundle, "--out", tmp_path / "models", "--json")
+    assert done.code == 0, done.err
+    assert done.json["models"] == ["unmixer", "unmixer_engine", "unmixer_metrics"]
+    np.testing.assert_array_equal(np.load(tmp_path / "models" / "unmixer_metrics" / "1" / "code.npy"), CODE)
+    config = (tmp_path / "models" / "unmixer_engine" / "config.pbtxt").read_text()
+    assert 'name: "shot"' in config and 'name: "code"' in config and "routing" not in config
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_it_is_built_in_lower_precisions(
+    precision: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--checkpoint", checkpoint, "--size", f"{SIDE}x{SIDE}", "--out", tmp_path / "bundle"]
+    if precision == "fp16":
+        options += ["--target", "cuda"]
+    else:
+        options += ["--precision", "int8", "--calibration", "simulated"]
+    done = invoke(capsys, "build", *options, "--json")
+    assert done.code == 0, done.err
+    assert done.json["precision"]["chosen"] == precision
+    with load_bundle(tmp_path / "bundle", engine="onnxruntime") as loaded:
+        assert loaded.restore(shots()).cube.shape == (5, SIDE, SIDE)
+    done = invoke(capsys, "check", tmp_path / "bundle", "--checkpoint", checkpoint, "--engine", "onnxruntime", "--json")
+    assert done.code == 0, done.err
+
+
+def test_overlap_and_a_graph_of_metrics_are_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--checkpoint", checkpoint, "--size", f"{SIDE}x{SIDE}", "--out", tmp_path / "bundle"]
+    assert_failed(invoke(capsys, "build", *options, "--overlap", 8), 2, "one place only")
+    assert_failed(invoke(capsys, "build", *options, "--metrics", "graph"), 2, "takes no metrics")
