@@ -127,7 +127,8 @@ class CalibrationSet:
     def _shape(self) -> tuple[object, ...]:
         """What of the network decides a frame."""
         signature = self.measuring.signature
-        return (signature.restored.bands, [asdict(p) for p in signature.prompts], self.measuring.tasks)
+        measured, bands = signature.measured, signature.restored.bands
+        return (measured.name, measured.bands, bands, [asdict(p) for p in signature.prompts], self.measuring.tasks)
 
     def digest(self) -> str:
         """Short hash of all that the frames follow from."""

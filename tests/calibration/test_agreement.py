@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ from calibration.agreement import (
 from calibration.dataset import Origin, Sample
 from calibration.degradations import DEGRADATIONS
 from calibration.quality import psnr, sam
+from tests.contracts.graphs import damp_like
 
 Float32 = NDArray[np.float32]
 LAYERS, EXPERTS = 2, 4
 SHAPE = (5, 12, 16)
+SIGNATURE = damp_like(*SHAPE, layers=LAYERS, experts=EXPERTS)
 
 
 def gates_of(*chosen: tuple[int, ...]) -> Float32:
@@ -42,12 +45,11 @@ def case(task: str, seed: int, error: float = 0.05) -> Case:
     rng = np.random.default_rng(seed)
     truth = rng.uniform(0.2, 0.8, SHAPE).astype(np.float32)
     frame = DEGRADATIONS[task](truth, rng)[None]
-    sample = Sample(
-        Origin(f"cube{seed}", task, 0, 0, 0), frame, np.full((1, 6), seed, np.float32), truth,
-        hashlib.sha256(frame.tobytes()).hexdigest(),
-    )  # fmt: skip
+    feeds = {"frame": frame, "metrics": np.full((1, 6), seed, np.float32)}
+    sample = Sample(Origin(f"cube{seed}", task, 0, 0, 0), feeds, truth, hashlib.sha256(frame.tobytes()).hexdigest())
     restored = truth + (error * rng.standard_normal(SHAPE)).astype(np.float32)
-    return case_of(sample, restored[None], gates_of((0, 1), (2, 3)), np.full(LAYERS, 0.5, np.float32))
+    made = {"restored": restored[None], "routing": gates_of((0, 1), (2, 3))}
+    return case_of(sample, made, np.full(LAYERS, 0.5, np.float32), SIGNATURE)
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +62,16 @@ def added(cases: list[Case], noise: float, gates: Float32 | None = None) -> tupl
     known = {c.sample.sha256: c for c in cases}
     cubes: dict[str, list[Float32]] = {}
 
-    def infer(frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
-        at = known[hashlib.sha256(frame.tobytes()).hexdigest()]
-        np.testing.assert_array_equal(metrics, at.sample.metrics)
-        rng = np.random.default_rng(int(metrics[0, 0]) + 100)
+    def infer(feeds: Mapping[str, Float32]) -> dict[str, Float32]:
+        assert list(feeds) == ["frame", "metrics"]
+        at = known[hashlib.sha256(feeds["frame"].tobytes()).hexdigest()]
+        np.testing.assert_array_equal(feeds["metrics"], at.sample.feeds["metrics"])
+        rng = np.random.default_rng(int(feeds["metrics"][0, 0]) + 100)
         cube = at.restored + np.float32(noise) * rng.standard_normal(SHAPE).astype(np.float32)
         cubes.setdefault(at.sample.origin.task, []).append(cube)
-        return cube[None], at.gates if gates is None else gates
+        return {"restored": cube[None], "routing": at.routing if gates is None else gates}
 
-    return score(infer, cases), cubes
+    return score(infer, SIGNATURE, cases), cubes
 
 
 def test_the_network_itself_costs_nothing(cases: list[Case]) -> None:
@@ -192,7 +195,8 @@ def test_a_task_counts_once_however_many_samples_it_has() -> None:
 
 def test_every_case_is_told(cases: list[Case]) -> None:
     seen: list[tuple[int, int]] = []
-    score(lambda *_: (cases[0].restored[None], cases[0].gates), cases, lambda *now: seen.append(now))
+    made = {"restored": cases[0].restored[None], "routing": cases[0].routing}
+    score(lambda _: made, SIGNATURE, cases, lambda *now: seen.append(now))
     assert seen == [(1, 0), (2, 0), (3, 0), (4, 0)]
 
 

@@ -13,15 +13,19 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration.cubes import Wanted
-from calibration.dataset import AS_FLOWN, CLEAN, FIT_TASKS, Asked, CalibrationSet, Sample, calibration_set
+from calibration.dataset import AS_FLOWN, Asked, CalibrationSet, Sample, calibration_set
 from calibration.degradations import TRAINING
-from calibration.evaluation import TASKS
+from calibration.measuring import CLEAN, TASKS, Measuring
 from runtime.errors import InputError
 from runtime.metrics import prompt_metrics
+from runtime.prompts import Prompts
+from tests.contracts.engine import assert_equal
+from tests.contracts.graphs import damp_like
 
 Float32 = NDArray[np.float32]
 WANTED = Wanted(bands=4)
 SIZE = (16, 16)
+MEASURING = Measuring(Prompts(damp_like(4, *SIZE)))
 
 
 def scene(seed: int, bands: int = 4, lines: int = 40, samples: int = 40) -> Float32:
@@ -43,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(source: object, size: tuple[int, int] = SIZE, wanted: Wanted = WANTED, **asked: Any) -> CalibrationSet:
-    return calibration_set(Asked(str(source), **asked), wanted, size, "paper6")
+    return calibration_set(Asked(str(source), **asked), wanted, size, MEASURING)
 
 
 def all_samples(found: CalibrationSet, kept: Path | None = None) -> list[Sample]:
@@ -54,8 +58,8 @@ def assert_same_frames(ones: list[Sample], others: list[Sample]) -> None:
     assert len(ones) == len(others) > 0
     for one, other in zip(ones, others, strict=True):
         assert one.origin == other.origin and one.sha256 == other.sha256
-        for name in ("frame", "metrics", "truth"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert_equal(one.feeds, other.feeds)
+        np.testing.assert_array_equal(one.truth, other.truth)
 
 
 def test_the_same_seed_gives_the_same_frames(folder: Path) -> None:
@@ -108,8 +112,8 @@ def test_every_training_task_and_clean_frames_are_fitted(tmp_path: Path, cubes: 
         found = drawn(folder_of(tmp_path / "few", cubes), judged=judged, samples=24)
         tasks = [o.task for o in found.fit]
         assert len(tasks) == 24
-        assert set(tasks) == set(FIT_TASKS) == {*TRAINING, CLEAN}
-        assert min(map(tasks.count, FIT_TASKS)) >= 2
+        assert set(tasks) == set(MEASURING.fit) == {*TRAINING, CLEAN}
+        assert min(map(tasks.count, MEASURING.fit)) >= 2
 
 
 def test_a_cube_meets_several_tasks_and_is_read_once(folder: Path) -> None:
@@ -140,15 +144,15 @@ def test_a_frame_is_what_it_says(folder: Path) -> None:
         o = sample.origin
         cube = np.load(folder / f"{o.cube}.npy").transpose(2, 0, 1)
         truth = cube[:, o.line : o.line + 16, o.sample : o.sample + 16]
-        assert sample.frame.shape == (1, 4, 16, 16) and sample.frame.dtype == np.float32
+        assert sample.feeds["frame"].shape == (1, 4, 16, 16) and sample.feeds["frame"].dtype == np.float32
         np.testing.assert_array_equal(sample.truth, truth)
-        np.testing.assert_array_equal(sample.metrics[0], prompt_metrics(sample.frame[0], "paper6"))
-        assert sample.sha256 == hashlib.sha256(sample.frame.tobytes()).hexdigest()
-        assert np.array_equal(sample.frame[0], truth) == (o.task == CLEAN)
+        np.testing.assert_array_equal(sample.feeds["metrics"][0], prompt_metrics(sample.feeds["frame"][0], "paper6"))
+        assert sample.sha256 == hashlib.sha256(sample.feeds["frame"].tobytes()).hexdigest()
+        assert np.array_equal(sample.feeds["frame"][0], truth) == (o.task == CLEAN)
         by_task.setdefault(o.task, []).append(sample)
     # bandloss: of four bands one is lost; inpaint: most elements are.
-    assert all((~s.frame[0].any(axis=(1, 2))).sum() >= 1 for s in by_task["bandloss"])
-    assert all(0.6 < np.mean(s.frame == 0) < 0.9 for s in by_task["inpaint"])
+    assert all((~s.feeds["frame"][0].any(axis=(1, 2))).sum() >= 1 for s in by_task["bandloss"])
+    assert all(0.6 < np.mean(s.feeds["frame"] == 0) < 0.9 for s in by_task["inpaint"])
     places = {(o.line, o.sample) for o in (*found.fit, *found.judge)}
     assert len(places) > 20 and max(max(p) for p in places) > 20
 
@@ -202,9 +206,9 @@ def test_a_damaged_frame_is_made_again(folder: Path, tmp_path: Path, damage: str
 def test_sets_that_differ_share_no_kept_frame(folder: Path, tmp_path: Path) -> None:
     asked = Asked(str(folder), samples=6)
     sets = [
-        calibration_set(asked, WANTED, SIZE, "paper6"),
-        calibration_set(asked, WANTED, (12, 20), "paper6"),
-        calibration_set(replace(asked, seed=1), WANTED, SIZE, "paper6"),
+        calibration_set(asked, WANTED, SIZE, MEASURING),
+        calibration_set(asked, WANTED, (12, 20), MEASURING),
+        calibration_set(replace(asked, seed=1), WANTED, SIZE, MEASURING),
     ]
     for found in sets:
         assert_same_frames(all_samples(found, tmp_path), all_samples(found))
@@ -214,8 +218,8 @@ def test_sets_that_differ_share_no_kept_frame(folder: Path, tmp_path: Path) -> N
 def test_kept_frames_have_the_metrics_of_the_set_that_asks(folder: Path, tmp_path: Path) -> None:
     asked = Asked(str(folder), samples=3)
     for metric_set, count in (("paper6", 6), ("reference15", 15)):
-        found = calibration_set(asked, WANTED, SIZE, metric_set)
-        assert {s.metrics.shape for s in found.samples(found.fit, tmp_path)} == {(1, count)}
+        found = calibration_set(asked, WANTED, SIZE, Measuring(Prompts(damp_like(4, *SIZE, metrics=metric_set))))
+        assert {s.feeds["metrics"].shape for s in found.samples(found.fit, tmp_path)} == {(1, count)}
 
 
 @pytest.mark.parametrize("size", [(8, 24), (40, 40), (33, 9), (64, 16)])
@@ -228,7 +232,7 @@ def test_frames_of_another_size_stay_inside_the_cube(folder: Path, size: tuple[i
         assert after.line == min(before.line, max(0, 40 - size[0]))
         assert after.sample == min(before.sample, max(0, 40 - size[1]))
     for sample in other.samples(other.fit[:3]):
-        assert sample.frame.shape == (1, 4, *size)
+        assert sample.feeds["frame"].shape == (1, 4, *size)
     assert (other.digest() == found.digest()) == (size == SIZE)
 
 
@@ -248,11 +252,11 @@ def test_cubes_as_flown_are_taken_as_they_are_and_simulated_ones_judge(folder: P
     for sample in found.samples(found.fit):
         o = sample.origin
         cube = np.load(folder / f"{o.cube}.npy").transpose(2, 0, 1)
-        np.testing.assert_array_equal(sample.frame[0], cube[:, o.line : o.line + 16, o.sample : o.sample + 16])
+        np.testing.assert_array_equal(sample.feeds["frame"][0], cube[:, o.line : o.line + 16, o.sample : o.sample + 16])
         assert sample.truth is None
     assert len(found.judge) == 2 * len(TASKS) and {o.cube for o in found.judge}.isdisjoint(o.cube for o in found.fit)
     judged = list(found.samples(found.judge))
-    assert all(s.truth is not None and s.frame.shape == (1, 4, *SIZE) for s in judged)
+    assert all(s.truth is not None and s.feeds["frame"].shape == (1, 4, *SIZE) for s in judged)
     assert_same_frames(judged, list(drawn(folder, cubes="as_flown", judged=2, samples=12).samples(found.judge)))
 
 
@@ -267,11 +271,11 @@ def test_simulated_scenes_need_no_folder() -> None:
     found = drawn("simulated", samples=24)
     assert found.digest() == drawn("simulated", samples=24).digest() != drawn("simulated", samples=24, seed=1).digest()
     assert not found.skipped and len(found.cubes) == 6
-    assert {o.task for o in found.fit} == set(FIT_TASKS) and {o.task for o in found.judge} == set(TASKS)
+    assert {o.task for o in found.fit} == set(MEASURING.fit) and {o.task for o in found.judge} == set(TASKS)
     assert {o.cube for o in found.fit}.isdisjoint(o.cube for o in found.judge)
     frames = all_samples(found)
     assert len({s.sha256 for s in frames if s.origin.task == CLEAN}) > 1
-    assert all(s.frame.shape == (1, 4, *SIZE) for s in frames)
+    assert all(s.feeds["frame"].shape == (1, 4, *SIZE) for s in frames)
 
 
 def nan_cube(path: Path) -> None:
@@ -359,7 +363,7 @@ def test_who_has_cubes_with_more_bands_is_told_of_band_groups(tmp_path: Path) ->
 
 def test_every_cube_that_was_looked_at_is_told(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
-    calibration_set(Asked(str(folder)), WANTED, SIZE, "paper6", lambda done, of: seen.append((done, of)))
+    calibration_set(Asked(str(folder)), WANTED, SIZE, MEASURING, lambda done, of: seen.append((done, of)))
     assert seen == [(i, 6) for i in range(1, 7)]
 
 

@@ -8,12 +8,16 @@ from numpy.typing import NDArray
 
 from calibration.baselines import BASELINES
 from calibration.degradations import DEGRADATIONS, lost_bands
-from calibration.evaluation import TASKS, bands_measured, choices, evaluate, means
+from calibration.evaluation import choices, evaluate, means
+from calibration.measuring import TASKS, Measuring, bands_measured
 from calibration.quality import psnr, sam, ssim
 from runtime.errors import CubeError
+from runtime.prompts import Prompts
 from runtime.sources.simulator import simulate_scene
+from tests.contracts.graphs import damp_like
 
 Float32 = NDArray[np.float32]
+MEASURING = Measuring(Prompts(damp_like(8, 64, 72, layers=2, experts=3)))
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +34,12 @@ def half(cube: Float32) -> tuple[Float32, Float32]:
 
 def test_every_task_is_measured_and_has_a_baseline(scenes: dict[str, Float32]) -> None:
     assert set(TASKS) == set(BASELINES) <= set(DEGRADATIONS)
-    rows = [row for row, _ in evaluate([("a", scenes["a"])], half)]
+    rows = [row for row, _ in evaluate([("a", scenes["a"])], half, MEASURING)]
     assert [row.task for row in rows] == list(TASKS)
 
 
 def test_the_figures_are_those_of_the_cubes(scenes: dict[str, Float32]) -> None:
-    for row, cubes in evaluate(scenes.items(), half, tasks=("noise", "bandloss", "sr")):
+    for row, cubes in evaluate(scenes.items(), half, MEASURING, tasks=("noise", "bandloss", "sr")):
         bands = lost_bands(cubes.degraded) if row.task == "bandloss" else None
         for quality, cube in ((row.input, cubes.degraded), (row.baseline, cubes.baseline), (row.model, cubes.restored)):
             assert quality.psnr == psnr(cube, scenes[row.scene], bands)
@@ -57,7 +61,7 @@ def test_a_band_that_was_dark_before_is_not_a_lost_one(scenes: dict[str, Float32
     assert bands_measured("bandloss", truth, truth) is None
     assert bands_measured("blur", degraded, truth) is None
     for seed in range(4):
-        ((row, cubes),) = evaluate([("a", truth)], half, tasks=("bandloss",), seed=seed)
+        ((row, cubes),) = evaluate([("a", truth)], half, MEASURING, tasks=("bandloss",), seed=seed)
         lost = lost_bands(cubes.degraded)
         lost[[0, 3]] = False
         if lost.any():
@@ -69,14 +73,14 @@ def test_a_model_that_diverges_is_named_with_its_scene_and_task(scenes: dict[str
         return cube * np.float32(np.nan), np.zeros((1, 2), np.float32)
 
     with pytest.raises(CubeError, match="after noise is not finite") as caught:
-        list(evaluate([("a", scenes["a"])], diverge))
+        list(evaluate([("a", scenes["a"])], diverge, MEASURING))
     assert caught.value.file == "a"
 
 
 def test_a_row_depends_on_its_scene_task_and_seed_alone(scenes: dict[str, Float32]) -> None:
     def figures(names: tuple[str, ...], tasks: tuple[str, ...], seed: int) -> dict[tuple[str, str], float]:
         given = [(name, scenes[name]) for name in names]
-        return {(r.task, r.scene): r.input.psnr for r, _ in evaluate(given, half, tasks=tasks, seed=seed)}
+        return {(r.task, r.scene): r.input.psnr for r, _ in evaluate(given, half, MEASURING, tasks=tasks, seed=seed)}
 
     alone = figures(("b",), ("noise",), 0)
     assert figures(("a", "b"), ("inpaint", "noise"), 0)["noise", "b"] == alone["noise", "b"]
@@ -84,7 +88,7 @@ def test_a_row_depends_on_its_scene_task_and_seed_alone(scenes: dict[str, Float3
 
 
 def test_means_and_choices_are_over_scenes(scenes: dict[str, Float32]) -> None:
-    rows = [row for row, _ in evaluate(scenes.items(), half, tasks=("noise", "poisson"))]
+    rows = [row for row, _ in evaluate(scenes.items(), half, MEASURING, tasks=("noise", "poisson"))]
     found = means(rows)
     assert list(found) == ["noise", "poisson"]
     assert found["noise"][2].psnr == pytest.approx(np.mean([r.model.psnr for r in rows if r.task == "noise"]))

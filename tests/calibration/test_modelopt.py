@@ -22,12 +22,14 @@ def test_ranges_are_of_the_size_of_the_values(way: str) -> None:
     ]
     nodes = [
         helper.make_node("Conv", ["frame", "w"], ["restored"], name="a/Conv", pads=[1, 1, 1, 1]),
-        helper.make_node("Identity", ["metrics"], ["gates"], name="b/Identity"),
+        helper.make_node("Identity", ["metrics"], ["routing"], name="b/Identity"),
     ]
-    gates = helper.make_tensor_value_info("gates", TensorProto.FLOAT, [1, 6])
-    graph = helper.make_graph(nodes, "g", values[:2], [values[2], gates], [numpy_helper.from_array(weight, "w")])
+    routing = helper.make_tensor_value_info("routing", TensorProto.FLOAT, [1, 6])
+    graph = helper.make_graph(nodes, "g", values[:2], [values[2], routing], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
-    frames = [(rng.random((1, 4, 16, 16), np.float32), np.zeros((1, 6), np.float32)) for _ in range(4)]
-    found = modelopt_ranges(model.SerializeToString(), {"a/Conv": "frame"}, frames, way)
+    feeds = [
+        {"frame": rng.random((1, 4, 16, 16), np.float32), "metrics": np.zeros((1, 6), np.float32)} for _ in range(4)
+    ]
+    found = modelopt_ranges(model.SerializeToString(), {"a/Conv": "frame"}, feeds, way)
     assert 0.5 < found["a/Conv"] < 1.1

@@ -19,7 +19,7 @@ from runtime.errors import BundleError
 
 Float32 = NDArray[np.float32]
 FRAME = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
-METRICS = np.random.default_rng(2).standard_normal((1, 6)).astype(np.float32)
+FEEDS = {"frame": FRAME, "metrics": np.random.default_rng(2).standard_normal((1, 6)).astype(np.float32)}
 BLOCKS = ("enc.0", "enc.1.layers.0", "enc.1.layers.1", "dec.0.body", "output")
 """In the order of the graph; the router has no pixels."""
 
@@ -40,7 +40,7 @@ def small_graph() -> bytes:
         node("enc.1.layers.1.d/Conv", "c w.d", "d"),
         node("enc.1.layers.1/Add", "d second", "third"),
         node("router/MatMul", "metrics w.router", "logits"),
-        node("router/Softmax", "logits", "gates", axis=-1),
+        node("router/Softmax", "logits", "routing", axis=-1),
         node("dec.0.body.0/Conv", "third w.body", "body"),
         node("output/Conv", "body w.out", "correction"),
         node("output/Add", "correction frame", "restored"),
@@ -49,7 +49,7 @@ def small_graph() -> bytes:
     shapes = {"w.in": (8, 4, 1, 1), **{f"w.{k}": (8, 8, 1, 1) for k in ("a", "b", "c", "d", "body")}}
     shapes |= {"w.out": (4, 8, 1, 1), "w.router": (6, 4)}
     weights = {name: (rng.standard_normal(s) / 3).astype(np.float32) for name, s in shapes.items()}
-    ends = {"frame": [1, 4, 8, 8], "metrics": [1, 6], "restored": [1, 4, 8, 8], "gates": [1, 4]}
+    ends = {"frame": [1, 4, 8, 8], "metrics": [1, 6], "restored": [1, 4, 8, 8], "routing": [1, 4]}
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ends.items()]
     stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "small", values[:2], values[2:], stored)
@@ -71,7 +71,7 @@ def scaled(weight: str, factor: float) -> bytes:
 
 
 def test_a_graph_does_not_part_from_itself() -> None:
-    found = parting(GRAPH, GRAPH, FRAME, METRICS, 0.0)
+    found = parting(GRAPH, GRAPH, FEEDS, 0.0)
     assert found.first is None and found.tolerance == 0
     assert [(step.name, step.distance) for step in found.blocks] == [(name, 0.0) for name in BLOCKS]
 
@@ -89,7 +89,7 @@ def test_a_graph_does_not_part_from_itself() -> None:
     ],
 )
 def test_the_first_node_is_the_one_whose_weight_was_changed(weight: str, first: str, block: str) -> None:
-    found = parting(GRAPH, scaled(weight, 1.5), FRAME, METRICS, 1e-3)
+    found = parting(GRAPH, scaled(weight, 1.5), FEEDS, 1e-3)
     assert found.first is not None and found.first.name == first and block_of(first) == block
     assert found.first.distance == pytest.approx(0.5, rel=1e-5)
     distances = {step.name: step.distance for step in found.blocks}
@@ -99,18 +99,18 @@ def test_the_first_node_is_the_one_whose_weight_was_changed(weight: str, first: 
 
 
 def test_a_distance_is_relative_to_the_values() -> None:
-    found = parting(GRAPH, scaled("w.in", 1.25), FRAME, METRICS, 0.1)
+    found = parting(GRAPH, scaled("w.in", 1.25), FEEDS, 0.1)
     assert found.blocks[0].distance == pytest.approx(0.25, rel=1e-5)
     # Larger frames are off by the same share.
-    larger = parting(GRAPH, scaled("w.in", 1.25), FRAME * np.float32(64), METRICS, 0.1)
+    larger = parting(GRAPH, scaled("w.in", 1.25), {**FEEDS, "frame": FRAME * np.float32(64)}, 0.1)
     assert [s.distance for s in larger.blocks] == pytest.approx([s.distance for s in found.blocks], rel=1e-4)
 
 
 def test_what_is_within_the_tolerance_is_the_same() -> None:
     other = scaled("w.in", 1.25)
-    distances = [s.distance for s in parting(GRAPH, other, FRAME, METRICS, 0.0).blocks]
-    assert parting(GRAPH, other, FRAME, METRICS, 1.01 * max(distances)).first is None
-    found = parting(GRAPH, other, FRAME, METRICS, 0.99 * max(distances)).first
+    distances = [s.distance for s in parting(GRAPH, other, FEEDS, 0.0).blocks]
+    assert parting(GRAPH, other, FEEDS, 1.01 * max(distances)).first is None
+    found = parting(GRAPH, other, FEEDS, 0.99 * max(distances)).first
     assert found is not None and found.distance > 0.99 * max(distances)
 
 
@@ -119,11 +119,11 @@ def test_a_change_that_a_block_undoes_is_not_reported() -> None:
     for name, factor in (("w.c", 2.0), ("w.d", 0.5)):
         tensor = next(i for i in model.graph.initializer if i.name == name)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), name))
-    assert parting(GRAPH, model.SerializeToString(), FRAME, METRICS, 1e-6).first is None
+    assert parting(GRAPH, model.SerializeToString(), FEEDS, 1e-6).first is None
 
 
 def test_silent_blocks_are_no_division_by_zero() -> None:
-    found = parting(scaled("w.body", 0), scaled("w.body", 1e-3), FRAME, METRICS, 0.0)
+    found = parting(scaled("w.body", 0), scaled("w.body", 1e-3), FEEDS, 0.0)
     assert found.first is not None and found.first.name == "dec.0.body.0/Conv"
     assert 0 < found.first.distance < 0.1
 
@@ -131,7 +131,7 @@ def test_silent_blocks_are_no_division_by_zero() -> None:
 def test_an_fp16_graph_parts_by_rounding_alone() -> None:
     half = half_arithmetic(half_precision(GRAPH).data)
     for other in (half_precision(GRAPH).data, half):
-        found = parting(GRAPH, other, FRAME, METRICS, 0.01)
+        found = parting(GRAPH, other, FEEDS, 0.01)
         assert found.first is None and [s.name for s in found.blocks] == list(BLOCKS)
         assert 0 < max(s.distance for s in found.blocks) < 2e-3
 
@@ -140,13 +140,13 @@ def test_an_int8_graph_parts_where_its_first_product_is() -> None:
     ranges = {"enc.1.layers.1.c/Conv": 8.0}
     data = quantized(GRAPH, ranges, set(ranges))
     for other in (data, half_precision(data).data):
-        found = parting(GRAPH, other, FRAME, METRICS, 2e-3)
+        found = parting(GRAPH, other, FEEDS, 2e-3)
         assert found.first is not None and found.first.name == "enc.1.layers.1.c/Conv"
         assert {s.name: s.distance for s in found.blocks}["enc.1.layers.0"] < 2e-3 < found.first.distance < 0.1
 
 
 def test_a_router_that_differs_is_not_looked_at() -> None:
-    assert parting(GRAPH, scaled("w.router", 3), FRAME, METRICS, 0.0).first is None
+    assert parting(GRAPH, scaled("w.router", 3), FEEDS, 0.0).first is None
 
 
 def test_tensors_that_one_graph_lacks_are_left_out() -> None:
@@ -154,7 +154,7 @@ def test_tensors_that_one_graph_lacks_are_left_out() -> None:
     for changed in model.graph.node:
         changed.input[:] = ["renamed" if n == "b" else n for n in changed.input]
         changed.output[:] = ["renamed" if n == "b" else n for n in changed.output]
-    found = parting(GRAPH, model.SerializeToString(), FRAME, METRICS, 1e-3)
+    found = parting(GRAPH, model.SerializeToString(), FEEDS, 1e-3)
     assert found.first is not None and found.first.name == "enc.1.layers.0/Add"
 
 
@@ -162,7 +162,7 @@ def test_tensors_that_one_graph_lacks_are_left_out() -> None:
 # which infinities cancel, passes as the same.
 @pytest.mark.parametrize("factor", [np.inf, np.nan])
 def test_values_that_are_not_finite_are_apart(factor: float) -> None:
-    found = parting(GRAPH, scaled("w.c", factor), FRAME, METRICS, 1e-3)
+    found = parting(GRAPH, scaled("w.c", factor), FEEDS, 1e-3)
     assert found.first is not None and found.first.name == "enc.1.layers.1.c/Conv"
 
 
@@ -170,4 +170,4 @@ def test_a_graph_with_an_unknown_operator_is_not_run() -> None:
     model = onnx.load_model_from_string(GRAPH)
     model.graph.node[2].op_type = "Sin"
     with pytest.raises(BundleError, match="Sin"):
-        parting(GRAPH, model.SerializeToString(), FRAME, METRICS, 0.0)
+        parting(GRAPH, model.SerializeToString(), FEEDS, 0.0)

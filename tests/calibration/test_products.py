@@ -40,7 +40,7 @@ def small_graph() -> onnx.ModelProto:
         node("dec.1.layers.0/MatMul", "query turned", "scores"),
         node("router/ReduceMean", "up pooled", "means", keepdims=0),
         node("router/Reshape", "means column", "standing"),
-        node("router/Gemm", "standing w.gate", "gates", transA=1),
+        node("router/Gemm", "standing w.gate", "routing", transA=1),
         node("prompt/MatMul", "metrics w.prompt", "numbers"),
         node("prompt/Reshape", "numbers matrix", "made"),
         node("dec.2/MatMul", "pixels made", "last"),
@@ -55,7 +55,7 @@ def small_graph() -> onnx.ModelProto:
     def values(**shapes: list[int]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
-    ends = values(frame=[1, 4, 8, 8], metrics=[1, 6]), values(restored=[1, 4, 8, 8], gates=[1, 3], scores=[1, 64, 64])
+    ends = values(frame=[1, 4, 8, 8], metrics=[1, 6]), values(restored=[1, 4, 8, 8], routing=[1, 3], scores=[1, 64, 64])
     graph = helper.make_graph(nodes, "small", *ends, weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 

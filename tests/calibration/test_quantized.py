@@ -74,7 +74,7 @@ def small_graph() -> bytes:
         node("output/Conv", "back w.out", "correction"),
         node("output/Add", "correction frame", "restored"),
         node("router/MatMul", "metrics w.router", "logits"),
-        node("router/Softmax", "logits", "gates", axis=-1),
+        node("router/Softmax", "logits", "routing", axis=-1),
     ]
     rng = np.random.default_rng(0)
     weights = {name: exact_weights(shape, axis_of(name, shape), rng) for name, shape in WEIGHTS.items()}
@@ -85,7 +85,7 @@ def small_graph() -> bytes:
     numbers = {"rows": [1, 8, 64], "picture": [1, 8, 8, 8]}
     stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     stored += [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in numbers.items()]
-    shapes = {"frame": [1, 4, 8, 8], "metrics": [1, 6], "restored": [1, 4, 8, 8], "gates": [1, 4]}
+    shapes = {"frame": [1, 4, 8, 8], "metrics": [1, 6], "restored": [1, 4, 8, 8], "routing": [1, 4]}
     ends = [helper.make_tensor_value_info(name, SINGLE, shape) for name, shape in shapes.items()]
     graph = helper.make_graph(nodes, "small", ends[:2], ends[2:], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -170,7 +170,7 @@ def test_the_chosen_are_what_the_products_call_quantisable() -> None:
 @pytest.mark.parametrize("names", [set(EXACT), *({name} for name in EXACT), MATMULS], ids=lambda n: min(n))
 def test_the_numbers_are_those_of_onnxruntimes_quantiser(names: set[str]) -> None:
     ours = quantized(GRAPH, EXACT, names)
-    (found, gates), (expected, same) = (run(data, "restored", "gates") for data in (ours, by_onnxruntime(names)))
+    (found, gates), (expected, same) = (run(data, "restored", "routing") for data in (ours, by_onnxruntime(names)))
     (exact,) = run(GRAPH, "restored")
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(exact).max())
     np.testing.assert_array_equal(gates, same)
@@ -403,14 +403,14 @@ def test_in_fp16_pairs_take_the_type_that_their_tensor_has(whole: bytes) -> None
     casts = {o for n in graph.node if n.op_type == "Cast" for o in n.output}
     assert not casts.intersection(n.input[0] for n in pairs)
     assert all(types[n.output[0]] == HALF for n in graph.node if n.op_type in ("Conv", "ConvTranspose"))
-    assert types["restored"] == types["gates"] == SINGLE
+    assert types["restored"] == types["routing"] == SINGLE
     stored = {i.name: i.data_type for i in graph.initializer}
     assert all(stored[f"{name}/weight"] == TensorProto.INT8 for name in EXACT)
 
 
 def test_in_fp16_the_frames_are_close(whole: bytes) -> None:
     half = half_arithmetic(half_precision(whole).data)
-    (single, gates), (rounded, same) = (run(data, "restored", "gates") for data in (whole, half))
+    (single, gates), (rounded, same) = (run(data, "restored", "routing") for data in (whole, half))
     (exact,) = run(GRAPH, "restored")
     off = np.sqrt(np.mean((single - exact) ** 2))
     # A value that FP16 moves over the edge of a step of int8 lands a whole step away, but no farther from the truth.

@@ -12,29 +12,29 @@ from calibration.quantized import quantized, taken
 from calibration.ranges import collect, ranges
 from export.networks import load_checkpoint
 from export.onnx import export_graph
-from export.torch_engine import spec_of
 from runtime.engines import EngineOptions, available_engines, open_engine
-from runtime.metrics import prompt_metrics
+from runtime.prompts import Prompts
 from runtime.sources.simulator import simulate_scene
 
 
 @pytest.mark.skipif(available_engines()["openvino"] is None, reason="the extra `openvino` is not installed")
 def test_openvino_computes_what_onnx_runtime_does() -> None:
     net = load_checkpoint("damp-nano")
+    signature = net.signature(64, 64)
     graph = export_graph(net, 64, 64).data
     model = onnx.load_model_from_string(graph)
     # The first convolution rounds the frame itself, which hides what the others do.
     names = [p.name for p in products(model) if p.quantisable and not p.name.startswith("patch_embed")]
     frame = noise(simulate_scene(0, 31, 64, 64).truth, np.random.default_rng(0))
-    probe = (frame[None], prompt_metrics(frame, net.config.metric_set)[None])
+    probe = {"frame": frame[None], **Prompts(signature)(frame)}
     int8 = quantized(graph, ranges(collect(graph, taken(model, names), lambda: [probe]), "mse"), names)
-    spec, options = spec_of(net, 64, 64), EngineOptions(precision="int8")
+    options = EngineOptions(precision="int8")
     restored = {}
     for name in ("onnxruntime", "openvino"):
-        with open_engine(name, int8, spec, options) as engine:
-            restored[name] = engine.infer(*probe)[0]
-    with open_engine("onnxruntime", graph, spec) as engine:
-        exact = engine.infer(*probe)[0]
+        with open_engine(name, int8, signature, options) as engine:
+            restored[name] = engine.infer(probe)["restored"]
+    with open_engine("onnxruntime", graph, signature) as engine:
+        exact = engine.infer(probe)["restored"]
 
     def apart(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.sqrt(np.mean(np.square(a - b, dtype=np.float64))))

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.ranges import BINS, LEVELS, METHODS, MOST_VALUES, PERCENTILE, Histogram, collect, ranges
+from calibration.ranges import BINS, LEVELS, METHODS, MOST_VALUES, PERCENTILE, Feeds, Histogram, collect, ranges
 from runtime.errors import BundleError, MachineError
 
 Float32 = NDArray[np.float32]
@@ -188,9 +188,9 @@ def chain(gain: float = 2.0) -> bytes:
         helper.make_node("MatMul", ["frame", "v"], ["beside"], name="enc.2/MatMul"),
         helper.make_node("Add", ["second", "beside"], ["sum"], name="dec.0/Add"),
         helper.make_node("MatMul", ["sum", "w"], ["restored"], name="dec.0/MatMul"),
-        helper.make_node("MatMul", ["metrics", "g"], ["gates"], name="router/MatMul"),
+        helper.make_node("MatMul", ["metrics", "g"], ["routing"], name="router/MatMul"),
     ]
-    shapes = {"frame": [1, 3, 8, 8], "metrics": [1, 6], "restored": [1, 3, 8, 8], "gates": [1, 4]}
+    shapes = {"frame": [1, 3, 8, 8], "metrics": [1, 6], "restored": [1, 3, 8, 8], "routing": [1, 4]}
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "chain", ends[:2], ends[2:], stored)
@@ -203,11 +203,11 @@ def chain(gain: float = 2.0) -> bytes:
 INPUTS = {"enc.0/MatMul": "frame", "enc.1/MatMul": "positive", "enc.2/MatMul": "frame", "dec.0/MatMul": "sum"}
 
 
-def frames(*scales: float) -> Callable[[], Iterator[tuple[Float32, Float32]]]:
-    def samples() -> Iterator[tuple[Float32, Float32]]:
+def frames(*scales: float) -> Callable[[], Iterator[Feeds]]:
+    def samples() -> Iterator[Feeds]:
         for seed, scale in enumerate(scales):
             frame = np.random.default_rng(seed).standard_normal((1, 3, 8, 8)).astype(np.float32)
-            yield frame * np.float32(scale), np.zeros((1, 6), np.float32)
+            yield {"frame": frame * np.float32(scale), "metrics": np.zeros((1, 6), np.float32)}
 
     return samples
 
@@ -216,7 +216,7 @@ def test_what_products_take_is_collected_over_all_frames() -> None:
     samples = frames(1, 3, 0.5)
     found = collect(chain(), INPUTS, samples)
     assert list(found) == list(INPUTS)
-    taken = [frame for frame, _ in samples()]
+    taken = [feeds["frame"] for feeds in samples()]
     assert_same(found["enc.0/MatMul"], histogram_of(*taken))
     assert_same(found["enc.1/MatMul"], histogram_of(*(np.maximum(2 * frame, 0) for frame in taken)))
     assert found["enc.0/MatMul"] is found["enc.2/MatMul"]

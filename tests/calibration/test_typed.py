@@ -13,24 +13,26 @@ from calibration.degradations import DEGRADATIONS
 from calibration.half_arithmetic import half_arithmetic
 from calibration.typed import Typed, half_precision
 from runtime.bundle import read_manifest
-from runtime.engines import EngineOptions, EngineSpec, open_engine
+from runtime.engines import EngineOptions, open_engine
 from runtime.errors import MachineError
-from runtime.metrics import prompt_metrics
+from runtime.prompts import Prompts
+from runtime.signature import Signature
 from runtime.sources.simulator import simulate_scene
 from tests.contracts.graphs import SMALL, known_model
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 ONE = EngineOptions(threads=1)
+NO_METRICS = np.zeros((1, 6), np.float32)
 
 
 @pytest.fixture(scope="module")
-def graph(tiny_bundle: Path) -> tuple[bytes, EngineSpec]:
+def graph(tiny_bundle: Path) -> tuple[bytes, Signature]:
     manifest = read_manifest(tiny_bundle)
-    return (tiny_bundle / manifest.graphs["fp32"]).read_bytes(), manifest.spec()
+    return (tiny_bundle / manifest.graphs["fp32"]).read_bytes(), manifest.signature
 
 
 @pytest.fixture(scope="module")
-def typed(graph: tuple[bytes, EngineSpec]) -> Typed:
+def typed(graph: tuple[bytes, Signature]) -> Typed:
     return half_precision(graph[0])
 
 
@@ -67,21 +69,20 @@ def test_inputs_and_outputs_stay_float32(typed: Typed) -> None:
     assert all(not i.name.endswith("/half") or i.data_type == HALF for i in g.initializer)
 
 
-def test_frames_come_out_as_from_the_float32_graph(graph: tuple[bytes, EngineSpec], typed: Typed) -> None:
-    data, spec = graph
-    scene = simulate_scene(0, spec.bands, spec.lines, spec.samples).truth
+def test_frames_come_out_as_from_the_float32_graph(graph: tuple[bytes, Signature], typed: Typed) -> None:
+    data, signature = graph
+    scene, prompts = simulate_scene(0, *signature.measured.shape[1:]).truth, Prompts(signature)
     with (
-        open_engine("onnxruntime", data, spec, ONE) as single,
-        open_engine("onnxruntime", half_arithmetic(typed.data), spec, ONE) as half,
+        open_engine("onnxruntime", data, signature, ONE) as single,
+        open_engine("onnxruntime", half_arithmetic(typed.data), signature, ONE) as half,
     ):
         for index, degrade in enumerate(DEGRADATIONS.values()):
             frame = degrade(scene, np.random.default_rng(index))
-            metrics = prompt_metrics(frame, "paper6")[None]
-            (expected, gates), (restored, chosen) = (e.infer(frame[None], metrics) for e in (single, half))
-            assert np.abs(restored - expected).max() < 5e-3 * np.ptp(expected)
-            assert not np.array_equal(restored, expected)
-            np.testing.assert_allclose(chosen, gates, atol=1e-4)
-            np.testing.assert_array_equal(chosen > 0, gates > 0)
+            expected, found = (e.infer({"frame": frame[None], **prompts(frame)}) for e in (single, half))
+            apart = np.abs(found["restored"] - expected["restored"])
+            assert 0 < apart.max() < 5e-3 * np.ptp(expected["restored"])
+            np.testing.assert_allclose(found["routing"], expected["routing"], atol=1e-4)
+            np.testing.assert_array_equal(found["routing"] > 0, expected["routing"] > 0)
 
 
 def normalising(kind: str, factor: float) -> onnx.ModelProto:
@@ -112,13 +113,12 @@ def normalising(kind: str, factor: float) -> onnx.ModelProto:
 @pytest.mark.parametrize("kind", ["l2", "rms"])
 def test_squares_beyond_the_range_of_fp16_stay_finite(kind: str) -> None:
     data = normalising(kind, 250.0).SerializeToString()
-    frame = np.random.default_rng(0).random(SMALL.frame_shape, np.float32) + 1
-    metrics = np.zeros(SMALL.metrics_shape, np.float32)
+    frame = np.random.default_rng(0).random(SMALL.measured.shape, np.float32) + 1
     assert (frame.sum(-1) * 250).max() > np.sqrt(65504)
     results = []
     for graph in (data, half_arithmetic(half_precision(data).data)):
         with open_engine("onnxruntime", graph, SMALL, ONE) as engine:
-            results.append(engine.infer(frame, metrics)[0])
+            results.append(engine.infer({"frame": frame, "metrics": NO_METRICS})["restored"])
     np.testing.assert_allclose(results[1], results[0], rtol=2e-3)
     kinds = {op: outs for op, _, outs in types_by_node(half_precision(data).data)}
     assert all(kinds[op] == [SINGLE] for op in kinds if op in ("ReduceL2", "Mul", "ReduceMean", "Sqrt", "Div"))
@@ -132,7 +132,7 @@ def test_without_the_islands_the_same_frame_overflows(monkeypatch: pytest.Monkey
         open_engine("onnxruntime", data, SMALL, ONE) as engine,
         pytest.raises(MachineError, match="not finite"),
     ):
-        engine.infer(np.ones(SMALL.frame_shape, np.float32), np.zeros(SMALL.metrics_shape, np.float32))
+        engine.infer({"frame": np.ones(SMALL.measured.shape, np.float32), "metrics": NO_METRICS})
 
 
 def test_a_weight_that_fp16_cannot_hold_is_refused() -> None:
