@@ -28,7 +28,8 @@ from runtime.manifest import dump, parse
 from runtime.metrics import prompt_metrics
 from runtime.tiles import Tiling
 from tests.contracts.bundles import GOLDEN, SPEC, known_bundle, reseal, sealed, swap
-from tests.contracts.graphs import known_graph
+from tests.contracts.coded import CODE, CODE_FILE, CODED, coded_bundle, decoded
+from tests.contracts.graphs import damp_like, known_graph
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_the_network_restores_cubes_of_every_size(tiny_bundle: Path, size: tuple
     told: list[tuple[int, int]] = []
     with load_bundle(tiny_bundle) as bundle:
         restored = bundle.restore(cube, progress=lambda done, total: told.append((done, total)))
-        layers, experts = bundle.engine.spec.gates_shape
+        layers, experts = bundle.engine.signature.ports.outputs["routing"]
     assert restored.cube.shape == cube.shape and restored.cube.dtype == np.float32
     assert np.isfinite(restored.cube).all() and not np.array_equal(restored.cube, cube)
     np.testing.assert_array_equal(restored.metrics, prompt_metrics(cube, "paper6"))
@@ -79,9 +80,9 @@ def test_a_cube_of_one_frame_is_what_the_engine_gives(tiny_bundle: Path) -> None
     cube = cube_of(31, 64, 64)
     with load_bundle(tiny_bundle) as bundle:
         restored = bundle.restore(cube)
-        expected, gates = bundle.engine.infer(cube[None], prompt_metrics(cube, "paper6")[None])
-    np.testing.assert_array_equal(restored.cube, expected[0])
-    np.testing.assert_array_equal(restored.gates, gates)
+        expected = bundle.engine.infer({"frame": cube[None], "metrics": prompt_metrics(cube, "paper6")[None]})
+    np.testing.assert_array_equal(restored.cube, expected["restored"][0])
+    np.testing.assert_array_equal(restored.gates, expected["routing"])
 
 
 def test_a_small_cube_is_restored_as_its_reflection(tiny_bundle: Path) -> None:
@@ -89,19 +90,19 @@ def test_a_small_cube_is_restored_as_its_reflection(tiny_bundle: Path) -> None:
     with load_bundle(tiny_bundle) as bundle:
         restored = bundle.restore(cube)
         frame = np.pad(cube, ((0, 0), (0, 24), (0, 14)), mode="reflect")
-        expected, _ = bundle.engine.infer(frame[None], prompt_metrics(cube, "paper6")[None])
-    np.testing.assert_array_equal(restored.cube, expected[0, :, :40, :50])
+        expected = bundle.engine.infer({"frame": frame[None], "metrics": prompt_metrics(cube, "paper6")[None]})
+    np.testing.assert_array_equal(restored.cube, expected["restored"][0, :, :40, :50])
 
 
 def test_more_bands_than_the_network_are_restored_in_groups(tiny_bundle: Path) -> None:
     cube = cube_of(40, 65, 64)
     with load_bundle(tiny_bundle) as bundle:
         restored = bundle.restore(cube)
-        spec = bundle.engine.spec
+        routing = bundle.engine.signature.ports.outputs["routing"]
         first = bundle.restore(cube[:31])
     assert restored.cube.shape == cube.shape and np.isfinite(restored.cube).all()
     assert restored.metrics.shape == (2, 6)
-    assert restored.gates.shape == (2, 2, spec.layers, spec.experts)
+    assert restored.gates.shape == (2, 2, *routing)
     np.testing.assert_array_equal(restored.metrics[0], first.metrics)
     np.testing.assert_array_equal(restored.gates[:1], first.gates)
     # The first bands lie in the first group alone.
@@ -112,11 +113,14 @@ def test_metrics_can_be_given_and_steer_the_network(tiny_bundle: Path) -> None:
     cube = cube_of(31, 64, 64)
     with load_bundle(tiny_bundle) as bundle:
         own = bundle.restore(cube)
-        same = [bundle.restore(cube, metrics) for metrics in (own.metrics, own.metrics[None], own.metrics.tolist())]
+        forms = (own.metrics, own.metrics[None], own.metrics.tolist(), {"metrics": own.metrics})
+        same = [bundle.restore(cube, metrics) for metrics in forms]
         other = bundle.restore(cube, own.metrics + 3)
-        for wrong in (np.zeros(15), np.zeros((2, 6)), np.zeros((6, 1)), "x"):
+        for wrong in (np.zeros(15), np.zeros((2, 6)), np.zeros((6, 1)), "x", {"metrics": np.zeros(5)}):
             with pytest.raises(CubeError, match="metrics"):
                 bundle.restore(cube, wrong)
+        with pytest.raises(CubeError, match=r"no such prompt.*it takes metrics"):
+            bundle.restore(cube, {"code": np.zeros(6)})
     for again in same:
         np.testing.assert_array_equal(again.cube, own.cube)
     assert not np.array_equal(other.cube, own.cube)
@@ -206,6 +210,115 @@ def test_strided_cubes_are_restored_as_their_copies(identity: Path) -> None:
         np.testing.assert_array_equal(bundle.restore(cube).cube, bundle.restore(cube.copy()).cube)
 
 
+# A network of other planes, with a constant, without metrics and experts, whose frames have one place
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of it, with a scale of 100. To be read."""
+    return coded_bundle(tmp_path_factory.mktemp("coded") / "bundle", scale=100)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.int16])
+@pytest.mark.parametrize("unit", [True, False])
+def test_what_is_of_other_planes_comes_out_in_the_unit_range(coded: Path, dtype: Any, unit: bool) -> None:
+    whole = np.random.default_rng(0).integers(0, 100, (3, 8, 16))
+    cube = (whole / 100 if np.dtype(dtype).kind == "f" else whole).astype(dtype)
+    kept = cube.copy()
+    with load_bundle(coded) as bundle:
+        restored = bundle.restore(cube, unit=unit)
+        assert bundle.self_test() == 0
+    expected = decoded((whole / 100).astype(np.float32))
+    assert restored.cube.dtype == np.float32 and restored.cube.shape == (5, 8, 16)
+    np.testing.assert_allclose(restored.cube, expected, atol=1e-6)
+    assert (restored.scale, restored.metrics_by) == (None if np.dtype(dtype).kind == "f" else 100, "none")
+    assert (restored.saturated, restored.missing, restored.moved, restored.side) == (0, 0, 0, {})
+    np.testing.assert_array_equal(cube, kept)
+
+
+def test_what_is_of_other_planes_is_clipped_where_asked(coded: Path) -> None:
+    cube = 2 * cube_of(3, 8, 16) - 0.5
+    with load_bundle(coded) as bundle:
+        plain, clipped = bundle.restore(cube).cube, bundle.restore(cube, clip=True).cube
+    assert plain.min() < 0 and plain.max() > 1
+    np.testing.assert_array_equal(clipped, plain.clip(0, 1))
+
+
+def test_another_scale_is_the_measured_planes(coded: Path) -> None:
+    cube = np.full((3, 8, 16), 50, np.uint16)
+    with load_bundle(coded) as bundle:
+        restored = bundle.restore(cube, scale=200)
+    assert restored.scale == 200
+    np.testing.assert_allclose(restored.cube, decoded(np.full((3, 8, 16), 0.25, np.float32)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "mark"), [(np.uint16, 0), (np.int16, -9999), (np.float32, np.nan)])
+def test_missing_pixels_have_no_place_in_other_planes(coded: Path, dtype: Any, mark: float) -> None:
+    cube = np.full((3, 8, 16), 1, dtype)
+    with load_bundle(coded) as bundle:
+        assert bundle.restore(cube, ignore_value=mark).cube.shape == (5, 8, 16)
+        cube[1, 2, 3] = cube[0, 5, 5] = mark
+        with pytest.raises(CubeError, match=r"ignore_value: .*no place for its missing pixels .*found 2") as caught:
+            bundle.restore(cube, ignore_value=mark)
+    assert caught.value.exit_code == 2 and "without missing pixels" in str(caught.value)
+
+
+def test_a_constant_is_the_bundles_unless_another_is_given(coded: Path) -> None:
+    cube = cube_of(3, 8, 16)
+    with load_bundle(coded) as bundle:
+        np.testing.assert_array_equal(bundle.restore(cube).prompts["code"], CODE[0])
+        other = bundle.restore(cube, {"code": CODE + 1})
+        for wrong, match in (({"metrics": np.zeros(6)}, "it takes code"), (np.zeros(6), "takes no metrics")):
+            with pytest.raises(CubeError, match=match):
+                bundle.restore(cube, wrong)
+    np.testing.assert_allclose(other.cube, decoded(cube, CODE + 1), atol=1e-6)
+    np.testing.assert_array_equal(other.prompts["code"], CODE[0] + 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [
+        ((3, 8, 17), "one size"),
+        ((3, 7, 16), "one size"),
+        ((4, 8, 16), "more bands than the network, which does not restore them in groups"),
+        ((2, 8, 16), "fewer bands"),
+    ],
+)
+def test_frames_of_other_sizes_and_bands_are_refused(coded: Path, shape: tuple[int, ...], match: str) -> None:
+    for dtype in (np.float32, np.uint8):
+        with load_bundle(coded) as bundle, pytest.raises(CubeError, match=match):
+            bundle.restore(np.ones(shape, dtype))
+
+
+def test_the_constant_of_a_bundle_is_not_believed(coded: Path, tmp_path: Path) -> None:
+    altered, trap = Path(shutil.copytree(coded, tmp_path / "bundle")), tmp_path / "sprung"
+    for data in bad_arrays("code", CODE + 1, trap).values():
+        swap(altered, CODE_FILE, data)
+        assert refused(altered, "the array is").file == str(altered / CODE_FILE)
+    assert not trap.exists()
+    swap(altered, CODE_FILE, array_bytes(CODE + 1))
+    with load_bundle(altered) as bundle:
+        np.testing.assert_array_equal(bundle.restore(cube_of(3, 8, 16)).prompts["code"], CODE[0] + 1)
+    reseal(altered, lambda content: content["files"].pop(CODE_FILE))
+    refused(altered, "does not list a file it needs")
+
+
+def test_every_damage_to_a_constant_is_found(coded: Path, tmp_path: Path) -> None:
+    altered, chance = Path(shutil.copytree(coded, tmp_path / "bundle")), random.Random(3)
+    for damage in DAMAGES:
+        damage(altered / CODE_FILE, chance)
+        assert refused(altered).file == str(altered / CODE_FILE)
+        put_back(coded, altered)
+    load_bundle(altered).close()
+
+
+def test_its_manifest_comes_back_as_it_was_written(coded: Path) -> None:
+    data = (coded / MANIFEST).read_bytes()
+    manifest = parse(data, file="m")
+    assert dump(manifest) == data == sealed(json.loads(data)) and manifest.signature == CODED
+    assert set(manifest.golden.arrays) == {"shot", "code", "restored"} and CODE_FILE in manifest.files
+
+
 # The manifest
 
 
@@ -225,8 +338,8 @@ def test_a_manifest_comes_back_as_it_was_written(tiny_bundle: Path, identity: Pa
 
 def test_a_manifest_says_what_was_built(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     m = read_manifest(tiny_bundle)
-    assert (m.bands, m.metrics, m.metric_set, m.layers, m.experts) == (31, 6, "paper6", 2, 4)
-    assert (m.frame.lines, m.frame.samples, m.frame.overlap) == (64, 64, 16)
+    assert m.signature == damp_like(31, 64, 64, "paper6", layers=2, experts=4)
+    assert (m.schema_version, m.overlap, m.network.architecture) == (2, 16, "damp")
     assert (m.scale, m.scale_from) == (65535, "model") and m.wavelengths == list(map(float, range(400, 701, 10)))
     assert (m.target.name, m.target.engine, m.precision.chosen) == ("cpu", "onnxruntime", "fp32")
     assert m.network.checkpoint_sha256 == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
@@ -256,10 +369,10 @@ def test_every_flipped_byte_of_a_manifest_is_found(identity: Path) -> None:
         b"null",
         b"3",
         b"{" * 100_000,
-        b'{"schema_version": 1}',
-        b'{"schema_version": 1, "seal": "' + b"0" * 64 + b'"}',
-        b'{"schema_version": 1, "x": NaN}',
-        b'{"schema_version": 1, "x": 1' + b"0" * 6000 + b"}",
+        b'{"schema_version": 2}',
+        b'{"schema_version": 2, "seal": "' + b"0" * 64 + b'"}',
+        b'{"schema_version": 2, "x": NaN}',
+        b'{"schema_version": 2, "x": 1' + b"0" * 6000 + b"}",
         b"\xff\xfe{}",
         b" " * (5 << 20),
     ],
@@ -273,14 +386,14 @@ def test_what_is_no_manifest_is_refused(altered: Path, data: bytes) -> None:
 def test_the_same_content_in_other_words_is_refused(altered: Path) -> None:
     data = (altered / MANIFEST).read_bytes()
     content = json.loads(data)
-    first = data.index(b'"bands"')
+    first = data.index(b'"created"')
     for other in (
         json.dumps(content).encode(),
         json.dumps(content, indent=2, sort_keys=True).encode(),
         data + b"\n",
         data[:-1],
         b" " + data,
-        data[:first] + b'"bands": 4,\n ' + data[first:],
+        data[:first] + b'"created": "never",\n ' + data[first:],
         data.replace(b'"known"', b'"\\u006bnown"'),
     ):
         assert other != data
@@ -299,17 +412,31 @@ OUTSIDE = (
     "",
     "a\0b",
 )
+OTHER_GRAPH = "not the one that the manifest describes"
+
+
+def planes(content: dict[str, Any], **change: Any) -> None:
+    """Alter both."""
+    for name in ("measured", "restored"):
+        content["signature"][name].update(change)
+
+
+def prompt(content: dict[str, Any], **change: Any) -> None:
+    content["signature"]["prompts"][0].update(change)
+
+
 WRONG: dict[str, tuple[Change, str]] = {
     **{f"file {p!r}": (lambda c, p=p: c["files"].update({p: c["files"].popitem()[1]}), "inside") for p in OUTSIDE},
     **{f"graph {p!r}": (lambda c, p=p: c["graphs"].update(fp32=p), "inside") for p in OUTSIDE},
-    **{f"golden {p!r}": (lambda c, p=p: c["golden"].update(frame=p), "inside") for p in OUTSIDE},
+    **{f"golden {p!r}": (lambda c, p=p: c["golden"]["arrays"].update(frame=p), "inside") for p in OUTSIDE},
     "unknown version": (
-        lambda c: c.update(schema_version=2),
-        r"schema_version: .*version is not known here \(found 2\)",
+        lambda c: c.update(schema_version=3),
+        r"schema_version: .*version is not known here \(found 3\).*reads version 2",
     ),
-    "version of text": (lambda c: c.update(schema_version="1"), "version is not known"),
+    "older version": (lambda c: c.update(schema_version=1), r"version is not known here \(found 1\)"),
+    "version of text": (lambda c: c.update(schema_version="2"), "version is not known"),
     "version of truth": (lambda c: c.update(schema_version=True), "schema_version"),
-    "version with a point": (lambda c: c.update(schema_version=1.0), "schema_version"),
+    "version with a point": (lambda c: c.update(schema_version=2.0), "schema_version"),
     "no version": (lambda c: c.pop("schema_version"), "version is not known"),
     "no engine": (lambda c: c["target"].pop("engine"), r"target\.engine"),
     "unknown engine": (lambda c: c["target"].update(engine="magic"), r"unknown engine \(found 'magic'\)"),
@@ -317,18 +444,54 @@ WRONG: dict[str, tuple[Change, str]] = {
     "engine by module": (lambda c: c["target"].update(engine="os"), "unknown engine"),
     "no threads": (lambda c: c["target"].update(threads=0), r"target\.threads"),
     "a million threads": (lambda c: c["target"].update(threads=1_000_000), r"target\.threads"),
-    "more bands": (lambda c: c.update(bands=4, wavelengths=None), "not the one that the manifest describes"),
-    "no bands": (lambda c: c.update(bands=0), "bands"),
-    "bands of text": (lambda c: c.update(bands="3"), "bands"),
-    "too many bands": (lambda c: c.update(bands=10**9), "bands"),
-    "more lines": (lambda c: c["frame"].update(lines=16), "not the one that the manifest describes"),
-    "more experts": (lambda c: c.update(experts=5), "not the one that the manifest describes"),
-    "more layers": (lambda c: c.update(layers=1), "not the one that the manifest describes"),
-    "more metrics": (lambda c: c.update(metrics=15), "metric set 'paper6' does not have 15"),
-    "other metrics": (lambda c: c.update(metric_set="reference15"), "'reference15' does not have 6"),
-    "unknown metrics": (lambda c: c.update(metric_set="\x1b[31m"), "does not have 6"),
-    "overlap of a whole frame": (lambda c: c["frame"].update(overlap=8), "overlap"),
-    "negative overlap": (lambda c: c["frame"].update(overlap=-1), r"frame\.overlap"),
+    "more bands": (lambda c: (planes(c, bands=4), c.update(wavelengths=None)), OTHER_GRAPH),
+    "no bands": (lambda c: planes(c, bands=0), r"signature\.measured\.bands"),
+    "bands of text": (lambda c: planes(c, bands="3"), r"signature\.measured\.bands"),
+    "bands with a point": (lambda c: planes(c, bands=3.0), r"signature\.measured\.bands"),
+    "bands of truth": (lambda c: planes(c, bands=True), r"signature\.measured\.bands"),
+    "too many bands": (lambda c: planes(c, bands=10**9), r"signature\.measured\.bands"),
+    "bands of one plane": (lambda c: c["signature"]["measured"].update(bands=4), "as many bands as they went in"),
+    "wavelengths of what is measured": (
+        lambda c: (c["signature"]["restored"].update(bands=4), c["signature"].update(band_groups=False)),
+        "3 wavelengths for 4 bands",
+    ),
+    "more lines": (lambda c: planes(c, lines=16), OTHER_GRAPH),
+    "lines of one plane": (lambda c: c["signature"]["restored"].update(lines=16), "as large as they went in"),
+    "more experts": (lambda c: c["signature"]["side"][0].update(shape=[2, 5]), OTHER_GRAPH),
+    "more layers": (lambda c: c["signature"]["side"][0].update(shape=[1, 4]), OTHER_GRAPH),
+    "routing of one axis": (lambda c: c["signature"]["side"][0].update(shape=[8]), "two axes"),
+    "no routing": (lambda c: c["signature"].update(side=[]), "golden arrays are others than the signature's tensors"),
+    "no routing at all": (
+        lambda c: (c["signature"].update(side=[]), c["golden"]["arrays"].pop("routing")),
+        "other inputs or outputs than frame, metrics, restored",
+    ),
+    "other names": (
+        lambda c: (
+            c["signature"]["side"][0].update(name="gates"),
+            c["golden"]["arrays"].update(gates=c["golden"]["arrays"].pop("routing")),
+        ),
+        OTHER_GRAPH,
+    ),
+    "other outputs": (lambda c: c["signature"]["side"][0].update(kind="depth"), r"signature\.side\.0\.kind"),
+    "more metrics": (lambda c: prompt(c, shape=[1, 15]), r"metric set 'paper6' does not have shape \(1, 15\)"),
+    "other metrics": (lambda c: prompt(c, of="reference15"), r"'reference15' does not have shape \(1, 6\)"),
+    "unknown metrics": (lambda c: prompt(c, of="\x1b[31m"), r"does not have shape \(1, 6\)"),
+    "no prompts": (lambda c: c["signature"].update(prompts=[]), "golden arrays are others"),
+    "constant not listed": (lambda c: prompt(c, kind="constant", of="prompts/none.npy"), "a file it needs"),
+    "constant outside": (lambda c: prompt(c, kind="constant", of="../secret"), "inside the bundle"),
+    "constant that is no array": (
+        lambda c: prompt(c, kind="constant", of="graphs/fp32.onnx"),
+        r"graphs/fp32\.onnx: the array is damaged",
+    ),
+    "constant of another shape": (
+        lambda c: prompt(c, kind="constant", of="golden/routing.npy"),
+        r"golden/routing\.npy: the array is not what the manifest describes",
+    ),
+    "frames with one place that overlap": (lambda c: c["signature"].update(tiling="fixed"), "one place only"),
+    "no signature": (lambda c: c.pop("signature"), "signature"),
+    "unknown key of the signature": (lambda c: c["signature"].update(bands=3), r"signature\.bands"),
+    "overlap of a whole frame": (lambda c: c.update(overlap=8), "overlap"),
+    "negative overlap": (lambda c: c.update(overlap=-1), "overlap"),
     "no scale": (lambda c: c.update(scale=0), "scale"),
     "negative scale": (lambda c: c.update(scale=-1.5), "scale"),
     "no tolerance": (lambda c: c["golden"].update(tolerance=0), r"golden\.tolerance"),
@@ -338,15 +501,19 @@ WRONG: dict[str, tuple[Change, str]] = {
     "unknown precision": (lambda c: c["precision"].update(chosen="fp64"), "a file it needs"),
     "no graph": (lambda c: c.update(graphs={}), "a file it needs"),
     "graph not listed": (lambda c: c["graphs"].update(fp32="graphs/other.onnx"), "graphs/other.onnx.*|a file it needs"),
-    "golden not listed": (lambda c: c["golden"].update(gates="golden/none.npy"), "a file it needs"),
+    "golden not listed": (lambda c: c["golden"]["arrays"].update(routing="golden/none.npy"), "a file it needs"),
+    "golden tensor that is not there": (
+        lambda c: c["golden"]["arrays"].update(more="golden/frame.npy"),
+        "golden arrays are others",
+    ),
     "short hash": (lambda c: c["files"]["graphs/fp32.onnx"].update(sha256="00"), "sha256"),
     "other hash": (lambda c: c["files"]["graphs/fp32.onnx"].update(sha256="0" * 64), "SHA-256 differs"),
     "fewer bytes": (lambda c: c["files"]["graphs/fp32.onnx"].update(bytes=1), "larger than it can be"),
     "more bytes": (lambda c: c["files"]["graphs/fp32.onnx"].update(bytes=1 << 60), "bytes"),
     "negative bytes": (lambda c: c["files"]["graphs/fp32.onnx"].update(bytes=-1), "bytes"),
-    "file that is not there": (lambda c: c["files"].update(more=c["files"]["golden/gates.npy"]), "cannot be read"),
+    "file that is not there": (lambda c: c["files"].update(more=c["files"]["golden/routing.npy"]), "cannot be read"),
     "half a character": (lambda c: c["network"].update(about="\ud800"), "altered or damaged"),
-    "graph that is an array": (lambda c: c["graphs"].update(fp32="golden/gates.npy"), "the graph"),
+    "graph that is an array": (lambda c: c["graphs"].update(fp32="golden/routing.npy"), "the graph"),
 }
 
 
@@ -553,7 +720,7 @@ def test_another_golden_output_fails_the_self_test(tiny_bundle: Path, tmp_path: 
 
 def test_other_experts_fail_the_self_test(tiny_bundle: Path, tmp_path: Path) -> None:
     altered = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    swap(altered, "golden/gates.npy", array_bytes(golden(altered, "gates")[:, ::-1]))
+    swap(altered, "golden/routing.npy", array_bytes(golden(altered, "routing")[:, ::-1]))
     with load_bundle(altered) as bundle, pytest.raises(GateError, match="same experts"):
         bundle.self_test()
 
@@ -608,7 +775,7 @@ def test_golden_arrays_are_not_believed(altered: Path, name: str, tmp_path: Path
     trap = tmp_path / "sprung"
     for data in bad_arrays(name, golden(altered, name), trap).values():
         swap(altered, f"golden/{name}.npy", data)
-        with load_bundle(altered) as bundle, pytest.raises(BundleError, match="golden array") as caught:
+        with load_bundle(altered) as bundle, pytest.raises(BundleError, match="the array is") as caught:
             bundle.self_test()
         assert str(caught.value).isprintable() and caught.value.file == str(altered / f"golden/{name}.npy")
     assert not trap.exists()

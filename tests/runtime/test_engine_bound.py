@@ -23,12 +23,12 @@ from onnx import TensorProto, helper
 
 from runtime.engines import Engine, EngineOptions, available_engines, open_engine, open_metrics
 from runtime.engines.buffers import GpuMemory
-from runtime.engines.contract import Ports
 from runtime.engines.cuda import CudaError, Device, wheel_folders
 from runtime.engines.onnxruntime_gpu import CUDA_GRAPH, REFUSED, available, captured_or_plain
 from runtime.engines.onnxruntime_libraries import loads_tensorrt, make_known, missing_library
 from runtime.engines.onnxruntime_session import BoundSession, SessionEngine
 from runtime.errors import BundleError, MachineError
+from runtime.signature import Ports
 from tests.contracts.engine import EngineContract, inputs
 from tests.contracts.gpu import PlainCuda, gpu_or_skip
 from tests.contracts.graphs import SMALL, known_graph, known_metrics, known_model
@@ -68,12 +68,12 @@ class TestBoundSession(EngineContract):
 
     def test_frames_are_as_the_graph_says(self, engine: Engine) -> None:
         for seed in range(4):
-            frame, metrics = inputs(SMALL, seed)
-            np.testing.assert_array_equal(engine.infer(frame, metrics)[0], frame)
+            given = inputs(SMALL, seed)
+            np.testing.assert_array_equal(engine.infer(given)["restored"], given["frame"])
 
 
 def test_a_graph_of_other_ports_has_memory_for_those() -> None:
-    cuda, (frame, _) = PlainCuda(), inputs(SMALL, 3)
+    cuda, frame = PlainCuda(), inputs(SMALL, 3)["frame"]
     with session_on(cuda, SMALL.metrics_ports, known_metrics(values=range(6))) as session:
         (metrics,) = session.compute(frame)
         np.testing.assert_allclose(metrics, frame.mean() + np.arange(6.0)[None], rtol=1e-6)
@@ -93,12 +93,12 @@ def test_what_a_session_held_goes_after_it_and_once() -> None:
     cuda = Watching()
     engine = bound(cuda)
     session = weakref.ref(engine.session._session)
-    engine.infer(*inputs(SMALL, 0))
+    engine.infer(inputs(SMALL, 0))
     assert session() is not None
     for _ in range(2):
         engine.close()
         with pytest.raises(MachineError, match=r"the engine is closed.*open it again"):
-            engine.infer(*inputs(SMALL, 0))
+            engine.infer(inputs(SMALL, 0))
     assert after == [True] * 9 and not cuda.left()
     assert cuda.given == ["device", "host"] * 4 + ["stream"]
 
@@ -108,7 +108,7 @@ def test_an_error_of_the_gpu_is_told_and_not_the_ones_that_follow_from_it() -> N
     engine = bound(cuda)
     cuda.broken = True
     with pytest.raises(CudaError, match="illegal memory access"):
-        engine.infer(*inputs(SMALL, 0))
+        engine.infer(inputs(SMALL, 0))
     engine.close()
     assert engine.session._session is None
 
@@ -121,10 +121,10 @@ def test_a_frame_that_fails_keeps_no_session_alive() -> None:
     model.graph.node.insert(2, helper.make_node("ReduceSum", ["picked"], ["sum"], keepdims=0))
     model.graph.node[3].input[1] = "sum"
     engine = bound(PlainCuda(), model.SerializeToString())
-    frame, metrics = inputs(SMALL, 0)
-    engine.infer(frame, np.zeros_like(metrics))
+    given = inputs(SMALL, 0)
+    engine.infer({**given, "metrics": np.zeros_like(given["metrics"])})
     with pytest.raises(MachineError, match="bound: ONNX Runtime failed on a frame") as caught:
-        engine.infer(frame, np.full_like(metrics, 1e6))
+        engine.infer({**given, "metrics": np.full_like(given["metrics"], 1e6)})
     assert "\n" not in str(caught.value) and caught.value.exit_code == 3
     session = weakref.ref(engine.session._session)
     engine.close()
@@ -271,8 +271,8 @@ def test_a_frame_is_one_graph_on_the_gpu(on_gpu: Engine) -> None:
 def test_every_frame_is_its_own_and_every_thread_may_run_one(on_gpu: Engine) -> None:
     def check() -> None:
         for seed in range(6):
-            frame, metrics = inputs(SMALL, seed)
-            np.testing.assert_allclose(on_gpu.infer(frame, metrics)[0], 2 * frame + 0.5, rtol=1e-6)
+            given = inputs(SMALL, seed)
+            np.testing.assert_allclose(on_gpu.infer(given)["restored"], 2 * given["frame"] + 0.5, rtol=1e-6)
         done.append(True)
 
     done: list[bool] = []
@@ -285,19 +285,19 @@ def test_every_frame_is_its_own_and_every_thread_may_run_one(on_gpu: Engine) -> 
 
 
 def test_metrics_of_a_frame_are_computed_there_too(on_gpu: Engine) -> None:
-    frame, _ = inputs(SMALL, 0)
+    frame, other = inputs(SMALL, 0)["frame"], inputs(SMALL, 1)
     with open_metrics("onnxruntime-cuda", known_metrics(values=range(6)), SMALL) as session:
         np.testing.assert_allclose(session.compute(frame)[0], frame.mean() + np.arange(6.0)[None], rtol=1e-5)
         assert session.describe()["launches"] == CUDA_GRAPH
-        np.testing.assert_allclose(on_gpu.infer(*inputs(SMALL, 1))[0], 2 * inputs(SMALL, 1)[0] + 0.5, rtol=1e-6)
+        np.testing.assert_allclose(on_gpu.infer(other)["restored"], 2 * other["frame"] + 0.5, rtol=1e-6)
 
 
 def test_it_opens_again_after_it_was_closed_and_when_memory_ends(on_gpu: Engine) -> None:
     for _ in range(3):
         engine = open_engine("onnxruntime-cuda", known_graph(), SMALL, EngineOptions())
-        frame, metrics = inputs(SMALL, 0)
-        np.testing.assert_array_equal(engine.infer(frame, metrics)[0], frame)
+        given = inputs(SMALL, 0)
+        np.testing.assert_array_equal(engine.infer(given)["restored"], given["frame"])
         engine.close()
         engine.close()
         with pytest.raises(MachineError, match="the engine is closed"):
-            engine.infer(frame, metrics)
+            engine.infer(given)

@@ -19,19 +19,21 @@ from export.networks import load_checkpoint
 from export.onnx import LIMIT
 from export.torch_engine import TorchEngine
 from runtime.bundle import read_manifest
-from runtime.engines import ENGINES, Engine, EngineOptions, EngineSpec, available_engines, open_engine
+from runtime.engines import ENGINES, Engine, EngineOptions, available_engines, open_engine
 from runtime.engines.contract import Float32
 from runtime.engines.onnx_guard import check_onnx
 from runtime.errors import BundleError, MachineError
-from tests.contracts.engine import EngineContract, inputs
-from tests.contracts.graphs import SMALL, known_graph, known_model
+from runtime.signature import Signature
+from tests.contracts.coded import CODED, coded_graph, decode
+from tests.contracts.engine import EngineContract, assert_equal, inputs
+from tests.contracts.graphs import SMALL, damp_like, known_graph, known_model
 
 ONE = EngineOptions(threads=1)
 
 
-def tiny_graph(bundle: Path) -> tuple[bytes, EngineSpec]:
+def tiny_graph(bundle: Path) -> tuple[bytes, Signature]:
     manifest = read_manifest(bundle)
-    return (bundle / manifest.graphs[manifest.precision.chosen]).read_bytes(), manifest.spec()
+    return (bundle / manifest.graphs[manifest.precision.chosen]).read_bytes(), manifest.signature
 
 
 class TestOnnxRuntimeCpu(EngineContract):
@@ -69,30 +71,45 @@ class TestKnownGraph(EngineContract):
             yield engine
 
 
+class TestCodedGraph(EngineContract):
+    """Other planes out than in, a constant, and nothing beside them."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls) -> Iterator[Engine]:
+        with open_engine("onnxruntime", coded_graph(), CODED, ONE) as engine:
+            yield engine
+
+    def test_it_gives_what_the_network_is_known_to_give(self, engine: Engine) -> None:
+        for seed in range(3):
+            given = inputs(CODED, seed)
+            assert_equal(engine.infer(given), decode(given))
+
+
 def test_onnxruntime_and_pytorch_agree(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    graph, spec = tiny_graph(tiny_bundle)
+    graph, signature = tiny_graph(tiny_bundle)
     with (
-        open_engine("onnxruntime", graph, spec, ONE) as flying,
+        open_engine("onnxruntime", graph, signature, ONE) as flying,
         TorchEngine(load_checkpoint(tiny_checkpoint), 64, 64) as t,
     ):
-        assert flying.spec == t.spec
+        assert flying.signature == t.signature == signature
         seen = set()
         for seed in range(6):
-            given = inputs(spec, seed)
-            (restored, gates), (expected, chosen) = flying.infer(*given), t.infer(*given)
-            assert np.abs(restored - expected).max() < LIMIT * np.ptp(expected)
-            assert np.abs(expected - given[0]).max() > 0.01
-            np.testing.assert_array_equal(gates > 0, chosen > 0)
-            np.testing.assert_allclose(gates, chosen, atol=1e-5)
-            seen.add((gates > 0).tobytes())
+            given = inputs(signature, seed)
+            found, expected = flying.infer(given), t.infer(given)
+            assert np.abs(found["restored"] - expected["restored"]).max() < LIMIT * np.ptp(expected["restored"])
+            assert np.abs(expected["restored"] - given["frame"]).max() > 0.01
+            np.testing.assert_array_equal(found["routing"] > 0, expected["routing"] > 0)
+            np.testing.assert_allclose(found["routing"], expected["routing"], atol=1e-5)
+            seen.add((found["routing"] > 0).tobytes())
     assert len(seen) > 1, "the same experts throughout"
 
 
 @pytest.mark.parametrize("threads", [1, 2, None])
 def test_threads_are_those_asked_for(threads: int | None) -> None:
     with open_engine("onnxruntime", known_graph(), SMALL, EngineOptions(threads)) as engine:
-        frame, metrics = inputs(SMALL, 0)
-        np.testing.assert_array_equal(engine.infer(frame, metrics)[0], frame)
+        given = inputs(SMALL, 0)
+        np.testing.assert_array_equal(engine.infer(given)["restored"], given["frame"])
         assert threads is None or f"{threads} threads" in engine.describe()["device"]
         assert re.fullmatch(r"all \d+ nodes in CPUExecutionProvider", engine.describe()["placement"])
 
@@ -122,11 +139,11 @@ def test_an_engine_tells_what_it_computes_in(
 class Broken(Engine):
     """An engine that gives what it is told to give."""
 
-    def __init__(self, restored: Any, gates: Any) -> None:
+    def __init__(self, *outputs: Any) -> None:
         super().__init__(SMALL)
-        self.outputs = restored, gates
+        self.outputs = outputs
 
-    def infer_impl(self, frame: Float32, metrics: Float32) -> tuple[Float32, Float32]:
+    def infer_impl(self, *inputs: Float32) -> tuple[Float32, ...]:
         return self.outputs
 
     def describe(self) -> dict[str, str]:
@@ -134,18 +151,34 @@ class Broken(Engine):
 
 
 def test_outputs_that_cannot_be_used_are_the_machines_fault() -> None:
-    frame, metrics = inputs(SMALL, 0)
-    gates = np.full(SMALL.gates_shape, 0.25, np.float32)
-    assert Broken(frame, gates).infer(frame, metrics) == (frame, gates)
+    given = inputs(SMALL, 0)
+    frame, gates = given["frame"], np.full(SMALL.ports.outputs["routing"], 0.25, np.float32)
+    good = Broken(frame, gates).infer(given)
+    assert list(good) == ["restored", "routing"] and good["restored"] is frame and good["routing"] is gates
     holed = frame.copy()
     holed[0, 1, 2, 3] = np.nan
     for wrong in (frame[:, 1:], frame.astype(np.float64), holed, frame[0], holed * np.float32(np.inf)):
         with pytest.raises(MachineError, match="restored: the engine gave an output") as caught:
-            Broken(wrong, gates).infer(frame, metrics)
+            Broken(wrong, gates).infer(given)
         assert caught.value.exit_code == 3
     for wrong in (gates.T, gates.astype(np.float16), np.full_like(gates, np.inf), gates.ravel()):
-        with pytest.raises(MachineError, match="gates: the engine gave an output"):
-            Broken(frame, wrong).infer(frame, metrics)
+        with pytest.raises(MachineError, match="routing: the engine gave an output"):
+            Broken(frame, wrong).infer(given)
+
+
+def test_inputs_come_in_the_order_of_the_signature() -> None:
+    class Echo(Broken):
+        def infer_impl(self, *inputs: Float32) -> tuple[Float32, ...]:
+            seen.append(inputs)
+            return self.outputs
+
+    given, seen = inputs(SMALL, 0), []
+    engine = Echo(given["frame"], np.ones(SMALL.ports.outputs["routing"], np.float32))
+    for order in (given, dict(reversed(given.items()))):
+        engine.infer(order)
+    for frame, metrics in seen:
+        np.testing.assert_array_equal(frame, given["frame"])
+        np.testing.assert_array_equal(metrics, given["metrics"])
 
 
 def test_an_engine_is_closed_at_the_end_of_its_block() -> None:
@@ -172,9 +205,13 @@ def test_engines_are_known_by_name() -> None:
             open_engine(name, known_graph(), SMALL)
 
 
-@pytest.mark.parametrize("change", ["bands", "lines", "samples", "metrics", "layers", "experts"])
+SIZES: dict[str, Any] = {"bands": 3, "lines": 8, "samples": 16, "metrics": "paper6", "layers": 2, "experts": 4}
+
+
+@pytest.mark.parametrize("change", SIZES)
 def test_a_graph_of_other_shapes_is_refused(change: str) -> None:
-    other = EngineSpec(**{**vars(SMALL), change: getattr(SMALL, change) + 1})
+    assert damp_like(**SIZES) == SMALL
+    other = damp_like(**{**SIZES, change: "reference15" if change == "metrics" else SIZES[change] + 1})
     with pytest.raises(BundleError, match="not the one that the manifest describes"):
         open_engine("onnxruntime", known_graph(), other, ONE)
 
@@ -188,14 +225,14 @@ def renamed(model: onnx.ModelProto) -> None:
 
 
 def with_output(model: onnx.ModelProto) -> None:
-    model.graph.output.append(helper.make_tensor_value_info("scaled", TensorProto.FLOAT, SMALL.frame_shape))
+    model.graph.output.append(helper.make_tensor_value_info("scaled", TensorProto.FLOAT, SMALL.measured.shape))
 
 
 def with_input(model: onnx.ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
 
 
-def without_gates(model: onnx.ModelProto) -> None:
+def without_routing(model: onnx.ModelProto) -> None:
     del model.graph.output[1]
 
 
@@ -205,8 +242,10 @@ def with_free_size(model: onnx.ModelProto) -> None:
 
 
 def of_doubles(model: onnx.ModelProto) -> None:
-    model.graph.node.append(helper.make_node("Cast", ["gates"], ["wide"], to=TensorProto.DOUBLE))
-    model.graph.output[1].CopyFrom(helper.make_tensor_value_info("wide", TensorProto.DOUBLE, SMALL.gates_shape))
+    model.graph.node.append(helper.make_node("Cast", ["routing"], ["wide"], to=TensorProto.DOUBLE))
+    model.graph.output[1].CopyFrom(
+        helper.make_tensor_value_info("wide", TensorProto.DOUBLE, SMALL.ports.outputs["routing"])
+    )
 
 
 def with_unknown_node(model: onnx.ModelProto) -> None:
@@ -218,7 +257,7 @@ def with_unknown_domain(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("com.example", 1))
 
 
-SIGNATURES = (renamed, with_output, with_input, without_gates, with_free_size, of_doubles)
+SIGNATURES = (renamed, with_output, with_input, without_routing, with_free_size, of_doubles)
 
 
 @pytest.mark.parametrize("change", [*SIGNATURES, with_unknown_node, with_unknown_domain])
@@ -247,9 +286,13 @@ def refused_before_opening(model: onnx.ModelProto, match: str) -> None:
 
 
 def test_external_data_as_onnx_writes_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = EngineSpec(bands=3, lines=8, samples=16, metrics=600, layers=2, experts=4)
+    signature = damp_like(3, 8, 16, layers=20, experts=40)
     onnx.save(
-        known_model(spec), tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=1024
+        known_model(signature),
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=1024,
     )
     assert (tmp_path / "weights.bin").stat().st_size > 1024
     # Where the weights would be found, if anybody looked.
@@ -258,7 +301,7 @@ def test_external_data_as_onnx_writes_it_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(BundleError, match=r"graph\.onnx: the graph refers to data outside itself"):
         check_onnx(data, file="graph.onnx")
     with pytest.raises(BundleError, match="data outside itself"):
-        open_engine("onnxruntime", data, spec, ONE)
+        open_engine("onnxruntime", data, signature, ONE)
 
 
 def outside(name: str = "t", *, told: bool = True, listed: bool = True) -> TensorProto:

@@ -20,7 +20,8 @@ from runtime.metrics import METRIC_SETS, prompt_metrics
 from runtime.prompts import LEAST, Prompts, beyond, differences
 from runtime.sources.simulator import simulate_scene
 from tests.contracts.bundles import METRICS_GRAPH, SPEC, known_bundle, reseal, sealed, swap
-from tests.contracts.graphs import known_graph, known_metrics
+from tests.contracts.coded import CODE, CODED
+from tests.contracts.graphs import damp_like, known_graph, known_metrics
 
 Float32 = NDArray[np.float32]
 NAMES = METRIC_SETS["paper6"]
@@ -43,17 +44,19 @@ def scene(*shape: int) -> Float32:
 def test_the_graph_of_a_bundle_gives_numpys_metrics(measuring: Bundle, task: str) -> None:
     frame = DEGRADATIONS[task](scene(31, 64, 64), np.random.default_rng(2))
     assert measuring.prompts.by(frame.shape) == "graph"
-    found = measuring.prompts(frame)
+    found = measuring.prompts.metrics(frame)
     assert found.shape == (6,) and found.dtype == np.float32
     assert not beyond(differences(found, prompt_metrics(frame, "paper6"), "paper6"))
-    np.testing.assert_array_equal(found, measuring.prompts(frame))
+    (made,) = measuring.prompts(frame).items()
+    assert made[0] == "metrics"
+    np.testing.assert_array_equal(made[1], found[None])
 
 
 @pytest.mark.parametrize("shape", [(31, 65, 64), (31, 64, 128), (31, 40, 50), (31, 1, 64), (30, 64, 64)], ids=str)
 def test_parts_of_other_sizes_are_numpys(measuring: Bundle, shape: tuple[int, int, int]) -> None:
     part = scene(*shape)
     assert measuring.prompts.by(part.shape) == "host"
-    np.testing.assert_array_equal(measuring.prompts(part), prompt_metrics(part, "paper6"))
+    np.testing.assert_array_equal(measuring.prompts.metrics(part), prompt_metrics(part, "paper6"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
@@ -68,10 +71,33 @@ def test_values_that_have_no_metrics_are_refused_in_numpys_words(measuring: Bund
 
 
 def test_without_a_graph_everything_is_numpys() -> None:
-    prompts, part = Prompts("reference15"), scene(3, 16, 16)
+    prompts, part = Prompts(damp_like(3, 16, 16, "reference15")), scene(3, 16, 16)
     assert prompts.by(part.shape) == "host" and prompts.told == "NumPy on the host" and len(prompts.names) == 15
-    np.testing.assert_array_equal(prompts(part), prompt_metrics(part, "reference15"))
+    np.testing.assert_array_equal(prompts.metrics(part), prompt_metrics(part, "reference15"))
+    np.testing.assert_array_equal(prompts(part)["metrics"], prompts.metrics(part)[None])
     prompts.close()
+
+
+def test_on_the_host_no_graph_is_asked(measuring: Bundle) -> None:
+    frame, host = scene(31, 64, 64), measuring.prompts.on_host()
+    assert host.by(frame.shape) == "host" and host.told == "NumPy on the host"
+    np.testing.assert_array_equal(host.metrics(frame), prompt_metrics(frame, "paper6"))
+    host.close()
+    assert measuring.prompts.metrics(frame).shape == (6,), "its graph is not the other's to close"
+
+
+def test_constants_are_what_they_are_and_metrics_none() -> None:
+    prompts = Prompts(CODED, {"code": CODE, "another": CODE})
+    for shape in ((3, 8, 16), (3, 5, 7)):
+        part = scene(*shape)
+        (made,) = prompts(part).items()
+        assert made[0] == "code" and made[1] is CODE
+        assert prompts.by(part.shape) == "none" and prompts.metrics(part).shape == (0,)
+    assert (prompts.told, prompts.names) == ("none", ()) and prompts.on_host()(part)["code"] is CODE
+    prompts.close()
+    for wrong in ({}, {"another": CODE}, None):
+        with pytest.raises(KeyError, match="code"):
+            Prompts(CODED, wrong)
 
 
 def test_differences_are_shares_and_of_logarithms_absolute() -> None:
@@ -92,7 +118,7 @@ def test_the_restored_cube_says_what_computed_its_metrics(measuring: Bundle, tin
     frame = scene(31, 64, 64)
     restored = measuring.restore(frame)
     assert restored.metrics_by == "graph"
-    np.testing.assert_array_equal(restored.metrics, measuring.prompts(frame))
+    np.testing.assert_array_equal(restored.metrics, measuring.prompts.metrics(frame))
     larger = measuring.restore(scene(31, 65, 64))
     assert larger.metrics_by == "host"
     np.testing.assert_array_equal(larger.metrics, prompt_metrics(scene(31, 65, 64), "paper6"))
@@ -107,7 +133,7 @@ def test_every_band_group_of_one_frame_is_the_graphs(measuring: Bundle) -> None:
     cube = scene(40, 64, 64)
     restored = measuring.restore(cube)
     assert restored.metrics_by == "graph" and restored.metrics.shape == (2, 6)
-    np.testing.assert_array_equal(restored.metrics, [measuring.prompts(part) for part in (cube[:31], cube[9:])])
+    np.testing.assert_array_equal(restored.metrics, [measuring.prompts.metrics(part) for part in (cube[:31], cube[9:])])
 
 
 # Bundles
@@ -120,7 +146,7 @@ def told(bundle: Path, **options: Any) -> str:
 
 def test_a_manifest_names_its_metrics_graph_and_one_without_reads_as_before(tmp_path: Path) -> None:
     manifest = read_manifest(known_bundle(tmp_path / "bundle", metrics_graph=known_metrics()))
-    assert manifest.schema_version == 1 and manifest.metrics_graph == METRICS_GRAPH in manifest.files
+    assert manifest.schema_version == 2 and manifest.metrics_graph == METRICS_GRAPH in manifest.files
     assert parse(dump(manifest), file="m") == manifest
     content = manifest.model_dump(mode="json")
     del content["metrics_graph"]
@@ -153,8 +179,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "not listed": (lambda b: reseal(b, lambda c: c["files"].pop(METRICS_GRAPH)), "does not list a file it needs"),
     "outside": (lambda b: reseal(b, lambda c: c.update(metrics_graph="../metrics.onnx")), "inside the bundle"),
     "of other metrics": (
-        lambda b: reseal(b, lambda c: c.update(metric_set="reference15", metrics=15)),
-        "no graph computes the metrics of reference15",
+        lambda b: reseal(b, lambda c: c["signature"]["prompts"][0].update(of="reference15", shape=[1, 15])),
+        "no graph computes the metrics of this network",
+    ),
+    "of none": (
+        lambda b: reseal(b, lambda c: (c["signature"].update(prompts=[]), c["golden"]["arrays"].pop("metrics"))),
+        "no graph computes the metrics of this network",
     ),
     "another graph": (
         lambda b: swap(b, METRICS_GRAPH, known_graph(SPEC)),
@@ -181,8 +211,8 @@ def test_a_metrics_graph_that_is_not_the_one_that_was_built_is_refused(tmp_path:
 
 def test_a_closed_bundle_computes_no_metrics(tmp_path: Path) -> None:
     bundle = load_bundle(known_bundle(tmp_path / "bundle", metrics_graph=known_metrics()))
-    frame = np.ones((SPEC.bands, SPEC.lines, SPEC.samples), np.float32)
-    assert bundle.prompts(frame).tolist() == [1] * 6
+    frame = np.ones(SPEC.measured.shape[1:], np.float32)
+    assert bundle.prompts.metrics(frame).tolist() == [1] * 6
     bundle.close()
     with pytest.raises(MachineError, match="the engine is closed"):
-        bundle.prompts(frame)
+        bundle.prompts.metrics(frame)

@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,30 @@ from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
 from runtime.stream.pipeline import NamedSink, Stream, StreamOptions, StreamResult
 from runtime.stream.restoring import RestorerFacts
+from tests.contracts.graphs import damp_like
 from tests.runtime.stream.lines import FORMAT, SHAPE, Script, line
 
 LINES, OVERLAP = 8, 2
-FACTS = RestorerFacts(SHAPE[0], (LINES, SHAPE[1]), OVERLAP, Prompts("paper6"))
-GATES = np.ones((2, 3), np.float32) / 3
+SIGNATURE = damp_like(SHAPE[0], LINES, SHAPE[1], layers=2, experts=3)
+FACTS = RestorerFacts(SIGNATURE, OVERLAP, Prompts(SIGNATURE))
+ROUTING = np.ones((2, 3), np.float32) / 3
 FILES = StreamOptions(line_buffers=16)
 
 
-def same(frame: Any, metrics: Any) -> tuple[Any, Any]:
+def engine(function: Callable[[Any], Any]) -> Infer:
+    """An engine that makes this of a frame."""
+
+    def infer(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        assert list(feeds) == ["frame", "metrics"]
+        return {"restored": function(feeds["frame"]), "routing": ROUTING}
+
+    return infer
+
+
+@engine
+def same(frame: Any) -> Any:
     """An engine that restores a frame to itself."""
-    return frame.copy(), GATES
+    return frame.copy()
 
 
 class Kept(Sink):
@@ -166,9 +179,10 @@ def test_missing_lines_are_counted_and_bridged_or_left_out() -> None:
 def test_what_follows_a_break_is_not_joined_with_what_came_before() -> None:
     frames: list[int] = []
 
-    def noted(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def noted(frame: Any) -> Any:
         frames.append(frame.shape[2])
-        return frame.copy(), GATES
+        return frame.copy()
 
     kept, record = Kept(), Record()
     script: list[Any] = [*range(11), Broken("the camera vanished"), Quiet(), *range(11, 30)]
@@ -181,9 +195,10 @@ def test_what_follows_a_break_is_not_joined_with_what_came_before() -> None:
 
 
 def test_restoration_that_is_behind_drops_whole_frames_and_counts_them_exactly() -> None:
-    def slow(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def slow(frame: Any) -> Any:
         time.sleep(0.05)
-        return frame.copy(), GATES
+        return frame.copy()
 
     record, kept, dropped = Record(), Kept(), []
     gone: list[int] = []
@@ -214,8 +229,9 @@ def test_unfit_lines_are_passed_through_and_told() -> None:
     lines[13][0, 0] = 1
     kept, record = Kept(), Record()
 
-    def brighter(frame: Any, metrics: Any) -> tuple[Any, Any]:
-        return frame + np.float32(100 / 4095), GATES
+    @engine
+    def brighter(frame: Any) -> Any:
+        return frame + np.float32(100 / 4095)
 
     stream = stream_of(Script(lines), brighter, record, [NamedSink("kept", kept, "block", True)])
     result = run(stream)
@@ -231,8 +247,9 @@ def test_unfit_lines_are_passed_through_and_told() -> None:
 def test_values_that_the_type_cannot_hold_are_clipped_and_counted() -> None:
     kept = Kept()
 
-    def darker(frame: Any, metrics: Any) -> tuple[Any, Any]:
-        return frame - 2, GATES
+    @engine
+    def darker(frame: Any) -> Any:
+        return frame - 2
 
     stream = stream_of(Script(range(8)), darker, None, [NamedSink("kept", kept, "block", True)])
     run(stream)
@@ -243,11 +260,12 @@ def test_values_that_the_type_cannot_hold_are_clipped_and_counted() -> None:
 def test_an_engine_that_raises_once_costs_one_frame() -> None:
     runs: list[int] = []
 
-    def once(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def once(frame: Any) -> Any:
         runs.append(0)
         if len(runs) == 2:
             raise RuntimeError("a hiccup")
-        return frame.copy(), GATES
+        return frame.copy()
 
     record, kept = Record(), Kept()
     result = run(stream_of(Script(range(50)), once, record, [NamedSink("kept", kept, "block", True)]))
@@ -261,7 +279,8 @@ def test_an_engine_that_raises_once_costs_one_frame() -> None:
 def test_an_engine_that_always_raises_is_asked_no_more_and_the_record_goes_on() -> None:
     runs: list[int] = []
 
-    def broken(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def broken(frame: Any) -> Any:
         runs.append(0)
         raise MachineError("out of memory", key="gpu")
 
@@ -321,9 +340,10 @@ def test_a_signal_ends_it_within_its_time_and_what_was_on_its_way_is_counted() -
 def test_an_engine_that_hangs_does_not_keep_the_stream_from_ending() -> None:
     release = threading.Event()
 
-    def hangs(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def hangs(frame: Any) -> Any:
         release.wait(60)
-        return frame.copy(), GATES
+        return frame.copy()
 
     record, kept = Record(), Kept()
     source = Script(range(1_000_000), live=True, pause=0.001)
@@ -344,9 +364,10 @@ def test_an_engine_that_hangs_does_not_keep_the_stream_from_ending() -> None:
 def test_a_file_whose_engine_is_slow_ends_in_time_with_a_whole_record() -> None:
     release = threading.Event()
 
-    def slow(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def slow(frame: Any) -> Any:
         release.wait(60)
-        return frame.copy(), GATES
+        return frame.copy()
 
     record = Record()
     stream = stream_of(Script(range(1_000_000)), slow, record)
@@ -387,10 +408,11 @@ def test_lines_that_a_hanging_disk_did_not_take_are_incomplete() -> None:
 def test_numbers_that_no_network_should_see_are_not_the_engines_fault() -> None:
     kept, events = Kept(), []
 
-    def picky(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def picky(frame: Any) -> Any:
         if frame.max() > 0.99:
             raise CubeError("the values are too large")
-        return frame.copy(), GATES
+        return frame.copy()
 
     lines: list[Any] = [line(number) for number in range(100)]
     for number in range(10, 60):
@@ -462,11 +484,12 @@ def test_a_bug_in_a_sink_is_told_and_ends_nothing(principal: bool) -> None:
 def test_nothing_grows_while_it_runs() -> None:
     sizes, frames = np.zeros(2000, np.int64), [0]
 
-    def measured(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def measured(frame: Any) -> Any:
         gc.collect()
         sizes[frames[0]] = tracemalloc.get_traced_memory()[0]
         frames[0] += 1
-        return frame.copy(), GATES
+        return frame.copy()
 
     # What other tests left behind is not looked through each time.
     gc.collect()
@@ -497,9 +520,10 @@ class _Nothing(Sink):
 def test_a_live_source_never_waits_for_restoration(slots: int) -> None:
     gate = threading.Event()
 
-    def held(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def held(frame: Any) -> Any:
         gate.wait(20)
-        return frame.copy(), GATES
+        return frame.copy()
 
     record = Record()
     options = StreamOptions(line_buffers=8, frame_buffers=slots)
@@ -559,17 +583,19 @@ def test_restored_values_never_read_as_the_ignore_value() -> None:
     lines = lines_of(24)
     lines[4][0, 0] = 3
 
-    def darker(frame: Any, metrics: Any) -> tuple[Any, Any]:
-        return frame - np.float32(10 / 4095), GATES
+    @engine
+    def darker(frame: Any) -> Any:
+        return frame - np.float32(10 / 4095)
 
     values, flags = given_out(lines, 0.0, darker)
     assert values[4, 0, 0] == 1, "what was clipped to the ignore value reads as missing"
     assert flags[4] == Flag.RESTORED
     runs: list[int] = []
 
-    def around(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def around(frame: Any) -> Any:
         runs.append(1)
-        return np.full_like(frame, (999.2 if len(runs) % 2 else 1000.8) / 4095), GATES
+        return np.full_like(frame, (999.2 if len(runs) % 2 else 1000.8) / 4095)
 
     values, _ = given_out(lines_of(24, 2000), 1000.0, around)
     assert not (values == 1000).any(), "what was blended to the ignore value reads as missing"
@@ -580,7 +606,7 @@ def test_a_pixel_that_is_missing_in_one_band_comes_out_as_it_came() -> None:
     lines = lines_of(24)
     lines[5][1] = 0
     lines[9][2, 7] = 0
-    values, flags = given_out(lines, 0.0, lambda frame, metrics: (frame + np.float32(0.1), GATES))
+    values, flags = given_out(lines, 0.0, engine(lambda frame: frame + np.float32(0.1)))
     np.testing.assert_array_equal(values[5], lines[5])
     assert flags[5] == Flag.PASSED
     np.testing.assert_array_equal(values[9, :, 7], lines[9][:, 7])
@@ -633,9 +659,10 @@ def test_floats_never_read_as_the_ignore_value_that_were_not() -> None:
     np.testing.assert_allclose(values[9], lines[9] - 5, atol=1e-30)
     runs: list[int] = []
 
-    def around(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def around(frame: Any) -> Any:
         runs.append(1)
-        return np.full_like(frame, -1.0 if len(runs) % 2 else 1.0), GATES
+        return np.full_like(frame, -1.0 if len(runs) % 2 else 1.0)
 
     values, _ = given_out(lines_of(24, format=format), 0, around, format=format)
     assert not (values == 0).any(), "what was blended to the ignore value reads as missing"
@@ -687,7 +714,7 @@ def test_lines_are_judged_by_all_that_the_restored_bands_are_made_of(tmp_path: P
         kept, lines = Kept(), lines_of(16, format=format)
         lines[6][3, 5] = value
         lines[9][8, 5] = value
-        half = lambda frame, metrics: (frame * np.float32(0.5), GATES)  # noqa: E731
+        half = engine(lambda frame: frame * np.float32(0.5))
         sinks = [NamedSink("kept", kept, "block", True)]
         stream = stream_of(
             Script([each.copy() for each in lines], format), half, None, sinks, output=replace(format, bands=3),
@@ -736,9 +763,10 @@ def test_sinks_may_save_while_nothing_comes() -> None:
 def test_a_record_is_saved_while_restoration_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.stream.recording.CHECKPOINT_SECONDS", 0.1)
 
-    def slow(frame: Any, metrics: Any) -> tuple[Any, Any]:
+    @engine
+    def slow(frame: Any) -> Any:
         time.sleep(0.7)
-        return frame.copy(), GATES
+        return frame.copy()
 
     record = Record()
     run(stream_of(Script(range(30)), slow, record))

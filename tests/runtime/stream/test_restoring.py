@@ -51,19 +51,15 @@ def restorer_of(
     bundle: Bundle, format: LineFormat, chosen: tuple[int, ...] | None = None, radiometry: dict[str, Any] | None = None
 ) -> FrameRestorer:
     m = bundle.manifest
-    frame = (m.frame.lines, m.frame.samples)
-    facts = RestorerFacts(m.bands, frame, m.frame.overlap, bundle.prompts, chosen)
+    facts = RestorerFacts(m.signature, m.overlap, bundle.prompts, chosen)
     return FrameRestorer(facts, format, bundle.engine.infer, load_radiometry(radiometry or {}, format))
 
 
 def expected(bundle: Bundle, unit: NDArray[np.float32]) -> NDArray[np.float32]:
     m = bundle.manifest
     return np.asarray(
-        restore_cube(
-            unit, bundle.engine.infer, bands=m.bands, frame=(m.frame.lines, m.frame.samples),
-            overlap=m.frame.overlap, prompts=bundle.prompts,
-        ).cube
-    )  # fmt: skip
+        restore_cube(unit, bundle.engine.infer, m.signature, overlap=m.overlap, prompts=bundle.prompts).cube
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,6 +77,7 @@ def test_a_frame_is_restored_as_a_cube_is(bundle: Bundle, bands: int, lines: int
     assert set(report.flags.tolist()) == {int(wanted)}
     assert len(report.metrics) == 6
     assert sum(report.experts) > 0
+    assert not report.passed
 
 
 def test_metrics_of_whole_frames_are_the_graphs_of_a_bundle_that_has_one(metrics_bundle: Path, bundle: Bundle) -> None:
@@ -91,7 +88,7 @@ def test_metrics_of_whole_frames_are_the_graphs_of_a_bundle_that_has_one(metrics
         restorer = restorer_of(measuring, format)
         values, report = restorer.restore(frame)
         assert report.metrics_by == "graph"
-        np.testing.assert_array_equal(list(report.metrics.values()), measuring.prompts(unit))
+        np.testing.assert_array_equal(list(report.metrics.values()), measuring.prompts.metrics(unit))
         np.testing.assert_allclose(values, expected(measuring, unit), rtol=0, atol=2e-6)
         assert restorer.restore(short)[1].metrics_by == "host"
         assert restorer.pass_through(frame)[1].metrics_by == ""
@@ -231,7 +228,7 @@ def test_a_frame_of_mostly_unfit_lines_is_passed_as_a_whole(bundle: Bundle) -> N
     restorer = restorer_of(bundle, format)
     values, report = restorer.restore(frame, alive=lambda: asked.append(None))
     assert not asked, "the engine was asked"
-    assert not report.metrics
+    assert not report.metrics and report.passed
     came = np.arange(LINES) != 50
     assert ((report.flags[came] & Flag.PASSED) > 0).all()
     np.testing.assert_array_equal(values[:, came], (cube / np.float64(4095)).astype(np.float32)[:, came])
