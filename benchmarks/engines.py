@@ -26,14 +26,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from deploy.graphs import measuring
 from deploy.options import parse_size
+from export.networks import network_of
 from export.networks.damp import Damp, DampConfig
 from export.networks.damp.attention import NORM_EPS, ChannelNorm
 from export.networks.damp.blocks import ExpertMixture
 from export.onnx import OPSET, count_nodes, export_graph
-from export.torch_engine import TorchEngine, spec_of
+from export.torch_engine import TorchEngine
 from runtime.engines import EngineOptions, open_engine
-from runtime.metrics import prompt_metrics
 from runtime.sources.simulator import simulate_scene
 
 ROUNDS = 5
@@ -71,7 +72,7 @@ def plain_export(
     began = time.perf_counter()
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
-        names: dict[str, Any] = {"input_names": ["frame", "metrics"], "output_names": ["restored", "gates"]}
+        names: dict[str, Any] = {"input_names": ["frame", "metrics"], "output_names": ["restored", "routing"]}
         program = torch.onnx.export(net, (frame, metrics), dynamo=True, opset_version=opset, verbose=False, **names)
     assert program is not None
     return program.model_proto.SerializeToString(), time.perf_counter() - began
@@ -81,30 +82,30 @@ def main() -> None:
     size = parse_size(sys.argv[1] if len(sys.argv) > 1 else "256x256") or {}
     lines, samples = size["lines"], size["samples"]
     torch.manual_seed(0)
-    net = Damp(DampConfig()).eval()
-    scene = simulate_scene(0, net.config.bands, lines, samples).truth
-    frame = (scene + np.random.default_rng(0).normal(0, 0.2, scene.shape).astype(np.float32))[None]
-    metrics = prompt_metrics(frame[0], net.config.metric_set)[None]
-    eager, spec = TorchEngine(net, lines, samples), spec_of(net, lines, samples)
+    net = network_of(Damp(DampConfig()))
+    way = measuring(net, lines, samples)
+    scene = simulate_scene(0, way.signature.measured.bands, lines, samples).truth
+    probe = way.feeds(scene + np.random.default_rng(0).normal(0, 0.2, scene.shape).astype(np.float32))
+    eager = TorchEngine(net, lines, samples)
     began = time.perf_counter()
     graph = export_graph(net, lines, samples)
     seconds = time.perf_counter() - began
-    engines: dict[str, Callable[[], object]] = {"eager PyTorch": lambda: eager.infer(frame, metrics)}
+    engines: dict[str, Callable[[], object]] = {"eager PyTorch": lambda: eager.infer(probe)}
     told = []
     for label, given in PLAIN.items():
         torch.manual_seed(0)
         other = Damp(DampConfig()).eval()
-        plain, took = plain_export(other, torch.from_numpy(frame), torch.from_numpy(metrics), **given)
+        plain, took = plain_export(other, *map(torch.from_numpy, probe.values()), **given)
         told.append(f"{label}: {count_nodes(plain)} nodes, export {took:.0f} s")
         session = onnxruntime.InferenceSession(plain, providers=["CPUExecutionProvider"])
-        engines[label] = lambda session=session: session.run(None, {"frame": frame, "metrics": metrics})
+        engines[label] = lambda session=session: session.run(None, probe)
     for label, name, precision in (
         ("ONNX Runtime", "onnxruntime", "fp32"),
         ("OpenVINO", "openvino", "fp32"),
         ("OpenVINO, bf16", "openvino", "bf16"),
     ):
-        opened = open_engine(name, graph.data, spec, EngineOptions(precision=precision))
-        engines[label] = lambda opened=opened: opened.infer(frame, metrics)
+        opened = open_engine(name, graph.data, way.signature, EngineOptions(precision=precision))
+        engines[label] = lambda opened=opened: opened.infer(probe)
     taken: dict[str, list[float]] = {label: [] for label in engines}
     for number in range(ROUNDS + 1):
         for label, run in engines.items():

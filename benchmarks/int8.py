@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -22,13 +21,12 @@ from rich.table import Table
 from calibration.products import int8_share, products
 from calibration.quantized import quantized, taken
 from calibration.ranges import collect, ranges
+from deploy.graphs import measuring
 from deploy.options import parse_size
-from export.networks import load_checkpoint
+from export.networks import Network, load_checkpoint, network_of
 from export.networks.damp import Damp, DampConfig
-from export.onnx import export_graph
-from export.torch_engine import spec_of
+from export.onnx import Probe, export_graph
 from runtime.engines import EngineOptions, open_engine
-from runtime.metrics import prompt_metrics
 from runtime.sources.simulator import simulate_scene
 
 ROUNDS = 5
@@ -36,28 +34,28 @@ BAR = 1.5
 ENGINES = ("onnxruntime", "openvino")
 
 
-def networks() -> dict[str, Any]:
+def networks() -> dict[str, Network]:
     """A trained one, and the public reference's larger configuration with seeded weights."""
     torch.manual_seed(0)
-    return {"damp-small, 4.6 M": load_checkpoint("damp-small"), "options, 36.9 M": Damp(DampConfig()).eval()}
+    return {"damp-small, 4.6 M": load_checkpoint("damp-small"), "options, 36.9 M": network_of(Damp(DampConfig()))}
 
 
-def in_int8(graph: bytes, probes: Sequence[tuple[Any, Any]]) -> bytes:
+def in_int8(graph: bytes, probes: Sequence[Probe]) -> bytes:
     """A float32 graph with every product in INT8 that may be, ranges from the largest values on the probes."""
     model = onnx.load_model_from_string(graph)
     names = [p.name for p in products(model) if p.quantisable]
     return quantized(graph, ranges(collect(graph, taken(model, names), lambda: probes), "minmax"), names)
 
 
-def measured(net: Any, lines: int, samples: int) -> tuple[float, dict[tuple[str, str], float]]:
+def measured(net: Network, lines: int, samples: int) -> tuple[float, dict[tuple[str, str], float]]:
     """(share of multiply-adds in INT8, {(engine, precision): median seconds of a frame})."""
     graph = export_graph(net, lines, samples).data
-    scene = simulate_scene(0, net.config.bands, lines, samples).truth
-    probe = (scene[None], prompt_metrics(scene, net.config.metric_set)[None])
+    way = measuring(net, lines, samples)
+    probe = way.feeds(simulate_scene(0, way.signature.measured.bands, lines, samples).truth)
     int8 = in_int8(graph, [probe])
-    spec, programs = spec_of(net, lines, samples), {"fp32": graph, "int8": int8}
+    programs = {"fp32": graph, "int8": int8}
     opened = {
-        (engine, precision): open_engine(engine, program, spec, EngineOptions(precision=precision))
+        (engine, precision): open_engine(engine, program, way.signature, EngineOptions(precision=precision))
         for engine in ENGINES
         for precision, program in programs.items()
     }
@@ -65,7 +63,7 @@ def measured(net: Any, lines: int, samples: int) -> tuple[float, dict[tuple[str,
     for number in range(ROUNDS + 1):
         for key, engine in opened.items():
             began = time.perf_counter()
-            engine.infer(*probe)
+            engine.infer(probe)
             if number:
                 taken_[key].append(time.perf_counter() - began)
     for engine in opened.values():

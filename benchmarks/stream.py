@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Memory(Source):
 class Unmeasured(Prompts):
     """Metrics that cost nothing."""
 
-    def __call__(self, part: Any) -> Any:
+    def metrics(self, part: Any) -> Any:
         return np.zeros(len(self.names), np.float32)
 
 
@@ -93,8 +94,13 @@ def frame_parts(bundle: Any, facts: RestorerFacts, format: LineFormat) -> dict[s
 
 def own_seconds(facts: RestorerFacts, format: LineFormat) -> float:
     """Processor seconds per frame of everything but radiometry, metrics and the engine; median of several streams."""
-    facts = replace(facts, prompts=Unmeasured(facts.prompts.metric_set))
-    gates = np.ones((1, 4), np.float32)
+    signature = facts.signature
+    facts = replace(facts, prompts=Unmeasured(signature))
+    side = {s.name: np.ones(s.shape, np.float32) for s in signature.side}
+
+    def idle(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        return {signature.restored.name: feeds[signature.measured.name], **side}
+
     found = []
     for _ in range(3):
         radiometry, spent = load_radiometry({}, format), [0.0]
@@ -111,7 +117,7 @@ def own_seconds(facts: RestorerFacts, format: LineFormat) -> float:
             record = open_line_writer(Path(folder), "lines", format)
             restored = open_line_writer(Path(folder), "restored", format)
             stream = Stream(
-                Memory(format, FRAMES * step), facts, lambda frame, metrics: (frame, gates), radiometry, format,
+                Memory(format, FRAMES * step), facts, idle, radiometry, format,
                 record, [NamedSink("restored", RestoredFile(restored), "block", True)], StreamOptions(),
             )  # fmt: skip
             began = time.process_time()
@@ -129,12 +135,13 @@ def main() -> int:
         path = arguments.bundle or built(Path(folder) / "bundle")
         with load_bundle(path, threads=arguments.threads) as bundle:
             m = bundle.manifest
-            facts = RestorerFacts(m.bands, (m.frame.lines, m.frame.samples), m.frame.overlap, bundle.prompts)
-            format = LineFormat(m.bands, m.frame.samples, np.dtype(np.uint16), 4095.0, 4095.0)
+            measured = m.signature.measured
+            facts = RestorerFacts(m.signature, m.overlap, bundle.prompts)
+            format = LineFormat(measured.bands, measured.samples, np.dtype(np.uint16), 4095.0, 4095.0)
             parts = frame_parts(bundle, facts, format)
     own = own_seconds(facts, format)
     whole = parts["radiometry"] + parts["metrics"] + parts["engine"] + own
-    shape = " x ".join(map(str, (m.bands, m.frame.lines, m.frame.samples)))
+    shape = " x ".join(map(str, measured.shape[1:]))
     grid = Table(
         title=f"a frame of {shape}, {m.network.parameters / 1e6:.1f} M parameters, {arguments.threads} threads"
     )

@@ -39,6 +39,8 @@ from .options import (
     examples,
     ground,
     json_option,
+    network_option,
+    network_options,
     parse_size,
     read_config,
     refuse_existing,
@@ -78,6 +80,7 @@ ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32
 @click.option("--target", help="What to build for.  [default: cpu]")
 @click.option("--checkpoint", help="A .pth or .safetensors, or the name of a packaged model.")
 @click.option("--top-k", type=int, help="Experts that run for a frame; asked for where the checkpoint does not tell.")
+@network_option
 @click.option("--size", help="Lines x samples of a frame.  [default: 256x256]")
 @click.option("--overlap", type=int, help="Lines and samples that neighbouring tiles share.  [default: 32]")
 @click.option("--precision", help="fp32, fp16, bf16, int8 or auto.  [default: the target's own]")
@@ -100,6 +103,7 @@ def command(
     target: str | None,
     checkpoint: str | None,
     top_k: int | None,
+    options: tuple[str, ...],
     size: str | None,
     overlap: int | None,
     precision: str | None,
@@ -119,10 +123,12 @@ def command(
     Flags win over --config. A build that was stopped goes on when it is started again with the same recipe.
     """
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
+    told = network_options(options, top_k)
     flags = {
         "target": target,
         "model.checkpoint": checkpoint,
-        "model.top_k": top_k,
+        "model.top_k": told.get("top_k"),
+        "model.options": told,
         "input.frame": parse_size(size),
         "input.overlap": overlap,
         "precision": precision,
@@ -199,7 +205,7 @@ def build(
         )
     with console.progress("loading the checkpoint"):
         networks = ground("export.networks")
-        net: Network = networks.load_checkpoint(config.model.checkpoint, config.model.top_k, **config.model.options)
+        net: Network = networks.load_checkpoint(config.model.checkpoint, **config.model.said)
     frame = config.input.frame
     onnx = ground("export.onnx")
     onnx.check_size(net, frame.lines, frame.samples)

@@ -20,7 +20,16 @@ from . import console
 from .comparison import VARIANTS, Comparison, TaskResult, Variant, compare
 from .config import Config, with_overrides
 from .gates import DIRECTIONS, GateResult, failed, judge
-from .options import config_option, engine_option, examples, ground, json_option, read_config
+from .options import (
+    config_option,
+    engine_option,
+    examples,
+    ground,
+    json_option,
+    network_option,
+    network_options,
+    read_config,
+)
 from .quantize import PICTURE
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ Float32 = NDArray[np.float32]
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--checkpoint", help="The checkpoint that the bundle was built from.")
 @click.option("--top-k", type=int, help="Where the checkpoint does not tell it; the bundle's own by default.")
+@network_option
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of clean cubes, instead of a simulated scene.")
 @click.option("--scenes", help="Comma list of the cubes of --data to take, by name without suffix; all by default.")
 @click.option("--scale", type=float, help="Number that stands for 1.0 in cubes of integers; beats file's and bundle's.")
@@ -51,6 +61,7 @@ def command(
     bundle: Path,
     checkpoint: str | None,
     top_k: int | None,
+    options: tuple[str, ...],
     data: Path | None,
     scenes: str | None,
     scale: float | None,
@@ -65,7 +76,9 @@ def command(
     none, and computed in FP16's arithmetic) and int8.
     """
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
-    config = with_overrides(config, {"model.checkpoint": checkpoint, "model.top_k": top_k, "input.scale": scale})
+    told = network_options(options, top_k)
+    flags = {"model.checkpoint": checkpoint, "model.top_k": told.get("top_k"), "model.options": told}
+    config = with_overrides(config, {**flags, "input.scale": scale})
     wanted = _wanted(variants)
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError("no such folder", file=report, key="--report", remedy="make the folder first")
@@ -111,8 +124,8 @@ def check(
             "no checkpoint is given", key="--checkpoint", remedy="give the checkpoint that the bundle was built from"
         )
     m = bundle.manifest
-    told = config.model.options if config.model.top_k is None else {"top_k": config.model.top_k, **config.model.options}
-    net: Network = ground("export.networks").load_checkpoint(config.model.checkpoint, **{**m.network.options, **told})
+    said = {**m.network.options, **config.model.said}
+    net: Network = ground("export.networks").load_checkpoint(config.model.checkpoint, **said)
     refuse_other_network(bundle, net)
     tasks = config.check.degradations or net.architecture.tasks
     for task in tasks:

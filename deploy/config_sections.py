@@ -17,6 +17,7 @@ from deploy.config_types import (
     Number,
     PathText,
     Precision,
+    Scalar,
     Section,
     Side,
     Wavelengths,
@@ -77,11 +78,25 @@ class ModelSection(Section):
         description="Experts per image. Not in the weights: asked for when no config.json lies beside the checkpoint.",
         examples=[1],
     )
-    options: dict[str, str | int | float | bool] = Field(
+    options: dict[Name, Scalar] = Field(
         default_factory=dict,
         description="Options of the network's architecture, as --option KEY=VALUE gives them.",
         examples=[{"top_k": 1}],
     )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ModelSection:
+        told = self.options.get("top_k", self.top_k)
+        if self.top_k is not None and told != self.top_k:
+            raise _cross(
+                "options", f"top_k: {told}", f"disagrees with model.top_k, {self.top_k}", "say it in one place only"
+            )
+        return self
+
+    @property
+    def said(self) -> dict[str, str | int | float | bool]:
+        """All options, `top_k` among them where it is known."""
+        return self.options if self.top_k is None else {**self.options, "top_k": self.top_k}
 
 
 class InputSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from pydantic import (
     AfterValidator,
     AllowInfNan,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -38,6 +40,12 @@ def versions_text(text: str) -> str:
     return text
 
 
+def scalar(value: object) -> object:
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise PydanticCustomError("scalar", "must be a text, a finite number, true or false")
+    return printable_text(value) if isinstance(value, str) else value
+
+
 def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     repeated = next((value for value in values if values.count(value) > 1), None)
     if repeated is not None:
@@ -60,6 +68,7 @@ Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), AllowInfNan(False)]
 Side = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
 Name = Annotated[str, Strict(), StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Scalar = Annotated[str | int | float | bool, BeforeValidator(scalar)]
 PathText = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=4096), AfterValidator(printable_text)]
 Wavelength = Annotated[Number, Field(gt=0)]
 Wavelengths = Annotated[tuple[Wavelength, ...], Field(min_length=1, max_length=MAX_BANDS), AfterValidator(increasing)]

@@ -22,7 +22,7 @@ from runtime.restore import Restored, restore_cube
 
 from . import console
 from .graphs import measuring
-from .options import examples, ground, json_option
+from .options import examples, ground, json_option, network_option, network_options
 from .pictures import require_plots
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Model:
 @click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
 @click.option("--key", help="Name of the array in .npz and .mat files.")
 @click.option("--top-k", type=int, help="Experts that run for a frame, where the checkpoint does not tell it.")
+@network_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the degradations.")
 @json_option
 def command(
@@ -92,6 +93,7 @@ def command(
     layout: str,
     key: str | None,
     top_k: int | None,
+    options: tuple[str, ...],
     seed: int,
 ) -> dict[str, Any]:
     """Measure a model on clean cubes: degrade, restore, compare.
@@ -104,7 +106,7 @@ def command(
     require_plots()
     wanted_scenes = None if scenes is None else tuple(dict.fromkeys(part.strip() for part in scenes.split(",")))
     files = ground("calibration.cubes").find_cubes(data, wanted_scenes)
-    with _opened(model, top_k) as measured:
+    with _opened(model, network_options(options, top_k)) as measured:
         chosen = _tasks(tasks, measured.measuring.tasks)
         folder = out if out is not None else Path("evaluation") / _plain_name(Path(model))
         _refuse_file(folder)
@@ -126,9 +128,10 @@ def command(
                 moved(len(rows), len(files) * len(chosen))
     rows.sort(key=lambda r: chosen.index(r.task))
     _show(rows)
-    options = {"--scenes": scenes, "--tasks": tasks, "--scale": scale, "--key": key, "--top-k": top_k, "--seed": seed}
-    options |= {"--layout": layout} if layout != DEFAULT_LAYOUT else {}
-    again = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
+    told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--top-k", top_k)]
+    told += [("--option", option) for option in options] + [("--seed", seed)]
+    told += [("--layout", layout)] if layout != DEFAULT_LAYOUT else []
+    again = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in told if value is not None)
     line = f"deploy evaluate {shlex.quote(model)} --data DIR {again}"
     in_order = {task: pictured[task] for task in chosen}
     _write(folder, measured, rows, in_order, centres, line)
@@ -161,13 +164,14 @@ def _figures(q: Quality | None) -> dict[str, float] | None:
 
 
 @contextmanager
-def _opened(model: str, top_k: int | None) -> Iterator[Model]:
+def _opened(model: str, options: Mapping[str, Any]) -> Iterator[Model]:
     """A packaged model, a checkpoint or a bundle, whose engine is closed in the end. Raises DeployError."""
     if not Path(model).is_dir():
-        yield _from_checkpoint(model, top_k)
+        yield _from_checkpoint(model, options)
         return
-    if top_k is not None:
-        raise InputError("a bundle's top-k is fixed", key="--top-k", value=top_k, remedy="leave it out")
+    for name, value in options.items():
+        asked = "--top-k" if name == "top_k" else "--option"
+        raise InputError("a bundle's options are fixed", key=asked, value=f"{name}={value}", remedy="leave it out")
     with load_bundle(Path(model)) as bundle:
         m = bundle.manifest
         architecture = ground("export.networks").ARCHITECTURES[m.network.architecture]
@@ -182,8 +186,8 @@ def _opened(model: str, top_k: int | None) -> Iterator[Model]:
         yield Model(model, m.network.about, restore, way, m.scale, centres, None)
 
 
-def _from_checkpoint(name: str, top_k: int | None) -> Model:
-    net: Network = ground("export.networks").load_checkpoint(name, top_k)
+def _from_checkpoint(name: str, options: Mapping[str, Any]) -> Model:
+    net: Network = ground("export.networks").load_checkpoint(name, **options)
     architecture, facts = net.architecture, net.facts
     engine = ground("export.torch_engine").TorchEngine
     multiple = architecture.multiple

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import click
 
-from runtime.errors import InputError, MachineError
+from runtime.errors import ConfigError, InputError, MachineError
 from runtime.files import written_files
 
 from . import console
 from .config import Config, load_config
+from .yaml_lines import parse_yaml
 
 F = TypeVar("F", bound=Callable[..., Any])
 BUILDER_MODULES = ("export.tensorrt", "export.targets")
@@ -56,6 +57,17 @@ def engine_option(command: F) -> F:
     )(command)
 
 
+def network_option(command: F) -> F:
+    """`--option KEY=VALUE`, as often as there are options of the network; see `network_options`."""
+    return click.option(
+        "--option",
+        "options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="An option of the network, such as top_k=1; may be given again for another.",
+    )(command)
+
+
 def remote_options(command: F) -> F:
     """`--remote`, `--remote-command` and `--ssh-config`."""
     for option in (
@@ -91,6 +103,34 @@ def parse_size(text: str | None) -> dict[str, int] | None:
     if match is None or 0 in map(int, match.groups()):
         raise InputError("not a size", key="size", value=text, remedy="lines x samples, for example 256x320")
     return {"lines": int(match[1]), "samples": int(match[2])}
+
+
+def network_options(texts: Sequence[str], top_k: int | None = None) -> dict[str, str | int | float | bool]:
+    """What `--option` and its short form `--top-k` say, {key: value}; values are scalars as in a deploy.yaml.
+
+    Raises:
+        InputError: not KEY=VALUE, no scalar, or two values of one key.
+    """
+    told: dict[str, str | int | float | bool] = {} if top_k is None else {"top_k": top_k}
+    for text in texts:
+        key, _, given = text.partition("=")
+        try:
+            read = parse_yaml(f"value: {given}", None).data
+        except ConfigError:
+            read = {}
+        value = read.get("value")
+        scalar = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", key) or len(read) != 1 or not scalar:
+            raise InputError(
+                "not an option of a network", key="--option", value=text, remedy="KEY=VALUE, for example top_k=1"
+            )
+        assert isinstance(value, str | int | float), "it is a scalar"
+        if told.setdefault(key, value) != value:
+            also = " with --top-k" if key == "top_k" and top_k is not None else ""
+            raise InputError(
+                f"{key} is given two values{also}", key="--option", value=f"{told[key]} and {value}", remedy="give one"
+            )
+    return told
 
 
 def ground(module: str) -> ModuleType:

@@ -15,7 +15,16 @@ from runtime.errors import InputError
 from . import console
 from .config import Config, with_overrides
 from .graphs import simulated_probes
-from .options import config_option, examples, ground, json_option, parse_size, read_config
+from .options import (
+    config_option,
+    examples,
+    ground,
+    json_option,
+    network_option,
+    network_options,
+    parse_size,
+    read_config,
+)
 from .quantize import (
     PICTURE,
     SEARCHED_SIDE,
@@ -45,6 +54,7 @@ SHOWN = 12
 )
 @click.option("--checkpoint", help="A .pth or .safetensors, or the name of a packaged model.")
 @click.option("--top-k", type=int, help="Experts that run for a frame; asked for where the checkpoint does not tell.")
+@network_option
 @click.option("--calibration", help="Folder of cubes, or `simulated` for simulated scenes.")
 @click.option("--size", help=f"Lines x samples of a frame.  [default: {SEARCHED_SIDE}x{SEARCHED_SIDE}]")
 @click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
@@ -57,6 +67,7 @@ SHOWN = 12
 def command(
     checkpoint: str | None,
     top_k: int | None,
+    options: tuple[str, ...],
     calibration: str | None,
     size: str | None,
     scale: float | None,
@@ -70,9 +81,11 @@ def command(
     searched for, as `deploy build` does. FP16 is measured in every block alone.
     """
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
+    told = network_options(options, top_k)
     flags = {
         "model.checkpoint": checkpoint,
-        "model.top_k": top_k,
+        "model.top_k": told.get("top_k"),
+        "model.options": told,
         "calibration.dir": calibration,
         "input.frame": parse_size(size or f"{SEARCHED_SIDE}x{SEARCHED_SIDE}"),
         "input.overlap": 0,
@@ -83,9 +96,9 @@ def command(
         raise InputError("no checkpoint is given", key="--checkpoint", remedy="give one, or a deploy.yaml that does")
     if out is not None and out.exists() and not out.is_dir():
         raise InputError("is a file", file=out, key="--out", remedy="give a folder")
-    net = ground("export.networks").load_checkpoint(config.model.checkpoint, config.model.top_k, **config.model.options)
-    told = config.input.scale if config.input.scale is not None else net.facts.scale
-    frames = open_calibration(config, net, told, whole=True)
+    net = ground("export.networks").load_checkpoint(config.model.checkpoint, **config.model.said)
+    scaled = config.input.scale if config.input.scale is not None else net.facts.scale
+    frames = open_calibration(config, net, scaled, whole=True)
     if frames is None:
         raise InputError(
             "nothing to measure on", key="--calibration", remedy="give a folder of clean cubes, or `simulated`"

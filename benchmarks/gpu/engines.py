@@ -18,8 +18,8 @@ from calibration.products import int8_share
 from calibration.typed import half_precision
 from deploy.graphs import in_half_arithmetic, simulated_probes
 from export.networks import load_checkpoint
-from export.onnx import LIMITS
-from export.torch_engine import FORMS, TorchEngine, spec_of
+from export.onnx import LIMITS, Probe
+from export.torch_engine import FORMS, TorchEngine
 from runtime.board import read_board
 from runtime.bundle import load_bundle, verified_bundle
 from runtime.engines import Engine, EngineOptions, available_engines, open_engine
@@ -32,7 +32,6 @@ from .commands import TARGETS
 from .run import Found, Setting
 
 Float32 = NDArray[np.float32]
-Probe = tuple[Float32, Float32]
 Work = Callable[[int], object]
 """Restores the frame of a number, and waits for it."""
 
@@ -88,12 +87,12 @@ class Truth:
     """The packaged network, the probes of a build, and what PyTorch in float32 on the CPU makes of them."""
 
     def __init__(self, setting: Setting) -> None:
-        self.net: Any = load_checkpoint(setting.model)
+        self.net = load_checkpoint(setting.model)
         self.size, self.device = (setting.size, setting.size), setting.device
-        probes = simulated_probes(self.net.config.bands, self.size, (), self.net.config.metric_set)
-        self.probes: list[Probe] = list(zip(*probes, strict=True))
+        self.signature = self.net.signature(*self.size)
+        self.probes: list[Probe] = simulated_probes(self.net, self.size, ())
         reference = TorchEngine(self.net, *self.size)
-        self.results = [reference.infer(*probe) for probe in self.probes]
+        self.results = [reference.infer(probe) for probe in self.probes]
 
     def pytorch(self, form: str, precision: str) -> TorchEngine:
         """PyTorch on the device that is looked at."""
@@ -101,14 +100,15 @@ class Truth:
 
     def from_host(self, engine: Engine) -> Work:
         """An engine with arrays of the host, in and out."""
-        return lambda index: engine.infer(*self.probes[index % len(self.probes)])
+        return lambda index: engine.infer(self.probes[index % len(self.probes)])
 
     def compare(self, engine: Engine, precision: str, row: dict[str, Any]) -> None:
         """How far an engine is off. Raises GateError beyond a build's limit, or for other experts except in int8."""
-        found = [engine.infer(*probe) for probe in self.probes]
-        pairs = list(zip(found, self.results, strict=True))
-        row["largest difference"] = max(difference(one[0], other[0]) for one, other in pairs)
-        row["same experts"] = all(np.array_equal(one[1] > 0, other[1] > 0) for one, other in pairs)
+        pairs = [(engine.infer(probe), other) for probe, other in zip(self.probes, self.results, strict=True)]
+        restored, side = self.signature.restored.name, self.signature.side
+        row["largest difference"] = max(difference(one[restored], other[restored]) for one, other in pairs)
+        same = (np.array_equal(one[s.name] > 0, other[s.name] > 0) for one, other in pairs for s in side)
+        row["same experts"] = all(same)
         if row["largest difference"] > LIMITS[precision] or not (row["same experts"] or precision == "int8"):
             raise GateError("it does not compute what PyTorch does", key=precision, value=row["largest difference"])
 
@@ -130,7 +130,7 @@ def parity(setting: Setting, found: Found) -> None:
 def engines(setting: Setting, found: Found) -> None:
     """Bundles in the toolkit's engine: golden frame, probes, memory, and a cube in tiles as the CPU restores it."""
     truth = Truth(setting)
-    frame = truth.probes[0][0][0]
+    frame = truth.probes[0][truth.signature.measured.name][0]
     cube = np.ascontiguousarray(np.tile(frame, (1, 2, 2))[:, : 3 * setting.size // 2, : 3 * setting.size // 2])
     for precision in TARGETS:
         with found.line(precision) as row:
@@ -160,11 +160,11 @@ def int8(setting: Setting, found: Found) -> None:
     truth = Truth(setting)
     _, files = verified_bundle(setting.bundle("fp32"))
     single = files["graphs/fp32.onnx"]
-    spec, ways = spec_of(truth.net, *truth.size), dict[str, dict[str, Work]]()
+    ways: dict[str, dict[str, Work]] = {}
     with ExitStack() as stack:
 
         def add(name: str, graph: bytes, precision: str, row: dict[str, Any]) -> None:
-            opened = open_engine(setting.engine, graph, spec, EngineOptions(precision=precision))
+            opened = open_engine(setting.engine, graph, truth.signature, EngineOptions(precision=precision))
             engine = stack.enter_context(opened)
             truth.compare(engine, precision, row)
             ways[name] = {"host": truth.from_host(engine)}
@@ -219,7 +219,7 @@ def bound(engine: Any) -> Work:
 
 def tensors(engine: TorchEngine, truth: Truth) -> Work:
     """PyTorch with tensors that lie on the device."""
-    given = [[torch.from_numpy(array).to(truth.device) for array in probe] for probe in truth.probes]
+    given = [[torch.from_numpy(array).to(truth.device) for array in probe.values()] for probe in truth.probes]
     return lambda index: (engine.on_device(*given[index % len(given)]), synchronise())
 
 

@@ -61,7 +61,7 @@ def find_checkpoint(name: str | Path) -> Path:
     return path
 
 
-def load_checkpoint(path: str | Path, top_k: int | None = None, **options: Option) -> Network:
+def load_checkpoint(path: str | Path, /, top_k: int | None = None, **options: Option) -> Network:
     """Load a trained network; nothing in the file is ever executed.
 
     Args:

@@ -145,15 +145,17 @@ def test_every_step_is_counted_in_its_own_place(tiny_bundle: Path, monkeypatch: 
         measured = measure(loaded, cubes, (3, math.inf), 1)
         monkeypatch.undo()
         # The bundle is left open.
-        assert loaded.engine.infer(*golden(tiny_bundle))[0].shape == loaded.engine.spec.frame_shape
+        made, outputs = loaded.engine.infer(golden(tiny_bundle)), loaded.engine.signature.ports.outputs
+        assert {name: array.shape for name, array in made.items()} == outputs
     assert measured.times == (Times(1, 2, 10, 3),) * 3
     assert latency_ms(measured.times) == {"p50": 16e3, "p90": 16e3, "p99": 16e3, "mean": 16e3, "frames": 3}
     assert split_ms(measured.times) == {"metrics": 1e3, "pre": 2e3, "engine": 10e3, "post": 3e3}
 
 
-def golden(bundle: Path) -> tuple[Any, Any]:
-    names = read_manifest(bundle).golden
-    return np.load(bundle / names.frame), np.load(bundle / names.metrics)
+def golden(bundle: Path) -> dict[str, Any]:
+    """What the golden frame's engine is fed with."""
+    m = read_manifest(bundle)
+    return {name: np.load(bundle / m.golden.arrays[name]) for name in m.signature.ports.inputs}
 
 
 def test_medians_of_the_steps_are_about_the_latency() -> None:
@@ -167,8 +169,8 @@ def test_medians_of_the_steps_are_about_the_latency() -> None:
 def test_the_frames_differ_and_are_of_the_bundles_size(tiny_bundle: Path) -> None:
     cubes = bench_frames(tiny_bundle)
     m = read_manifest(tiny_bundle)
-    assert len(cubes) == 4 and np.array_equal(cubes[0], golden(tiny_bundle)[0][0])
-    assert {cube.shape for cube in cubes} == {(m.bands, m.frame.lines, m.frame.samples)}
+    assert len(cubes) == 4 and np.array_equal(cubes[0], golden(tiny_bundle)["frame"][0])
+    assert {cube.shape for cube in cubes} == {m.signature.measured.shape[1:]} == {(31, 64, 64)}
     assert {cube.dtype for cube in cubes} == {np.dtype(np.float32)}
     assert len({float(cube.sum()) for cube in cubes}) == 4 and all(np.isfinite(cube).all() for cube in cubes)
 
@@ -312,7 +314,7 @@ def test_ctrl_c_leaves_nothing_behind(capsys: Capsys, tmp_path: Path, monkeypatc
     def interrupted(self: SessionEngine, frame: Any, metrics: Any) -> Any:
         if next(calls) == 5:
             raise KeyboardInterrupt
-        return frame.copy(), np.eye(*self.spec.gates_shape, dtype=np.float32)
+        return frame.copy(), np.eye(*self.signature.ports.outputs["routing"], dtype=np.float32)
 
     monkeypatch.setattr(SessionEngine, "infer_impl", interrupted)
     capsys.readouterr()

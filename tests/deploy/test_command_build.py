@@ -19,7 +19,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.networks import save_checkpoint
+from export.networks import network_of, save_checkpoint
 from runtime.bundle import MANIFEST, load_bundle, read_manifest
 from tests.contracts.bundles import known_bundle
 from tests.contracts.command import Done, assert_failed, assert_finite, assert_json_error, command_line, invoke
@@ -36,7 +36,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a build leaves behind that was killed after its export; the checkpoint `net.safetensors` lies there too."""
     folder = tmp_path_factory.mktemp("killed")
     config = dataclasses.replace(SMALL, encoder_blocks=(0, 0, 0, 0), experts=4, metric_set="paper6", gate="concat")
-    save_checkpoint(network(config), folder / "net.safetensors", scale=255, about="seeded")
+    save_checkpoint(network_of(network(config)), folder / "net.safetensors", scale=255, about="seeded")
     with subprocess.Popen(
         command_line("build", "--checkpoint", "net.safetensors", *RECIPE, "--out", "bundle"),
         cwd=folder,
@@ -102,19 +102,21 @@ def test_a_build_goes_on_where_it_was_killed(capsys: Capsys, unfinished: Path) -
         assert bundle.manifest.network.checkpoint == "net.safetensors" and bundle.manifest.scale == 4095
 
 
-def test_flags_beat_the_configuration(capsys: Capsys, unfinished: Path) -> None:
+@pytest.mark.parametrize("said", ["top_k: 4", "options: {top_k: 4}"])
+@pytest.mark.parametrize("asked", [("--top-k", "1"), ("--option", "top_k=1")], ids=" ".join)
+def test_flags_beat_the_configuration(capsys: Capsys, unfinished: Path, said: str, asked: tuple[str, str]) -> None:
     """The graph is used again only where the flags make the recipe what it was."""
     Path("other.yaml").write_text(
-        "model: {checkpoint: nothing.pth, top_k: 4}\n"
+        f"model: {{checkpoint: nothing.pth, {said}}}\n"
         "input: {scale: 1, overlap: 3, frame: 128x192}\n"
         "output: {dir: elsewhere}\n"
     )
-    flags = ("--checkpoint", "net.safetensors", "--top-k", "1", *RECIPE, "--out", "bundle")
+    flags = ("--checkpoint", "net.safetensors", *asked, *RECIPE, "--out", "bundle")
     done = invoke(capsys, "build", "--config", "other.yaml", *flags)
     assert done.code == 0 and "going on with an unfinished build" in done.out
     m = read_manifest("bundle")
-    assert (m.frame.lines, m.frame.samples, m.frame.overlap, m.scale, m.scale_from) == (64, 64, 16, 4095, "flag")
-    assert m.network.configuration["top_k"] == 1 and not Path("elsewhere").exists()
+    assert (*m.signature.measured.size, m.overlap, m.scale, m.scale_from) == (64, 64, 16, 4095, "flag")
+    assert m.network.configuration["top_k"] == m.network.options["top_k"] == 1 and not Path("elsewhere").exists()
 
 
 def test_the_configuration_beats_defaults_and_checkpoint(capsys: Capsys, unfinished: Path, tmp_path: Path) -> None:
@@ -259,6 +261,7 @@ def test_wrong_input_is_told_in_one_line_and_nothing_is_written(capsys: Capsys, 
         "yaml": "input: {scale: [}",
         "scale": "input: {scale: -1}",
         "typo": "input: {scael: 1}",
+        "option": "model: {top_k: 1,\n  options: {top_k: 2}}",
         "engine": "target: x\ntargets: {x: {engine: magic}}",
         "int8": "target: x\ntargets: {x: {precisions: [fp32, int8], default_precision: int8}}",
     }.items():
@@ -276,6 +279,13 @@ def test_wrong_input_is_told_in_one_line_and_nothing_is_written(capsys: Capsys, 
         ((*good, "--scale", "x"), 2, ("--scale", "'x'")),
         ((*good, "--top-k", "5"), 2, ("top", "1 to 4")),
         ((*good, "--top-k", "0"), 2, ("top",)),
+        ((*good, "--option", "top_k=5"), 2, ("top", "1 to 4")),
+        ((*good, "--option", "top_k=x"), 2, ("model.top_k", "whole number")),
+        ((*good, "--option", "path=x"), 2, ("net.safetensors", "no such option", "path", "it has top_k")),
+        ((*good, "--option", "top_k"), 2, ("--option", "'top_k'", "KEY=VALUE")),
+        ((*good, "--option", "top_k=1", "--top-k", "2"), 2, ("--option", "two values with --top-k", "2 and 1")),
+        ((*good, "--option", "top_k=1", "--option", "top_k=2"), 2, ("--option", "two values", "1 and 2")),
+        ((*good, "--config", "option.yaml"), 2, ("option.yaml", "line 2", "model.options", "model.top_k, 1")),
         ((*good, "--target", "jetson"), 2, ("unknown target", "cpu")),
         ((*good, "--target", "cqu"), 2, ("did you mean cpu?",)),
         ((*good, "--precision", "fp16"), 2, ("does not run this precision", "fp32")),
@@ -334,10 +344,10 @@ def test_without_pytorch_it_says_what_to_install(here: Path) -> None:
 def test_the_tiny_bundle_restores_what_pytorch_restores(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     assert names_in(tiny_checkpoint.parent) == ["bundle", tiny_checkpoint.name]
     with load_bundle(tiny_bundle) as bundle:
-        golden = {
-            name: np.load(tiny_bundle / f"golden/{name}.npy") for name in ("frame", "metrics", "restored", "gates")
-        }
-        restored, gates = bundle.engine.infer(golden["frame"], golden["metrics"])
-    assert np.abs(restored - golden["restored"]).max() < 2e-4 * np.ptp(golden["restored"])
-    np.testing.assert_allclose(gates, golden["gates"], atol=1e-5)
+        ports = bundle.manifest.signature.ports
+        assert list(ports.shapes) == ["frame", "metrics", "restored", "routing"]
+        golden = {name: np.load(tiny_bundle / f"golden/{name}.npy") for name in ports.shapes}
+        made = bundle.engine.infer({name: golden[name] for name in ports.inputs})
+    assert np.abs(made["restored"] - golden["restored"]).max() < 2e-4 * np.ptp(golden["restored"])
+    np.testing.assert_allclose(made["routing"], golden["routing"], atol=1e-5)
     assert np.abs(golden["restored"] - golden["frame"]).max() > 1e-3

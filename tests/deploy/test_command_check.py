@@ -57,7 +57,7 @@ def test_other_weights_fail_the_gates(
 ) -> None:
     net = load_checkpoint(tiny_checkpoint)
     with torch.no_grad():
-        net.output.weight.mul_(1.05)
+        net.module.output.weight.mul_(1.05)
     other = save_checkpoint(net, tmp_path / "other.safetensors")
     done = invoke(capsys, "check", tiny_bundle, "--checkpoint", other, "--config", config)
     assert done.code == 1 and "is not the very file" in done.err
@@ -70,6 +70,15 @@ def test_another_network_is_refused(
     assert_failed(done, 2, "the bundle was built from another network")
     done = invoke(capsys, "check", tiny_bundle, "--config", config)
     assert_failed(done, 2, "no checkpoint is given")
+
+
+def test_a_task_that_the_network_is_not_measured_by_is_refused(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_checkpoint: Path, config: Path
+) -> None:
+    config.write_text("check: {degradations: [noise, blurr]}\n")
+    done = invoke(capsys, "check", tiny_bundle, "--checkpoint", tiny_checkpoint, "--config", config)
+    known = "noise, blur, sr, inpaint, bandloss, poisson, motionblur"
+    assert_failed(done, 2, "check.degradations", "'blurr'", f"choose from {known}")
 
 
 @pytest.mark.slow

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from calibration.evaluation import TASKS
+from calibration.measuring import TASKS
 from deploy import evaluate
 from deploy.evaluate import COLUMNS, CONTENDERS
 from runtime.files import write_cube
+from runtime.restore import Restored
 from runtime.sources.simulator import simulate_scene
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke
 
@@ -102,7 +104,12 @@ def test_mistakes_are_said_in_one_line(
     refused("--data", cubes, "--tasks", "noise,fog", parts=("unknown task", "fog", "noise, blur"))
     refused("--data", cubes, "--scenes", "digitl", parts=("no such cube", "digitl", "digital"))
     refused("--data", cubes, model="damp-huge", parts=("no such checkpoint", "damp-tiny"))
-    refused("--data", cubes, "--top-k", 1, model=tiny_bundle, parts=("top-k is fixed",))
+    refused("--data", cubes, "--top-k", 1, model=tiny_bundle, parts=("options are fixed", "--top-k", "top_k=1"))
+    refused("--data", cubes, "--option", "gain=2", model=tiny_bundle, parts=("options are fixed", "gain=2"))
+    refused("--data", cubes, "--option", "gain=2", parts=("a damp network has no such option", "gain", "it has top_k"))
+    refused("--data", cubes, "--option", "top_k=9", parts=("top-k is out of range", "1 to 4"))
+    refused("--data", cubes, "--option", "gain", parts=("--option", "'gain'", "KEY=VALUE"))
+    refused("--data", cubes, "--option", "top_k=2", "--top-k", 1, parts=("top_k is given two values", "1 and 2"))
     few = tmp_path / "few"
     few.mkdir()
     np.save(few / "grey.npy", np.zeros((64, 64, 3), np.float32))
@@ -218,8 +225,14 @@ def test_bands_elsewhere_than_the_models_are_warned_of(
         assert [("100 nm" in warning) for warning in done.json["warnings"]] == [True] * (first == 500)
 
 
-def test_gates_are_averaged_over_tiles_and_groups_and_may_be_none() -> None:
-    gates = np.random.default_rng(0).random((2, 3, 4, 5), np.float32)
-    np.testing.assert_allclose(evaluate._mean_gates(gates), gates.mean((0, 1)), rtol=1e-6)
-    np.testing.assert_array_equal(evaluate._mean_gates(gates[0, 0]), gates[0, 0])
-    assert evaluate._mean_gates(np.zeros((2, 3, 0, 5), np.float32)).shape == (0, 5)
+def test_experts_weights_are_averaged_over_tiles_and_groups_and_may_be_none() -> None:
+    def mean(side: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        cube, weights = evaluate._mean_routing(Restored(np.ones((1, 2, 3)), {}, side, "host"))
+        assert cube.shape == (1, 2, 3) and cube.dtype == np.float32
+        return weights
+
+    weights = np.random.default_rng(0).random((2, 3, 4, 5), np.float32)
+    np.testing.assert_allclose(mean({"routing": weights}), weights.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_array_equal(mean({"routing": weights[0, 0]}), weights[0, 0])
+    assert mean({"routing": np.zeros((2, 3, 0, 5), np.float32)}).shape == (0, 5)
+    assert mean({}).shape == (0, 0)

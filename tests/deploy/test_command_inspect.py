@@ -68,7 +68,7 @@ def test_a_bundle_that_tells_little_is_shown(capsys: Capsys, bundle: Path) -> No
 
 def test_a_process_inspects_too(bundle: Path, tmp_path: Path) -> None:
     done = start("inspect", "bundle", "--json", cwd=tmp_path)
-    assert done.code == 0 and done.json["manifest"]["bands"] == 3
+    assert done.code == 0 and done.json["manifest"]["signature"]["measured"]["bands"] == 3
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "graphs/fp32.onnx", "golden/frame.npy"])

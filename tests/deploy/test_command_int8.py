@@ -18,11 +18,12 @@ import torch
 from calibration.products import int8_share
 from deploy import quantize
 from deploy.finalize import Device, finalize
-from export.networks import save_checkpoint
+from export.networks import network_of, save_checkpoint
 from export.networks.damp import Damp, DampConfig
 from runtime.bundle import read_manifest, verified_bundle
-from runtime.engines import Engine, EngineOptions, EngineSpec
+from runtime.engines import Engine, EngineOptions
 from runtime.engines.tensorrt_libraries import tensorrt_version
+from runtime.signature import Signature
 from tests.contracts.command import Done, assert_failed, invoke
 from tests.contracts.device import CONFIG, TARGET, stand_in
 
@@ -46,7 +47,8 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         net = Damp(config).eval()
         torch.nn.init.normal_(net.output.weight, 0, 0.02)
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
-    return save_checkpoint(net, path, scale=65535, wavelengths=tuple(range(400, 701, 10)), about="seeded weights")
+    made = network_of(net)
+    return save_checkpoint(made, path, scale=65535, wavelengths=tuple(range(400, 701, 10)), about="seeded weights")
 
 
 @pytest.fixture(scope="module")
@@ -202,12 +204,12 @@ class Slowed(Engine):
     """An engine that takes its time."""
 
     def __init__(self, engine: Engine, seconds: float) -> None:
-        super().__init__(engine.spec)
+        super().__init__(engine.signature)
         self._engine, self._seconds = engine, seconds
 
-    def infer_impl(self, frame: Any, metrics: Any) -> Any:
+    def infer_impl(self, *inputs: Any) -> Any:
         time.sleep(self._seconds)
-        return self._engine.infer(frame, metrics)
+        return self._engine.infer_impl(*inputs)
 
     def describe(self) -> dict[str, str]:
         return self._engine.describe()
@@ -217,10 +219,10 @@ def slow_device(folder: Path, slow: str, wrong: str = "") -> Device:
     """The stand-in for a board, on which one precision is slow and another may restore something else."""
     device = stand_in(folder)
 
-    def opened(name: str, program: bytes, spec: EngineSpec, options: EngineOptions) -> Engine:
+    def opened(name: str, program: bytes, signature: Signature, options: EngineOptions) -> Engine:
         if options.precision == wrong:
-            return stand_in(folder, spoilt=True).open(name, program, spec, options)
-        return Slowed(device.open(name, program, spec, options), 0.6 if options.precision == slow else 0.0)
+            return stand_in(folder, spoilt=True).open(name, program, signature, options)
+        return Slowed(device.open(name, program, signature, options), 0.6 if options.precision == slow else 0.0)
 
     return dataclasses.replace(device, open=opened)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.graphs import check_metrics
-from export.networks import save_checkpoint
+from export.networks import network_of, save_checkpoint
 from export.targets import BUILT_IN
 from runtime.bundle import read_manifest
 from runtime.engines import ENGINES, METRICS_ENGINES
@@ -88,7 +88,7 @@ def test_no_built_in_target_asks_for_it() -> None:
 
 def test_sets_that_numpy_alone_computes_are_refused_before_the_export(capsys: Capsys, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, metric_set="reference15")
-    save_checkpoint(network(config), tmp_path / "net.safetensors", scale=255, about="seeded")
+    save_checkpoint(network_of(network(config)), tmp_path / "net.safetensors", scale=255, about="seeded")
     options = ("--checkpoint", tmp_path / "net.safetensors", *RECIPE, "--out", tmp_path / "b")
     line = assert_failed(invoke(capsys, "build", *options, "--metrics", "graph"), 2, "metric_set", "reference15")
     assert "curvature_max" in line and "host" in line

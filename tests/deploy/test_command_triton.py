@@ -85,13 +85,17 @@ def test_the_engine_has_the_graphs_own_shapes(repository: Path, tiny_bundle: Pat
     for outer, inside in told.values():
         # Triton reshapes only what holds as many elements.
         assert np.prod(outer) == np.prod(inside)
-    assert told["frame"][0] == told["restored"][0] == [31, 64, 64] and told["metrics"][0] == [m.metrics]
+    assert told["frame"][0] == told["restored"][0] == [31, 64, 64] and told["metrics"][0] == [6]
+    assert told["routing"][0] == [2, 4]
 
 
 def test_the_ensemble_joins_the_two(repository: Path, schema: ModuleType) -> None:
     ensemble = config(repository, NAME, schema)
     assert ensemble.platform == "ensemble" and not ensemble.instance_group
-    assert [t.name for t in ensemble.input] == ["frame"] and [t.name for t in ensemble.output] == ["restored", "gates"]
+    assert [t.name for t in ensemble.input] == ["frame"] and [t.name for t in ensemble.output] == [
+        "restored",
+        "routing",
+    ]
     known = {name: shape for name, (shape, _) in tensors(schema, ensemble.input).items()}
     steps = ensemble.ensemble_scheduling.step
     assert [step.model_name for step in steps] == ["tiny_metrics", "tiny_engine"]
@@ -176,7 +180,13 @@ def test_the_metrics_are_the_runtimes(metrics_model: Any, tiny_bundle: Path) -> 
         assert response.error is None and [t.name() for t in response.output_tensors] == ["metrics"]
         metrics = response.output_tensors[0].as_numpy()
         assert metrics.dtype == np.float32 and metrics.shape == (len(METRIC_SETS["paper6"]),)
-        np.testing.assert_array_equal(metrics, prompt_metrics(cube, read_manifest(tiny_bundle).metric_set))
+        np.testing.assert_array_equal(metrics, prompt_metrics(cube, metrics_of(tiny_bundle)))
+
+
+def metrics_of(bundle: Path) -> str:
+    asked = read_manifest(bundle).signature.metrics
+    assert asked is not None
+    return asked.of
 
 
 def test_a_frame_that_cannot_be_used_fails_alone(metrics_model: Any) -> None:
@@ -213,10 +223,10 @@ def test_the_chain_restores_as_the_bundle_does(
             made = {t.name: a.reshape(list(t.dims)) for t, a in zip(part.output, arrays, strict=True)}
         pool |= {tensor: made[name] for name, tensor in step.output_map.items()}
     with load_bundle(tiny_bundle) as bundle:
-        metrics = prompt_metrics(cube, bundle.manifest.metric_set)
-        restored, gates = bundle.engine.infer(cube[None], metrics[None])
-    np.testing.assert_allclose(pool["restored"], restored[0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(pool["gates"], gates, rtol=0, atol=1e-5)
+        metrics = prompt_metrics(cube, metrics_of(tiny_bundle))
+        made = bundle.engine.infer({"frame": cube[None], "metrics": metrics[None]})
+    np.testing.assert_allclose(pool["restored"], made["restored"][0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(pool["routing"], made["routing"], rtol=0, atol=1e-5)
     assert not np.allclose(pool["restored"], cube, atol=1e-3)
 
 
@@ -294,7 +304,7 @@ def test_the_bundle_is_not_written_over(capsys: Capsys, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     assert_failed(invoke(capsys, "export-triton", bundle, "--out", file, "--replace"), 2, "no folder")
-    assert file.read_text() == "mine" and read_manifest(bundle).bands == 3
+    assert file.read_text() == "mine" and read_manifest(bundle).signature.measured.bands == 3
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-a", "a b", "ä", "x" * 65, 'a"'])
@@ -312,7 +322,7 @@ def test_a_checkpoints_odd_name_becomes_a_models(capsys: Capsys, tmp_path: Path,
     name = done.json["name"]
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) and config(out, name, schema).name == name
     reseal(bundle, lambda content: content["network"].update(checkpoint="...."))
-    assert invoke(capsys, "export-triton", bundle, "--out", out, "--replace", "--json").json["name"] == "paper6"
+    assert invoke(capsys, "export-triton", bundle, "--out", out, "--replace", "--json").json["name"] == "known"
 
 
 def engine_bundle(folder: Path, builder: str) -> Path:

@@ -25,6 +25,7 @@ FULL = """\
 model:
   checkpoint: runs/damp/model.pth
   top_k: 2
+  options: {top_k: 2, gain: 0.5}
 input:
   bands: 4
   wavelengths: [400, 5e2, 600.5, 700.]
@@ -84,6 +85,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     config = read(tmp_path, FULL)
     assert config.model.checkpoint == str(tmp_path / "runs/damp/model.pth")
     assert config.output.dir == str(tmp_path / "out/bundle")
+    assert config.model.said == {"top_k": 2, "gain": 0.5}
     assert config.input.wavelengths == (400.0, 500.0, 600.5, 700.0)
     assert (config.input.frame.lines, config.input.frame.samples) == (128, 256)
     assert (config.check.cube.lines, config.check.cube.samples) == (192, 320)
@@ -157,9 +159,23 @@ MESSAGES = [
         "allowed: auto, bf16, fp16, fp32, int8",
     ),
     (
-        "check:\n  degradations:\n    - noise\n    - blurr\n",
-        "deploy.yaml, line 4, check.degradations[1]: is not one of the values known here (found 'blurr'); "
-        "did you mean blur? allowed: bandloss, blur, inpaint, motionblur, noise, poisson, sr",
+        "check:\n  degradations:\n    - noise\n    - 3\n",
+        "deploy.yaml, line 4, check.degradations[1]: must be text (found 3); for example `degradations: [noise, blur]`",
+    ),
+    (
+        "model:\n  options:\n    gain: [1]\n",
+        "deploy.yaml, line 3, model.options.gain: must be a text, a finite number, true or false (found [1]); "
+        "see `deploy schema`",
+    ),
+    (
+        "model:\n  options:\n    gain: .nan\n",
+        "deploy.yaml, line 3, model.options.gain: must be a text, a finite number, true or false (found nan); "
+        "see `deploy schema`",
+    ),
+    (
+        "model:\n  top_k: 1\n  options: {top_k: 2}\n",
+        "deploy.yaml, line 3, model.options: disagrees with model.top_k, 1 (found 'top_k: 2'); "
+        "say it in one place only",
     ),
     (
         "input:\n  overlap: yes\n",
