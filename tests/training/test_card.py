@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from calibration.baselines import BASELINES
-from export.networks import load_checkpoint, save_checkpoint
+from export.networks import load_checkpoint, network_of, save_checkpoint
 from export.networks.damp import Damp
 from runtime.errors import InputError
 from training.card import GOALS, card, main, read_evaluation
@@ -52,7 +52,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(recipe_file: Path) -> Path:
     recipe = load_recipe(recipe_file)
-    net = Damp(recipe.config)
+    net = network_of(Damp(recipe.config))
     return save_checkpoint(
         net, recipe_file.with_name("nano.safetensors"), scale=65535, about=recipe.about(recipe.optimiser.steps)
     )
@@ -94,9 +94,8 @@ def test_a_card_says_of_its_training_what_the_recipe_says(recipe_file: Path, tmp
         ({"start": "damp-tiny"}, ("grown from `damp-tiny`",), ()),
     ):
         recipe = load_recipe(recipe_file, **changes)
-        file = save_checkpoint(
-            Damp(recipe.config), tmp_path / "nano.safetensors", about=recipe.about(recipe.optimiser.steps)
-        )
+        net = network_of(Damp(recipe.config))
+        file = save_checkpoint(net, tmp_path / "nano.safetensors", about=recipe.about(recipe.optimiser.steps))
         text = made(file, recipe, figures())
         assert all(part in text for part in says) and not any(part in text for part in says_not)
 
@@ -107,7 +106,7 @@ def test_a_card_of_another_recipe_or_of_scenes_trained_on_is_refused(recipe_file
     with pytest.raises(InputError, match=r"does not hold this scene out.*balloons"):
         made(checkpoint, load_recipe(recipe_file), figures(), ["cloth", "balloons"])
     net = load_checkpoint(checkpoint)
-    net.facts = replace(net.facts, about="")
+    net = replace(net, facts=replace(net.facts, about=""))
     with pytest.raises(InputError, match="trained by another recipe"):
         card(net, load_recipe(recipe_file), figures(), HELD, "", 1)
 

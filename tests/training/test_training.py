@@ -34,13 +34,14 @@ from export.networks.damp import Damp, DampConfig
 from export.networks.damp.blocks import Router
 from runtime.errors import CheckpointError, ConfigError, CubeError, CubeFileError, InputError, MachineError
 from runtime.metrics import prompt_metrics
+from tests.contracts.stranger import stranger
 from training import run as training
 from training import train as command_module
 from training.curves import append_row, draw_curves, drop_rows_after, read_rows
 from training.data import Batch, Draws, Scenes, brightened, draw_patch, load_scenes
 from training.growth import grow, start_transparent
 from training.recipe import Data, Ease, Gates, Loss, Optimiser, Recipe, load_recipe
-from training.run import SPATIAL_ALPHA, Run, Way, average, balance, begin, learning_rate, save, softened, step
+from training.run import SPATIAL_ALPHA, Run, Way, average, balance, begin, damp_of, learning_rate, save, softened, step
 from training.train import main, train
 from training.validation import held_scenes, validate
 
@@ -580,10 +581,10 @@ def test_the_average_moves_fast_first_and_then_with_its_decay() -> None:
 
 def test_a_run_can_start_from_a_checkpoint(scenes: Path, straight: Path, tmp_path: Path) -> None:
     tuned = made(start=str(straight), optimiser__steps=1, optimiser__learning_rate=1e-7, seed=8)
-    given = load_checkpoint(straight).state_dict()
+    given = load_checkpoint(straight).module.state_dict()
     before = begun(tuned)
     assert all(torch.equal(value, given[key]) for key, value in before.net.state_dict().items())
-    after = load_checkpoint(train(tuned, scenes, tmp_path)).state_dict()
+    after = load_checkpoint(train(tuned, scenes, tmp_path)).module.state_dict()
     apart = [float((after[key] - given[key]).abs().max()) for key in given if given[key].is_floating_point()]
     assert 0 < max(apart) < 1e-6
 
@@ -595,7 +596,7 @@ def test_a_prompt_that_begins_anew_takes_standardised_metrics_as_they_come(scene
         recipe = made(start=str(straight), standardise=True, network__metric_set=metric_set)
         run = begin(recipe, draws(scenes, recipe))
         torch.manual_seed(recipe.seed)
-        fresh, given = Damp(recipe.config).state_dict()[first], load_checkpoint(straight).state_dict()[first]
+        fresh, given = Damp(recipe.config).state_dict()[first], load_checkpoint(straight).module.state_dict()[first]
         weight = run.net.state_dict()[first]
         assert torch.equal(weight, fresh) == anew
         if not anew:
@@ -642,7 +643,7 @@ def test_without_spectral_branches_their_weights_do_not_matter(scenes: Path, str
     frame, metrics = torch.rand(1, BANDS, 64, 64), torch.rand(1, 6)
     for file, indifferent in ((spatial, True), (straight, False)):
         net = load_checkpoint(file)
-        state = net.state_dict()
+        state = net.module.state_dict()
         alphas = [float(value) for key, value in state.items() if key.endswith(".alpha")]
         assert len(alphas) == RECIPE["network"]["experts"] + 1
         assert all(alpha == SPATIAL_ALPHA for alpha in alphas) == indifferent
@@ -728,7 +729,7 @@ def test_scenes_smaller_than_a_frame_are_not_validated() -> None:
 def test_a_run_writes_a_checkpoint_that_loads(straight: Path) -> None:
     net = load_checkpoint(straight)
     assert straight.name == "nano.safetensors"
-    assert net.config == DampConfig.from_dict(RECIPE["network"])
+    assert damp_of(net).config == DampConfig.from_dict(RECIPE["network"])
     assert net.facts.scale == 65535 and net.facts.wavelengths == (400, 500, 600, 700)
     assert all(part in net.facts.about for part in ("nano", "4 steps", "seed 3", made().digest()[:12]))
     frame = torch.rand(1, BANDS, 64, 64)
@@ -739,7 +740,7 @@ def test_a_run_writes_a_checkpoint_that_loads(straight: Path) -> None:
 
 def test_the_checkpoint_holds_the_average_not_the_last_step(straight: Path) -> None:
     state = torch.load(straight.with_name("state.pt"), weights_only=True)
-    stored = load_checkpoint(straight).state_dict()
+    stored = load_checkpoint(straight).module.state_dict()
     assert state["step"] == 4
     assert all(torch.equal(stored[key], value) for key, value in state["ema"].items())
     assert not torch.equal(stored["output.weight"], state["net"]["output.weight"])
@@ -898,8 +899,8 @@ def test_recipes_of_packaged_models_are_still_theirs() -> None:
 
 
 def test_another_seed_trains_other_weights(scenes: Path, straight: Path, tmp_path: Path) -> None:
-    other = load_checkpoint(train(made(seed=4, optimiser__steps=1), scenes, tmp_path)).state_dict()
-    mine = load_checkpoint(straight).state_dict()
+    other = load_checkpoint(train(made(seed=4, optimiser__steps=1), scenes, tmp_path)).module.state_dict()
+    mine = load_checkpoint(straight).module.state_dict()
     assert any(not torch.equal(other[key], mine[key]) for key in mine)
 
 
@@ -915,7 +916,7 @@ def test_a_run_takes_scenes_of_more_bands_and_tells_no_wavelengths(scenes: Path,
     folder = store(tmp_path / "wide", wide=wide)
     recipe = made(optimiser__steps=1, data__wavelengths=None, data__stored_scale=None, data__scale="max")
     net = load_checkpoint(train(recipe, [scenes, folder], tmp_path / "run"))
-    assert net.config.bands == BANDS and net.facts.scale is None and net.facts.wavelengths == ()
+    assert damp_of(net).config.bands == BANDS and net.facts.scale is None and net.facts.wavelengths == ()
 
 
 @pytest.mark.parametrize(
@@ -1168,21 +1169,22 @@ def test_weights_that_validate_better_replace_the_runs_own(
     recipe = made(standardise=True, optimiser__steps=1, optimiser__learning_rate=1e-9)
     first = train(recipe, scenes, tmp_path / "run")
     given = load_checkpoint(first)
+    module = damp_of(given)
     with torch.no_grad():
-        given.enc[0][0].layers[0].norms[0].body.weight.mul_(2)
-        given.output.weight.add_(0.0 if better else 0.05)
+        module.enc[0][0].layers[0].norms[0].body.weight.mul_(2)
+        module.output.weight.add_(0.0 if better else 0.05)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     state["ema"]["output.weight"] += 0.05 if better else 0.0
     torch.save(state, tmp_path / "run" / "state.pt")
     save_checkpoint(given, tmp_path / "given.safetensors", about="")
     train(recipe, scenes, tmp_path / "run", weights=tmp_path / "given.safetensors")
     assert ("taken" if better else "left") in capsys.readouterr().err
-    went_on = load_checkpoint(first).state_dict()
+    went_on = load_checkpoint(first).module.state_dict()
     key = "enc.0.0.layers.0.norms.0.body.weight"
-    assert torch.allclose(went_on[key], given.state_dict()[key], atol=1e-4) == better
+    assert torch.allclose(went_on[key], module.state_dict()[key], atol=1e-4) == better
     first_layer = "dep.feature_encoder.encoder.0.weight"
     if better:
-        torch.testing.assert_close(went_on[first_layer], given.state_dict()[first_layer], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(went_on[first_layer], module.state_dict()[first_layer], rtol=1e-4, atol=1e-6)
 
 
 def test_weights_are_taken_once_however_often_a_run_goes_on(
@@ -1197,6 +1199,12 @@ def test_an_error_that_is_not_finite_ends_the_run_before_it_is_saved(scenes: Pat
     with pytest.raises(MachineError, match="diverged"):
         train(made(optimiser__learning_rate=1e30, optimiser__steps=40, save_seconds=1000), scenes, tmp_path)
     assert not (tmp_path / "state.pt").exists()
+
+
+def test_what_is_no_damp_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is no DAMP") as caught:
+        damp_of(stranger())
+    assert caught.value.value == "unmixer"
 
 
 def test_weights_of_another_network_are_refused(scenes: Path, straight: Path, tmp_path: Path) -> None:
