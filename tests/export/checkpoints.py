@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.networks import save_checkpoint
+from export.networks import network_of, save_checkpoint
 from export.networks.damp import Damp, DampConfig
 from tests.golden.golden_state import golden_state
 from tests.golden.scene import KINDS, degraded, scene
@@ -141,7 +141,7 @@ def write_options(folder: Path, config: DampConfig, **changes: Any) -> Path:
 FILE_KINDS: dict[str, Callable[[Damp, Path], object]] = {
     "zip": lambda net, path: torch.save(net.state_dict(), path),
     "legacy": lambda net, path: torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False),
-    "safetensors": lambda net, path: save_checkpoint(net, path),
+    "safetensors": lambda net, path: save_checkpoint(network_of(net), path),
 }
 """{kind: write a network to a path}."""
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import export.networks
-from export.networks import find_checkpoint, load_checkpoint, packaged_models, save_checkpoint
+from export.networks import find_checkpoint, load_checkpoint, network_of, packaged_models, save_checkpoint
 from export.networks.damp import Damp, DampConfig
 from runtime.errors import CheckpointError
 from tests.export.checkpoints import DAMAGES, FILE_KINDS, SMALL, changed_bytes, file_bytes, network, write_options
@@ -80,6 +80,18 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
+def loaded(path: Path | str, top_k: int | None = None) -> Damp:
+    """The module that comes back."""
+    module = load_checkpoint(path, top_k).module
+    assert isinstance(module, Damp)
+    return module
+
+
+def stored(net: Damp, path: Path, **told: Any) -> Path:
+    """Write it as `.safetensors`."""
+    return save_checkpoint(network_of(net), path, **told)
+
+
 def refusal(path: Path | str, top_k: Any = 1) -> CheckpointError:
     """The error of loading `path`, which is one line, names the file and is the user's to mend."""
     with warnings.catch_warnings():
@@ -107,23 +119,23 @@ def test_configurations_come_back(tmp_path: Path, config: DampConfig) -> None:
     net = network(config)
     path = saved(tmp_path, net.state_dict())
 
-    bare = load_checkpoint(path, config.top_k)
+    bare = loaded(path, config.top_k)
     assert same(bare, net) and not bare.training
     widths = [config.width(level) for level in range(4)]
     assert [*map(bare.config.hidden, widths)] == [*map(config.hidden, widths)]
     assert dataclasses.replace(bare.config, expansion=config.expansion) == config
 
     write_options(tmp_path, config)
-    told = load_checkpoint(path)
+    told = loaded(path)
     assert same(told, net) and told.config == config
 
-    ours = load_checkpoint(save_checkpoint(net, tmp_path / "net.safetensors"))
+    ours = loaded(stored(net, tmp_path / "net.safetensors"))
     assert same(ours, net) and ours.config == config and not ours.training
 
 
 def test_the_references_default_configuration_is_read_from_shapes(tmp_path: Path) -> None:
     config = DampConfig(dim=16, encoder_blocks=(1, 2, 2, 3), decoder_blocks=(1, 2, 2))
-    assert load_checkpoint(saved(tmp_path, network(config).state_dict()), 1).config == config
+    assert loaded(saved(tmp_path, network(config).state_dict()), 1).config == config
 
 
 WRAPPINGS: dict[str, Callable[[State], object]] = {
@@ -149,14 +161,14 @@ def test_state_dicts_come_back_however_they_are_wrapped(
     tmp_path: Path, small: Damp, state: State, wrapping: str, legacy: bool
 ) -> None:
     content = WRAPPINGS[wrapping](state)
-    net = load_checkpoint(saved(tmp_path, content, _use_new_zipfile_serialization=not legacy), 1)
+    net = loaded(saved(tmp_path, content, _use_new_zipfile_serialization=not legacy), 1)
     assert same(net, small) and net.config == SMALL
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_become_float32(tmp_path: Path, state: State, dtype: torch.dtype) -> None:
     halves = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    net = load_checkpoint(saved(tmp_path, halves), 1)
+    net = loaded(saved(tmp_path, halves), 1)
     assert all(torch.equal(v, halves[k].to(v.dtype)) for k, v in net.state_dict().items())
     assert {v.dtype for v in net.state_dict().values()} == {torch.float32, torch.int64}
 
@@ -165,12 +177,14 @@ def test_a_loaded_network_computes_what_was_saved_and_owns_its_weights(tmp_path:
     shared = torch.rand(SMALL.embedding)
     state = small.state_dict() | dict.fromkeys(("dep.feature_encoder.encoder.7.weight",), shared)
     state["dep.feature_encoder.encoder.7.bias"] = shared
-    net = load_checkpoint(saved(tmp_path, state), 1)
+    whole = load_checkpoint(saved(tmp_path, state), 1)
+    net = whole.module
+    assert isinstance(net, Damp) and not net.training
     frame, metrics = torch.rand(1, 3, 64, 64), torch.rand(1, 15)
     expected = network(SMALL)
     expected.load_state_dict(state)
     with torch.no_grad():
-        assert all(map(torch.equal, net(frame, metrics), expected(frame, metrics)))
+        assert all(map(torch.equal, whole(frame, metrics), expected(frame, metrics)))
         net.dep.feature_encoder.encoder[7].weight += 1
     assert torch.equal(net.dep.feature_encoder.encoder[7].bias, shared)
     frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
@@ -178,7 +192,7 @@ def test_a_loaded_network_computes_what_was_saved_and_owns_its_weights(tmp_path:
 
 
 def test_facts_of_a_safetensors_file_come_back(tmp_path: Path, small: Damp) -> None:
-    path = save_checkpoint(
+    path = stored(
         small, tmp_path / "net.safetensors", scale=4095, wavelengths=(450.5, 550.0, 650.0), about="three bands"
     )
     facts = load_checkpoint(path).facts
@@ -189,13 +203,13 @@ def test_facts_of_a_safetensors_file_come_back(tmp_path: Path, small: Damp) -> N
         "three bands",
     )
     assert len(facts.sha256) == 64
-    facts = load_checkpoint(save_checkpoint(small, path)).facts
+    facts = load_checkpoint(stored(small, path)).facts
     assert (facts.scale, facts.wavelengths, facts.about) == (None, (), "")
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
 
 
 def test_a_safetensors_file_leaves_out_tables_that_are_rebuilt(tmp_path: Path, small: Damp) -> None:
-    path = save_checkpoint(small, tmp_path / "net.safetensors")
+    path = stored(small, tmp_path / "net.safetensors")
     with safetensors.safe_open(path, "pt") as file:
         keys = set(file.keys())
     left_out = small.state_dict().keys() - keys
@@ -205,14 +219,14 @@ def test_a_safetensors_file_leaves_out_tables_that_are_rebuilt(tmp_path: Path, s
 
 def test_a_networks_content_decides_not_its_name(tmp_path: Path, small: Damp) -> None:
     torch.save(small.state_dict(), tmp_path / "zip.safetensors")
-    save_checkpoint(small, tmp_path / "ours.pth")
-    assert same(load_checkpoint(tmp_path / "zip.safetensors", 1), small)
-    assert same(load_checkpoint(tmp_path / "ours.pth"), small)
+    stored(small, tmp_path / "ours.pth")
+    assert same(loaded(tmp_path / "zip.safetensors", 1), small)
+    assert same(loaded(tmp_path / "ours.pth"), small)
 
 
 def test_only_known_networks_are_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="Linear"):
-        save_checkpoint(nn.Linear(2, 2), tmp_path / "net.safetensors")
+        save_checkpoint(network_of(nn.Linear(2, 2)), tmp_path / "net.safetensors")
     assert not [*tmp_path.iterdir()]
 
 
@@ -221,17 +235,17 @@ def test_packaged_models_are_found_by_name_and_paths_win(
 ) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "here").mkdir()
-    packaged = save_checkpoint(small, tmp_path / "models" / "tiny.safetensors")
+    packaged = stored(small, tmp_path / "models" / "tiny.safetensors")
     monkeypatch.setattr(export.networks, "PACKAGED", packaged.parent)
     monkeypatch.chdir(tmp_path / "here")
     assert packaged_models() == ("tiny",)
-    assert find_checkpoint("tiny") == packaged and same(load_checkpoint("tiny"), small)
+    assert find_checkpoint("tiny") == packaged and same(loaded("tiny"), small)
     error = refusal("tinier")
     assert "tiny" in error.remedy
     assert "../models/tiny" not in packaged_models()
     refusal("../models/tiny")
-    save_checkpoint(network(changed(top_k=2)), Path("tiny"))
-    assert find_checkpoint("tiny") == Path("tiny") and load_checkpoint("tiny").config.top_k == 2
+    stored(network(changed(top_k=2)), Path("tiny"))
+    assert find_checkpoint("tiny") == Path("tiny") and loaded("tiny").config.top_k == 2
 
 
 # Top-k and options
@@ -254,11 +268,11 @@ def test_a_top_k_out_of_range_is_refused(tmp_path: Path, state: State, top_k: ob
 def test_a_given_top_k_wins(tmp_path: Path, small: Damp, state: State) -> None:
     path = saved(tmp_path, state)
     write_options(tmp_path, SMALL, topk=1)
-    assert load_checkpoint(path, 2).config.top_k == 2
+    assert loaded(path, 2).config.top_k == 2
     write_options(tmp_path, SMALL, topk=7)
-    assert load_checkpoint(path, 2).config.top_k == 2
+    assert loaded(path, 2).config.top_k == 2
     assert refusal(path, None).key == "top_k"
-    assert load_checkpoint(save_checkpoint(small, tmp_path / "net.safetensors"), 2).config.top_k == 2
+    assert loaded(stored(small, tmp_path / "net.safetensors"), 2).config.top_k == 2
 
 
 CONTRADICTIONS: dict[str, tuple[object, str]] = {
@@ -339,7 +353,7 @@ def test_options_that_are_no_text_are_refused(tmp_path: Path, state: State) -> N
 @pytest.mark.parametrize("text", ['{"topk": 1.0}', '{"topk": 1, "heads": null, "unknown": [1e999]}'])
 def test_options_may_be_loose(tmp_path: Path, state: State, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    assert load_checkpoint(saved(tmp_path, state)).config == SMALL
+    assert loaded(saved(tmp_path, state)).config == SMALL
 
 
 # Weights that are not those of a DAMP
@@ -478,7 +492,7 @@ def test_a_fifo_is_refused_at_once(tmp_path: Path, state: State) -> None:
     thread.join(20)
     assert found and "is not a file" in str(found[0])
     os.mkfifo(tmp_path / "config.json")
-    assert load_checkpoint(saved(tmp_path, state), 1).config == SMALL
+    assert loaded(saved(tmp_path, state), 1).config == SMALL
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
@@ -580,7 +594,7 @@ def test_attributes_of_a_pickle_cannot_take_the_place_of_methods(tmp_path: Path,
     tensor.numel = tensor.to = tensor.element_size = "no method"  # type: ignore[assignment]
     path = saved(tmp_path, WithAttributes(state | {LAST: tensor}))
     assert torch.load(path, weights_only=True).items == [1]
-    assert same(load_checkpoint(path, 1), small)
+    assert same(loaded(path, 1), small)
 
 
 def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
@@ -664,19 +678,19 @@ def test_metadata_that_is_not_ours_is_refused(tmp_path: Path, state: State, cont
 def test_metadata_as_we_write_it_is_read(tmp_path: Path, small: Damp, state: State) -> None:
     path = tmp_path / "net.safetensors"
     safetensors.torch.save_file(state, path, {"damp_deploy": json.dumps(metadata())})
-    assert same(load_checkpoint(path), small)
+    assert same(loaded(path), small)
 
 
 # Damage
 
 
-def outcome(path: Path, kind: str) -> CheckpointError | nn.Module:
+def outcome(path: Path, kind: str) -> CheckpointError | Damp:
     """Load a damaged file: an error of one line or a network, in bounded time, without a warning."""
     begun = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            return load_checkpoint(path, None if kind == "safetensors" else 1)
+            return loaded(path, None if kind == "safetensors" else 1)
         except CheckpointError as error:
             assert error.exit_code == 2 and str(error).isprintable() and str(path) in str(error)
             return error
@@ -731,16 +745,11 @@ def test_every_packaged_model_loads_is_small_and_has_a_card() -> None:
     files = [find_checkpoint(name) for name in names]
     assert sum(file.stat().st_size for file in files) <= 40 * 2**20
     for name, file in zip(names, files, strict=True):
-        net = load_checkpoint(name)
-        assert (net.config.metric_set, net.config.gate, net.config.experts, net.config.top_k) == (
-            "paper6",
-            "concat",
-            4,
-            1,
-        )
-        assert net.config.bands == 31
+        net, config = load_checkpoint(name), loaded(name).config
+        assert (config.metric_set, config.gate, config.experts, config.top_k) == ("paper6", "concat", 4, 1)
+        assert config.bands == 31
         card = file.with_suffix(".md").read_text(encoding="utf-8")
         assert card.startswith(f"# {name}\n") and "## What it is not good for" in card
         if not name.endswith("-rs"):
             assert net.facts.scale == 65535 and net.facts.wavelengths == tuple(range(400, 701, 10))
-            assert f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters" in card
+            assert f"{net.parameters / 1e6:.2f} M parameters" in card

@@ -16,18 +16,20 @@ from calibration.degradations import DEGRADATIONS, bandloss, blur
 from export.metrics import PromptMetrics
 from export.metrics_graph import compare_metrics, export_metrics
 from export.onnx import Graph
-from runtime.engines import EngineOptions, EngineSpec, open_metrics
+from runtime.engines import EngineOptions, open_metrics
 from runtime.engines.onnx_guard import OPSETS, check_onnx
 from runtime.errors import GateError, InputError
 from runtime.metrics import METRIC_SETS, prompt_metrics
 from runtime.prompts import beyond, differences
+from runtime.signature import Signature
 from runtime.sources.simulator import simulate_scene
+from tests.contracts.graphs import damp_like
 from tests.runtime.test_metrics import defined_spectrum
 
 Float32 = NDArray[np.float32]
 SETS = ("paper6", "log6")
 TASKS = (None, *DEGRADATIONS)
-SPEC = EngineSpec(bands=12, lines=256, samples=255, metrics=6, layers=2, experts=4)
+SHAPE = (12, 256, 255)
 
 
 def computed(metric_set: str, *cubes: Float32) -> Float32:
@@ -148,24 +150,29 @@ def test_sets_that_need_numpy_and_cubes_of_few_bands_are_refused() -> None:
 # The graph
 
 
-Exported = tuple[str, PromptMetrics, Graph]
+Exported = tuple[Signature, PromptMetrics, Graph]
 
 
 @pytest.fixture(scope="module", params=SETS)
 def exported(request: pytest.FixtureRequest) -> Exported:
-    module = PromptMetrics(request.param, *SPEC.frame_shape[1:])
-    return request.param, module, export_metrics(module, SPEC)
+    module, signature = PromptMetrics(request.param, *SHAPE), damp_like(*SHAPE, metrics=request.param)
+    return signature, module, export_metrics(module, signature)
+
+
+def set_of(signature: Signature) -> str:
+    assert signature.metrics is not None
+    return signature.metrics.of
 
 
 def test_the_graph_computes_what_the_module_does(exported: Exported) -> None:
-    metric_set, module, graph = exported
-    scene = special(*SPEC.frame_shape[2:])
-    with open_metrics("onnxruntime", graph.data, SPEC, EngineOptions(1)) as session:
+    signature, module, graph = exported
+    scene = special(*SHAPE[1:])
+    with open_metrics("onnxruntime", graph.data, signature, EngineOptions(1)) as session:
         cubes = [worn(simulate_scene(6, *scene.shape).truth, task) for task in TASKS]
         for cube in (*cubes, scene, np.zeros_like(scene), bandloss(scene, np.random.default_rng(0), rate=1.0)):
             (found,) = session.compute(cube[None])
             with torch.inference_mode():
-                assert_near(found[0], module(torch.from_numpy(cube)[None])[0].numpy(), metric_set)
+                assert_near(found[0], module(torch.from_numpy(cube)[None])[0].numpy(), set_of(signature))
 
 
 def test_the_graph_is_one_that_every_engine_reads(exported: Exported) -> None:
@@ -179,14 +186,15 @@ def test_the_graph_is_one_that_every_engine_reads(exported: Exported) -> None:
 
 
 def test_the_graph_is_held_against_numpy_before_it_is_written(exported: Exported) -> None:
-    metric_set, _, graph = exported
-    frames = [worn(simulate_scene(6, *SPEC.frame_shape[1:]).truth, task)[None] for task in ("noise", "blur")]
-    apart = compare_metrics(graph, SPEC, metric_set, frames)
-    assert list(apart) == list(METRIC_SETS[metric_set]) and not beyond(apart) and max(apart.values()) > 0
+    signature, _, graph = exported
+    names = METRIC_SETS[set_of(signature)]
+    frames = [worn(simulate_scene(6, *SHAPE).truth, task)[None] for task in ("noise", "blur")]
+    apart = compare_metrics(graph, signature, frames)
+    assert list(apart) == list(names) and not beyond(apart) and max(apart.values()) > 0
     model = onnx.load_model_from_string(graph.data)
     window = next(t for t in model.graph.initializer if "far" in t.name)
     window.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(window) * np.float32(1.001), window.name))
     wrong = replace(graph, data=model.SerializeToString())
     with pytest.raises(GateError, match="does not compute what NumPy does") as caught:
-        compare_metrics(wrong, SPEC, metric_set, frames)
-    assert caught.value.key == METRIC_SETS[metric_set][0] and "--metrics host" in caught.value.remedy
+        compare_metrics(wrong, signature, frames)
+    assert caught.value.key == names[0] and "--metrics host" in caught.value.remedy

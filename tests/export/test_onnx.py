@@ -17,11 +17,10 @@ from google.protobuf.message import Message
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from export.networks import load_checkpoint
-from export.networks.damp import DampConfig, deployment_form
+from export.networks import Network, load_checkpoint, network_of
+from export.networks.damp import Damp, DampConfig, deployment_form
 from export.networks.damp.blocks import Router
 from export.onnx import LIMIT, OPSET, Agreement, Graph, Probe, check_size, compare, diverse_probes, export_graph
-from export.torch_engine import spec_of
 from runtime.engines import available_engines, open_engine
 from runtime.engines.onnx_guard import IR_VERSION, OPSETS, check_onnx
 from runtime.errors import GateError, InputError
@@ -64,7 +63,7 @@ CONFIGURATIONS: dict[str, DampConfig] = {
 }
 
 
-def steered(config: DampConfig) -> nn.Module:
+def steered(config: DampConfig) -> Damp:
     """A network in float64 whose router follows the prompt: prompts that differ choose different experts."""
     net = network(config).double()
     with torch.no_grad():
@@ -159,9 +158,11 @@ def test_the_static_form_is_deterministic_and_leaves_the_network_as_it_was() -> 
 
 # The graph of the tiny bundle
 
+FRAME = (64, 64)
+
 
 @pytest.fixture(scope="module")
-def tiny(tiny_checkpoint: Path) -> nn.Module:
+def tiny(tiny_checkpoint: Path) -> Network:
     return load_checkpoint(tiny_checkpoint)
 
 
@@ -171,33 +172,33 @@ def graph(tiny_bundle: Path) -> Graph:
     return Graph(data, len(onnx.load_from_string(data).graph.node), OPSET)
 
 
-def probes_of(net: nn.Module, lines: int = 64, samples: int = 64, wanted: int = 3) -> list[Probe]:
+def probes_of(net: Network, lines: int = 64, samples: int = 64, wanted: int = 3) -> list[Probe]:
     rng = np.random.default_rng(0)
-    frames = [
-        level * rng.random((1, net.config.bands, lines, samples), np.float32) for level in np.float32([0.3, 1, 0.05])
-    ]
-    metrics = [prompt_metrics(x[0], net.config.metric_set)[None] for x in frames]
-    return diverse_probes(net, frames, metrics, wanted)
+    config = net.module.config
+    frames = [level * rng.random((1, config.bands, lines, samples), np.float32) for level in np.float32([0.3, 1, 0.05])]
+    candidates = [{"frame": x, "metrics": prompt_metrics(x[0], config.metric_set)[None]} for x in frames]
+    return diverse_probes(net, candidates, wanted)
 
 
 @pytest.fixture(scope="module")
-def probes(tiny: nn.Module) -> list[Probe]:
+def probes(tiny: Network) -> list[Probe]:
     """Inputs that choose different experts."""
     return probes_of(tiny)
 
 
-def test_the_graph_computes_what_pytorch_does(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
+def test_the_graph_computes_what_pytorch_does(tiny: Network, graph: Graph, probes: list[Probe]) -> None:
     told: list[tuple[int, int]] = []
-    agreement = compare(tiny, graph, probes, lambda done, total: told.append((done, total)))
+    agreement = compare(tiny, graph, probes, FRAME, lambda done, total: told.append((done, total)))
     assert agreement.choices == agreement.probes == len(probes) > 1, "the same experts throughout"
     assert 0 < agreement.rms <= agreement.difference < LIMIT == agreement.limit
-    assert agreement.gates < 1e-5 and agreement.rounding is None
+    assert agreement.routing < 1e-5 and agreement.rounding is None
     assert told == [(n, len(probes)) for n in range(1, len(probes) + 1)]
 
 
-def test_the_probes_differ_in_what_they_choose(tiny: nn.Module, probes: list[Probe]) -> None:
+def test_the_probes_differ_in_what_they_choose(tiny: Network, probes: list[Probe]) -> None:
     chosen = set()
-    for x, metrics in probes:
+    for probe in probes:
+        x, metrics = probe["frame"], probe["metrics"]
         assert x.dtype == metrics.dtype == np.float32
         with torch.inference_mode():
             chosen.add((tiny(torch.from_numpy(x), torch.from_numpy(metrics))[1] > 0).numpy().tobytes())
@@ -206,7 +207,7 @@ def test_the_probes_differ_in_what_they_choose(tiny: nn.Module, probes: list[Pro
 
 
 def test_a_router_without_a_choice_gives_one_probe() -> None:
-    assert len(probes_of(network(dataclasses.replace(SMALL, top_k=SMALL.experts)))) == 1
+    assert len(probes_of(network_of(network(dataclasses.replace(SMALL, top_k=SMALL.experts))))) == 1
 
 
 def walk(message: Message) -> Iterator[Any]:
@@ -257,16 +258,16 @@ def test_the_graph_holds_no_node_that_draws_branches_or_transforms(graph: Graph)
     assert {"TopK", "Softmax", "Conv", "MatMul", "LayerNormalization", "Clip"} <= kinds
 
 
-def test_shapes_are_fixed_and_everything_is_float32(graph: Graph, tiny: nn.Module) -> None:
+def test_shapes_are_fixed_and_everything_is_float32(graph: Graph, tiny: Network) -> None:
     model = onnx.load_from_string(graph.data)
-    spec = spec_of(tiny, 64, 64)
+    config = tiny.module.config
     values = {v.name: v.type.tensor_type for v in (*model.graph.input, *model.graph.output)}
-    assert list(values) == ["frame", "metrics", "restored", "gates"]
+    assert list(values) == ["frame", "metrics", "restored", "routing"]
     for name, shape in (
-        ("frame", spec.frame_shape),
-        ("metrics", spec.metrics_shape),
-        ("restored", spec.frame_shape),
-        ("gates", spec.gates_shape),
+        ("frame", (1, config.bands, *FRAME)),
+        ("metrics", (1, config.metrics)),
+        ("restored", (1, config.bands, *FRAME)),
+        ("routing", (config.layers, config.experts)),
     ):
         assert tuple(d.dim_value for d in values[name].shape.dim) == shape
         assert values[name].elem_type == onnx.TensorProto.FLOAT
@@ -298,51 +299,51 @@ def is_router(value: np.ndarray) -> bool:
     return value.ndim == 2 and 4 in value.shape and min(value.shape) == 4 and max(value.shape) in (16, 32)
 
 
-def test_a_graph_with_other_weights_is_refused(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
+def test_a_graph_with_other_weights_is_refused(tiny: Network, graph: Graph, probes: list[Probe]) -> None:
     other = changed(graph, is_output, lambda value: value * np.float32(1.05))
     with pytest.raises(GateError, match="does not compute in onnxruntime what PyTorch does") as caught:
-        compare(tiny, other, probes)
+        compare(tiny, other, probes, FRAME)
     assert caught.value.exit_code == 1 and caught.value.key == "difference" and "0.0002" in caught.value.remedy
 
 
-def test_one_wrong_weight_is_enough(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
+def test_one_wrong_weight_is_enough(tiny: Network, graph: Graph, probes: list[Probe]) -> None:
     def spoilt(value: np.ndarray) -> np.ndarray:
         value.flat[0] += 0.5
         return value
 
     with pytest.raises(GateError):
-        compare(tiny, changed(graph, is_output, spoilt), probes)
+        compare(tiny, changed(graph, is_output, spoilt), probes, FRAME)
 
 
-def test_a_graph_that_routes_otherwise_is_refused(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
+def test_a_graph_that_routes_otherwise_is_refused(tiny: Network, graph: Graph, probes: list[Probe]) -> None:
     other = changed(graph, is_router, np.negative)
     with pytest.raises(
         GateError, match=r"probe \d: the exported graph chooses other experts in onnxruntime than in PyTorch"
     ):
-        compare(tiny, other, probes)
+        compare(tiny, other, probes, FRAME)
 
 
-def test_a_choice_that_was_frozen_is_found(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
+def test_a_choice_that_was_frozen_is_found(tiny: Network, graph: Graph, probes: list[Probe]) -> None:
     """Some exporters trace the one choice of their example: only probes that choose differently tell."""
-    with open_engine("onnxruntime", graph.data, spec_of(tiny, 64, 64)) as engine:
-        outputs = [engine.infer(*probe) for probe in probes]
+    with open_engine("onnxruntime", graph.data, tiny.signature(*FRAME)) as engine:
+        first = engine.infer(probes[0])
     model = onnx.load_from_string(graph.data)
     for node in model.graph.node:
-        node.output[:] = ["gates computed" if name == "gates" else name for name in node.output]
-    model.graph.initializer.append(numpy_helper.from_array(outputs[0][1], "frozen"))
-    model.graph.node.append(helper.make_node("Identity", ["frozen"], ["gates"]))
+        node.output[:] = ["routing computed" if name == "routing" else name for name in node.output]
+    model.graph.initializer.append(numpy_helper.from_array(first["routing"], "frozen"))
+    model.graph.node.append(helper.make_node("Identity", ["frozen"], ["routing"]))
     frozen = Graph(model.SerializeToString(), graph.nodes, graph.opset)
-    assert isinstance(compare(tiny, frozen, probes[:1]), Agreement)
+    assert isinstance(compare(tiny, frozen, probes[:1], FRAME), Agreement)
     with pytest.raises(GateError, match=r"probe 1: .*other experts"):
-        compare(tiny, frozen, probes)
+        compare(tiny, frozen, probes, FRAME)
 
 
-def test_another_network_is_told_from_the_one_exported(tiny: nn.Module, graph: Graph, probes: list[Probe]) -> None:
-    other = copy.deepcopy(tiny)
+def test_another_network_is_told_from_the_one_exported(tiny: Network, graph: Graph, probes: list[Probe]) -> None:
+    other = copy.deepcopy(tiny.module)
     with torch.no_grad():
         other.output.weight.mul_(1.1)
     with pytest.raises(GateError):
-        compare(other, graph, probes)
+        compare(network_of(other), graph, probes, FRAME)
 
 
 # Sizes
@@ -360,14 +361,14 @@ def test_another_network_is_told_from_the_one_exported(tiny: nn.Module, graph: G
         ((-64, 64), "64x64"),
     ],
 )
-def test_other_sizes_are_refused_with_the_nearest(tiny: nn.Module, size: tuple[int, int], nearest: str) -> None:
+def test_other_sizes_are_refused_with_the_nearest(tiny: Network, size: tuple[int, int], nearest: str) -> None:
     for refuse in (check_size, export_graph):
         with pytest.raises(InputError, match=rf"size: .*multiples of 64, for example {nearest}") as caught:
             refuse(tiny, *size)
         assert caught.value.exit_code == 2 and caught.value.value == f"{size[0]}x{size[1]}"
 
 
-def test_multiples_of_64_are_taken(tiny: nn.Module) -> None:
+def test_multiples_of_64_are_taken(tiny: Network) -> None:
     for size in ((64, 64), (256, 320), (64, 1024)):
         check_size(tiny, *size)
 
@@ -375,10 +376,10 @@ def test_multiples_of_64_are_taken(tiny: nn.Module) -> None:
 # More exports, each of them many seconds
 
 
-def exported(net: nn.Module, lines: int = 64, samples: int = 64) -> tuple[Graph, Agreement]:
+def exported(net: Network, lines: int = 64, samples: int = 64) -> tuple[Graph, Agreement]:
     graph = export_graph(net, lines, samples)
     check_onnx(graph.data)
-    return graph, compare(net, graph, probes_of(net, lines, samples))
+    return graph, compare(net, graph, probes_of(net, lines, samples), (lines, samples))
 
 
 @pytest.mark.slow
@@ -386,13 +387,13 @@ def exported(net: nn.Module, lines: int = 64, samples: int = 64) -> tuple[Graph,
     "name", ["additive, reference15, top-2", "concat, paper6, top-3", "bias free", "no latent block", "one band"]
 )
 def test_graphs_of_other_configurations_compute_what_pytorch_does(name: str) -> None:
-    _, agreement = exported(steered(CONFIGURATIONS[name]).float())
+    _, agreement = exported(network_of(steered(CONFIGURATIONS[name]).float()))
     assert agreement.choices > 1 and agreement.difference < agreement.limit
     # A network that amplifies rounding is held to its own, and says so.
     assert agreement.limit == LIMIT or agreement.rounding is not None
 
 
-def test_no_weight_is_taken_as_it_is_and_transposed(tiny: nn.Module) -> None:
+def test_no_weight_is_taken_as_it_is_and_transposed(tiny: Network) -> None:
     # OpenVINO 2026.4 transposes it for both.
     users: dict[str, set[bool]] = {}
     for node in onnx.load_model_from_string(export_graph(tiny, 64, 64).data).graph.node:
@@ -406,13 +407,13 @@ def test_no_weight_is_taken_as_it_is_and_transposed(tiny: nn.Module) -> None:
 @pytest.mark.skipif(available_engines()["openvino"] is None, reason="the extra `openvino` is not installed")
 @pytest.mark.parametrize("name", ["additive, reference15, top-2", "concat, paper6, top-1", "bias free"])
 def test_openvino_computes_what_pytorch_does(name: str) -> None:
-    net = steered(CONFIGURATIONS[name]).float()
-    graph = export_graph(net, 64, 64)
-    assert compare(net, graph, probes_of(net, 64, 64), engine_name="openvino").choices > 1
+    net = network_of(steered(CONFIGURATIONS[name]).float())
+    graph = export_graph(net, *FRAME)
+    assert compare(net, graph, probes_of(net, *FRAME), FRAME, engine_name="openvino").choices > 1
 
 
 @pytest.mark.slow
-def test_a_graph_for_frames_that_are_not_square(tiny: nn.Module) -> None:
+def test_a_graph_for_frames_that_are_not_square(tiny: Network) -> None:
     _, agreement = exported(tiny, 64, 128)
     assert agreement.choices > 1 and agreement.limit == LIMIT
 
@@ -421,7 +422,7 @@ def test_a_graph_for_frames_that_are_not_square(tiny: nn.Module) -> None:
 @pytest.mark.parametrize("name", ["options", "main", "odd"])
 def test_graphs_of_the_golden_weights_compute_what_the_reference_does(name: str) -> None:
     case = golden(name)
-    net = case.net.float()
+    net = network_of(case.net.float())
     size = case.size
     # `odd` amplifies rounding so much that PyTorch's own distance from float64 says little of the graph's; its build
     # may fail the gate. What the graph computes is held to the reference here.
@@ -429,16 +430,16 @@ def test_graphs_of_the_golden_weights_compute_what_the_reference_does(name: str)
     kind = "noise"
     expected = case.arrays[f"{kind}/restored"]
     metrics = case.arrays[f"{kind}/raw_metrics"].astype(np.float32)
-    with open_engine("onnxruntime", graph.data, spec_of(net, size, size)) as engine:
-        restored, gates = engine.infer(case.cube(kind)[None], metrics)
-    difference = np.abs(case.thinned(restored[0]) - expected).max() / np.ptp(expected)
+    with open_engine("onnxruntime", graph.data, net.signature(size, size)) as engine:
+        made = engine.infer({"frame": case.cube(kind)[None], "metrics": metrics})
+    difference = np.abs(case.thinned(made["restored"][0]) - expected).max() / np.ptp(expected)
     # `odd` amplifies rounding: the float32 reference itself is 5e-4 from float64.
     assert difference < (2e-3 if name == "odd" else LIMIT)
-    for layer, chosen in enumerate(gates):
+    for layer, chosen in enumerate(made["routing"]):
         np.testing.assert_allclose(chosen, case.arrays[f"{kind}/gates_{layer}"][0], atol=1e-4)
 
 
 @pytest.mark.slow
-def test_exports_are_repeatable_and_silent(tiny: nn.Module, graph: Graph, capfd: pytest.CaptureFixture[str]) -> None:
+def test_exports_are_repeatable_and_silent(tiny: Network, graph: Graph, capfd: pytest.CaptureFixture[str]) -> None:
     assert export_graph(tiny, 64, 64) == graph
     assert capfd.readouterr().out == ""

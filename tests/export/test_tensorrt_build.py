@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from calibration.typed import half_precision
+from export.networks import network_of
 from export.networks.damp import DampConfig
 from export.onnx import export_graph
 from export.tensorrt.build import Request, build_engine
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(tensorrt_version("tensorrt-rtx") is None, reason
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_every_configuration_builds(config: DampConfig, tmp_path: Path) -> None:
-    graph = export_graph(network(config), 64, 64).data
+    graph = export_graph(network_of(network(config)), 64, 64).data
     for name, data in (("fp32", graph), ("fp16", half_precision(graph).data)):
         assert [f for f in lint(data, tensorrt="10.3", kind="tensorrt", sm="8.7") if f.severity == "error"] == []
         made = build_engine(data, Request("tensorrt-rtx", "8.9", 64), tmp_path / name)

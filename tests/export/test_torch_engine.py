@@ -71,18 +71,21 @@ def assert_close(engine: Engine, reference: Engine, precision: str) -> float:
     """Differences are below the precision's limit, and the same experts are chosen; the largest, of the range."""
     largest = 0.0
     for seed in range(3):
-        given = inputs(engine.spec, seed)
-        (restored, gates), (expected, chosen) = engine.infer(*given), reference.infer(*given)
-        largest = max(largest, float(np.abs(restored - expected).max() / np.ptp(expected)))
-        np.testing.assert_array_equal(gates > 0, chosen > 0)
+        given = inputs(engine.signature, seed)
+        found, expected = engine.infer(given), reference.infer(given)
+        apart = np.abs(found["restored"] - expected["restored"]).max() / np.ptp(expected["restored"])
+        largest = max(largest, float(apart))
+        np.testing.assert_array_equal(found["routing"] > 0, expected["routing"] > 0)
     assert largest < LIMITS[precision]
     return largest
 
 
 def test_tensors_of_the_device_go_through_as_arrays_do(tiny_checkpoint: Path) -> None:
     engine = TorchEngine(load_checkpoint(tiny_checkpoint), 64, 64, form="deployment")
-    given = inputs(engine.spec, 0)
-    for there, here in zip(engine.on_device(*map(torch.from_numpy, given)), engine.infer(*given), strict=True):
+    given = inputs(engine.signature, 0)
+    made = engine.infer(given)
+    assert list(made) == list(engine.signature.ports.outputs)
+    for there, here in zip(engine.on_device(*map(torch.from_numpy, given.values())), made.values(), strict=True):
         assert not there.requires_grad
         np.testing.assert_array_equal(there.numpy(), here)
 
@@ -123,4 +126,4 @@ def test_memory_that_runs_out_is_the_machines_fault(tiny_checkpoint: Path, monke
 
     monkeypatch.setattr(engine, "on_device", full)
     with pytest.raises(MachineError, match="no memory left"):
-        engine.infer(*inputs(engine.spec, 0))
+        engine.infer(inputs(engine.signature, 0))
