@@ -19,7 +19,7 @@ from .metrics import METRIC_SETS
 STRICT = ConfigDict(extra="forbid", strict=True)
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
+Shape = Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)]
 
 
 def _inside(path: str) -> str:

@@ -127,9 +127,11 @@ class FrameRestorer:
         of_band = np.zeros(taken, np.float32)
         for group in groups:
             of_band[group.start : group.start + measured.bands] += group.weights
-        self._groups = [
-            (g.start, (g.weights / of_band[g.start : g.start + measured.bands])[:, None, None]) for g in groups
-        ]
+        shares_of_groups = [g.weights / of_band[g.start : g.start + measured.bands] for g in groups]
+        if len(groups) == 1:
+            # Whose restored bands may be others than the measured ones.
+            shares_of_groups = [np.ones(restored.bands, np.float32)]
+        self._groups = [(g.start, share[:, None, None]) for g, share in zip(groups, shares_of_groups, strict=True)]
         # A frame narrower than the engine's is filled up by reflection, as tiles of a cube are.
         self._samples = np.pad(
             np.arange(self._tiles[0].samples), (0, facts.frame[1] - self._tiles[0].samples), "reflect"
@@ -167,7 +169,7 @@ class FrameRestorer:
         unfit[[keep.place for keep in kept if keep.whole]] = True
         fit = np.flatnonzero(taken & ~unfit)
         if not self.passes_through:
-            self._refuse_part_of(count, len(fit), bool(kept))
+            self._refuse_part_of(taken, len(fit))
         if len(fit) < ENOUGH * count:
             return self.pass_through(frame)
         self._bridge(fit, count)
@@ -200,9 +202,10 @@ class FrameRestorer:
         self._keep(frame, np.flatnonzero(taken), kept, values)
         return values, self._report(frame, taken, {"whole": time.monotonic() - began}, passed=True)
 
-    def _refuse_part_of(self, count: int, fit: int, missing: bool) -> None:
+    def _refuse_part_of(self, taken: Bools, fit: int) -> None:
         """Where nothing can be passed through, only a frame of which enough is there is restored. Raises CubeError."""
-        lines = self._facts.frame[0]
+        lines, count = self._facts.frame[0], len(taken)
+        missing = self._mark is not None and bool(self._missing[:, np.flatnonzero(taken)].any())
         if missing or fit < ENOUGH * count or (self._facts.signature.tiling == "fixed" and count < lines):
             raise CubeError(
                 "the frame is not whole, and nothing of it can be passed through",

@@ -22,6 +22,7 @@ from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
 from runtime.stream.pipeline import NamedSink, Stream, StreamOptions, StreamResult
 from runtime.stream.restoring import RestorerFacts
+from tests.contracts.coded import CODE, CODED, decode, decoded
 from tests.contracts.graphs import damp_like
 from tests.runtime.stream.lines import FORMAT, SHAPE, Script, line
 
@@ -538,6 +539,116 @@ def test_a_live_source_never_waits_for_restoration(slots: int) -> None:
     gate.set()
     worker.join(20)
     assert not worker.is_alive()
+
+
+# A network of other planes, with a constant, without metrics and experts, whose frames have one place
+
+CODED_FACTS = RestorerFacts(CODED, 0, Prompts(CODED, {"code": CODE}))
+MADE = LineFormat(5, SHAPE[1], np.dtype(np.float32))
+
+
+def coded_stream(
+    lines: Sequence[int | Line | Event], infer: Infer = decode, format: LineFormat = FORMAT
+) -> tuple[Stream, Kept, Record, list[dict[str, Any]]]:
+    """A stream of such a network; what it gives out, what it records, and what it logs of what it drops."""
+    kept, record, dropped = Kept(), Record(), []
+
+    def log(kind: str, **fields: Any) -> None:
+        if kind in ("drop-frame", "drop"):
+            dropped.append({"kind": kind, **fields})
+
+    sinks = [NamedSink("kept", kept, "block", True)]
+    stream = stream_of(
+        Script(lines, format), infer, record, sinks, output=MADE, log=log, facts=CODED_FACTS,
+    )  # fmt: skip
+    return stream, kept, record, dropped
+
+
+def as_made(raw: Line) -> Line:
+    """What comes out of a line, [5, samples]."""
+    unit = (raw / np.float64(4095)).astype(np.float32)
+    return decoded(unit[:, None])[:, 0]
+
+
+def test_lines_of_other_bands_come_out_and_a_frame_that_is_not_full_is_dropped() -> None:
+    stream, kept, record, dropped = coded_stream(range(100))
+    result = run(stream)
+    assert result.count.as_json() == {
+        "in": 100, "recorded": 100, "restored": 96, "passed": 0, "dropped": 4, "incomplete": 0,
+    }  # fmt: skip
+    assert result.frames == {"restored": 12, "passed": 0, "dropped": 1, "failed": 0}
+    assert not result.failures and result.ended_by == "source"
+    assert sorted(kept.lines) == list(range(96)) and sorted(record.lines) == list(range(100))
+    for number, values in kept.lines.items():
+        assert values.shape == (5, SHAPE[1]) and values.dtype == np.float32
+        np.testing.assert_array_equal(values, as_made(line(number)))
+        assert kept.flags[number] & ~Flag.BREAK == Flag.RESTORED
+    frame, lines = dropped
+    assert (frame["kind"], frame["sequence"], frame["last"]) == ("drop-frame", 96, 99)
+    assert frame["why"] == "the frame is not whole, and nothing of it can be passed through"
+    assert (lines["kind"], lines["sequence"], lines["last"], lines["lines"]) == ("drop", 96, 99, 4)
+    told = stream.snapshot()
+    assert (told["prompt"], told["prompt_by"], told["experts"], told["clipped"]) == ({}, "", [], 0)
+    assert told["peak"] is not None and told["latency_s"]
+
+
+def test_frames_with_gaps_are_bridged_or_dropped_and_never_passed() -> None:
+    # One lost line is bridged; nine end the frame, whose lines are dropped.
+    script: list[Any] = [*range(10), Missing(11, 1, "lost"), *range(11, 20), Missing(21, 9, "lost"), *range(29, 45)]
+    stream, kept, record, dropped = coded_stream(script)
+    result = run(stream)
+    assert sorted(kept.lines) == [*range(16), *range(29, 45)]
+    assert {number for number, flags in kept.flags.items() if flags & Flag.INTERPOLATED} == {10}
+    assert len(record.lines) == result.count.recorded == 35
+    assert (result.count.restored, result.count.dropped, result.count.incomplete) == (31, 4, 10)
+    assert (result.count.passed, result.frames["passed"], result.frames["dropped"]) == (0, 0, 1)
+    assert [(each["sequence"], each["last"]) for each in dropped] == [(16, 19), (16, 19)]
+
+
+def test_frames_of_mostly_unfit_lines_are_dropped_and_never_passed() -> None:
+    lines: list[Any] = [line(number) for number in range(32)]
+    for number in (*range(8, 13), 17):
+        lines[number] = np.full(SHAPE, 7, np.uint16)
+    stream, kept, _, dropped = coded_stream(lines)
+    result = run(stream)
+    assert sorted(kept.lines) == [*range(8), *range(16, 32)]
+    assert (result.count.restored, result.count.dropped, result.count.passed) == (24, 8, 0)
+    assert result.frames == {"restored": 3, "passed": 0, "dropped": 1, "failed": 0}
+    assert kept.flags[17] == Flag.EMPTY | Flag.RESTORED and not any(
+        flags & Flag.PASSED for flags in kept.flags.values()
+    )
+    assert [each["sequence"] for each in dropped] == [8, 8]
+
+
+def test_frames_with_missing_pixels_are_dropped_and_those_with_saturated_ones_are_not() -> None:
+    lines: list[Any] = [line(number) for number in range(24)]
+    lines[10][1, 3] = 0
+    lines[18][2, 5] = 4095
+    stream, kept, _, dropped = coded_stream(lines, format=replace(FORMAT, ignore_value=0.0))
+    result = run(stream)
+    assert sorted(kept.lines) == [*range(8), *range(16, 24)]
+    assert (result.count.restored, result.count.dropped, result.count.passed) == (16, 8, 0)
+    assert [each["sequence"] for each in dropped] == [8, 8]
+    assert kept.flags[18] == Flag.SOME_SATURATED | Flag.RESTORED
+    np.testing.assert_array_equal(kept.lines[18], as_made(lines[18]))
+
+
+def test_frames_that_the_engine_does_not_take_are_dropped_and_never_passed() -> None:
+    def picky(feeds: Any) -> Any:
+        if feeds["shot"].max() > 0.99:
+            raise CubeError("the values are too large")
+        return decode(feeds)
+
+    lines: list[Any] = [line(number) for number in range(80)]
+    for number in range(20, 60):
+        lines[number][0, 0] = 4090
+    stream, kept, record, dropped = coded_stream(lines, picky)
+    result = run(stream)
+    assert not result.failures and result.frames == {"restored": 4, "passed": 0, "dropped": 6, "failed": 0}
+    assert (result.count.restored, result.count.dropped, result.count.passed) == (32, 48, 0)
+    assert sorted(kept.lines) == [*range(16), *range(64, 80)] and len(record.lines) == 80
+    whys = [each["why"] for each in dropped if each["kind"] == "drop-frame"]
+    assert whys == ["the values are too large"] * 6
 
 
 def lines_of(count: int, low: int = 50, format: LineFormat = FORMAT) -> list[Line]:

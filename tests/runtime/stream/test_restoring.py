@@ -10,14 +10,18 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.bundle import Bundle, load_bundle
-from runtime.errors import MachineError
+from runtime.errors import CubeError, MachineError
 from runtime.lines import NO_FLAGS, Flag, LineFormat
+from runtime.prompts import Prompts
 from runtime.radiometry import load_radiometry
 from runtime.restore import restore_cube
+from runtime.signature import Plane, Prompt, Signature
 from runtime.sources.simulator import SensorModel, sense, simulate_scene
 from runtime.stream.frames import Frame
 from runtime.stream.pool import LinePool
 from runtime.stream.restoring import AbandonedError, FrameRestorer, RestorerFacts
+from tests.contracts.coded import CODE, CODED, decode, decoded
+from tests.contracts.graphs import SMALL
 
 BANDS, LINES = 31, 64
 
@@ -257,3 +261,160 @@ def test_what_the_engine_raises_is_raised(bundle: Bundle) -> None:
         restorer.restore(frame)
     restorer._infer = bundle_infer
     restorer.restore(frame)
+
+
+# A network of other planes, with a constant, without metrics and experts, whose frames have one place
+
+
+Feeds = dict[str, NDArray[np.float32]]
+
+
+def coded_restorer(
+    format: LineFormat, infer: Any = decode, chosen: tuple[int, ...] | None = None, **radiometry: Any
+) -> FrameRestorer:
+    facts = RestorerFacts(CODED, 0, Prompts(CODED, {"code": CODE}), chosen)
+    return FrameRestorer(facts, format, infer, load_radiometry(radiometry, format))
+
+
+def unit_of(cube: NDArray[np.generic]) -> NDArray[np.float32]:
+    return (cube / np.float64(4095)).astype(np.float32)
+
+
+def test_other_bands_come_out_than_go_in() -> None:
+    cube = cube_of(3, 8, 16)
+    frame, format = frame_of(cube)
+    restorer = coded_restorer(format)
+    assert (restorer.bands, restorer.runs, restorer.passes_through) == (5, 1, False)
+    values, report = restorer.restore(frame)
+    assert values.shape == (5, 8, 16)
+    np.testing.assert_array_equal(values, decoded(unit_of(cube)))
+    assert set(report.flags.tolist()) == {int(Flag.RESTORED)}
+    assert (report.metrics, report.experts, report.metrics_by, report.passed) == ({}, (), "", False)
+    assert report.peak == unit_of(cube).max() and set(report.seconds) == {"radiometry", "metrics", "engine", "whole"}
+
+
+def test_other_bands_come_out_of_the_chosen_ones() -> None:
+    cube = cube_of(7, 8, 16)
+    frame, format = frame_of(cube)
+    values, _ = coded_restorer(format, chosen=(1, 3, 6)).restore(frame)
+    np.testing.assert_array_equal(values, decoded(unit_of(cube[[1, 3, 6]])))
+
+
+def test_memory_of_other_planes_serves_every_frame() -> None:
+    cubes = [cube_of(3, 8, 16), cube_of(3, 8, 16)[:, ::-1].copy()]
+    restorer = coded_restorer(frame_of(cubes[0])[1])
+    first = restorer.restore(frame_of(cubes[0])[0])[0]
+    other = restorer.restore(frame_of(cubes[1])[0])[0]
+    assert other.base is first.base
+    np.testing.assert_array_equal(other, decoded(unit_of(cubes[1])))
+
+
+@pytest.mark.parametrize("lines", [1, 4, 7])
+def test_a_short_frame_of_one_place_is_refused(lines: int) -> None:
+    frame, format = frame_of(cube_of(3, lines, 16))
+    asked: list[None] = []
+    with pytest.raises(CubeError, match=rf"lines: the frame is not whole.*{lines} of 8"):
+        coded_restorer(format).restore(frame, alive=lambda: asked.append(None))
+    assert not asked, "the engine was asked"
+
+
+@pytest.mark.parametrize("missing", [0, 5])
+def test_a_frame_of_mostly_unfit_lines_is_refused_where_nothing_passes_through(missing: int) -> None:
+    flags = dict.fromkeys(range(5 - missing), Flag.EMPTY)
+    frame, format = frame_of(cube_of(3, 8, 16), flags, tuple(range(missing)))
+    with pytest.raises(CubeError, match="the frame is not whole, and nothing of it can be passed through"):
+        coded_restorer(format).restore(frame)
+
+
+def test_missing_pixels_are_refused_where_nothing_passes_through() -> None:
+    cube = cube_of(3, 8, 16).astype(np.int16)
+    cube[1, 4, 9] = -9999
+    marked = LineFormat(3, 16, cube.dtype, 4095.0, None, None, -9999.0)
+    with pytest.raises(CubeError, match="8 of 8, some with missing values"):
+        coded_restorer(marked).restore(frame_of(cube)[0])
+    # Of an older frame, in the place of a line that never came, nothing is missing.
+    restorer, whole = coded_restorer(marked), cube_of(3, 8, 16).astype(np.int16)
+    with pytest.raises(CubeError):
+        restorer.restore(frame_of(cube)[0])
+    values, _ = restorer.restore(frame_of(whole, missing=(4,))[0])
+    np.testing.assert_array_equal(np.delete(values, 4, 1), np.delete(decoded(unit_of(whole)), 4, 1))
+
+
+def test_a_line_is_bridged_where_nothing_passes_through_and_says_so() -> None:
+    cube = cube_of(3, 8, 16)
+    spoilt = cube.copy()
+    spoilt[:, 2] = 7
+    frame, format = frame_of(spoilt, {2: Flag.EMPTY}, missing=(5,))
+    values, report = coded_restorer(format).restore(frame)
+    unit = unit_of(cube)
+    for place in (2, 5):
+        unit[:, place] = np.float32(0.5) * unit[:, place - 1] + np.float32(0.5) * unit[:, place + 1]
+    np.testing.assert_allclose(values, decoded(unit), atol=1e-6)
+    others = [place for place in range(8) if place not in (2, 5)]
+    assert report.flags[2] == Flag.EMPTY | Flag.RESTORED and report.flags[5] == Flag.INTERPOLATED
+    assert set(report.flags[others].tolist()) == {int(Flag.RESTORED)}
+
+
+def test_saturated_values_are_restored_where_nothing_passes_through() -> None:
+    cube = cube_of(3, 8, 16)
+    cube[1, 3, 7:9] = 4095
+    frame, format = frame_of(cube, {3: Flag.SOME_SATURATED})
+    values, report = coded_restorer(format).restore(frame)
+    np.testing.assert_array_equal(values, decoded(unit_of(cube)))
+    assert report.flags[3] == Flag.SOME_SATURATED | Flag.RESTORED
+
+
+@pytest.mark.parametrize(("lines", "samples"), [(8, 16), (8, 40), (8, 9), (3, 16), (5, 40)])
+def test_frames_of_other_bands_that_lie_anywhere_are_restored_as_a_cube_is(lines: int, samples: int) -> None:
+    signature = Signature(
+        Plane("photo", 3, 8, 16, "rgb"), Plane("restored", 5, 8, 16), CODED.prompts, band_groups=False
+    )
+    prompts, cube = Prompts(signature, {"code": CODE}), cube_of(3, lines, samples)
+
+    def infer(feeds: Feeds) -> Feeds:
+        return {"restored": decoded(feeds["photo"][0] ** 2, feeds["code"])[None]}
+
+    frame, format = frame_of(cube)
+    restorer = FrameRestorer(RestorerFacts(signature, 4, prompts), format, infer, load_radiometry({}, format))
+    values, report = restorer.restore(frame)
+    wanted = restore_cube(unit_of(cube), infer, signature, overlap=4, prompts=prompts).cube
+    assert values.shape == (5, lines, samples)
+    np.testing.assert_allclose(values, wanted, atol=2e-6)
+    assert set(report.flags.tolist()) == {int(Flag.RESTORED | (Flag.PADDED if lines < 8 else NO_FLAGS))}
+
+
+def test_prompts_of_every_band_group_go_to_the_network() -> None:
+    signature = Signature(SMALL.measured, SMALL.restored, (*SMALL.prompts, Prompt("code", (1, 5), "constant", "c")))
+    cube, seen = cube_of(5, 8, 16), []
+
+    def infer(feeds: Feeds) -> Feeds:
+        seen.append(feeds)
+        return {"restored": feeds["frame"]}
+
+    frame, format = frame_of(cube)
+    prompts = Prompts(signature, {"code": CODE})
+    restorer = FrameRestorer(RestorerFacts(signature, 2, prompts), format, infer, load_radiometry({}, format))
+    values, report = restorer.restore(frame)
+    np.testing.assert_allclose(values, unit_of(cube), atol=1e-6)
+    for feeds, start in zip(seen, (0, 2), strict=True):
+        np.testing.assert_array_equal(feeds["metrics"][0], prompts.metrics(unit_of(cube)[start : start + 3]))
+        np.testing.assert_array_equal(feeds["code"], CODE)
+    assert list(report.metrics) == list(prompts.names) and report.experts == () and report.metrics_by == "host"
+    means = np.mean([feeds["metrics"][0] for feeds in seen], axis=0)
+    np.testing.assert_allclose(list(report.metrics.values()), means, rtol=1e-6)
+
+
+def test_a_network_without_metrics_passes_through_what_it_cannot_restore() -> None:
+    """Its frames come out as they went in, so that they can; metrics do not tell what was passed."""
+    signature = Signature(SMALL.measured, SMALL.restored)
+    cube = cube_of(3, 8, 16)
+    format = frame_of(cube)[1]
+    facts = RestorerFacts(signature, 2, Prompts(signature))
+    infer = lambda feeds: {"restored": feeds["frame"] + np.float32(1)}  # noqa: E731
+    restorer = FrameRestorer(facts, format, infer, load_radiometry({}, format))
+    values, report = restorer.restore(frame_of(cube)[0])
+    np.testing.assert_array_equal(values, unit_of(cube) + np.float32(1))
+    assert not report.passed and (report.flags == Flag.RESTORED).all() and not report.metrics
+    values, report = restorer.restore(frame_of(cube, dict.fromkeys(range(5), Flag.EMPTY))[0])
+    np.testing.assert_array_equal(values, unit_of(cube))
+    assert report.passed and ((report.flags & Flag.PASSED) > 0).all()
