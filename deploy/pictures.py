@@ -271,23 +271,23 @@ def band_psnr_plot(series: Mapping[str, ArrayLike], wavelengths: Sequence[float]
 
 
 def experts_plot(cases: Mapping[str, ArrayLike]) -> bytes:
-    """Which experts restored each case: a heat map of the gates [layers, experts] per case; PNG.
+    """Which experts restored each case: a heat map of their weights [layers, experts] per case; PNG.
 
     Args:
-        cases: gates by the case's label; a gate is the weight of an expert, 0 when it was not chosen.
+        cases: weights by the case's label; an expert's is 0 when it was not chosen.
 
     Raises:
         MachineError: matplotlib is not installed.
-        CubeError: gates are not [layers, experts].
+        CubeError: weights are not [layers, experts].
     """
-    gates = {label: np.asarray(values, np.float64) for label, values in cases.items()}
-    for label, values in gates.items():
+    weights = {label: np.asarray(values, np.float64) for label, values in cases.items()}
+    for label, values in weights.items():
         if values.ndim != 2 or values.size == 0:
-            raise CubeError(f"{label}: gates of shape {values.shape}, not [layers, experts]", key="gates")
-    _something(gates, "cases")
-    layers = max(len(values) for values in gates.values())
-    with drawing(len(gates), panel=(1.85, 0.85 + 0.3 * layers), columns=5) as (figure, panels):
-        for place, (axes, (label, values)) in enumerate(zip(panels, gates.items(), strict=True)):
+            raise CubeError(f"{label}: experts' weights of shape {values.shape}, not [layers, experts]", key="routing")
+    _something(weights, "cases")
+    layers = max(len(values) for values in weights.values())
+    with drawing(len(weights), panel=(1.85, 0.85 + 0.3 * layers), columns=5) as (figure, panels):
+        for place, (axes, (label, values)) in enumerate(zip(panels, weights.items(), strict=True)):
             shown = np.where(np.isfinite(values), values, 0.0)
             axes.imshow(shown, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
             for (layer, expert), gate in np.ndenumerate(values):

@@ -270,7 +270,7 @@ def test_plots_refuse_what_does_not_fit() -> None:
         spectra_plot({"a": scene()}, [(0, 0)], [1.0])
     with pytest.raises(CubeError, match="different numbers"):
         band_psnr_plot({"a": [1.0], "b": [1.0, 2.0]})
-    with pytest.raises(CubeError, match="gates of shape"):
+    with pytest.raises(CubeError, match="experts' weights of shape"):
         experts_plot({"a": [1.0]})
 
 
