@@ -1202,6 +1202,10 @@ def test_an_error_that_is_not_finite_ends_the_run_before_it_is_saved(scenes: Pat
 def test_weights_of_another_network_are_refused(scenes: Path, straight: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another network"):
         train(made(network__embedding=32), scenes, tmp_path, weights=straight)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        train(made(), scenes, tmp_path / "run", weights="damp-nothing")
+    # Nothing was begun.
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_best_weights_are_kept_beside_the_newest(busy: Path) -> None:
