@@ -62,8 +62,7 @@ def train(
         out: where the run is kept; one process at a time.
         device: `cpu` or `cuda`.
         minutes: in place of the recipe's steps, as many as fit into this time, counted at the start of the run.
-        weights: a checkpoint of the same network, or a packaged one's name, that the run goes on with where it validates
-            better.
+        weights: a checkpoint of the same network that the run goes on with where it validates better.
         eager: nothing is compiled, which only a GPU would have.
 
     Raises:
