@@ -25,7 +25,7 @@ STEPS = {
     "bundles": ("commands", 130),
     "parity": ("engines", 40),
     "engines": ("engines", 40),
-    "check": ("commands", 70),
+    "check": ("commands", 40),
     "int8": ("engines", 50),
     "bench": ("commands", 60),
     "training": ("training", 200),
