@@ -73,7 +73,11 @@ def load_scenes(folders: Path | Sequence[Path], data: Data) -> Scenes:
     for folder in [folders] if isinstance(folders, Path) else folders:
         paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds)
         if not paths:
-            raise InputError("no training scenes", file=folder, remedy=f"point --data at folders of {', '.join(kinds)}")
+            pictures = any(path.suffix.lower() in SUFFIXES for path in folder.glob("*"))
+            raise InputError(
+                "holds photographs alone, and the recipe takes none" if pictures else "no training scenes", file=folder,
+                remedy=f"point --data at folders of {', '.join(kinds)}"
+            )  # fmt: skip
         for path in paths:
             if path.stem in cubes or path.stem in photographs:
                 raise InputError("two scenes of one name", file=path, remedy="rename one")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
 import math
 import signal
 import time
@@ -27,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from export.devices import usable
-from export.networks import load_checkpoint, network_of, save_checkpoint
+from export.networks import Network, load_checkpoint, network_of, save_checkpoint
 from export.networks.damp import Damp
 from runtime.errors import ConfigError, InputError, MachineError
 from training.console import console, told
@@ -48,7 +47,7 @@ def train(
     device: str = "cpu",
     *,
     minutes: float | None = None,
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     eager: bool = False,
 ) -> Path:
     """Run the recipe to its end (or go on with it) and return the path of the written checkpoint.
@@ -74,6 +73,7 @@ def train(
     began = time.monotonic()
     place = usable(device, "--device")
     recipe = recipe.on_device(place.type)
+    given = None if weights is None else _given(weights, recipe)
     used, held = _scenes(recipe, data)
     draws = Draws(recipe, used, place)
     way = WAYS[place.type]
@@ -84,7 +84,7 @@ def train(
         raise InputError(f"cannot be made: {error.strerror}", file=out, remedy="give another --out") from error
     with _locked(out):
         ends = None if minutes is None else began + 60 * minutes
-        return _train(run, recipe, draws, held_scenes(held, recipe), out, ends, weights)
+        return _train(run, recipe, draws, held_scenes(held, recipe), out, ends, given)
 
 
 def _train(
@@ -94,7 +94,7 @@ def _train(
     held: Sequence[HeldScene],
     out: Path,
     ends: float | None,
-    weights: Path | None,
+    given: Network | None,
 ) -> Path:
     state = out / "state.pt"
     if state.exists():
@@ -104,9 +104,9 @@ def _train(
     draws.steps = run.steps
     for log in ("training.csv", "validation.csv"):
         drop_rows_after(out / log, run.step)
-    if weights is not None and run.adopted != (sha := hashlib.sha256(weights.read_bytes()).hexdigest()):
-        _adopt_better(run, recipe, held, weights)
-        run.adopted = sha
+    if given is not None and run.adopted != given.facts.sha256:
+        _adopt_better(run, recipe, held, given)
+        run.adopted = given.facts.sha256
         save(run, recipe, state)
     saved = time.monotonic()
     with _stopping() as stopped, _progress(recipe, run) as moved:
@@ -186,16 +186,23 @@ def _steps_until(ends: float, run: Run, recipe: Recipe, draws: Draws, held: Sequ
     return steps
 
 
-def _adopt_better(run: Run, recipe: Recipe, held: Sequence[HeldScene], weights: Path) -> None:
-    given = load_checkpoint(str(weights), recipe.config.top_k)
-    module = damp_of(given)
-    if module.config != recipe.config:
+def _given(weights: str | Path, recipe: Recipe) -> Network:
+    """Weights to go on with. Raises CheckpointError, ConfigError for those of another network."""
+    given = load_checkpoint(weights, recipe.config.top_k)
+    if damp_of(given).config != recipe.config:
         raise ConfigError("is another network than the recipe's", file=weights, remedy="give weights of this recipe")
+    return given
+
+
+def _adopt_better(run: Run, recipe: Recipe, held: Sequence[HeldScene], given: Network) -> None:
+    module = damp_of(given)
     own, other = (_mean(validate(net.to(run.device), held), recipe) for net in (averaged(run, recipe), module))
     if other > own:
         adopt(run, module)
     verdict = "taken" if other > own else "left"
-    console.print(f"{weights} gains {other:+.3f} dB, the run's own weights {own:+.3f}: {verdict}", markup=False)
+    console.print(
+        f"{given.facts.file} gains {other:+.3f} dB, the run's own weights {own:+.3f}: {verdict}", markup=False
+    )
 
 
 def _mean(gains: dict[str, float], recipe: Recipe) -> float:
@@ -284,7 +291,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the run keeps its state and its result")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda")
     parser.add_argument("--minutes", type=float, help="end in so many minutes in place of the recipe's steps")
-    parser.add_argument("--weights", type=Path, help="go on with these weights where they validate better")
+    parser.add_argument(
+        "--weights", help="go on with these weights, a file or a packaged model, where they validate better"
+    )
     parser.add_argument("--eager", action="store_true", help="compile nothing, where compiling fails or takes too long")
     arguments = parser.parse_args()
     with told():

@@ -25,7 +25,7 @@ STEPS = {
     "bundles": ("commands", 130),
     "parity": ("engines", 40),
     "engines": ("engines", 40),
-    "check": ("commands", 70),
+    "check": ("commands", 40),
     "int8": ("engines", 50),
     "bench": ("commands", 60),
     "training": ("training", 200),
@@ -35,12 +35,16 @@ STEPS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cpu", action="store_true", help="the CPU for the GPU, damp-nano, frames of 64x64")
     parser.add_argument("--model", help="a packaged one, or a checkpoint [damp-small]")
     parser.add_argument("--size", type=int, help="lines and samples of a frame [256]")
-    parser.add_argument("--seconds", type=float, default=560.0, help="of all steps together")
-    parser.add_argument("--steps", default=",".join(STEPS), help="those to run; what others found before is kept")
+    parser.add_argument("--seconds", type=float, default=560.0, help="of all steps together [560]")
+    parser.add_argument(
+        "--steps", default=",".join(STEPS), help="those to run, what others found before is kept [%(default)s]"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/gpu"))
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
@@ -68,7 +72,7 @@ def main() -> int:
     for name, result in run_steps(steps, setting.out, asked.seconds):
         results[name] = result
         write_bytes(file, (json.dumps(results, indent=1) + "\n").encode())
-        write_bytes(setting.out / "gpu.md", report(results).encode())
+        write_bytes(setting.out / "gpu.md", report(results, asked.cpu).encode())
         told = "; ".join(f"{line}: {result['lines'][line]['error']}" for line in errors(result))
         print(f"{name:<12} {result['state']}, {result['took_s']} s, {len(result['lines'])} lines {told}", flush=True)
     print(f"wrote {setting.out / 'gpu.md'}")

@@ -86,11 +86,14 @@ def bundles(setting: Setting, found: Found) -> None:
 
 def check(setting: Setting, found: Found) -> None:
     """`deploy check`: the engine as a user judges it, against PyTorch in float32 on the CPU."""
+    config = setting.out / "check.yaml"
+    # One frame of each degradation: cubes in tiles are another step's.
+    config.write_text(f"check: {{cube: {setting.size}x{setting.size}}}\n", encoding="utf-8")
     for precision in TARGETS:
         with found.line(precision, 0.7) as row:
             told = deploy(
                 "check", setting.bundle(precision), "--engine", setting.engine, "--checkpoint", setting.model,
-                "--variants", precision,
+                "--variants", precision, "--config", config,
             )  # fmt: skip
             row |= {name: gate["measured"] for name, gate in told["gates"].items()}
 

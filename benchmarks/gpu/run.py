@@ -145,12 +145,15 @@ def well(step: Mapping[str, Any]) -> bool:
     return step["state"] == ENDED and not errors(step)
 
 
-def report(steps: Mapping[str, Mapping[str, Any]]) -> str:
+def report(steps: Mapping[str, Mapping[str, Any]], cpu: bool = False) -> str:
     """Markdown: a table of the steps, then for each its lines, those of the same figures in one table."""
     summary = [
         [name, step["state"], step["took_s"], len(step["lines"]), len(errors(step))] for name, step in steps.items()
     ]
-    parts = ["# damp-deploy on a GPU", _table(["step", "state", "s", "lines", "errors"], summary)]
+    parts = [
+        "# A rehearsal on the CPU" if cpu else "# damp-deploy on a GPU",
+        _table(["step", "state", "s", "lines", "errors"], summary),
+    ]
     for name, step in steps.items():
         tables: dict[tuple[str, ...], list[list[Any]]] = {}
         for line, figures in step["lines"].items():

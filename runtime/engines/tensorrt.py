@@ -54,7 +54,10 @@ def check_builder(built: Built | None, kind: str | None) -> Built:
     """What built the engine, if there is one that `kind` can load. Raises BundleError."""
     if built is None:
         raise BundleError(
-            "TensorRT loads engine files only, and there is none", key="engine", value=kind, remedy=FINALIZE
+            "TensorRT loads engine files only, and there is none",
+            key="engine",
+            value=kind,
+            remedy=f"leave --engine out, or build for a target whose engine is {kind or ' or '.join(KINDS)}",
         )
     if built.builder not in KINDS or (kind is not None and built.builder != kind):
         raise BundleError(

@@ -1210,6 +1210,10 @@ def test_what_is_no_damp_is_refused() -> None:
 def test_weights_of_another_network_are_refused(scenes: Path, straight: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another network"):
         train(made(network__embedding=32), scenes, tmp_path, weights=straight)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        train(made(), scenes, tmp_path / "run", weights="damp-nothing")
+    # Nothing was begun.
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_best_weights_are_kept_beside_the_newest(busy: Path) -> None:
