@@ -22,7 +22,7 @@ import pytest
 from numpy.typing import NDArray
 from rich.table import Table
 
-from runtime.sinks.line_index import read_index, stems, suffixed
+from runtime.record.index import read_index, stems, suffixed
 from tests.contracts.spectrometer import ADDRESS, Spectrometer, spectrometer
 
 from .timing import show
@@ -61,7 +61,7 @@ def main() -> int:
 
 def built(out: Path) -> Path:
     """A bundle of damp-tiny for this computer."""
-    from deploy.build import build
+    from deploy.building.build import build
     from deploy.config import Config, with_overrides
 
     build(with_overrides(Config(), {"model.checkpoint": "damp-tiny", "input.frame": FRAME}), out)

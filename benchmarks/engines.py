@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from deploy.graphs import measuring
-from deploy.options import parse_size
+from deploy.checking.probes import measuring
+from deploy.commands.options import parse_size
 from export.networks import network_of
 from export.networks.damp import Damp, DampConfig
 from export.networks.damp.attention import NORM_EPS, ChannelNorm
@@ -35,7 +35,7 @@ from export.networks.damp.blocks import ExpertMixture
 from export.onnx import OPSET, count_nodes, export_graph
 from export.torch_engine import TorchEngine
 from runtime.engines import EngineOptions, open_engine
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 
 ROUNDS = 5
 BARS = {"ONNX Runtime": 1.8, "OpenVINO": 2.5}

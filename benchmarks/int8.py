@@ -21,13 +21,13 @@ from rich.table import Table
 from calibration.products import int8_share, products
 from calibration.quantized import quantized, taken
 from calibration.ranges import collect, ranges
-from deploy.graphs import measuring
-from deploy.options import parse_size
+from deploy.checking.probes import measuring
+from deploy.commands.options import parse_size
 from export.networks import Network, load_checkpoint, network_of
 from export.networks.damp import Damp, DampConfig
 from export.onnx import Probe, export_graph
 from runtime.engines import EngineOptions, open_engine
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 
 ROUNDS = 5
 BAR = 1.5

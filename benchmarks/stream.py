@@ -25,7 +25,7 @@ from runtime.bundle import load_bundle
 from runtime.lines import Ended, Event, LineFormat, Taken
 from runtime.prompts import Prompts
 from runtime.radiometry import load_radiometry
-from runtime.sinks.line_file import open_line_writer
+from runtime.record.writer import open_line_writer
 from runtime.sinks.restored_file import RestoredFile
 from runtime.sources.contract import Source
 from runtime.stream.frames import Frame
@@ -158,7 +158,7 @@ def main() -> int:
 
 def built(out: Path) -> Path:
     """A bundle of damp-small for this computer."""
-    from deploy.build import build
+    from deploy.building.build import build
     from deploy.config import Config, with_overrides
 
     build(with_overrides(Config(), {"model.checkpoint": "damp-small", "input.frame": "256x256"}), out)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from runtime.durable import replacing
 from runtime.errors import DeployError, InputError
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from runtime.tiles import Tile, Tiling
 
 from .cubes import Wanted, find_cubes, unit_cube

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import signal
 import sys
-import tempfile
-import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
-from pathlib import Path
-from typing import Any, NoReturn
 
 import click
 
-from runtime.errors import DeployError, GateError, InputError, MachineError
+from runtime.errors import DeployError, InputError, MachineError
 
 from . import __version__, console
+from .answers import BUG, INTERRUPTED, done, ended, failed, log_of
 
 COMMANDS: Mapping[str, str] = {
     "build": "deploy.build",
@@ -41,8 +35,6 @@ COMMANDS: Mapping[str, str] = {
     "completion": "deploy.completion",
 }
 """Subcommand -> module whose `command` it is; imported when it is used."""
-
-BUG, INTERRUPTED = 70, 130
 COMPLETE = "_DEPLOY_COMPLETE"
 """What the shell sets when it asks for completion."""
 
@@ -96,18 +88,18 @@ def run(arguments: list[str]) -> int:
         result = app.main(arguments or ["--help"], prog_name="deploy", standalone_mode=False)
         if not isinstance(result, dict):
             return int(result or 0)
-        return _done(result, as_json)
+        return done(result, as_json)
     except DeployError as error:
-        return _failed(error, as_json)
+        return failed(error, as_json)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "deploy"
-        return _failed(InputError(error.format_message().rstrip("."), remedy=f"see `{command} --help`"), as_json)
+        return failed(InputError(error.format_message().rstrip("."), remedy=f"see `{command} --help`"), as_json)
     except click.ClickException as error:
-        return _failed(InputError(error.format_message().rstrip(".")), as_json)
+        return failed(InputError(error.format_message().rstrip(".")), as_json)
     except (KeyboardInterrupt, click.Abort):
-        return _ended(INTERRUPTED, "interrupted", as_json)
+        return ended(INTERRUPTED, "interrupted", as_json)
     except MemoryError:
-        return _failed(MachineError("there is not enough memory", remedy="use smaller frames, or free memory"), as_json)
+        return failed(MachineError("there is not enough memory", remedy="use smaller frames, or free memory"), as_json)
     except (BrokenPipeError, SystemExit) as gone:
         # click itself ends a process after it completed a word, and with 1 when the reader of its help has gone.
         if isinstance(gone, SystemExit) and COMPLETE in os.environ:
@@ -116,61 +108,5 @@ def run(arguments: list[str]) -> int:
         console.discard(sys.stdout)
         return 0
     except Exception as error:
-        log = _log(error)
-        return _ended(BUG, f"a bug of ours: {type(error).__name__}; please report it with {log}", as_json)
-
-
-def leave(outcome: dict[str, Any] | DeployError) -> NoReturn:
-    """End the process at once, with the words and the exit code of `run`: some thread will never end by itself.
-
-    Nothing is unwound: a library that hangs may hang again when it is closed.
-    """
-    as_json = console.for_machines
-    code = _failed(outcome, as_json) if isinstance(outcome, DeployError) else _done(outcome, as_json)
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
-
-
-def _done(result: dict[str, Any], as_json: bool) -> int:
-    if as_json:
-        return _print_json({**result, "warnings": list(console.warnings)}, 0)
-    return 0
-
-
-def _failed(error: DeployError, as_json: bool) -> int:
-    console.complain(f"deploy: error: {error.one_line()}")
-    if as_json:
-        figures = error.result if isinstance(error, GateError) else None
-        told = {**(error.report or {}), "error": error.as_json(), **({"result": figures} if figures else {})}
-        return _print_json(told, error.exit_code)
-    return error.exit_code
-
-
-def _ended(code: int, text: str, as_json: bool) -> int:
-    console.complain(f"deploy: {text}")
-    if as_json:
-        empty = {"file": None, "line": None, "key": None, "value": None, "remedy": ""}
-        kind = "Interrupted" if code == INTERRUPTED else "Bug"
-        return _print_json({"error": {"code": code, "kind": kind, "message": text, **empty}}, code)
-    return code
-
-
-def _print_json(content: dict[str, Any], code: int) -> int:
-    """Print it; returns the exit code, which still says how it went where the reader has gone."""
-    try:
-        click.echo(json.dumps(content, allow_nan=False))
-    except OSError as error:
-        console.discard(sys.stdout)
-        if error.errno not in (errno.EPIPE, errno.EIO):
-            console.complain(f"deploy: error: the result cannot be written: {error.strerror or error}")
-            return code or MachineError.exit_code
-    return code
-
-
-def _log(error: BaseException) -> str:
-    descriptor, name = tempfile.mkstemp(prefix="deploy-", suffix=".log")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write("".join(traceback.format_exception(error)))
-    return str(Path(name))
+        log = log_of(error)
+        return ended(BUG, f"a bug of ours: {type(error).__name__}; please report it with {log}", as_json)

@@ -11,8 +11,7 @@ from pathlib import Path
 from runtime.bundle import install_bundle
 from runtime.durable import sync_folder
 from runtime.errors import InputError
-
-from .options import refuse_existing
+from runtime.files import written_files
 
 
 def refuse_folder(out: Path, replace: bool) -> None:
@@ -66,3 +65,21 @@ def _fill(work: Path, files: Mapping[str, bytes], out: Path) -> None:
             key="--out",
             remedy="check the folder, its permissions and its free space",
         ) from error
+
+
+def refuse_existing(out: Path, replace: bool) -> None:
+    """Raise InputError where `out` exists, be it as a broken link, and may not be replaced."""
+    if os.path.lexists(out) and not replace:
+        raise InputError("exists already", file=out, key="--out", remedy="give another --out, or --replace")
+
+
+def refuse_cube_output(out: Path, replace: bool) -> None:
+    """Raise InputError where a cube could not be written to `out`, before any work is done for it.
+
+    Something of that name or of its ENVI partner's exists and may not be replaced, the format is not known, or there
+    is no such folder.
+    """
+    for file in written_files(out):
+        refuse_existing(file, replace)
+    if not out.absolute().parent.is_dir():
+        raise InputError("no such folder", file=out, key="--out", remedy="make the folder first")

@@ -107,7 +107,7 @@ def metrics_bundle(tiny_checkpoint: Path, graphs_once: None) -> Path:
 
 
 def _tiny_bundle(checkpoint: Path, name: str, **asked: Any) -> Path:
-    from deploy.build import build
+    from deploy.building.build import build
     from deploy.config import Config, with_overrides
 
     flags = {"model.checkpoint": str(checkpoint), "input.frame": "64x64", "input.overlap": 16}

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from calibration.products import int8_share
 from calibration.typed import half_precision
-from deploy.graphs import in_half_arithmetic, simulated_probes
+from deploy.checking.half import in_half_arithmetic
+from deploy.checking.probes import simulated_probes
 from export.networks import load_checkpoint
 from export.onnx import LIMITS, Probe
 from export.torch_engine import FORMS, TorchEngine

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from training.data import Draws, Scenes
 from training.recipe import Patches, load_recipe
 from training.run import Way, begin, step

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from runtime.record.writer import LineWriter
 from runtime.sinks.contract import Block, Sink
-from runtime.sinks.line_file import LineWriter
 
 CHECKPOINT_SECONDS = 1.0
 

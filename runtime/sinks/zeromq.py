@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import InputError, MachineError
-from runtime.stream.event_log import plain_json
+from runtime.plain_json import plain_json
 
 from .contract import Block, Sink, StreamFacts
 

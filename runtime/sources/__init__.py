@@ -12,7 +12,7 @@ SOURCES: dict[str, str] = {
     "envi": "runtime.sources.envi_file",
     "envi-live": "runtime.sources.envi_live",
     "watch": "runtime.sources.watch",
-    "genicam": "runtime.sources.genicam",
+    "genicam": "runtime.sources.camera.genicam",
 }
 """Scheme -> module with `open_source(address, options)`."""
 

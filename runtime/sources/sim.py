@@ -19,9 +19,9 @@ import numpy as np
 from runtime.errors import InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
+from runtime.simulation.simulator import SensorModel, sense, simulate_scene
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.pacing import check_buffer
-from runtime.sources.simulator import SensorModel, sense, simulate_scene
 
 BUFFER_LINES = 64
 LOST = "lost on the way, as asked for"

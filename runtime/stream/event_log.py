@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
-import numpy as np
-
 from runtime.errors import InputError
+from runtime.plain_json import plain_json
 
 LIMIT_BYTES = 64 << 20
 KEEP = 8
@@ -27,19 +25,6 @@ CLOSE_S = 1.0
 TAIL_BYTES = 1 << 20
 """A torn last line is looked for in so much of the file's end."""
 OWN_KEYS = ("utc", "kind", "lost")
-
-
-def plain_json(value: Any) -> Any:
-    """`value` as JSON can say it: numbers that are not finite become null, NumPy's become Python's, others text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain_json(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain_json(entry) for entry in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 @dataclass(frozen=True)

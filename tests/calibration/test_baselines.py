@@ -11,7 +11,7 @@ from calibration.baselines import BASELINES, baseline
 from calibration.degradations import TRAINING, UNSEEN, degrade
 from calibration.quality import psnr
 from runtime.errors import CubeError, InputError, MachineError
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 
 TINY = [(1, 1, 1), (2, 1, 7), (1, 8, 8), (5, 9, 3), (3, 12, 10), (40, 8, 8)]
 

@@ -13,7 +13,7 @@ from calibration.measuring import TASKS, Measuring, bands_measured
 from calibration.quality import psnr, sam, ssim
 from runtime.errors import CubeError
 from runtime.prompts import Prompts
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from tests.contracts.graphs import damp_like
 
 Float32 = NDArray[np.float32]

@@ -21,7 +21,7 @@ from runtime.errors import CubeError
 from runtime.metrics import prompt_metrics
 from runtime.prompts import Prompts
 from runtime.signature import Plane, Prompt, Signature
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from tests.contracts.graphs import damp_like
 
 Float32 = NDArray[np.float32]

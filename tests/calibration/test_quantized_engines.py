@@ -14,7 +14,7 @@ from export.networks import load_checkpoint
 from export.onnx import export_graph
 from runtime.engines import EngineOptions, available_engines, open_engine
 from runtime.prompts import Prompts
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 
 
 @pytest.mark.skipif(available_engines()["openvino"] is None, reason="the extra `openvino` is not installed")

@@ -17,7 +17,7 @@ from runtime.engines import EngineOptions, open_engine
 from runtime.errors import MachineError
 from runtime.prompts import Prompts
 from runtime.signature import Signature
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from tests.contracts.graphs import SMALL, known_model
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from deploy import console
-from deploy.engine_step import build_with_progress
-from deploy.finalize import Device, finalize
+from deploy.finalizing.engine import build_with_progress
+from deploy.finalizing.finalize import Device, finalize
 from export.tensorrt.build import EngineMade, Request, builder_version
 from runtime.bundle import verified_bundle
 from runtime.engines import Engine, EngineOptions, open_engine

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from deploy import bench
-from deploy.bench import Times, bench_frames, latency_ms, measure, split_ms
-from deploy.bench_picture import latency_plot, thinned
+from deploy.checking import latency as bench
+from deploy.checking.latency import Times, bench_frames, latency_ms, measure, split_ms
 from deploy.cli import run
+from deploy.reporting.latency_plot import latency_plot, thinned
 from runtime.board import BoardWatch, Gpu, Reading, Spread, Watched
 from runtime.bundle import Bundle, load_bundle, read_manifest
 from runtime.engines import Engine
@@ -283,7 +283,7 @@ def test_a_folder_of_results(capsys: Capsys, tmp_path: Path, monkeypatch: pytest
     def none(series: object) -> bytes:
         raise MachineError("matplotlib is not installed")
 
-    monkeypatch.setattr("deploy.bench_picture.latency_plot", none)
+    monkeypatch.setattr("deploy.reporting.latency_plot.latency_plot", none)
     done = invoke(capsys, "bench", bundle, "--frames", 1, "--out", out, "--replace")
     assert done.code == 0 and "no picture is drawn" in done.err
     assert [path.name for path in out.iterdir()] == ["bench.json"]

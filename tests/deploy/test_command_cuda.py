@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from deploy.graphs import check_engine
+from deploy.building.engines import check_engine
 from export.targets import BUILT_IN, ENGINE_FILES
 from runtime.bundle import verified_bundle
 from runtime.engines import ENGINES, GPU_ENGINES, available_engines
@@ -29,7 +29,7 @@ not_here = pytest.mark.skipif(RUNS_HERE, reason="ONNX Runtime's CUDA provider ru
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Path, graphs_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For target `cuda`, with metrics in the engine. To be read."""
-    from deploy.build import build
+    from deploy.building.build import build
     from deploy.config import Config, with_overrides
 
     flags = {"model.checkpoint": str(tiny_checkpoint), "target": "cuda", "input.frame": "64x64", "input.overlap": 16}

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from deploy.build import build
+from deploy.building.build import build
 from deploy.config import load_config, with_overrides
-from deploy.engine_step import DISTRUSTED
-from deploy.finalize import Device, finalize
+from deploy.finalizing.engine import DISTRUSTED
+from deploy.finalizing.finalize import Device, finalize
 from export.tensorrt.build import EngineMade, Request, build_engine
 from export.tensorrt.known_bad import KnownBad
 from runtime.bundle import load_bundle, read_manifest, verified_bundle
@@ -245,7 +245,7 @@ def on_the_target(
     configuration = out.with_name("deploy.yaml")
     configuration.write_text(CONFIG)
     flags = {"target": TARGET, "model.checkpoint": str(tiny_checkpoint), "input.frame": "64x64", "input.overlap": 16}
-    monkeypatch.setattr("deploy.engine_step.why_not_here", lambda request: None)
+    monkeypatch.setattr("deploy.finalizing.engine.why_not_here", lambda request: None)
 
     def open_there(*given: Any) -> Any:
         (place,) = out.parent.glob(f".{out.name}.building-*/bundle")

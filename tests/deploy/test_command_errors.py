@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy import console, doctor
-from deploy.cli import BUG, INTERRUPTED
+from deploy import console
+from deploy.answers import BUG, INTERRUPTED
+from deploy.commands import doctor
 from runtime.errors import GateError
 from tests.contracts.command import ERROR, Done, assert_failed, assert_json_error, assert_plain, command_line, invoke
 

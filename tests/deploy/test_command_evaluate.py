@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration.measuring import TASKS
-from deploy import evaluate
-from deploy.evaluate import COLUMNS, CONTENDERS
+from deploy.commands import evaluate
+from deploy.reporting.evaluation_report import COLUMNS, CONTENDERS
 from runtime.files import write_cube
 from runtime.restore import Restored
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from calibration.products import int8_share
-from deploy import quantize
-from deploy.finalize import Device, finalize
+from deploy.building import int8 as quantize
+from deploy.finalizing.finalize import Device, finalize
 from export.networks import network_of, save_checkpoint
 from export.networks.damp import Damp, DampConfig
 from runtime.bundle import read_manifest, verified_bundle
@@ -54,7 +54,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three clean cubes of 31 bands, 70 x 80."""
-    from runtime.sources.simulator import simulate_scene
+    from runtime.simulation.simulator import simulate_scene
 
     folder = tmp_path_factory.mktemp("cubes")
     for seed in range(3):

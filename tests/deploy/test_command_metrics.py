@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.graphs import check_metrics
+from deploy.building.engines import check_metrics
 from export.networks import network_of, save_checkpoint
 from export.targets import BUILT_IN
 from runtime.bundle import read_manifest

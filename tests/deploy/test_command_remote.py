@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import remote
+from deploy.finalizing import remote
 from runtime.bundle import read_manifest, verified_bundle
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import BundleError, MachineError
@@ -46,7 +46,7 @@ def ssh_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle without its engine. To be read."""
-    from deploy.build import build
+    from deploy.building.build import build
     from deploy.config import load_config, with_overrides
 
     folder = tmp_path_factory.mktemp("built")

@@ -20,7 +20,7 @@ import pytest
 from runtime.files import read_cube, write_cube
 from runtime.files.envi import read_envi
 from runtime.lines import Flag
-from runtime.sinks.line_index import read_index, verify
+from runtime.record.index import read_index, verify
 from tests.contracts.command import Done, assert_failed, assert_json_error, command_line, invoke
 from tests.contracts.line_files import assert_others_read
 

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.lines import Flag
-from runtime.sinks.line_index import read_index, verify
+from runtime.record.index import read_index, verify
 from tests.contracts.line_files import assert_others_read
 from tests.contracts.spectrometer import Spectrometer, spectrometer, wait_until
 

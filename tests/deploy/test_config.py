@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deploy.config import Config, config_schema, load_config, with_overrides
-from deploy.config_sections import TargetSection
-from deploy.yaml_lines import MAX_BYTES, MAX_NODES
+from deploy.config.sections import TargetSection
+from deploy.config.yaml_lines import MAX_BYTES, MAX_NODES
 from runtime.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "deploy.yaml"

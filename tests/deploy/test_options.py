@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.options import ground, network_options
+from deploy.commands.options import ground, network_options
 from export.networks import ARCHITECTURES, save_checkpoint
 from runtime.bundle import read_manifest
 from runtime.errors import InputError, MachineError

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from calibration.agreement import Routing, Score, TaskCost
-from deploy.config_sections import GatesSection
-from deploy.gates import AUTO, judge
-from deploy.precision import Candidate, decide_by_speed, decide_unmeasured, fastest, gated, require_passed
+from deploy.building.candidates import Candidate, fastest, gated
+from deploy.building.precision import decide_by_speed, decide_unmeasured, require_passed
+from deploy.checking.gates import AUTO, judge
+from deploy.config.sections import GatesSection
 from runtime.errors import GateError
 
 

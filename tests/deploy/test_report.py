@@ -15,21 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.pictures import (
-    NOT_A_NUMBER,
-    band_psnr_plot,
-    bands_shown,
-    error_map,
-    experts_plot,
-    fitted,
-    marked,
-    png_bytes,
-    rgb,
-    save_png,
-    spectra_plot,
-    stretch_limits,
-)
-from deploy.report import (
+from deploy.reporting.page import (
     Case,
     ColourScale,
     Command,
@@ -43,6 +29,18 @@ from deploy.report import (
     figure_text,
     render_report,
     write_report,
+)
+from deploy.reporting.plots import band_psnr_plot, experts_plot, spectra_plot
+from deploy.reporting.quicklooks import (
+    NOT_A_NUMBER,
+    bands_shown,
+    error_map,
+    fitted,
+    marked,
+    png_bytes,
+    rgb,
+    save_png,
+    stretch_limits,
 )
 from runtime.errors import CubeError, InputError, MachineError
 

@@ -12,7 +12,7 @@ from export.networks import ARCHITECTURES, save_checkpoint
 from runtime import load_bundle
 from runtime.bundle import read_manifest
 from runtime.files import read_cube, write_cube
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from tests.contracts.command import assert_failed, invoke
 from tests.contracts.stranger import CODE, MIX, STRANGER, stranger
 
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path) -> Path:
-    from deploy.build import build
+    from deploy.building.build import build
     from deploy.config import Config, with_overrides
 
     out = checkpoint.with_name("bundle")

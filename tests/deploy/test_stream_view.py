@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deploy import stream_view
-from deploy.stream_figures import off_balance
-from deploy.stream_screen import render
-from deploy.stream_view import LiveView, plain_line
+from deploy.streaming import view as stream_view
+from deploy.streaming.figures import off_balance
+from deploy.streaming.screen import render
+from deploy.streaming.view import LiveView, plain_line
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\nbad \u202etxt [bold red]x[/] 宽字" + "z" * 300
 

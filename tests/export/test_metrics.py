@@ -22,7 +22,7 @@ from runtime.errors import GateError, InputError
 from runtime.metrics import METRIC_SETS, prompt_metrics
 from runtime.prompts import beyond, differences
 from runtime.signature import Signature
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from tests.contracts.graphs import damp_like
 from tests.runtime.test_metrics import defined_spectrum
 

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from deploy.config import Config
-from deploy.config_sections import TargetSection
-from deploy.targets import known_targets
+from deploy.config.sections import TargetSection
+from deploy.finalizing.targets import known_targets
 from export.targets import BUILT_IN, Target, choose_precision, find_target
 from runtime.engines import ENGINES
 from runtime.errors import ConfigError, InputError

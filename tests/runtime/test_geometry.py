@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import InputError
-from runtime.sources.geometry import Geometry
+from runtime.sources.camera.geometry import Geometry
 
 IMAGE = np.random.default_rng(0).permutation(11 * 14).reshape(11, 14).astype(np.uint16)
 

@@ -272,7 +272,7 @@ def test_the_unit_asks_for_what_the_stream_does() -> None:
 
 
 def test_the_unit_shows_arguments_that_the_command_takes() -> None:
-    from deploy.stream import command
+    from deploy.commands.stream import command
 
     (line,) = (line for line in UNIT.read_text().splitlines() if "ARGUMENTS=" in line)
     # As systemd does: split at blanks, nothing else.

@@ -21,9 +21,11 @@ import spectral
 from runtime.errors import CubeFileError, InputError, MachineError
 from runtime.files.envi import read_envi, read_header
 from runtime.lines import Flag, LineFormat
-from runtime.sinks import line_file, line_segment, ring
-from runtime.sinks.line_file import LineWriter, open_line_writer
-from runtime.sinks.line_index import RECORD, Report, read_index, verify
+from runtime.record import ring
+from runtime.record import segment as line_segment
+from runtime.record import writer as line_file
+from runtime.record.index import RECORD, Report, read_index, verify
+from runtime.record.writer import LineWriter, open_line_writer
 from tests.contracts.line_files import SMALL, bytes_of, check_folder, data_files, known, served
 from tests.runtime.test_files_envi import by_gdal
 
@@ -422,7 +424,7 @@ def test_an_end_that_is_wrong_for_long_is_left_to_a_person(tmp_path: Path, monke
     shutil.copytree(folder, tmp_path / "copy")
     with open_line_writer(tmp_path / "copy", "lines", SMALL) as writer:
         assert writer.lines == 100
-    monkeypatch.setattr("runtime.sinks.line_index.CHECKED_BYTES", 30 * SIZE)
+    monkeypatch.setattr("runtime.record.index.CHECKED_BYTES", 30 * SIZE)
     before = {path: path.read_bytes() for path in folder.glob("lines.*")}
     with pytest.raises(CubeFileError, match="do not agree with its index; record into another folder"):
         open_line_writer(folder, "lines", SMALL)

@@ -19,8 +19,8 @@ import pytest
 from runtime.errors import MachineError
 from runtime.files.envi import read_envi
 from runtime.lines import LineFormat
-from runtime.sinks.line_file import LineWriter, open_line_writer
-from runtime.sinks.line_index import verify
+from runtime.record.index import verify
+from runtime.record.writer import LineWriter, open_line_writer
 from tests.contracts.line_files import SMALL, check_folder, known, served
 
 WIDE = LineFormat(bands=224, samples=640, dtype=np.dtype("u2"))

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.errors import MachineError
-from runtime.sources.pixel_formats import BY_NAME, PIXEL_FORMATS, Unpacker, pixel_format
+from runtime.sources.camera.pixel_formats import BY_NAME, PIXEL_FORMATS, Unpacker, pixel_format
 
 
 def stream_of_bits(values: NDArray[Any], bits: int) -> bytes:

@@ -18,7 +18,7 @@ from runtime.errors import BundleError, CubeError, GateError, MachineError
 from runtime.manifest import dump, parse
 from runtime.metrics import METRIC_SETS, prompt_metrics
 from runtime.prompts import LEAST, Prompts, beyond, differences
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from tests.contracts.bundles import METRICS_GRAPH, SPEC, known_bundle, reseal, sealed, swap
 from tests.contracts.coded import CODE, CODED
 from tests.contracts.graphs import damp_like, known_graph, known_metrics

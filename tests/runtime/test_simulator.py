@@ -6,18 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from runtime.sources.simulator import MATERIALS, ROUGHNESS, reflectance_of
 
 from runtime.errors import InputError
-from runtime.sources.simulator import (
-    MATERIALS,
-    ROUGHNESS,
-    Scene,
-    SensorModel,
-    lines,
-    reflectance_of,
-    sense,
-    simulate_scene,
-)
+from runtime.simulation.simulator import Scene, SensorModel, lines, sense, simulate_scene
 
 IDEAL = {"psf_across": 0, "psf_along": 0, "read_noise": 0, "prnu": 0, "stripes": 0, "dead": 0, "hot": 0}
 SPECTRUM = np.arange(350.0, 2501.0)

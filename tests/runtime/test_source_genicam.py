@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.lines import NO_FLAGS, Broken, Flag, Line, Missing, Quiet, Taken
-from runtime.sources import Source, SourceOptions, aravis_library, camera_session, open_source
-from runtime.sources.camera_order import BEHIND, FrameIds, Image, Order, Restarts, Skipped
-from runtime.sources.camera_settings import CameraSettings
-from runtime.sources.genicam import GenicamSource
-from runtime.sources.geometry import Geometry
+from runtime.sources import Source, SourceOptions, open_source
+from runtime.sources.camera import aravis_library
+from runtime.sources.camera import session as camera_session
+from runtime.sources.camera.genicam import GenicamSource
+from runtime.sources.camera.geometry import Geometry
+from runtime.sources.camera.order import BEHIND, FrameIds, Image, Order, Restarts, Skipped
+from runtime.sources.camera.settings import CameraSettings
 from tests.contracts.source import SourceContract, buffer
 from tests.contracts.spectrometer import ADDRESS, SERIAL, Spectrometer, spectrometer, wait_until
 

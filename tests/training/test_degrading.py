@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calibration import degradations
 from calibration.degradations import DEGRADATIONS, POISSON_PEAK, gaussian_kernel, lost_bands
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from tests.export.test_devices import OnOneDevice
 from training import degrading
 from training.degrading import DAMAGES

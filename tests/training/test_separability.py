@@ -6,7 +6,7 @@ import pytest
 from calibration.degradations import TRAINING
 from runtime.errors import InputError
 from runtime.metrics import METRIC_SETS, prompt_metrics
-from runtime.sources.simulator import simulate_scene
+from runtime.simulation.simulator import simulate_scene
 from training import separability
 from training.separability import CLEAN, METRIC_SET, Outcome, Rows, draw_rows, main, mistake, study, tell_apart
 

@@ -16,7 +16,7 @@ from runtime.prompts import Prompts
 from runtime.radiometry import load_radiometry
 from runtime.restore import restore_cube
 from runtime.signature import Plane, Prompt, Signature
-from runtime.sources.simulator import SensorModel, sense, simulate_scene
+from runtime.simulation.simulator import SensorModel, sense, simulate_scene
 from runtime.stream.frames import Frame
 from runtime.stream.pool import LinePool
 from runtime.stream.restoring import AbandonedError, FrameRestorer, RestorerFacts

@@ -1,0 +1,77 @@
+"""How a command line ends: words for people, one object for machines, an exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from runtime.errors import DeployError, GateError, MachineError
+
+from . import console
+
+BUG, INTERRUPTED = 70, 130
+
+
+def leave(outcome: dict[str, Any] | DeployError) -> NoReturn:
+    """End the process at once, with the words and the exit code of `run`: some thread will never end by itself.
+
+    Nothing is unwound: a library that hangs may hang again when it is closed.
+    """
+    as_json = console.for_machines
+    code = failed(outcome, as_json) if isinstance(outcome, DeployError) else done(outcome, as_json)
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def done(result: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        return _print_json({**result, "warnings": list(console.warnings)}, 0)
+    return 0
+
+
+def failed(error: DeployError, as_json: bool) -> int:
+    console.complain(f"deploy: error: {error.one_line()}")
+    if as_json:
+        figures = error.result if isinstance(error, GateError) else None
+        told = {**(error.report or {}), "error": error.as_json(), **({"result": figures} if figures else {})}
+        return _print_json(told, error.exit_code)
+    return error.exit_code
+
+
+def ended(code: int, text: str, as_json: bool) -> int:
+    console.complain(f"deploy: {text}")
+    if as_json:
+        empty = {"file": None, "line": None, "key": None, "value": None, "remedy": ""}
+        kind = "Interrupted" if code == INTERRUPTED else "Bug"
+        return _print_json({"error": {"code": code, "kind": kind, "message": text, **empty}}, code)
+    return code
+
+
+def _print_json(content: dict[str, Any], code: int) -> int:
+    """Print it; returns the exit code, which still says how it went where the reader has gone."""
+    try:
+        click.echo(json.dumps(content, allow_nan=False))
+    except OSError as error:
+        console.discard(sys.stdout)
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            console.complain(f"deploy: error: the result cannot be written: {error.strerror or error}")
+            return code or MachineError.exit_code
+    return code
+
+
+def log_of(error: BaseException) -> str:
+    descriptor, name = tempfile.mkstemp(prefix="deploy-", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return str(Path(name))

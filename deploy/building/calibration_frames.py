@@ -1,0 +1,92 @@
+"""The frames that int8 is calibrated with and precisions are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from calibration import agreement, dataset
+from calibration import cubes as cube_files
+from calibration.agreement import Case
+from calibration.dataset import CalibrationSet, Origin
+from export.networks import Network
+from export.torch_engine import TorchEngine
+from runtime.errors import InputError
+
+from .. import console
+from ..checking.probes import measuring
+from ..config import SIMULATED, Config
+from ..config.sections import SEARCHED_SIDE
+
+
+def open_calibration(
+    config: Config, net: Network, scale: float | None, *, whole: bool = False
+) -> CalibrationSet | None:
+    """The calibration set that the configuration asks for, at the size of the search, or None where it names none.
+
+    Args:
+        config: with its section `calibration`.
+        net: the network.
+        scale: number that stands for 1.0 in cubes of integers that tell none.
+        whole: take frames of the configuration's size instead.
+
+    Raises:
+        InputError: the folder or a cube of it cannot be used.
+    """
+    told = config.calibration
+    if told.dir is None:
+        return None
+    asked = dataset.Asked(told.dir, told.cubes, told.samples, told.judged, told.seed, told.on_bad, told.band_groups)
+    wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
+    # The scale of the build: the flag's or the configuration's beats the files', the model's does not.
+    wanted = cube_files.Wanted(net.smallest.restored.bands, config.input.scale, scale, wavelengths)
+    size = whole_frame(config) if whole else searched_frame(config, net)
+    way = measuring(net, *size)
+    if asked.cubes == "as_flown" and way.measure is not None:
+        raise InputError(
+            "this network is calibrated with clean cubes, which its instrument is simulated on",
+            key="calibration.cubes",
+            value=asked.cubes,
+            remedy="give clean cubes, and say calibration.cubes: clean",
+        )
+    with console.progress("looking at the calibration cubes") as moved:
+        found: CalibrationSet = dataset.calibration_set(asked, wanted, size, way, moved, scene_size=whole_frame(config))
+    for doubt in found.doubts:
+        console.warn(doubt)
+    if found.skipped:
+        first = next(iter(found.skipped.items()))
+        console.warn(f"{len(found.skipped)} calibration cubes were skipped, the first is {first[0]}: {first[1]}")
+    if told.dir == SIMULATED:
+        console.warn("int8 is calibrated on simulated scenes; give cubes of your own camera before you fly it")
+    return found
+
+
+def simulated_frames(config: Config, net: Network) -> CalibrationSet:
+    """Simulated scenes to judge precisions by, where no calibration cubes are given."""
+    wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
+    found: CalibrationSet = dataset.calibration_set(
+        dataset.Asked(SIMULATED),
+        cube_files.Wanted(net.smallest.restored.bands, wavelengths=wavelengths),
+        size := searched_frame(config, net),
+        measuring(net, *size),
+        scene_size=whole_frame(config),
+    )
+    return found
+
+
+def whole_frame(config: Config) -> tuple[int, int]:
+    return config.input.frame.lines, config.input.frame.samples
+
+
+def searched_frame(config: Config, net: Network) -> tuple[int, int]:
+    frame = config.input.frame
+    if net.smallest.tiling == "fixed":
+        return frame.lines, frame.samples
+    return min(SEARCHED_SIDE, frame.lines), min(SEARCHED_SIDE, frame.samples)
+
+
+def cases(net: Network, frames: CalibrationSet, origins: Sequence[Origin], kept: Path | None) -> Iterator[Case]:
+    """What PyTorch makes of these frames, one after the other."""
+    engine = TorchEngine(net, *frames.size)
+    for sample in frames.samples(origins, kept):
+        yield agreement.case_of(sample, *engine.infer_with_margins(sample.feeds), engine.signature)

@@ -1,0 +1,68 @@
+"""The golden frame of a bundle: which it is, what it must become, how far it may be off elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from export.networks import Network
+from export.onnx import Probe
+from export.torch_engine import TorchEngine
+from runtime.bundle import array_bytes
+from runtime.engines import EngineOptions, open_engine
+from runtime.errors import GateError
+
+from ..checking.half import in_half_arithmetic
+from .graphs import Graphs
+from .plan import Plan
+
+
+def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> Probe:
+    """The first probe on which int8, where the bundle has it, chooses the network's own experts.
+
+    Raises:
+        GateError: there is none, so that no engine of it could be proved.
+    """
+    reference = TorchEngine(net, plan.lines, plan.samples)
+    routing = reference.signature.routing
+    if "int8" not in graphs.variants or routing is None:
+        return probes[0]
+    data = graphs.variants["int8"].data
+    program = in_half_arithmetic(data) if plan.half else data
+    with open_engine("onnxruntime", program, reference.signature, EngineOptions(plan.target.threads)) as engine:
+        for probe in probes:
+            one, other = (way.infer(probe)[routing.name] > 0 for way in (engine, reference))
+            if np.array_equal(one, other):
+                return probe
+    raise GateError(
+        "int8 chooses other experts than PyTorch on every probe",
+        key="int8",
+        remedy="nothing was written; build with --precision fp32 or fp16",
+    )
+
+
+GOLDEN_SLACK = 5.0
+"""The golden frame may differ by this many times the export's limit: other processors round differently."""
+INT8_SLACK = 2.0
+"""The same, times what int8 was off here: far enough from its limit to tell a sound engine from another."""
+GOLDEN_LEAST = 5e-3
+
+
+def golden_tolerance(agreement: Any, precision: str) -> float:
+    """How far a golden frame may be off elsewhere: other processors and engines round differently.
+
+    In float32 a multiple of the export's limit; in a lower precision a multiple of what was measured here, since the
+    limit there is far wider than what a sound engine does.
+    """
+    if precision == "fp32":
+        return float(min(1.0, GOLDEN_SLACK * agreement.limit))
+    if precision == "int8":
+        return float(max(GOLDEN_LEAST, INT8_SLACK * agreement.difference))
+    return float(min(GOLDEN_SLACK * agreement.limit, max(GOLDEN_LEAST, GOLDEN_SLACK * agreement.difference)))
+
+
+def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> dict[str, bytes]:
+    probe = golden_probe(net, plan, graphs, probes)
+    made = TorchEngine(net, plan.lines, plan.samples).infer(probe)
+    return {f"golden/{name}.npy": array_bytes(array) for name, array in {**probe, **made}.items()}

@@ -1,0 +1,173 @@
+"""The graphs of a bundle: exported once, rewritten in the precision that runs, each held against PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export import onnx as exporting
+from export.metrics import PromptMetrics
+from export.metrics_graph import compare_metrics, export_metrics
+from export.networks import Network
+from export.onnx import Agreement, Graph, Probe
+from runtime.durable import write_bytes
+from runtime.errors import GateError, MachineError
+from runtime.prompts import TOLERANCES
+from runtime.signature import Signature
+
+from .. import console
+from ..checking.half import in_half, in_half_arithmetic
+from ..checking.probes import simulated_probes
+from .plan import Plan
+
+COMPUTED_FROM = {"bf16": "fp32"}
+"""Precision -> the variant that it is computed from, where that is another."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The graphs of a bundle.
+
+    Attributes:
+        variants: type of the weights (`fp32`, `fp16`, `int8`) -> graph.
+        seconds: the export took.
+    """
+
+    variants: Mapping[str, Graph]
+    seconds: float
+
+    def chosen(self, precision: str) -> Graph:
+        """The graph that runs in this precision; bfloat16 is computed from the float32 graph."""
+        return self.variants[COMPUTED_FROM.get(precision, precision)]
+
+    def paths(self) -> dict[str, str]:
+        """Variant -> path inside the bundle."""
+        return {name: f"graphs/{name}.onnx" for name in self.variants}
+
+    def having(self, name: str, data: bytes) -> Graphs:
+        """These graphs and one more variant."""
+        first = self.variants["fp32"]
+        graph = dataclasses.replace(first, data=data, nodes=exporting.count_nodes(data))
+        return dataclasses.replace(self, variants={**self.variants, name: graph})
+
+    def only(self, names: Collection[str]) -> Graphs:
+        """The float32 graph and those of these names."""
+        kept = {name: graph for name, graph in self.variants.items() if name == "fp32" or name in names}
+        return dataclasses.replace(self, variants=kept)
+
+
+def make_graphs(net: Network, plan: Plan, work: Path) -> Graphs:
+    """Export the float32 graph, or take it from an unfinished build; with its FP16 variant where the plan needs it."""
+    graph, seconds = exported(lambda: exporting.export_graph(net, plan.lines, plan.samples), work, "graph")
+    graphs = Graphs({"fp32": graph}, seconds)
+    if plan.precision == "fp16" or (plan.precision == "auto" and "fp16" in plan.target.precisions):
+        try:
+            graphs = graphs.having("fp16", in_half(graph.data, "fp16", probe_frames(net, plan)))
+        except MachineError as error:
+            if plan.precision == "fp16":
+                raise
+            console.warn(f"fp16 is left out: {error.problem}")
+    return graphs
+
+
+def measure(net: Network, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict[str, Agreement], list[Probe]]:
+    """Compare every variant with PyTorch on frames that make it choose different experts.
+
+    Args:
+        net: the network.
+        plan: what is built, in its final precision.
+        graphs: its graphs.
+        engine: the engine that runs the chosen one here: the target's own, or ONNX Runtime in place of one that needs
+            a GPU. FP16 is always computed in FP16's arithmetic, see `calibration.half_arithmetic`.
+
+    Returns:
+        variant or precision -> agreement, and the probes.
+
+    Raises:
+        GateError: a graph does not compute what PyTorch does.
+    """
+    found: dict[str, Agreement] = {}
+    with console.progress("comparing the graphs with PyTorch") as moved:
+        probes: list[Probe] = exporting.diverse_probes(net, probe_frames(net, plan))
+        size = (plan.lines, plan.samples)
+        found["fp32"] = exporting.compare(net, graphs.variants["fp32"], probes, size, moved)
+        for name in (*graphs.variants, plan.precision):
+            graph = graphs.chosen(name)
+            if name == "fp16" or (name == "int8" and plan.half):
+                found[name] = _compare_half(net, graph, probes, size, moved, name)
+            elif name != "fp32" or (plan.precision == "fp32" and engine != "onnxruntime"):
+                # What is chosen is compared in its engine, what else is in the bundle in the portable one.
+                runs_in = engine if name in (plan.precision, "int8") else "onnxruntime"
+                found[name] = exporting.compare(net, graph, probes, size, moved, engine_name=runs_in, precision=name)
+    return found, probes
+
+
+def _compare_half(
+    net: Network, graph: Graph, probes: list[Probe], size: tuple[int, int], moved: Any, precision: str
+) -> Agreement:
+    """An FP16 graph against PyTorch with every FP16 tensor rounded as FP16: no CPU engine does that by itself."""
+    rounded = dataclasses.replace(graph, data=in_half_arithmetic(graph.data))
+    try:
+        agreement: Agreement = exporting.compare(net, rounded, probes, size, moved, precision=precision)
+    except MachineError as error:
+        raise GateError(
+            f"the {precision} graph leaves the range of FP16 between its nodes",
+            key=precision,
+            value=error.value,
+            remedy="build with --precision fp32; nothing was written",
+        ) from error
+    return agreement
+
+
+def metrics_graph(
+    module: PromptMetrics, signature: Signature, probes: Sequence[Probe], work: Path
+) -> tuple[bytes, dict[str, float]]:
+    """The graph of a frame's metrics, and how far it is from NumPy on these frames. Raises GateError."""
+    graph, _ = exported(lambda: export_metrics(module, signature), work, "metrics")
+    frames = [probe[signature.measured.name] for probe in probes]
+    with console.progress("comparing the metrics' graph with NumPy"):
+        apart: dict[str, float] = compare_metrics(graph, signature, frames)
+    name = max(apart, key=lambda metric: apart[metric] / TOLERANCES[metric])
+    console.say(
+        f"metrics    a graph of {graph.nodes} nodes, opset {graph.opset}; nearest to its limit is {name}, "
+        f"{apart[name]:.1e} from NumPy's (limit {TOLERANCES[name]:.0e})"
+    )
+    return graph.data, apart
+
+
+def probe_frames(net: Network, plan: Plan) -> list[Probe]:
+    """What a network is fed with for a simulated scene, damaged or measured in several ways."""
+    return simulated_probes(net, (plan.lines, plan.samples), plan.wavelengths)
+
+
+def exported(export: Callable[[], Graph], work: Path, name: str) -> tuple[Graph, float]:
+    """The graph, exported or from an unfinished build of the same plan, and the seconds that its export took."""
+    graph_file, facts_file = work / f"{name}.onnx", work / f"{name}.json"
+    try:
+        facts, data = json.loads(facts_file.read_bytes()), graph_file.read_bytes()
+        if hashlib.sha256(data).hexdigest() == facts["sha256"]:
+            found: Graph = exporting.Graph(data, int(facts["nodes"]), int(facts["opset"]))
+            console.say("going on with an unfinished build: its graph is used again")
+            return found, float(facts["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        # No unfinished build, or a damaged one: the graph is exported anew.
+        facts_file.unlink(missing_ok=True)
+    began = time.monotonic()
+    with console.progress("exporting the graph"):
+        graph = export()
+    seconds = time.monotonic() - began
+    write_bytes(graph_file, graph.data)
+    facts = {
+        "sha256": hashlib.sha256(graph.data).hexdigest(),
+        "nodes": graph.nodes,
+        "opset": graph.opset,
+        "seconds": seconds,
+    }
+    write_bytes(facts_file, json.dumps(facts).encode())
+    return graph, seconds

@@ -1,0 +1,120 @@
+"""The variants of a bundle against PyTorch, on a simulated scene or a folder of cubes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration import cubes as cube_files
+from export import networks
+from export.networks import Network
+from runtime.bundle import Bundle
+from runtime.errors import InputError
+from runtime.simulation.simulator import simulate_scene
+
+from .. import console
+from ..config import Config
+from .comparison import VARIANTS, Comparison, compare
+from .gates import GateResult, judge
+
+Float32 = NDArray[np.float32]
+
+
+def check(
+    bundle: Bundle,
+    config: Config,
+    *,
+    data: Path | None = None,
+    scenes: tuple[str, ...] | None = None,
+    wanted: tuple[str, ...] = VARIANTS,
+    pictured: bool = True,
+) -> Comparison:
+    """Run the degradations of `config.check` through PyTorch and every wanted variant. Raises DeployError.
+
+    Args:
+        bundle: opened.
+        config: what to run, and the checkpoint.
+        data: folder of clean cubes, instead of a simulated scene.
+        scenes: of `data`, by name; all where it is None.
+        wanted: variants besides the one that flies.
+        pictured: keep the first cube's results, for a page.
+    """
+    if config.model.checkpoint is None:
+        raise InputError(
+            "no checkpoint is given", key="--checkpoint", remedy="give the checkpoint that the bundle was built from"
+        )
+    m = bundle.manifest
+    said = {**m.network.options, **config.model.said}
+    net: Network = networks.load_checkpoint(config.model.checkpoint, **said)
+    refuse_other_network(bundle, net)
+    tasks = config.check.degradations or net.architecture.tasks
+    for task in tasks:
+        if task not in net.architecture.tasks:
+            raise InputError(
+                "the network is not measured by this task", key="check.degradations", value=task,
+                remedy=f"choose from {', '.join(net.architecture.tasks)}",
+            )  # fmt: skip
+    console.say(f"checks     {len(tasks)} degradations, each by PyTorch and by every variant")
+    count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes)
+    return compare(
+        bundle,
+        net,
+        cubes,
+        count,
+        tasks,
+        wanted,
+        config.check.seed,
+        of_files=data is not None,
+        pictured=pictured,
+    )
+
+
+def _simulated(bundle: Bundle, config: Config) -> tuple[int, Iterator[tuple[str, Float32]]]:
+    m, asked = bundle.manifest, config.check.cube
+    restored = m.signature.restored
+    size = (asked.lines, asked.samples) if m.signature.tiling == "free" else restored.size
+    wavelengths = m.wavelengths if m.wavelengths and len(m.wavelengths) == restored.bands else None
+    scene = simulate_scene(config.check.seed, restored.bands, *size, wavelengths).truth
+    return 1, iter([("simulated scene", scene)])
+
+
+def _read(
+    bundle: Bundle, config: Config, data: Path, scenes: tuple[str, ...] | None
+) -> tuple[int, Iterator[tuple[str, Float32]]]:
+    """The cubes of a folder; all are looked at before the first is restored."""
+    m = bundle.manifest
+    bands = m.signature.restored.bands
+    wanted = cube_files.Wanted(bands, config.input.scale, m.scale, tuple(m.wavelengths) if m.wavelengths else None)
+    files = cube_files.find_cubes(data, scenes)
+    for file in files.values():
+        for doubt in cube_files.unit_cube(file, wanted).doubts:
+            console.warn(doubt)
+    return len(files), ((name, cube_files.unit_cube(file, wanted).cube) for name, file in files.items())
+
+
+def judge_chosen(found: Comparison, config: Config) -> list[GateResult]:
+    """Hold the variant that flies against its gates."""
+    return judge(found.variants[found.chosen].figures(), config.gates, found.chosen)
+
+
+def refuse_other_network(bundle: Bundle, net: Network) -> None:
+    """Refuse a network of another configuration than the bundle's; other weights are warned of.
+
+    Raises:
+        InputError: naming the setting that differs.
+    """
+    made, given = bundle.manifest.network.configuration, net.configuration
+    for key, value in given.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if made.get(key) != value:
+            raise InputError(
+                f"the bundle was built from another network: it has {made.get(key)}, the checkpoint {value}",
+                file=net.facts.file,
+                key=key,
+                remedy="give the checkpoint that the bundle was built from",
+            )
+    if net.facts.sha256 != bundle.manifest.network.checkpoint_sha256:
+        console.warn(f"{net.facts.file.name} is not the very file that the bundle was built from")

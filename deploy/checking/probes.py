@@ -1,0 +1,33 @@
+"""What a network is fed with, and judged by: frames of clean cubes, simulated ones first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from calibration.measuring import Measuring
+from export.networks import Network
+from export.onnx import Probe
+from runtime.prompts import Prompts
+
+PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
+
+
+def measuring(net: Network, lines: int, samples: int) -> Measuring:
+    """How frames of a size come from clean cubes for a network."""
+    signature, architecture = net.signature(lines, samples), net.architecture
+    made: Measuring = Measuring(Prompts(signature, net.constants), architecture.tasks, architecture.measure)
+    return made
+
+
+def simulated_probes(net: Network, size: tuple[int, int], wavelengths: Sequence[float]) -> list[Probe]:
+    """`probe_frames` of another size; wavelengths in nm that are not one per band are left aside."""
+    from runtime.simulation.simulator import simulate_scene
+
+    way = measuring(net, *size)
+    restored = way.signature.restored
+    centres = wavelengths if len(wavelengths) == restored.bands else None
+    scene = simulate_scene(0, restored.bands, *restored.size, centres).truth
+    tasks = PROBE_DEGRADATIONS if way.measure is None else way.tasks
+    return [way.feeds(way.measured(task, scene, np.random.default_rng([0, index]))) for index, task in enumerate(tasks)]

@@ -1,0 +1,119 @@
+"""`deploy build`: a trained network in, a bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runtime.errors import DeployError
+
+from .. import console
+from ..config import with_overrides
+from .options import (
+    config_option,
+    examples,
+    json_option,
+    network_option,
+    network_options,
+    parse_size,
+    read_config,
+    remote_options,
+)
+
+if TYPE_CHECKING:
+    # The ground's: imported where they are used, so that a flight computer can show this command's help.
+    pass
+
+
+@click.command(
+    epilog=examples(
+        "deploy build --target cpu --checkpoint damp-tiny --out build/bundle",
+        "deploy build --target cpu --checkpoint model.pth --top-k 1 --size 256x320 --scale 4095",
+        "deploy build --target jetson-orin --checkpoint damp-small --size 448x448 --out orin",
+        "deploy build --target intel --checkpoint damp-small --precision auto --calibration cubes/",
+        "deploy build --config deploy.yaml --replace",
+    )
+)
+@click.option("--target", help="What to build for.  [default: cpu]")
+@click.option("--checkpoint", help="A .pth or .safetensors, or the name of a packaged model.")
+@click.option("--top-k", type=int, help="Experts that run for a frame; asked for where the checkpoint does not tell.")
+@network_option
+@click.option("--size", help="Lines x samples of a frame.  [default: 256x256]")
+@click.option("--overlap", type=int, help="Lines and samples that neighbouring tiles share.  [default: 32]")
+@click.option("--precision", help="fp32, fp16, bf16, int8 or auto.  [default: the target's own]")
+@click.option(
+    "--calibration", help="Folder of cubes that int8 is calibrated with, or `simulated` for simulated scenes."
+)
+@click.option("--engine", help="On CPUs onnxruntime, openvino or auto to time them here; on GPUs onnxruntime-cuda.")
+@click.option(
+    "--metrics",
+    type=click.Choice(["host", "graph"]),
+    help="What computes the metrics of a frame: NumPy, or a graph in the engine.  [default: the target's own]",
+)
+@click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: build/bundle]")
+@click.option("--replace", is_flag=True, help="Replace what is at --out.")
+@remote_options
+@config_option
+@json_option
+def command(
+    target: str | None,
+    checkpoint: str | None,
+    top_k: int | None,
+    options: tuple[str, ...],
+    size: str | None,
+    overlap: int | None,
+    precision: str | None,
+    calibration: str | None,
+    engine: str | None,
+    metrics: str | None,
+    scale: float | None,
+    out: Path | None,
+    replace: bool,
+    remote: str | None,
+    remote_command: str,
+    ssh_config: Path | None,
+    config_file: Path | None,
+) -> dict[str, Any]:
+    """Build a bundle: export the network, prove the graph against PyTorch, write everything that flies.
+
+    Flags win over --config. A build that was stopped goes on when it is started again with the same recipe.
+    """
+    from ..building.build import build
+    from ..finalizing.remote import finalize_remotely, parse_remote
+
+    config = read_config(config_file, checkpoint_given=checkpoint is not None)
+    told = network_options(options, top_k)
+    flags = {
+        "target": target,
+        "model.checkpoint": checkpoint,
+        "model.top_k": told.get("top_k"),
+        "model.options": told,
+        "input.frame": parse_size(size),
+        "input.overlap": overlap,
+        "precision": precision,
+        "calibration.dir": calibration,
+        "input.scale": scale,
+    }
+    there = None if remote is None else parse_remote(remote, remote_command, ssh_config)
+    done = build(
+        with_overrides(config, flags),
+        out,
+        replace=replace,
+        scale_flag=scale is not None,
+        engine=engine,
+        metrics=metrics,
+    )
+    if there is None:
+        return done
+    if done["deferred"] is None:
+        console.warn(f"nothing is left to do on {there.host}: the bundle is complete")
+        return done
+    try:
+        finished = finalize_remotely(Path(done["bundle"]), there)
+    except DeployError:
+        console.warn(f"the bundle is complete but for its engine; go on with `deploy finalize --remote {there.host}`")
+        raise
+    return {**done, "engine": finished["engine"], "deferred": None, "remote": finished}

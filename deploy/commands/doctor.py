@@ -1,0 +1,136 @@
+"""`deploy doctor`: what this machine can do, and what is wrong with its installation."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+import runtime
+from runtime.engines import available_engines
+from runtime.engines.cuda import compute_capability
+from runtime.errors import MachineError
+from runtime.files.disk import available_memory
+from runtime.machine import available_cores
+
+from .. import __version__, console
+from .options import examples, json_option
+
+Outcome = Literal["ok", "absent", "wrong"]
+EXTRAS = {
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "rtx",
+    "onnxruntime-cuda": "gpu",
+    "onnxruntime-tensorrt": "gpu,tensorrt",
+    "onnxruntime-rtx": "rtx",
+}
+"""Engine -> the extra that brings it."""
+ARAVIS = "libaravis-0.8.so.0"
+ENOUGH_SOCKET = 16 << 20
+"""Some fifty lines of 640 x 224 in 16 bits: what comes while everything else has its turn."""
+MARKS: dict[Outcome, tuple[str, str]] = {"ok": ("✓", "green"), "absent": ("-", "yellow"), "wrong": ("✗", "bold red")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    outcome: Outcome
+    text: str
+
+
+@click.command(epilog=examples("deploy doctor", "deploy doctor --json"))
+@json_option
+def command() -> dict[str, Any]:
+    """Tell what this machine can do; exit 3 when the installation is broken or no engine is installed."""
+    findings = [*_machine(), _installation(), *_engines(), *_stream(), *_ground()]
+    for finding in findings:
+        mark, style = MARKS[finding.outcome]
+        console.say(f"{mark} {finding.name:<27} {finding.text}", style)
+    wrong = [f for f in findings if f.outcome == "wrong"]
+    if wrong:
+        raise MachineError(f"{wrong[0].name}: {wrong[0].text}", key=wrong[0].name, remedy="mend it and run again")
+    return {"ok": True, "findings": [asdict(f) for f in findings]}
+
+
+def _machine() -> list[Finding]:
+    cores = available_cores()
+    return [
+        Finding("damp-deploy", "ok", f"{__version__}, Python {platform.python_version()}"),
+        Finding("machine", "ok", f"{platform.machine()}, {cores} cores, {available_memory() / 2**30:.1f} GiB free"),
+    ]
+
+
+def _installation() -> Finding:
+    # `runtime` is a common name: another package of that name must not fly in our place.
+    here = Path(runtime.__file__ or "").resolve().parent
+    ours = Path(__file__).resolve().parent.parent / "runtime"
+    if here != ours:
+        return Finding("installation", "wrong", f"`runtime` is {here}, not this distribution's {ours}")
+    try:
+        distribution("damp-deploy")
+    except PackageNotFoundError:
+        return Finding("installation", "absent", f"used from {ours.parent}, not installed")
+    return Finding("installation", "ok", f"runtime is {here}")
+
+
+def _engines() -> list[Finding]:
+    found = available_engines()
+    findings = [
+        Finding(f"engine {name}", "ok" if v else "absent", v or f'pip install "damp-deploy[{EXTRAS[name]}]"')
+        for name, v in found.items()
+    ]
+    gpu = compute_capability()
+    findings.append(Finding("gpu", "ok" if gpu else "absent", f"SM {gpu}" if gpu else "none that CUDA can use"))
+    if not any(found.values()):
+        findings.append(Finding("engines", "wrong", 'none is installed; pip install "damp-deploy[cpu]"'))
+    return findings
+
+
+def _stream() -> list[Finding]:
+    """What `deploy stream` can use: cameras, and who else may be told."""
+    try:
+        ctypes.CDLL(ARAVIS)
+    except OSError:
+        cameras = Finding("cameras", "absent", "Aravis is not installed: apt install libaravis-0.8-0")
+    else:
+        limit = socket_limit()
+        told = "" if limit is None else f"; a socket may buffer {limit / 2**20:.1f} MiB"
+        small = limit is not None and limit < ENOUGH_SOCKET
+        advice = ", little for a fast GigE camera: raise net.core.rmem_max" if small else ""
+        cameras = Finding("cameras", "ok", f"Aravis{told}{advice}")
+    missing = [name for name in ("prometheus_client", "zmq", "spacepackets") if find_spec(name) is None]
+    if missing:
+        return [cameras, Finding("publishing", "absent", 'not installed: pip install "damp-deploy[stream]"')]
+    return [cameras, Finding("publishing", "ok", "Prometheus, ZeroMQ, CCSDS packets")]
+
+
+def socket_limit(root: Path = Path("/")) -> int | None:
+    """The most bytes that a socket may ask to buffer (net.core.rmem_max, socket(7)); None where it is not told."""
+    try:
+        return int((root / "proc/sys/net/core/rmem_max").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _ground() -> list[Finding]:
+    findings = []
+    for name, extra in (("torch", "export"), ("onnx", "export"), ("safetensors", "export"), ("matplotlib", "report")):
+        if find_spec(name) is None:
+            findings.append(Finding(name, "absent", f'not installed: pip install "damp-deploy[{extra}]"'))
+        else:
+            findings.append(Finding(name, "ok", version(name)))
+    if all(find_spec(name) for name in ("torch", "safetensors")):
+        from export.networks import packaged_models
+
+        findings.append(Finding("models", "ok", ", ".join(packaged_models()) or "none"))
+    return findings

@@ -1,0 +1,188 @@
+"""`deploy evaluate`: how well a model restores real cubes, beside the degraded input and classical methods."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runtime.errors import InputError
+from runtime.files.layout import DEFAULT_LAYOUT
+
+from .. import console
+from ..reporting.plots import require_plots
+from .options import examples, json_option, network_option, network_options
+
+if TYPE_CHECKING:
+    # The ground's: imported where they are used, so that a flight computer can show this command's help.
+    from calibration.cubes import UnitCube, Wanted
+    from calibration.evaluation import Cubes, Row
+    from calibration.quality import Quality
+
+
+@click.command(
+    epilog=examples(
+        "deploy evaluate damp-small --data cubes/",
+        "deploy evaluate model.pth --top-k 1 --data cubes/ --scenes cloth,paints --tasks noise,blur",
+        "deploy evaluate build/bundle --data cubes/ --out evaluation --json",
+    )
+)
+@click.argument("model")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of clean cubes.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for tables and pictures [evaluation/MODEL].")
+@click.option("--scenes", help="Comma list of the cubes to take, by name without suffix; all by default.")
+@click.option("--tasks", help="Comma list of degradations; all seven by default.")
+@click.option("--scale", type=float, help="Number that stands for 1.0 in cubes of integers; beats file's and model's.")
+@click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
+@click.option("--key", help="Name of the array in .npz and .mat files.")
+@click.option("--top-k", type=int, help="Experts that run for a frame, where the checkpoint does not tell it.")
+@network_option
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the degradations.")
+@json_option
+def command(
+    model: str,
+    data: Path,
+    out: Path | None,
+    scenes: str | None,
+    tasks: str | None,
+    scale: float | None,
+    layout: str,
+    key: str | None,
+    top_k: int | None,
+    options: tuple[str, ...],
+    seed: int,
+) -> dict[str, Any]:
+    """Measure a model on clean cubes: degrade, restore, compare.
+
+    MODEL is a packaged model, a checkpoint or a bundle. For every degradation and cube: PSNR, SSIM and spectral angle
+    of the degraded input, of a classical method and of the model. Cubes are ENVI, .npy, .mat or .npz; those with
+    missing pixels are refused. Scores of cubes that the model was trained on flatter it: name the others with --scenes.
+    """
+    from calibration import cubes as cube_files
+    from calibration import evaluation
+
+    from ..checking.evaluation import opened
+    from ..reporting.evaluation_report import write_evaluation
+
+    require_plots()
+    wanted_scenes = None if scenes is None else tuple(dict.fromkeys(part.strip() for part in scenes.split(",")))
+    files = cube_files.find_cubes(data, wanted_scenes)
+    with opened(model, network_options(options, top_k)) as measured:
+        chosen = _tasks(tasks, measured.measuring.tasks)
+        folder = out if out is not None else Path("evaluation") / _plain_name(Path(model))
+        _refuse_file(folder)
+        wanted = cube_files.Wanted(
+            measured.measuring.signature.restored.bands, scale, measured.scale, measured.wavelengths, layout, key
+        )
+        centres = {name: _checked(file, wanted) for name, file in files.items()}
+        rows: list[Row] = []
+        pictured: dict[str, tuple[str, Cubes]] = {}
+        names = list(files)
+        with console.progress("evaluating") as moved:
+            moved(0, len(files) * len(chosen))
+            cubes = ((name, cube_files.unit_cube(file, wanted).cube) for name, file in files.items())
+            for row, kept in evaluation.evaluate(cubes, measured.restore, measured.measuring, tasks=chosen, seed=seed):
+                rows.append(row)
+                # Another scene for every task, so that the page shows several.
+                if row.scene == names[chosen.index(row.task) % len(names)]:
+                    pictured[row.task] = (row.scene, kept)
+                moved(len(rows), len(files) * len(chosen))
+    rows.sort(key=lambda r: chosen.index(r.task))
+    _show(rows)
+    told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--top-k", top_k)]
+    told += [("--option", option) for option in options] + [("--seed", seed)]
+    told += [("--layout", layout)] if layout != DEFAULT_LAYOUT else []
+    again = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in told if value is not None)
+    line = f"deploy evaluate {shlex.quote(model)} --data DIR {again}"
+    in_order = {task: pictured[task] for task in chosen}
+    write_evaluation(folder, measured, rows, in_order, centres, line)
+    console.say(f"wrote      {folder}/evaluation.html, .md, .csv and pictures", "bold green")
+    return summary(rows, measured.name, folder, seed)
+
+
+def summary(rows: Sequence[Row], model: str, out: Path, seed: int) -> dict[str, Any]:
+    """What `--json` prints: means over scenes, and every scene."""
+    from calibration.evaluation import choices, means
+
+    from ..reporting.evaluation_report import CONTENDERS
+
+    def triple(figures: Sequence[Quality | None]) -> dict[str, dict[str, float] | None]:
+        return {who: _figures(q) for who, q in zip(CONTENDERS, figures, strict=True)}
+
+    return {
+        "model": model,
+        "out": str(out),
+        "seed": seed,
+        "tasks": {task: triple(figures) for task, figures in means(rows).items()},
+        "scenes": {
+            task: {r.scene: triple((r.input, r.baseline, r.model)) for r in rows if r.task == task}
+            for task in dict.fromkeys(r.task for r in rows)
+        },
+        "experts": {task: share.tolist() for task, share in choices(rows).items()},
+    }
+
+
+def _figures(q: Quality | None) -> dict[str, float] | None:
+    return None if q is None else {key: getattr(q, key) for key in ("psnr", "ssim", "sam", "band_psnr", "ergas")}
+
+
+def _plain_name(model: Path) -> str:
+    return model.resolve().name if model.is_dir() else model.stem
+
+
+def _tasks(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = known if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in known:
+            raise InputError("unknown task", key="--tasks", value=name, remedy=f"choose from {', '.join(known)}")
+    return names
+
+
+def _checked(file: Path, wanted: Wanted) -> tuple[float, ...] | None:
+    """Refuse what is no clean cube for this model before any is restored, and warn of what is doubtful.
+
+    Returns:
+        Its band centres in nm, None where neither file nor model tells them.
+    """
+    from calibration import cubes as cube_files
+
+    found: UnitCube = cube_files.unit_cube(file, wanted)
+    for doubt in found.doubts:
+        console.warn(doubt)
+    return found.wavelengths
+
+
+def _refuse_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError("is a file", file=folder, key="--out", remedy="give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot be made: {error.strerror}", file=folder, key="--out", remedy="give a folder that can be written"
+        ) from error
+
+
+def _show(rows: Sequence[Row]) -> None:
+    from calibration.baselines import BASELINES
+    from calibration.evaluation import means
+
+    from ..reporting.evaluation_report import figure_of, gain_of
+
+    found = means(rows)
+    scenes = len({r.scene for r in rows})
+    console.table(
+        f"PSNR in dB, mean over {scenes} scene{'s' * (scenes > 1)}",
+        ("task", "input", "baseline", "model", "gain", "SSIM", "SAM deg"),
+        [
+            (task, *(figure_of(q, "psnr", 2) for q in (a, b, c)), gain_of(a, c), f"{c.ssim:.3f}", f"{c.sam:.2f}")
+            for task, (a, b, c) in found.items()
+        ],
+    )
+    label, classical = "baseline", [task for task, (_, b, _) in found.items() if b is not None]
+    for name in dict.fromkeys(BASELINES[task].name for task in classical):
+        console.say(f"{label:<10} {name}: {', '.join(task for task in classical if BASELINES[task].name == name)}")
+        label = ""

@@ -1,0 +1,121 @@
+"""`deploy inspect`: what a bundle says of itself, after every byte of it was checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime.bundle import load_bundle, unlisted_files, verified_bundle
+from runtime.engines import METRICS_ENGINES
+from runtime.errors import MachineError
+from runtime.manifest import Manifest
+from runtime.signature import plane_text
+
+from .. import console
+from .options import engine_option, examples, json_option
+
+
+@click.command(
+    epilog=examples("deploy inspect build/bundle", "deploy inspect build/bundle --engine onnxruntime-cuda --json")
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@engine_option
+@json_option
+def command(bundle: Path, engine: str | None) -> dict[str, Any]:
+    """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first."""
+    m, _ = verified_bundle(bundle)
+    here, refusal = _engine_here(bundle, engine)
+    network = m.network
+    routing = m.signature.routing
+    rows = [
+        ("network", f"{network.architecture}, {network.parameters / 1e6:.2f} M parameters"),
+        ("checkpoint", f"{network.checkpoint} (sha256 {network.checkpoint_sha256[:12]})"),
+        ("about", network.about or "-"),
+        ("built", f"{m.created} by damp-deploy {m.tools.get('damp-deploy', '?')}"),
+        ("target", f"{m.target.name}, engine {m.target.engine}"),
+        ("engine file", _engine_file(m)),
+        ("runs here on", f"{here['engine']} {here['version']}, {here['device']}" if here else f"no: {refusal}"),
+        ("computes in", here.get("computes in", "-") if here else "-"),
+        ("nodes", here.get("placement", "-") if here else "-"),
+        ("precision", f"{m.precision.chosen} ({m.precision.why})"),
+        ("int8", _int8(m)),
+        ("frame", f"{plane_text(m.signature.measured)}, overlap {m.overlap}"),
+        ("restored", plane_text(m.signature.restored)),
+        ("wavelengths", f"{m.wavelengths[0]:g} to {m.wavelengths[-1]:g} nm" if m.wavelengths else "not told"),
+        ("scale", f"{m.scale:g} (from the {m.scale_from})" if m.scale else "none"),
+        ("metrics", _metrics(m)),
+        ("experts", "none" if routing is None else f"{routing.shape[0]} layers of {routing.shape[1]}"),
+    ]
+    for label, text in rows:
+        console.say(f"{label:<13} {text}")
+    runs = m.precision.chosen
+    export = m.evidence.get(runs, m.evidence.get("export", {}))
+    if isinstance(export, dict):
+        console.table(
+            f"evidence: {runs} graph against PyTorch",
+            ("measure", "value"),
+            [(k, _figure(v)) for k, v in export.items() if v is not None],
+        )
+    files = [(name, f"{record.bytes:,}", record.sha256[:16]) for name, record in sorted(m.files.items())]
+    console.table("files, all intact", ("file", "bytes", "sha256"), files)
+    strangers = unlisted_files(bundle, m)
+    if strangers:
+        console.warn(f"{len(strangers)} files here are not the bundle's and are never opened, first {strangers[0]}")
+    return {
+        "bundle": str(bundle),
+        "intact": True,
+        "unlisted": list(strangers),
+        "engine": here,
+        "refusal": refusal or None,
+        "manifest": m.model_dump(mode="json"),
+    }
+
+
+def _engine_here(bundle: Path, engine: str | None) -> tuple[dict[str, str] | None, str]:
+    """What the bundle's engine says of itself on this machine, or why it does not run here."""
+    try:
+        with load_bundle(bundle, engine=engine) as loaded:
+            return loaded.engine.describe(), ""
+    except MachineError as error:
+        return None, error.one_line()
+
+
+def _engine_file(manifest: Manifest) -> str:
+    if manifest.engine is not None:
+        made = manifest.engine
+        return f"{made.path}, {made.builder} {made.version} for SM {made.sm}"
+    return f"deferred: {manifest.deferred}" if manifest.deferred else "none: the engine loads the graph"
+
+
+def _metrics(manifest: Manifest) -> str:
+    metrics = manifest.signature.metrics
+    if metrics is None:
+        return "none"
+    told = f"{metrics.of}, {metrics.shape[1]} values"
+    if manifest.metrics_graph is None:
+        return f"{told}, by NumPy on the host"
+    engines = " or ".join(METRICS_ENGINES)
+    return f"{told}, by {manifest.metrics_graph} of whole frames in {engines}, else by NumPy on the host"
+
+
+def _int8(manifest: Manifest) -> str:
+    """What the manifest says of calibration; it may be a stranger's, so nothing is taken for granted."""
+    told = manifest.evidence.get("quantisation")
+    if not isinstance(told, dict):
+        return "not calibrated"
+    share, cubes, left = told.get("int8_mac_share"), told.get("calibration"), told.get("kept_in_higher_precision")
+    if not isinstance(share, float) or not isinstance(cubes, dict) or not isinstance(left, list):
+        return "calibrated"
+    used, skipped = cubes.get("cubes"), cubes.get("skipped")
+    if not isinstance(used, dict) or not isinstance(skipped, dict):
+        return "calibrated"
+    return (
+        f"{100 * share:.1f} % of the multiply-adds, calibrated with {len(used)} cubes "
+        f"({len(skipped)} skipped); left out: {', '.join(map(str, left)) or 'nothing'}"
+    )
+
+
+def _figure(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

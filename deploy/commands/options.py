@@ -1,0 +1,149 @@
+"""Options that several subcommands share, and what they have in common."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import click
+
+from runtime.errors import ConfigError, InputError, MachineError
+
+from .. import console
+from ..config import Config, load_config
+from ..config.yaml_lines import parse_yaml
+
+F = TypeVar("F", bound=Callable[..., Any])
+BUILDER_MODULES = ("export.tensorrt", "export.targets")
+
+
+class PositiveNumber(click.FloatRange):
+    """A number above 0 that is finite: click's own range takes `nan`."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number. Raises click.BadParameter."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+def json_option(command: F) -> F:
+    """`--json`, on every subcommand."""
+    return click.option(
+        "--json", "as_json", is_flag=True, expose_value=False, help="One JSON object on the last line."
+    )(command)
+
+
+def config_option(command: F) -> F:
+    """`--config FILE`."""
+    return click.option("--config", "config_file", type=click.Path(path_type=Path), help="A deploy.yaml.")(command)
+
+
+def engine_option(command: F) -> F:
+    """`--engine NAME`."""
+    return click.option(
+        "--engine", help="Run the bundle's graph in this engine, for example onnxruntime, instead of the target's own."
+    )(command)
+
+
+def network_option(command: F) -> F:
+    """`--option KEY=VALUE`, as often as there are options of the network; see `network_options`."""
+    return click.option(
+        "--option",
+        "options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="An option of the network, such as top_k=1; may be given again for another.",
+    )(command)
+
+
+def remote_options(command: F) -> F:
+    """`--remote`, `--remote-command` and `--ssh-config`."""
+    for option in (
+        click.option("--ssh-config", type=click.Path(path_type=Path), help="Another configuration file for ssh."),
+        click.option("--remote-command", default="deploy", show_default=True, help="What runs `deploy` there."),
+        click.option("--remote", help="Finalise on this target over ssh: user@host."),
+    ):
+        command = option(command)
+    return command
+
+
+def examples(*lines: str) -> str:
+    """Epilog of a subcommand that shows how it is used."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def read_config(config_file: Path | None, *, checkpoint_given: bool) -> Config:
+    """The configuration: `--config`, or ./deploy.yaml when neither it nor a checkpoint is given, or the defaults."""
+    from runtime.engines import ENGINES
+
+    file = config_file
+    if file is None and not checkpoint_given and Path("deploy.yaml").is_file():
+        file = Path("deploy.yaml")
+        console.say("reading ./deploy.yaml")
+    return Config() if file is None else load_config(file, engines=tuple(ENGINES))
+
+
+def parse_size(text: str | None) -> dict[str, int] | None:
+    """`LINESxSAMPLES` as {"lines": ..., "samples": ...}; None stays None. Raises InputError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX]\s*(\d{1,6})\s*", text, re.ASCII)
+    if match is None or 0 in map(int, match.groups()):
+        raise InputError("not a size", key="size", value=text, remedy="lines x samples, for example 256x320")
+    return {"lines": int(match[1]), "samples": int(match[2])}
+
+
+def network_options(texts: Sequence[str], top_k: int | None = None) -> dict[str, str | int | float | bool]:
+    """What `--option` and its short form `--top-k` say, {key: value}; values are scalars as in a deploy.yaml.
+
+    Raises:
+        InputError: not KEY=VALUE, no scalar, or two values of one key.
+    """
+    told: dict[str, str | int | float | bool] = {} if top_k is None else {"top_k": top_k}
+    for text in texts:
+        key, _, given = text.partition("=")
+        try:
+            read = parse_yaml(f"value: {given}", None).data
+        except ConfigError:
+            read = {}
+        value = read.get("value")
+        scalar = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", key) or len(read) != 1 or not scalar:
+            raise InputError(
+                "not an option of a network", key="--option", value=text, remedy="KEY=VALUE, for example top_k=1"
+            )
+        assert isinstance(value, str | int | float), "it is a scalar"
+        if told.setdefault(key, value) != value:
+            also = " with --top-k" if key == "top_k" and top_k is not None else ""
+            raise InputError(
+                f"{key} is given two values{also}", key="--option", value=f"{told[key]} and {value}", remedy="give one"
+            )
+    return told
+
+
+def ground(module: str) -> ModuleType:
+    """A module of the ground side. Raises MachineError where something that it needs is not installed.
+
+    What builds engines is used on targets too and needs no PyTorch: there the remedy brings none.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        builds = module.startswith(BUILDER_MODULES)
+        raise MachineError(
+            f"{error.name} is not installed on this machine",
+            key="tensorrt" if builds else "export",
+            remedy='it is needed to build engines: pip install "damp-deploy[tensorrt]", or [rtx] for an RTX card'
+            if builds
+            else 'it is needed on the ground only: pip install "damp-deploy[export]"',
+        ) from error

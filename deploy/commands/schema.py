@@ -1,0 +1,21 @@
+"""`deploy schema`: the JSON schema of deploy.yaml."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from .. import console
+from ..config import config_schema
+from .options import examples, json_option
+
+
+@click.command(epilog=examples("deploy schema > deploy.schema.json"))
+@json_option
+def command() -> dict[str, Any]:
+    """Print the JSON schema of deploy.yaml, for editors."""
+    schema = config_schema()
+    console.say_verbatim(json.dumps(schema, indent=2))
+    return schema

@@ -1,0 +1,293 @@
+"""`deploy stream`: lines from a spectrometer to a record and to restored lines, until somebody says stop."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime.bundle import Bundle, load_bundle
+from runtime.errors import DeployError, InputError, MachineError
+from runtime.priority import let_workers_yield
+from runtime.sources import Source, SourceOptions, open_source
+from runtime.stream.event_log import EventLog
+from runtime.stream.health import Watchdog
+from runtime.stream.pipeline import Stream, StreamResult
+from runtime.stream.teller import BoardTemperature, Teller
+
+from .. import console
+from ..answers import leave
+from ..config import Config
+from ..streaming.parts import Outward, Parts, make_parts
+from ..streaming.view import LiveView
+from .options import PositiveNumber, config_option, engine_option, examples, json_option, read_config
+
+LOG_NAME = "stream.jsonl"
+OWN_SUFFIXES = ("", ".raw", ".hdr", ".idx", ".lock", ".reserve")
+UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+         "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
+
+
+@click.command(
+    epilog=examples(
+        "deploy stream build/bundle --source sim: --record flight --restored flight --duration 60",
+        "deploy stream orin --source genicam:192.168.1.20 --record raw --spool-limit 200GiB --restored out --web 8080",
+        "deploy stream orin --source envi-live:/data/capture.hdr --restored out --quicklook out/now.png --json",
+    )
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--source", "spec", required=True, help="sim:, envi:PATH, envi-live:PATH, watch:DIR or genicam:ADDRESS.")
+@click.option("--record", type=click.Path(path_type=Path), help="Folder of the raw record; a rerun appends to it.")
+@click.option("--restored", type=click.Path(path_type=Path), help="Folder of the restored lines; a rerun appends.")
+@click.option("--duration", type=PositiveNumber(), help="Seconds; else until the source ends.")
+@click.option("--spool-limit", help="The record is a ring of so much, such as 20GiB: the oldest verified part goes.")
+@click.option("--scale", type=PositiveNumber(), help="Digital number that stands for 1.0.")
+@click.option("--quicklook", type=click.Path(path_type=Path), help="PNG of the newest restored lines.")
+@click.option("--publish", metavar="PORT", help="ZeroMQ publisher: a port of this machine, or a full address.")
+@click.option("--packets", metavar="FILE|HOST:PORT", help="CCSDS space packets, to a file or by UDP.")
+@click.option("--prometheus", type=click.IntRange(0, 65535), help="Port of this machine for Prometheus.")
+@click.option("--web", type=click.IntRange(0, 65535), help="Port of this machine for the live page.")
+@click.option("--log", type=click.Path(path_type=Path), help=f"JSON lines; default {LOG_NAME} beside the record.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine.")
+@engine_option
+@click.option("--self-test/--no-self-test", default=True, show_default=True, help="Restore the golden frame first.")
+@config_option
+@json_option
+def command(
+    bundle: Path,
+    spec: str,
+    record: Path | None,
+    restored: Path | None,
+    duration: float | None,
+    spool_limit: str | None,
+    scale: float | None,
+    quicklook: Path | None,
+    publish: str | None,
+    packets: str | None,
+    prometheus: int | None,
+    web: int | None,
+    log: Path | None,
+    threads: int | None,
+    engine: str | None,
+    self_test: bool,
+    config_file: Path | None,
+) -> dict[str, Any]:
+    """Record a spectrometer without loss, and restore what this computer can.
+
+    Ctrl-C or SIGTERM ends it cleanly within five seconds. Every line is accounted for:
+    in = restored + dropped + incomplete.
+    """
+    config = read_config(config_file, checkpoint_given=False)
+    folders = [folder for folder in (record, restored) if folder is not None]
+    _refuse_own(spec, folders)
+    for key, path in (("--log", log), ("--packets", None if packets is None else Path(packets))):
+        if path is not None and any(_is_own(path, folder) for folder in folders):
+            raise InputError("would be written into the lines", key=key, value=path, remedy="give another name")
+    limit = None if spool_limit is None else parse_bytes(spool_limit)
+    if record is None and limit is not None:
+        raise InputError("there is no record to limit", key="--spool-limit", value=spool_limit, remedy="give --record")
+    if limit is None and config.stream.segment_mib is not None:
+        raise InputError(
+            "only a record with a limit has segments", key="stream.segment_mib", remedy="give --spool-limit too"
+        )
+    if web and web == prometheus:
+        raise InputError("the port of --prometheus too", key="--web", value=web, remedy="give each a port of its own")
+    outward = Outward(quicklook, publish, packets, prometheus, web)
+    with load_bundle(bundle, threads=threads, engine=engine) as loaded:
+        if self_test:
+            with console.progress("self-test"):
+                difference = loaded.self_test()
+            console.say(f"self-test   golden frame restored, off by {difference:.1e} of its range")
+        if record is None and restored is None:
+            console.warn("neither --record nor --restored is given: nothing is kept")
+        let_workers_yield()
+        with console.progress("opening the source"):
+            source = open_source(spec, _source_options(config, scale))
+        with source, ExitStack() as stack:
+            parts = make_parts(loaded, source, config.stream, record, restored, limit, duration, scale, outward, stack)
+            logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
+            events = None if logged is None else stack.enter_context(EventLog(logged))
+            stack.enter_context(_signals(stopping := _Stopping()))
+            result, last = _stream(loaded, source, parts, config, events, outward, stopping)
+            try:
+                report = _told(result, last, parts)
+            except DeployError as error:
+                if result.hung:
+                    leave(error)
+                raise
+            if result.hung:
+                leave(report)
+    return report
+
+
+def _refuse_own(spec: str, folders: Sequence[Path]) -> None:
+    """Raise InputError where a stream would read what it writes."""
+    scheme, _, address = spec.partition(":")
+    if scheme not in ("envi", "envi-live", "watch"):
+        return
+    source = Path(address).resolve()
+    for folder in folders:
+        if _is_own(source, folder) or (scheme == "watch" and source == folder.resolve()):
+            raise InputError(
+                "the stream would read what it writes", key="--source", value=spec, remedy="write to another folder"
+            )
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether a record or restored lines in `folder` have files of that name."""
+    path = path.resolve()
+    named = path.stem.split("-")[0] in ("lines", "restored") and path.suffix in OWN_SUFFIXES
+    return named and path.parent == folder.resolve()
+
+
+def parse_bytes(text: str) -> int:
+    """`20GiB`, `500MB` or a number of bytes. Raises InputError."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    if match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
+        raise InputError("not a size", key="--spool-limit", value=text, remedy="for example 20GiB or 500MB")
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def _source_options(config: Config, scale: float | None) -> SourceOptions:
+    told = config.stream
+    return SourceOptions(
+        wavelengths=told.wavelengths,
+        scale=scale if scale is not None else told.scale,
+        saturation=told.saturation,
+        rate=told.rate,
+        idle_seconds=told.idle_seconds,
+        camera=told.camera,
+        simulator=told.simulator,
+    )
+
+
+def _stream(
+    bundle: Bundle,
+    source: Source,
+    parts: Parts,
+    config: Config,
+    events: EventLog | None,
+    outward: Outward,
+    stopping: _Stopping,
+) -> tuple[StreamResult, dict[str, Any]]:
+    """Run it with everybody who watches; returns what it did and the last snapshot."""
+    describe = {
+        "source": ", ".join(source.describe().values()),
+        "bundle": str(bundle.path),
+        "engine": ", ".join(bundle.engine.describe().values()),
+        "metrics": bundle.prompts.told,
+        "precision": bundle.manifest.precision.chosen,
+    }
+
+    def log(kind: str, **fields: Any) -> None:
+        if events is not None:
+            events.write(kind, **fields)
+
+    stream = Stream(
+        source, parts.facts, bundle.engine.infer, parts.radiometry, parts.output, parts.record,
+        parts.sinks, parts.options, first_sequence=parts.first_sequence, log=log,
+    )  # fmt: skip
+
+    board = BoardTemperature()
+
+    def snapshot() -> dict[str, Any]:
+        found = stream.snapshot()
+        return {**found, "source": {**found["source"], **board.figures}, "describe": describe, "spool": parts.spool()}
+
+    for key, value in describe.items():
+        console.say(f"{key:<11} {value}")
+    console.say(f"bands       {parts.bands}")
+    for key, value in parts.radiometry.describe().items():
+        console.say(f"radiometry  {key}: {value}")
+    for note in parts.notes:
+        console.warn(note)
+    log("start", describe=describe, radiometry=parts.radiometry.digest(), notes=list(parts.notes),
+        first_sequence=parts.first_sequence)  # fmt: skip
+    with ExitStack() as stack:
+        for name, url in parts.serve(snapshot, outward, stack).items():
+            console.say(f"{name:<11} {url}")
+        watchdog = stack.enter_context(
+            Watchdog(stream.health, on_change=lambda hung: log("health", not_answering=list(hung)))
+        )
+        stack.enter_context(LiveView(snapshot))
+        stack.enter_context(Teller(snapshot, parts.telling, watchdog, board, log, config.stream.log_seconds))
+        watchdog.ready()
+        stopping.stream = stream
+        result = stream.run()
+        watchdog.stopping()
+        last = snapshot()
+    return result, last
+
+
+@dataclass
+class _Stopping:
+    """What a signal stops; before there is a stream, it interrupts the start."""
+
+    stream: Stream | None = None
+
+
+@contextmanager
+def _signals(stopping: _Stopping) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end the stream cleanly, which takes five seconds at most."""
+
+    def stop(number: int, frame: object) -> None:
+        if stopping.stream is None:
+            raise KeyboardInterrupt
+        stopping.stream.stop("signal")
+
+    caught = [signal.SIGINT, signal.SIGTERM]
+    # A terminal that hangs up; under nohup it is ignored, and stays so.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        caught.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _told(result: StreamResult, last: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    """What `--json` prints; raises the first failure with it."""
+    count = result.count
+    report = {
+        "lines": count.as_json(),
+        "frames": result.frames["restored"] + result.frames["passed"],
+        "frames_by_fate": result.frames,
+        "seconds": round(result.seconds, 3),
+        "ended_by": result.ended_by,
+        "flags": last["flags"],
+        "clipped": last["clipped"],
+        "latency_s": last["latency_s"],
+        "spool": parts.spool(),
+    }
+    shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
+    console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
+    console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")
+    if count.incomplete:
+        console.warn(f"{count.incomplete} lines never came, came damaged or were not recorded; the log says why")
+    if result.hung:
+        console.warn(f"{', '.join(result.hung)} did not end in time and was left")
+    if last["clipped"]:
+        console.warn(f"{last['clipped']} values do not fit the restored lines' type and were set to its limit")
+    if "files" in last["source"] and last["source"].get("skipped"):
+        console.warn(f"{last['source']['skipped']:.0f} files were skipped; the log says why")
+    for name, error in list(result.failures.items())[1:]:
+        console.warn(f"{name}: {error.one_line()}")
+    for error in result.failures.values():
+        error.report = report
+        if error.exit_code == InputError.exit_code:
+            # The arguments were right when it began: a service is to be started again.
+            error.exit_code = MachineError.exit_code
+        raise error
+    if "record" in result.hung or (result.hung and result.ended_by != "signal"):
+        hanging = MachineError("a stage did not end", key=result.hung[0], remedy="see the log")
+        hanging.report = report
+        raise hanging
+    return report

@@ -1,0 +1,84 @@
+"""What keys of deploy.yaml can hold: the types that its sections share."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from runtime.versions import satisfiable
+
+MAX_SIDE = 16384
+MAX_BANDS = 4096
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+AskedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
+
+
+def printable_text(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("control_characters", "must be printable text")
+    return text
+
+
+def versions_text(text: str) -> str:
+    if not satisfiable(text):
+        raise PydanticCustomError("versions", "must be bounds such as >=10.3,<12")
+    return text
+
+
+def scalar(value: object) -> object:
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise PydanticCustomError("scalar", "must be a text, a finite number, true or false")
+    return printable_text(value) if isinstance(value, str) else value
+
+
+def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = next((value for value in values if values.count(value) > 1), None)
+    if repeated is not None:
+        raise PydanticCustomError("repeated", "must not name {entry} twice", {"entry": repeated})
+    return values
+
+
+def increasing(values: tuple[float, ...]) -> tuple[float, ...]:
+    for number, (left, right) in enumerate(pairwise(values)):
+        if right <= left:
+            raise PydanticCustomError(
+                "not_increasing",
+                "must increase strictly, but {right} nm follows {left} nm",
+                {"left": f"{left:g}", "right": f"{right:g}", "entry": number + 1},
+            )
+    return values
+
+
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), AllowInfNan(False)]
+Side = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
+Name = Annotated[str, Strict(), StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Scalar = Annotated[str | int | float | bool, BeforeValidator(scalar)]
+PathText = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=4096), AfterValidator(printable_text)]
+Wavelength = Annotated[Number, Field(gt=0)]
+Wavelengths = Annotated[tuple[Wavelength, ...], Field(min_length=1, max_length=MAX_BANDS), AfterValidator(increasing)]
+
+
+class Section(BaseModel):
+    """A mapping of known keys; a section whose keys are all commented out (null) is all defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, value: object) -> object:
+        return {} if value is None else value

@@ -1,0 +1,153 @@
+"""The engine of a bundle: built ahead of time, or deferred to the target, which may be this very machine."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export import targets
+from export.tensorrt import build as builder
+from export.tensorrt import lint as linter
+from export.tensorrt.build import EngineMade, Request
+from runtime.durable import write_bytes
+from runtime.engines.tensorrt_libraries import tensorrt_version
+from runtime.errors import InputError
+from runtime.manifest import EngineFile
+
+from .. import console
+from ..building.plan import Plan
+
+
+@dataclass(frozen=True)
+class EngineStep:
+    """What became of the engine.
+
+    Attributes:
+        record: what the manifest says of it; None where none was built.
+        files: inner path -> content.
+        deferred: why none was built, where the target needs one.
+        facts: for the evidence: seconds, memory, size.
+    """
+
+    record: EngineFile | None
+    files: dict[str, bytes]
+    deferred: str | None
+    facts: dict[str, Any]
+
+
+OLDEST = {"tensorrt": "10.3", "tensorrt-rtx": "1.7"}
+"""Oldest versions that are supported at all."""
+NO_ENGINE = EngineStep(None, {}, None, {})
+DISTRUSTED = "time-anew"
+"""A file in a workplace: what the builder timed led to an engine that failed its proof, or is to be replaced."""
+BUILT_NEXT = "built next, on this machine"
+"""Why a bundle is deferred whose target is this machine: it is finalised before it is put in its place."""
+
+
+def request_of(plan: Plan) -> Request:
+    """What a builder is asked for. Raises InputError where the target does not say which GPU it has."""
+    target = plan.target
+    if target.sm is None:
+        raise InputError(
+            f"target {target.name} does not say which GPU it has",
+            key=f"targets.{target.name}.sm",
+            remedy='give its compute capability, for example sm: "8.7"',
+        )
+    request: Request = builder.Request(target.engine, target.sm, target.workspace_mib, target.tensorrt)
+    return request
+
+
+def engine_step(plan: Plan, graph: bytes, graph_sha256: str, work: Path) -> EngineStep:
+    """Build the engine, or say why it is deferred; a target whose engine loads the graph itself needs neither.
+
+    Raises:
+        DeployError: the target is wrong, or a builder that is here and fits failed.
+    """
+    if plan.engine not in targets.ENGINE_FILES:
+        return NO_ENGINE
+    request = request_of(plan)
+    lint_graph(graph, request, plan)
+    if plan.target.made_there:
+        # Where this machine is the target, `deploy finalize` follows: it builds, proves and refuses.
+        return EngineStep(None, {}, why_not_here(request) or BUILT_NEXT, {})
+    made = build_with_progress(graph, request, work)
+    record = engine_record(made, request, graph_sha256)
+    return EngineStep(
+        record,
+        engine_files(record, made),
+        None,
+        {"seconds": made.seconds, "peak_mib": made.peak_mib, "bytes": len(made.data)},
+    )
+
+
+def lint_graph(graph: bytes, request: Request, plan: Plan) -> None:
+    """Hold the graph against the oldest TensorRT that the target takes; warnings are told. Raises InputError."""
+    findings = linter.lint(
+        graph, tensorrt=oldest(request.bounds or OLDEST[request.kind]), kind=request.kind, sm=request.sm
+    )
+    linter.raise_for(findings, f"graphs/{plan.precision}.onnx")
+    for finding in findings:
+        console.warn(f"{finding.node}: {finding.problem}; {finding.remedy}")
+
+
+def oldest(bounds: str) -> str:
+    """The lowest version that `bounds` name, such as 10.3 of `>=10.3,<12`; the first one where none is a lowest."""
+    parts = [part.strip() for part in bounds.split(",")]
+    lower = next((part for part in parts if part.startswith((">", "=="))), parts[0])
+    return lower.lstrip("<>=! ")
+
+
+def engine_record(made: EngineMade, request: Request, graph_sha256: str) -> EngineFile:
+    """What the manifest says of a built engine; its files are named by content, so that a new one replaces none."""
+    name = f"engine/{hashlib.sha256(made.data).hexdigest()[:12]}"
+    return EngineFile(
+        path=f"{name}.plan",
+        builder=request.kind,
+        version=made.version,
+        sm=request.sm,
+        graph_sha256=graph_sha256,
+        options=request.options(),
+        layers=f"{name}.layers.json",
+        log=f"{name}.log",
+    )
+
+
+def engine_files(record: EngineFile, made: EngineMade) -> dict[str, bytes]:
+    """Inner path -> content of what belongs to an engine."""
+    assert record.layers is not None and record.log is not None
+    return {record.path: made.data, record.layers: made.layers, record.log: made.log}
+
+
+def build_with_progress(graph: bytes, request: Request, work: Path) -> EngineMade:
+    """`export.tensorrt.build.build_engine` with a bar for people."""
+    with console.progress("building the engine") as moved:
+
+        def told(phase: str, step: int, steps: int) -> None:
+            moved(step, steps)
+
+        trusted = not (work / DISTRUSTED).exists()
+        made: EngineMade = builder.build_engine(graph, request, work, told, use_timings=trusted)
+    if made.again:
+        console.say("going on with an unfinished build: its engine is used again")
+    return made
+
+
+def distrust_timings(work: Path) -> None:
+    """Let the next build in `work` time everything anew: from the same timings the builder would choose the same."""
+    write_bytes(work / DISTRUSTED, b"")
+
+
+def why_not_here(request: Request) -> str | None:
+    """Why this machine does not build a target's own engine, or None where it can."""
+    if tensorrt_version(request.kind) is None:
+        name = "TensorRT" if request.kind == "tensorrt" else "TensorRT for RTX"
+        return f"{name} is not installed on this machine; the engine is built on the target"
+    from runtime.engines.cuda import compute_capability
+
+    present = compute_capability()
+    if present != request.sm:
+        here = f"a GPU of SM {present}" if present else "no GPU"
+        return f"this machine has {here}, the target one of SM {request.sm}; the engine is built on the target"
+    return None

@@ -1,0 +1,332 @@
+"""What `deploy check` and `deploy demo` found, as the content of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.quality import Quality
+from runtime.manifest import Manifest
+from runtime.signature import plane_text
+
+from ..checking.comparison import Case, Comparison, TaskResult
+from ..checking.gates import DIRECTIONS, GateResult
+from .page import Case as Row
+from .page import ColourScale, Command, Fact, Gate, Picture, Plot, Report, Table, Verdict, figure_text
+from .plots import band_psnr_plot, experts_plot, spectra_plot
+from .precision_plots import band_distance_plot, distance_plot, margins_plot
+from .quicklooks import error_map, fitted, marked, png_bytes, rgb, stretch_limits
+
+MEANINGS = {
+    "max_difference": ("Largest difference", "Share of the output's range, at the worst value of all cubes."),
+    "psnr_drop_db": ("Loss of PSNR, dB", "How much further from the truth the engine is than PyTorch."),
+    "mean_psnr_drop_db": ("Loss of PSNR, mean over tasks, dB", "The same, where one task may make up for another."),
+    "sam_rise_deg": ("Rise of spectral angle, degrees", "How much more the engine bends spectra than PyTorch."),
+    "mean_sam_rise_deg": ("Rise of spectral angle, mean, degrees", "The same, mean over tasks."),
+    "routing_agreement": ("Same experts chosen", "Share of tiles and layers in which both chose the same experts."),
+}
+SHOWN_PIXELS = ((0.25, 0.3), (0.5, 0.62), (0.75, 0.4))
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A cube that was restored beside the checked ones, and its quality before and after."""
+
+    case: Case
+    before: Quality | None
+    after: Quality
+
+
+def check_report(
+    manifest: Manifest,
+    found: Comparison,
+    gates: list[GateResult],
+    checkpoint: str,
+    pareto: bytes | None = None,
+) -> Report:
+    """The page of `deploy check`; `pareto` is the picture of the search for int8, as PNG."""
+    commands = (
+        Command(f"deploy build --target {manifest.target.name} --checkpoint {checkpoint}", "builds the bundle"),
+        Command(
+            f"deploy check BUNDLE --checkpoint {checkpoint} --report report.html", "measures it and writes this page"
+        ),
+    )
+    return assemble(f"{checkpoint} on {manifest.target.name}", manifest, found, gates, commands, pareto=pareto)
+
+
+def assemble(
+    title: str,
+    manifest: Manifest,
+    found: Comparison,
+    gates: list[GateResult],
+    commands: tuple[Command, ...],
+    summary: tuple[Fact, ...] = (),
+    lead: str = "",
+    shown: Shown | None = None,
+    pareto: bytes | None = None,
+) -> Report:
+    """A page: verdict, gates, pictures, spectra, tables, what was built, how to repeat it.
+
+    Args:
+        shown: pictured first.
+    """
+    results, cases = found.variants[found.chosen].results, found.cases
+    pictured = [(case, result.input, result.engine) for case, result in zip(cases, results, strict=True)]
+    if shown is not None:
+        pictured.insert(0, (shown.case, shown.before, shown.after))
+    first = pictured[0][0]
+    failed = [g for g in gates if g.passed is False]
+    judged = [g for g in gates if g.passed is not None]
+    if failed:
+        verdict = Verdict(
+            "failed", "The engine does not restore as PyTorch does. Do not fly this bundle.", failed[0].key
+        )
+    elif judged:
+        verdict = Verdict("passed", lead or "The engine restores as PyTorch does.", "Every accuracy gate passed.")
+    else:
+        verdict = Verdict("unjudged", lead or "Every accuracy gate is switched off.")
+    wavelengths = manifest.wavelengths
+    pixels = [(int(a * first.truth.shape[1]), int(b * first.truth.shape[2])) for a, b in SHOWN_PIXELS]
+    plots = [
+        Plot(
+            f"Spectra, {first.task}",
+            spectra_plot(
+                {
+                    **({} if first.degraded is None else {"degraded": first.degraded}),
+                    "restored": first.restored,
+                    "truth": first.truth,
+                    **({"PyTorch": first.pytorch} if first.pytorch is not None else {}),
+                },
+                pixels,
+                wavelengths,
+                scale="share of full scale",
+            ),
+            "Spectra of the numbered pixels: degraded, restored, by PyTorch where it was asked, and truth.",
+            "The numbered rings in the pictures above show where.",
+        ),
+        Plot(
+            "Quality of every band",
+            band_psnr_plot({c.task: _band_psnr(c) for c in cases}, wavelengths),
+            "PSNR of the restored cube, band by band, for every degradation.",
+        ),
+        *_experts_plots(cases),
+        *_precision_plots(found, wavelengths, pareto),
+    ]
+    return Report(
+        title=title,
+        subtitle=manifest.network.about,
+        verdict=verdict,
+        summary=summary,
+        gates=tuple(_gate(g) for g in gates),
+        cases=tuple(_row(*each, pixels, wavelengths) for each in pictured),
+        plots=tuple(plots),
+        tables=(_accuracy(results), _against_pytorch(results), *_variant_tables(found)),
+        built=_built(manifest),
+        commands=commands,
+        footnotes=(
+            f"Cubes: {', '.join(found.cubes)}. The truth of a simulated scene is what an ideal sensor would see.",
+            "Where bands were lost, PSNR, SSIM and spectral angle are taken over the lost bands only.",
+        ),
+    )
+
+
+def _experts_plots(cases: Sequence[Case]) -> list[Plot]:
+    chosen = {c.task: c.routing.reshape(-1, *c.routing.shape[-2:]).mean(axis=0) for c in cases if c.routing.size}
+    if not chosen:
+        return []
+    about = "Weights of the experts per layer and degradation, averaged over tiles."
+    return [Plot("Experts that the network chose", experts_plot(chosen), about)]
+
+
+def _precision_plots(found: Comparison, wavelengths: list[float] | None, pareto: bytes | None) -> list[Plot]:
+    """How far the variants are from PyTorch, where they part, and how clear the routing was."""
+    plots = []
+    cubes = [(c, {found.chosen: c.restored, **c.others}) for c in found.cases if c.pytorch is not None]
+    if cubes:
+        plots.append(
+            Plot(
+                "Distance from PyTorch, band by band",
+                band_distance_plot([(c.pytorch, variants) for c, variants in cubes], wavelengths),
+                "Root mean square difference of every variant from PyTorch per band, over all degradations.",
+            )
+        )
+    blocks = {name: v.parting.blocks for name, v in found.variants.items() if v.parting}
+    if blocks:
+        plots.append(
+            Plot(
+                "Where the variants part",
+                distance_plot({name: {s.name: s.distance for s in steps} for name, steps in blocks.items()}),
+                "Distance of the values behind every block of the network from those of the float32 graph.",
+                "On the tile that each variant restores least like PyTorch.",
+            )
+        )
+    if any(np.size(m) for m in found.margins.values()):
+        plots.append(
+            Plot(
+                "How clearly PyTorch chose its experts",
+                margins_plot(found.margins, 1e-3),
+                "Cumulative share of tiles and layers over the lead of the chosen expert.",
+                "Left of the dashed line a choice is as good as its neighbour and is counted apart.",
+            )
+        )
+    if pareto is not None:
+        plots.append(
+            Plot(
+                "What int8 costs",
+                pareto,
+                "Loss of PSNR over the share of multiply-adds in int8, and the dearest groups of layers.",
+                "Measured when the bundle was built, on the judged calibration frames.",
+            )
+        )
+    return plots
+
+
+def _variant_tables(found: Comparison) -> list[Table]:
+    variants = [found.variants[name] for name in found.variants]
+    rows, losses = [], []
+    for v in variants:
+        figures, first = v.figures(), v.parting.first if v.parting else None
+        rows.append(
+            (
+                v.precision + " (flies)" * (v.precision == found.chosen),
+                f"{figures['mean_psnr_drop_db']:.4f}",
+                f"{figures['psnr_drop_db']:.4f}",
+                f"{figures['mean_sam_rise_deg'] + 0.0:.4f}",
+                f"{100 * figures['routing_agreement']:.2f}",
+                f"{v.routing.close_same} of {v.routing.close}",
+                f"{100 * v.int8_mac_share:.1f}",
+                first.name if first else "nowhere",
+            )
+        )
+        losses.append((v.precision, *(f"{r.psnr_drop_db:.4f}" for r in v.results)))
+    layers = max((len(v.routing.layers) for v in variants), default=0)
+    tables = [
+        Table(
+            "Every variant against PyTorch",
+            (
+                "variant", "loss, dB", "worst task, dB", "SAM rise, degrees", "same experts, %", "unclear, same",
+                "int8, %", "parts first in",
+            ),
+            tuple(rows),
+            "Unclear choices, where PyTorch's experts are less than 0.001 apart, are counted apart. Computed here in: "
+            f"{'; '.join(f'{v.precision}: {v.runs_in}' for v in variants)}.",
+        ),
+        Table("Loss of PSNR by degradation, dB", ("variant", *(r.task for r in variants[0].results)), tuple(losses)),
+    ]  # fmt: skip
+    if layers:
+        shares = tuple(
+            (v.precision, *(f"{100 * same / pairs:.2f}" if pairs else "none clear" for pairs, same in v.routing.layers))
+            for v in variants
+        )
+        columns = ("variant", *(f"layer {n + 1}" for n in range(layers)))
+        tables.append(Table("Same experts by layer, %", columns, shares))
+    worst = tuple(
+        (v.precision, t.cube, t.task, str(t.line), str(t.sample), f"{t.distance:.1e}")
+        for v in variants
+        for t in v.worst
+    )
+    columns = ("variant", "cube", "degradation", "line", "sample", "RMS distance, share of range")
+    tables.append(Table("The tiles least like PyTorch", columns, worst))
+    return tables
+
+
+def _band_psnr(case: Case) -> list[float]:
+    from calibration.quality import psnr_per_band
+
+    return [float(v) for v in psnr_per_band(case.restored, case.truth)]
+
+
+def _row(
+    case: Case, before: Quality | None, after: Quality, pixels: list[tuple[int, int]], wavelengths: list[float] | None
+) -> Row:
+    stretch = stretch_limits(case.truth, wavelengths)
+    size = case.truth.shape[1:]
+    pictures = []
+    cubes = [] if case.degraded is None else [("degraded", case.degraded)]
+    for label, cube in (*cubes, ("restored", case.restored), ("truth", case.truth)):
+        image = marked(fitted(rgb(cube, wavelengths, stretch), shortest=256), pixels, (size[0], size[1]))
+        pictures.append(Picture(label, png_bytes(image), f"{label} cube in natural colours, {case.task}"))
+    error, limit = error_map(case.restored, case.truth)
+    scale = ColourScale("0", f"{figure_text(limit, 2)} or more")
+    pictures.append(
+        Picture("error", png_bytes(fitted(error, shortest=256)), f"mean error over bands, {case.task}", scale)
+    )
+    note = f"{after.psnr:.1f} dB out"
+    if before is not None:
+        note = f"{before.psnr:.1f} dB in, {note} ({after.psnr - before.psnr:+.1f} dB)"
+    return Row(case.task, tuple(pictures), note)
+
+
+def _gate(gate: GateResult) -> Gate:
+    name, meaning = MEANINGS[gate.key]
+    limit = "off" if gate.limit is None else f"{DIRECTIONS[gate.key]} {gate.limit:g}"
+    return Gate(name, figure_text(gate.measured, 3), limit, gate.passed, meaning)
+
+
+def _accuracy(results: Sequence[TaskResult]) -> Table:
+    rows = tuple(
+        (
+            r.task,
+            "-" if r.input is None else f"{r.input.psnr:.2f}",
+            f"{r.engine.psnr:.2f}",
+            f"{r.engine.band_psnr:.2f}",
+            f"{r.engine.ssim:.4f}",
+            f"{r.engine.sam:.3f}",
+            f"{r.engine.ergas:.2f}",
+        )
+        for r in results
+    )
+    columns = ("degradation", "PSNR in, dB", "PSNR out, dB", "PSNR by band, dB", "SSIM", "SAM, degrees", "ERGAS, %")
+    return Table("The engine against the truth", columns, rows)
+
+
+def _against_pytorch(results: Sequence[TaskResult]) -> Table:
+    rows = tuple(
+        (
+            r.task,
+            f"{r.pytorch.psnr:.3f}",
+            f"{r.engine.psnr:.3f}",
+            f"{r.psnr_drop_db:.5f}",
+            f"{r.sam_rise_deg:.5f}",
+            f"{r.max_difference:.1e}",
+            f"{100 * r.routing_agreement:.1f}",
+            f"{r.tiling_drop_db:.3f}",
+        )
+        for r in results
+    )
+    columns = (
+        "degradation",
+        "PyTorch, dB",
+        "engine, dB",
+        "loss, dB",
+        "SAM rise, degrees",
+        "largest difference",
+        "same experts, %",
+        "tiling costs, dB",
+    )
+    note = (
+        "Both went through the same tiles, blending and metrics; the last column is what tiling costs PyTorch itself."
+    )
+    return Table("The engine against PyTorch", columns, rows, note)
+
+
+def _built(m: Manifest) -> tuple[Fact, ...]:
+    network = m.network
+    scale = "none" if m.scale is None else f"{m.scale:g} stands for 1.0, from the {m.scale_from}"
+    versions = ", ".join(f"{k} {v}" for k, v in m.tools.items())
+    return (
+        Fact("network", f"{network.architecture}, {network.parameters / 1e6:.2f} M parameters, {network.checkpoint}"),
+        Fact("target", m.target.name, f"engine {m.target.engine}"),
+        Fact("precision", m.precision.chosen, m.precision.why),
+        Fact(
+            "frame",
+            plane_text(m.signature.measured),
+            f"overlap {m.overlap}",
+        ),
+        Fact("scale of integer cubes", scale),
+        Fact("checkpoint, SHA-256", network.checkpoint_sha256),
+        Fact("versions", versions),
+        Fact("bytes", f"{np.sum([f.bytes for f in m.files.values()], dtype=int):,} in {len(m.files)} files"),
+    )

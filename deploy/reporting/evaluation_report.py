@@ -1,0 +1,235 @@
+"""What `deploy evaluate` found, as pictures and as a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calibration.evaluation import Cubes, Row
+from calibration.quality import Quality
+from runtime.errors import printable
+
+from ..checking.evaluation import Model
+from .page import Case, ColourScale, Command, Picture, Plot, Report, Table, Verdict, figure_text
+from .plots import choices_plot, gains_plot, spectra_plot
+from .quicklooks import Picture as Pixels
+from .quicklooks import error_map, fitted, png_bytes, rgb, stretch_limits
+
+SHOWN_PIXELS = ((0.25, 0.3), (0.5, 0.62), (0.75, 0.4))
+STRIP_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """PNG files by name, and the page's rows of single pictures."""
+
+    files: Mapping[str, bytes]
+    cases: tuple[Case, ...]
+
+
+def pictures_of(
+    model: Model, rows: Sequence[Row], pictured: Mapping[str, tuple[str, Cubes]], centres: Centres
+) -> Pictures:
+    """Gains, experts and spectra as plots, and a strip of every task: degraded, baseline, restored, truth, error.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    from calibration.baselines import BASELINES
+    from calibration.evaluation import choices, means
+
+    gains = {
+        task: {"baseline": b.psnr - a.psnr, "model": c.psnr - a.psnr}
+        for task, (a, b, c) in means(rows).items()
+        if a is not None and b is not None
+    }
+    files = {"gains.png": gains_plot(gains)} if gains else {}
+    if rows[0].routing.size:
+        files["experts.png"] = choices_plot(choices(rows), model.balances)
+    cases = []
+    for task, (scene, cubes) in pictured.items():
+        wavelengths = centres[scene]
+        stretch = stretch_limits(cubes.truth, wavelengths)
+        row = next(r for r in rows if r.task == task and r.scene == scene)
+        shown = {"degraded": cubes.degraded} if row.input else {}
+        shown |= {} if cubes.baseline is None else {BASELINES[task].name: cubes.baseline}
+        shown |= {"restored": cubes.restored, "truth": cubes.truth}
+        images = {label: fitted(rgb(cube, wavelengths, stretch), shortest=STRIP_SIDE) for label, cube in shown.items()}
+        error, limit = error_map(cubes.restored, cubes.truth)
+        images["error"] = fitted(error, shortest=STRIP_SIDE)
+        files[f"{task}.png"] = png_bytes(_strip(list(images.values())))
+        scale = ColourScale("0", f"{figure_text(limit, 2)} or more")
+        figures = {"input": row.input, "baseline": row.baseline, "model": row.model}
+        note = ", ".join(f"{who} {q.psnr:.1f} dB" for who, q in figures.items() if q is not None)
+        described = tuple(
+            Picture(label, png_bytes(image), f"{label}, {task} of {scene}", scale if label == "error" else None)
+            for label, image in images.items()
+        )
+        cases.append(Case(f"{task}: {scene}", described, note))
+    task, (scene, cubes) = next(iter(pictured.items()))
+    size = cubes.truth.shape[1:]
+    pixels = [(int(a * size[0]), int(b * size[1])) for a, b in SHOWN_PIXELS]
+    series = {"degraded": cubes.degraded} if cubes.degraded.shape == cubes.truth.shape else {}
+    series |= {"restored": cubes.restored, "truth": cubes.truth}
+    files["spectra.png"] = spectra_plot(series, pixels, centres[scene], scale=f"share of full scale, {task}")
+    return Pictures(files, tuple(cases))
+
+
+def evaluation_page(
+    model: Model,
+    rows: Sequence[Row],
+    columns: tuple[str, ...],
+    scenes: Sequence[tuple[str, ...]],
+    mean: Sequence[tuple[str, ...]],
+    pictures: Pictures,
+    line: str,
+) -> Report:
+    """The page of `deploy evaluate`.
+
+    Args:
+        columns: of the rows in `scenes`, one for every task and scene, and in `mean`, one for every task.
+        line: the command that wrote it.
+    """
+    from calibration.baselines import BASELINES
+    from calibration.evaluation import means
+
+    found = means(rows)
+    scene_count = len({r.scene for r in rows})
+    gains = [c.psnr - a.psnr for a, _, c in found.values() if a is not None]
+    rivals = {task: (b, c) for task, (_, b, c) in found.items() if b is not None}
+    behind = [task for task, (b, c) in rivals.items() if c.psnr <= b.psnr]
+    best = float(np.mean(gains)) if gains else float(np.mean([c.psnr for _, _, c in found.values()]))
+    text = f"{best:{'+' if gains else ''}.1f} dB on average over {len(found)} tasks and {scene_count} scenes."
+    detail = "Ahead of the classical method on all." if rivals else "No classical method is known for its tasks."
+    if behind:
+        detail = f"Behind the classical method on {', '.join(behind)}."
+    means_table = Table(
+        "Means over scenes",
+        (columns[0], *columns[2:], "baseline"),
+        tuple((row[0], *row[2:], BASELINES[row[0]].name if row[0] in rivals else "-") for row in mean),
+        "PSNR from the mean squared error over all elements, in dB; SAM in degrees; bandloss over the lost bands only.",
+    )
+    plots = []
+    if "gains.png" in pictures.files:
+        about = "PSNR gain of baseline and model."
+        plots.append(Plot("Gain over the degraded input", pictures.files["gains.png"], about))
+    if "experts.png" in pictures.files:
+        note = "" if model.balances is None else "Below an expert's number: the share of its spatial branch."
+        alt = "Share of scenes in which every expert was chosen, per layer and degradation."
+        plots.append(Plot("Experts that the network chose", pictures.files["experts.png"], alt, note))
+    plots.append(Plot("Spectra", pictures.files["spectra.png"], "Spectra of three pixels: degraded, restored, truth."))
+    return Report(
+        title=f"{model.name} on clean cubes",
+        subtitle=model.about,
+        verdict=Verdict("unjudged", text, detail),
+        cases=pictures.cases,
+        plots=tuple(plots),
+        tables=(means_table, Table("Every scene", columns, tuple(scenes))),
+        commands=(Command(line, "measures it and writes this page"),),
+        footnotes=("Scores of cubes that the model was trained on flatter it.",),
+    )
+
+
+def _strip(images: Sequence[Pixels]) -> Pixels:
+    gap = np.full((images[0].shape[0], 4, 3), 255, np.uint8)
+    parts = [part for image in images for part in (gap, image)][1:]
+    return np.concatenate(parts, axis=1)
+
+
+Centres = Mapping[str, tuple[float, ...] | None]
+"""Scene -> band centres in nm, None if not told."""
+CONTENDERS = ("input", "baseline", "model")
+COLUMNS = ("task", "scene", *(f"{who} {what}" for what in ("PSNR", "SSIM", "SAM") for who in CONTENDERS), "gain")
+
+
+def cells(name: tuple[str, str], figures: Sequence[Quality | None]) -> tuple[str, ...]:
+    before, _, after = figures
+    return (
+        *name,
+        *(figure_of(q, "psnr", 2) for q in figures),
+        *(figure_of(q, "ssim", 3) for q in figures),
+        *(figure_of(q, "sam", 2) for q in figures),
+        gain_of(before, after),
+    )
+
+
+def figure_of(q: Quality | None, figure: str, digits: int) -> str:
+    return "-" if q is None else f"{getattr(q, figure):.{digits}f}"
+
+
+def gain_of(before: Quality | None, after: Quality | None) -> str:
+    return "-" if before is None or after is None else f"{after.psnr - before.psnr:+.2f}"
+
+
+def mean_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    from calibration.evaluation import means
+
+    return [cells((task, "mean"), figures) for task, figures in means(rows).items()]
+
+
+def scene_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    return [cells((row.task, row.scene), (row.input, row.baseline, row.model)) for row in rows]
+
+
+def write_evaluation(
+    folder: Path,
+    model: Model,
+    rows: Sequence[Row],
+    pictured: Mapping[str, tuple[str, Cubes]],
+    centres: Centres,
+    line: str,
+) -> None:
+    pass
+    from .page import write_report
+    from .quicklooks import save_bytes
+
+    scenes, mean = scene_rows(rows), mean_rows(rows)
+    by_task = [row for last in mean for row in (*(r for r in scenes if r[0] == last[0]), last)]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *by_task])
+    save_bytes(folder / "evaluation.csv", stream.getvalue().encode())
+    pictures = pictures_of(model, rows, pictured, centres)
+    for name, png in pictures.files.items():
+        save_bytes(folder / name, png)
+    save_bytes(folder / "evaluation.md", _markdown(model, scenes, mean, list(pictures.files), line).encode())
+    write_report(folder / "evaluation.html", evaluation_page(model, rows, COLUMNS, scenes, mean, pictures, line))
+
+
+def _markdown(
+    model: Model, scenes: list[tuple[str, ...]], mean: list[tuple[str, ...]], files: list[str], line: str
+) -> str:
+    def lines(rows: list[tuple[str, ...]], columns: tuple[str, ...]) -> list[str]:
+        def escaped(cell: str) -> str:
+            return printable(cell).replace("|", "\\|")
+
+        head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        return head + ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
+
+    return "\n".join(
+        [
+            f"# {printable(model.name)}",
+            "",
+            f"{printable(model.about) or 'Nothing is said of its training.'}",
+            "",
+            f"    {printable(line)}",
+            "",
+            "PSNR in dB from the mean squared error over all elements, SAM in degrees; for bandloss over the lost "
+            "bands.",
+            "",
+            "## Means over scenes",
+            "",
+            *lines([(row[0], *row[2:]) for row in mean], (COLUMNS[0], *COLUMNS[2:])),
+            "",
+            "## Every scene",
+            "",
+            *lines(scenes, COLUMNS),
+            "",
+            *(f"![{Path(name).stem}]({name})" for name in files),
+            "",
+        ]
+    )
