@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.doubts import wavelength_doubt
 from runtime.errors import CubeError, InputError, plain
 from runtime.files import READERS, CubeFile, read_cube
 from runtime.files.layout import DEFAULT_LAYOUT
@@ -18,7 +19,6 @@ from .degradations import BRIGHTEST
 
 Float32 = NDArray[np.float32]
 SUFFIXES = (".hdr", ".npy", ".npz", ".mat")
-FAR_NANOMETRES = 5.0
 """Bands that lie further from the network's than this are warned of."""
 
 
@@ -137,8 +137,6 @@ def _doubts(source: CubeFile, cube: Float32, centres: tuple[float, ...] | None) 
     if not 0.02 <= brightest <= 4:
         remedy = "floats are taken as they are, so divide them first" if floats else "see --scale"
         yield f"{name}: 1.0 should be about the brightest, but 99.9 % lie at or below {brightest:.3g}; {remedy}"
-    if source.wavelengths is None or centres is None:
-        return
-    apart = float(np.abs(np.asarray(source.wavelengths) - np.asarray(centres)).max())
-    if apart > FAR_NANOMETRES:
-        yield f"{name}: its bands lie up to {apart:.0f} nm from those that the model was made for"
+    doubt = wavelength_doubt(f"{name}: its", source.wavelengths, centres)
+    if doubt is not None:
+        yield doubt

@@ -99,12 +99,15 @@ def evaluate(
             yield row, Cubes(degraded, classical, restored, truth)
 
 
-def mean_quality(figures: Sequence[Quality | None]) -> Quality | None:
-    """The mean of every figure; None where there are none."""
+def mean_quality(figures: Sequence[Quality]) -> Quality:
+    """The mean of every figure."""
+    return Quality(**{f.name: float(np.mean([getattr(q, f.name) for q in figures])) for f in fields(Quality)})
+
+
+def known_mean(figures: Sequence[Quality | None]) -> Quality | None:
+    """The mean of every figure; None where nothing was measured."""
     known = [q for q in figures if q is not None]
-    if not known:
-        return None
-    return Quality(**{f.name: float(np.mean([getattr(q, f.name) for q in known])) for f in fields(Quality)})
+    return mean_quality(known) if known else None
 
 
 def means(rows: Sequence[Row]) -> Mapping[str, Contenders]:
@@ -113,9 +116,9 @@ def means(rows: Sequence[Row]) -> Mapping[str, Contenders]:
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
         found[task] = (
-            mean_quality([r.input for r in of_task]),
-            mean_quality([r.baseline for r in of_task]),
-            mean_quality([r.model for r in of_task]) or of_task[0].model,
+            known_mean([r.input for r in of_task]),
+            known_mean([r.baseline for r in of_task]),
+            mean_quality([r.model for r in of_task]),
         )
     return found
 

@@ -19,6 +19,8 @@ from runtime.errors import DeployError, GateError, MachineError
 from . import console
 
 BUG, INTERRUPTED = 70, 130
+COMPLETE = "_DEPLOY_COMPLETE"
+"""What the shell sets when it asks for completion."""
 
 
 def leave(outcome: dict[str, Any] | DeployError) -> NoReturn:
@@ -75,3 +77,29 @@ def log_of(error: BaseException) -> str:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write("".join(traceback.format_exception(error)))
     return str(Path(name))
+
+
+EXTRAS = {
+    "torch": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export",
+    "skimage": "report", "sklearn": "report", "pywt": "report", "matplotlib": "report",
+    "zmq": "stream", "spacepackets": "stream", "prometheus_client": "stream",
+}  # fmt: skip
+"""Package -> the extra that brings it."""
+BUILDER = ("export.tensorrt", "export.targets", "deploy.finalizing")
+"""What builds engines is used on targets too, and needs no PyTorch there."""
+
+
+def missing_package(error: ModuleNotFoundError) -> MachineError | None:
+    """What to install for a package that is not there; None where it is none of ours to bring."""
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        return None
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if name == "onnx" and any(frame.startswith(BUILDER) for frame in frames):
+        remedy = 'it is needed to build engines: pip install "damp-deploy[tensorrt]", or [rtx] for an RTX card'
+        return MachineError(f"{name} is not installed on this machine", key="tensorrt", remedy=remedy)
+    extra = EXTRAS[name]
+    where = "it is needed on the ground only: " if extra == "export" else ""
+    return MachineError(
+        f"{name} is not installed on this machine", key=extra, remedy=f'{where}pip install "damp-deploy[{extra}]"'
+    )

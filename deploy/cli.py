@@ -14,29 +14,27 @@ import click
 from runtime.errors import DeployError, InputError, MachineError
 
 from . import __version__, console
-from .answers import BUG, INTERRUPTED, done, ended, failed, log_of
+from .answers import BUG, COMPLETE, INTERRUPTED, done, ended, failed, log_of, missing_package
 
 COMMANDS: Mapping[str, str] = {
-    "build": "deploy.build",
-    "finalize": "deploy.finalize",
-    "targets": "deploy.targets",
-    "run": "deploy.run",
-    "stream": "deploy.stream",
-    "check": "deploy.check",
-    "evaluate": "deploy.evaluate",
-    "sensitivity": "deploy.sensitivity",
-    "bench": "deploy.bench",
-    "inspect": "deploy.inspect",
-    "export-triton": "deploy.export_triton",
-    "simulate": "deploy.simulate",
-    "demo": "deploy.demo",
-    "doctor": "deploy.doctor",
-    "schema": "deploy.schema",
-    "completion": "deploy.completion",
+    "build": "deploy.commands.build",
+    "finalize": "deploy.commands.finalize",
+    "targets": "deploy.commands.targets",
+    "run": "deploy.commands.run",
+    "stream": "deploy.commands.stream",
+    "check": "deploy.commands.check",
+    "evaluate": "deploy.commands.evaluate",
+    "sensitivity": "deploy.commands.sensitivity",
+    "bench": "deploy.commands.bench",
+    "inspect": "deploy.commands.inspect",
+    "export-triton": "deploy.commands.export_triton",
+    "simulate": "deploy.commands.simulate",
+    "demo": "deploy.commands.demo",
+    "doctor": "deploy.commands.doctor",
+    "schema": "deploy.commands.schema",
+    "completion": "deploy.commands.completion",
 }
 """Subcommand -> module whose `command` it is; imported when it is used."""
-COMPLETE = "_DEPLOY_COMPLETE"
-"""What the shell sets when it asks for completion."""
 
 
 class _Commands(click.Group):
@@ -98,6 +96,11 @@ def run(arguments: list[str]) -> int:
         return failed(InputError(error.format_message().rstrip(".")), as_json)
     except (KeyboardInterrupt, click.Abort):
         return ended(INTERRUPTED, "interrupted", as_json)
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            return ended(BUG, f"a bug of ours: {type(error).__name__}; please report it with {log_of(error)}", as_json)
+        return failed(missing, as_json)
     except MemoryError:
         return failed(MachineError("there is not enough memory", remedy="use smaller frames, or free memory"), as_json)
     except (BrokenPipeError, SystemExit) as gone:

@@ -1,24 +1,28 @@
-"""A cube file restored with what its file says, and what is doubtful about it."""
+"""A cube file restored with what its file says of scale and missing pixels, and what is doubtful about it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from deploy import console
 from runtime.bundle import Bundle
+from runtime.doubts import axis_doubt, scale_doubt, wavelength_doubt
 from runtime.errors import CubeError
 from runtime.files import CubeFile
-from runtime.restore import Restored
-
-FAR_NANOMETRES = 5.0
-UNIT_LIMIT = 4.0
-DIM_SHARE = 0.1
+from runtime.restore import Progress, Restored
 
 
 def restore_file(
-    bundle: Bundle, source: CubeFile, *, scale: float | None = None, clip: bool = False, unit: bool = False
+    bundle: Bundle,
+    source: CubeFile,
+    *,
+    scale: float | None = None,
+    clip: bool = False,
+    unit: bool = False,
+    progress: Progress | None = None,
 ) -> Restored:
-    """Restore a cube file's cube with what the file says of scale and missing pixels.
+    """Restore a cube file's cube.
 
     Args:
         bundle: an open bundle.
@@ -26,56 +30,37 @@ def restore_file(
         scale: digital number that stands for 1.0; beats the file's, which beats the bundle's.
         clip: clip to [0, 1] in the unit range.
         unit: give float32 in the unit range, whatever the input's type.
+        progress: called with (frames done, frames in all).
+
+    Raises:
+        CubeError, MachineError: as `Bundle.restore`; the first names the file.
     """
-    told = source.scale if scale is None and source.cube.dtype.kind in "iu" else scale
-    _tell_shape(bundle, source)
-    _compare_wavelengths(bundle, source)
-    _doubt_scale(bundle, source, told)
+    told = said_scale(source, scale)
     try:
-        with console.progress("restoring") as moved:
-            restored = bundle.restore(
-                source.cube, scale=told, ignore_value=source.ignore_value, clip=clip, unit=unit, progress=moved
-            )
+        return bundle.restore(
+            source.cube, scale=told, ignore_value=source.ignore_value, clip=clip, unit=unit, progress=progress
+        )
     except CubeError as error:
         error.file = error.file or str(source.path)
         raise
-    if restored.scale is not None:
-        origin = "flag" if scale is not None else "file" if told is not None else "bundle"
-        console.say(f"scale      {restored.scale:g} stands for 1.0 (from the {origin})")
-    return restored
 
 
-def _tell_shape(bundle: Bundle, source: CubeFile) -> None:
-    shape, bands = source.cube.shape, bundle.manifest.signature.measured.bands
-    console.say(f"cube       {shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {source.cube.dtype}")
-    if source.format != "envi" and shape[0] != bands and bands in shape[1:]:
-        console.warn(f"another axis has the network's {bands} bands: is --layout right?")
-    elif shape[0] > bands:
-        console.say(f"groups     {shape[0]} bands are restored in overlapping groups of the network's {bands}")
+def said_scale(source: CubeFile, scale: float | None) -> float | None:
+    """The scale that somebody said for this cube: who restores it, or its file; None leaves it to the bundle."""
+    return source.scale if scale is None and source.cube.dtype.kind in "iu" else scale
 
 
-def _doubt_scale(bundle: Bundle, source: CubeFile, told: float | None) -> None:
-    """Warn where nobody said a scale for this cube and its numbers do not look like the one that will be used."""
+def doubts(bundle: Bundle, source: CubeFile, scale: float | None = None) -> Iterator[str]:
+    """What should be read before the result is trusted; `scale` as for `restore_file`."""
+    manifest = bundle.manifest
+    floats = source.cube.dtype.kind == "f"
     largest = float(np.max(source.cube, initial=0, where=np.isfinite(source.cube)))
-    if source.cube.dtype.kind == "f":
-        if largest > UNIT_LIMIT:
-            console.warn(f"values reach {largest:g}; floats are taken as they are, nominally 0 to 1: divide them first")
-        return
-    scale = bundle.manifest.scale if told is None else None
-    if scale is not None and largest < DIM_SHARE * scale:
-        console.warn(
-            f"the largest number is {largest:g}, {100 * largest / scale:.1g} % of the bundle's scale {scale:g}; "
-            "if this sensor has another scale, say it: --scale"
-        )
-
-
-def _compare_wavelengths(bundle: Bundle, source: CubeFile) -> None:
-    trained, found = bundle.manifest.wavelengths, source.wavelengths
-    if trained is None or found is None or len(found) != len(trained):
-        return
-    apart = float(np.abs(np.asarray(found) - np.asarray(trained)).max())
-    if apart > FAR_NANOMETRES:
-        console.warn(
-            f"the file's bands lie up to {apart:.0f} nm from those the network was built for "
-            f"({trained[0]:g} to {trained[-1]:g} nm)"
-        )
+    unsaid = manifest.scale if said_scale(source, scale) is None else None
+    yield from filter(
+        None,
+        (
+            axis_doubt(source.cube.shape, manifest.signature.measured.bands, told=source.format == "envi"),
+            wavelength_doubt("the file's", source.wavelengths, manifest.wavelengths),
+            scale_doubt(largest, unsaid, floats=floats),
+        ),
+    )

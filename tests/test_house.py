@@ -7,17 +7,27 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib.metadata import Distribution, distribution, requires
 from pathlib import Path
 
+import grimp
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from deploy.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTION = "damp-deploy"
 PACKAGES = ("calibration", "deploy", "export", "runtime", "training")
 FLYING = ("deploy", "runtime")
+REGISTRIES = {
+    "deploy/__init__.py", "deploy/cli.py", "runtime/engines/__init__.py", "runtime/engines/onnxruntime_gpu.py",
+    "runtime/engines/tensorrt_libraries.py", "runtime/sources/__init__.py", "runtime/sinks/__init__.py",
+    "calibration/baselines.py",
+}  # fmt: skip
+"""Files that load by name: tables of engines, sources, sinks and commands, and libraries that may not be there."""
 GROUND = ("torch", "onnx", "onnxscript", "safetensors", "export", "calibration", "training")
 
 
@@ -36,6 +46,22 @@ def tracked() -> list[Path]:
 def test_imports_go_one_way() -> None:
     done = run(sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Those within functions count, those for types alone do not."""
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True)
+    TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
+
+
+def test_no_module_is_imported_by_a_string_outside_the_registries() -> None:
+    loads = {
+        str(path.relative_to(ROOT))
+        for top in PACKAGES
+        for path in (ROOT / top).rglob("*.py")
+        if re.search(r"\bimport_module\(|\b__import__\(", path.read_text())
+    }
+    assert loads <= REGISTRIES
 
 
 @pytest.mark.parametrize("top", [*PACKAGES, "tests"])
@@ -171,9 +197,11 @@ def test_flight_site_holds_nothing_of_the_ground(flight_site: Path) -> None:
     assert fly(flight_site, code, *FLYING, "numpy", "onnxruntime").split() == [*FLYING, "numpy", "onnxruntime"]
 
 
-def test_command_flies(flight_site: Path) -> None:
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_helps_on_the_flight_install(flight_site: Path, command: str) -> None:
     code = "from deploy.__main__ import main\nmain()"
-    assert "deploy" in fly(flight_site, code, "--help")
+    words = [command] if command else []
+    assert " ".join(["Usage: deploy", *words, "[OPTIONS]"]) in fly(flight_site, code, *words, "--help")
 
 
 def test_bundle_flies(flight_site: Path, request: pytest.FixtureRequest) -> None:

@@ -116,7 +116,7 @@ def build(
     )
     if is_built and not target.made_there:
         # Before the long work: without its builder this machine cannot make the bundle.
-        builder.builder_version(request_of(plan))
+        builder.builder_version(request_of(target))
     console.say(f"network    {_described(net)}")
     console.say(f"frame      {signature.measured.bands} bands x {frame.lines} lines x {frame.samples} samples")
     console.say(f"precision  {precision} ({why})")
@@ -136,7 +136,7 @@ def build(
         agreements, diverse = measure(net, plan, graphs, "onnxruntime" if gpu else chosen)
         of_metrics, apart = metrics_graph(module, signature, probes, work) if module else (None, None)
         program = graphs.chosen(precision).data
-        step = engine_step(plan, program, hashlib.sha256(program).hexdigest(), work)
+        step = engine_step(plan.target, plan.engine, plan.precision, program, hashlib.sha256(program).hexdigest(), work)
         finished = work / "bundle"
         shutil.rmtree(finished, ignore_errors=True)
         manifest = _manifest(net, plan, why, scale_from, graphs, agreements)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import onnx
 
 from calibration.agreement import Score
 from calibration.dataset import CalibrationSet
@@ -13,51 +16,62 @@ from calibration.half_arithmetic import half_arithmetic
 from calibration.products import block_of
 from calibration.rounding import with_corrected_biases
 from calibration.typed import half_precision
+from export.networks import Network
 
 from .. import console
 from ..checking.probes import simulated_probes
-from ..commands.sensitivity import _show
 from ..config import Config
 from .calibration_frames import cases
 from .int8 import PICTURE, SENSITIVITY, calibrate, max_drop, report_files, score_graph
 from .scores import figures_of
 
 
-def int8_costs(
-    net: Any, graph: bytes, frames: CalibrationSet, config: Config
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+@dataclass(frozen=True)
+class Costs:
+    """What a lower precision costs, part by part.
+
+    Attributes:
+        rows: of a table for people: group, share, figures, what becomes of it; the dearest first.
+        told: the outcome in one line, or nothing.
+        table: for `--json`.
+        files: inner path -> content.
+    """
+
+    rows: list[tuple[str, ...]]
+    told: str
+    table: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def int8_costs(net: Network, graph: bytes, frames: CalibrationSet, config: Config) -> Costs:
+    """What int8 costs in every group of layers alone, and which groups may run in it."""
     with tempfile.TemporaryDirectory() as work:
         found = calibrate(net, graph, graph, frames, max_drop(config), Path(work))
     search = found.search
     assert search.chosen is not None
-    rows = [(g.name, 100 * g.share, search.costs[g.name], g.name in search.chosen.groups) for g in search.ranking]
-    _show(
-        [
-            (name, f"{share:.1f} %", *score_cells(score), "int8" if inside else "out")
-            for name, share, score, inside in sorted(rows, key=lambda row: -row[2].mean_distortion_db)
-        ]
-    )
+    groups = sorted(search.ranking, key=lambda g: -search.costs[g.name].mean_distortion_db)
+    rows = [
+        (
+            g.name,
+            f"{100 * g.share:.1f} %",
+            *_cells(search.costs[g.name]),
+            "int8" if g.name in search.chosen.groups else "out",
+        )
+        for g in groups
+    ]
     facts = found.facts
-    console.say(
-        f"int8       {100 * facts['int8_mac_share']:.1f} % of the multiply-adds hold max_drop, ranges by "
+    told = (
+        f"{100 * facts['int8_mac_share']:.1f} % of the multiply-adds hold max_drop, ranges by "
         f"{facts['method']}: {search.chosen.score.mean_psnr_drop_db:.4f} dB, "
-        f"{100 * search.chosen.score.routing.agreement:.2f} % same experts",
-        "bold",
+        f"{100 * search.chosen.score.routing.agreement:.2f} % same experts"
     )
-    files = report_files(found)
+    files = {name: data for name, data in report_files(found).items() if name in (SENSITIVITY, PICTURE)}
     table: dict[str, Any] = json.loads(files[SENSITIVITY])
-    return {**table, "int8_mac_share": facts["int8_mac_share"], "method": facts["method"]}, {
-        name: data for name, data in files.items() if name in (SENSITIVITY, PICTURE)
-    }
+    return Costs(rows, told, {**table, "int8_mac_share": facts["int8_mac_share"], "method": facts["method"]}, files)
 
 
-def fp16_costs(
-    net: Any, graph: bytes, frames: CalibrationSet, config: Config
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    import onnx
-
-    half, rounded = half_precision, half_arithmetic
-    corrected = with_corrected_biases
+def fp16_costs(net: Network, graph: bytes, frames: CalibrationSet, config: Config) -> Costs:
+    """What FP16 costs in every block alone, and in all of them."""
     probes = simulated_probes(net, frames.size, net.facts.wavelengths)
     names = [node.name for node in onnx.load_model_from_string(graph).graph.node]
     blocks = list(dict.fromkeys(block_of(name) for name in names))
@@ -67,18 +81,18 @@ def fp16_costs(
     with console.progress("measuring what FP16 costs") as moved:
         for number, block in enumerate((*blocks, "all")):
             single = () if block == "all" else [name for name in names if block_of(name) != block]
-            typed = half(corrected(graph, probes, single), single)
-            costs[block] = score_graph(rounded(typed.data), signature, judged, "onnxruntime", "fp32")
+            typed = half_precision(with_corrected_biases(graph, probes, single), single)
+            costs[block] = score_graph(half_arithmetic(typed.data), signature, judged, "onnxruntime", "fp32")
             moved(number + 1, len(blocks) + 1)
     ordered = sorted(costs, key=lambda name: -costs[name].mean_distortion_db)
-    _show([(name, "", *score_cells(costs[name]), "") for name in ordered])
     table = {
         "blocks": {name: {**figures_of(costs[name]), "distortion_db": costs[name].mean_distortion_db} for name in costs}
     }
-    return table, {SENSITIVITY: (json.dumps(table, indent=1) + "\n").encode()}
+    rows = [(name, "", *_cells(costs[name]), "") for name in ordered]
+    return Costs(rows, "", table, {SENSITIVITY: (json.dumps(table, indent=1) + "\n").encode()})
 
 
-def score_cells(score: Score) -> tuple[str, ...]:
+def _cells(score: Score) -> tuple[str, ...]:
     return (
         f"{score.mean_distortion_db:.4f}",
         f"{score.mean_psnr_drop_db:+.4f}",

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration import agreement, evaluation
+from calibration import agreement
 from calibration.agreement import Routing
+from calibration.evaluation import known_mean, mean_quality
 from calibration.half_arithmetic import half_arithmetic
 from calibration.measuring import bands_measured
 from calibration.parting import Parting, parting
@@ -186,7 +187,8 @@ class _Way:
 class _Tally:
     """What a variant did so far, for one task."""
 
-    rows: list[tuple[Quality | None, Quality, Quality, Quality]] = field(default_factory=list)
+    before: list[Quality | None] = field(default_factory=list)
+    rows: list[tuple[Quality, Quality, Quality]] = field(default_factory=list)
     difference: float = 0.0
     routing: list[Routing] = field(default_factory=list)
 
@@ -253,7 +255,8 @@ def compare(
                     for precision, done in restored.items():
                         cube = np.asarray(done.cube, np.float32)
                         tally = tallies.setdefault(precision, {}).setdefault(task, _Tally())
-                        tally.rows.append((before, _quality(cube, truth, bands), after, untiled))
+                        tally.before.append(before)
+                        tally.rows.append((_quality(cube, truth, bands), after, untiled))
                         apart = np.abs(cube - own.cube)
                         tally.difference = max(tally.difference, float(apart.max()) / span)
                         tally.routing.append(agreement.routing(_routing(done), own.routing, own.margins))
@@ -335,10 +338,9 @@ class _Own:
 
 
 def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32) -> _Own:
-    torch_engine = TorchEngine
     signature, prompts = bundle.manifest.signature, bundle.prompts.on_host()
     frame = signature.measured.size
-    engine = torch_engine(net, *frame)
+    engine = TorchEngine(net, *frame)
     margins: list[Float32] = []
 
     def infer(feeds: Probe) -> Probe:
@@ -353,7 +355,7 @@ def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32) -> _Own:
     if signature.tiling == "fixed" or (degraded.shape[1] <= frame[0] and degraded.shape[2] <= frame[1]):
         return _Own(cube, routing, leads, cube)
     multiple = net.architecture.multiple
-    whole = torch_engine(net, *(-(-side // multiple) * multiple for side in degraded.shape[1:]))
+    whole = TorchEngine(net, *(-(-side // multiple) * multiple for side in degraded.shape[1:]))
     untiled = _restored(degraded, _Way(whole.infer, whole.signature, 0, "pytorch", prompts))
     return _Own(cube, routing, leads, np.asarray(untiled.cube, np.float32))
 
@@ -448,12 +450,11 @@ def _variant(
 ) -> Variant:
     import onnx
 
-    mean = evaluation.mean_quality
     results = []
     for task, tally in tallies.items():
-        before, engine, pytorch, untiled = (mean(list(column)) for column in zip(*tally.rows, strict=True))
+        engine, pytorch, untiled = (mean_quality(list(column)) for column in zip(*tally.rows, strict=True))
         of_task = sum(tally.routing, agreement.Routing())
-        results.append(TaskResult(task, before, engine, pytorch, untiled, tally.difference, of_task))
+        results.append(TaskResult(task, known_mean(tally.before), engine, pytorch, untiled, tally.difference, of_task))
     routing = sum((result.routing for result in results), agreement.Routing())
     parted, share = None, 0.0
     if precision in graphs and precision in ("fp16", "int8"):

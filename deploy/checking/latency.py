@@ -26,7 +26,6 @@ from runtime.simulation.materials import WAVELENGTH_RANGE
 from runtime.simulation.simulator import simulate_scene
 
 from .. import console
-from ..commands.options import ground
 
 Float32 = NDArray[np.float32]
 DEFAULT_FRAMES, DEFAULT_SECONDS, DEFAULT_WARMUP = 200, 20.0, 3
@@ -274,9 +273,14 @@ def _timed(
 @contextmanager
 def _pytorch(bundle: Bundle, asked: Reference, threads: int | None) -> Iterator[Engine]:
     """The network in PyTorch, with the engine's number of threads."""
-    torch, networks = ground("torch"), ground("export.networks")
+    # Not of the flight install: here it is asked for by --checkpoint.
+    import torch
+
+    from export.networks import load_checkpoint
+    from export.torch_engine import TorchEngine
+
     with console.progress("loading the checkpoint"):
-        net = networks.load_checkpoint(asked.checkpoint, **bundle.manifest.network.options)
+        net = load_checkpoint(asked.checkpoint, **bundle.manifest.network.options)
     # As `deploy check` does: another network's times say nothing of this bundle.
     from .check import refuse_other_network
 
@@ -284,9 +288,8 @@ def _pytorch(bundle: Bundle, asked: Reference, threads: int | None) -> Iterator[
     size, usual = bundle.manifest.signature.measured.size, torch.get_num_threads()
     torch.set_num_threads(threads or available_cores())
     try:
-        kind = ground("export.torch_engine").TorchEngine
         with console.progress("preparing PyTorch"):
-            engine = kind(net, *size, asked.device, asked.form, asked.precision)
+            engine = TorchEngine(net, *size, asked.device, asked.form, asked.precision)
         with engine:
             yield engine
     finally:

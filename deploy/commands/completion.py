@@ -8,6 +8,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from .. import console
+from ..answers import COMPLETE
 from .options import examples, json_option
 
 
@@ -22,8 +23,7 @@ from .options import examples, json_option
 @json_option
 def command(shell: str) -> dict[str, Any]:
     """Print the script that teaches a shell to complete `deploy` commands and options."""
-    from ..cli import COMPLETE, app
-
+    app = click.get_current_context().find_root().command
     kind = get_completion_class(shell)
     if kind is None:
         raise AssertionError(f"click completes no {shell}")

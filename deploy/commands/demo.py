@@ -11,17 +11,18 @@ from typing import Any
 import click
 import numpy as np
 
-from runtime import restore_file as run
 from runtime.bundle import load_bundle
 from runtime.durable import write_bytes
 from runtime.errors import GateError, InputError
 from runtime.files import read_cube
+from runtime.restore_file import restore_file
 
 from .. import console
 from ..config import Config, with_overrides
 from ..reporting.page import Command, Fact, write_report
 from ..reporting.quicklooks import Picture, rgb, save_png, stretch_limits
-from . import simulate
+from . import run, simulate
+from .check import conclude, show
 from .options import examples, json_option
 
 MODEL = "damp-tiny"
@@ -90,10 +91,12 @@ def demo(out: Path) -> dict[str, Any]:
     with load_bundle(bundle) as loaded:
         found = check.check(loaded, config, wanted=())
         gates = check.judge_chosen(found, config)
-        check.show(found, gates, config)
+        show(found, gates, config)
         _step(lines[3])
         source = read_cube(scene)
-        fine = run.restore_file(loaded, source)
+        run.tell(loaded, source)
+        fine = restore_file(loaded, source)
+        run.tell_scale(source, fine)
         run.write(restored, source, fine, loaded.manifest)
         manifest = loaded.manifest
     scale = fine.scale or 1.0
@@ -140,7 +143,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.say(f"report     {out / 'report.html'}", "bold")
     console.say(f"pictures   {out / 'side-by-side.png'}: degraded, restored, truth")
     console.say(f"bundle     {bundle}")
-    summary = check.conclude(found, gates, bundle, manifest.precision.why, config)
+    summary = conclude(found, gates, bundle, manifest.precision.why, config)
     if gain < LEAST_GAIN_DB:
         raise GateError(
             "the restored cube is not clearly better than the noisy one",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import click
 
+import deploy
 import runtime
 from runtime.engines import available_engines
 from runtime.engines.cuda import compute_capability
@@ -73,7 +74,7 @@ def _machine() -> list[Finding]:
 def _installation() -> Finding:
     # `runtime` is a common name: another package of that name must not fly in our place.
     here = Path(runtime.__file__ or "").resolve().parent
-    ours = Path(__file__).resolve().parent.parent / "runtime"
+    ours = Path(deploy.__file__).resolve().parent.parent / "runtime"
     if here != ours:
         return Finding("installation", "wrong", f"`runtime` is {here}, not this distribution's {ours}")
     try:

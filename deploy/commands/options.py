@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import click
 
-from runtime.errors import ConfigError, InputError, MachineError
+from runtime.errors import ConfigError, InputError
 
 from .. import console
 from ..config import Config, load_config
 from ..config.yaml_lines import parse_yaml
 
 F = TypeVar("F", bound=Callable[..., Any])
-BUILDER_MODULES = ("export.tensorrt", "export.targets")
 
 
 class PositiveNumber(click.FloatRange):
@@ -129,21 +126,3 @@ def network_options(texts: Sequence[str], top_k: int | None = None) -> dict[str,
                 f"{key} is given two values{also}", key="--option", value=f"{told[key]} and {value}", remedy="give one"
             )
     return told
-
-
-def ground(module: str) -> ModuleType:
-    """A module of the ground side. Raises MachineError where something that it needs is not installed.
-
-    What builds engines is used on targets too and needs no PyTorch: there the remedy brings none.
-    """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        builds = module.startswith(BUILDER_MODULES)
-        raise MachineError(
-            f"{error.name} is not installed on this machine",
-            key="tensorrt" if builds else "export",
-            remedy='it is needed to build engines: pip install "damp-deploy[tensorrt]", or [rtx] for an RTX card'
-            if builds
-            else 'it is needed on the ground only: pip install "damp-deploy[export]"',
-        ) from error

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from runtime.bundle import load_bundle
+from runtime.bundle import Bundle, load_bundle
 from runtime.files import CubeFile, read_cube, write_cube
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.manifest import Manifest
 from runtime.restore import Restored
-from runtime.restore_file import restore_file
+from runtime.restore_file import doubts, restore_file, said_scale
 from runtime.signature import Signature
 
 from .. import console
@@ -78,9 +78,14 @@ def command(
             with console.progress("self-test"):
                 difference = loaded.self_test()
             console.say(f"self-test   golden frame restored, off by {difference:.1e} of its range")
+        tell(loaded, source, scale)
         began = time.monotonic()
-        restored = restore_file(loaded, source, scale=scale, clip=clip, unit=output_type == "float32")
+        with console.progress("restoring") as moved:
+            restored = restore_file(
+                loaded, source, scale=scale, clip=clip, unit=output_type == "float32", progress=moved
+            )
         seconds = time.monotonic() - began
+        tell_scale(source, restored, scale)
         manifest = loaded.manifest
     write(out, source, restored, manifest, layout)
     by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
@@ -107,6 +112,24 @@ def command(
         "saturated": restored.saturated,
         "precision": described.get("computes in", manifest.precision.chosen),
     }
+
+
+def tell(bundle: Bundle, source: CubeFile, scale: float | None = None) -> None:
+    """Say what is restored, and what is doubtful about it."""
+    shape, bands = source.cube.shape, bundle.manifest.signature.measured.bands
+    console.say(f"cube       {shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {source.cube.dtype}")
+    found = list(doubts(bundle, source, scale))
+    for doubt in found:
+        console.warn(doubt)
+    if shape[0] > bands and not any("--layout" in doubt for doubt in found):
+        console.say(f"groups     {shape[0]} bands are restored in overlapping groups of the network's {bands}")
+
+
+def tell_scale(source: CubeFile, restored: Restored, scale: float | None = None) -> None:
+    """Say which scale was taken, and whose it is."""
+    if restored.scale is not None:
+        origin = "flag" if scale is not None else "file" if said_scale(source, None) is not None else "bundle"
+        console.say(f"scale      {restored.scale:g} stands for 1.0 (from the {origin})")
 
 
 def write(out: Path, source: CubeFile, restored: Restored, manifest: Manifest, layout: str = DEFAULT_LAYOUT) -> None:

@@ -88,15 +88,18 @@ def command(
         )
     with console.progress("exporting the graph"):
         graph = exporting.export_graph(net, *frames.size).data
-    measured = int8_costs if precision == "int8" else fp16_costs
-    result, files = measured(net, graph, frames, config)
-    for name, data in files.items():
+    measure = int8_costs if precision == "int8" else fp16_costs
+    found = measure(net, graph, frames, config)
+    _show(found.rows)
+    if found.told:
+        console.say(f"int8       {found.told}", "bold")
+    for name, data in found.files.items():
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_bytes(out / Path(name).name, data)
     if out is not None:
-        console.say(f"wrote      {out}/{', '.join(Path(name).name for name in files)}", "bold green")
-    return {"precision": precision, **result}
+        console.say(f"wrote      {out}/{', '.join(Path(name).name for name in found.files)}", "bold green")
+    return {"precision": precision, **found.table}
 
 
 def _show(rows: list[tuple[str, ...]]) -> None:

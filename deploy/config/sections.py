@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from . import Config
 from .stream import StreamSection
 from .types import (
     MAX_BANDS,
@@ -95,7 +94,7 @@ class ModelSection(Section):
         return self
 
     @property
-    def said(self) -> dict[str, str | int | float | bool]:
+    def said(self) -> dict[str, Any]:
         """All options, `top_k` among them where it is known."""
         return self.options if self.top_k is None else {**self.options, "top_k": self.top_k}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export import targets
+from export.targets import Target
 from export.tensorrt import build as builder
 from export.tensorrt import lint as linter
 from export.tensorrt.build import EngineMade, Request
@@ -17,7 +18,6 @@ from runtime.errors import InputError
 from runtime.manifest import EngineFile
 
 from .. import console
-from ..building.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ BUILT_NEXT = "built next, on this machine"
 """Why a bundle is deferred whose target is this machine: it is finalised before it is put in its place."""
 
 
-def request_of(plan: Plan) -> Request:
+def request_of(target: Target) -> Request:
     """What a builder is asked for. Raises InputError where the target does not say which GPU it has."""
-    target = plan.target
     if target.sm is None:
         raise InputError(
             f"target {target.name} does not say which GPU it has",
@@ -59,17 +58,17 @@ def request_of(plan: Plan) -> Request:
     return request
 
 
-def engine_step(plan: Plan, graph: bytes, graph_sha256: str, work: Path) -> EngineStep:
+def engine_step(target: Target, engine: str, precision: str, graph: bytes, graph_sha256: str, work: Path) -> EngineStep:
     """Build the engine, or say why it is deferred; a target whose engine loads the graph itself needs neither.
 
     Raises:
         DeployError: the target is wrong, or a builder that is here and fits failed.
     """
-    if plan.engine not in targets.ENGINE_FILES:
+    if engine not in targets.ENGINE_FILES:
         return NO_ENGINE
-    request = request_of(plan)
-    lint_graph(graph, request, plan)
-    if plan.target.made_there:
+    request = request_of(target)
+    lint_graph(graph, request, precision)
+    if target.made_there:
         # Where this machine is the target, `deploy finalize` follows: it builds, proves and refuses.
         return EngineStep(None, {}, why_not_here(request) or BUILT_NEXT, {})
     made = build_with_progress(graph, request, work)
@@ -82,12 +81,12 @@ def engine_step(plan: Plan, graph: bytes, graph_sha256: str, work: Path) -> Engi
     )
 
 
-def lint_graph(graph: bytes, request: Request, plan: Plan) -> None:
+def lint_graph(graph: bytes, request: Request, precision: str) -> None:
     """Hold the graph against the oldest TensorRT that the target takes; warnings are told. Raises InputError."""
     findings = linter.lint(
         graph, tensorrt=oldest(request.bounds or OLDEST[request.kind]), kind=request.kind, sm=request.sm
     )
-    linter.raise_for(findings, f"graphs/{plan.precision}.onnx")
+    linter.raise_for(findings, f"graphs/{precision}.onnx")
     for finding in findings:
         console.warn(f"{finding.node}: {finding.problem}; {finding.remedy}")
 

@@ -184,7 +184,6 @@ def write_evaluation(
     centres: Centres,
     line: str,
 ) -> None:
-    pass
     from .page import write_report
     from .quicklooks import save_bytes
 

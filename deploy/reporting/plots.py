@@ -237,7 +237,7 @@ def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
 def require_plots() -> None:
     """Raise MachineError where matplotlib, which draws the plots, is not installed."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise MachineError(
             "matplotlib is not installed, so no plots can be drawn",

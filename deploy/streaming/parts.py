@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
+from runtime.doubts import DIM_SHARE, UNIT_LIMIT, wavelength_doubt
 from runtime.errors import CubeError, InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.lines import LineFormat
 from runtime.manifest import Manifest
 from runtime.radiometry import Radiometry, load_radiometry
 from runtime.record.writer import LineWriter, open_line_writer
-from runtime.restore_file import DIM_SHARE, UNIT_LIMIT
 from runtime.sinks.contract import Sink, StreamFacts
 from runtime.sinks.quicklook import Quicklook, Scroll
 from runtime.sinks.restored_file import RestoredFile
@@ -49,7 +49,6 @@ class Outward:
     web: int | None = None
 
 
-FAR_NANOMETRES = 5.0
 EXACT_BYTES = 2
 """float32 holds every whole number of so many bytes."""
 
@@ -425,9 +424,7 @@ def _notes(lines: LineFormat, chosen: tuple[int, ...] | None, trained: list[floa
             f"{count} bands are restored in overlapping groups of the network's {bands}: choose bands if the network "
             "was trained on some of them (stream.bands, stream.nearest_bands)"
         )
-    elif trained is not None and lines.wavelengths is not None:
-        found = np.asarray(lines.wavelengths)[list(chosen) if chosen else slice(None)]
-        apart = float(np.abs(found - np.asarray(trained)).max()) if len(found) == len(trained) else 0.0
-        if apart > FAR_NANOMETRES:
-            notes.append(f"the source's bands lie up to {apart:.0f} nm from those that the network was built for")
+    elif lines.wavelengths is not None:
+        found = [lines.wavelengths[band] for band in chosen] if chosen else list(lines.wavelengths)
+        notes += filter(None, [wavelength_doubt("the source's", found, trained)])
     return notes

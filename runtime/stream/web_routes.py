@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 
-import numpy as np
+from runtime.plain_json import plain_json
 
 FRESH_SECONDS = 0.25
 """How long an answer of the stream serves everybody who asks."""
@@ -68,23 +68,8 @@ class Answer:
 
 def json_answer(value: object, status: int = HTTPStatus.OK, **headers: str) -> Answer:
     """`value` as JSON; `headers` are those of the answer's own."""
-    text = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain_json(value), allow_nan=False, separators=(",", ":"))
     return Answer(status, "application/json", text.encode("ascii"), headers)
-
-
-def _plain(value: object) -> object:
-    """`value` as JSON knows it: NumPy's numbers are Python's, what is not finite is null."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (np.generic, np.ndarray)):
-        return _plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    raise TypeError(f"no JSON for {type(value).__name__}")
 
 
 class Routes:

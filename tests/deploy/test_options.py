@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deploy.commands.options import ground, network_options
+from deploy.answers import missing_package
+from deploy.commands.options import network_options
 from export.networks import ARCHITECTURES, save_checkpoint
 from runtime.bundle import read_manifest
-from runtime.errors import InputError, MachineError
+from runtime.errors import InputError
 from tests.contracts.command import assert_failed, assert_json_error, invoke
 from tests.contracts.stranger import STRANGER, stranger
 
@@ -32,13 +34,17 @@ def test_the_remedy_brings_no_more_than_is_needed(
     for name in [name for name in sys.modules if name == module or name.startswith("export.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, needs, None)
-    with pytest.raises(MachineError, match=f"{needs} is not installed") as caught:
-        ground(module)
-    assert extra in str(caught.value.remedy) and other not in str(caught.value.remedy)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        import_module(module)
+    missing = missing_package(caught.value)
+    assert missing is not None and missing.exit_code == 3 and f"{needs} is not installed" in missing.one_line()
+    assert extra in str(missing.remedy) and other not in str(missing.remedy)
 
 
-def test_targets_need_nothing() -> None:
-    assert ground("export.targets").BUILT_IN
+def test_a_package_that_nobody_knows_is_a_bug_of_ours() -> None:
+    with pytest.raises(ModuleNotFoundError) as caught:
+        import_module("runtime.nothing_of_this_name")
+    assert missing_package(caught.value) is None
 
 
 # Options of the network
