@@ -194,7 +194,7 @@ def test_a_rebuild_that_is_cut_off_leaves_the_engine_that_was_there(
         done.extend([path] if bundle in path.parents else [])
         write_bytes(path, data)
 
-    monkeypatch.setattr("deploy.finalize.write_bytes", cut)
+    monkeypatch.setattr("deploy.finalizing.finalize.write_bytes", cut)
     with pytest.raises(KeyboardInterrupt):
         finalize(bundle, rebuild=True, device=another_engine(device_of(bundle), b"2"))
     monkeypatch.undo()
