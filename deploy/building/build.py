@@ -17,7 +17,7 @@ from export.metrics import PromptMetrics
 from export.networks import Network
 from export.tensorrt import build as builder
 from runtime.bundle import array_bytes, install_bundle, write_bundle
-from runtime.engines import GPU_ENGINES
+from runtime.engines import GPU_ENGINES, PORTABLE
 from runtime.errors import CheckpointError, GateError, InputError
 from runtime.manifest import SCHEMA_VERSION, Golden, Manifest, NetworkMade, Precision, TargetMade
 from runtime.signature import Signature
@@ -133,7 +133,7 @@ def build(
         plan = dataclasses.replace(plan, precision=precision)
         graphs = graphs.only({precision, *(c.precision for c in decision.candidates if c.passed)})
         # What needs a GPU is held against the golden frame where it runs; its graph is held against PyTorch here.
-        agreements, diverse = measure(net, plan, graphs, "onnxruntime" if gpu else chosen)
+        agreements, diverse = measure(net, plan, graphs, PORTABLE if gpu else chosen)
         of_metrics, apart = metrics_graph(module, signature, probes, work) if module else (None, None)
         program = graphs.chosen(precision).data
         step = engine_step(plan.target, plan.engine, plan.precision, program, hashlib.sha256(program).hexdigest(), work)

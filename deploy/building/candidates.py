@@ -15,7 +15,7 @@ from calibration.agreement import Score
 from calibration.dataset import CalibrationSet
 from export.networks import Network
 from export.onnx import Probe
-from runtime.engines import Engine, EngineOptions, available_engines, open_engine
+from runtime.engines import CPU_ENGINES, PORTABLE, Engine, EngineOptions, available_engines, open_engine
 from runtime.errors import MachineError
 from runtime.signature import Signature
 
@@ -32,7 +32,6 @@ ORDER = ("int8", "fp16", "fp32")
 """From the one that is tried first."""
 ROUNDS = 7
 """Frames that are timed of each engine, in turns."""
-CPU_ENGINES = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def judged_candidates(
     try:
         for name in list(scores):
             program, how = _program(graphs, name, plan)
-            where = "onnxruntime" if how == "half" else engines.get(name, "onnxruntime")
+            where = PORTABLE if how == "half" else engines.get(name, PORTABLE)
             options = EngineOptions(plan.target.threads, "fp32" if how == "half" else name)
             try:
                 opened[name] = open_engine(where, program, signature, options)
@@ -136,8 +135,7 @@ def _joined(scores: Sequence[Score]) -> Score:
         for task, cost in one.tasks.items():
             tasks.setdefault(task, []).append(cost)
     means = {task: agreement.mean_cost(costs) for task, costs in tasks.items()}
-    joined: Score = agreement.Score(means, routing, max(one.max_difference for one in scores))
-    return joined
+    return agreement.Score(means, routing, max(one.max_difference for one in scores))
 
 
 def gated(score: Score) -> dict[str, float]:
@@ -170,7 +168,7 @@ def timed(
     try:
         for precision in precisions:
             for name in names:
-                if (precision == "bf16" and name == "onnxruntime") or (plan.engine == "auto" and not installed[name]):
+                if (precision == "bf16" and name == PORTABLE) or (plan.engine == "auto" and not installed[name]):
                     continue
                 program = graphs.chosen(precision).data
                 options = EngineOptions(plan.target.threads, precision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from export import targets
-from runtime.engines import ENGINES, GPU_ENGINES, METRICS_ENGINES
+from runtime.engines import ENGINES, GPU_ENGINES, METRICS_ENGINES, PORTABLE
 from runtime.errors import InputError
 
 
@@ -24,7 +24,7 @@ def check_engine(asked: str | None, own: str, precision: str) -> str:
             value=engine,
             remedy=f"leave it out for {own}, or give one of {', '.join(others)}",
         )
-    if precision == "bf16" and engine == "onnxruntime":
+    if precision == "bf16" and engine == PORTABLE:
         raise InputError(
             "ONNX Runtime does not compute in bfloat16 on a CPU",
             key="--engine",

@@ -17,6 +17,7 @@ from export.metrics_graph import compare_metrics, export_metrics
 from export.networks import Network
 from export.onnx import Agreement, Graph, Probe
 from runtime.durable import write_bytes
+from runtime.engines import PORTABLE
 from runtime.errors import GateError, MachineError
 from runtime.prompts import TOLERANCES
 from runtime.signature import Signature
@@ -101,9 +102,9 @@ def measure(net: Network, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict
             graph = graphs.chosen(name)
             if name == "fp16" or (name == "int8" and plan.half):
                 found[name] = _compare_half(net, graph, probes, size, moved, name)
-            elif name != "fp32" or (plan.precision == "fp32" and engine != "onnxruntime"):
+            elif name != "fp32" or (plan.precision == "fp32" and engine != PORTABLE):
                 # What is chosen is compared in its engine, what else is in the bundle in the portable one.
-                runs_in = engine if name in (plan.precision, "int8") else "onnxruntime"
+                runs_in = engine if name in (plan.precision, "int8") else PORTABLE
                 found[name] = exporting.compare(net, graph, probes, size, moved, engine_name=runs_in, precision=name)
     return found, probes
 

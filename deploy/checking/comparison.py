@@ -24,7 +24,7 @@ from export.networks import Network
 from export.onnx import Probe
 from export.torch_engine import TorchEngine
 from runtime.bundle import Bundle, verified_bundle
-from runtime.engines import GPU_ENGINES, EngineOptions, open_engine
+from runtime.engines import CPU_ENGINES, GPU_ENGINES, PORTABLE, EngineOptions, open_engine
 from runtime.errors import GateError, MachineError
 from runtime.metrics import prompt_metrics
 from runtime.prompts import Prompts, differences
@@ -302,17 +302,17 @@ def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], 
     loaded = bundle.engine.describe()
     ways: dict[str, _Way] = {}
     for name in dict.fromkeys((*VARIANTS, chosen)):
-        on_cpu = loaded["engine"] in ("onnxruntime", "openvino")
+        on_cpu = loaded["engine"] in CPU_ENGINES
         half = name == "fp16" or (name == "int8" and m.target.engine in GPU_ENGINES)
         if name == chosen and not (half and on_cpu):
             computes = f"{loaded['engine']}, {loaded['computes in']}"
             ways[name] = _Way(bundle.engine.infer, signature, overlap, computes, bundle.prompts)
         elif name in graphs and (name in wanted or name == chosen):
-            data, runs_in, precision = graphs[name], loaded["engine"] if on_cpu else "onnxruntime", name
+            data, runs_in, precision = graphs[name], loaded["engine"] if on_cpu else PORTABLE, name
             if half:
                 # No CPU engine rounds like FP16 by itself.
                 data = half_arithmetic(data)
-                runs_in, precision = "onnxruntime", "fp32"
+                runs_in, precision = PORTABLE, "fp32"
             options = EngineOptions(m.target.threads, precision)
             try:
                 engine = stack.enter_context(open_engine(runs_in, data, signature, options))

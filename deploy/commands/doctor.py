@@ -14,7 +14,7 @@ import click
 
 import deploy
 import runtime
-from runtime.engines import available_engines
+from runtime.engines import available_engines, extra_of
 from runtime.engines.cuda import compute_capability
 from runtime.errors import MachineError
 from runtime.files.disk import available_memory
@@ -24,16 +24,6 @@ from .. import __version__, console
 from .options import examples, json_option
 
 Outcome = Literal["ok", "absent", "wrong"]
-EXTRAS = {
-    "onnxruntime": "cpu",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "rtx",
-    "onnxruntime-cuda": "gpu",
-    "onnxruntime-tensorrt": "gpu,tensorrt",
-    "onnxruntime-rtx": "rtx",
-}
-"""Engine -> the extra that brings it."""
 ARAVIS = "libaravis-0.8.so.0"
 ENOUGH_SOCKET = 16 << 20
 """Some fifty lines of 640 x 224 in 16 bits: what comes while everything else has its turn."""
@@ -87,14 +77,17 @@ def _installation() -> Finding:
 def _engines() -> list[Finding]:
     found = available_engines()
     findings = [
-        Finding(f"engine {name}", "ok" if v else "absent", v or f'pip install "damp-deploy[{EXTRAS[name]}]"')
-        for name, v in found.items()
+        Finding(f"engine {name}", "ok" if v else "absent", v or _remedy(extra_of(name))) for name, v in found.items()
     ]
     gpu = compute_capability()
     findings.append(Finding("gpu", "ok" if gpu else "absent", f"SM {gpu}" if gpu else "none that CUDA can use"))
     if not any(found.values()):
         findings.append(Finding("engines", "wrong", 'none is installed; pip install "damp-deploy[cpu]"'))
     return findings
+
+
+def _remedy(extra: str) -> str:
+    return f'pip install "damp-deploy[{extra}]"' if extra else "not installed"
 
 
 def _stream() -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 
@@ -20,23 +21,30 @@ ENGINES: dict[str, str] = {
     "onnxruntime-tensorrt": "runtime.engines.onnxruntime_gpu:onnxruntime-tensorrt",
     "onnxruntime-rtx": "runtime.engines.onnxruntime_gpu:onnxruntime-rtx",
 }
-"""Engine name -> module with `open_engine(program, signature, options)` and `available()`.
+"""Engine name -> module with `open_engine(program, signature, options)`, `available()` and `EXTRAS`.
 
-A module of several engines has `:kind` after it, which is given to both functions as their last argument.
+A module of several engines has `:kind` after it, which is given to both functions as their last argument. EXTRAS tells
+which extra of this distribution brings each of them.
 """
-GPU_ENGINES = frozenset(ENGINES) - {"onnxruntime", "openvino"}
-"""Those that run on an NVIDIA GPU; the others run on the CPU."""
+CPU_ENGINES = ("onnxruntime", "openvino")
+GPU_ENGINES = frozenset(ENGINES).difference(CPU_ENGINES)
+"""Those that run on an NVIDIA GPU."""
+PORTABLE = "onnxruntime"
+"""The one in which graphs are measured wherever they fly; it has no bfloat16."""
 METRICS_ENGINES = ("onnxruntime", "onnxruntime-cuda")
 """Those that compute the metrics of a frame too, from a graph of their own: their modules have `open_session`."""
 
 __all__ = [
+    "CPU_ENGINES",
     "ENGINES",
     "GPU_ENGINES",
     "METRICS_ENGINES",
+    "PORTABLE",
     "Built",
     "Engine",
     "EngineOptions",
     "available_engines",
+    "extra_of",
     "open_engine",
     "open_metrics",
 ]
@@ -73,6 +81,12 @@ def available_engines() -> dict[str, str | None]:
     """{engine: version, or None where it is not installed}."""
     backends = {name: _backend(name) for name in ENGINES}
     return {name: module.available(*kind) for name, (module, kind) in backends.items()}
+
+
+def extra_of(name: str) -> str:
+    """The extra of this distribution that brings an engine, or nothing for one that came another way."""
+    extras: Mapping[str, str] = getattr(_backend(name)[0], "EXTRAS", {})
+    return extras.get(name, "")
 
 
 def _backend(name: str) -> tuple[ModuleType, tuple[str, ...]]:

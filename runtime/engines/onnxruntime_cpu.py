@@ -14,6 +14,7 @@ from .contract import EngineOptions
 from .onnx_guard import check_onnx
 from .onnxruntime_session import TELL_PLACES, BoundSession, SessionEngine
 
+EXTRAS = {"onnxruntime": "cpu"}
 PROVIDER = "CPUExecutionProvider"
 
 

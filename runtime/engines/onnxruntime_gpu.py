@@ -67,6 +67,7 @@ PROVIDERS = {
     "onnxruntime-tensorrt": Provider("TensorrtExecutionProvider", "tensorrt"),
     "onnxruntime-rtx": Provider("NvTensorRTRTXExecutionProvider"),
 }
+EXTRAS = {"onnxruntime-cuda": "gpu", "onnxruntime-tensorrt": "gpu,tensorrt", "onnxruntime-rtx": "rtx"}
 
 
 def available(kind: str) -> str | None:

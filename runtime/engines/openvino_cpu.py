@@ -13,6 +13,7 @@ from runtime.signature import Signature
 from .contract import Engine, EngineOptions, Float32, check_signature
 from .onnx_guard import check_onnx
 
+EXTRAS = {"openvino": "openvino"}
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """Precision of a bundle -> type in which OpenVINO may compute what is not int8; without the word it would choose
 bfloat16 by itself."""

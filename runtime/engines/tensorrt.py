@@ -21,6 +21,7 @@ from .cuda import CAPTURE_REFUSED, Cuda, CudaError, Device, open_cuda
 from .kernel_cache import kernel_cache
 from .tensorrt_libraries import KINDS, load_tensorrt, tensorrt_version
 
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 FINALIZE = "run `deploy finalize` here"
 LONGEST = 400
 """Characters of TensorRT's own message that an error shows."""

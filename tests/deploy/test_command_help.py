@@ -8,7 +8,9 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -17,6 +19,7 @@ import pytest
 from deploy import __version__
 from deploy.cli import COMMANDS, app
 from deploy.config import config_schema
+from runtime.engines import ENGINES
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke, start
 
 Capsys = pytest.CaptureFixture[str]
@@ -237,3 +240,14 @@ def test_doctor_finds_another_package_called_runtime(tmp_path: Path) -> None:
 def test_doctor_speaks_to_terminals_that_know_no_ticks(tmp_path: Path) -> None:
     done = start("doctor", cwd=tmp_path, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.code == 0 and done.out.isascii() and "engine onnxruntime" in done.out
+
+
+@pytest.mark.parametrize("extra", ["strange", ""])
+def test_doctor_asks_an_engine_what_brings_it(capsys: Capsys, monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
+    module = ModuleType("strange_engine")
+    vars(module).update({"available": lambda: None, **({"EXTRAS": {"strange": extra}} if extra else {})})
+    monkeypatch.setitem(sys.modules, "strange_engine", module)
+    monkeypatch.setitem(ENGINES, "strange", "strange_engine")
+    findings = {finding["name"]: finding for finding in invoke(capsys, "doctor", "--json").json["findings"]}
+    said = 'pip install "damp-deploy[strange]"' if extra else "not installed"
+    assert findings["engine strange"] == {"name": "engine strange", "outcome": "absent", "text": said}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from export.networks import load_checkpoint
 from export.onnx import LIMIT
 from export.torch_engine import TorchEngine
 from runtime.bundle import read_manifest
-from runtime.engines import ENGINES, Engine, EngineOptions, available_engines, open_engine
+from runtime.engines import ENGINES, Engine, EngineOptions, available_engines, extra_of, open_engine
 from runtime.engines.contract import Float32
 from runtime.engines.onnx_guard import check_onnx
 from runtime.errors import BundleError, MachineError
@@ -206,6 +207,12 @@ def test_engines_are_known_by_name() -> None:
 
 
 SIZES: dict[str, Any] = {"bands": 3, "lines": 8, "samples": 16, "metrics": "paper6", "layers": 2, "experts": 4}
+
+
+def test_every_engine_says_which_extra_brings_it() -> None:
+    declared = set(metadata("damp-deploy").get_all("Provides-Extra", []))
+    for name in ENGINES:
+        assert set(extra_of(name).split(",")) <= declared, name
 
 
 @pytest.mark.parametrize("change", SIZES)
