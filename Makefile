@@ -24,7 +24,7 @@ BENCHMARKS = $(sort gpu $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard 
 .PHONY: help install demo test bench train-background lint lint-style lint-types lint-imports check-flight clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z%-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## make the virtual environment with everything that runs here
 
@@ -41,6 +41,9 @@ demo: install ## a scene degraded, built, restored and checked, under build/demo
 
 test: install ## the tests, with SLOW=1 those that take minutes too; says how many were left out for want of real cubes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(if $(SLOW),-m "") $(PYTEST_ARGS)
+
+test-%: install ## those of one package: test-runtime, test-export, test-calibration, test-training, test-deploy
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/$* -n $(WORKERS) --dist worksteal $(if $(SLOW),-m "") $(PYTEST_ARGS)
 
 bench: install ## every benchmark, one table each
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
