@@ -15,6 +15,7 @@ import click
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.priority import let_workers_yield
+from runtime.sinks import SINKS
 from runtime.sources import Source, SourceOptions, open_source
 from runtime.stream.event_log import EventLog
 from runtime.stream.health import Watchdog
@@ -51,6 +52,9 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
 @click.option("--quicklook", type=click.Path(path_type=Path), help="PNG of the newest restored lines.")
 @click.option("--publish", metavar="PORT", help="ZeroMQ publisher: a port of this machine, or a full address.")
 @click.option("--packets", metavar="FILE|HOST:PORT", help="CCSDS space packets, to a file or by UDP.")
+@click.option(
+    "--sink", metavar="NAME:TARGET", multiple=True, help=f"Of restored lines, repeatable: {', '.join(SINKS)}."
+)
 @click.option("--prometheus", type=click.IntRange(0, 65535), help="Port of this machine for Prometheus.")
 @click.option("--web", type=click.IntRange(0, 65535), help="Port of this machine for the live page.")
 @click.option("--log", type=click.Path(path_type=Path), help=f"JSON lines; default {LOG_NAME} beside the record.")
@@ -70,6 +74,7 @@ def command(
     quicklook: Path | None,
     publish: str | None,
     packets: str | None,
+    sink: tuple[str, ...],
     prometheus: int | None,
     web: int | None,
     log: Path | None,
@@ -86,8 +91,12 @@ def command(
     config = read_config(config_file, checkpoint_given=False)
     folders = [folder for folder in (record, restored) if folder is not None]
     _refuse_own(spec, folders)
-    for key, path in (("--log", log), ("--packets", None if packets is None else Path(packets))):
-        if path is not None and any(_is_own(path, folder) for folder in folders):
+    short = {"--quicklook": quicklook, "--publish": publish, "--packets": packets}
+    sinks = [(key, f"{key[2:]}:{target}") for key, target in short.items() if target is not None]
+    sinks += [("--sink", one) for one in sink]
+    written = [(key, Path(one.partition(":")[2])) for key, one in sinks]
+    for key, path in written if log is None else [("--log", log), *written]:
+        if any(_is_own(path, folder) for folder in folders):
             raise InputError("would be written into the lines", key=key, value=path, remedy="give another name")
     limit = None if spool_limit is None else parse_bytes(spool_limit)
     if record is None and limit is not None:
@@ -98,7 +107,7 @@ def command(
         )
     if web and web == prometheus:
         raise InputError("the port of --prometheus too", key="--web", value=web, remedy="give each a port of its own")
-    outward = Outward(quicklook, publish, packets, prometheus, web)
+    outward = Outward(tuple(one for _, one in sinks), prometheus, web)
     with load_bundle(bundle, threads=threads, engine=engine) as loaded:
         if self_test:
             with console.progress("self-test"):
@@ -182,7 +191,7 @@ def _stream(
         "bundle": str(bundle.path),
         "engine": ", ".join(bundle.engine.describe().values()),
         "metrics": bundle.prompts.told,
-        "precision": bundle.manifest.precision.chosen,
+        "precision": bundle.choice.precision,
     }
 
     def log(kind: str, **fields: Any) -> None:
@@ -190,7 +199,7 @@ def _stream(
             events.write(kind, **fields)
 
     stream = Stream(
-        source, parts.facts, bundle.engine.infer, parts.radiometry, parts.output, parts.record,
+        source, parts.fitted.facts, bundle.engine.infer, parts.fitted.radiometry, parts.fitted.output, parts.record,
         parts.sinks, parts.options, first_sequence=parts.first_sequence, log=log,
     )  # fmt: skip
 
@@ -203,11 +212,11 @@ def _stream(
     for key, value in describe.items():
         console.say(f"{key:<11} {value}")
     console.say(f"bands       {parts.bands}")
-    for key, value in parts.radiometry.describe().items():
+    for key, value in parts.fitted.radiometry.describe().items():
         console.say(f"radiometry  {key}: {value}")
     for note in parts.notes:
         console.warn(note)
-    log("start", describe=describe, radiometry=parts.radiometry.digest(), notes=list(parts.notes),
+    log("start", describe=describe, radiometry=parts.fitted.radiometry.digest(), notes=list(parts.notes),
         first_sequence=parts.first_sequence)  # fmt: skip
     with ExitStack() as stack:
         for name, url in parts.serve(snapshot, outward, stack).items():

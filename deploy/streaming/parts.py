@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.doubts import DIM_SHARE, UNIT_LIMIT, wavelength_doubt
-from runtime.errors import CubeError, InputError, MachineError
-from runtime.files.disk import available_memory
+from runtime.errors import InputError
 from runtime.lines import LineFormat
-from runtime.manifest import Manifest
-from runtime.radiometry import Radiometry, load_radiometry
-from runtime.record.writer import LineWriter, open_line_writer
-from runtime.sinks.contract import Sink, StreamFacts
-from runtime.sinks.quicklook import Quicklook, Scroll
-from runtime.sinks.restored_file import RestoredFile
+from runtime.record.writer import LineWriter
+from runtime.sinks import Sink, SinkOptions, StreamFacts, open_sink
+from runtime.sinks.quicklook import Scroll
 from runtime.sinks.spectra import Spectra
 from runtime.sources import Source
-from runtime.stream.pipeline import NamedSink, StreamOptions, bytes_needed
-from runtime.stream.restoring import RestorerFacts
+from runtime.stream.opening import Fit, fit, nearest_bands, open_files, principal
+from runtime.stream.pipeline import NamedSink, StreamOptions
 from runtime.stream.teller import Snapshot
 
 from .. import console
@@ -36,21 +31,13 @@ class Outward:
     """What a stream tells beside its files.
 
     Attributes:
-        quicklook: PNG of the newest lines.
-        publish: ZeroMQ port of this machine, or an address.
-        packets: file or UDP `HOST:PORT` for CCSDS packets.
+        sinks: of restored lines, each `NAME:TARGET`, see `runtime.sinks.SINKS`.
         prometheus, web: ports of this machine; 0 takes a free one.
     """
 
-    quicklook: Path | None = None
-    publish: str | None = None
-    packets: str | None = None
+    sinks: tuple[str, ...] = ()
     prometheus: int | None = None
     web: int | None = None
-
-
-EXACT_BYTES = 2
-"""float32 holds every whole number of so many bytes."""
 
 
 @dataclass
@@ -58,23 +45,20 @@ class Parts:
     """Everything that a stream needs, open.
 
     Attributes:
-        facts: what the network restores.
-        radiometry: from digital numbers to the unit range.
-        output: format of the restored lines.
+        fitted: how the source's lines go through the network.
         record: the raw record, or None; `limit` bytes of it are kept.
         restored: the file of restored lines, or None.
         sinks: what restored lines go to.
         options: how the stream runs.
         first_sequence: number of the first line: behind those that are in the files already.
         telling: called about once a second with a snapshot.
+        watched: what the live page shows, or None.
         notes: what people should read before they trust the result.
         bands: which of the source's bands are restored, for people.
         addresses: where others may look, by name.
     """
 
-    facts: RestorerFacts
-    radiometry: Radiometry
-    output: LineFormat
+    fitted: Fit
     options: StreamOptions
     record: LineWriter | None = None
     limit: int | None = None
@@ -85,8 +69,7 @@ class Parts:
     notes: list[str] = field(default_factory=list)
     bands: str = ""
     addresses: dict[str, str] = field(default_factory=dict)
-    _scroll: Scroll | None = None
-    _spectra: Spectra | None = None
+    watched: Watched | None = None
 
     def spool(self) -> dict[str, Any]:
         """The record on disk."""
@@ -110,10 +93,11 @@ class Parts:
 
             endpoint = stack.enter_context(PrometheusEndpoint(snapshot, outward.prometheus))
             found["prometheus"] = f"http://127.0.0.1:{endpoint.port}/metrics"
-        if outward.web is not None and self._spectra is not None and self._scroll is not None:
+        if outward.web is not None and self.watched is not None:
             from runtime.stream.web import serve
 
-            server = stack.enter_context(serve(snapshot, self._scroll.png, self._spectra.spectra, outward.web))
+            watched = self.watched
+            server = stack.enter_context(serve(snapshot, watched.scroll.png, watched.spectra.spectra, outward.web))
             found["web"] = server.url
         return found
 
@@ -131,83 +115,45 @@ def make_parts(
     opened: ExitStack,
 ) -> Parts:
     """Open the files and sinks of a stream; `opened` closes them. Raises DeployError."""
-    _check_scale(source.format, told, scale)
-    manifest, lines = bundle.manifest, source.format
-    signature = manifest.signature
-    measured = signature.measured
-    chosen = _chosen(told, lines, manifest.wavelengths)
-    count = lines.bands if chosen is None else len(chosen)
-    if signature.measured.size != signature.restored.size:
-        raise InputError(
-            "the network's frames come out in another size, and a stream restores line for line",
-            file=bundle.path,
-            key="signature",
-            remedy="restore files with `deploy run`",
-        )
-    if signature.tiling == "fixed" and lines.samples != measured.samples:
-        raise CubeError(
-            "the network takes lines of one width, which have one place only",
-            key="samples",
-            value=lines.samples,
-            remedy=f"give lines of {measured.samples} samples",
-        )
-    if count > measured.bands and not signature.band_groups:
-        raise CubeError(
-            "the source has more bands than the network, which does not restore them in groups",
-            key="bands",
-            value=count,
-            remedy=f"choose {measured.bands} of them: stream.bands",
-        )
-    if count < measured.bands:
-        raise CubeError(
-            "the source has fewer bands than the network" if chosen is None else "fewer bands than the network has",
-            key="bands",
-            value=count,
-            remedy=f"the network restores {measured.bands} bands",
-        )
-    radiometry = load_radiometry(told.radiometry, _scaled(lines, bundle, told), told.folder or ".")
-    output = _output(lines, chosen, radiometry, told) if signature.alike else _made(manifest)
+    manifest, signature = bundle.manifest, bundle.manifest.signature
+    chosen = told.bands
+    if told.nearest_bands:
+        if chosen is not None:
+            raise InputError("two ways to choose bands", key="stream.bands", remedy="leave bands or nearest_bands out")
+        chosen = nearest_bands(source.format, manifest.wavelengths)
+    fitted = fit(
+        bundle,
+        source.format,
+        scale=told.scale if scale is None else scale,
+        chosen=chosen,
+        radiometry=told.radiometry,
+        folder=told.folder or ".",
+        output=told.output,
+    )
     parts = Parts(
-        RestorerFacts(signature, manifest.overlap, bundle.prompts, chosen),
-        radiometry,
-        output,
+        fitted,
         StreamOptions(
             seconds, told.line_buffers, told.frame_buffers, told.policy, told.bridge, float(told.drain_seconds)
         ),
         limit=limit,
-        bands=_bands_text(lines, chosen, measured.bands),
-        notes=_notes(lines, chosen, manifest.wavelengths, measured.bands),
+        bands=_bands_text(fitted.lines, chosen, signature.measured.bands),
+        notes=_notes(fitted.lines, chosen, manifest.wavelengths, signature.measured.bands),
     )
-    _check_memory(parts, lines, outward, restored is not None)
-    about = f"{manifest.network.architecture} {manifest.precision.chosen}"
-    if record is not None:
-        parts.record = opened.enter_context(
-            open_line_writer(
-                record, "lines", lines, fields={"description": f"raw lines of {_described(source)}"}, limit=limit,
-                segment_bytes=None if told.segment_mib is None else told.segment_mib << 20,
-            )
-        )  # fmt: skip
-    if restored is not None:
-        fields = {"description": f"lines of {_described(source)} restored by {about}"}
-        places = "all" if chosen is None else ",".join(map(str, chosen))
-        meaning = (
-            f"network {manifest.network.checkpoint_sha256[:12]}, bands {places}, radiometry {radiometry.digest()[:12]}"
-        )
-        parts.restored = opened.enter_context(
-            open_line_writer(restored, "restored", parts.output, fields=fields, meaning=meaning)
-        )
-        parts.sinks.append(NamedSink("restored", RestoredFile(parts.restored), "block", principal=True))
-    _add_sinks(parts, StreamFacts(parts.output, about), told, outward, opened)
-    writers = [writer for writer in (parts.record, parts.restored) if writer is not None]
-    parts.first_sequence = max((writer.next_sequence for writer in writers), default=0)
-    parts.notes += [writer.resumed for writer in writers if writer.resumed]
-    floats = lines.dtype.kind == "f"
-    said = lines.scale is not None or "scale" in told.radiometry or told.radiometry.get("output") == "reflectance"
-    if not floats and not said:
+    fitted.check_memory(parts.options, (restored is not None) + (outward.web is not None) + len(outward.sinks))
+    parts.record, parts.restored, parts.first_sequence = open_files(
+        bundle, source, fitted, record, restored, opened,
+        limit=limit, segment_bytes=None if told.segment_mib is None else told.segment_mib << 20,
+    )  # fmt: skip
+    if parts.restored is not None:
+        parts.sinks.append(principal(parts.restored))
+    _add_sinks(parts, StreamFacts(fitted.output, fitted.about), told, outward, opened)
+    parts.notes += [file.resumed for file in (parts.record, parts.restored) if file is not None and file.resumed]
+    if fitted.unsaid:
+        scale = fitted.radiometry.scale
         parts.notes.append(
-            f"nobody said what stands for 1.0 in these lines: the bundle's {radiometry.scale:g} is taken (--scale)"
+            f"nobody said what stands for 1.0 in these lines: the bundle's {scale:g} is taken (--scale)"
         )
-    parts.telling.append(_doubt_scale(not floats and not said, floats, console.warn))
+    parts.telling.append(_doubt_scale(fitted.unsaid, fitted.lines.dtype.kind == "f", console.warn))
     parts.notes += _never_restored(parts)
     return parts
 
@@ -245,56 +191,22 @@ def _doubt_scale(unsaid: bool, floats: bool, warn: Callable[[str], None]) -> Cal
     return look
 
 
-def _check_memory(parts: Parts, lines: LineFormat, outward: Outward, restored: bool) -> None:
-    sinks = [restored, outward.quicklook, outward.web is not None, outward.publish, outward.packets]
-    needed = bytes_needed(parts.facts, parts.options, lines, parts.output, sum(map(bool, sinks)))
-    there = available_memory()
-    if needed > there:
-        raise MachineError(
-            f"the lines and frames on their way take {needed / 2**20:.0f} MiB, and {there / 2**20:.0f} are free",
-            key="stream",
-            value=f"{parts.output.bands} bands x {lines.samples} samples, frames of {parts.facts.frame[0]} lines",
-            remedy="choose bands (stream.bands), fewer stream.line_buffers, or a bundle with shorter frames",
-        )
-
-
 def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: Outward, opened: ExitStack) -> None:
-    def add(name: str, sink: Sink, *, stays_open: bool = False) -> None:
-        opened.enter_context(sink)
-        parts.sinks.append(NamedSink(name, sink, stays_open=stays_open))
-
-    if outward.quicklook is not None:
-        if outward.quicklook.suffix.lower() != ".png":
-            raise InputError("is a PNG", key="--quicklook", value=outward.quicklook, remedy="name it .png")
-        add("quicklook", Quicklook(outward.quicklook, facts, bands_nm=told.quicklook_nm))
     if outward.web is not None:
         # The page has a picture of its own: no file is asked for.
-        watched = Watched(Scroll(facts, bands_nm=told.quicklook_nm), Spectra(facts, told.spectra))
-        parts._scroll, parts._spectra = watched.scroll, watched.spectra
-        add("web", watched)
-    if outward.publish is not None:
-        from runtime.sinks.zeromq import Publisher
-
-        port = outward.publish.isascii() and outward.publish.isdigit()
-        if not port and "://" not in outward.publish:
-            raise InputError(
-                "neither a port nor an address", key="--publish", value=outward.publish,
-                remedy="for example 5556, or tcp://127.0.0.1:5556",
-            )  # fmt: skip
-        publisher = Publisher(facts, **({"port": int(outward.publish)} if port else {"address": outward.publish}))
-        # Its last word is the final count, behind the last line.
-        add("publish", publisher, stays_open=True)
-        parts.addresses["publish"] = publisher.address
-        parts.telling.append(publisher.telemetry)
-    if outward.packets is not None:
-        from runtime.sinks.ccsds import SpacePackets
-
-        packets = SpacePackets(facts, _packet_target(outward.packets))
-        add("packets", packets, stays_open=True)
-        parts.telling.append(packets.housekeeping)
-        parts.addresses["packets"] = outward.packets
-        if packets.resumed:
-            parts.notes.append(packets.resumed)
+        parts.watched = Watched(Scroll(facts, bands_nm=told.quicklook_nm), Spectra(facts, told.spectra))
+        parts.sinks.append(NamedSink("web", parts.watched))
+    for place, spec in enumerate(outward.sinks):
+        kind = spec.partition(":")[0]
+        before = sum(other.startswith(f"{kind}:") for other in outward.sinks[:place])
+        name = f"{kind}-{before + 1}" if before else kind
+        sink = opened.enter_context(open_sink(spec, facts, SinkOptions(told.quicklook_nm)))
+        parts.sinks.append(NamedSink(name, sink))
+        parts.telling.append(sink.tell)
+        if sink.address:
+            parts.addresses[name] = sink.address
+        if sink.resumed:
+            parts.notes.append(sink.resumed)
 
 
 class Watched(Sink):
@@ -311,112 +223,13 @@ class Watched(Sink):
         """Nothing is held."""
 
 
-def _packet_target(text: str) -> Path | tuple[int, str]:
-    host, colon, port = text.rpartition(":")
-    if colon and port.isascii() and port.isdigit() and "/" not in text:
-        if not 0 < int(port) < 65536:
-            raise InputError("no such port", key="--packets", value=text, remedy="HOST:PORT, 1 to 65535")
-        return int(port), host.strip("[]") or "127.0.0.1"
-    if text.isascii() and text.isdigit():
-        raise InputError("neither a file nor HOST:PORT", key="--packets", value=text, remedy=f"127.0.0.1:{text}")
-    return Path(text)
-
-
-def _described(source: Source) -> str:
-    return ", ".join(source.describe().values())
-
-
-def _chosen(told: StreamSection, lines: LineFormat, trained: list[float] | None) -> tuple[int, ...] | None:
-    if told.bands is not None and told.nearest_bands:
-        raise InputError("two ways to choose bands", key="stream.bands", remedy="leave bands or nearest_bands out")
-    if told.bands is not None:
-        beyond = [band for band in told.bands if band >= lines.bands]
-        if beyond:
-            raise InputError(
-                "the source has no such band", key="stream.bands", value=beyond[0], remedy=f"0 to {lines.bands - 1}"
-            )
-        if len(set(told.bands)) < len(told.bands):
-            raise InputError("a band is chosen twice", key="stream.bands", remedy="name each band once")
-        return told.bands
-    if not told.nearest_bands:
-        return None
-    if lines.wavelengths is None or trained is None:
-        raise InputError(
-            "the wavelengths of source and network are needed to choose bands by them",
-            key="stream.nearest_bands",
-            remedy="give stream.wavelengths, or choose stream.bands",
-        )
-    apart = np.abs(np.asarray(lines.wavelengths)[None] - np.asarray(trained)[:, None])
-    nearest = tuple(int(band) for band in apart.argmin(axis=1))
-    if len(set(nearest)) < len(nearest):
-        raise InputError(
-            f"only {len(set(nearest))} of the source's bands lie near the network's {len(nearest)}",
-            key="stream.nearest_bands",
-            remedy="choose stream.bands by number, or restore all bands in groups",
-        )
-    return nearest
-
-
-def _check_scale(lines: LineFormat, told: StreamSection, scale: float | None) -> None:
-    if lines.dtype.kind == "f" and (scale is not None or told.scale is not None):
-        raise InputError(
-            "a scale is for lines of integers, these hold floats",
-            key="scale",
-            value=scale or told.scale,
-            remedy="leave the scale out; floats pass as they are",
-        )
-
-
-def _scaled(lines: LineFormat, bundle: Bundle, told: StreamSection) -> LineFormat:
-    """The format with a scale that somebody said: flag, file or camera, bundle."""
-    if lines.dtype.kind == "f" or lines.scale is not None:
-        return lines
-    scale = bundle.manifest.scale
-    if scale is None and "scale" not in told.radiometry and told.radiometry.get("output") != "reflectance":
-        raise InputError(
-            "lines of integers need a scale, and neither flag, source nor bundle tells one",
-            key="scale",
-            remedy="say which digital number stands for 1.0, for example --scale 4095",
-        )
-    return replace(lines, scale=scale)
-
-
-def _output(
-    lines: LineFormat, chosen: tuple[int, ...] | None, radiometry: Radiometry, told: StreamSection
-) -> LineFormat:
-    """Restored lines: the input's type and scale, or float32 in the unit range where that is asked for or needed."""
-    wavelengths = lines.wavelengths
-    if chosen is not None and wavelengths is not None:
-        wavelengths = tuple(wavelengths[band] for band in chosen)
-    bands = lines.bands if chosen is None else len(chosen)
-    mark = lines.ignore_value
-    if told.output == "input" and lines.dtype.kind in "iu" and told.radiometry.get("output", "dn") == "dn":
-        if lines.dtype.itemsize > EXACT_BYTES:
-            raise InputError(
-                f"float32, in which lines are restored, does not hold every {lines.dtype}",
-                key="stream.output",
-                value="input",
-                remedy="set stream.output to float32",
-            )
-        # Behind radiometry the detector's limit is another number in every element.
-        saturation = None if told.radiometry else lines.saturation
-        return LineFormat(bands, lines.samples, lines.dtype, radiometry.scale, saturation, wavelengths, mark)
-    return LineFormat(bands, lines.samples, np.dtype(np.float32), None, None, wavelengths, mark)
-
-
-def _made(manifest: Manifest) -> LineFormat:
-    """Lines of what is restored, where that is another thing than what is measured."""
-    plane, centres = manifest.signature.restored, manifest.wavelengths
-    return LineFormat(plane.bands, plane.samples, np.dtype(np.float32), None, None, tuple(centres) if centres else None)
-
-
-def _bands_text(lines: LineFormat, chosen: tuple[int, ...] | None, network: int) -> str:
+def _bands_text(lines: LineFormat, chosen: Sequence[int] | None, network: int) -> str:
     if chosen is not None:
         return f"{len(chosen)} of {lines.bands}: " + ", ".join(map(str, chosen))
     return f"all {lines.bands}" + (f", in overlapping groups of {network}" if lines.bands > network else "")
 
 
-def _notes(lines: LineFormat, chosen: tuple[int, ...] | None, trained: list[float] | None, bands: int) -> list[str]:
+def _notes(lines: LineFormat, chosen: Sequence[int] | None, trained: list[float] | None, bands: int) -> list[str]:
     notes = []
     count = lines.bands if chosen is None else len(chosen)
     if count > bands:

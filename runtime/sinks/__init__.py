@@ -1,1 +1,35 @@
-"""Where lines go: the record, restored cubes, quicklooks, publishers. One file per sink."""
+"""Where lines go: the record, restored cubes, quicklooks, publishers. One file per sink.
+
+Those that a name of `--sink` opens are imported only when they are asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from runtime.errors import InputError
+from runtime.sinks.contract import Sink, SinkOptions, StreamFacts
+
+SINKS: dict[str, str] = {
+    "quicklook": "runtime.sinks.quicklook",
+    "publish": "runtime.sinks.zeromq",
+    "packets": "runtime.sinks.ccsds",
+}
+"""Name -> module with `open_sink(target, facts, options)`."""
+
+__all__ = ["SINKS", "Sink", "SinkOptions", "StreamFacts", "open_sink"]
+
+
+def open_sink(spec: str, facts: StreamFacts, options: SinkOptions | None = None) -> Sink:
+    """Open what `--sink` names: `quicklook:PATH`, `publish:PORT`, `packets:FILE`, `packets:HOST:PORT`.
+
+    Raises:
+        InputError: no such name, or the target is none of this sink's.
+        MachineError: the target cannot be had, or what the sink needs is not installed.
+    """
+    name, colon, target = spec.partition(":")
+    if not colon or name not in SINKS:
+        remedy = ", ".join(f"{known}:TARGET" for known in SINKS)
+        raise InputError("not a sink", key="--sink", value=spec, remedy=remedy)
+    sink: Sink = import_module(SINKS[name]).open_sink(target, facts, options or SinkOptions())
+    return sink

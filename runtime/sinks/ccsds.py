@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from runtime.errors import InputError, MachineError
 from runtime.files.envi_header import CODE_OF_TYPE
 
-from .contract import Block, Sink, StreamFacts
+from .contract import Block, Sink, SinkOptions, StreamFacts
 from .packet_targets import COUNTS, PRIMARY_BYTES, PacketDatagrams, PacketFile, PacketTarget
 
 VERSION = 1
@@ -70,6 +70,8 @@ class SpacePackets(Sink):
         MachineError: spacepackets is not installed; see `PacketDatagrams`.
     """
 
+    stays_open = True
+
     def __init__(
         self,
         facts: StreamFacts,
@@ -106,6 +108,7 @@ class SpacePackets(Sink):
             self._outlet: PacketTarget = PacketFile(target, (apid, housekeeping_apid))
         else:
             self._outlet = PacketDatagrams(*(target if isinstance(target, tuple) else (target,)))
+        self.resumed = self._outlet.resumed
         self._counts = {apid: 0, housekeeping_apid: 0, **self._outlet.counts()}
         self._lock = Lock()
         self._closed = False
@@ -114,11 +117,6 @@ class SpacePackets(Sink):
     def lost(self) -> int:
         """Packets that the network did not take."""
         return self._outlet.lost
-
-    @property
-    def resumed(self) -> str | None:
-        """What was found of an earlier run's unclean end and done about it; None after a clean one."""
-        return self._outlet.resumed
 
     def write(self, block: Block) -> None:
         """Send the lines.
@@ -133,8 +131,8 @@ class SpacePackets(Sink):
             with self._lock:
                 self._outlet.send([self._line(block, index, piece) for piece in range(len(self._pieces))])
 
-    def housekeeping(self, snapshot: Mapping[str, Any], utc_ns: int | None = None) -> None:
-        """Send the counts, from any thread; `snapshot` as the log has it, its keys may be missing.
+    def tell(self, snapshot: Mapping[str, Any], utc_ns: int | None = None) -> None:
+        """Send the counts as housekeeping, from any thread; keys of `snapshot` may be missing.
 
         Raises:
             as `write`.
@@ -205,3 +203,18 @@ def _pieces(bands: int, samples: int, values: int) -> Iterator[tuple[int, int, i
 
 def _big_endian(values: NDArray[np.generic]) -> bytes:
     return values.astype(values.dtype.newbyteorder(">"), copy=False).tobytes()
+
+
+def open_sink(target: str, facts: StreamFacts, options: SinkOptions) -> SpacePackets:
+    """Packets to `target`, a file or `HOST:PORT`. Raises DeployError."""
+    host, colon, port = target.rpartition(":")
+    digits = port.isascii() and port.isdigit()
+    if digits and not colon:
+        remedy = f"127.0.0.1:{target}"
+        raise InputError("neither a file nor HOST:PORT", key="--packets", value=target, remedy=remedy)
+    by_network = digits and "/" not in target
+    if by_network and not 0 < int(port) < 65536:
+        raise InputError("no such port", key="--packets", value=target, remedy="HOST:PORT, 1 to 65535")
+    sink = SpacePackets(facts, (int(port), host.strip("[]") or "127.0.0.1") if by_network else Path(target))
+    sink.address = target
+    return sink

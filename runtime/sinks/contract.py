@@ -52,14 +52,34 @@ class StreamFacts:
 
     format: LineFormat
     description: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SinkOptions:
+    """What a configuration says of sinks; each takes what concerns it.
+
+    Attributes:
+        quicklook_nm: wavelengths for red, green and blue of a picture.
+    """
+
+    quicklook_nm: tuple[float, ...] = (640, 550, 460)
 
 
 Self_ = TypeVar("Self_", bound="Sink")
 
 
 class Sink(ABC):
-    """An open sink. A context manager; `write` is called from one thread, which is the sink's own."""
+    """An open sink. A context manager; `write` is called from one thread, which is the sink's own.
+
+    Attributes:
+        address: where others find what it gives, for people; empty where that goes without saying.
+        resumed: what was found of an earlier run's unclean end and done about it; empty after a clean one.
+        stays_open: it is closed after a last `tell`, with the final counts, instead of behind its last line.
+    """
+
+    address: str = ""
+    resumed: str = ""
+    stays_open: bool = False
 
     @abstractmethod
     def write(self, block: Block) -> None:
@@ -71,6 +91,13 @@ class Sink(ABC):
 
     def tick(self) -> None:  # noqa: B027 - most have nothing to do
         """Called after every `write`, and now and then while nothing comes; raises as it does."""
+
+    def tell(self, snapshot: Mapping[str, Any]) -> None:  # noqa: B027 - most have nobody to tell
+        """Called about once a second with the counts, as the log has them, from a thread that is not `write`'s.
+
+        Raises:
+            DeployError: they could not be told, which is no event.
+        """
 
     @abstractmethod
     def close(self) -> None:

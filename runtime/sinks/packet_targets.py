@@ -39,11 +39,11 @@ class PacketTarget(ABC):
 
     Attributes:
         lost: packets that were not taken.
-        resumed: what was found of an unclean end and done about it, for the log; None after a clean one.
+        resumed: what was found of an unclean end and done about it, for the log; empty after a clean one.
     """
 
     lost: int = 0
-    resumed: str | None = None
+    resumed: str = ""
 
     @abstractmethod
     def counts(self) -> Mapping[int, int]:

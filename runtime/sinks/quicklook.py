@@ -19,7 +19,7 @@ from runtime.durable import write_bytes
 from runtime.errors import InputError, MachineError, printable
 from runtime.lines import Flag
 
-from .contract import Block, Sink, StreamFacts
+from .contract import Block, Sink, SinkOptions, StreamFacts
 
 NONE, RESTORED, PASSED, INTERPOLATED, GAP = range(5)
 """What a row of the picture is: not there yet, restored, passed through, made from its neighbours, missing."""
@@ -220,3 +220,11 @@ class Quicklook(Sink):
         write_bytes(self._path, self.scroll.png())
         self._shown = True
         self._due = time.monotonic() + self._every_s
+
+
+def open_sink(target: str, facts: StreamFacts, options: SinkOptions) -> Quicklook:
+    """A picture at the path `target`. Raises InputError."""
+    path = Path(target)
+    if path.suffix.lower() != ".png":
+        raise InputError("is a PNG", key="--quicklook", value=path, remedy="name it .png")
+    return Quicklook(path, facts, bands_nm=options.quicklook_nm)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from runtime.errors import InputError, MachineError
 from runtime.plain_json import plain_json
 
-from .contract import Block, Sink, StreamFacts
+from .contract import Block, Sink, SinkOptions, StreamFacts
 
 VERSION = 1
 """Of the messages; it changes when a subscriber must."""
@@ -57,6 +57,16 @@ def numbers(counts: NDArray[np.uint64]) -> dict[str, int] | list[int]:
     return listed
 
 
+def open_sink(target: str, facts: StreamFacts, options: SinkOptions) -> Publisher:
+    """A publisher at `target`, a port of this machine or a ZeroMQ address. Raises DeployError."""
+    if target.isascii() and target.isdigit():
+        return Publisher(facts, port=int(target))
+    if "://" not in target:
+        remedy = "for example 5556, or tcp://127.0.0.1:5556"
+        raise InputError("neither a port nor an address", key="--publish", value=target, remedy=remedy)
+    return Publisher(facts, address=target)
+
+
 class Publisher(Sink):
     """A PUB socket with the topics `restored`, `facts` (every second) and `telemetry`.
 
@@ -74,6 +84,8 @@ class Publisher(Sink):
         InputError: there is no such TCP port.
         MachineError: pyzmq is not installed, or the address cannot be bound.
     """
+
+    stays_open = True
 
     def __init__(
         self,
@@ -110,7 +122,7 @@ class Publisher(Sink):
                 value=wanted,
                 remedy="another program may have the port; choose another one",
             ) from error
-        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._facts = json.dumps(_facts(facts)).encode()
         self._lock = Lock()
         self._sent = 0
@@ -128,7 +140,7 @@ class Publisher(Sink):
         self._send(b"restored", json.dumps(said).encode(), block.values.tobytes())
         self._sent += 1
 
-    def telemetry(self, snapshot: Mapping[str, Any]) -> None:
+    def tell(self, snapshot: Mapping[str, Any]) -> None:
         """Publish the counts, as the log has them; from any thread.
 
         Raises:
@@ -185,5 +197,5 @@ def _facts(facts: StreamFacts) -> dict[str, Any]:
         "wavelengths_nm": plain_json(known.wavelengths),
         "ignore_value": plain_json(known.ignore_value),
         "description": facts.description,
-        "extra": plain_json(facts.extra),
+        "extra": {},
     }

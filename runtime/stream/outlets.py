@@ -59,14 +59,12 @@ class Outlet:
 
     Attributes:
         principal: lines count as restored when this sink has written them; else when they are handed out.
-        stays_open: somebody else closes it.
     """
 
     name: str
     sink: Sink
     queue: Queue[SharedBlock]
     principal: bool = False
-    stays_open: bool = False
 
 
 NAN = np.float32(np.nan)
@@ -74,10 +72,10 @@ OUTLET_CAPACITY = 2
 """Blocks that may wait for a sink."""
 
 
-def make_outlet(name: str, sink: Sink, policy: Policy, *, principal: bool = False, stays_open: bool = False) -> Outlet:
+def make_outlet(name: str, sink: Sink, policy: Policy, *, principal: bool = False) -> Outlet:
     """An outlet whose queue drops for this sink alone."""
     queue = Queue(name, OUTLET_CAPACITY, policy, dropped=SharedBlock.release)
-    return Outlet(name, sink, queue, principal, stays_open)
+    return Outlet(name, sink, queue, principal)
 
 
 class OutletWorker:
@@ -115,7 +113,7 @@ class OutletWorker:
                     self._write(shared)
                 shared.release()
             self._guarded(self._outlet.sink.tick)
-        if not self._outlet.stays_open:
+        if not self._outlet.sink.stays_open:
             self._guarded(self._outlet.sink.close, always=True)
 
     def _write(self, shared: SharedBlock) -> None:

@@ -72,16 +72,12 @@ class StreamOptions:
 
 @dataclass(frozen=True)
 class NamedSink:
-    """A sink and how it is served; lines count as restored when the principal sink has them.
-
-    One that `stays_open` is closed by its owner, who still has something to tell when the last line has gone out.
-    """
+    """A sink and how it is served; lines count as restored when the principal sink has them."""
 
     name: str
     sink: Sink
     policy: Policy = "drop-oldest"
     principal: bool = False
-    stays_open: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,9 +177,7 @@ class Stream:
 
         self._incoming: Queue[Item] = Queue("record", options.line_buffers, "block")
         self._frames: Queue[Frame] = Queue("restore", options.frame_buffers, policy, dropped)
-        self._outlets = tuple(
-            make_outlet(s.name, s.sink, s.policy, principal=s.principal, stays_open=s.stays_open) for s in sinks
-        )
+        self._outlets = tuple(make_outlet(s.name, s.sink, s.policy, principal=s.principal) for s in sinks)
         restorer = FrameRestorer(facts, source.format, infer, radiometric)
         stage = self._stage("restore")
         self._distributor = Distributor(

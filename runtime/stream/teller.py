@@ -6,17 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runtime.board import read_board
 from runtime.errors import DeployError
 from runtime.stream.health import Watchdog
 from runtime.stream.intake import Log
-
-if TYPE_CHECKING:
-    # The ground's: imported where they are used, so that a flight computer can show this command's help.
-    pass
-
 
 TICK_S = 0.25
 OUTSIDE_S = 1.0

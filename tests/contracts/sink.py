@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -73,6 +74,16 @@ class SinkContract:
         with opened(FACTS) as sink:
             parts = (whole.values[2:5], whole.sequence[2:5], whole.frame_id[2:5], whole.utc_ns[2:5], whole.flags[2:5])
             sink.write(Block(*parts))
+
+    def test_it_can_be_told_the_counts_at_any_time(self, opened: Callable[[StreamFacts], Sink]) -> None:
+        with opened(FACTS) as sink:
+            assert all(isinstance(text, str) for text in (sink.address, sink.resumed))
+            sink.tell({})
+            sink.write(block_of(0, 2))
+            sink.tell({"lines": {"in": 2, "restored": 2, "pending": None}, "rates": {}, "state": "running"})
+        # Between its end and the last word, another thread cannot know.
+        with suppress(DeployError):
+            sink.tell({})
 
     def test_it_closes_twice(self, opened: Callable[[StreamFacts], Sink]) -> None:
         sink = opened(FACTS)

@@ -171,10 +171,10 @@ def test_the_count_wraps_and_a_file_goes_on_where_it_ended(tmp_path: Path) -> No
     path = tmp_path / "lines.ccsds"
     with SpacePackets(facts, path) as sink:
         sink.write(block_of(0, 16_383, facts))
-        sink.housekeeping({})
+        sink.tell({})
     with SpacePackets(facts, path) as sink:
         sink.write(block_of(16_383, 3, facts))
-        sink.housekeeping({})
+        sink.tell({})
     with path.open("rb") as file:
         parts = split_by_apid(file)
     read = packets_of(parts[100].read())
@@ -193,9 +193,9 @@ def test_counts_are_fixed_fields(tmp_path: Path) -> None:
         "source": {"temperature_c": -12.5, "underruns": 3},
     }
     with SpacePackets(FACTS, path) as sink:
-        sink.housekeeping(full, utc_ns=4000 * 86_400_000_000_000 + 1_000_000)
+        sink.tell(full, utc_ns=4000 * 86_400_000_000_000 + 1_000_000)
         sink.write(block_of(0, 2))
-        sink.housekeeping({})
+        sink.tell({})
     with path.open("rb") as file:
         data = split_by_apid(file)[101].read()
     assert len(data) == 2 * 108
@@ -272,7 +272,7 @@ def test_packets_of_other_apids_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give the APIDs with which it was begun"):
         SpacePackets(FACTS, path)
     with SpacePackets(FACTS, path, apid=7, housekeeping_apid=8) as sink:
-        sink.housekeeping({})
+        sink.tell({})
         sink.write(block_of(2, 1))
     whole = path.read_bytes()
     with pytest.raises(InputError, match="byte 356 begins no packet of this stream"):
@@ -294,9 +294,9 @@ def test_a_file_damaged_before_its_end_is_kept_and_a_new_one_goes_on(
     file = PacketFile(path, (100, 101))
     aside = tmp_path / "lines.ccsds.damaged-1"
     if good is None:
-        assert file.resumed is None and not aside.exists(), "within a packet: its checksum tells"
+        assert not file.resumed and not aside.exists(), "within a packet: its checksum tells"
     else:
-        assert file.resumed is not None and file.resumed.startswith("lines.ccsds: damaged at byte ")
+        assert file.resumed.startswith("lines.ccsds: damaged at byte ")
         assert file.resumed.endswith("of 1780: kept as lines.ccsds.damaged-1, a new one begun")
         assert aside.read_bytes() == spoilt and path.read_bytes() == b"" and file.counts() == {100: good}
     with pytest.raises(InputError, match="another program writes to it"):
@@ -325,7 +325,7 @@ def test_whole_packets_behind_a_damaged_length_are_kept(tmp_path: Path) -> None:
     spoilt[5 * 178 + 4] ^= 0x40
     path.write_bytes(spoilt)
     with SpacePackets(FACTS, path) as sink:
-        assert sink.resumed is not None and sink.resumed.startswith("lines.ccsds: damaged at byte 890 of 1780: kept as")
+        assert sink.resumed.startswith("lines.ccsds: damaged at byte 890 of 1780: kept as")
     assert (tmp_path / "lines.ccsds.damaged").read_bytes() == spoilt
 
 
@@ -391,7 +391,7 @@ def test_datagrams_hold_one_packet_each() -> None:
         block = block_of(0, 3)
         with SpacePackets(FACTS, ground.getsockname()[1], packet_bytes=58 + 2 * 12 * 2 + 3) as sink:
             sink.write(block)
-            sink.housekeeping({"lines": {"in": 3}})
+            sink.tell({"lines": {"in": 3}})
         packets = [ground.recv(65536) for _ in range(10)]
     lines, _ = lines_of(b"".join(packets[:9]))
     for i in range(3):

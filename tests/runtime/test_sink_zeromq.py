@@ -117,7 +117,7 @@ def test_facts_tell_what_the_lines_are(publisher: Publisher, subscribe: Callable
 def test_telemetry_from_several_threads_while_lines_go_out(publisher: Publisher, subscribe: Callable[..., Any]) -> None:
     heard = subscribe(publisher.address, b"telemetry")
     snapshot = {"lines": {"in": np.int64(7)}, "latency_s": {"p50": float("nan")}, "experts": (np.float32(0.5),)}
-    threads = [threading.Thread(target=publisher.telemetry, args=({**snapshot, "who": who},)) for who in range(10)]
+    threads = [threading.Thread(target=publisher.tell, args=({**snapshot, "who": who},)) for who in range(10)]
     for thread in threads:
         thread.start()
     for number in range(20):
@@ -209,7 +209,7 @@ def test_telemetry_after_the_end_is_refused() -> None:
     publisher = Publisher(FACTS, port=0)
     publisher.close()
     with pytest.raises(MachineError, match="the sink is closed"):
-        publisher.telemetry({})
+        publisher.tell({})
 
 
 def test_numbers_with_gaps_are_listed(publisher: Publisher, subscribe: Callable[..., Any]) -> None:
