@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -27,6 +26,7 @@ from .metrics import prompt_metrics
 from .prompts import TOLERANCES, Given, Prompts, beyond, differences
 from .restore import Progress, Restored, restore_cube
 from .scaling import returned, to_unit
+from .untrusted import IrregularError, TooLargeError, read_untrusted
 
 MANIFEST = "manifest.json"
 MEND = "copy or build the bundle again"
@@ -375,14 +375,11 @@ def _read(folder: Path, name: str, limit: int) -> bytes:
     try:
         if any(folder.joinpath(inner).is_symlink() for inner in Path(name).parents if inner.name):
             raise BundleError("lies behind a link, which could lead out of the bundle", file=path, remedy=MEND)
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BundleError("is not a regular file", file=path, remedy=MEND)
-            if status.st_size > limit:
-                raise BundleError("the file is larger than it can be", file=path, value=status.st_size, remedy=MEND)
-            return file.read()
+        return read_untrusted(path, limit, links=False)
+    except IrregularError as error:
+        raise BundleError("is not a regular file", file=path, remedy=MEND) from error
+    except TooLargeError as error:
+        raise BundleError("the file is larger than it can be", file=path, value=error.size, remedy=MEND) from error
     except OSError as error:
         raise BundleError(
             f"a file of the bundle cannot be read: {error.strerror or error}", file=path, remedy=MEND

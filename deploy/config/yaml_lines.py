@@ -6,9 +6,7 @@ Anchors, aliases, tags, duplicate keys and further documents are refused.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from runtime.errors import ConfigError
+from runtime.untrusted import IrregularError, TooLargeError, read_untrusted
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -92,24 +91,17 @@ def parse_yaml(text: str, file: object) -> Located:
 def _read_text(path: Path) -> str:
     remedy, permissions = "give the path of a deploy.yaml", "check the path and its permissions"
     try:
-        # Opening a named pipe blocks until someone writes to it, so the opening must not wait.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                kind = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
-                raise ConfigError(kind, file=path, remedy=remedy)
-            with os.fdopen(descriptor, "rb", closefd=False) as stream:
-                raw = stream.read(MAX_BYTES + 1)
-        finally:
-            os.close(descriptor)
+        raw = read_untrusted(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise ConfigError("does not exist", file=path, remedy=remedy) from error
+    except IrregularError as error:
+        raise ConfigError(str(error.strerror), file=path, remedy=remedy) from error
+    except TooLargeError as error:
+        remedy = "a deploy.yaml is a page of text"
+        raise ConfigError(f"is larger than {MAX_BYTES} bytes", file=path, remedy=remedy) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot be read: {reason}", file=path, remedy=permissions) from error
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"is larger than {MAX_BYTES} bytes", file=path, remedy="a deploy.yaml is a page of text")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -8,7 +8,6 @@ import json
 import math
 import pickle
 import re
-import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from runtime.durable import write_bytes
 from runtime.errors import CheckpointError
+from runtime.untrusted import IrregularError, TooLargeError, read_untrusted
 
 METADATA_KEY = "damp_deploy"
 DIGEST = "weights_sha256"
@@ -104,14 +104,14 @@ def _weights_digest(data: bytes) -> str:
 
 def _bytes(file: Path) -> bytes:
     try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError("is not a file", file=file, remedy="give the .pth or .safetensors file itself")
-        if status.st_size > LARGEST_FILE:
-            raise CheckpointError(
-                "the file is too large for a checkpoint", file=file, value=status.st_size, remedy="at most 4 GiB"
-            )
-        data = file.read_bytes()
+        data = read_untrusted(file, LARGEST_FILE)
+    except IrregularError as error:
+        remedy = "give the .pth or .safetensors file itself"
+        raise CheckpointError("is not a file", file=file, remedy=remedy) from error
+    except TooLargeError as error:
+        raise CheckpointError(
+            "the file is too large for a checkpoint", file=file, value=error.size, remedy="at most 4 GiB"
+        ) from error
     except OSError as error:
         raise CheckpointError(
             f"cannot be read: {error.strerror or error}", file=file, remedy="check the path and its permissions"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.durable import sync_folder
 from runtime.errors import CubeFileError
+from runtime.untrusted import open_regular
 
 NO_LIMIT = 1 << 46
 
@@ -50,14 +51,7 @@ def checked_size(path: Path, status: os.stat_result) -> int:
 def _opened(path: Path) -> tuple[BinaryIO, int]:
     try:
         checked_size(path, path.stat())
-        # A pipe put in the file's place since the check must not block the opening.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        file = open(descriptor, "rb", buffering=0)  # noqa: PTH123, SIM115
-        try:
-            return file, checked_size(path, os.fstat(descriptor))
-        except BaseException:
-            file.close()
-            raise
+        return open_regular(path)
     except FileNotFoundError as error:
         raise CubeFileError("no such file", file=path, remedy="check the path") from error
     except (OSError, ValueError) as error:
