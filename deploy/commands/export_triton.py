@@ -60,8 +60,9 @@ def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: boo
     ports = manifest.signature.ports
     console.say(f"ensemble   {chosen}: {' -> '.join(ports.inputs)} -> {', '.join(ports.outputs)}")
     console.say(f"engine     {chosen}{ENGINE_SUFFIX}: {served.text}, on {'a GPU' if served.gpu else 'the CPU'}")
-    if manifest.signature.prompts:
-        told = ", ".join(p.of if p.kind == "metrics" else p.name for p in manifest.signature.prompts)
+    prompts = manifest.signature.prompts
+    if prompts:
+        told = ", ".join(p.of if p.kind == "metrics" else p.name for p in prompts)
         console.say(f"metrics    {chosen}{METRICS_SUFFIX}: {told}, needs damp-deploy in the server's Python")
     if manifest.metrics_graph is not None:
         console.say(f"           they are NumPy's on the host: {manifest.metrics_graph} is not served")
@@ -69,7 +70,7 @@ def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: boo
     return {
         "out": str(out),
         "name": chosen,
-        "models": sorted({path.partition("/")[0] for path in repository if "/" in path}, key=len),
+        "models": [chosen, chosen + METRICS_SUFFIX, chosen + ENGINE_SUFFIX] if prompts else [chosen],
         "engine": {"backend": served.backend, "file": served.file, "gpu": served.gpu},
         "precision": served.precision,
         "files": sorted(repository),

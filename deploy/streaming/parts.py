@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime.stream.opening import Fit, fit, nearest_bands, open_files, principal
 
 from runtime.bundle import Bundle
 from runtime.doubts import DIM_SHARE, UNIT_LIMIT, wavelength_doubt
@@ -18,7 +19,6 @@ from runtime.sinks import Sink, SinkOptions, StreamFacts, open_sink
 from runtime.sinks.quicklook import Scroll
 from runtime.sinks.spectra import Spectra
 from runtime.sources import Source
-from runtime.stream.opening import Fit, fit, nearest_bands, open_files, principal
 from runtime.stream.pipeline import NamedSink, StreamOptions
 from runtime.stream.teller import Snapshot
 
@@ -150,9 +150,7 @@ def make_parts(
     parts.notes += [file.resumed for file in (parts.record, parts.restored) if file is not None and file.resumed]
     if fitted.unsaid:
         scale = fitted.radiometry.scale
-        parts.notes.append(
-            f"nobody said what stands for 1.0 in these lines: the bundle's {scale:g} is taken (--scale)"
-        )
+        parts.notes.append(f"nobody said what stands for 1.0 in these lines: the bundle's {scale:g} is taken (--scale)")
     parts.telling.append(_doubt_scale(fitted.unsaid, fitted.lines.dtype.kind == "f", console.warn))
     parts.notes += _never_restored(parts)
     return parts

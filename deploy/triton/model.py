@@ -23,20 +23,20 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the metric set from the model's configuration, and constants from the files beside this one."""
         config = json.loads(args["model_config"])
-        self.frame: str = config["input"][0]["name"]
-        self.constants = {file.stem: np.load(file, allow_pickle=False) for file in Path(__file__).parent.glob("*.npy")}
-        for name, array in self.constants.items():
-            shape = next(tuple(map(int, o["dims"])) for o in config["output"] if o["name"] == name)
-            self.constants[name] = array.reshape(shape)
-        self.metrics = next((o["name"] for o in config["output"] if o["name"] not in self.constants), None)
-        self.metric_set: str = config["parameters"]["metric_set"]["string_value"] if self.metrics else ""
-        if self.metrics and self.metric_set not in METRIC_SETS:
+        told = config.get("parameters", {}).get("metric_set")
+        self.metric_set: str = told["string_value"] if told else ""
+        if told and self.metric_set not in METRIC_SETS:
             raise CubeError(
                 "unknown metric set",
                 key="metric_set",
                 value=self.metric_set,
                 remedy=f"this runtime knows {', '.join(METRIC_SETS)}; install the one that the bundle was built with",
             )
+        self.frame: str = config["input"][0]["name"]
+        shapes = {output["name"]: tuple(map(int, output["dims"])) for output in config["output"]}
+        files = Path(__file__).parent.glob("*.npy")
+        self.constants = {f.stem: np.load(f, allow_pickle=False).reshape(shapes[f.stem]) for f in files}
+        self.metrics = next((name for name in shapes if name not in self.constants), None)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request; a frame that cannot be used fails its own request only."""

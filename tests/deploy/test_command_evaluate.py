@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration.measuring import TASKS
-from deploy.commands import evaluate
+from deploy.checking import evaluation
 from deploy.reporting.evaluation_report import COLUMNS, CONTENDERS
 from runtime.files import write_cube
 from runtime.restore import Restored
@@ -227,7 +227,7 @@ def test_bands_elsewhere_than_the_models_are_warned_of(
 
 def test_experts_weights_are_averaged_over_tiles_and_groups_and_may_be_none() -> None:
     def mean(side: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        cube, weights = evaluate._mean_routing(Restored(np.ones((1, 2, 3)), {}, side, "host"))
+        cube, weights = evaluation._mean_routing(Restored(np.ones((1, 2, 3)), {}, side, "host"))
         assert cube.shape == (1, 2, 3) and cube.dtype == np.float32
         return weights
 

@@ -460,7 +460,7 @@ def test_lines_that_float32_does_not_hold_are_not_restored_to_their_own_type(
 HANGING = """
 import sys, threading
 from runtime.engines.contract import Engine
-Engine.infer = lambda self, frame, metrics: threading.Event().wait()
+Engine.infer = lambda self, feeds: threading.Event().wait()
 from deploy.cli import main
 main()
 """

@@ -143,7 +143,7 @@ def test_it_streams_whole_frames_and_drops_what_is_none(
 def test_it_is_served_with_its_constant(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = invoke(capsys, "export-triton", bundle, "--out", tmp_path / "models", "--json")
     assert done.code == 0, done.err
-    assert done.json["models"] == ["unmixer", "unmixer_engine", "unmixer_metrics"]
+    assert done.json["models"] == ["unmixer", "unmixer_metrics", "unmixer_engine"]
     np.testing.assert_array_equal(np.load(tmp_path / "models" / "unmixer_metrics" / "1" / "code.npy"), CODE)
     config = (tmp_path / "models" / "unmixer_engine" / "config.pbtxt").read_text()
     assert 'name: "shot"' in config and 'name: "code"' in config and "routing" not in config

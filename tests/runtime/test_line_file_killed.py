@@ -145,7 +145,7 @@ from pathlib import Path
 import numpy as np
 from runtime.errors import DeployError, MachineError
 from runtime.lines import LineFormat
-from runtime.sinks.line_file import open_line_writer
+from runtime.record.writer import open_line_writer
 from tests.contracts.line_files import known, served
 disk, out, bands, samples, how = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5]), sys.argv[5]
 format = LineFormat(bands, samples, np.dtype("u2"), wavelengths=tuple(range(400, 400 + bands)))

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from runtime.sources.simulator import MATERIALS, ROUGHNESS, reflectance_of
 
 from runtime.errors import InputError
+from runtime.simulation.materials import MATERIALS, ROUGHNESS, reflectance_of
 from runtime.simulation.simulator import Scene, SensorModel, lines, sense, simulate_scene
 
 IDEAL = {"psf_across": 0, "psf_along": 0, "read_noise": 0, "prnu": 0, "stripes": 0, "dead": 0, "hot": 0}
@@ -141,7 +141,7 @@ def test_a_narrow_line_fades_with_wide_bands():
 def test_a_seed_gives_the_same_scene_in_another_process():
     expected = simulate_scene(9, 5, 40, 50)
     code = (
-        "import sys, hashlib; from runtime.sources.simulator import *; import numpy as np;"
+        "import sys, hashlib; from runtime.simulation.simulator import *; import numpy as np;"
         "s = simulate_scene(9, 5, 40, 50); d = sense(s, SensorModel(), np.random.default_rng(2)).dn;"
         "assert not {'torch', 'calibration', 'export', 'deploy'} & set(sys.modules);"
         "print(hashlib.sha256(s.abundance.tobytes() + d.tobytes()).hexdigest())"

@@ -218,6 +218,13 @@ def test_what_is_no_http_is_refused(server: Server, words: bytes) -> None:
     assert ask(server, "/api/snapshot").status == 200
 
 
+class Unsayable:
+    """No text can be made of it."""
+
+    def __str__(self) -> str:
+        raise TypeError("nothing to say")
+
+
 @pytest.mark.parametrize("path", ["/api/snapshot", "/healthz"])
 def test_figures_that_fail_are_told_without_a_trace(path: str, capfd: pytest.CaptureFixture[str]) -> None:
     figures: list[Any] = [KeyError("password of the camera")]
@@ -232,7 +239,7 @@ def test_figures_that_fail_are_told_without_a_trace(path: str, capfd: pytest.Cap
         assert got.status == 500
         assert got.json == {"error": "the stream gave no answer", "kind": "KeyError"}
         assert ask(server).status == 200
-        figures.append({"state": "running", "stages": object()})
+        figures.append({"state": "running", "stages": Unsayable()})
         until(lambda: ask(server, path).json.get("kind") != "KeyError")
         assert ask(server, path).status == 500
         figures.append({"state": "running"})
