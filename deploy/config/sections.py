@@ -200,7 +200,7 @@ class TargetSection(Section):
 class GatesSection(Section):
     """How far the engine may be from PyTorch before `deploy check` fails.
 
-    `auto` is what a sound engine keeps in the bundle's precision (`deploy.checking.gates.AUTO`); null switches a gate off.
+    `auto` is what a sound engine keeps in the precision (`deploy.checking.gates.AUTO`); null switches a gate off.
     """
 
     max_difference: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(

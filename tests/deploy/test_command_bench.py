@@ -324,7 +324,7 @@ def test_ctrl_c_leaves_nothing_behind(capsys: Capsys, tmp_path: Path, monkeypatc
 
 
 def test_memory_that_is_not_known_is_null(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "forget_peak_memory", lambda: False)
+    monkeypatch.setattr("deploy.commands.bench.forget_peak_memory", lambda: False)
     bundle = known_bundle(tmp_path / "bundle")
     assert invoke(capsys, "bench", bundle, "--frames", 1, "--json").json["peak_memory_mib"] is None
     assert "memory" not in invoke(capsys, "bench", bundle, "--frames", 1).out
