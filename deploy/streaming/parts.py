@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 
 from runtime.bundle import Bundle
 from runtime.doubts import DIM_SHARE, UNIT_LIMIT, wavelength_doubt
@@ -21,6 +20,7 @@ from runtime.sources import Source
 from runtime.stream.opening import Fit, fit, nearest_bands, open_files, principal
 from runtime.stream.pipeline import NamedSink, StreamOptions
 from runtime.stream.teller import Snapshot
+from runtime.stream.web import serve, serve_metrics
 
 from .. import console
 from ..config.stream import StreamSection
@@ -89,16 +89,10 @@ class Parts:
         """Open what others may look at; returns their addresses by name."""
         found = self.addresses
         if outward.prometheus is not None:
-            from runtime.stream.prometheus import PrometheusEndpoint
-
-            endpoint = stack.enter_context(PrometheusEndpoint(snapshot, outward.prometheus))
-            found["prometheus"] = f"http://127.0.0.1:{endpoint.port}/metrics"
+            found["prometheus"] = stack.enter_context(serve_metrics(snapshot, outward.prometheus)).url
         if outward.web is not None and self.watched is not None:
-            from runtime.stream.web import serve
-
-            watched = self.watched
-            server = stack.enter_context(serve(snapshot, watched.scroll.png, watched.spectra.spectra, outward.web))
-            found["web"] = server.url
+            picture, spectra = self.watched.scroll.png, self.watched.spectra.spectra
+            found["web"] = stack.enter_context(serve(snapshot, picture, spectra, outward.web)).url
         return found
 
 
@@ -150,9 +144,7 @@ def make_parts(
     parts.notes += [file.resumed for file in (parts.record, parts.restored) if file is not None and file.resumed]
     if fitted.unsaid:
         scale = fitted.radiometry.scale
-        parts.notes.append(
-            f"nobody said what stands for 1.0 in these lines: the bundle's {scale:g} is taken (--scale)"
-        )
+        parts.notes.append(f"nobody said what stands for 1.0 in these lines: the bundle's {scale:g} is taken (--scale)")
     parts.telling.append(_doubt_scale(fitted.unsaid, fitted.lines.dtype.kind == "f", console.warn))
     parts.notes += _never_restored(parts)
     return parts
