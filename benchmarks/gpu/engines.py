@@ -139,7 +139,7 @@ def engines(setting: Setting, found: Found) -> None:
             with load_bundle(setting.bundle(precision), engine=setting.engine) as bundle:
                 row |= bundle.engine.describe()
                 row["golden frame off by"] = bundle.self_test()
-                row["of at most"] = bundle.manifest.golden.tolerance
+                row["of at most"] = bundle.choice.tolerance
                 truth.compare(bundle.engine, precision, row)
                 if not setting.cpu:
                     row["GPU MiB"] = used_mib() - before
@@ -159,8 +159,7 @@ def used_mib() -> int:
 def int8(setting: Setting, found: Found) -> None:
     """Every product that may be in INT8, ranges from the probes, what is left in float32 or FP16; in turn with FP32."""
     truth = Truth(setting)
-    _, files = verified_bundle(setting.bundle("fp32"))
-    single = files["graphs/fp32.onnx"]
+    single = verified_bundle(setting.bundle("fp32")).files["graphs/fp32.onnx"]
     ways: dict[str, dict[str, Work]] = {}
     with ExitStack() as stack:
 

@@ -223,7 +223,7 @@ def compare(
     """
     signature = bundle.manifest.signature
     way = measuring(net, *signature.measured.size)
-    chosen = bundle.manifest.precision.chosen
+    chosen = bundle.choice.precision
     graphs = _graphs(bundle.path, net, wanted)
     tallies: dict[str, dict[str, _Tally]] = {}
     tiles: dict[str, list[WorstTile]] = {}
@@ -285,8 +285,9 @@ def compare(
 
 def _graphs(path: Path, net: Network, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """Variant -> its graph; fp16 rewritten from the float32 graph where it is wanted and not there."""
-    manifest, files = verified_bundle(path)
-    graphs = {name: files[str(inner)] for name, inner in manifest.graphs.items()}
+    bundle = verified_bundle(path)
+    manifest = bundle.manifest
+    graphs = {name: bundle.files[inner] for name, inner in manifest.graphs.items()}
     if "fp16" in wanted and "fp16" not in graphs and "fp32" in graphs:
         try:
             probes = simulated_probes(net, manifest.signature.measured.size, manifest.wavelengths or ())
@@ -298,7 +299,7 @@ def _graphs(path: Path, net: Network, wanted: tuple[str, ...]) -> dict[str, byte
 
 def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], stack: ExitStack) -> dict[str, _Way]:
     m = bundle.manifest
-    chosen, signature, overlap = m.precision.chosen, m.signature, m.overlap
+    chosen, signature, overlap = bundle.choice.precision, m.signature, m.overlap
     loaded = bundle.engine.describe()
     ways: dict[str, _Way] = {}
     for name in dict.fromkeys((*VARIANTS, chosen)):
@@ -372,7 +373,7 @@ def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str)
         try:
             done[precision] = _restored(degraded, way)
         except MachineError as error:  # noqa: PERF203
-            if precision == bundle.manifest.precision.chosen:
+            if precision == bundle.choice.precision:
                 raise GateError(
                     f"the engine failed on {task}: {error.problem}",
                     file=bundle.path,

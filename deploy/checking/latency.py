@@ -129,10 +129,11 @@ def bench_frames(bundle: Path) -> list[Float32]:
     Raises:
         BundleError: the bundle is not whole.
     """
-    manifest, contents = verified_bundle(bundle)
+    contents = verified_bundle(bundle)
+    manifest = contents.manifest
     measured = manifest.signature.measured
     file = manifest.golden.arrays[measured.name]
-    golden, size = _golden(contents[file], bundle / file), measured.shape[1:]
+    golden, size = _golden(contents.files[file], bundle / file), measured.shape[1:]
     low, high = WAVELENGTH_RANGE
     told = manifest.wavelengths
     fits = told and len(told) == measured.bands and all(low <= nanometres <= high for nanometres in told)
@@ -233,7 +234,7 @@ def split_ms(times: Sequence[Times]) -> dict[str, float]:
 def _frame_timer(bundle: Bundle, engine: Engine) -> Callable[[Float32], Times]:
     """Restores a frame as `Bundle.restore` does, in any engine, and says where the time went."""
     timed = _Timed(engine)
-    restorer = Bundle(bundle.path, bundle.manifest, timed, {}, bundle.prompts)
+    restorer = Bundle(bundle.path, bundle.manifest, bundle.made, timed, {}, bundle.prompts)
 
     def restore(cube: Float32) -> Times:
         began = time.perf_counter()

@@ -87,11 +87,11 @@ def command(
             from ..reporting.check_report import check_report
             from ..reporting.page import PNG_SIGNATURE, write_report
 
-            drawn = verified_bundle(bundle)[1].get(PICTURE, b"")
+            drawn = verified_bundle(bundle).files.get(PICTURE, b"")
             pareto = drawn if drawn.startswith(PNG_SIGNATURE) else None
-            write_report(report, check_report(loaded.manifest, found, gates, str(config.model.checkpoint), pareto))
+            write_report(report, check_report(loaded, found, gates, str(config.model.checkpoint), pareto))
             console.say(f"report     {report}")
-        why = loaded.manifest.precision.why
+        why = loaded.choice.why
     return conclude(found, gates, bundle, why, config)
 
 

@@ -211,7 +211,7 @@ def fit(
         RestorerFacts(signature, manifest.overlap, bundle.prompts, chosen),
         radiometric,
         _output(lines, chosen, radiometric, radiometry, output) if signature.alike else _made(bundle),
-        f"{manifest.network.architecture} {manifest.precision.chosen}",
+        f"{manifest.network.architecture} {bundle.choice.precision}",
         unsaid,
     )
 
