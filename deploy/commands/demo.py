@@ -20,7 +20,7 @@ from runtime.restore_file import restore_file
 from .. import console
 from ..config import Config, with_overrides
 from ..reporting.page import Command, Fact, write_report
-from ..reporting.quicklooks import Picture, rgb, save_png, stretch_limits
+from ..reporting.quicklooks import rgb, save_png, side_by_side, stretch_limits
 from . import run, simulate
 from .check import conclude, show
 from .options import examples, json_option
@@ -32,7 +32,6 @@ FRAME = {"lines": 128, "samples": 128}
 SEED = 7
 CHECKED = ("noise", "bandloss")
 LEAST_GAIN_DB = 3.0
-GAP_PIXELS = 8
 
 
 @click.command(epilog=examples("deploy demo --out build/demo"))
@@ -98,6 +97,7 @@ def demo(out: Path) -> dict[str, Any]:
         fine = restore_file(loaded, source)
         run.tell_scale(source, fine)
         run.write(restored, source, fine, loaded.manifest)
+        manifest = loaded.manifest
     scale = fine.scale or 1.0
     degraded_cube = np.asarray(source.cube / scale, np.float32)
     restored_cube = np.asarray(read_cube(restored).cube / scale, np.float32)
@@ -113,7 +113,7 @@ def demo(out: Path) -> dict[str, Any]:
     gain = after.psnr - before.psnr
     report = assemble(
         f"{MODEL} restores a simulated scene on this CPU",
-        loaded,
+        manifest,
         found,
         gates,
         tuple(Command(line) for line in lines),
@@ -142,7 +142,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.say(f"report     {out / 'report.html'}", "bold")
     console.say(f"pictures   {out / 'side-by-side.png'}: degraded, restored, truth")
     console.say(f"bundle     {bundle}")
-    summary = conclude(found, gates, bundle, loaded.choice.why, config)
+    summary = conclude(found, gates, bundle, manifest.precision.why, config)
     if gain < LEAST_GAIN_DB:
         raise GateError(
             "the restored cube is not clearly better than the noisy one",
@@ -152,13 +152,6 @@ def demo(out: Path) -> dict[str, Any]:
             remedy=f"at least {LEAST_GAIN_DB:g} dB is expected of {MODEL}; please report this",
         )
     return {**outcome, "gates": summary["gates"]}
-
-
-def side_by_side(looks: list[Picture]) -> Picture:
-    """Pictures [lines, samples, 3] of one size in a row, with white between them."""
-    gap = np.full((looks[0].shape[0], GAP_PIXELS, 3), 255, np.uint8)
-    row = [part for look in looks for part in (look, gap)][:-1]
-    return np.concatenate(row, axis=1)
 
 
 def _step(line: str) -> None:

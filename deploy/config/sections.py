@@ -168,9 +168,6 @@ class TargetSection(Section):
     tensorrt: Annotated[str, Strict(), StringConstraints(max_length=100), AfterValidator(versions_text)] | None = Field(
         default=None, description="Versions of TensorRT that may build and run there.", examples=[">=10.3,<12"]
     )
-    memory_gib: Annotated[Number, Field(gt=0, le=65536)] | None = Field(
-        default=None, description="Memory that the GPU can use, in GiB.", examples=[8]
-    )
     workspace_mib: Annotated[Whole, Field(ge=1, le=1048576)] = Field(
         default=1024, description="Most scratch memory that the builder may give to one layer, in MiB.", examples=[1024]
     )

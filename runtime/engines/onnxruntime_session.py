@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from runtime.closing import Closing
 from runtime.errors import MachineError
 from runtime.signature import Signature
 
@@ -20,7 +20,7 @@ TELL_PLACES = {"session.record_ep_graph_assignment_info": "1"}
 """Session setting: without it ONNX Runtime does not remember which provider runs a node."""
 
 
-class BoundSession:
+class BoundSession(Closing):
     """A session whose inputs and outputs are bound to addresses that stay; a frame allocates only what it hands out.
 
     Attributes:
@@ -88,14 +88,6 @@ class BoundSession:
     def describe(self) -> dict[str, str]:
         """Name, version and device, for people."""
         return dict(self._told)
-
-    def __enter__(self) -> BoundSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give back session and memory."""
