@@ -97,7 +97,6 @@ def demo(out: Path) -> dict[str, Any]:
         fine = restore_file(loaded, source)
         run.tell_scale(source, fine)
         run.write(restored, source, fine, loaded.manifest)
-        manifest = loaded.manifest
     scale = fine.scale or 1.0
     degraded_cube = np.asarray(source.cube / scale, np.float32)
     restored_cube = np.asarray(read_cube(restored).cube / scale, np.float32)
@@ -113,7 +112,7 @@ def demo(out: Path) -> dict[str, Any]:
     gain = after.psnr - before.psnr
     report = assemble(
         f"{MODEL} restores a simulated scene on this CPU",
-        manifest,
+        loaded,
         found,
         gates,
         tuple(Command(line) for line in lines),
@@ -142,7 +141,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.say(f"report     {out / 'report.html'}", "bold")
     console.say(f"pictures   {out / 'side-by-side.png'}: degraded, restored, truth")
     console.say(f"bundle     {bundle}")
-    summary = conclude(found, gates, bundle, manifest.precision.why, config)
+    summary = conclude(found, gates, bundle, loaded.choice.why, config)
     if gain < LEAST_GAIN_DB:
         raise GateError(
             "the restored cube is not clearly better than the noisy one",

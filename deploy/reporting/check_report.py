@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.quality import Quality
-from runtime.manifest import Manifest
+from runtime.bundle import Bundle
 from runtime.signature import plane_text
 
 from ..checking.comparison import Case, Comparison, TaskResult
@@ -39,7 +39,7 @@ class Shown:
 
 
 def check_report(
-    manifest: Manifest,
+    bundle: Bundle,
     found: Comparison,
     gates: list[GateResult],
     checkpoint: str,
@@ -47,17 +47,17 @@ def check_report(
 ) -> Report:
     """The page of `deploy check`; `pareto` is the picture of the search for int8, as PNG."""
     commands = (
-        Command(f"deploy build --target {manifest.target.name} --checkpoint {checkpoint}", "builds the bundle"),
+        Command(f"deploy build --target {bundle.manifest.target.name} --checkpoint {checkpoint}", "builds the bundle"),
         Command(
             f"deploy check BUNDLE --checkpoint {checkpoint} --report report.html", "measures it and writes this page"
         ),
     )
-    return assemble(f"{checkpoint} on {manifest.target.name}", manifest, found, gates, commands, pareto=pareto)
+    return assemble(f"{checkpoint} on {bundle.manifest.target.name}", bundle, found, gates, commands, pareto=pareto)
 
 
 def assemble(
     title: str,
-    manifest: Manifest,
+    bundle: Bundle,
     found: Comparison,
     gates: list[GateResult],
     commands: tuple[Command, ...],
@@ -86,7 +86,7 @@ def assemble(
         verdict = Verdict("passed", lead or "The engine restores as PyTorch does.", "Every accuracy gate passed.")
     else:
         verdict = Verdict("unjudged", lead or "Every accuracy gate is switched off.")
-    wavelengths = manifest.wavelengths
+    wavelengths = bundle.manifest.wavelengths
     pixels = pixels_shown(first.truth.shape)
     plots = [
         Plot(
@@ -115,14 +115,14 @@ def assemble(
     ]
     return Report(
         title=title,
-        subtitle=manifest.network.about,
+        subtitle=bundle.manifest.network.about,
         verdict=verdict,
         summary=summary,
         gates=tuple(_gate(g) for g in gates),
         cases=tuple(_row(*each, pixels, wavelengths) for each in pictured),
         plots=tuple(plots),
         tables=(_accuracy(results), _against_pytorch(results), *_variant_tables(found)),
-        built=_built(manifest),
+        built=_built(bundle),
         commands=commands,
         footnotes=(
             f"Cubes: {', '.join(found.cubes)}. The truth of a simulated scene is what an ideal sensor would see.",
@@ -311,14 +311,15 @@ def _against_pytorch(results: Sequence[TaskResult]) -> Table:
     return Table("The engine against PyTorch", columns, rows, note)
 
 
-def _built(m: Manifest) -> tuple[Fact, ...]:
-    network = m.network
+def _built(bundle: Bundle) -> tuple[Fact, ...]:
+    m, network = bundle.manifest, bundle.manifest.network
+    files = {**m.files, **(bundle.made.files if bundle.made else {})}
     scale = "none" if m.scale is None else f"{m.scale:g} stands for 1.0, from the {m.scale_from}"
     versions = ", ".join(f"{k} {v}" for k, v in m.tools.items())
     return (
         Fact("network", f"{network.architecture}, {network.parameters / 1e6:.2f} M parameters, {network.checkpoint}"),
         Fact("target", m.target.name, f"engine {m.target.engine}"),
-        Fact("precision", m.precision.chosen, m.precision.why),
+        Fact("precision", bundle.choice.precision, bundle.choice.why),
         Fact(
             "frame",
             plane_text(m.signature.measured),
@@ -327,5 +328,5 @@ def _built(m: Manifest) -> tuple[Fact, ...]:
         Fact("scale of integer cubes", scale),
         Fact("checkpoint, SHA-256", network.checkpoint_sha256),
         Fact("versions", versions),
-        Fact("bytes", f"{np.sum([f.bytes for f in m.files.values()], dtype=int):,} in {len(m.files)} files"),
+        Fact("bytes", f"{np.sum([f.bytes for f in files.values()], dtype=int):,} in {len(files)} files"),
     )
