@@ -21,6 +21,7 @@ from runtime.engines import GPU_ENGINES, PORTABLE
 from runtime.errors import CheckpointError, GateError, InputError
 from runtime.made import Choice
 from runtime.manifest import Golden, Manifest, NetworkMade, Precision, TargetMade
+from runtime.precisions import PRECISIONS
 from runtime.signature import Signature
 
 from .. import console
@@ -32,7 +33,7 @@ from ..folders import refuse_existing
 from .calibration_frames import open_calibration
 from .engines import check_engine, check_metrics
 from .golden import golden_files, golden_tolerance
-from .graphs import COMPUTED_FROM, Graphs, make_graphs, measure, metrics_graph, probe_frames
+from .graphs import Graphs, make_graphs, measure, metrics_graph, probe_frames
 from .plan import Plan, refuse_foreign, used_tools, workplace
 from .variants import decide, make_variants
 
@@ -207,10 +208,10 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
             f"{agreement.difference:.1e} of the range (limit {agreement.limit:.1e})"
             + (f", {agreement.choices} sets of experts exercised" if agreement.choices else "")
         )
-        if agreement.limit > exporting.LIMITS[name]:
+        if agreement.limit > PRECISIONS[name].limit:
             console.warn(
                 f"PyTorch itself is {agreement.rounding:.1e} of the range off float64 with these weights, so the limit "
-                f"is {agreement.limit:.1e} instead of {exporting.LIMITS[name]:.1e}"
+                f"is {agreement.limit:.1e} instead of {PRECISIONS[name].limit:.1e}"
             )
     if times:
         console.say(f"engine     {chosen}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in times.items()))
@@ -257,7 +258,7 @@ def _manifest(
             workspace_mib=target.workspace_mib if target.sm else None,
         ),
         precision=Precision(chosen=plan.precision, why=why),
-        graphs={**paths, plan.precision: paths[COMPUTED_FROM.get(plan.precision, plan.precision)]},
+        graphs={**paths, plan.precision: paths[PRECISIONS[plan.precision].graph]},
         golden=Golden(
             arrays={name: f"golden/{name}.npy" for name in signature.ports.shapes},
             tolerance=golden_tolerance(agreement, plan.precision),

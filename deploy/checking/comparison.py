@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration import agreement
-from calibration.agreement import Routing
+from calibration.agreement import Cost, Routing
 from calibration.evaluation import known_mean, mean_quality
 from calibration.half_arithmetic import half_arithmetic
 from calibration.measuring import bands_measured
@@ -27,6 +26,7 @@ from runtime.bundle import Bundle, verified_bundle
 from runtime.engines import CPU_ENGINES, GPU_ENGINES, PORTABLE, EngineOptions, open_engine
 from runtime.errors import GateError, MachineError
 from runtime.metrics import prompt_metrics
+from runtime.precisions import PRECISIONS, VARIANTS, computes_half
 from runtime.prompts import Prompts, differences
 from runtime.restore import Infer, Restored, restore_cube
 from runtime.signature import Signature
@@ -37,9 +37,6 @@ from .half import in_half
 from .probes import measuring, simulated_probes
 
 Float32 = NDArray[np.float32]
-VARIANTS = ("fp32", "fp16", "int8")
-SAME = {"fp32": 1e-4, "fp16": 3e-3, "bf16": 2e-2, "int8": 3e-2}
-"""Precision -> distance of two tensors, as a share of their size, that is its own rounding and no fault."""
 WORST_TILES = 5
 
 
@@ -48,7 +45,6 @@ class TaskResult:
     """One degradation, restored by a variant and by PyTorch through the same tiles, blending and metrics.
 
     Attributes:
-        task: the degradation.
         input, engine, pytorch: quality against the truth, means over cubes; over the lost bands where bands were lost.
             Of the input None where it is no such cube.
         untiled: quality of PyTorch on the whole cube at once.
@@ -56,18 +52,12 @@ class TaskResult:
         routing: how often both chose the same experts.
     """
 
-    task: str
     input: Quality | None
     engine: Quality
     pytorch: Quality
     untiled: Quality
     max_difference: float
     routing: Routing
-
-    @property
-    def routing_agreement(self) -> float:
-        """Share of tiles and layers in which both clearly chose, and chose the same experts."""
-        return self.routing.agreement
 
     @property
     def psnr_drop_db(self) -> float:
@@ -116,14 +106,15 @@ class WorstTile:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A variant and its figures.
+class Variant(Cost):
+    """A variant and what it costs.
 
     Attributes:
         precision: of the graph.
         runs_in: what computed it here.
-        results: one per task.
+        tasks: task -> result.
         routing: over all tasks.
+        max_difference: of all tasks.
         worst: tiles, the worst first.
         parting: where it parts from the float32 graph; None for that one, and where no graph is at hand.
         int8_mac_share: share of the multiply-adds in int8.
@@ -131,23 +122,12 @@ class Variant:
 
     precision: str
     runs_in: str
-    results: tuple[TaskResult, ...]
+    tasks: Mapping[str, TaskResult]
     routing: Routing
+    max_difference: float
     worst: tuple[WorstTile, ...]
     parting: Parting | None
     int8_mac_share: float
-
-    def figures(self) -> dict[str, float]:
-        """What the gates look at."""
-        results = self.results
-        return {
-            "max_difference": max(r.max_difference for r in results),
-            "psnr_drop_db": max(r.psnr_drop_db for r in results),
-            "mean_psnr_drop_db": float(np.mean([r.psnr_drop_db for r in results])),
-            "sam_rise_deg": max(r.sam_rise_deg for r in results),
-            "mean_sam_rise_deg": float(np.mean([r.sam_rise_deg for r in results])),
-            "routing_agreement": self.routing.agreement,
-        }
 
 
 @dataclass(frozen=True)
@@ -246,8 +226,8 @@ def compare(
                     bands = bands_measured(task, degraded, truth)
                     own = _by_pytorch(bundle, net, degraded)
                     margins[task].append(own.margins.ravel())
-                    before = _quality(degraded, truth, bands) if way.measure is None else None
-                    after, untiled = (_quality(cube, truth, bands) for cube in (own.cube, own.untiled))
+                    before = quality(degraded, truth, bands) if way.measure is None else None
+                    after, untiled = (quality(cube, truth, bands) for cube in (own.cube, own.untiled))
                     for metric, value in _metrics_apart(bundle, degraded).items():
                         metrics_apart[metric] = max(value, metrics_apart.get(metric, 0.0))
                     span = float(np.ptp(own.cube)) or 1.0
@@ -256,7 +236,7 @@ def compare(
                         cube = np.asarray(done.cube, np.float32)
                         tally = tallies.setdefault(precision, {}).setdefault(task, _Tally())
                         tally.before.append(before)
-                        tally.rows.append((_quality(cube, truth, bands), after, untiled))
+                        tally.rows.append((quality(cube, truth, bands), after, untiled))
                         apart = np.abs(cube - own.cube)
                         tally.difference = max(tally.difference, float(apart.max()) / span)
                         tally.routing.append(agreement.routing(_routing(done), own.routing, own.margins))
@@ -304,7 +284,7 @@ def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], 
     ways: dict[str, _Way] = {}
     for name in dict.fromkeys((*VARIANTS, chosen)):
         on_cpu = loaded["engine"] in CPU_ENGINES
-        half = name == "fp16" or (name == "int8" and m.target.engine in GPU_ENGINES)
+        half = computes_half(name, m.target.engine in GPU_ENGINES)
         if name == chosen and not (half and on_cpu):
             computes = f"{loaded['engine']}, {loaded['computes in']}"
             ways[name] = _Way(bundle.engine.infer, signature, overlap, computes, bundle.prompts)
@@ -407,11 +387,6 @@ def _tiling(bundle: Bundle, cube: Float32) -> Tiling:
     return Tiling((cube.shape[1], cube.shape[2]), bundle.manifest.signature.measured.size, bundle.manifest.overlap)
 
 
-def _quality(cube: Float32, truth: Float32, bands: Any) -> Quality:
-    found: Quality = quality(cube, truth, bands)
-    return found
-
-
 def _distances(bundle: Bundle, apart: Float32, span: float, name: str, task: str) -> list[WorstTile]:
     """The tiles of a cube, the least like PyTorch last."""
     free = bundle.manifest.signature.tiling == "free"
@@ -451,21 +426,18 @@ def _variant(
 ) -> Variant:
     import onnx
 
-    results = []
+    tasks = {}
     for task, tally in tallies.items():
         engine, pytorch, untiled = (mean_quality(list(column)) for column in zip(*tally.rows, strict=True))
-        of_task = sum(tally.routing, agreement.Routing())
-        results.append(TaskResult(task, known_mean(tally.before), engine, pytorch, untiled, tally.difference, of_task))
-    routing = sum((result.routing for result in results), agreement.Routing())
+        of_task = sum(tally.routing, Routing())
+        tasks[task] = TaskResult(known_mean(tally.before), engine, pytorch, untiled, tally.difference, of_task)
+    routing = sum((result.routing for result in tasks.values()), Routing())
+    largest = max(result.max_difference for result in tasks.values())
     parted, share = None, 0.0
-    if precision in graphs and precision in ("fp16", "int8"):
-        parted = parting(graphs["fp32"], _comparable(graphs[precision]), probe, SAME[precision])
+    if precision in graphs and PRECISIONS[precision].graph != "fp32":
+        # FP16 is computed as such.
+        comparable = half_arithmetic(graphs[precision])
+        parted = parting(graphs["fp32"], comparable, probe, PRECISIONS[precision].own)
         share = int8_share(onnx.load_model_from_string(graphs[precision]))
     worst = tuple(sorted(tiles, key=lambda t: -t.distance)[:WORST_TILES])
-    return Variant(precision, runs_in, tuple(results), routing, worst, parted, share)
-
-
-def _comparable(graph: bytes) -> bytes:
-    """The graph with FP16 computed as such."""
-    made: bytes = half_arithmetic(graph)
-    return made
+    return Variant(precision, runs_in, tasks, routing, largest, worst, parted, share)

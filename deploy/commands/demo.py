@@ -89,8 +89,8 @@ def demo(out: Path) -> dict[str, Any]:
     _step(lines[2])
     with load_bundle(bundle) as loaded:
         found = check.check(loaded, config, wanted=())
-        gates = check.judge_chosen(found, config)
-        show(found, gates, config)
+        gates = check.judged(found, config)
+        show(found, gates)
         _step(lines[3])
         source = read_cube(scene)
         run.tell(loaded, source)
@@ -114,7 +114,7 @@ def demo(out: Path) -> dict[str, Any]:
         f"{MODEL} restores a simulated scene on this CPU",
         loaded,
         found,
-        gates,
+        gates[found.chosen],
         tuple(Command(line) for line in lines),
         summary=(
             Fact("noisy cube", f"{before.psnr:.2f} dB"),
@@ -141,7 +141,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.say(f"report     {out / 'report.html'}", "bold")
     console.say(f"pictures   {out / 'side-by-side.png'}: degraded, restored, truth")
     console.say(f"bundle     {bundle}")
-    summary = conclude(found, gates, bundle, loaded.choice.why, config)
+    summary = conclude(found, gates, bundle, loaded.choice.why)
     if gain < LEAST_GAIN_DB:
         raise GateError(
             "the restored cube is not clearly better than the noisy one",

@@ -21,10 +21,10 @@ from runtime.engines import Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
 from runtime.errors import BundleError, DeployError, InputError, MachineError
 from runtime.made import Choice, EngineFile
+from runtime.precisions import CLEARLY
 from runtime.signature import Signature
 
 from .. import console
-from ..checking.gates import CLEARLY
 from .engine import build_with_progress, distrust_timings, engine_files, engine_record
 
 PROOFS = 12
