@@ -14,17 +14,27 @@ from runtime.manifest import Manifest
 from runtime.signature import plane_text
 
 from .. import console
+from .inspect_checkpoint import inspect_checkpoint, is_checkpoint
 from .options import engine_option, examples, json_option
 
 
 @click.command(
-    epilog=examples("deploy inspect build/bundle", "deploy inspect build/bundle --engine onnxruntime-cuda --json")
+    epilog=examples(
+        "deploy inspect build/bundle",
+        "deploy inspect build/bundle --engine onnxruntime-cuda --json",
+        "deploy inspect damp-nano",
+    )
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @engine_option
 @json_option
 def command(bundle: Path, engine: str | None) -> dict[str, Any]:
-    """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first."""
+    """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first.
+
+    Of a checkpoint (.pth, .safetensors, or the name of a packaged model): the architecture that takes it, or its keys.
+    """
+    if is_checkpoint(bundle):
+        return inspect_checkpoint(bundle)
     contents = verified_bundle(bundle)
     m, made, choice = contents.manifest, contents.made, contents.choice
     here, refusal = _engine_here(bundle, engine)
