@@ -9,13 +9,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.signature import Signature
 
 from .dataset import Sample
 from .measuring import bands_measured
 from .quality import psnr, sam
 
-Float32 = NDArray[np.float32]
 Infer = Callable[[Mapping[str, Float32]], Mapping[str, Float32]]
 CLOSE = 1e-3
 """Where the network's last chosen expert is ahead of the next by less than this, the choice is counted apart."""

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from export.networks import Network
 from export.torch_engine import TorchEngine
+from runtime.arrays import Float32
 from runtime.engines import EngineOptions, open_engine
 from runtime.engines.onnx_guard import IR_VERSION, OPSETS
 from runtime.errors import GateError, InputError
 from runtime.precisions import PRECISIONS
 from runtime.signature import Ports, Signature
 
-Float32 = NDArray[np.float32]
 Probe = Mapping[str, Float32]
 """What an engine is fed with: {tensor: array}."""
 OPSET = OPSETS.stop - 1

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Float32
 from .errors import CubeError
 from .prompts import Given, MetricsBy, Prompts, given_prompts
 from .signature import Signature
 from .tiles import frame_plan
 
-Float32 = NDArray[np.float32]
 Infer = Callable[[Mapping[str, Float32]], Mapping[str, Float32]]
 Progress = Callable[[int, int], None]
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Float32
 from .signature import Signature
-
-Float32 = NDArray[np.float32]
 
 
 def starts(length: int, piece: int, overlap: int) -> tuple[int, ...]:

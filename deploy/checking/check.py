@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calibration import cubes as cube_files
 from calibration.figures import figures
 from export import networks
 from export.networks import Network
+from runtime.arrays import Float32
 from runtime.bundle import Bundle
 from runtime.errors import InputError
 from runtime.precisions import VARIANTS
@@ -21,8 +19,6 @@ from .. import console
 from ..config import Config
 from .comparison import Comparison, compare
 from .gates import GateResult, judge
-
-Float32 = NDArray[np.float32]
 
 
 def check(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibration import agreement
 from calibration.agreement import Cost, Routing
@@ -22,6 +21,7 @@ from calibration.quality import Quality, quality
 from export.networks import Network
 from export.onnx import Probe
 from export.torch_engine import TorchEngine
+from runtime.arrays import Float32
 from runtime.bundle import Bundle, verified_bundle
 from runtime.engines import CPU_ENGINES, GPU_ENGINES, PORTABLE, EngineOptions, open_engine
 from runtime.errors import GateError, MachineError
@@ -36,7 +36,6 @@ from .. import console
 from .half import in_half
 from .probes import measuring, simulated_probes
 
-Float32 = NDArray[np.float32]
 WORST_TILES = 5
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.board import (
     BoardWatch,
     Watched,
@@ -27,7 +28,6 @@ from runtime.simulation.simulator import simulate_scene
 
 from .. import console
 
-Float32 = NDArray[np.float32]
 DEFAULT_FRAMES, DEFAULT_SECONDS, DEFAULT_WARMUP = 200, 20.0, 3
 MOST_FRAMES = 1_000_000
 SCENES = 3

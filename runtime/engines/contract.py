@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.closing import Closing
 from runtime.errors import BundleError, CubeError, MachineError
 from runtime.signature import Ports, Signature
-
-Float32 = NDArray[np.float32]
 
 
 def check_signature(found: Mapping[str, tuple[int, ...] | None], ports: Ports) -> None:

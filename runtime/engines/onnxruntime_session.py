@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from runtime.arrays import Float32
 from runtime.closing import Closing
 from runtime.errors import MachineError
 from runtime.signature import Signature
 
 from .buffers import HostMemory
-from .contract import Engine, Float32, check_signature
+from .contract import Engine, check_signature
 
 REINSTALL_GPU = 'pip install "damp-deploy[gpu]" in an environment without the package onnxruntime'
 TELL_PLACES = {"session.record_ep_graph_assignment_info": "1"}

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
 from runtime.lines import UNFIT, Flag, Line, LineFormat
 from runtime.masking import held
@@ -23,8 +24,6 @@ from .missing import stand_in
 from .pool import Slot
 from .report import FrameReport, stamps
 
-Float32 = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 ENOUGH = 0.5
 """Where fewer of a frame's lines are fit, the whole frame is passed through: it would be made of neighbours."""
 
