@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,11 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import CubeError
 from runtime.files.disk import write_together
-
-if TYPE_CHECKING:
-    # Not of the flight install: imported where they are used.
-    pass
-
 
 Picture: TypeAlias = NDArray[np.uint8]
 Stretch: TypeAlias = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]

@@ -27,6 +27,7 @@ from .restoring import RestorerFacts
 __all__ = ["Fit", "StreamOptions", "fit", "open_files", "open_source", "open_stream"]
 EXACT_BYTES = 2
 """float32 holds every whole number of so many bytes."""
+FLOAT32 = np.dtype(np.float32)
 Output = Literal["input", "float32"]
 
 
@@ -160,12 +161,8 @@ def fit(
     measured = signature.measured
     floats = lines.dtype.kind == "f"
     if floats and scale is not None:
-        raise InputError(
-            "a scale is for lines of integers, these hold floats",
-            key="scale",
-            value=scale,
-            remedy="leave the scale out; floats pass as they are",
-        )
+        remedy = "leave the scale out; floats pass as they are"
+        raise InputError("a scale is for lines of integers, these hold floats", key="scale", value=scale, remedy=remedy)
     lines = lines if scale is None else replace(lines, scale=scale)
     chosen = None if chosen is None else _checked(chosen, lines.bands)
     count = lines.bands if chosen is None else len(chosen)
@@ -177,26 +174,19 @@ def fit(
             remedy="restore files with `deploy run`",
         )
     if signature.tiling == "fixed" and lines.samples != measured.samples:
-        raise CubeError(
-            "the network takes lines of one width, which have one place only",
-            key="samples",
-            value=lines.samples,
-            remedy=f"give lines of {measured.samples} samples",
-        )
+        remedy = f"give lines of {measured.samples} samples"
+        problem = "the network takes lines of one width, which have one place only"
+        raise CubeError(problem, key="samples", value=lines.samples, remedy=remedy)
     if count > measured.bands and not signature.band_groups:
-        raise CubeError(
-            "the source has more bands than the network, which does not restore them in groups",
-            key="bands",
-            value=count,
-            remedy=f"choose {measured.bands} of them: stream.bands",
-        )
+        remedy = f"choose {measured.bands} of them: stream.bands"
+        problem = "the source has more bands than the network, which does not restore them in groups"
+        raise CubeError(problem, key="bands", value=count, remedy=remedy)
     if count < measured.bands:
-        raise CubeError(
-            "the source has fewer bands than the network" if chosen is None else "fewer bands than the network has",
-            key="bands",
-            value=count,
-            remedy=f"the network restores {measured.bands} bands",
+        remedy = f"the network restores {measured.bands} bands"
+        problem = (
+            "the source has fewer bands than the network" if chosen is None else "fewer bands than the network has"
         )
+        raise CubeError(problem, key="bands", value=count, remedy=remedy)
     bare = not floats and lines.scale is None
     unsaid = bare and "scale" not in radiometry and radiometry.get("output") != "reflectance"
     if unsaid and manifest.scale is None:
@@ -210,7 +200,7 @@ def fit(
         lines,
         RestorerFacts(signature, manifest.overlap, bundle.prompts, chosen),
         radiometric,
-        _output(lines, chosen, radiometric, radiometry, output) if signature.alike else _made(bundle),
+        _output(bundle, lines, chosen, radiometric.scale, radiometry, output),
         f"{manifest.network.architecture} {bundle.choice.precision}",
         unsaid,
     )
@@ -245,32 +235,24 @@ def nearest_bands(lines: LineFormat, trained: Sequence[float] | None) -> tuple[i
 
 
 def _output(
+    bundle: Bundle,
     lines: LineFormat,
     chosen: tuple[int, ...] | None,
-    radiometric: Radiometry,
+    scale: float,
     settings: Mapping[str, Any],
     asked: Output,
 ) -> LineFormat:
     """Restored lines: the input's type and scale, or float32 in the unit range where that is asked for or needed."""
-    wavelengths = lines.wavelengths
-    if chosen is not None and wavelengths is not None:
-        wavelengths = tuple(wavelengths[band] for band in chosen)
-    bands, mark = lines.bands if chosen is None else len(chosen), lines.ignore_value
-    if asked == "input" and lines.dtype.kind in "iu" and settings.get("output", "dn") == "dn":
-        if lines.dtype.itemsize > EXACT_BYTES:
-            raise InputError(
-                f"float32, in which lines are restored, does not hold every {lines.dtype}",
-                key="stream.output",
-                value="input",
-                remedy="set stream.output to float32",
-            )
-        # Behind radiometry the detector's limit is another number in every element.
-        saturation = None if settings else lines.saturation
-        return LineFormat(bands, lines.samples, lines.dtype, radiometric.scale, saturation, wavelengths, mark)
-    return LineFormat(bands, lines.samples, np.dtype(np.float32), None, None, wavelengths, mark)
-
-
-def _made(bundle: Bundle) -> LineFormat:
-    """Lines of what is restored, where that is another thing than what is measured."""
     plane, centres = bundle.manifest.signature.restored, bundle.manifest.wavelengths
-    return LineFormat(plane.bands, plane.samples, np.dtype(np.float32), None, None, tuple(centres) if centres else None)
+    if not bundle.manifest.signature.alike:
+        return LineFormat(plane.bands, plane.samples, FLOAT32, None, None, tuple(centres) if centres else None)
+    bands = range(lines.bands) if chosen is None else chosen
+    wavelengths = None if lines.wavelengths is None else tuple(lines.wavelengths[band] for band in bands)
+    size, mark = (len(bands), lines.samples), lines.ignore_value
+    if asked == "float32" or lines.dtype.kind not in "iu" or settings.get("output", "dn") != "dn":
+        return LineFormat(*size, FLOAT32, None, None, wavelengths, mark)
+    if lines.dtype.itemsize > EXACT_BYTES:
+        problem = f"float32, in which lines are restored, does not hold every {lines.dtype}"
+        raise InputError(problem, key="stream.output", value="input", remedy="set stream.output to float32")
+    # Behind radiometry the detector's limit is another number in every element.
+    return LineFormat(*size, lines.dtype, scale, None if settings else lines.saturation, wavelengths, mark)
