@@ -14,11 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.arrays import Float32
-from runtime.board import (
-    BoardWatch,
-    Watched,
-    peak_memory_mib,
-)
+from runtime.board import peak_memory_mib
+from runtime.board_watch import BoardWatch, Watched
 from runtime.bundle import Bundle, verified_bundle
 from runtime.engines import Engine
 from runtime.errors import BundleError

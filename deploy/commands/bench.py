@@ -10,14 +10,8 @@ from typing import Any
 
 import click
 
-from runtime.board import (
-    Reading,
-    Spread,
-    Watched,
-    board_model,
-    forget_peak_memory,
-    read_board,
-)
+from runtime.board import Reading, board_model, forget_peak_memory, read_board
+from runtime.board_watch import Spread, Watched
 from runtime.bundle import load_bundle
 from runtime.errors import InputError, MachineError
 from runtime.manifest import Manifest
