@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.signature import Signature
 
 from .dataset import Sample
 from .measuring import bands_measured
 from .quality import psnr, sam
 
-Float32 = NDArray[np.float32]
 Infer = Callable[[Mapping[str, Float32]], Mapping[str, Float32]]
 CLOSE = 1e-3
 """Where the network's last chosen expert is ahead of the next by less than this, the choice is counted apart."""
@@ -35,6 +36,10 @@ class Routing:
     close: int = 0
     close_same: int = 0
     layers: tuple[tuple[int, int], ...] = ()
+
+    def __bool__(self) -> bool:
+        """There was something to choose: the network has experts."""
+        return bool(self.pairs or self.close)
 
     @property
     def agreement(self) -> float:
@@ -118,8 +123,16 @@ class TaskCost:
     distortion_db: float
 
 
-@dataclass(frozen=True)
-class Score:
+class TaskLoss(Protocol):
+    """What a variant costs in a task: dB of PSNR that it loses, degrees that it adds to the spectral angle."""
+
+    @property
+    def psnr_drop_db(self) -> float: ...
+    @property
+    def sam_rise_deg(self) -> float: ...
+
+
+class Cost:
     """What a variant costs.
 
     Attributes:
@@ -128,9 +141,9 @@ class Score:
         max_difference: largest difference from the network, as a share of its range.
     """
 
-    tasks: Mapping[str, TaskCost]
-    routing: Routing = field(default_factory=Routing)
-    max_difference: float = 0.0
+    tasks: Mapping[str, TaskLoss]
+    routing: Routing
+    max_difference: float
 
     @property
     def mean_psnr_drop_db(self) -> float:
@@ -148,27 +161,44 @@ class Score:
         return float(np.mean([t.sam_rise_deg for t in self.tasks.values()]))
 
     @property
+    def worst_sam_rise_deg(self) -> float:
+        """Of the task whose spectra are bent most."""
+        return max(t.sam_rise_deg for t in self.tasks.values())
+
+
+@dataclass(frozen=True)
+class Score(Cost):
+    """What a variant costs on judged frames."""
+
+    tasks: Mapping[str, TaskCost]
+    routing: Routing = field(default_factory=Routing)
+    max_difference: float = 0.0
+
+    @property
     def mean_distortion_db(self) -> float:
         """Mean over tasks."""
         return float(np.mean([t.distortion_db for t in self.tasks.values()]))
 
 
-def score(
-    infer: Infer, signature: Signature, cases: Iterable[Case], progress: Callable[[int, int], None] | None = None
-) -> Score:
+def score(infer: Infer, signature: Signature, cases: Iterable[Case]) -> Score:
     """Run a variant on the cases."""
-    found: dict[str, list[TaskCost]] = {}
-    chosen, largest = Routing(), 0.0
-    for number, case in enumerate(cases):
+    scores = []
+    for case in cases:
         made = infer(case.sample.feeds)
         cube = made[signature.restored.name][0]
-        found.setdefault(case.sample.origin.task, []).append(task_cost(cube, case))
-        chosen += routing(routing_in(made, signature), case.routing, case.margins)
-        span = float(np.ptp(case.restored)) or 1.0
-        largest = max(largest, float(np.abs(cube - case.restored).max()) / span)
-        if progress is not None:
-            progress(number + 1, 0)
-    return Score({task: mean_cost(costs) for task, costs in found.items()}, chosen, largest)
+        chosen = routing(routing_in(made, signature), case.routing, case.margins)
+        largest = float(np.abs(cube - case.restored).max()) / (float(np.ptp(case.restored)) or 1.0)
+        scores.append(Score({case.sample.origin.task: task_cost(cube, case)}, chosen, largest))
+    return joined(scores)
+
+
+def joined(scores: Sequence[Score]) -> Score:
+    """Of all their cases: means by task."""
+    costs: dict[str, list[TaskCost]] = {}
+    for task, cost in (item for one in scores for item in one.tasks.items()):
+        costs.setdefault(task, []).append(cost)
+    means = {task: mean_cost(of_task) for task, of_task in costs.items()}
+    return Score(means, sum((one.routing for one in scores), Routing()), max(one.max_difference for one in scores))
 
 
 def task_cost(cube: Float32, case: Case) -> TaskCost:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.doubts import wavelength_doubt
 from runtime.errors import CubeError, InputError, plain
 from runtime.files import READERS, CubeFile, read_cube
@@ -17,7 +17,6 @@ from runtime.scaling import to_unit
 
 from .degradations import BRIGHTEST
 
-Float32 = NDArray[np.float32]
 SUFFIXES = (".hdr", ".npy", ".npz", ".mat")
 """Bands that lie further from the network's than this are warned of."""
 

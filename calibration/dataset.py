@@ -19,8 +19,8 @@ from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.durable import replacing
 from runtime.errors import DeployError, InputError
 from runtime.simulation.simulator import simulate_scene
@@ -29,7 +29,6 @@ from runtime.tiles import Tile, Tiling
 from .cubes import Wanted, find_cubes, unit_cube
 from .measuring import Measuring
 
-Float32 = NDArray[np.float32]
 AS_FLOWN = "as flown"
 TRUTH, FED = "truth", "feed."
 """Names of a kept frame's arrays."""

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from calibration.baselines import BASELINES
 from calibration.measuring import Measuring, bands_measured
 from calibration.quality import Quality, quality
+from runtime.arrays import Float32
 from runtime.errors import CubeError
 
-Float32 = NDArray[np.float32]
 Contenders = tuple[Quality | None, Quality | None, Quality]
 """Of the input, the classical method and the model."""
 Restore = Callable[[Float32], tuple[Float32, Float32]]

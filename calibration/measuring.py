@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.errors import CubeError
 from runtime.prompts import Prompts
 from runtime.signature import Signature
 
 from .degradations import DEGRADATIONS, TRAINING, UNSEEN, lost_bands
 
-Float32 = NDArray[np.float32]
 Measure = Callable[[str, Float32, np.random.Generator], Float32]
 CLEAN = "clean"
 TASKS = (*TRAINING, *reversed(UNSEEN))

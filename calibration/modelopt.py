@@ -18,13 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from .quantized import LEVELS
 from .ranges import Feeds
 
-Float32 = NDArray[np.float32]
 WAYS = ("max", "entropy")
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from runtime.engines.onnx_guard import check_onnx
@@ -21,7 +20,6 @@ from .products import block_of
 from .ranges import Feeds, parts_of
 from .typed import constants_of, pictures
 
-Float32 = NDArray[np.float32]
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 

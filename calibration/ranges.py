@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.engines.onnx_guard import check_onnx
 from runtime.errors import MachineError
 
-Float32 = NDArray[np.float32]
 Feeds = Mapping[str, Float32]
 Counts = NDArray[np.int64]
 

@@ -14,10 +14,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from runtime.arrays import Float32
+
 from .ranges import Feeds, parts_of, session_of
 from .typed import nodes_in_half
 
-Float32 = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 

@@ -25,9 +25,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from runtime.errors import MachineError
 
 LARGEST_HALF = 65504.0
-SMALLEST_HALF = 2.0**-24
 STATISTICS = frozenset({"ReduceMean", "ReduceL2", "ReduceSum", "ReduceSumSquare", "Sqrt", "Pow", "Exp", "Log"})
-DIVISORS = STATISTICS | {"Clip", "Max", "Add", "Reciprocal"}
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "Max", "Min", "Neg", "Reciprocal", "Abs"})
 SHAPES = frozenset({"Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Identity", "Concat", "Gather"})
 """Operators whose values are those that came in."""

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from export.metrics import PromptMetrics
 from export.onnx import Graph, as_graph
+from runtime.arrays import Float32
 from runtime.engines import open_metrics
 from runtime.engines.onnx_guard import OPSETS
 from runtime.errors import GateError
 from runtime.metrics import prompt_metrics
 from runtime.prompts import TOLERANCES, beyond, differences
 from runtime.signature import Signature
-
-Float32 = NDArray[np.float32]
 
 
 def export_metrics(module: PromptMetrics, signature: Signature) -> Graph:

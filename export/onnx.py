@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -21,21 +20,17 @@ from torch import Tensor, nn
 
 from export.networks import Network
 from export.torch_engine import TorchEngine
+from runtime.arrays import Float32
 from runtime.engines import EngineOptions, open_engine
 from runtime.engines.onnx_guard import IR_VERSION, OPSETS
 from runtime.errors import GateError, InputError
+from runtime.precisions import PRECISIONS
 from runtime.signature import Ports, Signature
 
-Float32 = NDArray[np.float32]
 Probe = Mapping[str, Float32]
 """What an engine is fed with: {tensor: array}."""
 OPSET = OPSETS.stop - 1
-LIMIT = 2e-4
-"""Largest difference between graph and network, as a share of the output's range."""
-LIMITS: Mapping[str, float] = MappingProxyType({"fp32": LIMIT, "fp16": 5e-2, "bf16": 0.1, "int8": 0.25})
-"""The same for each precision of arithmetic. An FP16 number has 11 bits, a bfloat16 number 8; what a network makes of
-that is its own (in FP16 our trained ones reach 1e-3, random weights 2e-2): `deploy check` judges what it costs. In int8
-a single value may be far off, and another expert may be chosen where two are as good: gates hold the whole."""
+LIMIT = PRECISIONS["fp32"].limit
 ROUNDING_SLACK = 4.0
 LOOSEST_LIMIT = 1e-3
 
@@ -232,7 +227,7 @@ def compare(
 ) -> Agreement:
     """Run graph (in the named engine) and network (PyTorch, float32) on the probes.
 
-    The limit is that of the precision in `LIMITS`, 2e-4 of the output's range in float32. A network so ill-conditioned
+    The limit is that of the precision, 2e-4 of the output's range in float32. A network so ill-conditioned
     that PyTorch's own float32 is farther than a quarter of that from float64 is held to four times its own rounding
     instead, at most 1e-3; see `Agreement.limit`.
 
@@ -242,7 +237,7 @@ def compare(
     signature = net.signature(*size)
     reference = TorchEngine(net, *size)
     largest, squares, routing_difference, choices = 0.0, [], 0.0, set()
-    limit, rounding = LIMITS[precision], None
+    limit, rounding = PRECISIONS[precision].limit, None
     options = EngineOptions(precision=precision)
     name, side = signature.restored.name, signature.routing
     with open_engine(engine_name, graph.data, signature, options) as engine:

@@ -33,7 +33,6 @@ class Target:
         title: what it is, for people.
         sm: compute capability of its GPU, such as 8.7; None without a GPU.
         tensorrt: versions of TensorRT that may build and run the engine there, such as `>=10.3,<12`.
-        memory_gib: memory that the GPU can use; on a Jetson the CPU uses it too.
         workspace_mib: most scratch memory that the builder may give to one layer.
         made_there: the engine is built on the target itself: it is locked to that board's software.
         metrics: what computes the metrics of a frame: NumPy on the `host`, or a `graph` in the engine.
@@ -47,7 +46,6 @@ class Target:
     title: str = ""
     sm: str | None = None
     tensorrt: str | None = None
-    memory_gib: float | None = None
     workspace_mib: int = 1024
     made_there: bool = False
     metrics: str = "host"
@@ -57,30 +55,30 @@ class Target:
         return {**asdict(self), "precisions": list(self.precisions)}
 
 
-def _gpu(name: str, title: str, sm: str, memory: float, **others: Any) -> Target:
+def _gpu(name: str, title: str, sm: str, **others: Any) -> Target:
     defaults = {"engine": "tensorrt", "tensorrt": ">=10.3,<12", "workspace_mib": 4096, "made_there": True}
-    common = {"precisions": GPU, "default_precision": "fp16", "title": title, "sm": sm, "memory_gib": memory}
+    common = {"precisions": GPU, "default_precision": "fp16", "title": title, "sm": sm}
     return Target(name, **{**common, **defaults, **others})
 
 
-def _rtx(name: str, title: str, sm: str, memory: float) -> Target:
-    return _gpu(name, title, sm, memory, engine="tensorrt-rtx", tensorrt=">=1.7,<2", made_there=False)
+def _rtx(name: str, title: str, sm: str) -> Target:
+    return _gpu(name, title, sm, engine="tensorrt-rtx", tensorrt=">=1.7,<2", made_there=False)
 
 
 _ALL = (
     Target("cpu", title="any CPU, ONNX Runtime"),
     Target("intel", "openvino", ("fp32", "bf16", "int8"), title="Intel and AMD CPUs, OpenVINO"),
     Target("cuda", "onnxruntime-cuda", GPU, "fp16", title="NVIDIA GPUs without TensorRT, ONNX Runtime CUDA"),
-    _gpu("jetson-orin-nano", "Jetson Orin Nano 4 or 8 GB", "8.7", 4, workspace_mib=512),
-    _gpu("jetson-orin-nx", "Jetson Orin NX 8 or 16 GB", "8.7", 8, workspace_mib=1024),
-    _gpu("jetson-orin", "Jetson AGX Orin 32 or 64 GB", "8.7", 32),
-    _gpu("jetson-thor", "Jetson AGX Thor, JetPack 7", "11.0", 128, tensorrt=">=10.13.3,<12"),
-    _rtx("rtx-30", "GeForce RTX 30 and RTX A-series (Ampere)", "8.6", 8),
-    _rtx("rtx-40", "GeForce RTX 40 and RTX Ada", "8.9", 8),
-    _rtx("rtx-50", "GeForce RTX 50 and RTX PRO Blackwell", "12.0", 8),
-    _gpu("a100", "A100", "8.0", 40),
-    _gpu("h100", "H100", "9.0", 80),
-    _gpu("h200", "H200", "9.0", 141),
+    _gpu("jetson-orin-nano", "Jetson Orin Nano 4 or 8 GB", "8.7", workspace_mib=512),
+    _gpu("jetson-orin-nx", "Jetson Orin NX 8 or 16 GB", "8.7", workspace_mib=1024),
+    _gpu("jetson-orin", "Jetson AGX Orin 32 or 64 GB", "8.7"),
+    _gpu("jetson-thor", "Jetson AGX Thor, JetPack 7", "11.0", tensorrt=">=10.13.3,<12"),
+    _rtx("rtx-30", "GeForce RTX 30 and RTX A-series (Ampere)", "8.6"),
+    _rtx("rtx-40", "GeForce RTX 40 and RTX Ada", "8.9"),
+    _rtx("rtx-50", "GeForce RTX 50 and RTX PRO Blackwell", "12.0"),
+    _gpu("a100", "A100", "8.0"),
+    _gpu("h100", "H100", "9.0"),
+    _gpu("h200", "H200", "9.0"),
 )
 BUILT_IN: Mapping[str, Target] = {target.name: target for target in _ALL}
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from export.devices import usable
 from export.networks import Network
+from runtime.arrays import Float32
 from runtime.engines import Engine
-from runtime.engines.contract import Float32
 from runtime.errors import InputError, MachineError
 
 FORMS = ("reference", "deployment", "compiled", "graph")

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import manifest as manifests
-from .durable import swap, sync_folder
+from .durable import swap, sync_folder, write_bytes
 from .engines import GPU_ENGINES, METRICS_ENGINES, Built, Engine, EngineOptions, open_engine, open_metrics
 from .errors import BundleError, CubeError, GateError, MachineError
-from .manifest import FileRecord, Manifest
+from .made import MADE, Choice, Made, choice_of, parse_made
+from .manifest import MANIFEST, FileRecord, Manifest
 from .masking import filled, missing_pixels
 from .metrics import prompt_metrics
 from .prompts import TOLERANCES, Given, Prompts, beyond, differences
@@ -28,7 +29,6 @@ from .restore import Progress, Restored, restore_cube
 from .scaling import returned, to_unit
 from .untrusted import IrregularError, TooLargeError, read_untrusted
 
-MANIFEST = "manifest.json"
 MEND = "copy or build the bundle again"
 
 
@@ -37,15 +37,28 @@ class Bundle:
 
     Attributes:
         path: the folder.
-        manifest: what it says of itself.
+        manifest: what the ground says of it.
+        made: what was made of it where it flies.
         engine: what restores a frame.
         prompts: what makes what it takes beside the frame.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, engine: Engine, files: Mapping[str, bytes], prompts: Prompts
+        self,
+        path: Path,
+        manifest: Manifest,
+        made: Made | None,
+        engine: Engine,
+        files: Mapping[str, bytes],
+        prompts: Prompts,
     ) -> None:
-        self.path, self.manifest, self.engine, self.prompts, self._files = path, manifest, engine, prompts, files
+        self.path, self.manifest, self.made = path, manifest, made
+        self.engine, self.prompts, self._files = engine, prompts, files
+
+    @property
+    def choice(self) -> Choice:
+        """What runs, and why."""
+        return choice_of(self.manifest, self.made)
 
     def restore(
         self,
@@ -123,11 +136,11 @@ class Bundle:
 
         Raises:
             BundleError: the golden arrays are damaged, not finite or of other shapes than the engine's.
-            GateError: the difference is above the manifest's tolerance, other experts were chosen, or the graph's
+            GateError: the difference is above the choice's tolerance, other experts were chosen, or the graph's
                 metrics are not NumPy's within `runtime.prompts.TOLERANCES`.
         """
         check_golden_metrics(self.prompts, self.manifest, self._files, self.path)
-        return golden_difference(self.engine, self.manifest, self._files, self.path)
+        return golden_difference(self.engine, self.manifest, self.choice.tolerance, self._files, self.path)
 
     def close(self) -> None:
         """Give back the engine, and the metrics' graph."""
@@ -145,11 +158,14 @@ class Bundle:
         self.close()
 
 
-def golden_difference(engine: Engine, manifest: Manifest, files: Mapping[str, bytes], path: Path) -> float:
+def golden_difference(
+    engine: Engine, manifest: Manifest, tolerance: float, files: Mapping[str, bytes], path: Path
+) -> float:
     """Run the golden frame of a bundle through an engine; see `Bundle.self_test`.
 
     Args:
         engine: what is to be proved.
+        tolerance: largest difference, as a share of the recorded output's range.
         manifest, files, path: the bundle's manifest, the bytes of its golden files by inner path, its folder.
     """
     golden, signature = manifest.golden, engine.signature
@@ -162,13 +178,13 @@ def golden_difference(engine: Engine, manifest: Manifest, files: Mapping[str, by
     span = float(np.ptp(expected)) or 1.0
     difference = float(np.abs(restored - expected).max()) / span
     same = all(np.array_equal(made[side.name] > 0, arrays[side.name] > 0) for side in signature.side)
-    if difference > golden.tolerance or not same:
+    if difference > tolerance or not same:
         raise GateError(
             "this machine does not restore the golden frame as it was recorded",
             file=path,
             key="golden",
             value=difference,
-            remedy=f"at most {golden.tolerance:g} of the range and the same experts; do not fly this bundle here",
+            remedy=f"at most {tolerance:g} of the range and the same experts; do not fly this bundle here",
         )
     return difference
 
@@ -215,12 +231,13 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
         MachineError: the engine is not installed, was not built yet or cannot run here.
     """
     folder = Path(path)
-    manifest, files = verified_bundle(folder)
-    name, program, built = manifest.target.engine, str(manifest.graphs[manifest.precision.chosen]), None
+    bundle = verified_bundle(folder)
+    manifest, choice, files = bundle.manifest, bundle.choice, bundle.files
+    name, program, built = manifest.target.engine, str(manifest.graphs[choice.precision]), None
     if engine is not None and engine != name:
         name = engine
-    elif manifest.engine is not None:
-        program, made = manifest.engine.path, manifest.engine
+    elif choice.engine is not None:
+        program, made = choice.engine.path, choice.engine
         built = Built(made.builder, made.version, made.sm, made.gpu)
     elif manifest.deferred is not None:
         raise MachineError(
@@ -229,7 +246,7 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
             value=manifest.deferred,
             remedy="run `deploy finalize` on the target, or ask for --engine onnxruntime to run the graph here",
         )
-    options = EngineOptions(threads or manifest.target.threads, manifest.precision.chosen, built)
+    options = EngineOptions(threads or manifest.target.threads, choice.precision, built)
     signature, of_metrics = manifest.signature, manifest.metrics_graph if name in METRICS_ENGINES else None
     constants = {p.name: _array(files[p.of], folder / p.of, p.shape) for p in signature.constants}
     try:
@@ -249,50 +266,72 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
         ) from error
     # The graphs are the engine's now; only the golden arrays are kept.
     kept = {name: files[name] for name in manifest.golden.arrays.values()}
-    return Bundle(folder, manifest, opened, kept, Prompts(signature, constants, graph))
+    return Bundle(folder, manifest, bundle.made, opened, kept, Prompts(signature, constants, graph))
 
 
-def verified_bundle(path: str | Path) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and the bytes of every file it lists, all hashes checked; no engine is loaded.
+@dataclass(frozen=True)
+class Contents:
+    """A bundle whose every byte was checked.
+
+    Attributes:
+        manifest: what the ground wrote.
+        made: what was made of it where it flies; None where nothing was.
+        files: inner path -> bytes of every file, `manifest.json` and `made.json` among them.
+    """
+
+    manifest: Manifest
+    made: Made | None
+    files: dict[str, bytes]
+
+    @property
+    def choice(self) -> Choice:
+        """What runs, and why."""
+        return choice_of(self.manifest, self.made)
+
+
+def verified_bundle(path: str | Path) -> Contents:
+    """Every file that the manifest and the record of the engine list, all hashes checked; no engine is loaded.
 
     Raises:
         BundleError: something is missing, damaged, altered or of an unknown version.
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
-    files = {name: _verified(folder, name, record) for name, record in manifest.files.items()}
-    made = manifest.engine
-    needed = [manifest.graphs.get(manifest.precision.chosen), *manifest.graphs.values()]
+    data = _manifest(folder)
+    manifest, made = manifests.parse(data, Manifest, file=folder / MANIFEST), None
+    files = {MANIFEST: data, **{name: _verified(folder, name, record) for name, record in manifest.files.items()}}
+    needed = [*map(manifest.graphs.get, manifest.tolerances), *manifest.graphs.values()]
     needed += [] if manifest.metrics_graph is None else [manifest.metrics_graph]
     needed += [*manifest.golden.arrays.values(), *(p.of for p in manifest.signature.constants)]
-    needed += [] if made is None else [made.path, *filter(None, (made.layers, made.log))]
     for name in needed:
         if name is None or name not in files:
             raise BundleError("the manifest does not list a file it needs", file=folder, key=name, remedy=MEND)
-    if made is not None:
-        source = manifest.files[manifest.graphs[manifest.precision.chosen]].sha256
-        if made.graph_sha256 != source:
-            raise BundleError("the engine was built from another graph", file=folder, key="engine", remedy=MEND)
-    return manifest, files
+    if os.path.lexists(folder / MADE):
+        record = _read(folder, MADE, manifests.LARGEST)
+        made = parse_made(record, manifest, _sha256(data), file=folder / MADE)
+        files |= {MADE: record, **{name: _verified(folder, name, record) for name, record in made.files.items()}}
+    return Contents(manifest, made, files)
 
 
-def unlisted_files(folder: str | Path, manifest: Manifest) -> tuple[str, ...]:
-    """Files in a bundle's folder that its manifest does not list; nothing ever opens them."""
+def unlisted_files(folder: str | Path, bundle: Contents) -> tuple[str, ...]:
+    """Files in a bundle's folder that nothing in it lists; nothing ever opens them."""
     found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
     inner = (path.relative_to(folder).as_posix() for path in found)
-    return tuple(sorted(set(inner) - {MANIFEST, *manifest.files}))
+    return tuple(sorted(set(inner) - bundle.files.keys()))
 
 
 def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of a bundle, checked; no other file is read. Raises BundleError."""
-    folder = Path(folder)
+    return manifests.parse(_manifest(Path(folder)), Manifest, file=Path(folder) / MANIFEST)
+
+
+def _manifest(folder: Path) -> bytes:
     if not folder.is_dir():
         raise BundleError("no such bundle", file=folder, remedy="give the folder that `deploy build` wrote")
     if not os.path.lexists(folder / MANIFEST):
         raise BundleError(
             f"is not a bundle, it has no {MANIFEST}", file=folder, remedy="give the folder that `deploy build` wrote"
         )
-    return manifests.parse(_read(folder, MANIFEST, manifests.LARGEST), file=folder / MANIFEST)
+    return _read(folder, MANIFEST, manifests.LARGEST)
 
 
 def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> Manifest:
@@ -303,8 +342,7 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -
         files: inner path -> content.
         manifest: its `files` are filled in here.
     """
-    records = {n: FileRecord(sha256=hashlib.sha256(d).hexdigest(), bytes=len(d)) for n, d in files.items()}
-    complete = manifest.model_copy(update={"files": records})
+    complete = manifest.model_copy(update={"files": _records(files)})
     with _writing(folder):
         for name, data in (*files.items(), (MANIFEST, manifests.dump(complete))):
             target = folder / name
@@ -315,6 +353,36 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -
                 os.fsync(file.fileno())
             sync_folder(target.parent)
     return complete
+
+
+def install_engine(
+    folder: Path, begun: Contents, choice: Choice, proof: dict[str, Any], files: Mapping[str, bytes]
+) -> None:
+    """Give a bundle that is in use another engine: its files first, the `made.json` that lists them last and at once.
+
+    The files of the engine before, which have other names, go after the `made.json` that listed them.
+
+    Args:
+        folder: the bundle.
+        begun: what it was when the engine was begun.
+        choice, proof, files: what is made of it; see `Made`.
+
+    Raises:
+        DeployError: another bundle took its place meanwhile, or the system refused.
+    """
+    there = verified_bundle(folder)
+    data = there.files[MANIFEST]
+    if data != begun.files[MANIFEST]:
+        raise BundleError("is another bundle than the one that the engine is for", file=folder, remedy="do it again")
+    made = Made(
+        schema_version=Made.version, manifest_sha256=_sha256(data), choice=choice, proof=proof, files=_records(files)
+    )
+    with _writing(folder):
+        for name, content in (*files.items(), (MADE, manifests.dump(made))):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(folder / name, content)
+        for name in there.made.files.keys() - files.keys() if there.made else ():
+            (folder / name).unlink(missing_ok=True)
 
 
 def install_bundle(folder: Path, out: Path, *, replace: bool) -> None:
@@ -388,11 +456,19 @@ def _read(folder: Path, name: str, limit: int) -> bytes:
 
 def _verified(folder: Path, name: str, record: FileRecord) -> bytes:
     data = _read(folder, name, record.bytes)
-    if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
+    if len(data) != record.bytes or _sha256(data) != record.sha256:
         raise BundleError(
             "the file is not the one that was built: its SHA-256 differs", file=folder / name, remedy=MEND
         )
     return data
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _records(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
+    return {name: FileRecord(sha256=_sha256(data), bytes=len(data)) for name, data in files.items()}
 
 
 def _array(data: bytes, file: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -1,13 +1,14 @@
 """The manifest of a bundle: everything a flight computer must know about it, in one JSON file that is its own canon.
 
-The file holds exactly the bytes `dump` writes for its content; a flipped byte anywhere is found.
+The ground writes it once. The file holds exactly the bytes `dump` writes for its content; a flipped byte anywhere is
+found.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,18 +16,35 @@ from .errors import BundleError
 from .prompts import TOLERANCES
 from .signature import InnerPath, Signature
 
-SCHEMA_VERSION = 2
-SEAL = "seal"
+MANIFEST, SEAL = "manifest.json", "seal"
 LARGEST = 4 << 20
 LARGEST_PART = 2 << 30
 """Bytes of one file, which is also what an ONNX file can hold."""
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of what a bundle says of itself."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class NetworkMade(_Part):
+class Sealed(Part):
+    """The whole content of a sealed file.
+
+    Attributes:
+        called: what errors call it.
+        version: the `schema_version` that this program writes and reads.
+    """
+
+    called: ClassVar[str]
+    version: ClassVar[int]
+    schema_version: int
+
+
+Content = TypeVar("Content", bound=Sealed)
+
+
+class NetworkMade(Part):
     """Which network, with which options it was loaded, and where its weights came from."""
 
     architecture: str
@@ -38,7 +56,7 @@ class NetworkMade(_Part):
     about: str = ""
 
 
-class TargetMade(_Part):
+class TargetMade(Part):
     """What the bundle was built for."""
 
     name: str
@@ -49,46 +67,20 @@ class TargetMade(_Part):
     workspace_mib: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
 
 
-class EngineFile(_Part):
-    """An engine built for one kind of GPU, and what built it.
-
-    Attributes:
-        path: the engine.
-        builder: `tensorrt` or `tensorrt-rtx`.
-        version: of the builder.
-        sm: compute capability that it was built for.
-        gpu: model of the GPU that it was built and proved on; None where it was built ahead of time.
-        graph_sha256: the graph that it was built from.
-        options: what the builder was told.
-        layers: list of its layers (JSON), where there is one.
-        log: what the builder said.
-    """
-
-    path: InnerPath
-    builder: str
-    version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){1,4}$")]
-    sm: Annotated[str, Field(pattern=r"^[0-9]{1,2}\.[0-9]$")]
-    gpu: Annotated[str, Field(max_length=300)] | None = None
-    graph_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    options: dict[str, Any]
-    layers: InnerPath | None = None
-    log: InnerPath | None = None
-
-
-class Precision(_Part):
+class Precision(Part):
     """The precision of the graph that runs, and why it is that one.
 
     Attributes:
-        rivals: precisions that passed their gates as well and were not timed yet: the target chooses the fastest when
-            it builds its engine.
+        rivals: precisions that passed their gates as well and were not timed yet, with the golden frame's tolerance in
+            each: the target chooses the fastest when it builds its engine.
     """
 
     chosen: str
     why: str
-    rivals: list[str] = []
+    rivals: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
 
 
-class Golden(_Part):
+class Golden(Part):
     """A recorded frame and what it must become: a .npy file for each tensor of the signature.
 
     Attributes:
@@ -100,14 +92,14 @@ class Golden(_Part):
     tolerance: Annotated[float, Field(gt=0, le=1)]
 
 
-class FileRecord(_Part):
+class FileRecord(Part):
     """Size and hash of a file of the bundle."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Annotated[int, Field(ge=0, le=LARGEST_PART)]
 
 
-class Manifest(_Part):
+class Manifest(Sealed):
     """Content of `manifest.json`.
 
     Attributes:
@@ -118,13 +110,13 @@ class Manifest(_Part):
         scale_from: who said so: flag, config, model.
         graphs: precision -> ONNX file.
         evidence: what was measured when the bundle was built.
-        files: every other file of the bundle.
-        engine: the engine file, where the target's engine needs one and it was built.
-        deferred: why it was not built, where it is to be built on the target.
+        files: every file of the bundle but this one and what `made.json` lists.
+        deferred: why no engine was built, where it is to be built on the target.
         metrics_graph: ONNX file that computes the metrics of a frame in the target's engine; None where NumPy does.
     """
 
-    schema_version: int
+    called: ClassVar[str] = "the manifest"
+    version: ClassVar[int] = 3
     created: str
     tools: dict[str, str]
     network: NetworkMade
@@ -139,9 +131,13 @@ class Manifest(_Part):
     golden: Golden
     evidence: dict[str, Any]
     files: dict[InnerPath, FileRecord]
-    engine: EngineFile | None = None
     deferred: str | None = None
     metrics_graph: InnerPath | None = None
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """Precision -> how far the golden frame may be off in it, for those that may fly."""
+        return {**self.precision.rivals, self.precision.chosen: self.golden.tolerance}
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:
@@ -162,35 +158,37 @@ class Manifest(_Part):
         return self
 
 
-def dump(manifest: Manifest) -> bytes:
-    """The bytes of `manifest.json`."""
-    content = manifest.model_dump(mode="json")
+def dump(made: Sealed) -> bytes:
+    """The bytes of a sealed file."""
+    content = made.model_dump(mode="json")
     content[SEAL] = hashlib.sha256(_canonical(content)).hexdigest()
     return _canonical(content)
 
 
-def parse(data: bytes, *, file: object) -> Manifest:
-    """Read `manifest.json`.
+def parse(data: bytes, kind: type[Content], *, file: object) -> Content:
+    """Read a sealed file of that kind.
 
     Raises:
         BundleError: it is damaged, altered, or of a version this program does not know.
     """
     if len(data) > LARGEST:
-        raise BundleError("the manifest is too large", file=file, value=len(data), remedy="build the bundle again")
+        raise BundleError(f"{kind.called} is too large", file=file, value=len(data), remedy="build the bundle again")
     try:
         content = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise BundleError("the manifest is not JSON", file=file, value=error, remedy="copy the bundle again") from error
-    if not isinstance(content, dict):
-        raise BundleError("the manifest is not a mapping", file=file, remedy="copy the bundle again")
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
         raise BundleError(
-            "the manifest's version is not known here",
+            f"{kind.called} is not JSON", file=file, value=error, remedy="copy the bundle again"
+        ) from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{kind.called} is not a mapping", file=file, remedy="copy the bundle again")
+    version = content.get("schema_version")
+    if version != kind.version:
+        raise BundleError(
+            f"{kind.called}'s version is not known here",
             file=file,
             key="schema_version",
             value=version,
-            remedy=f"this program reads version {SCHEMA_VERSION}; update it or build the bundle again",
+            remedy=f"this program reads version {kind.version}; update it or build the bundle again",
         )
     seal = content.pop(SEAL, None)
     try:
@@ -202,14 +200,14 @@ def parse(data: bytes, *, file: object) -> Manifest:
         intact = False
     if not intact:
         raise BundleError(
-            "the manifest was altered or damaged", file=file, key=SEAL, remedy="copy or build the bundle again"
+            f"{kind.called} was altered or damaged", file=file, key=SEAL, remedy="copy or build the bundle again"
         )
     try:
-        return Manifest.model_validate_json(_canonical(content))
+        return kind.model_validate_json(_canonical(content))
     except ValidationError as error:
         first = error.errors()[0]
         raise BundleError(
-            f"the manifest is wrong: {first['msg'].removeprefix('Value error, ')}",
+            f"{kind.called} is wrong: {first['msg'].removeprefix('Value error, ')}",
             file=file,
             key=".".join(map(str, first["loc"])) or None,
             remedy="build the bundle again",

@@ -17,10 +17,10 @@ import numpy as np
 import scipy.fft
 from numpy.typing import ArrayLike, NDArray
 
+from .arrays import Float32
 from .errors import CubeError
 from .machine import available_cores
 
-Float32 = NDArray[np.float32]
 MetricSet = Literal["reference15", "paper6", "log6"]
 
 METRICS: tuple[str, ...] = (

@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arrays import Float32
 from .engines.onnxruntime_session import BoundSession
 from .errors import CubeError
-from .metrics import LOGARITHMS, METRIC_SETS, Float32, finite_metrics, prompt_metrics
+from .metrics import LOGARITHMS, METRIC_SETS, finite_metrics, prompt_metrics
 from .signature import Signature
 
 MetricsBy = Literal["host", "graph", "given", "none"]

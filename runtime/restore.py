@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Float32
 from .errors import CubeError
 from .prompts import Given, MetricsBy, Prompts, given_prompts
 from .signature import Signature
-from .tiles import Tiling, band_groups
+from .tiles import frame_plan
 
-Float32 = NDArray[np.float32]
 Infer = Callable[[Mapping[str, Float32]], Mapping[str, Float32]]
 Progress = Callable[[int, int], None]
 
@@ -90,52 +90,40 @@ def restore_cube(
             remedy="replace NaN and infinite values, or leave those bands out",
         )
     measured, restored = signature.measured, signature.restored
-    groups = list(band_groups(cube.shape[0], measured.bands))
-    tiling = Tiling((cube.shape[1], cube.shape[2]), measured.size, overlap)
-    tiles = tiling.tiles()
-    replaced = [{}] * len(groups) if given is None else given_prompts(given, signature, len(groups))
-    total, done = len(groups) * len(tiles), 0
+    plan = frame_plan(cube.shape, signature, overlap)
+    replaced = [{}] * len(plan.groups) if given is None else given_prompts(given, signature, len(plan.groups))
+    done = 0
     size = cube.shape[1:] if signature.tiling == "free" else restored.size
     out = np.zeros((len(cube) if signature.band_groups else restored.bands, *size), np.float32)
-    band_weight = np.zeros(len(out), np.float32)
     used: list[dict[str, Float32]] = []
     side: dict[str, list[Float32]] = {s.name: [] for s in signature.side}
-    for group, own in zip(groups, replaced, strict=True):
-        part = cube[group.start : group.start + measured.bands]
+    for (start, weights), own in zip(plan.groups, replaced, strict=True):
+        part = cube[start : start + measured.bands]
         whole = all(p.name in own for p in signature.prompts)
         feeds = own if whole else {**prompts(part), **own}
-        bands = slice(group.start, group.start + restored.bands)
-        joined = np.zeros((restored.bands, *size), np.float32)
-        weight = np.zeros(size, np.float32)
-        for tile in tiles:
-            made = infer({measured.name: tiling.cut(part, tile), **feeds})
-            lines, samples = (tile.lines, tile.samples) if signature.tiling == "free" else restored.size
-            area = (slice(tile.line, tile.line + lines), slice(tile.sample, tile.sample + samples))
-            share = tiling.weights(tile) if len(tiles) > 1 else np.ones((lines, samples), np.float32)
-            joined[:, area[0], area[1]] += made[restored.name][0, :, :lines, :samples] * share
-            weight[area] += share
+        joined = out[start : start + restored.bands]
+        for tile, share in plan.tiles:
+            made = infer({measured.name: plan.tiling.cut(part, tile), **feeds})
+            lines, samples = share.shape
+            area = joined[:, tile.line : tile.line + lines, tile.sample : tile.sample + samples]
+            area += made[restored.name][0, :, :lines, :samples] * share * weights
             for name, values in side.items():
                 values.append(made[name])
             done += 1
             if progress is not None:
-                progress(done, total)
-        joined /= weight
-        weights = group.weights if len(groups) > 1 else np.ones(restored.bands, np.float32)
-        out[bands] += joined * weights[:, None, None]
-        band_weight[bands] += weights
+                progress(done, plan.runs)
         used.append(feeds)
-    out /= band_weight[:, None, None]
     metrics = signature.metrics
     by = prompts.by((measured.bands, *cube.shape[1:]))
     return Restored(
         out,
         {p.name: _of_groups([feeds[p.name] for feeds in used]) for p in signature.prompts},
         {
-            name: each[0] if total == 1 else np.stack(each).reshape(len(groups), len(tiles), *each[0].shape)
+            name: each[0] if plan.runs == 1 else np.stack(each).reshape(len(used), -1, *each[0].shape)
             for name, each in side.items()
         },
         "given" if metrics is not None and metrics.name in replaced[0] else by,
-        total,
+        plan.runs,
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
+from .arrays import Float32
+from .signature import Signature
 
 
 def starts(length: int, piece: int, overlap: int) -> tuple[int, ...]:
@@ -31,6 +30,19 @@ def ramp(piece: int, overlap: int) -> Float32:
     weights[: len(edge)] *= edge
     weights[piece - len(edge) :] *= edge[::-1]
     return weights.astype(np.float32)
+
+
+def shares(length: int, piece: int, overlap: int) -> tuple[tuple[int, Float32], ...]:
+    """Of every piece of `starts`: its first position and blending shares [its length], which rise and fall as `ramp`.
+
+    The shares that the pieces have in a position add up to 1.
+    """
+    first = starts(length, piece, overlap)
+    weights = ramp(min(piece, length), overlap if len(first) > 1 else 0)
+    total = np.zeros(length, np.float32)
+    for start in first:
+        total[start : start + len(weights)] += weights
+    return tuple((start, weights / total[start : start + len(weights)]) for start in first)
 
 
 @dataclass(frozen=True)
@@ -74,23 +86,42 @@ class Tiling:
             part = np.pad(part, ((0, 0), (0, missing[0]), (0, missing[1])), mode="reflect")
         return np.ascontiguousarray(part[None], np.float32)
 
-    def weights(self, tile: Tile) -> Float32:
-        """Blending weights [lines, samples] of a tile; those of all tiles are to be divided by their sum."""
-        line = ramp(tile.lines, self.overlap if self.cube[0] > self.frame[0] else 0)
-        sample = ramp(tile.samples, self.overlap if self.cube[1] > self.frame[1] else 0)
-        return np.outer(line, sample)
+    def shares(self) -> tuple[Float32, ...]:
+        """Blending shares [lines, samples] of all tiles, in their order; in every pixel they add up to 1."""
+        lines, samples = (shares(c, f, self.overlap) for c, f in zip(self.cube, self.frame, strict=True))
+        return tuple(np.outer(line, sample) for _, line in lines for _, sample in samples)
 
 
 @dataclass(frozen=True)
-class BandGroup:
-    """Bands `start` to `start + len(weights)` of a cube and their blending weights."""
+class FramePlan:
+    """The frames in which a cube is restored; what comes back is added up, times its shares of the tile and the group.
 
-    start: int
-    weights: Float32
+    Attributes:
+        tiles: places of frames, and their shares [lines, samples] of what is restored.
+        groups: first bands of groups, which overlap by a quarter at least, and their shares [restored bands, 1, 1].
+    """
+
+    tiling: Tiling
+    tiles: tuple[tuple[Tile, Float32], ...]
+    groups: tuple[tuple[int, Float32], ...]
+
+    @property
+    def runs(self) -> int:
+        """Runs of the engine."""
+        return len(self.groups) * len(self.tiles)
 
 
-def band_groups(cube_bands: int, network_bands: int) -> Iterator[BandGroup]:
-    """Groups of `network_bands` that cover a cube, overlapping by a quarter at least."""
-    overlap = 0 if cube_bands == network_bands else network_bands // 4
-    for start in starts(cube_bands, network_bands, overlap):
-        yield BandGroup(start, ramp(network_bands, overlap))
+def frame_plan(shape: tuple[int, ...], signature: Signature, overlap: int) -> FramePlan:
+    """How a network restores a cube [bands, lines, samples] that it can take, tiles sharing at least `overlap`."""
+    measured, restored = signature.measured, signature.restored
+    tiling = Tiling((shape[1], shape[2]), measured.size, overlap)
+    groups = shares(shape[0], measured.bands, measured.bands // 4)
+    if len(groups) == 1:
+        # Whose restored bands may be others than the measured ones.
+        groups = ((0, np.ones(restored.bands, np.float32)),)
+    blended = tiling.shares() if signature.tiling == "free" else (np.ones(restored.size, np.float32),)
+    return FramePlan(
+        tiling,
+        tuple(zip(tiling.tiles(), blended, strict=True)),
+        tuple((start, share[:, None, None]) for start, share in groups),
+    )

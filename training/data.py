@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.metrics import PromptMetrics
+from runtime.arrays import Float32
 from runtime.errors import CubeError, CubeFileError, InputError
 from runtime.files import read_cube
 from runtime.metrics import prompt_metrics
@@ -24,7 +25,6 @@ from training.pack import CODED, read_coded
 from training.photographs import SUFFIXES, linear, read_photograph, spectra
 from training.recipe import Data, Recipe
 
-Float32 = NDArray[np.float32]
 EVERY = 8
 """The brightest 0.1 % of a patch are looked for among every so many of its values."""
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.optimize import minimize
 
+from runtime.arrays import Float32
 from runtime.errors import InputError
 
-Float32 = NDArray[np.float32]
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FINEST, COARSEST = 380, 720
 """Nanometres between which the eye sees; beyond them the spectra go on as they end."""

@@ -20,13 +20,12 @@ from rich.console import Console
 from rich.progress import track
 
 from calibration.degradations import DEGRADATIONS, TRAINING
+from runtime.arrays import Float32
 from runtime.durable import write_bytes
 from runtime.errors import InputError, MachineError
 from runtime.files import read_cube
 from runtime.metrics import METRIC_SETS, prompt_metrics
 from training.console import told
-
-Float32 = NDArray[np.float32]
 
 METRIC_SET = "paper6"
 HELD_OUT = ("cloth", "superballs", "paints", "thread_spools")

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from calibration.degradations import DEGRADATIONS
 from calibration.measuring import bands_measured
 from calibration.quality import psnr
 from export.networks.damp import SIZE_MULTIPLE, Damp
+from runtime.arrays import Float32
 from runtime.metrics import prompt_metrics
 from training.recipe import Recipe
 
 VALIDATION_SIZE = 128
 COSTS = ("zeros", "wrong", "worst")
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from calibration.half_arithmetic import half_arithmetic
 from calibration.products import int8_share
 from calibration.typed import half_precision
-from deploy.checking.half import in_half_arithmetic
 from deploy.checking.probes import simulated_probes
 from export.networks import load_checkpoint
-from export.onnx import LIMITS, Probe
+from export.onnx import Probe
 from export.torch_engine import FORMS, TorchEngine
 from runtime.board import read_board
 from runtime.bundle import load_bundle, verified_bundle
@@ -27,6 +27,7 @@ from runtime.engines import Engine, EngineOptions, available_engines, open_engin
 from runtime.engines.cuda import open_cuda
 from runtime.errors import GateError
 from runtime.machine import available_cores
+from runtime.precisions import PRECISIONS
 
 from ..int8 import in_int8
 from .commands import TARGETS
@@ -110,7 +111,7 @@ class Truth:
         row["largest difference"] = max(difference(one[restored], other[restored]) for one, other in pairs)
         same = (np.array_equal(one[s.name] > 0, other[s.name] > 0) for one, other in pairs for s in side)
         row["same experts"] = all(same)
-        if row["largest difference"] > LIMITS[precision] or not (row["same experts"] or precision == "int8"):
+        if row["largest difference"] > PRECISIONS[precision].limit or not (row["same experts"] or precision == "int8"):
             raise GateError("it does not compute what PyTorch does", key=precision, value=row["largest difference"])
 
 
@@ -139,14 +140,14 @@ def engines(setting: Setting, found: Found) -> None:
             with load_bundle(setting.bundle(precision), engine=setting.engine) as bundle:
                 row |= bundle.engine.describe()
                 row["golden frame off by"] = bundle.self_test()
-                row["of at most"] = bundle.manifest.golden.tolerance
+                row["of at most"] = bundle.choice.tolerance
                 truth.compare(bundle.engine, precision, row)
                 if not setting.cpu:
                     row["GPU MiB"] = used_mib() - before
                 tiled = bundle.restore(cube).cube
             with load_bundle(setting.bundle(precision), engine="onnxruntime") as bundle:
                 row["tiled cube off by"] = difference(tiled, bundle.restore(cube).cube)
-            if row["tiled cube off by"] > LIMITS[precision]:
+            if row["tiled cube off by"] > PRECISIONS[precision].limit:
                 raise GateError("a cube in tiles is not what the CPU restores", key=precision)
 
 
@@ -159,8 +160,7 @@ def used_mib() -> int:
 def int8(setting: Setting, found: Found) -> None:
     """Every product that may be in INT8, ranges from the probes, what is left in float32 or FP16; in turn with FP32."""
     truth = Truth(setting)
-    _, files = verified_bundle(setting.bundle("fp32"))
-    single = files["graphs/fp32.onnx"]
+    single = verified_bundle(setting.bundle("fp32")).files["graphs/fp32.onnx"]
     ways: dict[str, dict[str, Work]] = {}
     with ExitStack() as stack:
 
@@ -180,7 +180,7 @@ def int8(setting: Setting, found: Found) -> None:
         with found.line("int8, the rest fp16") as row:
             half = half_precision(low).data
             # A CPU has no FP16 kernels and would compute in float32.
-            add("int8, the rest fp16", in_half_arithmetic(half) if setting.cpu else half, "int8", row)
+            add("int8, the rest fp16", half_arithmetic(half) if setting.cpu else half, "int8", row)
         in_turns(found, ways, setting.turns)
 
 

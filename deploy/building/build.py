@@ -16,10 +16,12 @@ from export import onnx as exporting
 from export.metrics import PromptMetrics
 from export.networks import Network
 from export.tensorrt import build as builder
-from runtime.bundle import array_bytes, install_bundle, write_bundle
+from runtime.bundle import array_bytes, install_bundle, install_engine, verified_bundle, write_bundle
 from runtime.engines import GPU_ENGINES, PORTABLE
 from runtime.errors import CheckpointError, GateError, InputError
-from runtime.manifest import SCHEMA_VERSION, Golden, Manifest, NetworkMade, Precision, TargetMade
+from runtime.made import Choice
+from runtime.manifest import Golden, Manifest, NetworkMade, Precision, TargetMade
+from runtime.precisions import PRECISIONS
 from runtime.signature import Signature
 
 from .. import console
@@ -31,7 +33,7 @@ from ..folders import refuse_existing
 from .calibration_frames import open_calibration
 from .engines import check_engine, check_metrics
 from .golden import golden_files, golden_tolerance
-from .graphs import COMPUTED_FROM, Graphs, make_graphs, measure, metrics_graph, probe_frames
+from .graphs import Graphs, make_graphs, measure, metrics_graph, probe_frames
 from .plan import Plan, refuse_foreign, used_tools, workplace
 from .variants import decide, make_variants
 
@@ -142,19 +144,18 @@ def build(
         manifest = _manifest(net, plan, why, scale_from, graphs, agreements)
         evidence = {
             **manifest.evidence,
-            **({"engine": step.facts} if step.facts else {}),
             **variants.facts,
             **({"metrics_apart": apart} if apart else {}),
             **({"candidates": {c.precision: c.as_json() for c in decision.candidates}} if decision.candidates else {}),
             **({"engine_choice_ms": decision.milliseconds} if decision.milliseconds else {}),
         }
+        rivals = {name: golden_tolerance(agreements[name], name) for name in decision.rivals}
         manifest = manifest.model_copy(
             update={
-                "engine": step.record,
                 "deferred": step.deferred,
                 "metrics_graph": METRICS_GRAPH if of_metrics else None,
                 "evidence": evidence,
-                "precision": Precision(chosen=plan.precision, why=why, rivals=list(decision.rivals)),
+                "precision": Precision(chosen=plan.precision, why=why, rivals=rivals),
                 "target": manifest.target.model_copy(update={"engine": chosen}),
             }
         )
@@ -163,9 +164,12 @@ def build(
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
         write_bundle(
             finished,
-            {**files, **variants.files, **_constants(net), **golden_files(net, plan, graphs, diverse), **step.files},
+            {**files, **variants.files, **_constants(net), **golden_files(net, plan, graphs, diverse)},
             manifest,
         )
+        if step.record is not None:
+            choice = Choice(precision=precision, why=why, tolerance=manifest.golden.tolerance, engine=step.record)
+            install_engine(finished, verified_bundle(finished), choice, step.facts, step.files)
     except (GateError, InputError):
         # A graph that failed is not worth going on with; what was interrupted is, and the builder's log is named.
         shutil.rmtree(work, ignore_errors=True)
@@ -204,10 +208,10 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
             f"{agreement.difference:.1e} of the range (limit {agreement.limit:.1e})"
             + (f", {agreement.choices} sets of experts exercised" if agreement.choices else "")
         )
-        if agreement.limit > exporting.LIMITS[name]:
+        if agreement.limit > PRECISIONS[name].limit:
             console.warn(
                 f"PyTorch itself is {agreement.rounding:.1e} of the range off float64 with these weights, so the limit "
-                f"is {agreement.limit:.1e} instead of {exporting.LIMITS[name]:.1e}"
+                f"is {agreement.limit:.1e} instead of {PRECISIONS[name].limit:.1e}"
             )
     if times:
         console.say(f"engine     {chosen}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in times.items()))
@@ -228,7 +232,7 @@ def _manifest(
     signature = net.signature(plan.lines, plan.samples)
     target = plan.target
     return Manifest(
-        schema_version=SCHEMA_VERSION,
+        schema_version=Manifest.version,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         tools=plan.tools,
         network=NetworkMade(
@@ -254,18 +258,14 @@ def _manifest(
             workspace_mib=target.workspace_mib if target.sm else None,
         ),
         precision=Precision(chosen=plan.precision, why=why),
-        graphs={**paths, plan.precision: paths[COMPUTED_FROM.get(plan.precision, plan.precision)]},
+        graphs={**paths, plan.precision: paths[PRECISIONS[plan.precision].graph]},
         golden=Golden(
             arrays={name: f"golden/{name}.npy" for name in signature.ports.shapes},
             tolerance=golden_tolerance(agreement, plan.precision),
         ),
         evidence={
             "export": asdict(agreements["fp32"]),
-            **{
-                n: {**asdict(a), **ARITHMETIC.get(n, {}), "golden_tolerance": golden_tolerance(a, n)}
-                for n, a in agreements.items()
-                if n != "fp32"
-            },
+            **{n: {**asdict(a), **ARITHMETIC.get(n, {})} for n, a in agreements.items() if n != "fp32"},
         },
         files={},
     )

@@ -50,7 +50,7 @@ def open_calibration(
             remedy="give clean cubes, and say calibration.cubes: clean",
         )
     with console.progress("looking at the calibration cubes") as moved:
-        found: CalibrationSet = dataset.calibration_set(asked, wanted, size, way, moved, scene_size=whole_frame(config))
+        found = dataset.calibration_set(asked, wanted, size, way, moved, scene_size=whole_frame(config))
     for doubt in found.doubts:
         console.warn(doubt)
     if found.skipped:
@@ -64,14 +64,13 @@ def open_calibration(
 def simulated_frames(config: Config, net: Network) -> CalibrationSet:
     """Simulated scenes to judge precisions by, where no calibration cubes are given."""
     wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
-    found: CalibrationSet = dataset.calibration_set(
+    return dataset.calibration_set(
         dataset.Asked(SIMULATED),
         cube_files.Wanted(net.smallest.restored.bands, wavelengths=wavelengths),
         size := searched_frame(config, net),
         measuring(net, *size),
         scene_size=whole_frame(config),
     )
-    return found
 
 
 def whole_frame(config: Config) -> tuple[int, int]:

@@ -13,23 +13,23 @@ import numpy as np
 from calibration import agreement
 from calibration.agreement import Score
 from calibration.dataset import CalibrationSet
+from calibration.figures import figures
+from calibration.half_arithmetic import half_arithmetic
 from export.networks import Network
 from export.onnx import Probe
 from runtime.engines import CPU_ENGINES, PORTABLE, Engine, EngineOptions, available_engines, open_engine
 from runtime.errors import MachineError
+from runtime.precisions import VARIANTS, computes_half
 from runtime.signature import Signature
 
 from .. import console
 from ..checking.gates import GateResult, failed, judge
-from ..checking.half import in_half_arithmetic
 from ..config.sections import GatesSection
 from .calibration_frames import cases
 from .graphs import Graphs
 from .plan import Plan
 from .scores import figures_of
 
-ORDER = ("int8", "fp16", "fp32")
-"""From the one that is tried first."""
 ROUNDS = 7
 """Frames that are timed of each engine, in turns."""
 
@@ -59,7 +59,7 @@ class Candidate:
         """For the manifest and `--json`."""
         return {
             **figures_of(self.score),
-            "gates": {g.key: {"measured": g.measured, "limit": g.limit, "passed": g.passed} for g in self.gates},
+            "gates": {g.figure.key: g.as_json() for g in self.gates},
             "milliseconds": dict(self.milliseconds),
         }
 
@@ -89,14 +89,15 @@ def judged_candidates(
         the candidates, and why others could not be computed.
     """
     signature = net.signature(plan.lines, plan.samples)
-    scores: dict[str, list[Score]] = {name: [] for name in ORDER if name in graphs.variants}
+    scores: dict[str, list[Score]] = {name: [] for name in VARIANTS[::-1] if name in graphs.variants}
     opened: dict[str, Engine] = {}
     failures: dict[str, MachineError] = {}
     try:
         for name in list(scores):
-            program, how = _program(graphs, name, plan)
-            where = PORTABLE if how == "half" else engines.get(name, PORTABLE)
-            options = EngineOptions(plan.target.threads, "fp32" if how == "half" else name)
+            program, half = graphs.variants[name].data, computes_half(name, plan.half)
+            program = half_arithmetic(program) if half else program
+            where = PORTABLE if half else engines.get(name, PORTABLE)
+            options = EngineOptions(plan.target.threads, "fp32" if half else name)
             try:
                 opened[name] = open_engine(where, program, signature, options)
             except MachineError as error:
@@ -116,38 +117,9 @@ def judged_candidates(
     for name, each in scores.items():
         if name in failures:
             continue
-        joined = _joined(each)
-        found.append(Candidate(name, joined, judge(gated(joined), gates, name)))
+        score = agreement.joined(each)
+        found.append(Candidate(name, score, judge(figures(score), gates, name)))
     return tuple(found), failures
-
-
-def _program(graphs: Graphs, name: str, plan: Plan) -> tuple[bytes, str]:
-    data = graphs.variants[name].data
-    half = name == "fp16" or (name == "int8" and plan.half)
-    return (in_half_arithmetic(data), "half") if half else (data, "plain")
-
-
-def _joined(scores: Sequence[Score]) -> Score:
-    tasks: dict[str, list[Any]] = {}
-    routing = agreement.Routing()
-    for one in scores:
-        routing += one.routing
-        for task, cost in one.tasks.items():
-            tasks.setdefault(task, []).append(cost)
-    means = {task: agreement.mean_cost(costs) for task, costs in tasks.items()}
-    return agreement.Score(means, routing, max(one.max_difference for one in scores))
-
-
-def gated(score: Score) -> dict[str, float]:
-    """What the gates look at."""
-    return {
-        "max_difference": score.max_difference,
-        "psnr_drop_db": score.worst_psnr_drop_db,
-        "mean_psnr_drop_db": score.mean_psnr_drop_db,
-        "sam_rise_deg": max(t.sam_rise_deg for t in score.tasks.values()),
-        "mean_sam_rise_deg": score.mean_sam_rise_deg,
-        "routing_agreement": score.routing.agreement,
-    }
 
 
 def timed(

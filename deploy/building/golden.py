@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from calibration.half_arithmetic import half_arithmetic
 from export.networks import Network
-from export.onnx import Probe
+from export.onnx import Agreement, Probe
 from export.torch_engine import TorchEngine
 from runtime.bundle import array_bytes
 from runtime.engines import EngineOptions, open_engine
 from runtime.errors import GateError
+from runtime.precisions import PRECISIONS, computes_half
 
-from ..checking.half import in_half_arithmetic
 from .graphs import Graphs
 from .plan import Plan
+
+GOLDEN_LEAST = 5e-3
 
 
 def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> Probe:
@@ -29,7 +30,7 @@ def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) 
     if "int8" not in graphs.variants or routing is None:
         return probes[0]
     data = graphs.variants["int8"].data
-    program = in_half_arithmetic(data) if plan.half else data
+    program = half_arithmetic(data) if computes_half("int8", plan.half) else data
     with open_engine("onnxruntime", program, reference.signature, EngineOptions(plan.target.threads)) as engine:
         for probe in probes:
             one, other = (way.infer(probe)[routing.name] > 0 for way in (engine, reference))
@@ -42,24 +43,14 @@ def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) 
     )
 
 
-GOLDEN_SLACK = 5.0
-"""The golden frame may differ by this many times the export's limit: other processors round differently."""
-INT8_SLACK = 2.0
-"""The same, times what int8 was off here: far enough from its limit to tell a sound engine from another."""
-GOLDEN_LEAST = 5e-3
-
-
-def golden_tolerance(agreement: Any, precision: str) -> float:
+def golden_tolerance(agreement: Agreement, precision: str) -> float:
     """How far a golden frame may be off elsewhere: other processors and engines round differently.
 
     In float32 a multiple of the export's limit; in a lower precision a multiple of what was measured here, since the
     limit there is far wider than what a sound engine does.
     """
-    if precision == "fp32":
-        return float(min(1.0, GOLDEN_SLACK * agreement.limit))
-    if precision == "int8":
-        return float(max(GOLDEN_LEAST, INT8_SLACK * agreement.difference))
-    return float(min(GOLDEN_SLACK * agreement.limit, max(GOLDEN_LEAST, GOLDEN_SLACK * agreement.difference)))
+    slack = PRECISIONS[precision].golden_slack
+    return slack * agreement.limit if precision == "fp32" else max(GOLDEN_LEAST, slack * agreement.difference)
 
 
 def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.half_arithmetic import half_arithmetic
 from export import onnx as exporting
 from export.metrics import PromptMetrics
 from export.metrics_graph import compare_metrics, export_metrics
@@ -19,16 +20,14 @@ from export.onnx import Agreement, Graph, Probe
 from runtime.durable import write_bytes
 from runtime.engines import PORTABLE
 from runtime.errors import GateError, MachineError
+from runtime.precisions import PRECISIONS, computes_half
 from runtime.prompts import TOLERANCES
 from runtime.signature import Signature
 
 from .. import console
-from ..checking.half import in_half, in_half_arithmetic
+from ..checking.half import in_half
 from ..checking.probes import simulated_probes
 from .plan import Plan
-
-COMPUTED_FROM = {"bf16": "fp32"}
-"""Precision -> the variant that it is computed from, where that is another."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Graphs:
 
     def chosen(self, precision: str) -> Graph:
         """The graph that runs in this precision; bfloat16 is computed from the float32 graph."""
-        return self.variants[COMPUTED_FROM.get(precision, precision)]
+        return self.variants[PRECISIONS[precision].graph]
 
     def paths(self) -> dict[str, str]:
         """Variant -> path inside the bundle."""
@@ -95,12 +94,12 @@ def measure(net: Network, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict
     """
     found: dict[str, Agreement] = {}
     with console.progress("comparing the graphs with PyTorch") as moved:
-        probes: list[Probe] = exporting.diverse_probes(net, probe_frames(net, plan))
+        probes = exporting.diverse_probes(net, probe_frames(net, plan))
         size = (plan.lines, plan.samples)
         found["fp32"] = exporting.compare(net, graphs.variants["fp32"], probes, size, moved)
         for name in (*graphs.variants, plan.precision):
             graph = graphs.chosen(name)
-            if name == "fp16" or (name == "int8" and plan.half):
+            if computes_half(name, plan.half):
                 found[name] = _compare_half(net, graph, probes, size, moved, name)
             elif name != "fp32" or (plan.precision == "fp32" and engine != PORTABLE):
                 # What is chosen is compared in its engine, what else is in the bundle in the portable one.
@@ -113,9 +112,9 @@ def _compare_half(
     net: Network, graph: Graph, probes: list[Probe], size: tuple[int, int], moved: Any, precision: str
 ) -> Agreement:
     """An FP16 graph against PyTorch with every FP16 tensor rounded as FP16: no CPU engine does that by itself."""
-    rounded = dataclasses.replace(graph, data=in_half_arithmetic(graph.data))
+    rounded = dataclasses.replace(graph, data=half_arithmetic(graph.data))
     try:
-        agreement: Agreement = exporting.compare(net, rounded, probes, size, moved, precision=precision)
+        return exporting.compare(net, rounded, probes, size, moved, precision=precision)
     except MachineError as error:
         raise GateError(
             f"the {precision} graph leaves the range of FP16 between its nodes",
@@ -123,7 +122,6 @@ def _compare_half(
             value=error.value,
             remedy="build with --precision fp32; nothing was written",
         ) from error
-    return agreement
 
 
 def metrics_graph(
@@ -133,7 +131,7 @@ def metrics_graph(
     graph, _ = exported(lambda: export_metrics(module, signature), work, "metrics")
     frames = [probe[signature.measured.name] for probe in probes]
     with console.progress("comparing the metrics' graph with NumPy"):
-        apart: dict[str, float] = compare_metrics(graph, signature, frames)
+        apart = compare_metrics(graph, signature, frames)
     name = max(apart, key=lambda metric: apart[metric] / TOLERANCES[metric])
     console.say(
         f"metrics    a graph of {graph.nodes} nodes, opset {graph.opset}; nearest to its limit is {name}, "
@@ -153,7 +151,7 @@ def exported(export: Callable[[], Graph], work: Path, name: str) -> tuple[Graph,
     try:
         facts, data = json.loads(facts_file.read_bytes()), graph_file.read_bytes()
         if hashlib.sha256(data).hexdigest() == facts["sha256"]:
-            found: Graph = exporting.Graph(data, int(facts["nodes"]), int(facts["opset"]))
+            found = exporting.Graph(data, int(facts["nodes"]), int(facts["opset"]))
             console.say("going on with an unfinished build: its graph is used again")
             return found, float(facts["seconds"])
     except (OSError, ValueError, KeyError, TypeError):

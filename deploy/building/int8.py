@@ -62,15 +62,13 @@ def score_graph(
 ) -> Score:
     """What a graph costs in an engine."""
     with open_engine(engine, graph, signature, EngineOptions(precision=precision)) as opened:
-        found: Score = agreement.score(opened.infer, signature, judged)
-    return found
+        return agreement.score(opened.infer, signature, judged)
 
 
 def max_drop(config: Config) -> MaxDrop:
     """What the configuration lets int8 cost."""
     told = config.calibration.max_drop
-    allowed: MaxDrop = sensitivity.MaxDrop(told.psnr_db, told.worst_psnr_db, told.sam_deg, told.routing_percent / 100)
-    return allowed
+    return MaxDrop(told.psnr_db, told.worst_psnr_db, told.sam_deg, told.routing_percent / 100)
 
 
 def calibrate(
@@ -91,7 +89,6 @@ def calibrate(
     """
     import onnx
 
-    quantise: Callable[..., bytes] = quantized
     model = onnx.load_model_from_string(searched)
     listed = products(model)
     every = frozenset(p.name for p in listed if p.quantisable)
@@ -115,7 +112,7 @@ def calibrate(
         told = sorted((name, ranges[name]) for name in chosen)
         key = hashlib.sha256(json.dumps([frames.digest(), len(by), told]).encode()).hexdigest()[:24]
         return book.get(
-            key, lambda: score_graph(quantise(searched, ranges, chosen), signature, by, "onnxruntime", "int8")
+            key, lambda: score_graph(quantized(searched, ranges, chosen), signature, by, "onnxruntime", "int8")
         )
 
     def ranked(ranges: Mapping[str, float], chosen: frozenset[str]) -> Score:
@@ -131,7 +128,7 @@ def calibrate(
         ranges, own = _by_group(groups, by_method, method, ranked, moved)
     with console.progress("measuring what int8 costs") as moved:
         costs = {g.name: ranked(ranges, frozenset(g.products)) for g in groups}
-        found: Search = sensitivity.search(
+        found = sensitivity.search(
             groups, costs, lambda names: scored(ranges, sensitivity.names_of(groups, names)), allowed, moved
         )
     if found.chosen is None:
@@ -144,7 +141,7 @@ def calibrate(
             remedy="allow more in calibration.max_drop, or build with another --precision",
         )
     chosen = sensitivity.names_of(groups, found.chosen.groups)
-    made = quantise(graph, ranges, chosen)
+    made = quantized(graph, ranges, chosen)
     facts = {
         "calibration": _set_facts(frames, work, coverage),
         "method": method,

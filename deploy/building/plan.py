@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from export.targets import Target
-from runtime.bundle import MANIFEST
 from runtime.errors import InputError
+from runtime.manifest import MANIFEST
 
 from .. import __version__
 

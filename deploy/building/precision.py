@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from calibration.figures import columns
 from runtime.errors import GateError
+from runtime.precisions import CLEARLY, PRECISIONS, VARIANTS
 
 from .. import console
-from ..checking.gates import CLEARLY, failed, told
-from .candidates import ORDER, Candidate
+from ..checking.gates import failed, told
+from .candidates import Candidate
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def decide_by_speed(
     candidates: tuple[Candidate, ...],
     times: Mapping[tuple[str, str], float],
     left_out: Sequence[str],
-    allowed: Collection[str] = ORDER,
+    allowed: Collection[str] = VARIANTS,
 ) -> Decision:
     """The fastest of those that pass and that the target runs, where a lower precision is clearly faster."""
     measured = tuple(
@@ -48,7 +50,7 @@ def decide_by_speed(
     if not passing:
         raise _nothing_passes(measured, left_out, allowed)
     # From the highest precision down: each lower one has to earn its place.
-    passing.sort(key=lambda c: -ORDER.index(c.precision))
+    passing.sort(key=lambda c: -PRECISIONS[c.precision].bits)
     best = passing[0]
     for candidate in passing[1:]:
         faster = min(candidate.milliseconds.values()) <= CLEARLY * min(best.milliseconds.values())
@@ -66,7 +68,7 @@ def decide_unmeasured(
     left_out: Sequence[str],
     *,
     made_there: bool,
-    allowed: Collection[str] = ORDER,
+    allowed: Collection[str] = VARIANTS,
 ) -> Decision:
     """For a target whose engine does not run here: FP16 where it passes, since int8 is often slower on a device."""
     passing = {c.precision: c for c in candidates if c.passed and c.precision in allowed}
@@ -92,7 +94,7 @@ def require_passed(candidates: tuple[Candidate, ...], precision: str) -> None:
     if missed:
         error = GateError(
             f"{precision} was asked for and does not restore as PyTorch does: {'; '.join(told(g) for g in missed)}",
-            key=f"gates.{missed[0].key}",
+            key=f"gates.{missed[0].figure.key}",
             value=float(f"{missed[0].measured:.6g}"),
             remedy="nothing was written; lower calibration.max_drop, give more cubes, or build with --precision auto",
         )
@@ -102,23 +104,15 @@ def require_passed(candidates: tuple[Candidate, ...], precision: str) -> None:
 
 def show(decision: Decision) -> None:
     """The table for people."""
-    console.table(
-        "precisions, against PyTorch on the judged frames only",
-        ("precision", "loses dB", "worst dB", "SAM deg", "worst SAM", "same experts", "ms", "gates"),
-        [
-            (
-                c.precision,
-                f"{c.score.mean_psnr_drop_db:.4f}",
-                f"{c.score.worst_psnr_drop_db:.4f}",
-                f"{c.score.mean_sam_rise_deg:+.3f}",
-                f"{max(t.sam_rise_deg for t in c.score.tasks.values()):+.3f}",
-                f"{100 * c.score.routing.agreement:.2f} %",
-                f"{min(c.milliseconds.values()):.1f}" if c.milliseconds else "not here",
-                "passed" if c.passed else "FAILED",
-            )
-            for c in decision.candidates
-        ],
-    )
+    told_of = decision.candidates
+    cells = {
+        "precision": [c.precision for c in told_of],
+        **columns(c.score for c in told_of),
+        "ms": [f"{min(c.milliseconds.values()):.1f}" if c.milliseconds else "not here" for c in told_of],
+        "gates": ["passed" if c.passed else "FAILED" for c in told_of],
+    }
+    rows = list(zip(*cells.values(), strict=True))
+    console.table("precisions, against PyTorch on the judged frames only", tuple(cells), rows)
 
 
 def _failed_why(candidate: Candidate) -> str:

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from calibration import agreement
-from calibration.agreement import Score
+from calibration.agreement import Routing, Score, TaskCost
 from runtime.durable import write_bytes
 
 
@@ -48,15 +47,16 @@ class ScoreBook:
 
 
 def _score_from(content: Mapping[str, Any]) -> Score:
-    tasks = {task: agreement.TaskCost(**cost) for task, cost in content["tasks"].items()}
+    tasks = {task: TaskCost(**cost) for task, cost in content["tasks"].items()}
     layers = tuple((int(a), int(b)) for a, b in content["routing"]["layers"])
-    routing = agreement.Routing(**{**content["routing"], "layers": layers})
-    score: Score = agreement.Score(tasks, routing, float(content["max_difference"]))
-    return score
+    routing = Routing(**{**content["routing"], "layers": layers})
+    return Score(tasks, routing, float(content["max_difference"]))
 
 
 def figures_of(score: Score) -> dict[str, Any]:
     """A score as a manifest and `--json` show it."""
+    of = score.routing
+    routed = {"routing_agreement": of.agreement, "routing_pairs": of.pairs, "routing_close": of.close} if of else {}
     return {
         "tasks": {
             task: {"psnr_drop_db": cost.psnr_drop_db, "sam_rise_deg": cost.sam_rise_deg}
@@ -64,7 +64,5 @@ def figures_of(score: Score) -> dict[str, Any]:
         },
         "mean_psnr_drop_db": score.mean_psnr_drop_db,
         "mean_sam_rise_deg": score.mean_sam_rise_deg,
-        "routing_agreement": score.routing.agreement,
-        "routing_pairs": score.routing.pairs,
-        "routing_close": score.routing.close,
+        **routed,
     }

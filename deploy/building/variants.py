@@ -11,13 +11,14 @@ from export import onnx as exporting
 from export.networks import Network
 from export.onnx import Probe
 from runtime.errors import GateError, MachineError
+from runtime.precisions import VARIANTS
 from runtime.signature import Signature
 
 from .. import console
 from ..checking.half import in_half
 from ..config import Config
 from .calibration_frames import simulated_frames
-from .candidates import ORDER, fastest, judged_candidates, timed
+from .candidates import fastest, judged_candidates, timed
 from .graphs import Graphs, exported, probe_frames
 from .int8 import calibrate, max_drop, report_files
 from .plan import Plan
@@ -98,7 +99,7 @@ def decide(
             raise refused[plan.precision]
         of_engine = {engine: milliseconds for (_, engine), milliseconds in found.items()}
         return Decision(plan.precision, min(of_engine, key=lambda name: of_engine[name]), "", (), of_engine)
-    names = [name for name in ORDER if name in variants.graphs.variants]
+    names = [name for name in VARIANTS[::-1] if name in variants.graphs.variants]
     times, refused = ({}, {}) if on_gpu else timed(variants.graphs, plan, signature, probe, names)
     candidates, failures = judged_candidates(
         net, plan, variants.graphs.only(names if on_gpu else fastest(times)), variants.judged, config.gates,

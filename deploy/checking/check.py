@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calibration import cubes as cube_files
+from calibration.figures import figures
 from export import networks
 from export.networks import Network
+from runtime.arrays import Float32
 from runtime.bundle import Bundle
 from runtime.errors import InputError
+from runtime.precisions import VARIANTS
 from runtime.simulation.simulator import simulate_scene
 
 from .. import console
 from ..config import Config
-from .comparison import VARIANTS, Comparison, compare
+from .comparison import Comparison, compare
 from .gates import GateResult, judge
-
-Float32 = NDArray[np.float32]
 
 
 def check(
@@ -59,17 +57,8 @@ def check(
             )  # fmt: skip
     console.say(f"checks     {len(tasks)} degradations, each by PyTorch and by every variant")
     count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes)
-    return compare(
-        bundle,
-        net,
-        cubes,
-        count,
-        tasks,
-        wanted,
-        config.check.seed,
-        of_files=data is not None,
-        pictured=pictured,
-    )
+    seed, of_files = config.check.seed, data is not None
+    return compare(bundle, net, cubes, count, tasks, wanted, seed, of_files=of_files, pictured=pictured)
 
 
 def _simulated(bundle: Bundle, config: Config) -> tuple[int, Iterator[tuple[str, Float32]]]:
@@ -95,9 +84,9 @@ def _read(
     return len(files), ((name, cube_files.unit_cube(file, wanted).cube) for name, file in files.items())
 
 
-def judge_chosen(found: Comparison, config: Config) -> list[GateResult]:
-    """Hold the variant that flies against its gates."""
-    return judge(found.variants[found.chosen].figures(), config.gates, found.chosen)
+def judged(found: Comparison, config: Config) -> dict[str, list[GateResult]]:
+    """{variant: its gates}."""
+    return {name: judge(figures(variant), config.gates, name) for name, variant in found.variants.items()}
 
 
 def refuse_other_network(bundle: Bundle, net: Network) -> None:

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibration import agreement
-from calibration.agreement import Routing
+from calibration.agreement import Cost, Routing
 from calibration.evaluation import known_mean, mean_quality
 from calibration.half_arithmetic import half_arithmetic
 from calibration.measuring import bands_measured
@@ -23,10 +21,12 @@ from calibration.quality import Quality, quality
 from export.networks import Network
 from export.onnx import Probe
 from export.torch_engine import TorchEngine
+from runtime.arrays import Float32
 from runtime.bundle import Bundle, verified_bundle
 from runtime.engines import CPU_ENGINES, GPU_ENGINES, PORTABLE, EngineOptions, open_engine
 from runtime.errors import GateError, MachineError
 from runtime.metrics import prompt_metrics
+from runtime.precisions import PRECISIONS, VARIANTS, computes_half
 from runtime.prompts import Prompts, differences
 from runtime.restore import Infer, Restored, restore_cube
 from runtime.signature import Signature
@@ -36,10 +36,6 @@ from .. import console
 from .half import in_half
 from .probes import measuring, simulated_probes
 
-Float32 = NDArray[np.float32]
-VARIANTS = ("fp32", "fp16", "int8")
-SAME = {"fp32": 1e-4, "fp16": 3e-3, "bf16": 2e-2, "int8": 3e-2}
-"""Precision -> distance of two tensors, as a share of their size, that is its own rounding and no fault."""
 WORST_TILES = 5
 
 
@@ -48,7 +44,6 @@ class TaskResult:
     """One degradation, restored by a variant and by PyTorch through the same tiles, blending and metrics.
 
     Attributes:
-        task: the degradation.
         input, engine, pytorch: quality against the truth, means over cubes; over the lost bands where bands were lost.
             Of the input None where it is no such cube.
         untiled: quality of PyTorch on the whole cube at once.
@@ -56,18 +51,12 @@ class TaskResult:
         routing: how often both chose the same experts.
     """
 
-    task: str
     input: Quality | None
     engine: Quality
     pytorch: Quality
     untiled: Quality
     max_difference: float
     routing: Routing
-
-    @property
-    def routing_agreement(self) -> float:
-        """Share of tiles and layers in which both clearly chose, and chose the same experts."""
-        return self.routing.agreement
 
     @property
     def psnr_drop_db(self) -> float:
@@ -116,14 +105,15 @@ class WorstTile:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A variant and its figures.
+class Variant(Cost):
+    """A variant and what it costs.
 
     Attributes:
         precision: of the graph.
         runs_in: what computed it here.
-        results: one per task.
+        tasks: task -> result.
         routing: over all tasks.
+        max_difference: of all tasks.
         worst: tiles, the worst first.
         parting: where it parts from the float32 graph; None for that one, and where no graph is at hand.
         int8_mac_share: share of the multiply-adds in int8.
@@ -131,23 +121,12 @@ class Variant:
 
     precision: str
     runs_in: str
-    results: tuple[TaskResult, ...]
+    tasks: Mapping[str, TaskResult]
     routing: Routing
+    max_difference: float
     worst: tuple[WorstTile, ...]
     parting: Parting | None
     int8_mac_share: float
-
-    def figures(self) -> dict[str, float]:
-        """What the gates look at."""
-        results = self.results
-        return {
-            "max_difference": max(r.max_difference for r in results),
-            "psnr_drop_db": max(r.psnr_drop_db for r in results),
-            "mean_psnr_drop_db": float(np.mean([r.psnr_drop_db for r in results])),
-            "sam_rise_deg": max(r.sam_rise_deg for r in results),
-            "mean_sam_rise_deg": float(np.mean([r.sam_rise_deg for r in results])),
-            "routing_agreement": self.routing.agreement,
-        }
 
 
 @dataclass(frozen=True)
@@ -223,7 +202,7 @@ def compare(
     """
     signature = bundle.manifest.signature
     way = measuring(net, *signature.measured.size)
-    chosen = bundle.manifest.precision.chosen
+    chosen = bundle.choice.precision
     graphs = _graphs(bundle.path, net, wanted)
     tallies: dict[str, dict[str, _Tally]] = {}
     tiles: dict[str, list[WorstTile]] = {}
@@ -246,8 +225,8 @@ def compare(
                     bands = bands_measured(task, degraded, truth)
                     own = _by_pytorch(bundle, net, degraded)
                     margins[task].append(own.margins.ravel())
-                    before = _quality(degraded, truth, bands) if way.measure is None else None
-                    after, untiled = (_quality(cube, truth, bands) for cube in (own.cube, own.untiled))
+                    before = quality(degraded, truth, bands) if way.measure is None else None
+                    after, untiled = (quality(cube, truth, bands) for cube in (own.cube, own.untiled))
                     for metric, value in _metrics_apart(bundle, degraded).items():
                         metrics_apart[metric] = max(value, metrics_apart.get(metric, 0.0))
                     span = float(np.ptp(own.cube)) or 1.0
@@ -256,7 +235,7 @@ def compare(
                         cube = np.asarray(done.cube, np.float32)
                         tally = tallies.setdefault(precision, {}).setdefault(task, _Tally())
                         tally.before.append(before)
-                        tally.rows.append((_quality(cube, truth, bands), after, untiled))
+                        tally.rows.append((quality(cube, truth, bands), after, untiled))
                         apart = np.abs(cube - own.cube)
                         tally.difference = max(tally.difference, float(apart.max()) / span)
                         tally.routing.append(agreement.routing(_routing(done), own.routing, own.margins))
@@ -285,8 +264,9 @@ def compare(
 
 def _graphs(path: Path, net: Network, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """Variant -> its graph; fp16 rewritten from the float32 graph where it is wanted and not there."""
-    manifest, files = verified_bundle(path)
-    graphs = {name: files[str(inner)] for name, inner in manifest.graphs.items()}
+    bundle = verified_bundle(path)
+    manifest = bundle.manifest
+    graphs = {name: bundle.files[inner] for name, inner in manifest.graphs.items()}
     if "fp16" in wanted and "fp16" not in graphs and "fp32" in graphs:
         try:
             probes = simulated_probes(net, manifest.signature.measured.size, manifest.wavelengths or ())
@@ -298,12 +278,12 @@ def _graphs(path: Path, net: Network, wanted: tuple[str, ...]) -> dict[str, byte
 
 def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], stack: ExitStack) -> dict[str, _Way]:
     m = bundle.manifest
-    chosen, signature, overlap = m.precision.chosen, m.signature, m.overlap
+    chosen, signature, overlap = bundle.choice.precision, m.signature, m.overlap
     loaded = bundle.engine.describe()
     ways: dict[str, _Way] = {}
     for name in dict.fromkeys((*VARIANTS, chosen)):
         on_cpu = loaded["engine"] in CPU_ENGINES
-        half = name == "fp16" or (name == "int8" and m.target.engine in GPU_ENGINES)
+        half = computes_half(name, m.target.engine in GPU_ENGINES)
         if name == chosen and not (half and on_cpu):
             computes = f"{loaded['engine']}, {loaded['computes in']}"
             ways[name] = _Way(bundle.engine.infer, signature, overlap, computes, bundle.prompts)
@@ -372,7 +352,7 @@ def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str)
         try:
             done[precision] = _restored(degraded, way)
         except MachineError as error:  # noqa: PERF203
-            if precision == bundle.manifest.precision.chosen:
+            if precision == bundle.choice.precision:
                 raise GateError(
                     f"the engine failed on {task}: {error.problem}",
                     file=bundle.path,
@@ -404,11 +384,6 @@ def _metrics_apart(bundle: Bundle, degraded: Float32) -> dict[str, float]:
 def _tiling(bundle: Bundle, cube: Float32) -> Tiling:
     """Of a measured cube, or of a restored one."""
     return Tiling((cube.shape[1], cube.shape[2]), bundle.manifest.signature.measured.size, bundle.manifest.overlap)
-
-
-def _quality(cube: Float32, truth: Float32, bands: Any) -> Quality:
-    found: Quality = quality(cube, truth, bands)
-    return found
 
 
 def _distances(bundle: Bundle, apart: Float32, span: float, name: str, task: str) -> list[WorstTile]:
@@ -450,21 +425,18 @@ def _variant(
 ) -> Variant:
     import onnx
 
-    results = []
+    tasks = {}
     for task, tally in tallies.items():
         engine, pytorch, untiled = (mean_quality(list(column)) for column in zip(*tally.rows, strict=True))
-        of_task = sum(tally.routing, agreement.Routing())
-        results.append(TaskResult(task, known_mean(tally.before), engine, pytorch, untiled, tally.difference, of_task))
-    routing = sum((result.routing for result in results), agreement.Routing())
+        of_task = sum(tally.routing, Routing())
+        tasks[task] = TaskResult(known_mean(tally.before), engine, pytorch, untiled, tally.difference, of_task)
+    routing = sum((result.routing for result in tasks.values()), Routing())
+    largest = max(result.max_difference for result in tasks.values())
     parted, share = None, 0.0
-    if precision in graphs and precision in ("fp16", "int8"):
-        parted = parting(graphs["fp32"], _comparable(graphs[precision]), probe, SAME[precision])
+    if precision in graphs and PRECISIONS[precision].graph != "fp32":
+        # FP16 is computed as such.
+        comparable = half_arithmetic(graphs[precision])
+        parted = parting(graphs["fp32"], comparable, probe, PRECISIONS[precision].own)
         share = int8_share(onnx.load_model_from_string(graphs[precision]))
     worst = tuple(sorted(tiles, key=lambda t: -t.distance)[:WORST_TILES])
-    return Variant(precision, runs_in, tuple(results), routing, worst, parted, share)
-
-
-def _comparable(graph: bytes) -> bytes:
-    """The graph with FP16 computed as such."""
-    made: bytes = half_arithmetic(graph)
-    return made
+    return Variant(precision, runs_in, tasks, routing, largest, worst, parted, share)

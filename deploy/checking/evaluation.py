@@ -16,13 +16,13 @@ from calibration.measuring import Measuring
 from export import networks
 from export.networks import Network
 from export.torch_engine import TorchEngine
+from runtime.arrays import Float32
 from runtime.bundle import load_bundle
 from runtime.errors import InputError
 from runtime.restore import Restored, restore_cube
 
 from .probes import measuring
 
-Float32 = NDArray[np.float32]
 LARGEST_FRAME = 512
 FRAME_OVERLAP = 64
 

@@ -1,10 +1,9 @@
-"""Graphs in FP16: rewritten, and computed here as a GPU would."""
+"""Graphs rewritten in FP16."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calibration.half_arithmetic import half_arithmetic
 from calibration.rounding import with_corrected_biases
 from calibration.typed import half_precision
 from export.onnx import Probe
@@ -21,11 +20,4 @@ def in_half(data: bytes, name: str, probes: Sequence[Probe]) -> bytes:
         f"{name:<10} {typed.half} nodes in FP16, {typed.single} in float32 islands, {typed.casts} casts, "
         f"{typed.flushed} weights too small for full digits"
     )
-    half: bytes = typed.data
-    return half
-
-
-def in_half_arithmetic(data: bytes) -> bytes:
-    """An FP16 graph whose rounding float32 kernels compute, see `calibration.half_arithmetic`."""
-    rounded: bytes = half_arithmetic(data)
-    return rounded
+    return typed.data

@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.board import (
-    BoardWatch,
-    Watched,
-    peak_memory_mib,
-)
+from runtime.arrays import Float32
+from runtime.board import peak_memory_mib
+from runtime.board_watch import BoardWatch, Watched
 from runtime.bundle import Bundle, verified_bundle
 from runtime.engines import Engine
 from runtime.errors import BundleError
@@ -27,7 +25,6 @@ from runtime.simulation.simulator import simulate_scene
 
 from .. import console
 
-Float32 = NDArray[np.float32]
 DEFAULT_FRAMES, DEFAULT_SECONDS, DEFAULT_WARMUP = 200, 20.0, 3
 MOST_FRAMES = 1_000_000
 SCENES = 3
@@ -129,10 +126,11 @@ def bench_frames(bundle: Path) -> list[Float32]:
     Raises:
         BundleError: the bundle is not whole.
     """
-    manifest, contents = verified_bundle(bundle)
+    contents = verified_bundle(bundle)
+    manifest = contents.manifest
     measured = manifest.signature.measured
     file = manifest.golden.arrays[measured.name]
-    golden, size = _golden(contents[file], bundle / file), measured.shape[1:]
+    golden, size = _golden(contents.files[file], bundle / file), measured.shape[1:]
     low, high = WAVELENGTH_RANGE
     told = manifest.wavelengths
     fits = told and len(told) == measured.bands and all(low <= nanometres <= high for nanometres in told)
@@ -233,7 +231,7 @@ def split_ms(times: Sequence[Times]) -> dict[str, float]:
 def _frame_timer(bundle: Bundle, engine: Engine) -> Callable[[Float32], Times]:
     """Restores a frame as `Bundle.restore` does, in any engine, and says where the time went."""
     timed = _Timed(engine)
-    restorer = Bundle(bundle.path, bundle.manifest, timed, {}, bundle.prompts)
+    restorer = Bundle(bundle.path, bundle.manifest, bundle.made, timed, {}, bundle.prompts)
 
     def restore(cube: Float32) -> Times:
         began = time.perf_counter()

@@ -10,14 +10,8 @@ from typing import Any
 
 import click
 
-from runtime.board import (
-    Reading,
-    Spread,
-    Watched,
-    board_model,
-    forget_peak_memory,
-    read_board,
-)
+from runtime.board import Reading, board_model, forget_peak_memory, read_board
+from runtime.board_watch import Spread, Watched
 from runtime.bundle import load_bundle
 from runtime.errors import InputError, MachineError
 from runtime.manifest import Manifest
@@ -122,7 +116,7 @@ def command(
         measured = measure(loaded, cubes, limit, warmup, reference, threads or manifest.target.threads)
     if not counted:
         measured = replace_fields(measured, peak_mib=None)
-    result = {"bundle": str(bundle), **as_json(manifest, measured, before)}
+    result = {"bundle": str(bundle), **as_json(measured, before)}
     show(manifest, measured, before)
     if out is not None:
         files = {"bench.json": (json.dumps(result, indent=1, allow_nan=False) + "\n").encode(), **_picture(measured)}
@@ -131,12 +125,12 @@ def command(
     return result
 
 
-def as_json(manifest: Manifest, measured: Measured, before: Reading) -> dict[str, Any]:
+def as_json(measured: Measured, before: Reading) -> dict[str, Any]:
     """What `--json` tells of a benchmark; times in ms, memory in MiB."""
     pytorch = measured.pytorch
     latency = latency_ms(measured.times)
     return {
-        "precision": _precision(manifest, measured),
+        "precision": measured.description["computes in"],
         "latency_ms": latency,
         "frames_per_second": 1000 / latency["mean"],
         "split_ms": split_ms(measured.times),
@@ -156,17 +150,12 @@ def as_json(manifest: Manifest, measured: Measured, before: Reading) -> dict[str
     }
 
 
-def _precision(manifest: Manifest, measured: Measured) -> str:
-    """Types that were computed in: another engine than the target's may use others than the manifest says."""
-    return measured.description.get("computes in", manifest.precision.chosen)
-
-
 def show(manifest: Manifest, measured: Measured, before: Reading) -> None:
     """The tables for people."""
     size = plane_text(manifest.signature.measured)
     told = measured.description
     console.say(f"engine     {told['engine']} {told['version']}, {told['device']}")
-    console.say(f"precision  {_precision(manifest, measured)}; metrics by the {measured.metrics_by}")
+    console.say(f"precision  {told['computes in']}; metrics by the {measured.metrics_by}")
     console.say(f"frames     {len(measured.times)} of {size}")
     contenders = [("engine", measured.times)]
     if measured.pytorch is not None:

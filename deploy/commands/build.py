@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,10 +21,6 @@ from .options import (
     read_config,
     remote_options,
 )
-
-if TYPE_CHECKING:
-    # The ground's: imported where they are used, so that a flight computer can show this command's help.
-    pass
 
 
 @click.command(

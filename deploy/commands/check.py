@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,11 @@ import click
 
 from runtime.bundle import load_bundle, verified_bundle
 from runtime.errors import GateError, InputError
+from runtime.precisions import VARIANTS
 from runtime.prompts import TOLERANCES, beyond
 
 from .. import console
-from ..checking.gates import DIRECTIONS, GateResult, failed, judge
-from ..config import Config, with_overrides
+from ..config import with_overrides
 from .options import (
     config_option,
     engine_option,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show this command's help.
 
     from ..checking.comparison import Comparison, TaskResult, Variant
+    from ..checking.gates import GateResult
 
 
 @click.command(
@@ -68,7 +70,7 @@ def command(
     none, and computed in FP16's arithmetic) and int8.
     """
     from ..building.int8 import PICTURE
-    from ..checking.check import check, judge_chosen
+    from ..checking.check import check, judged
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
     told = network_options(options, top_k)
@@ -81,18 +83,19 @@ def command(
         raise InputError("there is no --data to take them from", key="--scenes", value=scenes, remedy="give --data")
     with load_bundle(bundle, engine=engine) as loaded:
         found = check(loaded, config, data=data, scenes=_names(scenes), wanted=wanted, pictured=report is not None)
-        gates = judge_chosen(found, config)
-        show(found, gates, config)
+        gates = judged(found, config)
+        show(found, gates)
         if report is not None:
             from ..reporting.check_report import check_report
             from ..reporting.page import PNG_SIGNATURE, write_report
 
-            drawn = verified_bundle(bundle)[1].get(PICTURE, b"")
+            drawn = verified_bundle(bundle).files.get(PICTURE, b"")
             pareto = drawn if drawn.startswith(PNG_SIGNATURE) else None
-            write_report(report, check_report(loaded.manifest, found, gates, str(config.model.checkpoint), pareto))
+            made = check_report(loaded, found, gates[found.chosen], str(config.model.checkpoint), pareto)
+            write_report(report, made)
             console.say(f"report     {report}")
-        why = loaded.manifest.precision.why
-    return conclude(found, gates, bundle, why, config)
+        why = loaded.choice.why
+    return conclude(found, gates, bundle, why)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -100,8 +103,6 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 
 def _wanted(text: str | None) -> tuple[str, ...]:
-    from ..checking.comparison import VARIANTS
-
     names = _names(text)
     for name in names or ():
         if name not in VARIANTS:
@@ -111,15 +112,19 @@ def _wanted(text: str | None) -> tuple[str, ...]:
     return VARIANTS if names is None else names
 
 
-def show(found: Comparison, gates: list[GateResult], config: Config) -> None:
-    """The tables for people: one screen."""
-    chosen = found.variants[found.chosen]
+def show(found: Comparison, gates: Mapping[str, list[GateResult]]) -> None:
+    """The tables for people: one screen. `gates` are those of every variant."""
+    from calibration.figures import columns
+
+    from ..checking.gates import failed
+
+    variants = found.variants
     console.table(
         f"{found.chosen} against the truth, {len(found.cubes)} cube{'s' * (len(found.cubes) > 1)}",
         ("degradation", "input dB", "engine dB", "PyTorch dB", "SSIM", "SAM deg", "ERGAS", "tiling costs dB"),
         [
             (
-                r.task,
+                task,
                 "-" if r.input is None else f"{r.input.psnr:.2f}",
                 f"{r.engine.psnr:.2f}",
                 f"{r.pytorch.psnr:.2f}",
@@ -128,15 +133,17 @@ def show(found: Comparison, gates: list[GateResult], config: Config) -> None:
                 f"{r.engine.ergas:.2f}",
                 f"{r.tiling_drop_db:+.3f}",
             )
-            for r in chosen.results
+            for task, r in variants[found.chosen].tasks.items()
         ],
     )
-    if len(found.variants) > 1:
-        console.table(
-            "variants against PyTorch",
-            ("variant", "loses dB", "worst dB", "SAM deg", "worst SAM", "same experts", "int8", "its gates"),
-            [_variant_row(v, found.chosen, config) for v in found.variants.values()],
-        )
+    if len(variants) > 1:
+        cells = {
+            "variant": [name + " (flies)" * (name == found.chosen) for name in variants],
+            **columns(variants.values()),
+            "int8": [f"{v.int8_mac_share:.0%}" for v in variants.values()],
+            "its gates": ["FAILED" if failed(gates[name]) else "passed" for name in variants],
+        }
+        console.table("variants against PyTorch", tuple(cells), list(zip(*cells.values(), strict=True)))
     if found.metrics_apart:
         console.table(
             "the metrics' graph against NumPy, on whole frames",
@@ -145,54 +152,37 @@ def show(found: Comparison, gates: list[GateResult], config: Config) -> None:
         )
         for name, value in beyond(found.metrics_apart).items():
             console.warn(f"{name} of the metrics' graph differs from NumPy's by {value:.1e}, more than is usual")
-    rows = []
-    for gate in gates:
-        limit = "off" if gate.limit is None else f"{DIRECTIONS[gate.key]} {gate.limit:g}"
-        verdict = {True: "passed", False: "FAILED", None: "not judged"}[gate.passed]
-        rows.append((gate.key, f"{gate.measured:.3g}", limit, verdict))
+    verdicts = {True: "passed", False: "FAILED", None: "not judged"}
+    rows = [(g.figure.key, f"{g.measured:.3g}", g.allowed, verdicts[g.passed]) for g in gates[found.chosen]]
     console.table(f"{found.chosen} against PyTorch", ("gate", "measured", "limit", "verdict"), rows)
 
 
-def _variant_row(variant: Variant, chosen: str, config: Config) -> tuple[str, ...]:
-    figures = variant.figures()
-    return (
-        variant.precision + " (flies)" * (variant.precision == chosen),
-        f"{figures['mean_psnr_drop_db']:.4f}",
-        f"{figures['psnr_drop_db']:.4f}",
-        f"{figures['mean_sam_rise_deg']:+.4f}",
-        f"{figures['sam_rise_deg']:+.3f}",
-        f"{100 * figures['routing_agreement']:.2f} %",
-        f"{100 * variant.int8_mac_share:.0f} %",
-        "FAILED" if failed(judge(figures, config.gates, variant.precision)) else "passed",
-    )
+def conclude(found: Comparison, gates: Mapping[str, list[GateResult]], bundle: Path, why: str) -> dict[str, Any]:
+    """What `--json` prints; raises GateError where a gate of what flies failed."""
+    from ..checking.gates import failed
 
-
-def conclude(found: Comparison, gates: list[GateResult], bundle: Path, why: str, config: Config) -> dict[str, Any]:
-    """What `--json` prints; raises GateError where a gate failed."""
-    chosen = found.variants[found.chosen]
+    tasks, missed = found.variants[found.chosen].tasks, failed(gates[found.chosen])
     summary = {
         "bundle": str(bundle),
         "cubes": list(found.cubes),
-        "tasks": {r.task: _as_json(r) for r in chosen.results},
-        "gates": {g.key: {"measured": g.measured, "limit": g.limit, "passed": g.passed} for g in gates},
-        "tiling_drop_db": max(r.tiling_drop_db for r in chosen.results),
+        "tasks": {task: _as_json(r) for task, r in tasks.items()},
+        "gates": {g.figure.key: g.as_json() for g in gates[found.chosen]},
+        "tiling_drop_db": max(r.tiling_drop_db for r in tasks.values()),
         "metrics_apart": dict(found.metrics_apart),
         "variants": {
-            name: {**_variant_json(v), "passed": not failed(judge(v.figures(), config.gates, name))}
-            for name, v in found.variants.items()
+            name: {**_variant_json(v), "passed": not failed(gates[name])} for name, v in found.variants.items()
         },
         "chosen": found.chosen,
         "why": why,
-        "passed": not failed(gates),
+        "passed": not missed,
     }
-    missed = failed(gates)
     if missed:
         error = GateError(
             "the engine does not restore as PyTorch does",
             file=bundle,
-            key=f"gates.{missed[0].key}",
+            key=f"gates.{missed[0].figure.key}",
             value=float(f"{missed[0].measured:.6g}"),
-            remedy=f"{DIRECTIONS[missed[0].key]} {missed[0].limit:g} is asked for",
+            remedy=f"{missed[0].allowed} is asked for",
         )
         error.result = summary
         raise error
@@ -200,13 +190,13 @@ def conclude(found: Comparison, gates: list[GateResult], bundle: Path, why: str,
 
 
 def _variant_json(variant: Variant) -> dict[str, Any]:
-    parted = variant.parting
+    from calibration.figures import figures
+
+    parted, of_tasks = variant.parting, ("psnr_drop_db", "sam_rise_deg")
     return {
         "runs_in": variant.runs_in,
-        "tasks": {r.task: _as_json(r) for r in variant.results},
-        **{key: value for key, value in variant.figures().items() if key not in ("psnr_drop_db", "sam_rise_deg")},
-        "worst_psnr_drop_db": variant.figures()["psnr_drop_db"],
-        "worst_sam_rise_deg": variant.figures()["sam_rise_deg"],
+        "tasks": {task: _as_json(r) for task, r in variant.tasks.items()},
+        **{f"worst_{key}" if key in of_tasks else key: value for key, value in figures(variant).items()},
         "routing_pairs": variant.routing.pairs,
         "routing_close": variant.routing.close,
         "routing_close_same": variant.routing.close_same,
@@ -226,6 +216,6 @@ def _as_json(result: TaskResult) -> dict[str, Any]:
         "psnr_drop_db": result.psnr_drop_db,
         "sam_rise_deg": result.sam_rise_deg,
         "max_difference": result.max_difference,
-        "routing_agreement": result.routing_agreement,
+        **({"routing_agreement": result.routing.agreement} if result.routing else {}),
         "tiling_drop_db": result.tiling_drop_db,
     }

@@ -20,7 +20,7 @@ from runtime.restore_file import restore_file
 from .. import console
 from ..config import Config, with_overrides
 from ..reporting.page import Command, Fact, write_report
-from ..reporting.quicklooks import Picture, rgb, save_png, stretch_limits
+from ..reporting.quicklooks import rgb, save_png, side_by_side, stretch_limits
 from . import run, simulate
 from .check import conclude, show
 from .options import examples, json_option
@@ -32,7 +32,6 @@ FRAME = {"lines": 128, "samples": 128}
 SEED = 7
 CHECKED = ("noise", "bandloss")
 LEAST_GAIN_DB = 3.0
-GAP_PIXELS = 8
 
 
 @click.command(epilog=examples("deploy demo --out build/demo"))
@@ -90,15 +89,14 @@ def demo(out: Path) -> dict[str, Any]:
     _step(lines[2])
     with load_bundle(bundle) as loaded:
         found = check.check(loaded, config, wanted=())
-        gates = check.judge_chosen(found, config)
-        show(found, gates, config)
+        gates = check.judged(found, config)
+        show(found, gates)
         _step(lines[3])
         source = read_cube(scene)
         run.tell(loaded, source)
         fine = restore_file(loaded, source)
         run.tell_scale(source, fine)
         run.write(restored, source, fine, loaded.manifest)
-        manifest = loaded.manifest
     scale = fine.scale or 1.0
     degraded_cube = np.asarray(source.cube / scale, np.float32)
     restored_cube = np.asarray(read_cube(restored).cube / scale, np.float32)
@@ -114,9 +112,9 @@ def demo(out: Path) -> dict[str, Any]:
     gain = after.psnr - before.psnr
     report = assemble(
         f"{MODEL} restores a simulated scene on this CPU",
-        manifest,
+        loaded,
         found,
-        gates,
+        gates[found.chosen],
         tuple(Command(line) for line in lines),
         summary=(
             Fact("noisy cube", f"{before.psnr:.2f} dB"),
@@ -143,7 +141,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.say(f"report     {out / 'report.html'}", "bold")
     console.say(f"pictures   {out / 'side-by-side.png'}: degraded, restored, truth")
     console.say(f"bundle     {bundle}")
-    summary = conclude(found, gates, bundle, manifest.precision.why, config)
+    summary = conclude(found, gates, bundle, loaded.choice.why)
     if gain < LEAST_GAIN_DB:
         raise GateError(
             "the restored cube is not clearly better than the noisy one",
@@ -153,13 +151,6 @@ def demo(out: Path) -> dict[str, Any]:
             remedy=f"at least {LEAST_GAIN_DB:g} dB is expected of {MODEL}; please report this",
         )
     return {**outcome, "gates": summary["gates"]}
-
-
-def side_by_side(looks: list[Picture]) -> Picture:
-    """Pictures [lines, samples, 3] of one size in a row, with white between them."""
-    gap = np.full((looks[0].shape[0], GAP_PIXELS, 3), 255, np.uint8)
-    row = [part for look in looks for part in (look, gap)][:-1]
-    return np.concatenate(row, axis=1)
 
 
 def _step(line: str) -> None:

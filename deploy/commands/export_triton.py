@@ -50,12 +50,13 @@ def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: boo
     """
     refuse_folder(out, replace)
     refuse_overlap(out, bundle)
-    manifest, contents = verified_bundle(bundle)
+    contents = verified_bundle(bundle)
+    manifest = contents.manifest
     chosen = model_name(name, manifest)
-    served = choose_engine(manifest, contents, bundle, graph=graph)
-    if served.precision != plain(manifest.precision.chosen):
+    served = choose_engine(contents, bundle, graph=graph)
+    if served.precision != plain(contents.choice.precision):
         console.warn(OTHER_PRECISION)
-    repository = repository_files(manifest, contents, served, chosen)
+    repository = repository_files(manifest, contents.files, served, chosen)
     write_folder(out, repository, replace=replace)
     ports = manifest.signature.ports
     console.say(f"ensemble   {chosen}: {' -> '.join(ports.inputs)} -> {', '.join(ports.outputs)}")

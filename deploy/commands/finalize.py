@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .options import examples, json_option, remote_options
-
-if TYPE_CHECKING:
-    # The ground's: imported where they are used, so that a flight computer can show this command's help.
-    pass
 
 
 @click.command(epilog=examples("deploy finalize bundle", "deploy finalize orin --remote pilot@orin --json"))
@@ -31,8 +27,8 @@ def command(
     """Build a bundle's engine on this computer, its target, and prove it on the golden frame.
 
     The bundle changes last and at once: a build that is stopped or fails leaves it as it was, and the same command
-    goes on. With --remote all this happens on the target, where this toolkit is installed, and the bundle here is
-    replaced by what was built and proved there.
+    goes on. With --remote all this happens on the target, where this toolkit is installed, and the bundle here gets
+    what was built and proved there.
     """
     from ..finalizing.finalize import finalize
     from ..finalizing.remote import finalize_remotely, parse_remote

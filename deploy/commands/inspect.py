@@ -7,25 +7,36 @@ from typing import Any
 
 import click
 
-from runtime.bundle import load_bundle, unlisted_files, verified_bundle
+from runtime.bundle import Contents, load_bundle, unlisted_files, verified_bundle
 from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
 from runtime.manifest import Manifest
 from runtime.signature import plane_text
 
 from .. import console
+from .inspect_checkpoint import inspect_checkpoint, is_checkpoint
 from .options import engine_option, examples, json_option
 
 
 @click.command(
-    epilog=examples("deploy inspect build/bundle", "deploy inspect build/bundle --engine onnxruntime-cuda --json")
+    epilog=examples(
+        "deploy inspect build/bundle",
+        "deploy inspect build/bundle --engine onnxruntime-cuda --json",
+        "deploy inspect damp-nano",
+    )
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @engine_option
 @json_option
 def command(bundle: Path, engine: str | None) -> dict[str, Any]:
-    """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first."""
-    m, _ = verified_bundle(bundle)
+    """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first.
+
+    Of a checkpoint (.pth, .safetensors, or the name of a packaged model): the architecture that takes it, or its keys.
+    """
+    if is_checkpoint(bundle):
+        return inspect_checkpoint(bundle)
+    contents = verified_bundle(bundle)
+    m, made, choice = contents.manifest, contents.made, contents.choice
     here, refusal = _engine_here(bundle, engine)
     network = m.network
     routing = m.signature.routing
@@ -35,11 +46,11 @@ def command(bundle: Path, engine: str | None) -> dict[str, Any]:
         ("about", network.about or "-"),
         ("built", f"{m.created} by damp-deploy {m.tools.get('damp-deploy', '?')}"),
         ("target", f"{m.target.name}, engine {m.target.engine}"),
-        ("engine file", _engine_file(m)),
+        ("engine file", _engine_file(contents)),
         ("runs here on", f"{here['engine']} {here['version']}, {here['device']}" if here else f"no: {refusal}"),
         ("computes in", here.get("computes in", "-") if here else "-"),
         ("nodes", here.get("placement", "-") if here else "-"),
-        ("precision", f"{m.precision.chosen} ({m.precision.why})"),
+        ("precision", f"{choice.precision} ({choice.why})"),
         ("int8", _int8(m)),
         ("frame", f"{plane_text(m.signature.measured)}, overlap {m.overlap}"),
         ("restored", plane_text(m.signature.restored)),
@@ -50,17 +61,17 @@ def command(bundle: Path, engine: str | None) -> dict[str, Any]:
     ]
     for label, text in rows:
         console.say(f"{label:<13} {text}")
-    runs = m.precision.chosen
-    export = m.evidence.get(runs, m.evidence.get("export", {}))
+    export = m.evidence.get(choice.precision, m.evidence.get("export", {}))
     if isinstance(export, dict):
         console.table(
-            f"evidence: {runs} graph against PyTorch",
+            f"evidence: {choice.precision} graph against PyTorch",
             ("measure", "value"),
             [(k, _figure(v)) for k, v in export.items() if v is not None],
         )
-    files = [(name, f"{record.bytes:,}", record.sha256[:16]) for name, record in sorted(m.files.items())]
+    records = {**m.files, **(made.files if made else {})}
+    files = [(name, f"{record.bytes:,}", record.sha256[:16]) for name, record in sorted(records.items())]
     console.table("files, all intact", ("file", "bytes", "sha256"), files)
-    strangers = unlisted_files(bundle, m)
+    strangers = unlisted_files(bundle, contents)
     if strangers:
         console.warn(f"{len(strangers)} files here are not the bundle's and are never opened, first {strangers[0]}")
     return {
@@ -70,6 +81,7 @@ def command(bundle: Path, engine: str | None) -> dict[str, Any]:
         "engine": here,
         "refusal": refusal or None,
         "manifest": m.model_dump(mode="json"),
+        "made": made and made.model_dump(mode="json"),
     }
 
 
@@ -82,11 +94,11 @@ def _engine_here(bundle: Path, engine: str | None) -> tuple[dict[str, str] | Non
         return None, error.one_line()
 
 
-def _engine_file(manifest: Manifest) -> str:
-    if manifest.engine is not None:
-        made = manifest.engine
+def _engine_file(bundle: Contents) -> str:
+    made, deferred = bundle.choice.engine, bundle.manifest.deferred
+    if made is not None:
         return f"{made.path}, {made.builder} {made.version} for SM {made.sm}"
-    return f"deferred: {manifest.deferred}" if manifest.deferred else "none: the engine loads the graph"
+    return f"deferred: {deferred}" if deferred else "none: the engine loads the graph"
 
 
 def _metrics(manifest: Manifest) -> str:

@@ -110,7 +110,7 @@ def command(
         "missing_pixels": restored.missing,
         "moved": restored.moved,
         "saturated": restored.saturated,
-        "precision": described.get("computes in", manifest.precision.chosen),
+        "precision": described["computes in"],
     }
 
 

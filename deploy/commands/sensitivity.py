@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,11 +14,6 @@ from .. import console
 from ..config import with_overrides
 from ..config.sections import SEARCHED_SIDE
 from .options import config_option, examples, json_option, network_option, network_options, parse_size, read_config
-
-if TYPE_CHECKING:
-    # The ground's: imported where they are used, so that a flight computer can show this command's help.
-    pass
-
 
 SHOWN = 12
 

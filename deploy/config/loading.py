@@ -13,12 +13,12 @@ from .mistakes import first_mistake, unknown_name
 from .sections import EXTENT_TEXT, Config, Frame, SceneSize
 from .yaml_lines import Located, read_yaml
 
-__all__ = ["SIMULATED", "Config", "check_names", "config_schema", "load_config", "with_overrides"]
+__all__ = ["SIMULATED", "Config", "config_schema", "load_config", "with_overrides"]
 SIMULATED = "simulated"
 """In place of a folder of cubes: scenes of the simulator."""
 
 
-def load_config(path: str | Path, *, targets: Collection[str] = (), engines: Collection[str] = ()) -> Config:
+def load_config(path: str | Path, *, engines: Collection[str] = ()) -> Config:
     """Read a deploy.yaml.
 
     A relative `model.checkpoint`, `calibration.dir`, `output.dir` or `stream.folder` comes back absolute, seen from the
@@ -26,7 +26,6 @@ def load_config(path: str | Path, *, targets: Collection[str] = (), engines: Col
 
     Args:
         path: the file.
-        targets: names of the built-in targets; when given, `target` must be one of them or one of the file's own.
         engines: names of the engines; when given, every `targets.*.engine` must be one of them.
 
     Raises:
@@ -35,46 +34,25 @@ def load_config(path: str | Path, *, targets: Collection[str] = (), engines: Col
     path = Path(path)
     located = read_yaml(path)
     config = _validated(located.data, path, located)
-    check_names(config, targets=targets, engines=engines, file=path, located=located)
+    for name, target in config.targets.items():
+        if engines and target.engine not in engines:
+            raise unknown_name(("targets", name, "engine"), target.engine, engines, path, located)
     return _anchored(config, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - keeps symbolic links as written
 
 
-def with_overrides(
-    config: Config, flags: Mapping[str, object], *, target_defaults: Mapping[str, object] | None = None
-) -> Config:
-    """`flags` over what `config` sets over `target_defaults` over the built-in defaults; `config` stays as it is.
+def with_overrides(config: Config, flags: Mapping[str, object]) -> Config:
+    """`flags` over what `config` sets over the built-in defaults; `config` stays as it is.
 
     Args:
-        config: the file's configuration; only keys that the file sets beat the target's defaults.
+        config: the file's configuration.
         flags: values by dotted key, for example `{"input.frame": "256x256"}`; None stands for a flag not given.
-        target_defaults: values by dotted key, for example `{"precision": "fp16"}`.
 
     Raises:
         ConfigError: a value is wrong or does not go with the others.
     """
     stated = config.model_dump(exclude_unset=True)
-    if stated.get("precision", "") is None:
-        del stated["precision"]  # null asks for the target's own, so it must not hide it
     asked = _nested({key: value for key, value in flags.items() if value is not None})
-    return _validated(_laid_over(_laid_over(_nested(target_defaults or {}), stated), asked), None, Located({}, {}))
-
-
-def check_names(
-    config: Config,
-    *,
-    targets: Collection[str] = (),
-    engines: Collection[str] = (),
-    file: object = None,
-    located: Located | None = None,
-) -> None:
-    """Raise ConfigError when `target` or an engine is none of the names given; an empty collection checks nothing."""
-    located = located or Located({}, {})
-    names = [*dict.fromkeys((*targets, *config.targets))]
-    if targets and config.target not in names:
-        raise unknown_name(("target",), config.target, names, file, located)
-    for name, target in config.targets.items():
-        if engines and target.engine not in engines:
-            raise unknown_name(("targets", name, "engine"), target.engine, engines, file, located)
+    return _validated(_laid_over(stated, asked), None, Located({}, {}))
 
 
 def config_schema() -> dict[str, Any]:

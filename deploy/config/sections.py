@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from runtime.precisions import PrecisionName
+
 from .stream import StreamSection
 from .types import (
     MAX_BANDS,
@@ -17,7 +19,6 @@ from .types import (
     Name,
     Number,
     PathText,
-    Precision,
     Scalar,
     Section,
     Side,
@@ -28,6 +29,7 @@ from .types import (
     versions_text,
 )
 
+Limit = Annotated[Number, Field(ge=0)] | Literal["auto"] | None
 EXTENT_TEXT = r"^\s*([0-9]{1,9})\s*[xX×]\s*([0-9]{1,9})\s*$"
 
 
@@ -151,12 +153,12 @@ class TargetSection(Section):
     title: Annotated[str, Strict(), StringConstraints(max_length=200), AfterValidator(printable_text)] = Field(
         default="", description="What it is, for people.", examples=["the payload computer"]
     )
-    precisions: Annotated[tuple[Precision, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
+    precisions: Annotated[tuple[PrecisionName, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
         default=("fp32", "int8"),
         description="Precisions that this target can run.",
         examples=[["fp32", "fp16"]],
     )
-    default_precision: Precision = Field(
+    default_precision: PrecisionName = Field(
         default="fp32", description="Precision used when none is asked for; one of `precisions`.", examples=["fp32"]
     )
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(
@@ -167,9 +169,6 @@ class TargetSection(Section):
     )
     tensorrt: Annotated[str, Strict(), StringConstraints(max_length=100), AfterValidator(versions_text)] | None = Field(
         default=None, description="Versions of TensorRT that may build and run there.", examples=[">=10.3,<12"]
-    )
-    memory_gib: Annotated[Number, Field(gt=0, le=65536)] | None = Field(
-        default=None, description="Memory that the GPU can use, in GiB.", examples=[8]
     )
     workspace_mib: Annotated[Whole, Field(ge=1, le=1048576)] = Field(
         default=1024, description="Most scratch memory that the builder may give to one layer, in MiB.", examples=[1024]
@@ -200,34 +199,26 @@ class TargetSection(Section):
 class GatesSection(Section):
     """How far the engine may be from PyTorch before `deploy check` fails.
 
-    `auto` is what a sound engine keeps in the precision (`deploy.checking.gates.AUTO`); null switches a gate off.
+    `auto` is what a sound engine keeps in the bundle's precision (`calibration.figures`); null switches a gate off.
     """
 
-    max_difference: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
-        default="auto",
-        description="Largest difference between engine and PyTorch, as a share of the range.",
-        examples=[1.0e-3],
+    max_difference: Limit = Field(
+        default="auto", description="Largest difference of engine and PyTorch, a share of the range.", examples=[1.0e-3]
     )
-    psnr_drop_db: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
+    psnr_drop_db: Limit = Field(
         default="auto", description="Largest loss of PSNR against PyTorch in any task, in dB.", examples=[0.01]
     )
-    mean_psnr_drop_db: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
+    mean_psnr_drop_db: Limit = Field(
         default="auto", description="Largest loss of PSNR against PyTorch, mean over tasks, in dB.", examples=[0.01]
     )
-    sam_rise_deg: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
-        default="auto",
-        description="Largest rise of the spectral angle against PyTorch in any task, in degrees.",
-        examples=[0.005],
+    sam_rise_deg: Limit = Field(
+        default="auto", description="Largest rise of the spectral angle in any task, in degrees.", examples=[0.005]
     )
-    mean_sam_rise_deg: Annotated[Number, Field(ge=0)] | Literal["auto"] | None = Field(
-        default="auto",
-        description="Largest rise of the spectral angle against PyTorch, mean over tasks, in degrees.",
-        examples=[0.005],
+    mean_sam_rise_deg: Limit = Field(
+        default="auto", description="Largest rise of the spectral angle, mean over tasks, in degrees.", examples=[0.005]
     )
     routing_agreement: Annotated[Number, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
-        default="auto",
-        description="Smallest share of tiles and layers, 0 to 1, that choose the same experts as PyTorch.",
-        examples=[1.0],
+        default="auto", description="Smallest share of tiles and layers with PyTorch's experts, 0 to 1.", examples=[1.0]
     )
 
 

@@ -19,12 +19,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from runtime.precisions import PrecisionName
 from runtime.versions import satisfiable
 
 MAX_SIDE = 16384
 MAX_BANDS = 4096
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-AskedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]
+AskedPrecision = Literal[PrecisionName, "auto"]
 
 
 def printable_text(text: str) -> str:

@@ -15,7 +15,7 @@ from export.tensorrt.build import EngineMade, Request
 from runtime.durable import write_bytes
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import InputError
-from runtime.manifest import EngineFile
+from runtime.made import EngineFile
 
 from .. import console
 
@@ -25,10 +25,10 @@ class EngineStep:
     """What became of the engine.
 
     Attributes:
-        record: what the manifest says of it; None where none was built.
+        record: what `made.json` says of it; None where none was built.
         files: inner path -> content.
         deferred: why none was built, where the target needs one.
-        facts: for the evidence: seconds, memory, size.
+        facts: for its proof: seconds, memory, size.
     """
 
     record: EngineFile | None
@@ -99,8 +99,8 @@ def oldest(bounds: str) -> str:
 
 
 def engine_record(made: EngineMade, request: Request, graph_sha256: str) -> EngineFile:
-    """What the manifest says of a built engine; its files are named by content, so that a new one replaces none."""
-    name = f"engine/{hashlib.sha256(made.data).hexdigest()[:12]}"
+    """What `made.json` says of a built engine; its files are named by content, so that a new one replaces none."""
+    name = f"engine/{hashlib.sha256(made.data + made.layers + made.log).hexdigest()[:12]}"
     return EngineFile(
         path=f"{name}.plan",
         builder=request.kind,

@@ -1,4 +1,4 @@
-"""Builds a bundle's engine on the target itself, and proves it there before the bundle changes."""
+"""Builds a bundle's engine on the target itself, and proves it there before `made.json` says so."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from export import targets
 from export.tensorrt import build as builder
 from export.tensorrt import known_bad
 from export.tensorrt.build import EngineMade, Request
-from runtime.bundle import MANIFEST, golden_difference, verified_bundle
-from runtime.durable import write_bytes
+from runtime.bundle import Contents, golden_difference, install_engine, verified_bundle
 from runtime.engines import Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
 from runtime.errors import BundleError, DeployError, InputError, MachineError
-from runtime.manifest import EngineFile, FileRecord, Golden, Manifest, Precision, dump
+from runtime.made import Choice, EngineFile
+from runtime.precisions import CLEARLY
 from runtime.signature import Signature
 
 from .. import console
-from ..checking.gates import CLEARLY
 from .engine import build_with_progress, distrust_timings, engine_files, engine_record
 
 PROOFS = 12
@@ -68,18 +68,14 @@ def finalize(
         MachineError: this computer is not the target, its builder may not be used, or the build failed.
         GateError: the engine does not restore the golden frame; the bundle stays as it was.
     """
-    manifest, files = verified_bundle(folder)
-    if manifest.deferred is None and not (rebuild and manifest.engine is not None):
-        if manifest.engine is None:
-            raise BundleError(
-                "its engine loads the graph, there is nothing to build",
-                file=folder,
-                key="finalize",
-                remedy="use it as it is",
-            )
+    bundle = verified_bundle(folder)
+    manifest, target = bundle.manifest, bundle.manifest.target
+    if target.engine not in targets.ENGINE_FILES:
+        problem = "its engine loads the graph, there is nothing to build"
+        raise BundleError(problem, file=folder, key="finalize", remedy="use it as it is")
+    if bundle.made is not None and not rebuild:
         remedy = "use it as it is, or build it again with --rebuild"
         raise BundleError("its engine is built already", file=folder, key="finalize", remedy=remedy)
-    target = manifest.target
     if target.sm is None:
         raise BundleError("its target has no GPU", file=folder, key="target.sm", remedy="build the bundle again")
     request: Request = builder.Request(target.engine, target.sm, target.workspace_mib or 1024, target.tensorrt)
@@ -91,7 +87,7 @@ def finalize(
     work = _workplace(folder)
     if rebuild:
         distrust_timings(work)
-    made = _Making(folder, manifest, files, request, version, device, allow_known_bad)
+    made = _Making(folder, bundle, request, version, device, allow_known_bad)
     best = made.proved(precision, work)
     best, why, timed = _faster(made, best, work)
     reports = known_bad.matching(known_bad.TABLE, request.kind, version, request.sm, best.precision)
@@ -103,21 +99,15 @@ def finalize(
         **({"precision_choice_ms": timed} if timed else {}),
         **({"known_bad_allowed": [report.source for report in reports]} if reports else {}),
         "finalized": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "runs_on": best.described,
     }
-    complete = manifest.model_copy(
-        update={
-            "engine": best.record,
-            "deferred": None,
-            "precision": Precision(chosen=best.precision, why=why),
-            "golden": _golden(manifest, best.precision),
-            "evidence": {**manifest.evidence, "engine": facts},
-        }
-    )
-    install(folder, complete, engine_files(best.record, best.made))
+    tolerance = manifest.tolerances[best.precision]
+    choice = Choice(precision=best.precision, why=why, tolerance=tolerance, engine=best.record)
+    install_engine(folder, bundle, choice, facts, engine_files(best.record, best.made))
     shutil.rmtree(work, ignore_errors=True)
     console.say(
         f"engine     {len(best.made.data) / 2**20:.1f} MiB, built in {best.made.seconds:.1f} s; golden frame within "
-        f"{best.difference:.1e} of the range (at most {complete.golden.tolerance:.1e})",
+        f"{best.difference:.1e} of the range (at most {tolerance:.1e})",
         "bold green",
     )
     return {
@@ -127,7 +117,6 @@ def finalize(
         "version": version,
         "precision": {"chosen": best.precision, "why": why},
         **facts,
-        "runs_on": best.described,
     }
 
 
@@ -148,8 +137,7 @@ class _Making:
     """What an engine of this bundle is built from, whatever its precision."""
 
     folder: Path
-    manifest: Manifest
-    files: dict[str, bytes]
+    bundle: Contents
     request: Request
     version: str
     device: Device
@@ -157,18 +145,18 @@ class _Making:
 
     def proved(self, precision: str, work: Path) -> _Proved:
         """Build the engine of a precision and prove it. Raises DeployError."""
-        manifest, request, device, version = self.manifest, self.request, self.device, self.version
+        manifest, request, device, version = self.bundle.manifest, self.request, self.device, self.version
+        files, tolerance = self.bundle.files, manifest.tolerances[precision]
         if not self.allow_known_bad:
             known_bad.refuse_known_bad(request.kind, version, request.sm, precision)
         for report in known_bad.matching(known_bad.WATCHED, request.kind, version, request.sm, precision):
             console.warn(f"{request.kind} {version}: {report.what} ({report.source})")
-        graph = self.files[manifest.graphs[precision]]
+        graph = files[manifest.graphs[precision]]
         made = device.build(graph, request, work)
         model = device.model()
         record = engine_record(made, request, hashlib.sha256(graph).hexdigest()).model_copy(update={"gpu": model})
         threads = manifest.target.threads
         options = EngineOptions(threads, precision, Built(record.builder, record.version, record.sm, model))
-        held = manifest.model_copy(update={"golden": _golden(manifest, precision)})
         try:
             with (
                 console.progress(f"proving the {precision} engine"),
@@ -177,7 +165,7 @@ class _Making:
                 times = []
                 for _ in range(PROOFS if manifest.precision.rivals else 1):
                     began = time.perf_counter()
-                    difference = golden_difference(engine, held, self.files, self.folder)
+                    difference = golden_difference(engine, manifest, tolerance, files, self.folder)
                     times.append(1000 * (time.perf_counter() - began))
                 described = engine.describe()
         except DeployError:
@@ -190,9 +178,10 @@ class _Making:
 
 def _faster(made: _Making, best: _Proved, work: Path) -> tuple[_Proved, str, dict[str, float]]:
     """The fastest of the chosen precision and its rivals, why, and their milliseconds; a rival that fails is left."""
-    why = made.manifest.precision.why
+    told = made.bundle.manifest.precision
+    why = told.why
     timed: dict[str, float] = {}
-    for rival in made.manifest.precision.rivals:
+    for rival in told.rivals:
         timed.setdefault(best.precision, round(best.milliseconds, 3))
         place = work / rival
         place.mkdir(exist_ok=True)
@@ -209,43 +198,6 @@ def _faster(made: _Making, best: _Proved, work: Path) -> tuple[_Proved, str, dic
         why += "" if faster else f", which is not faster: {best.precision} is kept"
         best = other if faster else best
     return best, why, timed
-
-
-def _golden(manifest: Manifest, precision: str) -> Golden:
-    """The golden frame with the tolerance of a precision; raises BundleError where the manifest does not tell it."""
-    if precision == manifest.precision.chosen:
-        return manifest.golden
-    told = manifest.evidence.get(precision)
-    tolerance = told.get("golden_tolerance") if isinstance(told, dict) else None
-    if not isinstance(tolerance, float) or not 0 < tolerance <= 1 or precision not in manifest.graphs:
-        raise BundleError(
-            "does not tell how exact this precision must be", key=f"evidence.{precision}", remedy="build it again"
-        )
-    return manifest.golden.model_copy(update={"tolerance": tolerance})
-
-
-def install(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> Manifest:
-    """Give a bundle that is in use another engine: its files first, the manifest that lists them last and at once.
-
-    Files of the engine before, which have other names, go after the manifest that listed them.
-    """
-    before = verified_bundle(folder)[0].engine
-    old = {before.path, before.layers, before.log} - {None, *files} if before else set()
-    records = {n: FileRecord(sha256=hashlib.sha256(d).hexdigest(), bytes=len(d)) for n, d in files.items()}
-    kept = {n: r for n, r in manifest.files.items() if n not in old}
-    complete = manifest.model_copy(update={"files": {**kept, **records}})
-    try:
-        for name, data in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(folder / name, data)
-        write_bytes(folder / MANIFEST, dump(complete))
-        for name in filter(None, old):
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot be written: {error.strerror or error}", file=folder, remedy="free space, or give write permission"
-        ) from error
-    return complete
 
 
 def _refuse_other_gpu(target: str, sm: str, present: str | None) -> None:

@@ -1,8 +1,8 @@
 """Finalising on the target over ssh: copy the bundle there, build and prove its engine, fetch it back as a stranger's.
 
-Nothing of the other side is believed: what comes back is a bounded archive of plain files, must be a whole bundle, and
-must be the bundle that was sent but for its engine. Nothing is left there: a process on the target keeps the folder; as
-soon as our end of its connection is gone, it ends the build and removes the folder.
+Nothing of the other side is believed: what comes back is a bounded archive of plain files and must be a whole bundle,
+with the very manifest that was sent; only what its `made.json` lists is kept. Nothing is left there: a process on the
+target keeps the folder; as soon as our end of its connection is gone, it ends the build and removes the folder.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import shutil
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.bundle import install_bundle, verified_bundle, write_bundle
+from runtime.bundle import install_engine, verified_bundle
 from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError
-from runtime.manifest import LARGEST_PART, Manifest
+from runtime.manifest import LARGEST_PART, MANIFEST
 
 from .. import console
 
@@ -107,27 +107,30 @@ def finalize_remotely(folder: Path, remote: Remote, *, flags: tuple[str, ...] = 
     """
     # Pilots point a link at one of two bundles: the one behind it is meant, now and when the engine is back.
     here = Path(os.path.realpath(folder))
-    manifest, _ = verified_bundle(here)
+    sent = verified_bundle(here)
     with _remote_folder(remote) as place:
         bundle = f"{place}/bundle"
         with console.progress(f"copying the bundle to {remote.host}"):
             _ssh(remote, ["mkdir", bundle])
-            _ssh(remote, ["tar", "-xf", "-", "-C", bundle], feed=_packed(here, manifest))
+            _ssh(remote, ["tar", "-xf", "-", "-C", bundle], feed=_packed(sent.files))
         answer = _finalize_there(remote, place, flags)
         with console.progress(f"fetching the bundle from {remote.host}"):
-            archive = _ssh(remote, ["tar", "-cf", "-", "-C", bundle, "."], limit=_limit(manifest))
+            archive = _ssh(remote, ["tar", "-cf", "-", "-C", bundle, "."], limit=_limit(sent.files))
     fetched = here.with_name(f".{here.name}.fetched")
     shutil.rmtree(fetched, ignore_errors=True)
     try:
         _unpack(archive, fetched)
-        complete, received = verified_bundle(fetched)
-        _same_but_for_the_engine(manifest, complete, fetched)
-        # Only what the manifest lists is kept, as it was verified.
-        shutil.rmtree(fetched)
-        write_bundle(fetched, received, complete)
-        install_bundle(fetched, here, replace=True)
+        back = verified_bundle(fetched)
     finally:
         shutil.rmtree(fetched, ignore_errors=True)
+    made = back.made
+    if made is None or back.files[MANIFEST] != sent.files[MANIFEST]:
+        raise BundleError(
+            "the bundle that came back is not the one that was sent with its engine",
+            file=folder,
+            remedy="nothing was changed here; look at the target's installation",
+        )
+    install_engine(here, sent, made.choice, made.proof, {name: back.files[name] for name in made.files})
     return {**answer, "bundle": str(folder), "remote": remote.host}
 
 
@@ -295,17 +298,19 @@ def _finalize_there(remote: Remote, place: str, flags: tuple[str, ...]) -> dict[
     )
 
 
-def _packed(folder: Path, manifest: Manifest) -> bytes:
-    """The bundle's files, and no other, as a tar archive."""
+def _packed(files: Mapping[str, bytes]) -> bytes:
+    """The bundle's files as a tar archive."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in ("manifest.json", *manifest.files):
-            archive.add(folder / name, arcname=name, recursive=False)
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 
-def _limit(manifest: Manifest) -> int:
-    return min(2 * LARGEST_PART, sum(record.bytes for record in manifest.files.values()) * 8 + (1 << 28))
+def _limit(files: Mapping[str, bytes]) -> int:
+    return min(2 * LARGEST_PART, sum(map(len, files.values())) * 8 + (1 << 28))
 
 
 def _unpack(data: bytes, folder: Path) -> None:
@@ -340,42 +345,3 @@ def _unpack(data: bytes, folder: Path) -> None:
         raise BundleError(
             "what the target sends is damaged", value=error, remedy="run the same command again"
         ) from error
-
-
-def _same_but_for_the_engine(sent: Manifest, back: Manifest, folder: Path) -> None:
-    """Raise BundleError where the target changed more than the engine and its evidence."""
-
-    def own(manifest: Manifest) -> set[str | None]:
-        made = manifest.engine
-        return {made.path, made.layers, made.log} if made else set()
-
-    def rest(manifest: Manifest) -> dict[str, Any]:
-        content = manifest.model_dump(mode="json")
-        content["evidence"].pop("engine", None)
-        if sent.precision.rivals:
-            # Which of the precisions that passed is the fastest is the target's to measure.
-            content["precision"] = None
-            content["golden"].pop("tolerance")
-        # What the engine before left may be gone or still there, not altered.
-        old = {name for name in own(sent) if name in sent.files and manifest.files.get(name) == sent.files[name]}
-        content["files"] = {n: r for n, r in content["files"].items() if n not in own(manifest) | old}
-        return {k: v for k, v in content.items() if k not in ("engine", "deferred")}
-
-    chosen = back.precision.chosen
-    wrong = back.engine is None or back.deferred is not None
-    if sent.precision.rivals:
-        told = sent.evidence.get(chosen)
-        held = told.get("golden_tolerance") if isinstance(told, dict) else None
-        tolerance = sent.golden.tolerance if chosen == sent.precision.chosen else held
-        wrong |= chosen not in (sent.precision.chosen, *sent.precision.rivals) or back.golden.tolerance != tolerance
-    if wrong or rest(sent) != rest(back):
-        raise BundleError(
-            "the bundle that came back is not the one that was sent with its engine",
-            file=folder,
-            remedy="nothing was changed here; look at the target's installation",
-        )
-    made = back.engine
-    if made is not None and (made.sm != sent.target.sm or made.builder != sent.target.engine):
-        raise BundleError(
-            "the engine that came back is for another target", file=folder, value=made.sm, remedy="look at the target"
-        )

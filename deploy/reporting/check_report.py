@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.quality import Quality
-from runtime.manifest import Manifest
+from calibration.figures import columns
+from calibration.quality import Quality, psnr_per_band
+from runtime.bundle import Bundle
 from runtime.signature import plane_text
 
 from ..checking.comparison import Case, Comparison, TaskResult
-from ..checking.gates import DIRECTIONS, GateResult
+from ..checking.gates import GateResult, failed
 from .page import Case as Row
 from .page import ColourScale, Command, Fact, Gate, Picture, Plot, Report, Table, Verdict, figure_text
 from .plots import band_psnr_plot, experts_plot, spectra_plot
 from .precision_plots import band_distance_plot, distance_plot, margins_plot
-from .quicklooks import error_map, fitted, marked, png_bytes, rgb, stretch_limits
-
-MEANINGS = {
-    "max_difference": ("Largest difference", "Share of the output's range, at the worst value of all cubes."),
-    "psnr_drop_db": ("Loss of PSNR, dB", "How much further from the truth the engine is than PyTorch."),
-    "mean_psnr_drop_db": ("Loss of PSNR, mean over tasks, dB", "The same, where one task may make up for another."),
-    "sam_rise_deg": ("Rise of spectral angle, degrees", "How much more the engine bends spectra than PyTorch."),
-    "mean_sam_rise_deg": ("Rise of spectral angle, mean, degrees", "The same, mean over tasks."),
-    "routing_agreement": ("Same experts chosen", "Share of tiles and layers in which both chose the same experts."),
-}
-SHOWN_PIXELS = ((0.25, 0.3), (0.5, 0.62), (0.75, 0.4))
+from .quicklooks import error_map, fitted, marked, pixels_shown, png_bytes, rgb, stretch_limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +31,7 @@ class Shown:
 
 
 def check_report(
-    manifest: Manifest,
+    bundle: Bundle,
     found: Comparison,
     gates: list[GateResult],
     checkpoint: str,
@@ -48,17 +39,17 @@ def check_report(
 ) -> Report:
     """The page of `deploy check`; `pareto` is the picture of the search for int8, as PNG."""
     commands = (
-        Command(f"deploy build --target {manifest.target.name} --checkpoint {checkpoint}", "builds the bundle"),
+        Command(f"deploy build --target {bundle.manifest.target.name} --checkpoint {checkpoint}", "builds the bundle"),
         Command(
             f"deploy check BUNDLE --checkpoint {checkpoint} --report report.html", "measures it and writes this page"
         ),
     )
-    return assemble(f"{checkpoint} on {manifest.target.name}", manifest, found, gates, commands, pareto=pareto)
+    return assemble(f"{checkpoint} on {bundle.manifest.target.name}", bundle, found, gates, commands, pareto=pareto)
 
 
 def assemble(
     title: str,
-    manifest: Manifest,
+    bundle: Bundle,
     found: Comparison,
     gates: list[GateResult],
     commands: tuple[Command, ...],
@@ -72,23 +63,22 @@ def assemble(
     Args:
         shown: pictured first.
     """
-    results, cases = found.variants[found.chosen].results, found.cases
-    pictured = [(case, result.input, result.engine) for case, result in zip(cases, results, strict=True)]
+    results, cases = found.variants[found.chosen].tasks, found.cases
+    pictured = [(case, results[case.task].input, results[case.task].engine) for case in cases]
     if shown is not None:
         pictured.insert(0, (shown.case, shown.before, shown.after))
     first = pictured[0][0]
-    failed = [g for g in gates if g.passed is False]
-    judged = [g for g in gates if g.passed is not None]
-    if failed:
+    missed = failed(gates)
+    if missed:
         verdict = Verdict(
-            "failed", "The engine does not restore as PyTorch does. Do not fly this bundle.", failed[0].key
+            "failed", "The engine does not restore as PyTorch does. Do not fly this bundle.", missed[0].figure.key
         )
-    elif judged:
+    elif any(g.passed for g in gates):
         verdict = Verdict("passed", lead or "The engine restores as PyTorch does.", "Every accuracy gate passed.")
     else:
         verdict = Verdict("unjudged", lead or "Every accuracy gate is switched off.")
-    wavelengths = manifest.wavelengths
-    pixels = [(int(a * first.truth.shape[1]), int(b * first.truth.shape[2])) for a, b in SHOWN_PIXELS]
+    wavelengths = bundle.manifest.wavelengths
+    pixels = pixels_shown(first.truth.shape)
     plots = [
         Plot(
             f"Spectra, {first.task}",
@@ -116,14 +106,14 @@ def assemble(
     ]
     return Report(
         title=title,
-        subtitle=manifest.network.about,
+        subtitle=bundle.manifest.network.about,
         verdict=verdict,
         summary=summary,
         gates=tuple(_gate(g) for g in gates),
         cases=tuple(_row(*each, pixels, wavelengths) for each in pictured),
         plots=tuple(plots),
         tables=(_accuracy(results), _against_pytorch(results), *_variant_tables(found)),
-        built=_built(manifest),
+        built=_built(bundle),
         commands=commands,
         footnotes=(
             f"Cubes: {', '.join(found.cubes)}. The truth of a simulated scene is what an ideal sensor would see.",
@@ -184,57 +174,46 @@ def _precision_plots(found: Comparison, wavelengths: list[float] | None, pareto:
 
 
 def _variant_tables(found: Comparison) -> list[Table]:
-    variants = [found.variants[name] for name in found.variants]
-    rows, losses = [], []
-    for v in variants:
-        figures, first = v.figures(), v.parting.first if v.parting else None
-        rows.append(
-            (
-                v.precision + " (flies)" * (v.precision == found.chosen),
-                f"{figures['mean_psnr_drop_db']:.4f}",
-                f"{figures['psnr_drop_db']:.4f}",
-                f"{figures['mean_sam_rise_deg'] + 0.0:.4f}",
-                f"{100 * figures['routing_agreement']:.2f}",
-                f"{v.routing.close_same} of {v.routing.close}",
-                f"{100 * v.int8_mac_share:.1f}",
-                first.name if first else "nowhere",
-            )
-        )
-        losses.append((v.precision, *(f"{r.psnr_drop_db:.4f}" for r in v.results)))
-    layers = max((len(v.routing.layers) for v in variants), default=0)
+    variants = list(found.variants.values())
+    routed = any(v.routing for v in variants)
+    firsts = [v.parting.first if v.parting else None for v in variants]
+    cells = {
+        "variant": [v.precision + " (flies)" * (v.precision == found.chosen) for v in variants],
+        **columns(variants),
+        **({"unclear, same": [f"{v.routing.close_same} of {v.routing.close}" for v in variants]} if routed else {}),
+        "int8": [f"{v.int8_mac_share:.1%}" for v in variants],
+        "parts first in": [first.name if first else "nowhere" for first in firsts],
+    }
+    unclear = "Unclear choices, where PyTorch's experts are less than 0.001 apart, are counted apart. " * routed
+    losses = [(v.precision, *(f"{r.psnr_drop_db:.4f}" for r in v.tasks.values())) for v in variants]
     tables = [
         Table(
             "Every variant against PyTorch",
-            (
-                "variant", "loss, dB", "worst task, dB", "SAM rise, degrees", "same experts, %", "unclear, same",
-                "int8, %", "parts first in",
-            ),
-            tuple(rows),
-            "Unclear choices, where PyTorch's experts are less than 0.001 apart, are counted apart. Computed here in: "
-            f"{'; '.join(f'{v.precision}: {v.runs_in}' for v in variants)}.",
+            tuple(cells),
+            tuple(zip(*cells.values(), strict=True)),
+            f"{unclear}Computed here in: {'; '.join(f'{v.precision}: {v.runs_in}' for v in variants)}.",
         ),
-        Table("Loss of PSNR by degradation, dB", ("variant", *(r.task for r in variants[0].results)), tuple(losses)),
-    ]  # fmt: skip
+        Table("Loss of PSNR by degradation, dB", ("variant", *variants[0].tasks), tuple(losses)),
+    ]
+    layers = max(len(v.routing.layers) for v in variants)
     if layers:
         shares = tuple(
             (v.precision, *(f"{100 * same / pairs:.2f}" if pairs else "none clear" for pairs, same in v.routing.layers))
             for v in variants
         )
-        columns = ("variant", *(f"layer {n + 1}" for n in range(layers)))
-        tables.append(Table("Same experts by layer, %", columns, shares))
+        heads = ("variant", *(f"layer {n + 1}" for n in range(layers)))
+        tables.append(Table("Same experts by layer, %", heads, shares))
     worst = tuple(
         (v.precision, t.cube, t.task, str(t.line), str(t.sample), f"{t.distance:.1e}")
         for v in variants
         for t in v.worst
     )
-    columns = ("variant", "cube", "degradation", "line", "sample", "RMS distance, share of range")
-    tables.append(Table("The tiles least like PyTorch", columns, worst))
+    heads = ("variant", "cube", "degradation", "line", "sample", "RMS distance, share of range")
+    tables.append(Table("The tiles least like PyTorch", heads, worst))
     return tables
 
 
 def _band_psnr(case: Case) -> list[float]:
-    from calibration.quality import psnr_per_band
-
     return [float(v) for v in psnr_per_band(case.restored, case.truth)]
 
 
@@ -260,15 +239,14 @@ def _row(
 
 
 def _gate(gate: GateResult) -> Gate:
-    name, meaning = MEANINGS[gate.key]
-    limit = "off" if gate.limit is None else f"{DIRECTIONS[gate.key]} {gate.limit:g}"
-    return Gate(name, figure_text(gate.measured, 3), limit, gate.passed, meaning)
+    figure = gate.figure
+    return Gate(figure.title, figure_text(gate.measured, 3), gate.allowed, gate.passed, figure.meaning)
 
 
-def _accuracy(results: Sequence[TaskResult]) -> Table:
+def _accuracy(results: Mapping[str, TaskResult]) -> Table:
     rows = tuple(
         (
-            r.task,
+            task,
             "-" if r.input is None else f"{r.input.psnr:.2f}",
             f"{r.engine.psnr:.2f}",
             f"{r.engine.band_psnr:.2f}",
@@ -276,57 +254,43 @@ def _accuracy(results: Sequence[TaskResult]) -> Table:
             f"{r.engine.sam:.3f}",
             f"{r.engine.ergas:.2f}",
         )
-        for r in results
+        for task, r in results.items()
     )
-    columns = ("degradation", "PSNR in, dB", "PSNR out, dB", "PSNR by band, dB", "SSIM", "SAM, degrees", "ERGAS, %")
-    return Table("The engine against the truth", columns, rows)
+    heads = ("degradation", "PSNR in, dB", "PSNR out, dB", "PSNR by band, dB", "SSIM", "SAM, degrees", "ERGAS, %")
+    return Table("The engine against the truth", heads, rows)
 
 
-def _against_pytorch(results: Sequence[TaskResult]) -> Table:
-    rows = tuple(
-        (
-            r.task,
-            f"{r.pytorch.psnr:.3f}",
-            f"{r.engine.psnr:.3f}",
-            f"{r.psnr_drop_db:.5f}",
-            f"{r.sam_rise_deg:.5f}",
-            f"{r.max_difference:.1e}",
-            f"{100 * r.routing_agreement:.1f}",
-            f"{r.tiling_drop_db:.3f}",
-        )
-        for r in results
-    )
-    columns = (
-        "degradation",
-        "PyTorch, dB",
-        "engine, dB",
-        "loss, dB",
-        "SAM rise, degrees",
-        "largest difference",
-        "same experts, %",
-        "tiling costs, dB",
-    )
+def _against_pytorch(results: Mapping[str, TaskResult]) -> Table:
+    told = results.values()
+    cells = {
+        "degradation": list(results),
+        "PyTorch, dB": [f"{r.pytorch.psnr:.3f}" for r in told],
+        "engine, dB": [f"{r.engine.psnr:.3f}" for r in told],
+        "loss, dB": [f"{r.psnr_drop_db:.5f}" for r in told],
+        "SAM rise, degrees": [f"{r.sam_rise_deg:.5f}" for r in told],
+        "largest difference": [f"{r.max_difference:.1e}" for r in told],
+        "same experts, %": [f"{100 * r.routing.agreement:.1f}" for r in told if r.routing],
+        "tiling costs, dB": [f"{r.tiling_drop_db:.3f}" for r in told],
+    }
+    shown = {head: column for head, column in cells.items() if column}
     note = (
         "Both went through the same tiles, blending and metrics; the last column is what tiling costs PyTorch itself."
     )
-    return Table("The engine against PyTorch", columns, rows, note)
+    return Table("The engine against PyTorch", tuple(shown), tuple(zip(*shown.values(), strict=True)), note)
 
 
-def _built(m: Manifest) -> tuple[Fact, ...]:
-    network = m.network
+def _built(bundle: Bundle) -> tuple[Fact, ...]:
+    m, network = bundle.manifest, bundle.manifest.network
+    files = {**m.files, **(bundle.made.files if bundle.made else {})}
     scale = "none" if m.scale is None else f"{m.scale:g} stands for 1.0, from the {m.scale_from}"
     versions = ", ".join(f"{k} {v}" for k, v in m.tools.items())
     return (
         Fact("network", f"{network.architecture}, {network.parameters / 1e6:.2f} M parameters, {network.checkpoint}"),
         Fact("target", m.target.name, f"engine {m.target.engine}"),
-        Fact("precision", m.precision.chosen, m.precision.why),
-        Fact(
-            "frame",
-            plane_text(m.signature.measured),
-            f"overlap {m.overlap}",
-        ),
+        Fact("precision", bundle.choice.precision, bundle.choice.why),
+        Fact("frame", plane_text(m.signature.measured), f"overlap {m.overlap}"),
         Fact("scale of integer cubes", scale),
         Fact("checkpoint, SHA-256", network.checkpoint_sha256),
         Fact("versions", versions),
-        Fact("bytes", f"{np.sum([f.bytes for f in m.files.values()], dtype=int):,} in {len(m.files)} files"),
+        Fact("bytes", f"{np.sum([f.bytes for f in files.values()], dtype=int):,} in {len(files)} files"),
     )

@@ -17,10 +17,8 @@ from runtime.errors import printable
 from ..checking.evaluation import Model
 from .page import Case, ColourScale, Command, Picture, Plot, Report, Table, Verdict, figure_text
 from .plots import choices_plot, gains_plot, spectra_plot
-from .quicklooks import Picture as Pixels
-from .quicklooks import error_map, fitted, png_bytes, rgb, stretch_limits
+from .quicklooks import error_map, fitted, pixels_shown, png_bytes, rgb, side_by_side, stretch_limits
 
-SHOWN_PIXELS = ((0.25, 0.3), (0.5, 0.62), (0.75, 0.4))
 STRIP_SIDE = 256
 
 
@@ -62,7 +60,7 @@ def pictures_of(
         images = {label: fitted(rgb(cube, wavelengths, stretch), shortest=STRIP_SIDE) for label, cube in shown.items()}
         error, limit = error_map(cubes.restored, cubes.truth)
         images["error"] = fitted(error, shortest=STRIP_SIDE)
-        files[f"{task}.png"] = png_bytes(_strip(list(images.values())))
+        files[f"{task}.png"] = png_bytes(side_by_side(list(images.values()), gap=4))
         scale = ColourScale("0", f"{figure_text(limit, 2)} or more")
         figures = {"input": row.input, "baseline": row.baseline, "model": row.model}
         note = ", ".join(f"{who} {q.psnr:.1f} dB" for who, q in figures.items() if q is not None)
@@ -72,11 +70,11 @@ def pictures_of(
         )
         cases.append(Case(f"{task}: {scene}", described, note))
     task, (scene, cubes) = next(iter(pictured.items()))
-    size = cubes.truth.shape[1:]
-    pixels = [(int(a * size[0]), int(b * size[1])) for a, b in SHOWN_PIXELS]
     series = {"degraded": cubes.degraded} if cubes.degraded.shape == cubes.truth.shape else {}
     series |= {"restored": cubes.restored, "truth": cubes.truth}
-    files["spectra.png"] = spectra_plot(series, pixels, centres[scene], scale=f"share of full scale, {task}")
+    files["spectra.png"] = spectra_plot(
+        series, pixels_shown(cubes.truth.shape), centres[scene], scale=f"share of full scale, {task}"
+    )
     return Pictures(files, tuple(cases))
 
 
@@ -133,12 +131,6 @@ def evaluation_page(
         commands=(Command(line, "measures it and writes this page"),),
         footnotes=("Scores of cubes that the model was trained on flatter it.",),
     )
-
-
-def _strip(images: Sequence[Pixels]) -> Pixels:
-    gap = np.full((images[0].shape[0], 4, 3), 255, np.uint8)
-    parts = [part for image in images for part in (gap, image)][1:]
-    return np.concatenate(parts, axis=1)
 
 
 Centres = Mapping[str, tuple[float, ...] | None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,11 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import CubeError
 from runtime.files.disk import write_together
-
-if TYPE_CHECKING:
-    # Not of the flight install: imported where they are used.
-    pass
-
 
 Picture: TypeAlias = NDArray[np.uint8]
 Stretch: TypeAlias = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
@@ -33,6 +28,12 @@ ERROR_COLOURS = ("#000004", "#280b54", "#65156e", "#9f2a63", "#d44842", "#f57d15
 NOT_A_NUMBER = (128, 128, 128)
 MARK_COLOURS = ("#ffd60a", "#00e5ff", "#ff5ca8", "#7dff6a", "#ff9f1c", "#c4a7ff")
 LABEL_CHARACTERS = 40
+SHOWN_PIXELS = ((0.25, 0.3), (0.5, 0.62), (0.75, 0.4))
+
+
+def pixels_shown(shape: tuple[int, ...]) -> list[Pixel]:
+    """Three places in a cube [bands, lines, samples] whose spectra are drawn."""
+    return [(int(line * shape[1]), int(sample * shape[2])) for line, sample in SHOWN_PIXELS]
 
 
 def bands_shown(bands: int, wavelengths: Sequence[float] | None = None) -> tuple[int, int, int]:
@@ -161,6 +162,12 @@ def marked(picture: Picture, pixels: Sequence[Pixel], cube_shape: tuple[int, int
         at_y = min(max(y - (top + bottom) / 2, -top), image.height - bottom - 1)
         draw.text((at_x, at_y), text, font=font, fill="#ffffff", stroke_width=2, stroke_fill="#000000")
     return np.asarray(image)
+
+
+def side_by_side(pictures: Sequence[Picture], gap: int = 8) -> Picture:
+    """Pictures [lines, samples, 3] with as many lines in a row, with `gap` white samples between them."""
+    white = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (white, picture)][1:], axis=1)
 
 
 def png_bytes(picture: Picture) -> bytes:

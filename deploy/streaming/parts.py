@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.stream.opening import Fit, fit, nearest_bands, open_files, principal
-
 from runtime.bundle import Bundle
 from runtime.doubts import DIM_SHARE, UNIT_LIMIT, wavelength_doubt
 from runtime.errors import InputError
@@ -21,6 +19,7 @@ from runtime.sinks.spectra import Spectra
 from runtime.sources import Source
 from runtime.stream.pipeline import NamedSink, StreamOptions
 from runtime.stream.teller import Snapshot
+from runtime.stream.web import serve, serve_metrics
 
 from .. import console
 from ..config.stream import StreamSection
@@ -89,16 +88,10 @@ class Parts:
         """Open what others may look at; returns their addresses by name."""
         found = self.addresses
         if outward.prometheus is not None:
-            from runtime.stream.prometheus import PrometheusEndpoint
-
-            endpoint = stack.enter_context(PrometheusEndpoint(snapshot, outward.prometheus))
-            found["prometheus"] = f"http://127.0.0.1:{endpoint.port}/metrics"
+            found["prometheus"] = stack.enter_context(serve_metrics(snapshot, outward.prometheus)).url
         if outward.web is not None and self.watched is not None:
-            from runtime.stream.web import serve
-
-            watched = self.watched
-            server = stack.enter_context(serve(snapshot, watched.scroll.png, watched.spectra.spectra, outward.web))
-            found["web"] = server.url
+            picture, spectra = self.watched.scroll.png, self.watched.spectra.spectra
+            found["web"] = stack.enter_context(serve(snapshot, picture, spectra, outward.web)).url
         return found
 
 

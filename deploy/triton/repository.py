@@ -9,6 +9,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from string import Template
 
+from runtime.bundle import Contents
 from runtime.engines import GPU_ENGINES
 from runtime.errors import InputError, MachineError, plain
 from runtime.manifest import Manifest
@@ -90,12 +91,11 @@ def model_name(asked: str | None, manifest: Manifest) -> str:
     return asked
 
 
-def choose_engine(manifest: Manifest, contents: Mapping[str, bytes], bundle: Path, *, graph: bool) -> Served:
+def choose_engine(contents: Contents, bundle: Path, *, graph: bool) -> Served:
     """What serves the bundle's network: its engine file where it has one, else its graph.
 
     Args:
-        manifest: of the bundle.
-        contents: bytes of its files.
+        contents: of the bundle.
         bundle: its folder, for errors.
         graph: the graph in any case.
 
@@ -103,7 +103,7 @@ def choose_engine(manifest: Manifest, contents: Mapping[str, bytes], bundle: Pat
         InputError: Triton has no backend for its engine, and nobody asked for another one.
         MachineError: the engine is not built yet, or Triton has no backend for it.
     """
-    made, chosen = manifest.engine, manifest.precision.chosen
+    manifest, made, chosen = contents.manifest, contents.choice.engine, contents.choice.precision
     asks = "say --graph to serve the ONNX graph in ONNX Runtime instead"
     if graph or (made is None and manifest.deferred is None):
         if not graph and not manifest.target.engine.startswith("onnxruntime"):
@@ -118,7 +118,7 @@ def choose_engine(manifest: Manifest, contents: Mapping[str, bytes], bundle: Pat
         other = chosen == "bf16"
         gpu, precision = manifest.target.engine in GPU_ENGINES, "fp32" if other else plain(chosen)
         note = (CUDA_NOTE if gpu else "") + (f"\nBeware: {OTHER_PRECISION}.\n" if other else "")
-        program, text = contents[manifest.graphs[chosen]], f"the {precision} graph in ONNX Runtime"
+        program, text = contents.files[manifest.graphs[chosen]], f"the {precision} graph in ONNX Runtime"
         return Served("onnxruntime", "model.onnx", program, gpu, precision, text, note)
     if made is None:
         raise MachineError(
@@ -132,7 +132,7 @@ def choose_engine(manifest: Manifest, contents: Mapping[str, bytes], bundle: Pat
     return Served(
         "tensorrt",
         "model.plan",
-        contents[made.path],
+        contents.files[made.path],
         gpu=True,
         precision=plain(chosen),
         text=f"an engine of TensorRT {made.version} for compute capability {made.sm}",

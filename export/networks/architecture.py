@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from runtime.arrays import Float32
 from runtime.errors import CheckpointError
 from runtime.signature import Signature
 
 from .reading import CheckpointFacts
 
-Float32 = NDArray[np.float32]
 Option = str | int | float | bool
 UNSAVED = CheckpointFacts(Path("unsaved"), "0" * 64)
 

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from runtime.arrays import Float32
 from runtime.signature import Ports
 
-from .contract import Float32
 from .cuda import TO_DEVICE, TO_HOST, Cuda, Device
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from runtime.arrays import Float32
+from runtime.closing import Closing
 from runtime.errors import BundleError, CubeError, MachineError
 from runtime.signature import Ports, Signature
-
-Float32 = NDArray[np.float32]
 
 
 def check_signature(found: Mapping[str, tuple[int, ...] | None], ports: Ports) -> None:
@@ -76,7 +74,7 @@ class EngineOptions:
     built: Built | None = None
 
 
-class Engine(ABC):
+class Engine(Closing):
     """A loaded network. A context manager; not for use from two threads at once.
 
     Attributes:
@@ -125,16 +123,8 @@ class Engine(ABC):
     def describe(self) -> dict[str, str]:
         """Name, version and device, for people and manifests."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Give back what the engine holds; most backends leave it to Python."""
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _check(name: str, value: Float32, shape: tuple[int, ...]) -> None:

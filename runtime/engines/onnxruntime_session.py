@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from runtime.arrays import Float32
+from runtime.closing import Closing
 from runtime.errors import MachineError
 from runtime.signature import Signature
 
 from .buffers import HostMemory
-from .contract import Engine, Float32, check_signature
+from .contract import Engine, check_signature
 
 REINSTALL_GPU = 'pip install "damp-deploy[gpu]" in an environment without the package onnxruntime'
 TELL_PLACES = {"session.record_ep_graph_assignment_info": "1"}
 """Session setting: without it ONNX Runtime does not remember which provider runs a node."""
 
 
-class BoundSession:
+class BoundSession(Closing):
     """A session whose inputs and outputs are bound to addresses that stay; a frame allocates only what it hands out.
 
     Attributes:
@@ -88,14 +89,6 @@ class BoundSession:
     def describe(self) -> dict[str, str]:
         """Name, version and device, for people."""
         return dict(self._told)
-
-    def __enter__(self) -> BoundSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give back session and memory."""

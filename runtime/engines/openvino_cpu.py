@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from runtime.arrays import Float32
 from runtime.errors import BundleError, MachineError
 from runtime.machine import available_cores
 from runtime.signature import Signature
 
-from .contract import Engine, EngineOptions, Float32, check_signature
+from .contract import Engine, EngineOptions, check_signature
 from .onnx_guard import check_onnx
 
 EXTRAS = {"openvino": "openvino"}

@@ -11,12 +11,13 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from runtime.arrays import Float32
 from runtime.errors import BundleError, MachineError, printable
 from runtime.signature import Ports, Signature
 from runtime.versions import numbers
 
 from .buffers import GpuMemory
-from .contract import Built, Engine, EngineOptions, Float32
+from .contract import Built, Engine, EngineOptions
 from .cuda import CAPTURE_REFUSED, Cuda, CudaError, Device, open_cuda
 from .kernel_cache import kernel_cache
 from .tensorrt_libraries import KINDS, load_tensorrt, tensorrt_version

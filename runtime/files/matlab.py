@@ -1,8 +1,7 @@
 """MATLAB files: the one 3-D array of a version 5 or 7.3 file, nothing else is looked into.
 
 Version 5 ("MAT-File Level 5", MathWorks' "MAT-File Format") is walked here tag by tag, not by `scipy.io.loadmat`,
-which allocates what a tag claims and instantiates objects. Version 7.3 is HDF5: its chunks are taken as stored and
-inflated here, since HDF5's own filter inflates without a bound and loads plug-ins.
+which allocates what a tag claims and instantiates objects. Version 7.3 is HDF5, see `hdf5`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -20,11 +18,11 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated, check_expansion, fill, opened, reason
-from runtime.files.layout import DEFAULT_LAYOUT, check_shape, check_type, checked_layout, to_cube
+from runtime.files.hdf5 import Where, is_hdf5, read_dataset
+from runtime.files.layout import DEFAULT_LAYOUT, check_shape, checked_layout, to_cube
 
 _Endian = Literal["little", "big"]
 
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _HEADER_BYTES = 128
 
 _MATRIX, _COMPRESSED = 14, 15
@@ -53,6 +51,7 @@ _NUMERIC = {"double": "f8", "single": "f4"} | {
 }
 _COMPLEX, _LOGICAL = 0x0800, 0x0200
 
+_MEND = "save it again with save -v7 or -v7.3"
 _NAME_BYTES = 4096
 _MOST_DIMENSIONS = 32
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
@@ -93,21 +92,10 @@ def read_mat(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None 
     order = checked_layout(layout, path=path)
     with opened(path) as (file, size):
         head = _exactly(file, min(size, _HEADER_BYTES), path)
-        if _is_hdf5(file, size):
+        if is_hdf5(file, size):
             return to_cube(_read_hdf5(path, size, key), order)
         array, dtype = _read_level5(file, head, size, path, key)
         return to_cube(array, order, dtype)
-
-
-def _is_hdf5(file: BinaryIO, size: int) -> bool:
-    # The HDF5 format allows the signature at 0, 512 and every doubling of it; MATLAB uses 512.
-    offset = 0
-    while offset + len(_HDF5_SIGNATURE) <= size:
-        file.seek(offset)
-        if file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE:
-            return True
-        offset = max(512, offset * 2)
-    return False
 
 
 def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
@@ -121,9 +109,7 @@ def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
 
 
 def _damaged(path: Path, why: str, key: str | None = None) -> CubeFileError:
-    return CubeFileError(
-        f"is no valid MATLAB file: {why}", file=path, key=key, remedy="save it again with save -v7 or -v7.3"
-    )
+    return CubeFileError(f"is no valid MATLAB file: {why}", file=path, key=key, remedy=_MEND)
 
 
 def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Variable:
@@ -348,8 +334,7 @@ def _read_hdf5(path: Path, size: int, key: str | None) -> NDArray[Any]:
                     "is a link to another place", file=path, key=key, remedy="save the array itself into the file"
                 )
             chosen = _chosen(variables, key, path)
-            values: NDArray[Any] = _hdf5_array(file[chosen.name], path, size, chosen.name).T
-            return values
+            return read_dataset(file[chosen.name], size, Where(path, chosen.name, "MATLAB", _MEND)).T
     except (CubeFileError, MemoryError):
         raise
     except Exception as error:
@@ -385,78 +370,3 @@ def _hdf5_kind(h5py: Any, dataset: Any) -> str:
         return stated or "empty"
     names = {name: kind for kind, name in _NUMERIC.items()}
     return names.get(dtype.newbyteorder("=").str[1:], str(dtype))
-
-
-def _hdf5_array(dataset: Any, path: Path, size: int, name: str) -> NDArray[Any]:
-    """The values of a dataset in HDF5's order of axes, which is MATLAB's reversed."""
-    if dataset.is_virtual or dataset.external:
-        raise CubeFileError(
-            "its values lie in other files", file=path, key=name, remedy="save the array itself into the file"
-        )
-    check_type(dataset.dtype, path=path, key=name)
-    check_shape(dataset.shape, path=path, key=name)
-    stored = min(dataset.id.get_storage_size(), size)
-    if stored == 0:
-        raise CubeFileError("holds no values", file=path, key=name, remedy="save it again")
-    expanded = prod(dataset.shape) * dataset.dtype.itemsize
-    properties = dataset.id.get_create_plist()
-    filters = [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
-    if any(number not in _FILTERS for number in filters):
-        raise CubeFileError(
-            "is compressed in a way MATLAB does not write",
-            file=path,
-            key=name,
-            value=filters,
-            remedy="save it with save -v7.3",
-        )
-    if dataset.chunks is None:
-        if expanded > stored:
-            raise _damaged(path, f"{stored} bytes for {list(dataset.shape)} of {dataset.dtype}", name)
-        array = allocated(path, dataset.shape, dataset.dtype, copies=2)
-        dataset.read_direct(array)
-        return array
-    check_expansion(path, max(expanded, prod(dataset.chunks) * dataset.dtype.itemsize), stored, key=name)
-    array = allocated(path, dataset.shape, dataset.dtype, copies=2)
-    _read_chunks(dataset, array, filters, path, size, name)
-    return array
-
-
-def _read_chunks(dataset: Any, array: NDArray[Any], filters: list[int], path: Path, size: int, name: str) -> None:
-    chunk = dataset.chunks
-    if dataset.id.get_num_chunks() != prod(-(-length // step) for length, step in zip(array.shape, chunk, strict=True)):
-        raise CubeFileError("some of its values were never written", file=path, key=name, remedy="save it again")
-    for corner in product(*(range(0, length, step) for length, step in zip(array.shape, chunk, strict=True))):
-        info = dataset.id.get_chunk_info_by_coord(corner)
-        if info.byte_offset is None or info.byte_offset + info.size > size:
-            raise _damaged(path, f"the chunk at {list(corner)} lies outside the file", name)
-        mask, raw = dataset.id.read_direct_chunk(corner)
-        values = _unfiltered(raw, mask, filters, chunk, array.dtype, path, name)
-        inside = tuple(
-            slice(start, min(start + step, length))
-            for start, step, length in zip(corner, chunk, array.shape, strict=True)
-        )
-        array[inside] = values[tuple(slice(0, part.stop - part.start) for part in inside)]
-
-
-def _unfiltered(
-    raw: bytes, mask: int, filters: list[int], chunk: tuple[int, ...], dtype: np.dtype[Any], path: Path, name: str
-) -> NDArray[Any]:
-    """A chunk's values: the filters undone, the last one first, none allowed to give more than the chunk holds."""
-    expected = prod(chunk) * dtype.itemsize
-    for index in reversed(range(len(filters))):
-        if mask >> index & 1:
-            continue
-        kind = _FILTERS[filters[index]]
-        if kind == "fletcher32":
-            raw = raw[:-4]
-        elif kind == "deflate":
-            inflater = zlib.decompressobj()
-            # A checksum may have been stored before the deflation, behind the values.
-            raw = inflater.decompress(raw, expected + 5)
-            if not inflater.eof:
-                raise _damaged(path, f"a chunk inflates beyond its {expected} bytes or is cut short", name)
-        elif len(raw) == expected:
-            raw = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1).T.tobytes()
-    if len(raw) != expected:
-        raise _damaged(path, f"a chunk holds {len(raw)} bytes instead of {expected}", name)
-    return np.frombuffer(raw, dtype).reshape(chunk)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Bools
 from runtime.lines import LineFormat
 from runtime.radiometry.bad_pixels import Method
 
 Doubles = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Bools
 from runtime.errors import ConfigError, CubeFileError
 from runtime.lines import LineFormat
-from runtime.radiometry.bad_pixels import Bools, unusable
+from runtime.radiometry.bad_pixels import unusable
 from runtime.radiometry.calibration import Calibration
 from runtime.radiometry.darks import Darks
 from runtime.radiometry.files import Axis, DetectorImage, along, read_detector_image, read_profile

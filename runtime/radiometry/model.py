@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError, InputError
 from runtime.lines import LineFormat
 from runtime.radiometry.bad_pixels import Method, replacements
 from runtime.radiometry.calibration import Calibration
 from runtime.radiometry.resampling import Resampling
-
-Float32 = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(eq=False)

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Bools, Float32
 from runtime.radiometry.bad_pixels import of_weight
 
-Float32 = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 Indices = NDArray[np.intp]
 
 PIECE = 1 << 15

@@ -14,13 +14,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.closing import Closing
 from runtime.durable import sync_folder
 from runtime.errors import CubeFileError, InputError, MachineError
 from runtime.lines import LineFormat
@@ -93,7 +93,7 @@ class Lock:
         self._descriptor = -1
 
 
-class LineWriter:
+class LineWriter(Closing):
     """Appends lines to one file or a ring of them; see `open_line_writer`. A context manager.
 
     Attributes:
@@ -346,14 +346,6 @@ class LineWriter:
             self._ring.close()
         self._free_reserve()
         self._lock.release()
-
-    def __enter__(self) -> LineWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _nothing() -> None:

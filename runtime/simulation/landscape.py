@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,9 @@ from scipy import fft
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
+from runtime.arrays import Bools, Float32
 from runtime.simulation.materials import INDEX, MATERIALS, ROUGHNESS, Doubles
 
-Floats: TypeAlias = NDArray[np.float32]
-Bools: TypeAlias = NDArray[np.bool_]
 SUPERSAMPLING = 2
 BRIGHTEST_TONE = 1.3
 BRIGHTEST_SLOPE = 1.2
@@ -46,14 +45,14 @@ class Landscape:
     brightness factor, `sun` the direct light as a share of that on flat ground.
     """
 
-    y: Floats
-    x: Floats
+    y: Float32
+    x: Float32
     main: NDArray[np.uint8]
     other: NDArray[np.uint8]
-    share: Floats
-    height: Floats
-    tone: Floats
-    sun: Floats
+    share: Float32
+    height: Float32
+    tone: Float32
+    sun: Float32
 
 
 def landscape(rng: np.random.Generator, lines: int, samples: int) -> Landscape:
@@ -84,7 +83,7 @@ def landscape(rng: np.random.Generator, lines: int, samples: int) -> Landscape:
     return land
 
 
-def _texture(rng: np.random.Generator, shape: tuple[int, int], exponent: float, largest: float) -> Floats:
+def _texture(rng: np.random.Generator, shape: tuple[int, int], exponent: float, largest: float) -> Float32:
     """Noise of amplitude 1 / f^exponent, even beyond wavelengths of `largest` pixels; mean 0, deviation 1."""
     padded = [fft.next_fast_len(size + min(size, int(largest)), real=True) for size in shape]
     white = rng.standard_normal(padded, dtype=np.float32)
@@ -97,7 +96,7 @@ def _texture(rng: np.random.Generator, shape: tuple[int, int], exponent: float, 
     return np.asarray(noise[: shape[0], : shape[1]], np.float32)
 
 
-def _lay_fields(land: Landscape, rng: np.random.Generator, unit: float, rough: Floats) -> None:
+def _lay_fields(land: Landscape, rng: np.random.Generator, unit: float, rough: Float32) -> None:
     """Voronoi cells stretched along one direction, each with a crop, rows and a tone; hedges between some."""
     spacing, stretch = 36 * unit, 1.7
     angle = rng.uniform(0, np.pi)
@@ -133,7 +132,7 @@ def _lay_fields(land: Landscape, rng: np.random.Generator, unit: float, rough: F
     _paint(land, hedge, "forest", height=2.5)
 
 
-def _grow_forest(land: Landscape, rng: np.random.Generator, unit: float, rough: Floats) -> None:
+def _grow_forest(land: Landscape, rng: np.random.Generator, unit: float, rough: Float32) -> None:
     """Woods where broad noise is high, their canopy of crowns a few pixels wide."""
     broad = _texture(rng, rough.shape, 2.0, 260 * unit)
     crowns = gaussian_filter(rng.standard_normal(rough.shape, dtype=np.float32), 1.4 * SUPERSAMPLING)
@@ -142,7 +141,7 @@ def _grow_forest(land: Landscape, rng: np.random.Generator, unit: float, rough: 
     _paint(land, woods, "forest", other="grass", share=0.9, height=np.clip(5 + 1.3 * crowns, 3, 8))
 
 
-def _pour_water(land: Landscape, rng: np.random.Generator, unit: float, rough: Floats) -> None:
+def _pour_water(land: Landscape, rng: np.random.Generator, unit: float, rough: Float32) -> None:
     """A winding turbid river along the track, with sand banks, and ponds of clear water."""
     phase, place = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.2, 0.8)
     bends = [np.sin(land.y / (length * unit) + p) for length, p in zip((70, 31, 13), phase, strict=True)]
@@ -182,7 +181,7 @@ class _Road:
         turn = float(np.arctan(self.slope))
         return (where, along, turn) if self.across else (along, where, np.pi / 2 - turn)
 
-    def strip(self, land: Landscape, half: float) -> tuple[tuple[slice, slice], Floats, Floats]:
+    def strip(self, land: Landscape, half: float) -> tuple[tuple[slice, slice], Float32, Float32]:
         """The window around a road of half a width, and in it the signed distance from its middle and along it."""
         everything = slice(None)
         along = land.x if self.across else land.y
@@ -288,7 +287,7 @@ def _put_panels(land: Landscape, unit: float) -> None:
         land.tone[panel] = 1
 
 
-def _light_ground(land: Landscape, rng: np.random.Generator, rough: Floats) -> None:
+def _light_ground(land: Landscape, rng: np.random.Generator, rough: Float32) -> None:
     """Texture in `tone`; slopes and cast shadows in `sun`."""
     fine = rng.standard_normal(rough.shape, dtype=np.float32)
     grain = 0.55 * rough + 0.45 * _texture(rng, rough.shape, 0.5, 8) + 0.2 * fine
@@ -316,7 +315,7 @@ def _light_ground(land: Landscape, rng: np.random.Generator, rough: Floats) -> N
         land.sun[padded[dy : dy + rows, dx : dx + columns] > ray] = 0
 
 
-def _slope(surface: Floats, axis: int) -> Floats:
+def _slope(surface: Float32, axis: int) -> Float32:
     if surface.shape[axis] < 2:
         return np.zeros_like(surface)
     slope = np.gradient(surface, 1 / SUPERSAMPLING, axis=axis)
@@ -332,7 +331,7 @@ def _scattered(land: Landscape, rng: np.random.Generator, density: float) -> Dou
 
 def _box(
     land: Landscape, y: float, x: float, angle: float, size: tuple[float, float]
-) -> tuple[tuple[slice, slice], Floats, Floats]:
+) -> tuple[tuple[slice, slice], Float32, Float32]:
     """The window around a turned rectangle, and in it the offsets across and along the rectangle from its middle."""
     reach = float(np.hypot(*size)) / 2 + 1
     rows, columns = (

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
+from runtime.arrays import Bools, Float32
 from runtime.errors import InputError
-from runtime.simulation.landscape import SUPERSAMPLING, Bools, Floats, landscape
+from runtime.simulation.landscape import SUPERSAMPLING, landscape
 from runtime.simulation.materials import MATERIALS, ROUGHNESS, WAVELENGTH_RANGE, Doubles, light, reflectance_of
 
 __all__ = [
@@ -52,12 +53,12 @@ class Scene:
         abundance: float32 [materials, lines, samples], share of a pixel's area; sums to 1 over materials.
     """
 
-    truth: Floats
+    truth: Float32
     wavelengths: Doubles
     illumination: Doubles
     materials: tuple[str, ...]
     reflectance: Doubles
-    abundance: Floats
+    abundance: Float32
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class SensedCube:
     """
 
     dn: NDArray[np.uint16]
-    truth: Floats
+    truth: Float32
     scale: float
     dark: float
     bad: Bools
@@ -253,13 +254,13 @@ def _wavelengths(bands: int, given: Sequence[float] | Doubles | None) -> Doubles
     return wavelengths
 
 
-def _binned(fine: Floats) -> Floats:
+def _binned(fine: Float32) -> Float32:
     rows, columns = (size // SUPERSAMPLING for size in fine.shape)
     blocks = fine.reshape(rows, SUPERSAMPLING, columns, SUPERSAMPLING)
     return np.asarray(blocks.mean(axis=(1, 3), dtype=np.float32))
 
 
-def _smiled(cube: Floats, smile: float) -> Floats:
+def _smiled(cube: Float32, smile: float) -> Float32:
     """The cube as a slit bent by `smile` bands at its ends sees it: bands interpolated linearly, ends repeated."""
     if not smile:
         return cube

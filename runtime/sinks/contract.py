@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.closing import Closing
 from runtime.lines import LineFormat
 
 
@@ -65,10 +65,7 @@ class SinkOptions:
     quicklook_nm: tuple[float, ...] = (640, 550, 460)
 
 
-Self_ = TypeVar("Self_", bound="Sink")
-
-
-class Sink(ABC):
+class Sink(Closing):
     """An open sink. A context manager; `write` is called from one thread, which is the sink's own.
 
     Attributes:
@@ -89,10 +86,10 @@ class Sink(ABC):
             DeployError: they could not be taken, and later ones will not be either; the stream goes on without it.
         """
 
-    def tick(self) -> None:  # noqa: B027 - most have nothing to do
+    def tick(self) -> None:
         """Called after every `write`, and now and then while nothing comes; raises as it does."""
 
-    def tell(self, snapshot: Mapping[str, Any]) -> None:  # noqa: B027 - most have nobody to tell
+    def tell(self, snapshot: Mapping[str, Any]) -> None:
         """Called about once a second with the counts, as the log has them, from a thread that is not `write`'s.
 
         Raises:
@@ -102,11 +99,3 @@ class Sink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Finish what was begun, within a second; may be called twice."""
-
-    def __enter__(self: Self_) -> Self_:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

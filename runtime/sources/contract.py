@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
+from runtime.closing import Closing
 from runtime.lines import Event, Line, LineFormat
 
 
@@ -35,10 +35,7 @@ class SourceOptions:
     simulator: Mapping[str, Any] = field(default_factory=dict)
 
 
-Self_ = TypeVar("Self_", bound="Source")
-
-
-class Source(ABC):
+class Source(Closing):
     """An open source of lines. A context manager; `read` is called from one thread.
 
     Attributes:
@@ -79,11 +76,3 @@ class Source(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop and give everything back; may be called twice."""
-
-    def __enter__(self: Self_) -> Self_:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

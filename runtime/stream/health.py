@@ -119,14 +119,12 @@ class Notifier:
 
     Attributes:
         interval_s: systemd restarts the service when no stroke came for so long; None where it does not watch.
-        unsent: datagrams that systemd did not take.
 
     Raises:
         MachineError: NOTIFY_SOCKET or WATCHDOG_USEC is not what systemd writes.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        self.unsent = 0
         name = environment.get("NOTIFY_SOCKET", "")
         if name and (name[0] not in "/@" or len(name) < 2):
             raise MachineError("not a socket of systemd", key="NOTIFY_SOCKET", value=name, remedy="unset it")
@@ -142,7 +140,6 @@ class Notifier:
                 speaker.settimeout(SEND_S)
                 speaker.sendto("\n".join(assignments).encode(errors="replace"), self._address)
         except OSError:
-            self.unsent += 1
             return False
         return True
 

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.lines import Flag
 from runtime.tiles import ramp
 
 from .frames import Frame
 from .report import FrameReport
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

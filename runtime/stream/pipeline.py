@@ -136,7 +136,6 @@ class Stream:
         options: how it runs.
         first_sequence: number of the first line.
         log: takes events.
-        health: watches the stages.
     """
 
     def __init__(
@@ -152,10 +151,9 @@ class Stream:
         *,
         first_sequence: int = 0,
         log: Log = lambda kind, **fields: None,
-        health: Health | None = None,
     ) -> None:
         self._source, self._options, self._log, self._writer = source, options, log, writer
-        self.health = health or Health()
+        self.health = Health()
         self._books = Books()
         self._stages: dict[str, Stage] = {}
         self._crashes: dict[str, DeployError] = {}
@@ -204,9 +202,8 @@ class Stream:
             self._given_up.is_set,
         )
         self._restoration = Restoration(
-            self._frames, lost, restorer, joiner, self._distributor, stage, self._tell,
-            self._seen, lambda error: None,
-        )  # fmt: skip
+            self._frames, lost, restorer, joiner, self._distributor, stage, self._tell, self._seen
+        )
         self._workers = {
             outlet.name: OutletWorker(
                 outlet,

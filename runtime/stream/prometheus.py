@@ -1,25 +1,15 @@
-"""The counts of a stream for Prometheus, as they are when it asks; on 127.0.0.1 only."""
+"""The counts of a stream as Prometheus reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from numbers import Real
-from socketserver import ThreadingMixIn
-from threading import Thread
 from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
-from runtime.errors import MachineError, plain
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-Snapshot = Mapping[str, Any]
-# `wsgiref.types` came with Python 3.11 (PEP 3333).
-WSGIEnvironment = dict[str, Any]
-StartResponse = Callable[..., Any]
-WSGIApplication = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 FATES = ("in", "recorded", "restored", "passed", "dropped", "incomplete")
 QUANTILES = {"p50": "0.5", "p95": "0.95", "p99": "0.99"}
 LATENCY = "From the taking of a frame's last line to its restoration."
@@ -34,14 +24,21 @@ SEGMENTS = {
 }
 
 
-class StreamCollector:
-    """Turns a snapshot into metrics whenever it is scraped; what the snapshot lacks, or is no number, is not there.
+def exposition(snapshot: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Content type and text of a snapshot's metrics. Raises ImportError: prometheus-client is not installed."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
 
-    Args:
-        snapshot: gives the counts; called from the server's threads.
-    """
+    registry = CollectorRegistry()
+    registry.register(_Collector(snapshot))
+    encode, kind = choose_encoder("")
+    return kind, encode(registry)
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+
+class _Collector:
+    """Turns a snapshot into metrics; what the snapshot lacks, or is no number, is not there."""
+
+    def __init__(self, snapshot: Mapping[str, Any]) -> None:
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
@@ -49,7 +46,7 @@ class StreamCollector:
 
         counters, gauges = partial(_labelled, CounterMetricFamily), partial(_labelled, GaugeMetricFamily)
         counter, gauge = partial(_single, CounterMetricFamily), partial(_single, GaugeMetricFamily)
-        now = self._snapshot()
+        now = self._snapshot
         lines, source, spool = (_table(now.get(key)) for key in ("lines", "source", "spool"))
         queues, stages, latency = (_table(now.get(key)) for key in ("queues", "stages", "latency_s"))
 
@@ -105,88 +102,3 @@ def _labelled(kind: type[Any], name: str, about: str, label: str, values: Any) -
 def _single(kind: type[Any], name: str, about: str, value: Any) -> Iterator[Metric]:
     if isinstance(value, Real):
         yield kind(name, about, value=float(value))
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is no event."""
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = 5.0
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes come every few seconds; the log is for what happens."""
-
-
-class PrometheusEndpoint:
-    """`http://127.0.0.1:PORT/metrics`, served from a thread of its own.
-
-    Requests whose Host is not this machine's are refused, so that no web page can read it through a browser.
-
-    Args:
-        snapshot: gives the counts; keys may be missing, see docs/stream-messages.md.
-        port: TCP port; 0 takes a free one, see `port`.
-
-    Attributes:
-        port: where it listens.
-
-    Raises:
-        MachineError: prometheus-client is not installed, or the port is taken.
-    """
-
-    def __init__(self, snapshot: Callable[[], Snapshot], port: int) -> None:
-        try:
-            from prometheus_client import CollectorRegistry, make_wsgi_app
-        except ImportError as error:
-            raise MachineError(
-                "prometheus-client is not installed", key="prometheus", remedy='pip install "damp-deploy[stream]"'
-            ) from error
-        registry = CollectorRegistry()
-        registry.register(StreamCollector(snapshot))
-        metrics: WSGIApplication = make_wsgi_app(registry)
-        try:
-            self._server = make_server("127.0.0.1", port, self._answer, _Server, _Handler)
-        except (OSError, OverflowError) as error:
-            raise MachineError(
-                f"cannot listen there: {error}",
-                key="prometheus",
-                value=f"127.0.0.1:{port}",
-                remedy="another program may have the port; choose another one",
-            ) from error
-        self.port: int = self._server.server_port
-        self._metrics = metrics
-        self._hosts = {f"{name}:{self.port}" for name in ("localhost", "127.0.0.1", "[::1]")}
-        self._thread = Thread(target=self._server.serve_forever, args=(0.1,), name="prometheus", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop listening; may be called twice."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-            self._thread.join()
-        self._server.server_close()
-
-    def __enter__(self) -> PrometheusEndpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _answer(self, request: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        if request.get("HTTP_HOST", "").lower() not in self._hosts:
-            return _say(start, "403 Forbidden", "wrong Host header")
-        if request.get("PATH_INFO") != "/metrics":
-            return _say(start, "404 Not Found", "there is /metrics")
-        try:
-            return self._metrics(request, start)
-        # A snapshot that cannot be had is Prometheus' to know, and no reason to fill the console.
-        except Exception as error:
-            return _say(start, "500 Internal Server Error", f"no counts: {type(error).__name__}: {plain(error)}")
-
-
-def _say(start: StartResponse, status: str, text: str) -> list[bytes]:
-    start(status, [("Content-Type", "text/plain; charset=utf-8")])
-    return [text.encode(errors="replace") + b"\n"]

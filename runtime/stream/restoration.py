@@ -31,7 +31,6 @@ class Restoration:
         frames: whole frames; `lost` is what its policy dropped.
         restorer, joiner, distributor: what is done with them.
         seen: called with the report of every frame that was given out.
-        failed: called once when nothing more will be restored.
 
     Attributes:
         given, passed, dropped, broken: frames; passed as a whole, and those that the engine failed on.
@@ -47,11 +46,10 @@ class Restoration:
         stage: Stage,
         log: Log,
         seen: Callable[[FrameReport], None],
-        failed: Callable[[DeployError], None],
     ) -> None:
         self._frames, self._lost, self._restorer = frames, lost, restorer
         self._joiner, self._distributor = joiner, distributor
-        self._stage, self._log, self._seen, self._failed = stage, log, seen, failed
+        self._stage, self._log, self._seen = stage, log, seen
         self._failures = 0
         self.failure: DeployError | None = None
         self.given = self.passed = self.dropped = self.broken = 0
@@ -122,7 +120,6 @@ class Restoration:
                 key="engine",
                 remedy="the record is whole; run `deploy check` on this machine",
             )
-            self._failed(self.failure)
 
 
 class Speed:

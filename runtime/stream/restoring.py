@@ -10,21 +10,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
 from runtime.lines import UNFIT, Flag, Line, LineFormat
 from runtime.masking import held
 from runtime.prompts import Prompts
 from runtime.restore import Infer
 from runtime.signature import Signature
-from runtime.tiles import Tiling, band_groups
+from runtime.tiles import frame_plan
 
 from .frames import Frame
 from .missing import stand_in
 from .pool import Slot
 from .report import FrameReport, stamps
 
-Float32 = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 ENOUGH = 0.5
 """Where fewer of a frame's lines are fit, the whole frame is passed through: it would be made of neighbours."""
 
@@ -94,6 +93,7 @@ class FrameRestorer:
     Attributes:
         bands: of the restored lines.
         passes_through: what cannot be restored may come out as it came in.
+        runs: of the engine, for one frame.
     """
 
     def __init__(self, facts: RestorerFacts, format: LineFormat, infer: Infer, radiometric: Radiometric) -> None:
@@ -114,33 +114,11 @@ class FrameRestorer:
         self._joined = np.zeros((self.bands, lines, samples), np.float32)
         self._input = np.zeros(measured.shape, np.float32)
         self._part = np.zeros(restored.shape[1:], np.float32)
-        tiling = Tiling((lines, samples), facts.frame, facts.overlap)
-        self._tiles = tiling.tiles()
-        shares = [tiling.weights(tile)[0] for tile in self._tiles]
-        total = np.zeros(samples, np.float32)
-        for tile, share in zip(self._tiles, shares, strict=True):
-            total[tile.sample : tile.sample + tile.samples] += share
-        self._shares = [
-            share / total[t.sample : t.sample + t.samples] for t, share in zip(self._tiles, shares, strict=True)
-        ]
-        groups = list(band_groups(taken, measured.bands))
-        of_band = np.zeros(taken, np.float32)
-        for group in groups:
-            of_band[group.start : group.start + measured.bands] += group.weights
-        shares_of_groups = [g.weights / of_band[g.start : g.start + measured.bands] for g in groups]
-        if len(groups) == 1:
-            # Whose restored bands may be others than the measured ones.
-            shares_of_groups = [np.ones(restored.bands, np.float32)]
-        self._groups = [(g.start, share[:, None, None]) for g, share in zip(groups, shares_of_groups, strict=True)]
+        self._plan = frame_plan(self._unit.shape, facts.signature, facts.overlap)
         # A frame narrower than the engine's is filled up by reflection, as tiles of a cube are.
-        self._samples = np.pad(
-            np.arange(self._tiles[0].samples), (0, facts.frame[1] - self._tiles[0].samples), "reflect"
-        )
-
-    @property
-    def runs(self) -> int:
-        """Runs of the engine for one frame."""
-        return len(self._groups) * len(self._tiles)
+        narrow = min(samples, facts.frame[1])
+        self._samples = np.pad(np.arange(narrow), (0, facts.frame[1] - narrow), "reflect")
+        self.runs = self._plan.runs
 
     def restore(
         self, frame: Frame, abandoned: Callable[[], bool] = lambda: False, alive: Callable[[], None] = lambda: None
@@ -286,14 +264,14 @@ class FrameRestorer:
             self._joined.fill(0)
         every, chosen = [], np.zeros(0)
         measuring = engine = 0.0
-        for start, weights in self._groups:
+        for start, weights in self._plan.groups:
             part = self._unit[start : start + measured.bands]
             began = time.monotonic()
             feeds = prompts(part[:, :count])
             measuring += time.monotonic() - began
             if signature.metrics is not None:
                 every.append(feeds[signature.metrics.name][0])
-            for tile, share in zip(self._tiles, self._shares, strict=True):
+            for tile, share in self._plan.tiles:
                 if abandoned():
                     raise AbandonedError
                 alive()
@@ -310,7 +288,8 @@ class FrameRestorer:
                     np.copyto(area, values)
                 else:
                     piece = self._part[:, :count, : tile.samples]
-                    np.multiply(values, weights * share, out=piece)
+                    # All lines of a frame have the same share.
+                    np.multiply(values, weights * share[:1], out=piece)
                     area += piece
         means = np.mean(every, axis=0).tolist() if every else []
         return (

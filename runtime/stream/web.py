@@ -1,4 +1,4 @@
-"""The running stream as a page for a browser: figures, quicklook and spectra, on loopback.
+"""The running stream as a page for a browser: figures, quicklook and spectra; and for Prometheus; on loopback.
 
 Reading only. Whoever asks gets figures that are at most a quarter of a second old, so that the stream is asked four
 times a second at most, however many look; the page is the file beside this one and needs nothing from elsewhere.
@@ -20,13 +20,13 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from types import TracebackType
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
 from runtime.errors import InputError, MachineError
 
-from .web_routes import Answer, Routes, Shared, json_answer
+from .web_routes import Answer, Page, Routes, Shared, json_answer
 
 CLIENT_SECONDS = 10.0
 """How long a connection may last, from its first byte to its last."""
@@ -42,7 +42,7 @@ class Server:
     """A running server. A context manager.
 
     Attributes:
-        url: address of the page.
+        url: address of the page, or of the metrics where there is none.
         port: where it listens.
     """
 
@@ -66,9 +66,7 @@ class Server:
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -82,8 +80,8 @@ def serve(
     """Serve the live view in threads of its own until `Server.close`.
 
     Routes: `/` the page (`/?every=10` asks every ten seconds instead of every one), `/api/snapshot`, `/api/spectra`
-    and `/healthz` JSON, `/quicklook.png`. `/healthz` is 200 while the stream runs and every stage beats, 503
-    otherwise, with the names of the silent stages.
+    and `/healthz` JSON, `/quicklook.png`, `/metrics` for Prometheus where its client is installed. `/healthz` is 200
+    while the stream runs and every stage beats, 503 otherwise, with the names of the silent stages.
 
     The three functions are called from several threads, but never at the same time as themselves, and at most four
     times a second. What they raise is answered with 500 and stops nothing.
@@ -100,23 +98,43 @@ def serve(
         InputError: no such port.
         MachineError: the address cannot be listened on.
     """
+    page = files("runtime.stream").joinpath("page.html").read_bytes()
+    routes = Routes(Shared(snapshot), Page(page, Shared(quicklook), Shared(spectra)))
+    listener = _listen((host, port), routes, "web")
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    named = f"[{shown}]" if ":" in shown else shown
+    return Server(listener, f"http://{named}:{listener.server_address[1]}/")
+
+
+def serve_metrics(snapshot: Snapshot, port: int) -> Server:
+    """Serve `/metrics` alone, on loopback, to whoever names this machine with that very port; else as `serve`.
+
+    Raises:
+        InputError: no such port.
+        MachineError: prometheus-client is not installed, or the port cannot be listened on.
+    """
+    if find_spec("prometheus_client") is None:
+        remedy = 'pip install "damp-deploy[stream]"'
+        raise MachineError("prometheus-client is not installed", key="prometheus", remedy=remedy)
+    listener = _listen(("127.0.0.1", port), Routes(Shared(snapshot)), "prometheus")
+    listener.any_port = False
+    return Server(listener, f"http://127.0.0.1:{listener.server_address[1]}/metrics")
+
+
+def _listen(address: tuple[str, int], routes: Routes, key: str) -> _Listener:
+    host, port = address
     if not 0 <= port <= 65535:
         raise InputError("no such port", key="port", value=port, remedy="give one from 0 (any free one) to 65535")
-    page = files("runtime.stream").joinpath("page.html").read_bytes()
-    routes = Routes(page, Shared(snapshot), Shared(quicklook), Shared(spectra))
     try:
-        listener = _Listener((host, port), routes)
+        return _Listener(address, routes)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         raise MachineError(
             "another program listens there" if taken else f"cannot be listened on: {error.strerror or error}",
-            key="web",
+            key=key,
             value=f"{host}:{port}",
             remedy="choose another port, or 0 for any free one" if taken else "choose another port or address",
         ) from error
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    named = f"[{shown}]" if ":" in shown else shown
-    return Server(listener, f"http://{named}:{listener.server_address[1]}/")
 
 
 class _Listener(ThreadingHTTPServer):
@@ -125,6 +143,8 @@ class _Listener(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = CLIENTS
+    # Through an ssh tunnel the page is asked for by another one.
+    any_port = True
 
     def __init__(self, address: tuple[str, int], routes: Routes) -> None:
         self.routes = routes
@@ -219,9 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get_all("Host") or []
         if len(given) != 1:
             return False
-        # Any port will do: through an ssh tunnel it is another one.
         found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:\d{1,5})?", given[0].strip())
-        if found is None:
+        if found is None or not (self.server.any_port or found[2] == f":{self.server.server_port}"):
             return False
         name = found[1].strip("[]").lower()
         if name in ("localhost", self.server.host.lower()):

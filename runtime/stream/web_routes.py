@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeVar
 
 from runtime.plain_json import plain_json
 
+from .prometheus import exposition
+
 FRESH_SECONDS = 0.25
 """How long an answer of the stream serves everybody who asks."""
 BUSY_SECONDS = 2.0
@@ -72,57 +74,55 @@ def json_answer(value: object, status: int = HTTPStatus.OK, **headers: str) -> A
     return Answer(status, "application/json", text.encode("ascii"), headers)
 
 
+@dataclass(frozen=True)
+class Page:
+    """The live page: its file, and what it asks for beside the snapshot."""
+
+    html: bytes
+    quicklook: Shared[bytes | None]
+    spectra: Shared[Mapping[str, Any]]
+
+
 class Routes:
     """From a path to its answer.
+
+    Args:
+        snapshot: figures of the stream.
+        page: the live page; without it there is `/metrics` alone.
 
     Attributes:
         policy: content security policy of the page, sent with every answer.
     """
 
-    def __init__(
-        self,
-        page: bytes,
-        snapshot: Shared[Mapping[str, Any]],
-        quicklook: Shared[bytes | None],
-        spectra: Shared[Mapping[str, Any]],
-    ) -> None:
-        self.policy = _policy(page)
-        self._page = page
+    def __init__(self, snapshot: Shared[Mapping[str, Any]], page: Page | None = None) -> None:
+        self.policy = _policy(page.html if page else b"")
         self._snapshot = snapshot
-        self._quicklook = quicklook
-        self._spectra = spectra
+        # By path, from the tag of the picture that the client has.
+        self._answers: dict[str, Callable[[str], Answer]] = {
+            "/metrics": lambda known: Answer(HTTPStatus.OK, *exposition(self._snapshot()))
+        }
+        if page is not None:
+            self._answers |= {
+                "/": lambda known: Answer(HTTPStatus.OK, "text/html; charset=utf-8", page.html),
+                "/api/snapshot": lambda known: json_answer(self._snapshot()),
+                "/api/spectra": lambda known: json_answer(page.spectra()),
+                "/quicklook.png": lambda known: _picture(page.quicklook(), known),
+                "/healthz": lambda known: self._health(),
+                "/favicon.ico": lambda known: Answer(HTTPStatus.NO_CONTENT),
+            }
 
     def answer(self, path: str, known: str) -> Answer:
         """Answer for `path`; `known` is the tag of the picture that the client has."""
+        if path not in self._answers:
+            return json_answer({"error": "no such page"}, HTTPStatus.NOT_FOUND)
         try:
-            if path == "/":
-                return Answer(HTTPStatus.OK, "text/html; charset=utf-8", self._page)
-            if path == "/api/snapshot":
-                return json_answer(self._snapshot())
-            if path == "/api/spectra":
-                return json_answer(self._spectra())
-            if path == "/quicklook.png":
-                return self._picture(known)
-            if path == "/healthz":
-                return self._health()
+            return self._answers[path](known)
         except BusyError:
             return json_answer({"error": "the stream is slow to answer"}, HTTPStatus.SERVICE_UNAVAILABLE)
         except Exception as error:
             # The stream's own words stay there: they may hold what is nobody's business.
             kind = type(error).__name__
             return json_answer({"error": "the stream gave no answer", "kind": kind}, HTTPStatus.INTERNAL_SERVER_ERROR)
-        if path == "/favicon.ico":
-            return Answer(HTTPStatus.NO_CONTENT)
-        return json_answer({"error": "no such page"}, HTTPStatus.NOT_FOUND)
-
-    def _picture(self, known: str) -> Answer:
-        png = self._quicklook()
-        if png is None:
-            return Answer(HTTPStatus.NO_CONTENT)
-        tag = f'"{hashlib.sha256(png).hexdigest()[:32]}"'
-        if known == tag:
-            return Answer(HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})
-        return Answer(HTTPStatus.OK, "image/png", bytes(png), {"ETag": tag})
 
     def _health(self) -> Answer:
         snapshot = self._snapshot()
@@ -133,6 +133,15 @@ class Routes:
         well = not vital and state in ("running", "draining")
         status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
         return json_answer({"ok": well, "state": state, "silent": silent}, status)
+
+
+def _picture(png: bytes | None, known: str) -> Answer:
+    if png is None:
+        return Answer(HTTPStatus.NO_CONTENT)
+    tag = f'"{hashlib.sha256(png).hexdigest()[:32]}"'
+    if known == tag:
+        return Answer(HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})
+    return Answer(HTTPStatus.OK, "image/png", bytes(png), {"ETag": tag})
 
 
 def _policy(page: bytes) -> str:

@@ -16,6 +16,7 @@ from calibration.agreement import (
     Score,
     TaskCost,
     case_of,
+    joined,
     mean_cost,
     routing,
     score,
@@ -193,11 +194,10 @@ def test_a_task_counts_once_however_many_samples_it_has() -> None:
     assert (found.mean_sam_rise_deg, found.mean_distortion_db) == (1, 4)
 
 
-def test_every_case_is_told(cases: list[Case]) -> None:
-    seen: list[tuple[int, int]] = []
+def test_scores_of_single_cases_join_to_that_of_all(cases: list[Case]) -> None:
     made = {"restored": cases[0].restored[None], "routing": cases[0].routing}
-    score(lambda _: made, SIGNATURE, cases, lambda *now: seen.append(now))
-    assert seen == [(1, 0), (2, 0), (3, 0), (4, 0)]
+    of_all = score(lambda _: made, SIGNATURE, cases)
+    assert joined([score(lambda _: made, SIGNATURE, [one]) for one in cases]) == of_all
 
 
 def test_a_network_without_mixtures_has_nothing_to_choose() -> None:

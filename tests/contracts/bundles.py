@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import MANIFEST, array_bytes, write_bundle
+from runtime.bundle import MANIFEST, array_bytes, install_engine, verified_bundle, write_bundle
 from runtime.engines import open_engine
-from runtime.manifest import SCHEMA_VERSION, Manifest
+from runtime.made import MADE, Choice, EngineFile
+from runtime.manifest import Manifest
 from runtime.signature import Signature
 from tests.contracts.engine import inputs
 from tests.contracts.graphs import SMALL, known_graph
@@ -31,7 +32,7 @@ def known_bundle(
         arrays = {**given, **engine.infer(given)}
     manifest = Manifest.model_validate(
         {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": Manifest.version,
             "created": "2026-01-01T00:00:00+00:00",
             "tools": {"damp-deploy": "0"},
             "network": {
@@ -62,7 +63,7 @@ def known_bundle(
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """The manifest's bytes as its documentation says, written without its code."""
+    """The bytes of a manifest or `made.json` as their documentation says, written without their code."""
 
     def canonical(values: dict[str, Any]) -> bytes:
         return (json.dumps(values, sort_keys=True, indent=1, ensure_ascii=True) + "\n").encode()
@@ -71,11 +72,45 @@ def sealed(content: dict[str, Any]) -> bytes:
     return canonical({**bare, "seal": hashlib.sha256(canonical(bare)).hexdigest()})
 
 
-def reseal(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Alter the manifest as somebody would who knows how it is sealed."""
-    content = json.loads((bundle / MANIFEST).read_bytes())
+def reseal(bundle: Path, change: Callable[[dict[str, Any]], object], name: str = MANIFEST) -> None:
+    """Alter the manifest, or `made.json`, as somebody would who knows how it is sealed."""
+    content = json.loads((bundle / name).read_bytes())
     change(content)
-    (bundle / MANIFEST).write_bytes(sealed(content))
+    (bundle / name).write_bytes(sealed(content))
+
+
+def rebind(bundle: Path) -> None:
+    """Let `made.json` belong to the manifest that is there."""
+    digest = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
+    reseal(bundle, lambda content: content.update(manifest_sha256=digest), MADE)
+
+
+def for_a_board(folder: Path, builder: str = "tensorrt") -> Path:
+    """`known_bundle` for a GPU of SM 8.7, its engine deferred."""
+    bundle = known_bundle(folder)
+    target = {"name": "jetson-orin", "engine": builder, "sm": "8.7", "threads": None}
+    reseal(
+        bundle, lambda content: content.update(target={**content["target"], **target}, deferred="built on the board")
+    )
+    return bundle
+
+
+def give_engine(bundle: Path, data: bytes = b"an engine", name: str = "engine/1") -> Path:
+    """Give such a bundle files that stand for its engine, named `name`."""
+    contents = verified_bundle(bundle)
+    manifest = contents.manifest
+    files = {f"{name}.plan": data, f"{name}.layers.json": b"[]", f"{name}.log": b"built"}
+    record = EngineFile(
+        **dict(zip(("path", "layers", "log"), files, strict=True)),
+        builder=manifest.target.engine,
+        version="10.3.0",
+        sm="8.7",
+        graph_sha256=manifest.files[manifest.graphs["fp32"]].sha256,
+        options={},
+    )
+    choice = Choice(precision="fp32", why="asked for", tolerance=manifest.golden.tolerance, engine=record)
+    install_engine(bundle, contents, choice, {"golden_difference": 1e-6}, files)
+    return bundle
 
 
 def swap(bundle: Path, name: str, data: bytes) -> None:

@@ -17,6 +17,7 @@ from export.tensorrt.build import EngineMade, Request, builder_version
 from runtime.bundle import verified_bundle
 from runtime.engines import Engine, EngineOptions, open_engine
 from runtime.errors import DeployError
+from runtime.made import MADE
 from runtime.signature import Signature
 
 SM = "8.9"
@@ -40,8 +41,8 @@ def stand_in(folder: Path, *, spoilt: bool = False, sm: str | None = SM, version
 
     def open_graph(name: str, program: bytes, signature: Signature, options: EngineOptions) -> Engine:
         assert name == "tensorrt-rtx" and options.built is not None and options.built.sm == SM and len(program) > 1000
-        manifest, files = verified_bundle(folder)
-        graph = files[manifest.graphs[options.precision]]
+        bundle = verified_bundle(folder)
+        graph = bundle.files[bundle.manifest.graphs[options.precision]]
         return open_engine("onnxruntime", other_graph(signature) if spoilt else graph, signature)
 
     def build(graph: bytes, request: Request, work: Path) -> EngineMade:
@@ -58,7 +59,7 @@ def other_graph(signature: Signature) -> bytes:
 
 
 def main() -> int:
-    """What `DEVICE_FAULT` names goes wrong: `spoilt`, `tampered` or `link`."""
+    """What `DEVICE_FAULT` names goes wrong: `spoilt`, `tampered`, `unmade` or `link`."""
     folder, fault = Path(sys.argv[2]), os.environ.get("DEVICE_FAULT")
     console.speak_to_machines()
     try:
@@ -68,9 +69,12 @@ def main() -> int:
         print(json.dumps({"error": error.as_json()}))
         return error.exit_code
     if fault == "tampered":
-        from tests.contracts.bundles import reseal
+        from tests.contracts.bundles import rebind, reseal
 
         reseal(folder, lambda content: content.update(scale=1.0))
+        rebind(folder)
+    if fault == "unmade":
+        (folder / MADE).unlink()
     if fault == "link":
         (folder / "stranger").symlink_to("/etc/passwd")
     print(json.dumps(done))

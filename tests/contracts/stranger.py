@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.networks import Network
-from export.networks.architecture import Architecture, Float32
+from export.networks.architecture import Architecture
+from runtime.arrays import Float32
 from runtime.errors import CheckpointError
 from runtime.signature import Plane, Prompt, Signature
 

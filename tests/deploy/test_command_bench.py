@@ -20,7 +20,9 @@ from deploy.checking import latency as bench
 from deploy.checking.latency import Times, bench_frames, latency_ms, measure, split_ms
 from deploy.cli import run
 from deploy.reporting.latency_plot import latency_plot, thinned
-from runtime.board import BoardWatch, Gpu, Reading, Spread, Watched
+from runtime.board import Reading
+from runtime.board_tools import Gpu
+from runtime.board_watch import BoardWatch, Spread, Watched
 from runtime.bundle import Bundle, load_bundle, read_manifest
 from runtime.engines import Engine
 from runtime.engines.onnxruntime_session import SessionEngine

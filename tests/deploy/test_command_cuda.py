@@ -41,8 +41,9 @@ def bundle(tiny_checkpoint: Path, graphs_once: None, tmp_path_factory: pytest.Te
 
 
 def test_the_bundle_is_complete_and_names_its_engine(bundle: Path) -> None:
-    manifest, files = verified_bundle(bundle)
-    assert manifest.target.engine == ENGINE and manifest.engine is None and manifest.deferred is None
+    contents = verified_bundle(bundle)
+    manifest, files = contents.manifest, contents.files
+    assert manifest.target.engine == ENGINE and contents.made is None and manifest.deferred is None
     assert manifest.target.sm is None and set(manifest.graphs) == {"fp32", "fp16"}
     assert "FP16" in manifest.evidence["fp16"]["arithmetic"] and "graphs/fp16.onnx" in files
     # Metrics are float32 beside a network in FP16.
@@ -103,8 +104,9 @@ def test_a_gpu_with_a_tensorrt_may_be_built_for_without_it(
     options = ("--checkpoint", tiny_checkpoint, "--size", "64x64", "--overlap", "16", "--out", tmp_path / "b", "--json")
     done = invoke(capsys, "build", "--target", "h200", "--engine", ENGINE, *options)
     assert done.code == 0 and done.json["deferred"] is None and done.json["precision"]["chosen"] == "fp16", done.err
-    manifest, _ = verified_bundle(tmp_path / "b")
-    assert manifest.target.name == "h200" and manifest.target.engine == ENGINE and manifest.engine is None
+    contents = verified_bundle(tmp_path / "b")
+    manifest = contents.manifest
+    assert manifest.target.name == "h200" and manifest.target.engine == ENGINE and contents.made is None
     # Any GPU runs the graph: only an engine file is locked to one.
     assert manifest.target.sm is None and manifest.target.tensorrt is None
 

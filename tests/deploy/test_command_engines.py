@@ -21,7 +21,7 @@ from deploy.finalizing.engine import DISTRUSTED
 from deploy.finalizing.finalize import Device, finalize
 from export.tensorrt.build import EngineMade, Request, build_engine
 from export.tensorrt.known_bad import KnownBad
-from runtime.bundle import load_bundle, read_manifest, verified_bundle
+from runtime.bundle import load_bundle, verified_bundle
 from runtime.durable import write_bytes
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import BundleError, DeployError, GateError, MachineError
@@ -89,8 +89,10 @@ def test_an_rtx_engine_is_built_without_a_gpu(
     for variant in done.json["onnx"].values():
         assert (out / variant["path"]).is_file() and variant["opset"] == 20 and variant["nodes"] > 100
     assert done.json["agreement"]["difference"] > 0
-    manifest, files = verified_bundle(out)
-    made = manifest.engine
+    contents = verified_bundle(out)
+    made, files = contents.choice.engine, contents.files
+    assert contents.made is not None and set(contents.made.proof) == {"seconds", "peak_mib", "bytes"}
+    assert contents.manifest.deferred is None and contents.choice.why == contents.manifest.precision.why
     assert made is not None and made.sm == "8.9" and made.version == tensorrt_version("tensorrt-rtx")
     assert made.options["tf32"] is False and made.options["strongly_typed"] is True
     assert made.layers is not None and made.log is not None
@@ -124,9 +126,10 @@ def test_a_float32_engine_is_built_without_tf32(
     options = ("--precision", "fp32", *SIZE, "--out", tmp_path / "b", "--json")
     done = invoke(capsys, "build", "--target", "rtx-30", "--checkpoint", tiny_checkpoint, *options)
     assert done.code == 0 and set(done.json["onnx"]) == {"fp32"}
-    manifest, files = verified_bundle(tmp_path / "b")
-    assert manifest.engine is not None and manifest.engine.sm == "8.6" and manifest.engine.log is not None
-    assert b"TF32" not in files[manifest.engine.log]
+    contents = verified_bundle(tmp_path / "b")
+    engine = contents.choice.engine
+    assert engine is not None and engine.sm == "8.6" and engine.log is not None
+    assert b"TF32" not in contents.files[engine.log]
 
 
 def test_a_jetsons_engine_is_deferred_and_the_bundle_complete(
@@ -136,11 +139,12 @@ def test_a_jetsons_engine_is_deferred_and_the_bundle_complete(
     command = ("build", "--target", "jetson-orin", "--checkpoint", tiny_checkpoint, *SIZE, "--out", out)
     done = invoke(capsys, *command, "--json")
     assert done.code == 0 and done.json["engine"] is None and "on the target" in done.json["deferred"]
-    manifest, _ = verified_bundle(out)
+    manifest = verified_bundle(out).manifest
     assert manifest.deferred == done.json["deferred"] and manifest.target.sm == "8.7"
     assert set(manifest.graphs) == {"fp32", "fp16"}
     inspected = invoke(capsys, "inspect", out, "--json")
     assert inspected.code == 0 and inspected.json["engine"] is None and "finalize" in inspected.json["refusal"]
+    assert inspected.json["made"] is None
     with pytest.raises(MachineError, match=r"not built yet.*deploy finalize.*--engine onnxruntime"):
         load_bundle(out)
     config = tmp_path / "deploy.yaml"
@@ -157,14 +161,12 @@ def test_finalising_builds_proves_and_installs(bundle: Path) -> None:
     before = contents(bundle)
     done = finalize(bundle, device=stand_in(bundle))
     assert (bundle / done["engine"]).is_file() and 0 < done["golden_difference"] < 0.05
-    manifest = read_manifest(bundle)
-    assert manifest.deferred is None and manifest.engine is not None and manifest.engine.builder == "tensorrt-rtx"
-    after = contents(bundle)
-    assert {n: d for n, d in after.items() if n in before and n != "manifest.json"} == {
-        n: d for n, d in before.items() if n != "manifest.json"
-    }
-    engine = manifest.engine
-    assert set(after) - set(before) == {engine.path, engine.layers, engine.log}
+    made = verified_bundle(bundle).made
+    assert made is not None and made.choice.engine is not None and made.choice.engine.builder == "tensorrt-rtx"
+    assert {**made.proof, "bundle": str(bundle)}.items() <= done.items() and "runs_on" in made.proof
+    after, engine = contents(bundle), made.choice.engine
+    assert {n: d for n, d in after.items() if n in before} == before
+    assert set(after) - set(before) == {"made.json", engine.path, engine.layers, engine.log}
     assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
     with pytest.raises(BundleError, match="built already"):
         finalize(bundle, device=stand_in(bundle))
@@ -185,7 +187,7 @@ def test_a_rebuild_that_is_cut_off_leaves_the_engine_that_was_there(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     finalize(bundle, device=device_of(bundle))
-    before = read_manifest(bundle)
+    before = verified_bundle(bundle).made
     done: list[Path] = []
 
     def cut(path: Path, data: bytes) -> None:
@@ -194,11 +196,11 @@ def test_a_rebuild_that_is_cut_off_leaves_the_engine_that_was_there(
         done.extend([path] if bundle in path.parents else [])
         write_bytes(path, data)
 
-    monkeypatch.setattr("deploy.finalizing.finalize.write_bytes", cut)
+    monkeypatch.setattr("runtime.bundle.write_bytes", cut)
     with pytest.raises(KeyboardInterrupt):
         finalize(bundle, rebuild=True, device=another_engine(device_of(bundle), b"2"))
     monkeypatch.undo()
-    assert verified_bundle(bundle)[0] == before
+    assert verified_bundle(bundle).made == before
     assert finalize(bundle, rebuild=True, device=device_of(bundle))["engine"]
     verified_bundle(bundle)
 
@@ -224,7 +226,7 @@ def test_an_engine_that_failed_its_proof_is_built_anew(bundle: Path) -> None:
 
 def test_the_gpu_it_was_built_on_is_remembered(bundle: Path) -> None:
     finalize(bundle, device=dataclasses.replace(device_of(bundle), model=lambda: "Orin, 8 multiprocessors"))
-    made = read_manifest(bundle).engine
+    made = verified_bundle(bundle).choice.engine
     assert made is not None and made.gpu == "Orin, 8 multiprocessors"
 
 
@@ -235,7 +237,8 @@ def test_a_known_bad_builder_that_was_allowed_is_on_record(bundle: Path) -> None
         with pytest.raises(MachineError, match="computes wrongly"):
             finalize(bundle, device=device_of(bundle))
         finalize(bundle, allow_known_bad=True, device=device_of(bundle))
-    assert read_manifest(bundle).evidence["engine"]["known_bad_allowed"] == ["https://example.org/1"]
+    made = verified_bundle(bundle).made
+    assert made is not None and made.proof["known_bad_allowed"] == ["https://example.org/1"]
 
 
 def on_the_target(
@@ -260,9 +263,10 @@ def test_a_build_on_the_target_itself_is_proved_there(
 ) -> None:
     out = tmp_path / "bundle"
     done = on_the_target(tiny_checkpoint, out, monkeypatch)
-    manifest = verified_bundle(out)[0]
-    assert done["deferred"] is None and manifest.engine is not None and done["engine"] == manifest.engine.path
-    assert manifest.evidence["engine"]["golden_difference"] == done["proved"]["golden_difference"] > 0
+    made = verified_bundle(out).made
+    assert made is not None and made.choice.engine is not None
+    assert done["deferred"] is None and done["engine"] == made.choice.engine.path
+    assert made.proof["golden_difference"] == done["proved"]["golden_difference"] > 0
     assert not list(tmp_path.glob(".bundle*"))
 
 
@@ -306,7 +310,7 @@ def test_a_changed_byte_is_refused_before_anything_is_built(bundle: Path) -> Non
 
 def test_an_engine_from_another_graph_is_refused(bundle: Path) -> None:
     finalize(bundle, device=device_of(bundle))
-    reseal(bundle, lambda content: content["engine"].update(graph_sha256="0" * 64))
+    reseal(bundle, lambda content: content["choice"]["engine"].update(graph_sha256="0" * 64), "made.json")
     with pytest.raises(BundleError, match="from another graph"):
         verified_bundle(bundle)
 

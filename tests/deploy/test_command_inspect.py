@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bundle import read_manifest
-from tests.contracts.bundles import known_bundle, reseal
+from runtime.bundle import read_manifest, verified_bundle
+from tests.contracts.bundles import for_a_board, give_engine, known_bundle, reseal
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke, start
 
 Capsys = pytest.CaptureFixture[str]
@@ -48,9 +48,21 @@ def test_machines_get_the_whole_manifest(capsys: Capsys, tiny_bundle: Path) -> N
     told = done.json
     assert done.code == 0 and told["intact"] is True and told["bundle"] == str(tiny_bundle)
     assert told["manifest"] == read_manifest(tiny_bundle).model_dump(mode="json")
-    assert told["engine"]["engine"] == "onnxruntime"
+    assert told["engine"]["engine"] == "onnxruntime" and told["made"] is None
     assert_finite(told)
     assert "all intact" in done.err
+
+
+def test_what_was_made_is_shown_beside_what_the_ground_wrote(capsys: Capsys, tmp_path: Path) -> None:
+    bundle = give_engine(for_a_board(tmp_path / "bundle"))
+    (bundle / "stranger").write_text("mine")
+    told = invoke(capsys, "inspect", bundle, "--json").json
+    made = verified_bundle(bundle).made
+    assert made is not None and told["made"] == made.model_dump(mode="json")
+    assert told["manifest"]["deferred"] == "built on the board" and told["unlisted"] == ["stranger"]
+    shown = invoke(capsys, "inspect", bundle).out
+    for part in ("engine/1.plan, tensorrt 10.3.0 for SM 8.7", "engine/1.log", "fp32 (asked for)"):
+        assert part in shown, part
 
 
 def test_another_engine_is_asked_what_it_says(capsys: Capsys, tiny_bundle: Path) -> None:

@@ -79,7 +79,8 @@ def test_int8_comes_with_all_that_led_to_it(
     done = built(capsys, small_checkpoint, out, LOOSE + GATES_OFF, "--calibration", cubes)
     assert done.code == 0, done.err
     assert done.json["precision"]["chosen"] == "int8" and "times the speed of fp32" in done.json["precision"]["why"]
-    manifest, files = verified_bundle(out)
+    contents = verified_bundle(out)
+    manifest, files = contents.manifest, contents.files
     assert set(manifest.graphs) == {"fp32", "int8"}
     facts: dict[str, Any] = manifest.evidence["quantisation"]
     share = int8_share(onnx.load_model_from_string(files["graphs/int8.onnx"]))
@@ -237,7 +238,7 @@ def test_the_target_times_what_passed_and_keeps_the_faster(
     done = built(capsys, small_checkpoint, out, config, "--calibration", cubes, "--target", TARGET, precision="auto")
     assert done.code == 0, done.err
     assert done.json["precision"]["chosen"] == "fp16" and "builds both on the target" in done.json["precision"]["why"]
-    assert read_manifest(out).precision.rivals == ["int8"]
+    assert list(read_manifest(out).precision.rivals) == ["int8"]
     for slow, wrong, chosen, told in (
         ("fp16", "", "int8", "times the speed of fp16"),
         ("int8", "", "fp16", "which is not faster: fp16 is kept"),
@@ -245,11 +246,12 @@ def test_the_target_times_what_passed_and_keeps_the_faster(
     ):
         copy = Path(shutil.copytree(out, tmp_path / f"slow-{slow}-{wrong}" / "bundle"))
         finished = finalize(copy, device=slow_device(copy, slow, wrong))
-        manifest, files = verified_bundle(copy)
-        assert finished["precision"]["chosen"] == manifest.precision.chosen == chosen and told in manifest.precision.why
-        assert manifest.precision.rivals == [] and manifest.engine is not None
-        graph = files[manifest.graphs[chosen]]
-        assert manifest.engine.graph_sha256 == hashlib.sha256(graph).hexdigest()
+        contents = verified_bundle(copy)
+        choice = contents.choice
+        assert finished["precision"]["chosen"] == choice.precision == chosen and told in choice.why
+        assert choice.tolerance == contents.manifest.tolerances[chosen] and choice.engine is not None
+        graph = contents.files[contents.manifest.graphs[chosen]]
+        assert choice.engine.graph_sha256 == hashlib.sha256(graph).hexdigest()
 
 
 @BUILDER
@@ -260,11 +262,12 @@ def test_the_real_builder_takes_the_int8_graph_of_a_gpu(
         capsys, small_checkpoint, tmp_path / "bundle", LOOSE + GATES_OFF, "--calibration", cubes, "--target", "rtx-40"
     )
     assert done.code == 0, done.err
-    manifest, files = verified_bundle(tmp_path / "bundle")
-    assert manifest.engine is not None and manifest.precision.chosen == "int8"
+    contents = verified_bundle(tmp_path / "bundle")
+    choice, files = contents.choice, contents.files
+    assert choice.engine is not None and choice.precision == contents.manifest.precision.chosen == "int8"
     operators = {node.op_type for node in onnx.load_model_from_string(files["graphs/int8.onnx"]).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear", "Cast"} <= operators
-    assert "its speed is measured on the target" in manifest.precision.why
+    assert "its speed is measured on the target" in choice.why
 
 
 @pytest.mark.slow
@@ -275,7 +278,7 @@ def test_int8_for_onnxruntimes_cuda_has_the_rest_in_fp16(
         capsys, small_checkpoint, tmp_path / "bundle", LOOSE + GATES_OFF, "--calibration", cubes, "--target", "cuda"
     )
     assert done.code == 0 and done.json["deferred"] is None and done.json["runs_in"] == "onnxruntime-cuda", done.err
-    _, files = verified_bundle(tmp_path / "bundle")
+    files = verified_bundle(tmp_path / "bundle").files
     graph = onnx.load_model_from_string(files["graphs/int8.onnx"]).graph
     scales = {value.data_type for value in graph.initializer if value.name in scale_names(graph)}
     assert onnx.TensorProto.FLOAT16 in scales

@@ -22,7 +22,6 @@ from deploy.finalizing import remote
 from runtime.bundle import read_manifest, verified_bundle
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import BundleError, MachineError
-from runtime.manifest import EngineFile, FileRecord, Manifest, TargetMade
 from tests.contracts.bundles import known_bundle
 from tests.contracts.command import Done, command_line, invoke
 from tests.contracts.device import CONFIG, TARGET
@@ -74,12 +73,11 @@ def test_the_engine_is_built_there_and_fetched_back(capsys: Capture, bundle: Pat
     done = finalize(capsys, link, ssh_config)
     assert done.code == 0 and done.json["remote"] == "device" and 0 < done.json["golden_difference"] < 0.05
     assert "device: builder    tensorrt-rtx" in done.err
-    manifest, _ = verified_bundle(bundle)
-    assert manifest.engine is not None and manifest.deferred is None
+    made = verified_bundle(bundle).made
+    assert made is not None and made.proof["golden_difference"] == done.json["golden_difference"]
     after = contents(bundle)
-    assert {n: d for n, d in after.items() if n in before and n != "manifest.json"} == {
-        n: d for n, d in before.items() if n != "manifest.json"
-    }
+    assert {n: d for n, d in after.items() if n in before} == before
+    assert set(after) - set(before) == {"made.json", *made.files}
     assert link.is_symlink() and {p.name for p in bundle.parent.iterdir()} == {"bundle", "current"}
     assert not list(Path("/tmp").glob("damp-deploy-*/bundle"))
 
@@ -99,6 +97,7 @@ def test_build_does_all_of_it(capsys: Capture, tiny_checkpoint: Path, tmp_path: 
     [
         ("spoilt", 1, "does not restore the golden frame"),
         ("tampered", 2, "is not the one that was sent"),
+        ("unmade", 2, "is not the one that was sent"),
         ("link", 2, "no plain file"),
     ],
 )
@@ -110,7 +109,7 @@ def test_what_goes_wrong_there_changes_nothing_here(
     done = finalize(capsys, bundle, ssh_config)
     assert done.code == code and says in done.json["error"]["message"]
     assert contents(bundle) == before and [p.name for p in bundle.parent.iterdir()] == ["bundle"]
-    assert read_manifest(bundle).deferred
+    assert verified_bundle(bundle).made is None
 
 
 def test_unreachable_and_unknown_hosts_are_told_in_one_line(capsys: Capture, tmp_path: Path, ssh_config: Path) -> None:
@@ -334,42 +333,3 @@ def test_plain_files_are_unpacked(tmp_path: Path) -> None:
     folder = member("./b", 0, type=tarfile.DIRTYPE)
     remote._unpack(packed((member("./a", 3), b"abc"), (folder, b""), (member("./b/c", 0), b"")), tmp_path)
     assert contents(tmp_path) == {"a": b"abc", "b/c": b""}
-
-
-def engine(name: str, **more: object) -> EngineFile:
-    facts = {"builder": "tensorrt-rtx", "version": "1.7", "sm": "8.9", "graph_sha256": "0" * 64, "options": {}}
-    names = {"path": f"engine/{name}.plan", "layers": f"engine/{name}.layers.json", "log": f"engine/{name}.log"}
-    return EngineFile.model_validate({**facts, **names, **more})
-
-
-def with_engine(manifest: Manifest, made: EngineFile, *, fill: str = "1", keep: tuple[str, ...] = ()) -> Manifest:
-    """The manifest with another engine; of the files before, those of an engine stay that `keep` names."""
-    files = {n: r for n, r in manifest.files.items() if not n.startswith("engine/") or n in keep}
-    record = FileRecord(sha256=fill * 64, bytes=1)
-    own = dict.fromkeys(filter(None, (made.path, made.layers, made.log)), record)
-    return manifest.model_copy(update={"engine": made, "deferred": None, "files": {**files, **own}})
-
-
-def test_an_engine_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path: Path) -> None:
-    bare = read_manifest(known_bundle(tmp_path / "bundle"))
-    target = TargetMade(name="standin", engine="tensorrt-rtx", sm="8.9")
-    deferred = bare.model_copy(update={"target": target, "deferred": "later"})
-    old = with_engine(deferred, engine("old"))
-    for sent in (deferred, old):
-        remote._same_but_for_the_engine(sent, with_engine(sent, engine("new"), fill="2"), tmp_path)
-        remote._same_but_for_the_engine(sent, with_engine(sent, engine("old"), fill="2"), tmp_path)
-    kept = with_engine(old, engine("new"), keep=("engine/old.plan", "engine/old.log"))
-    remote._same_but_for_the_engine(old, kept, tmp_path)
-    altered = {**kept.files, "engine/old.plan": FileRecord(sha256="3" * 64, bytes=1)}
-    graph = deferred.graphs["fp32"]
-    for wrong in (
-        deferred,
-        kept.model_copy(update={"files": altered}),
-        with_engine(old, engine("new", layers=graph)),
-        with_engine(old, engine("new", path=graph)),
-        with_engine(old, engine("new", sm="8.7")),
-        with_engine(old, engine("new", builder="tensorrt")),
-        with_engine(old, engine("new")).model_copy(update={"scale": 1.0}),
-    ):
-        with pytest.raises(BundleError):
-            remote._same_but_for_the_engine(old, wrong, tmp_path)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from runtime.bundle import load_bundle, read_manifest
 from runtime.metrics import METRIC_SETS, prompt_metrics
-from tests.contracts.bundles import known_bundle, reseal, swap
+from tests.contracts.bundles import for_a_board, give_engine, known_bundle, reseal
 from tests.contracts.command import assert_failed, assert_json_error, invoke
 
 Capsys = pytest.CaptureFixture[str]
@@ -198,7 +198,8 @@ def test_a_frame_that_cannot_be_used_fails_alone(metrics_model: Any) -> None:
 
 
 def test_an_unknown_metric_set_does_not_start(metrics_model: Any) -> None:
-    told = {"parameters": {"metric_set": {"string_value": "nope"}}}
+    ports = {"input": [{"name": "frame"}], "output": [{"name": "metrics"}]}
+    told = {**ports, "parameters": {"metric_set": {"string_value": "nope"}}}
     with pytest.raises(Exception, match="unknown metric set"):
         metrics_model.initialize({"model_config": json.dumps(told)})
 
@@ -325,24 +326,8 @@ def test_a_checkpoints_odd_name_becomes_a_models(capsys: Capsys, tmp_path: Path,
     assert invoke(capsys, "export-triton", bundle, "--out", out, "--replace", "--json").json["name"] == "known"
 
 
-def engine_bundle(folder: Path, builder: str) -> Path:
-    """A bundle for a GPU with a file that stands for its engine."""
-    bundle = known_bundle(folder)
-    (bundle / "engine.plan").write_bytes(b"")
-
-    def change(content: dict[str, Any]) -> None:
-        source = content["files"][content["graphs"]["fp32"]]["sha256"]
-        common = {"options": {}, "layers": None, "log": None, "graph_sha256": source}
-        content["engine"] = {"path": "engine.plan", "builder": builder, "version": "10.3.0", "sm": "8.7", **common}
-        content["target"].update(name="jetson-orin", engine=builder, sm="8.7", threads=None)
-
-    swap(bundle, "engine.plan", b"an engine")
-    reseal(bundle, change)
-    return bundle
-
-
 def test_an_engine_file_is_served_by_tensorrt(capsys: Capsys, tmp_path: Path, schema: ModuleType) -> None:
-    bundle, out = engine_bundle(tmp_path / "bundle", "tensorrt"), tmp_path / "models"
+    bundle, out = give_engine(for_a_board(tmp_path / "bundle")), tmp_path / "models"
     done = invoke(capsys, "export-triton", bundle, "--out", out, "--json")
     assert done.code == 0, done.err
     assert done.json["engine"] == {"backend": "tensorrt", "file": "model.plan", "gpu": True}
@@ -413,7 +398,7 @@ def test_bfloat16_is_served_as_what_it_becomes_and_only_when_asked(capsys: Capsy
 
 def test_engines_that_triton_cannot_run_are_refused(capsys: Capsys, tmp_path: Path) -> None:
     out = tmp_path / "models"
-    rtx = engine_bundle(tmp_path / "rtx", "tensorrt-rtx")
+    rtx = give_engine(for_a_board(tmp_path / "rtx", "tensorrt-rtx"))
     assert_failed(invoke(capsys, "export-triton", rtx, "--out", out), 3, "no backend", "tensorrt-rtx", "--graph")
     deferred = known_bundle(tmp_path / "deferred")
     reseal(deferred, lambda content: content.update(deferred="it is built on the board"))

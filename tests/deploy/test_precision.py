@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
+from pydantic import ValidationError
 
 from calibration.agreement import Routing, Score, TaskCost
-from deploy.building.candidates import Candidate, fastest, gated
+from calibration.figures import FIGURES, columns, figures
+from deploy.building.candidates import Candidate, fastest
 from deploy.building.precision import decide_by_speed, decide_unmeasured, require_passed
-from deploy.checking.gates import AUTO, judge
+from deploy.checking.gates import judge
 from deploy.config.sections import GatesSection
 from runtime.errors import GateError
+from runtime.precisions import PRECISIONS, VARIANTS, PrecisionName, computes_half
 
 
 def candidate(precision: str, drop: float = 0.0, same: int = 100) -> Candidate:
     score = Score({"noise": TaskCost(drop, 0.0, drop), "blur": TaskCost(0.0, 0.0, 0.0)}, Routing(100, same))
-    return Candidate(precision, score, judge(gated(score), GatesSection(), precision))
+    return Candidate(precision, score, judge(figures(score), GatesSection(), precision))
 
 
 GOOD = (candidate("int8", 0.1), candidate("fp32"))
@@ -89,7 +94,47 @@ def test_where_nothing_passes_nothing_is_built() -> None:
 
 
 def test_gates_can_be_set_and_switched_off() -> None:
-    figures = {"psnr_drop_db": 0.3, "routing_agreement": 0.9}
-    (drop, routing) = judge(figures, GatesSection(psnr_drop_db=0.2, routing_agreement=None), "int8")
+    measured = {"psnr_drop_db": 0.3, "routing_agreement": 0.9}
+    (drop, routing) = judge(measured, GatesSection(psnr_drop_db=0.2, routing_agreement=None), "int8")
     assert (drop.passed, drop.limit) == (False, 0.2) and (routing.passed, routing.limit) == (None, None)
-    assert AUTO["fp16"]["routing_agreement"] == 1.0 and AUTO["int8"]["routing_agreement"] == 0.995
+    assert (drop.allowed, routing.allowed) == ("at most 0.2", "off")
+    auto = {f.key: f.auto for f in FIGURES}["routing_agreement"]
+    assert auto["fp16"] == 1.0 and auto["int8"] == 0.995
+
+
+def test_every_figure_is_a_gate_of_the_configuration_with_limits_for_every_precision() -> None:
+    assert list(GatesSection.model_fields) == [figure.key for figure in FIGURES]
+    for figure in FIGURES:
+        assert set(figure.auto) == set(PRECISIONS), figure.key
+        with pytest.raises(ValidationError):
+            GatesSection(**{figure.key: -0.1})
+        assert {"at most": "Largest", "at least": "Smallest"}[figure.direction] in str(
+            GatesSection.model_fields[figure.key].description
+        )
+
+
+def test_a_network_without_experts_has_no_figure_of_them() -> None:
+    cost = TaskCost(0.1, 0.2, 0.3)
+    without, close = Score({"a": cost}), Score({"a": cost}, Routing(close=3))
+    assert figures(close) == {**figures(without), "routing_agreement": 1.0}
+    assert [g.figure.key for g in judge(figures(without), GatesSection(), "fp32")] == list(figures(without))
+    assert "same experts" in columns([without, close]) and "same experts" not in columns([without])
+    assert "routing_agreement" not in Candidate("fp32", without, []).as_json()
+
+
+def test_precisions_are_what_the_configuration_takes_the_most_exact_first() -> None:
+    assert set(get_args(PrecisionName)) == set(PRECISIONS)
+    assert VARIANTS == ("fp32", "fp16", "int8") and all(
+        PRECISIONS[p.graph].graph == p.graph for p in PRECISIONS.values()
+    )
+    for key in ("own", "limit"):
+        rising = [getattr(PRECISIONS[name], key) for name in VARIANTS]
+        assert rising == sorted(rising)
+    assert [computes_half(name, gpu) for name in VARIANTS for gpu in (False, True)] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]

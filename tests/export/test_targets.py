@@ -25,7 +25,7 @@ def test_built_in_targets_are_consistent() -> None:
         assert target.default_precision in target.precisions
         assert find_target(name) is target
         if target.engine.startswith("tensorrt"):
-            assert target.sm and target.memory_gib and target.tensorrt and satisfiable(target.tensorrt)
+            assert target.sm and target.tensorrt and satisfiable(target.tensorrt)
             assert target.default_precision == "fp16" and target.made_there == (target.engine == "tensorrt")
     assert BUILT_IN["cpu"].default_precision == "fp32"
     cuda = BUILT_IN["cuda"]

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from export.networks import load_checkpoint
-from export.onnx import LIMITS
 from export.torch_engine import AUTOCAST, TorchEngine
 from runtime.engines import Engine
 from runtime.errors import InputError, MachineError
+from runtime.precisions import PRECISIONS
 from tests.contracts.engine import EngineContract, inputs
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -62,7 +62,7 @@ def test_forms_and_precisions_agree(tiny_checkpoint: Path, form: str, precision:
     engine, reference = TorchEngine(net, 64, 64, "cpu", form, precision), TorchEngine(net, 64, 64)
     difference = assert_close(engine, reference, precision)
     # A cast is farther off than float32 in another order can be.
-    assert (difference > LIMITS["fp32"] / 4) is (precision != "fp32")
+    assert (difference > PRECISIONS["fp32"].limit / 4) is (precision != "fp32")
     told = engine.describe()
     assert told["form"] == form and told["computes in"].startswith(precision)
 
@@ -76,7 +76,7 @@ def assert_close(engine: Engine, reference: Engine, precision: str) -> float:
         apart = np.abs(found["restored"] - expected["restored"]).max() / np.ptp(expected["restored"])
         largest = max(largest, float(apart))
         np.testing.assert_array_equal(found["routing"] > 0, expected["routing"] > 0)
-    assert largest < LIMITS[precision]
+    assert largest < PRECISIONS[precision].limit
     return largest
 
 

@@ -10,27 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from runtime.board import (
-    INTERVAL,
+from runtime.board import Reading, board_model, forget_peak_memory, peak_memory_mib, read_board
+from runtime.board_tools import (
     JETSON_CLOCKS,
     NVPMODEL,
     SMI,
     TEGRASTATS,
-    BoardWatch,
     Gpu,
-    Reading,
-    Spread,
-    Watched,
-    board_model,
-    forget_peak_memory,
     listen,
     parse_jetson_clocks,
     parse_nvidia_smi,
     parse_nvpmodel,
     parse_tegrastats,
-    peak_memory_mib,
-    read_board,
 )
+from runtime.board_watch import INTERVAL, BoardWatch, Spread, Watched
 
 # Recorded: owners of these boards published what the tools printed on them.
 AGX_ORIN_JETPACK_6 = (
@@ -287,7 +280,7 @@ def test_a_board_is_watched_from_its_restart_to_the_last_moment(sysfs: Path) -> 
 
 
 def test_a_board_is_read_again_and_again(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.board.MOST_READINGS", 16)
+    monkeypatch.setattr("runtime.board_watch.MOST_READINGS", 16)
     with BoardWatch(sysfs, (), 0.001) as watch:
         deadline = time.monotonic() + 30
         while watch._samples < 32 and time.monotonic() < deadline:
@@ -302,7 +295,7 @@ def test_a_board_is_read_again_and_again(sysfs: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(os.name != "posix", reason="shell scripts stand in for the tools")
 def test_tools_print_while_a_board_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.board.SECONDS", 5.0)
+    monkeypatch.setattr("runtime.board_watch.SECONDS", 5.0)
     go, pid = tmp_path / "go", tmp_path / "pid"
     before = "0, A, 210, 2000, 405, 20.00, 300.00, 30, 1\\n1, B, 1, 1, 1, 1, 1, 1, 1\\n"
     lines = "0, A, 1900, 2000, 405, 250.00, 300.00, 60, 900\\n0, A, 1800, 2000, 405, 240.50, [N/A], 62, 900\\n"

@@ -21,13 +21,33 @@ import pytest
 from numpy.typing import NDArray
 
 import runtime
-from runtime.bundle import MANIFEST, array_bytes, install_bundle, load_bundle, read_manifest
+from runtime.bundle import (
+    MANIFEST,
+    array_bytes,
+    install_bundle,
+    install_engine,
+    load_bundle,
+    read_manifest,
+    unlisted_files,
+    verified_bundle,
+)
 from runtime.durable import swap as exchange
-from runtime.errors import BundleError, CubeError, GateError
-from runtime.manifest import dump, parse
+from runtime.errors import BundleError, CubeError, GateError, MachineError
+from runtime.made import MADE, Made
+from runtime.manifest import Manifest, dump, parse
 from runtime.metrics import prompt_metrics
 from runtime.tiles import Tiling
-from tests.contracts.bundles import GOLDEN, SPEC, known_bundle, reseal, sealed, swap
+from tests.contracts.bundles import (
+    GOLDEN,
+    SPEC,
+    for_a_board,
+    give_engine,
+    known_bundle,
+    rebind,
+    reseal,
+    sealed,
+    swap,
+)
 from tests.contracts.coded import CODE, CODE_FILE, CODED, coded_bundle, decoded
 from tests.contracts.graphs import damp_like, known_graph
 
@@ -314,7 +334,7 @@ def test_every_damage_to_a_constant_is_found(coded: Path, tmp_path: Path) -> Non
 
 def test_its_manifest_comes_back_as_it_was_written(coded: Path) -> None:
     data = (coded / MANIFEST).read_bytes()
-    manifest = parse(data, file="m")
+    manifest = parse(data, Manifest, file="m")
     assert dump(manifest) == data == sealed(json.loads(data)) and manifest.signature == CODED
     assert set(manifest.golden.arrays) == {"shot", "code", "restored"} and CODE_FILE in manifest.files
 
@@ -325,9 +345,9 @@ def test_its_manifest_comes_back_as_it_was_written(coded: Path) -> None:
 def test_a_manifest_comes_back_as_it_was_written(tiny_bundle: Path, identity: Path) -> None:
     for bundle in (tiny_bundle, identity):
         data = (bundle / MANIFEST).read_bytes()
-        manifest = parse(data, file="m")
+        manifest = parse(data, Manifest, file="m")
         assert dump(manifest) == data == sealed(json.loads(data))
-        assert parse(dump(manifest), file="m") == manifest == read_manifest(bundle)
+        assert parse(dump(manifest), Manifest, file="m") == manifest == read_manifest(bundle)
         assert set(manifest.files) == {
             str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()
         } - {MANIFEST}
@@ -339,7 +359,7 @@ def test_a_manifest_comes_back_as_it_was_written(tiny_bundle: Path, identity: Pa
 def test_a_manifest_says_what_was_built(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     m = read_manifest(tiny_bundle)
     assert m.signature == damp_like(31, 64, 64, "paper6", layers=2, experts=4)
-    assert (m.schema_version, m.overlap, m.network.architecture) == (2, 16, "damp")
+    assert (m.schema_version, m.overlap, m.network.architecture) == (3, 16, "damp")
     assert (m.scale, m.scale_from) == (65535, "model") and m.wavelengths == list(map(float, range(400, 701, 10)))
     assert (m.target.name, m.target.engine, m.precision.chosen) == ("cpu", "onnxruntime", "fp32")
     assert m.network.checkpoint_sha256 == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
@@ -356,7 +376,7 @@ def test_every_flipped_byte_of_a_manifest_is_found(identity: Path) -> None:
         data = bytearray(whole)
         data[place] ^= 1 << chance.randrange(8)
         with pytest.raises(BundleError) as caught:
-            parse(bytes(data), file="m")
+            parse(bytes(data), Manifest, file="m")
         assert str(caught.value).isprintable()
 
 
@@ -369,10 +389,10 @@ def test_every_flipped_byte_of_a_manifest_is_found(identity: Path) -> None:
         b"null",
         b"3",
         b"{" * 100_000,
-        b'{"schema_version": 2}',
-        b'{"schema_version": 2, "seal": "' + b"0" * 64 + b'"}',
-        b'{"schema_version": 2, "x": NaN}',
-        b'{"schema_version": 2, "x": 1' + b"0" * 6000 + b"}",
+        b'{"schema_version": 3}',
+        b'{"schema_version": 3, "seal": "' + b"0" * 64 + b'"}',
+        b'{"schema_version": 3, "x": NaN}',
+        b'{"schema_version": 3, "x": 1' + b"0" * 6000 + b"}",
         b"\xff\xfe{}",
         b" " * (5 << 20),
     ],
@@ -430,13 +450,13 @@ WRONG: dict[str, tuple[Change, str]] = {
     **{f"graph {p!r}": (lambda c, p=p: c["graphs"].update(fp32=p), "inside") for p in OUTSIDE},
     **{f"golden {p!r}": (lambda c, p=p: c["golden"]["arrays"].update(frame=p), "inside") for p in OUTSIDE},
     "unknown version": (
-        lambda c: c.update(schema_version=3),
-        r"schema_version: .*version is not known here \(found 3\).*reads version 2",
+        lambda c: c.update(schema_version=4),
+        r"schema_version: .*version is not known here \(found 4\).*reads version 3",
     ),
     "older version": (lambda c: c.update(schema_version=1), r"version is not known here \(found 1\)"),
-    "version of text": (lambda c: c.update(schema_version="2"), "version is not known"),
+    "version of text": (lambda c: c.update(schema_version="3"), "version is not known"),
     "version of truth": (lambda c: c.update(schema_version=True), "schema_version"),
-    "version with a point": (lambda c: c.update(schema_version=2.0), "schema_version"),
+    "version with a point": (lambda c: c.update(schema_version=3.0), "schema_version"),
     "no version": (lambda c: c.pop("schema_version"), "version is not known"),
     "no engine": (lambda c: c["target"].pop("engine"), r"target\.engine"),
     "unknown engine": (lambda c: c["target"].update(engine="magic"), r"unknown engine \(found 'magic'\)"),
@@ -532,6 +552,147 @@ def test_a_manifest_that_is_sealed_anew_without_a_change_is_accepted(altered: Pa
     load_bundle(altered).close()
 
 
+# What was made of a bundle where it flies
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with an engine. To be read."""
+    return give_engine(for_a_board(tmp_path_factory.mktemp("made") / "bundle"))
+
+
+@pytest.fixture
+def remade(made: Path, tmp_path: Path) -> Path:
+    """A copy of `made` to alter."""
+    return Path(shutil.copytree(made, tmp_path / "bundle"))
+
+
+def test_what_was_made_comes_back_as_it_was_written(made: Path) -> None:
+    data, manifest = (made / MADE).read_bytes(), (made / MANIFEST).read_bytes()
+    contents = verified_bundle(made)
+    assert contents.made is not None and contents.made == parse(data, Made, file="m")
+    assert dump(contents.made) == data == sealed(json.loads(data))
+    assert contents.made.manifest_sha256 == hashlib.sha256(manifest).hexdigest()
+    assert contents.choice == contents.made.choice and contents.choice.tolerance == contents.manifest.golden.tolerance
+    assert set(contents.made.files) == {"engine/1.plan", "engine/1.layers.json", "engine/1.log"}
+    assert contents.files == {
+        path.relative_to(made).as_posix(): path.read_bytes() for path in made.rglob("*") if path.is_file()
+    }
+    assert unlisted_files(made, contents) == ()
+
+
+def test_the_ground_alone_says_what_is_not_built(made: Path, tmp_path: Path) -> None:
+    bundle = for_a_board(tmp_path / "bundle")
+    ground = (bundle / MANIFEST).read_bytes()
+    contents = verified_bundle(bundle)
+    assert contents.made is None and contents.choice.engine is None and contents.choice.precision == "fp32"
+    with pytest.raises(MachineError, match=r"not built yet \(found 'built on the board'\).*deploy finalize"):
+        load_bundle(bundle)
+    with load_bundle(bundle, engine="onnxruntime") as loaded:
+        assert loaded.self_test() == 0 and loaded.made is None
+    give_engine(bundle)
+    assert (bundle / MANIFEST).read_bytes() == ground and (bundle / MADE).read_bytes() != b""
+    with load_bundle(bundle, engine="onnxruntime") as loaded:
+        assert loaded.self_test() == 0 and loaded.choice == loaded.made.choice
+
+
+def test_an_engine_that_was_lost_is_none(remade: Path) -> None:
+    reseal(remade, lambda content: content.update(deferred=None))
+    (remade / MADE).unlink()
+    refused(remade, "engine files only, and there is none")
+
+
+def test_every_flipped_byte_of_what_was_made_is_found(remade: Path) -> None:
+    whole, chance = (remade / MADE).read_bytes(), random.Random(4)
+    for place in range(0, len(whole), 7):
+        data = bytearray(whole)
+        data[place] ^= 1 << chance.randrange(8)
+        (remade / MADE).write_bytes(data)
+        assert refused(remade).file == str(remade / MADE)
+
+
+def engine_of(content: dict[str, Any], **change: Any) -> None:
+    content["choice"]["engine"].update(change)
+
+
+def named(content: dict[str, Any], name: str) -> None:
+    """Call the log by another name."""
+    content["files"][name] = content["files"].pop("engine/1.log")
+    engine_of(content, log=name)
+
+
+WRONG_MADE: dict[str, tuple[Change, str]] = {
+    **{f"file {p!r}": (lambda c, p=p: named(c, p), "inside") for p in OUTSIDE},
+    "unknown version": (
+        lambda c: c.update(schema_version=2),
+        r"version is not known here \(found 2\).*reads version 1",
+    ),
+    "no version": (lambda c: c.pop("schema_version"), "version is not known"),
+    "another manifest": (lambda c: c.update(manifest_sha256="0" * 64), "made for another manifest"),
+    "no manifest": (lambda c: c.pop("manifest_sha256"), "manifest_sha256"),
+    "another precision": (lambda c: c["choice"].update(precision="fp16"), "does not allow"),
+    "another tolerance": (lambda c: c["choice"].update(tolerance=1e-3), "does not allow"),
+    "no engine": (lambda c: c["choice"].update(engine=None), "files of one engine"),
+    "another GPU": (lambda c: engine_of(c, sm="8.9"), "for another target"),
+    "another builder": (lambda c: engine_of(c, builder="tensorrt-rtx"), "for another target"),
+    "another graph": (lambda c: engine_of(c, graph_sha256="0" * 64), "from another graph"),
+    "unknown key": (lambda c: c.update(run="rm"), "run"),
+    "more files": (lambda c: c["files"].update(more=c["files"]["engine/1.log"]), "files of one engine"),
+    "fewer files": (lambda c: c["files"].pop("engine/1.log"), "files of one engine"),
+    "a file of the manifest's": (lambda c: named(c, "graphs/fp32.onnx"), "files of one engine"),
+    "the manifest itself": (lambda c: named(c, MANIFEST), "files of one engine"),
+    "itself": (lambda c: named(c, MADE), "larger than|SHA-256"),
+    "other hash": (lambda c: c["files"]["engine/1.log"].update(sha256="0" * 64), "SHA-256 differs"),
+    "half a character": (lambda c: c["choice"].update(why="\ud800"), "altered or damaged"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_MADE)
+def test_what_was_made_is_not_believed_although_it_is_sealed(remade: Path, name: str) -> None:
+    change, match = WRONG_MADE[name]
+    reseal(remade, change, MADE)
+    error = refused(remade, match)
+    assert error.file == str(remade / ("engine/1.log" if name == "other hash" else MADE))
+
+
+def test_what_was_made_of_another_bundle_is_refused_and_not_installed(remade: Path, made: Path) -> None:
+    contents = verified_bundle(made)
+    assert contents.made is not None
+    reseal(remade, lambda content: content.update(scale=2.0, scale_from="flag"))
+    assert refused(remade, "made for another manifest").file == str(remade / MADE)
+    rebind(remade)
+    before = (remade / MADE).read_bytes()
+    with pytest.raises(BundleError, match="another bundle than the one that the engine is for"):
+        install_engine(
+            remade, contents, contents.choice, {}, {name: contents.files[name] for name in contents.made.files}
+        )
+    assert (remade / MADE).read_bytes() == before and verified_bundle(remade).made is not None
+
+
+def test_a_rival_has_its_own_tolerance(remade: Path) -> None:
+    def rivals(content: dict[str, Any]) -> None:
+        content["graphs"]["fp16"] = content["graphs"]["fp32"]
+        content["precision"]["rivals"] = {"fp16": 0.25}
+
+    reseal(remade, rivals)
+    rebind(remade)
+    reseal(remade, lambda content: content["choice"].update(precision="fp16"), MADE)
+    refused(remade, "does not allow")
+    reseal(remade, lambda content: content["choice"].update(tolerance=0.25), MADE)
+    assert verified_bundle(remade).choice.tolerance == 0.25
+    reseal(remade, lambda content: content["graphs"].pop("fp16"))
+    refused(remade, "a file it needs")
+
+
+def test_a_new_engine_takes_the_place_of_the_one_before_and_of_nothing_else(remade: Path) -> None:
+    kept = {path: path.read_bytes() for path in remade.rglob("*") if path.is_file() and "engine" not in path.parts}
+    give_engine(remade, b"another", "engine/2")
+    assert names_in(remade / "engine") == ["2.layers.json", "2.log", "2.plan"]
+    assert all(path.read_bytes() == data for path, data in kept.items() if path.name != MADE)
+    give_engine(remade, b"another", "engine/2")
+    assert verified_bundle(remade).files["engine/2.plan"] == b"another"
+
+
 # Damage
 
 
@@ -598,6 +759,17 @@ def test_every_damage_to_every_file_is_found(identity: Path, altered: Path, dama
         assert refused(altered).file == str(altered / name) or (damage is delete and name == MANIFEST)
         put_back(identity, altered)
     load_bundle(altered).close()
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_every_damage_to_what_was_made_is_found(made: Path, remade: Path, damage: Any) -> None:
+    chance = random.Random(damage.__name__)
+    for name in (MADE, "engine/1.plan", "engine/1.layers.json", "engine/1.log"):
+        damage(remade / name, chance)
+        # Without a record nothing was built.
+        if damage is not delete or name != MADE:
+            assert refused(remade).file == str(remade / name)
+        put_back(made, remade)
 
 
 def test_flips_in_a_networks_bundle_are_found(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from export.networks import load_checkpoint
 from export.onnx import LIMIT
 from export.torch_engine import TorchEngine
+from runtime.arrays import Float32
 from runtime.bundle import read_manifest
 from runtime.engines import ENGINES, Engine, EngineOptions, available_engines, extra_of, open_engine
-from runtime.engines.contract import Float32
 from runtime.engines.onnx_guard import check_onnx
 from runtime.errors import BundleError, MachineError
 from runtime.signature import Signature

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from runtime.errors import MachineError
+from runtime.errors import InputError, MachineError
 from runtime.lines import Missing
+from runtime.stream import web_routes
 from runtime.stream.pipeline import NamedSink
-from runtime.stream.prometheus import PrometheusEndpoint
+from runtime.stream.web import CLIENTS, Server, serve_metrics
 from tests.runtime.stream.lines import SHAPE, Script
 from tests.runtime.stream.test_pipeline import Kept, stream_of
 
@@ -52,14 +55,20 @@ class Counts:
         return self.now
 
 
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every scrape asks the stream anew."""
+    monkeypatch.setattr(web_routes, "FRESH_SECONDS", 0.0)
+
+
 @pytest.fixture
 def counts() -> Counts:
     return Counts()
 
 
 @pytest.fixture
-def endpoint(counts: Counts) -> Iterator[PrometheusEndpoint]:
-    with PrometheusEndpoint(counts, 0) as endpoint:
+def endpoint(counts: Counts) -> Iterator[Server]:
+    with serve_metrics(counts, 0) as endpoint:
         yield endpoint
 
 
@@ -83,7 +92,7 @@ def samples(port: int) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_everything_of_a_snapshot_is_there(endpoint: PrometheusEndpoint) -> None:
+def test_everything_of_a_snapshot_is_there(endpoint: Server) -> None:
     found = samples(endpoint.port)
     assert np.isnan(found.pop(("damp_prompt_metric", "blur")))
     assert found == {
@@ -126,7 +135,7 @@ def test_everything_of_a_snapshot_is_there(endpoint: PrometheusEndpoint) -> None
     }
 
 
-def test_types_are_told(endpoint: PrometheusEndpoint) -> None:
+def test_types_are_told(endpoint: Server) -> None:
     families = {family.name: family.type for family in text_string_to_metric_families(get(endpoint.port)[1])}
     assert {name for name, kind in families.items() if kind == "counter"} == {
         "damp_lines",
@@ -140,7 +149,7 @@ def test_types_are_told(endpoint: PrometheusEndpoint) -> None:
     assert set(families.values()) == {"counter", "gauge"}
 
 
-def test_it_is_read_when_asked_and_what_is_not_there_is_left_out(endpoint: PrometheusEndpoint, counts: Counts) -> None:
+def test_it_is_read_when_asked_and_what_is_not_there_is_left_out(endpoint: Server, counts: Counts) -> None:
     counts.now = {"lines": {"in": 1, "restored": None}, "rates": {}, "seconds": None}
     assert samples(endpoint.port) == {("damp_lines_total", "in"): 1}
     counts.now = {"lines": {"in": 2}}
@@ -166,7 +175,7 @@ def scrape_stream(spool: Any) -> tuple[list[dict[tuple[str, ...], float]], dict[
         source = {**found["source"], "board_temperature_c": 60.5}
         return {**found, "source": source, "describe": {"engine": "onnxruntime"}, "spool": spool}
 
-    with PrometheusEndpoint(snapshot, 0) as endpoint:
+    with serve_metrics(snapshot, 0) as endpoint:
         scraped: list[dict[tuple[str, ...], float]] = []
         stream.run(lambda: scraped.append(samples(endpoint.port)))
         scraped.append(samples(endpoint.port))
@@ -204,9 +213,7 @@ def test_a_real_stream_is_told_while_it_runs_and_when_it_has_ended() -> None:
 
 @pytest.mark.parametrize("key", FULL)
 @pytest.mark.parametrize("value", [None, "soon", 3, {"a": "b"}, {"a": {"b": None}}, [None, "x"]])
-def test_what_is_not_a_number_is_left_out(
-    endpoint: PrometheusEndpoint, counts: Counts, key: str, value: object
-) -> None:
+def test_what_is_not_a_number_is_left_out(endpoint: Server, counts: Counts, key: str, value: object) -> None:
     counts.now = {"seconds": 1, key: value, "lines": {"in": 1}}
     assert samples(endpoint.port)["damp_lines_total", "in"] == 1
     counts.now = {"lines": value}
@@ -214,66 +221,75 @@ def test_what_is_not_a_number_is_left_out(
 
 
 def test_counts_that_cannot_be_had_are_an_error_and_come_back(
-    endpoint: PrometheusEndpoint, counts: Counts, capfd: pytest.CaptureFixture[str]
+    endpoint: Server, counts: Counts, capfd: pytest.CaptureFixture[str]
 ) -> None:
     counts.now = ZeroDivisionError("no frames")
     status, text = get(endpoint.port)
-    assert status == 500 and text == "no counts: ZeroDivisionError: no frames\n"
+    assert status == 500 and json.loads(text) == {"error": "the stream gave no answer", "kind": "ZeroDivisionError"}
     counts.now = FULL
     assert samples(endpoint.port)
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "[::1]"])
-def test_this_machine_is_answered(endpoint: PrometheusEndpoint, host: str) -> None:
+def test_this_machine_is_answered(endpoint: Server, host: str) -> None:
     assert get(endpoint.port, host=f"{host}:{endpoint.port}")[0] == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example:{port}", "localhost", "localhost:1", "", "localhost:{port}.evil:80"])
-def test_others_are_refused(endpoint: PrometheusEndpoint, host: str) -> None:
+def test_others_are_refused(endpoint: Server, host: str) -> None:
     status, text = get(endpoint.port, host=host.format(port=endpoint.port))
-    assert (status, text) == (403, "wrong Host header\n")
+    assert status == 403 and json.loads(text)["error"] == "not served under this name"
 
 
 @pytest.mark.parametrize("lines", ["", "Host: localhost:{port}\r\nHost: evil.example\r\n"])
-def test_no_host_and_two_hosts_are_refused(endpoint: PrometheusEndpoint, lines: str) -> None:
+def test_no_host_and_two_hosts_are_refused(endpoint: Server, lines: str) -> None:
     with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as client:
         client.sendall(f"GET /metrics HTTP/1.0\r\n{lines.format(port=endpoint.port)}\r\n".encode())
         assert b" 403 " in client.recv(65536).splitlines()[0]
 
 
-def test_other_paths_and_methods_are_refused(endpoint: PrometheusEndpoint) -> None:
-    assert get(endpoint.port, "/")[0] == get(endpoint.port, "/metrics/../x")[0] == 404
+def test_other_paths_and_methods_are_refused(endpoint: Server) -> None:
+    for path in ("/", "/metrics/../x", "/api/snapshot", "/quicklook.png", "/healthz"):
+        assert get(endpoint.port, path)[0] == 404
     assert get(endpoint.port, method="POST")[0] == 405
 
 
-def test_a_client_that_says_nothing_holds_up_nobody(endpoint: PrometheusEndpoint) -> None:
+def test_a_client_that_says_nothing_holds_up_nobody(endpoint: Server) -> None:
     with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as silent:
         silent.sendall(b"GET /met")
         assert samples(endpoint.port)
 
 
-def test_it_listens_on_this_machine_only_and_gives_the_port_back(endpoint: PrometheusEndpoint) -> None:
-    assert endpoint._server.server_address[0] == "127.0.0.1"
-    with pytest.raises(MachineError, match=rf"prometheus: cannot listen there: .*127\.0\.0\.1:{endpoint.port}"):
-        PrometheusEndpoint(Counts(), endpoint.port)
+def test_there_is_room_for_so_many_and_no_more(endpoint: Server) -> None:
+    with ExitStack() as idle:
+        for _ in range(CLIENTS):
+            idle.enter_context(socket.create_connection(("127.0.0.1", endpoint.port), timeout=30))
+        with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as late:
+            assert b" 503 " in late.recv(65536).splitlines()[0]
+
+
+def test_it_listens_on_this_machine_only_and_gives_the_port_back(endpoint: Server) -> None:
+    assert endpoint._listener.server_address[0] == "127.0.0.1"
+    with pytest.raises(MachineError, match=rf"prometheus: another program listens.*127\.0\.0\.1:{endpoint.port}"):
+        serve_metrics(Counts(), endpoint.port)
     endpoint.close()
     endpoint.close()
-    with PrometheusEndpoint(Counts(), endpoint.port) as again:
+    with serve_metrics(Counts(), endpoint.port) as again:
         assert samples(again.port)
 
 
 def test_two_endpoints_do_not_share_what_they_tell() -> None:
     other = Counts()
     other.now = {"seconds": 1}
-    with PrometheusEndpoint(Counts(), 0) as one, PrometheusEndpoint(other, 0) as two:
+    with serve_metrics(Counts(), 0) as one, serve_metrics(other, 0) as two:
         assert len(samples(one.port)) == len(samples(one.port)) > 25
         assert samples(two.port) == {("damp_uptime_seconds",): 1}
 
 
 def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MachineError, match="cannot listen there"):
-        PrometheusEndpoint(Counts(), 70_000)
+    with pytest.raises(InputError, match="no such port"):
+        serve_metrics(Counts(), 70_000)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MachineError, match=r'prometheus-client is not installed; pip install "damp-deploy\[stream\]"'):
-        PrometheusEndpoint(Counts(), 0)
+        serve_metrics(Counts(), 0)

@@ -15,7 +15,7 @@ from calibration.degradations import DEGRADATIONS
 from runtime.bundle import Bundle, load_bundle, read_manifest
 from runtime.engines import available_engines
 from runtime.errors import BundleError, CubeError, GateError, MachineError
-from runtime.manifest import dump, parse
+from runtime.manifest import Manifest, dump, parse
 from runtime.metrics import METRIC_SETS, prompt_metrics
 from runtime.prompts import LEAST, Prompts, beyond, differences
 from runtime.simulation.simulator import simulate_scene
@@ -146,11 +146,11 @@ def told(bundle: Path, **options: Any) -> str:
 
 def test_a_manifest_names_its_metrics_graph_and_one_without_reads_as_before(tmp_path: Path) -> None:
     manifest = read_manifest(known_bundle(tmp_path / "bundle", metrics_graph=known_metrics()))
-    assert manifest.schema_version == 2 and manifest.metrics_graph == METRICS_GRAPH in manifest.files
-    assert parse(dump(manifest), file="m") == manifest
+    assert manifest.schema_version == 3 and manifest.metrics_graph == METRICS_GRAPH in manifest.files
+    assert parse(dump(manifest), Manifest, file="m") == manifest
     content = manifest.model_dump(mode="json")
     del content["metrics_graph"]
-    assert parse(sealed(content), file="m") == manifest.model_copy(update={"metrics_graph": None})
+    assert parse(sealed(content), Manifest, file="m") == manifest.model_copy(update={"metrics_graph": None})
 
 
 def test_another_engine_computes_them_too_or_it_is_told_that_numpy_does(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from runtime.bundle import MANIFEST
 from runtime.errors import BundleError
-from runtime.manifest import parse
+from runtime.manifest import Manifest, parse
 from runtime.metrics import METRIC_SETS
 from runtime.signature import InnerPath, Plane, Ports, Prompt, Side, Signature, plane_text
 from tests.contracts.bundles import known_bundle, sealed
@@ -279,7 +279,7 @@ def parsed(content: str, change: Callable[[dict[str, Any]], object]) -> Signatur
     change(signature)
     with_names = (signature["measured"], signature["restored"], *signature["prompts"], *signature["side"])
     whole["golden"]["arrays"] = {str(part["name"]): "golden/frame.npy" for part in with_names}
-    return parse(sealed(whole), file="m").signature
+    return parse(sealed(whole), Manifest, file="m").signature
 
 
 @pytest.mark.parametrize("signature", [SMALL, CODED, Signature(FRAME, RESTORED, (CODE, METRICS))])
@@ -287,7 +287,7 @@ def test_every_signature_comes_back_from_a_manifest(content: str, signature: Sig
     told = TypeAdapter(Signature).dump_python(signature, mode="json")
     whole = json.loads(content) | {"signature": told, "overlap": 0}
     whole["golden"]["arrays"] = dict.fromkeys(signature.ports.shapes, "golden/frame.npy")
-    manifest = parse(sealed(whole), file=Path("m"))
+    manifest = parse(sealed(whole), Manifest, file=Path("m"))
     assert manifest.signature == signature and manifest.signature.ports == signature.ports
     assert manifest.model_dump(mode="json")["signature"] == told
     assert set(told) == {"measured", "restored", "prompts", "side", "tiling", "band_groups"}
@@ -335,7 +335,7 @@ def test_what_is_no_signature_is_refused_by_its_place(content: str, name: str) -
 @pytest.mark.parametrize("signature", [None, [], "damp", 3, {}])
 def test_a_signature_is_a_mapping(content: str, signature: Any) -> None:
     with pytest.raises(BundleError, match="signature"):
-        parse(sealed(json.loads(content) | {"signature": signature}), file="m")
+        parse(sealed(json.loads(content) | {"signature": signature}), Manifest, file="m")
 
 
 def test_what_may_be_left_out_has_its_usual_value(content: str) -> None:

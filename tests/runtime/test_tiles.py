@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.tiles import Tile, Tiling, band_groups, ramp, starts
+from runtime.signature import Plane, Signature
+from runtime.tiles import FramePlan, Tile, Tiling, frame_plan, ramp, shares, starts
 
 
 @st.composite
@@ -78,25 +79,24 @@ def tilings(draw: st.DrawFn) -> Tiling:
 
 @settings(deadline=None, max_examples=200)
 @given(tilings())
-def test_tiles_lie_inside_the_cube_and_their_weights_reach_every_pixel(tiling: Tiling) -> None:
+def test_tiles_lie_inside_the_cube_and_their_shares_add_up_to_one_in_every_pixel(tiling: Tiling) -> None:
     lines, samples = tiling.cube
     total = np.zeros(tiling.cube)
-    for tile in tiling.tiles():
+    for tile, share in zip(tiling.tiles(), tiling.shares(), strict=True):
         assert 0 <= tile.line <= lines - tile.lines and 0 <= tile.sample <= samples - tile.samples
         assert (tile.lines, tile.samples) == (min(tiling.frame[0], lines), min(tiling.frame[1], samples))
-        weights = tiling.weights(tile)
-        assert weights.shape == (tile.lines, tile.samples) and (weights > 0).all()
-        total[tile.line : tile.line + tile.lines, tile.sample : tile.sample + tile.samples] += weights
-    assert (total > 0).all()
+        assert share.shape == (tile.lines, tile.samples) and share.dtype == np.float32 and (share > 0).all()
+        total[tile.line : tile.line + tile.lines, tile.sample : tile.sample + tile.samples] += share
+    np.testing.assert_allclose(total, 1, atol=1e-5)
     assert len(set(tiling.tiles())) == len(tiling.tiles())
 
 
 def test_a_side_that_is_not_cut_is_not_faded_out() -> None:
     tiling = Tiling((64, 100), (64, 64), 16)
-    for tile in tiling.tiles():
-        np.testing.assert_array_equal(tiling.weights(tile), np.broadcast_to(ramp(64, 16), (64, 64)))
-    whole = Tiling((64, 64), (64, 64), 16)
-    np.testing.assert_array_equal(whole.weights(*whole.tiles()), 1)
+    assert len(tiling.shares()) == 2
+    for share, (_, samples) in zip(tiling.shares(), shares(100, 64, 16), strict=True):
+        np.testing.assert_array_equal(share, np.broadcast_to(samples, (64, 64)))
+    np.testing.assert_array_equal(Tiling((64, 64), (64, 64), 16).shares(), 1)
 
 
 def test_a_frame_is_cut_out_as_it_is() -> None:
@@ -127,14 +127,27 @@ def test_cubes_of_one_line_or_sample_are_reflected_too(size: tuple[int, int]) ->
     assert set(frame.ravel()) == set(cube.ravel())
 
 
+def planned(shape: tuple[int, int, int], bands: int) -> FramePlan:
+    return frame_plan(shape, Signature(Plane("frame", bands, 16, 16), Plane("restored", bands, 16, 16)), 4)
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 40), st.integers(0, 120))
 def test_band_groups_cover_all_bands_and_overlap_by_a_quarter(network: int, more: int) -> None:
     bands = network + more
-    groups = list(band_groups(bands, network))
-    assert groups[0].start == 0 and groups[-1].start == bands - network
-    assert all(group.weights.shape == (network,) and (group.weights > 0).all() for group in groups)
-    for group, following in pairwise(groups):
-        assert 0 < following.start - group.start <= network - network // 4
+    groups = planned((bands, 4, 4), network).groups
+    assert groups[0][0] == 0 and groups[-1][0] == bands - network
+    assert all(share.shape == (network, 1, 1) and (share > 0).all() for _, share in groups)
+    for (start, _), (following, _) in pairwise(groups):
+        assert 0 < following - start <= network - network // 4
+    total = np.zeros(bands)
+    for start, share in groups:
+        total[start : start + network] += share[:, 0, 0]
+    np.testing.assert_allclose(total, 1, atol=1e-6)
     if not more:
-        assert len(groups) == 1 and (groups[0].weights == 1).all()
+        assert len(groups) == 1 and (groups[0][1] == 1).all()
+
+
+def test_a_plan_runs_every_tile_of_every_group() -> None:
+    plan = planned((12, 20, 30), 8)
+    assert plan.runs == len(plan.groups) * len(plan.tiling.tiles()) > len(plan.groups) > 1

@@ -20,7 +20,7 @@ from runtime.errors import InputError, MachineError
 from runtime.stream import web, web_routes
 from runtime.stream.web import Server, serve
 
-ROUTES = ("/", "/api/snapshot", "/api/spectra", "/quicklook.png", "/healthz", "/favicon.ico", "/none")
+ROUTES = ("/", "/api/snapshot", "/api/spectra", "/quicklook.png", "/healthz", "/metrics", "/favicon.ico", "/none")
 
 
 def png(width: int = 4, height: int = 3) -> bytes:
@@ -124,6 +124,12 @@ def test_figures_are_json_whatever_they_are_made_of(server: Server) -> None:
     }
 
 
+def test_prometheus_may_ask_the_page_too(server: Server) -> None:
+    got = ask(server, "/metrics")
+    assert (got.status, got.headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert b'damp_lines_total{fate="in"} 3300.0\n' in got.body
+
+
 def test_quicklook_comes_once() -> None:
     pictures: list[bytes | None] = [None]
     with start(quicklook=lambda: pictures[-1]) as server:
@@ -218,11 +224,11 @@ def test_what_is_no_http_is_refused(server: Server, words: bytes) -> None:
     assert ask(server, "/api/snapshot").status == 200
 
 
-class Unsayable:
-    """No text can be made of it."""
+class Unspeakable:
+    """No mapping, and no text either."""
 
     def __str__(self) -> str:
-        raise TypeError("nothing to say")
+        raise TypeError("no words")
 
 
 @pytest.mark.parametrize("path", ["/api/snapshot", "/healthz"])
@@ -239,7 +245,7 @@ def test_figures_that_fail_are_told_without_a_trace(path: str, capfd: pytest.Cap
         assert got.status == 500
         assert got.json == {"error": "the stream gave no answer", "kind": "KeyError"}
         assert ask(server).status == 200
-        figures.append({"state": "running", "stages": Unsayable()})
+        figures.append({"state": "running", "stages": Unspeakable()})
         until(lambda: ask(server, path).json.get("kind") != "KeyError")
         assert ask(server, path).status == 500
         figures.append({"state": "running"})

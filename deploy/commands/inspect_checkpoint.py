@@ -1,0 +1,78 @@
+"""`deploy inspect CHECKPOINT`: which architecture takes it, or what its keys are where none does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import CheckpointError
+from runtime.signature import plane_text
+
+from .. import console
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+MODELS = Path(__file__).parents[2] / "export/models"
+DEPTH, SHOWN = 2, 3
+"""Keys are grouped by so many of their parts, and so many shapes of a group are shown."""
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this names a checkpoint rather than a bundle: a file by its suffix, or a packaged model."""
+    packaged = path.name == str(path) and (MODELS / f"{path}.safetensors").is_file()
+    return not path.is_dir() and (path.suffix in SUFFIXES or packaged)
+
+
+def inspect_checkpoint(name: Path) -> dict[str, Any]:
+    """Show a checkpoint; returns what `--json` prints.
+
+    Raises:
+        CheckpointError: it cannot be read, or no architecture takes it; `report` has its keys by prefix.
+    """
+    from export.networks import find_checkpoint, load_checkpoint
+    from export.networks.reading import read_checkpoint
+
+    file = find_checkpoint(name)
+    content = read_checkpoint(file)
+    shapes = [(".".join(key.split(".")[:DEPTH]), list(content.state[key].shape)) for key in sorted(content.state)]
+    keys = {prefix: [shape for _, shape in group] for prefix, group in groupby(shapes, lambda one: one[0])}
+    facts = content.facts
+    told: dict[str, Any] = {
+        "checkpoint": str(file),
+        "sha256": facts.sha256,
+        "about": facts.about,
+        "scale": facts.scale,
+        "wavelengths": list(facts.wavelengths),
+        "keys": {prefix: {"count": len(of), "shapes": of[:SHOWN]} for prefix, of in keys.items()},
+    }
+    try:
+        net = load_checkpoint(file)
+    except CheckpointError as error:
+        rows = [(prefix, str(len(of)), ", ".join(map(str, of[:SHOWN]))) for prefix, of in keys.items()]
+        console.table(f"{len(shapes)} tensors", ("keys", "tensors", "first shapes"), rows)
+        error.report = told
+        raise
+    signature, nm = net.smallest, facts.wavelengths
+    for label, text in (
+        ("checkpoint", f"{file.name} (sha256 {facts.sha256[:12]})"),
+        ("architecture", f"{net.architecture.id}: {net.architecture.about(net.module)}"),
+        ("parameters", f"{net.parameters / 1e6:.2f} M in {len(shapes)} tensors"),
+        ("options", ", ".join(f"{key} {value}" for key, value in net.options.items()) or "none"),
+        ("least frame", plane_text(signature.measured)),
+        ("restored", plane_text(signature.restored)),
+        *((f"takes {p.name}", f"{p.kind} {p.of}, {list(p.shape)}") for p in signature.prompts),
+        *((f"gives {s.name}", f"{s.kind}, {list(s.shape)}") for s in signature.side),
+        ("wavelengths", f"{nm[0]:g} to {nm[-1]:g} nm" if nm else "not told"),
+        ("scale", f"{facts.scale:g}" if facts.scale else "not told"),
+        ("about", facts.about or "-"),
+    ):
+        console.say(f"{label:<13} {text}")
+    return {
+        **told,
+        "architecture": net.architecture.id,
+        "configuration": net.configuration,
+        "options": net.options,
+        "parameters": net.parameters,
+        "signature": asdict(signature),
+    }

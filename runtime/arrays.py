@@ -1,0 +1,9 @@
+"""Names of the arrays that go from hand to hand."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]

@@ -1,0 +1,199 @@
+"""NVIDIA's tools for its boards and cards: run for a bounded time, and what they print read.
+
+The formats: the "tegrastats Utility" and "Power and Performance" pages of NVIDIA's Jetson Linux Developer Guide (35 to
+39, that is JetPack 5 to 7); `nvidia-smi --help-query-gpu`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+Tell = Callable[[Sequence[str], bool], "str | None"]
+"""Runs a command: (arguments, whether its first line is enough) -> what it printed, None where it cannot say."""
+
+SECONDS = 3.0
+"""Longest wait for one command: a driver that hangs must not hang us."""
+LARGEST = 1 << 16
+SMALL = 4096
+COLDEST, HOTTEST = -100.0, 250.0
+"""Degrees Celsius; sensors that are powered down report numbers outside, such as -256."""
+SMI_FIELDS = (
+    "index", "name", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu",
+    "memory.used",
+)  # fmt: skip
+SMI = ("nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader,nounits")
+TEGRASTATS = ("tegrastats", "--interval", "500")
+NVPMODEL = ("nvpmodel", "-q")
+JETSON_CLOCKS = ("jetson_clocks", "--show")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: clocks in MHz, power in W, temperature in degrees Celsius; None is what it does not tell.
+
+    Attributes:
+        memory_mib: in use by all programs; of an integrated GPU the board's, which the CPU uses too.
+        index: of `nvidia-smi`.
+    """
+
+    name: str
+    clock_mhz: float | None = None
+    max_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: float | None = None
+    memory_mib: float | None = None
+    index: int = field(default=0, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Tegrastats:
+    """One line of `tegrastats`.
+
+    Attributes:
+        cpu_mhz: clock of every core that is on.
+        gpu_mhz: highest clock of the GPU's clusters, None where it is not told.
+        memory_mhz: clock of the memory controller.
+        temperatures_c: by sensor.
+        power_w: by rail, at this moment. Rails may be parts of each other: they are not to be added up.
+        memory_mib: in use on the board, which CPU and GPU share.
+    """
+
+    cpu_mhz: tuple[float, ...]
+    gpu_mhz: float | None
+    memory_mhz: float | None
+    temperatures_c: dict[str, float]
+    power_w: dict[str, float]
+    memory_mib: float | None = None
+
+    def gpu(self) -> Gpu:
+        """What the line tells of the board's own GPU."""
+        return Gpu("integrated", clock_mhz=self.gpu_mhz, memory_clock_mhz=self.memory_mhz, memory_mib=self.memory_mib)
+
+
+def listen(command: Sequence[str], first_line: bool = False, seconds: float = SECONDS) -> str | None:
+    """What a command prints within `seconds`; it is ended then, and after its first line where that is enough.
+
+    None where there is no such command, it failed, or it did not finish in time.
+    """
+    process = start_tool(command)
+    if process is None:
+        return None
+    try:
+        assert process.stdout is not None
+        data, ended = heard(process.stdout.fileno(), first_line, time.monotonic() + seconds)
+        if first_line and b"\n" in data:
+            return data.partition(b"\n")[0].decode("utf-8", "replace")
+        if not ended or process.wait(1.0) != 0:
+            return None
+        return data.decode("utf-8", "replace")
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        end_tool(process)
+
+
+def start_tool(command: Sequence[str]) -> subprocess.Popen[bytes] | None:
+    """A command in a session of its own, its output in a pipe; None where there is no such command."""
+    program = shutil.which(command[0])
+    if program is None or os.name != "posix":
+        return None
+    try:
+        return subprocess.Popen(
+            [program, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
+            start_new_session=True,
+        )
+    except OSError:
+        return None
+
+
+def end_tool(process: subprocess.Popen[bytes]) -> None:
+    """Kill a command of `start_tool` that has not ended, and close its pipe."""
+    if process.returncode is None:
+        # With what it started itself: some of the tools are shell scripts.
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.stdout is not None:
+        process.stdout.close()
+    # One that is stuck in its driver cannot even be killed; it is not waited for.
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)
+
+
+def heard(descriptor: int, first_line: bool, deadline: float) -> tuple[bytes, bool]:
+    """(bytes, whether the other side has closed), read until a line, the end, the deadline or too much."""
+    data = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while len(data) < LARGEST and not (first_line and b"\n" in data):
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                return data, False
+            part = os.read(descriptor, SMALL)
+            if not part:
+                return data, True
+            data += part
+    return data, False
+
+
+def parse_tegrastats(line: str) -> Tegrastats | None:
+    """Read one line of `tegrastats`, as JetPack 5, 6 and 7 print it; None where it is none.
+
+    Cores: `CPU [1%@729,off]`. GPU: `GR3D_FREQ 62%`, `62%@612`, `0%@[305]`, `12%@[1300,1300]` or `@[1000,1000]`.
+    Temperatures: `gpu@50.218C`, `GPU@42.5C` or `gpu@47.6C/47.6C`. Rails: `VDD_IN 4654mW/4600mW`, now and on average.
+    """
+    memory_used = re.search(r"\bRAM (\d+)/\d+MB\b", line)
+    if memory_used is None:
+        return None
+    cores = re.search(r"\bCPU \[([^\]]*)\]", line)
+    gpu = re.search(r"\bGR3D_FREQ (?:\d+%)?@\[?([\d,]+)", line)
+    memory = re.search(r"\bEMC_FREQ (?:\d+%)?@(\d+)", line)
+    sensors = {m[1].lower(): float(m[2]) for m in re.finditer(r"\b([A-Za-z]\w*)@(-?\d+(?:\.\d+)?)C\b", line)}
+    return Tegrastats(
+        cpu_mhz=tuple(float(mhz) for mhz in re.findall(r"%@(\d+)", cores[1])) if cores else (),
+        gpu_mhz=max((float(mhz) for mhz in gpu[1].split(",") if mhz), default=None) if gpu else None,
+        memory_mhz=float(memory[1]) if memory else None,
+        temperatures_c={name: value for name, value in sensors.items() if COLDEST < value < HOTTEST},
+        power_w={m[1]: int(m[2]) / 1000 for m in re.finditer(r"\b([A-Z][A-Z0-9_]*) (-?\d+)mW\b", line)},
+        memory_mib=float(memory_used[1]),
+    )
+
+
+def parse_nvpmodel(text: str) -> str | None:
+    """Power mode that `nvpmodel -q` tells, such as MAXN or 25W."""
+    found = re.search(r"^.*\bNV Power Mode: *(\S.*?)\s*$", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def parse_jetson_clocks(text: str) -> bool | None:
+    """Whether `jetson_clocks --show` tells of CPU cores and GPU that stay at one clock; None where it does not tell."""
+    cores = re.findall(r"^cpu\d+: +Online=1 .*?\bMinFreq=(\d+) +MaxFreq=(\d+)", text, re.MULTILINE)
+    gpu = re.findall(r"^GPU +MinFreq=(\d+) +MaxFreq=(\d+)", text, re.MULTILINE)
+    if not cores or not gpu:
+        return None
+    return all(least == most for least, most in (*cores, *gpu))
+
+
+def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
+    """GPUs in the answer to the query `SMI`, one a line; `[N/A]`, `[Not Supported]` and their like are None."""
+    gpus = []
+    for line in text.splitlines():
+        index, _, rest = line.partition(",")
+        name, *values = rest.rsplit(",", len(SMI_FIELDS) - 2)
+        if len(values) == len(SMI_FIELDS) - 2 and re.fullmatch(r"\d{1,4}", index.strip()):
+            numbers = [float(v) if re.fullmatch(r"\d+(\.\d+)?", v.strip()) else None for v in values]
+            gpus.append(Gpu(name.strip(), *numbers, index=int(index)))
+    return tuple(gpus)

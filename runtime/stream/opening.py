@@ -1,0 +1,258 @@
+"""A stream from an open bundle and an open source: what does not go together is refused here, and files are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.errors import CubeError, InputError, MachineError
+from runtime.files.disk import available_memory
+from runtime.lines import LineFormat
+from runtime.radiometry import Radiometry, load_radiometry
+from runtime.record.writer import LineWriter, open_line_writer
+from runtime.sinks.callback import Callback
+from runtime.sinks.contract import Block, Sink
+from runtime.sinks.restored_file import RestoredFile
+from runtime.sources import Source, open_source
+
+from .pipeline import NamedSink, Stream, StreamOptions, bytes_needed
+from .restoring import RestorerFacts
+
+__all__ = ["Fit", "StreamOptions", "fit", "open_files", "open_source", "open_stream"]
+EXACT_BYTES = 2
+"""float32 holds every whole number of so many bytes."""
+FLOAT32 = np.dtype(np.float32)
+Output = Literal["input", "float32"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the lines of a source go through a network.
+
+    Attributes:
+        lines: as they come, with the scale that somebody said for them.
+        facts: what the network restores.
+        radiometry: from digital numbers to the unit range.
+        output: format of the restored lines.
+        about: the network in two words, for headers.
+        unsaid: nobody said what stands for 1.0 in these lines; the bundle's scale is taken.
+    """
+
+    lines: LineFormat
+    facts: RestorerFacts
+    radiometry: Radiometry
+    output: LineFormat
+    about: str
+    unsaid: bool
+
+    def check_memory(self, options: StreamOptions, sinks: int) -> None:
+        """Refuse a stream with so many sinks that this machine cannot hold. Raises MachineError."""
+        needed = bytes_needed(self.facts, options, self.lines, self.output, sinks)
+        there, frame = available_memory(), self.facts.frame[0]
+        if needed > there:
+            raise MachineError(
+                f"the lines and frames on their way take {needed / 2**20:.0f} MiB, and {there / 2**20:.0f} are free",
+                key="stream",
+                value=f"{self.output.bands} bands x {self.lines.samples} samples, frames of {frame} lines",
+                remedy="choose bands (stream.bands), fewer stream.line_buffers, or a bundle with shorter frames",
+            )
+
+
+def open_stream(
+    bundle: Bundle,
+    source: Source,
+    *,
+    record: str | Path | None = None,
+    restored: str | Path | None = None,
+    sinks: Sequence[NamedSink | Sink | Callable[[Block], object]] = (),
+    radiometry: Mapping[str, Any] | None = None,
+    scale: float | None = None,
+    bands: Sequence[int] | None = None,
+    output: Output = "input",
+    options: StreamOptions | None = None,
+) -> Stream:
+    """A stream that is ready for `run()`, which closes what is opened here and the sinks, not bundle and source.
+
+    Args:
+        bundle: open.
+        source: open.
+        record: folder of the raw lines; a rerun appends to it, as to `restored`, the folder of the restored ones.
+        sinks: what else restored lines go to: sinks, with a policy where one is named, or functions of a block.
+        radiometry: see `runtime.radiometry.settings`; paths from this folder.
+        scale: digital number that stands for 1.0, instead of the source's and the bundle's.
+        bands: places of the source's bands that are restored, from 0; None restores all, in groups.
+        output: type of the restored lines: the input's type and scale, or float32 in the unit range.
+        options: how it runs.
+
+    Raises:
+        InputError, CubeError, ConfigError: source, network and settings do not go together.
+        MachineError: there is too little memory, or a folder cannot be written.
+    """
+    fitted = fit(bundle, source.format, scale=scale, chosen=bands, radiometry=radiometry or {}, output=output)
+    options = options or StreamOptions()
+    given = [sink if isinstance(sink, NamedSink | Sink) else Callback(sink) for sink in sinks]
+    named = [s if isinstance(s, NamedSink) else NamedSink(f"sink-{n}", s) for n, s in enumerate(given, 1)]
+    fitted.check_memory(options, len(named) + (restored is not None))
+    with ExitStack() as opened:
+        raw, made, first = open_files(bundle, source, fitted, record, restored, opened)
+        kept = [] if made is None else [principal(made)]
+        stream = Stream(
+            source, fitted.facts, bundle.engine.infer, fitted.radiometry, fitted.output, raw, [*kept, *named], options,
+            first_sequence=first,
+        )  # fmt: skip
+        opened.pop_all()
+    return stream
+
+
+def principal(writer: LineWriter) -> NamedSink:
+    """The file of restored lines as a sink: lines count as restored when it has them."""
+    return NamedSink("restored", RestoredFile(writer), "block", principal=True)
+
+
+def open_files(
+    bundle: Bundle,
+    source: Source,
+    fitted: Fit,
+    record: str | Path | None,
+    restored: str | Path | None,
+    opened: ExitStack,
+    *,
+    limit: int | None = None,
+    segment_bytes: int | None = None,
+) -> tuple[LineWriter | None, LineWriter | None, int]:
+    """The record (a ring of `limit` bytes), the file of restored lines, the number of the first line behind both."""
+    told, facts = ", ".join(source.describe().values()), fitted.facts
+    raw = made = None
+    if record is not None:
+        fields = {"description": f"raw lines of {told}"}
+        raw = open_line_writer(
+            Path(record), "lines", fitted.lines, fields=fields, limit=limit, segment_bytes=segment_bytes
+        )
+        opened.enter_context(raw)
+    if restored is not None:
+        fields = {"description": f"lines of {told} restored by {fitted.about}"}
+        places = "all" if facts.chosen is None else ",".join(map(str, facts.chosen))
+        network, radiometry = bundle.manifest.network.checkpoint_sha256[:12], fitted.radiometry.digest()[:12]
+        meaning = f"network {network}, bands {places}, radiometry {radiometry}"
+        made = open_line_writer(Path(restored), "restored", fitted.output, fields=fields, meaning=meaning)
+        opened.enter_context(made)
+    return raw, made, max((writer.next_sequence for writer in (raw, made) if writer is not None), default=0)
+
+
+def fit(
+    bundle: Bundle,
+    lines: LineFormat,
+    *,
+    scale: float | None = None,
+    chosen: Sequence[int] | None = None,
+    radiometry: Mapping[str, Any],
+    folder: str | Path = ".",
+    output: Output = "input",
+) -> Fit:
+    """See `open_stream`; `folder` is what the paths of `radiometry` are relative to."""
+    manifest = bundle.manifest
+    signature = manifest.signature
+    measured = signature.measured
+    floats = lines.dtype.kind == "f"
+    if floats and scale is not None:
+        remedy = "leave the scale out; floats pass as they are"
+        raise InputError("a scale is for lines of integers, these hold floats", key="scale", value=scale, remedy=remedy)
+    lines = lines if scale is None else replace(lines, scale=scale)
+    chosen = None if chosen is None else _checked(chosen, lines.bands)
+    count = lines.bands if chosen is None else len(chosen)
+    if measured.size != signature.restored.size:
+        raise InputError(
+            "the network's frames come out in another size, and a stream restores line for line",
+            file=bundle.path,
+            key="signature",
+            remedy="restore files with `deploy run`",
+        )
+    if signature.tiling == "fixed" and lines.samples != measured.samples:
+        remedy = f"give lines of {measured.samples} samples"
+        problem = "the network takes lines of one width, which have one place only"
+        raise CubeError(problem, key="samples", value=lines.samples, remedy=remedy)
+    if count > measured.bands and not signature.band_groups:
+        remedy = f"choose {measured.bands} of them: stream.bands"
+        problem = "the source has more bands than the network, which does not restore them in groups"
+        raise CubeError(problem, key="bands", value=count, remedy=remedy)
+    if count < measured.bands:
+        remedy = f"the network restores {measured.bands} bands"
+        problem = (
+            "the source has fewer bands than the network" if chosen is None else "fewer bands than the network has"
+        )
+        raise CubeError(problem, key="bands", value=count, remedy=remedy)
+    bare = not floats and lines.scale is None
+    unsaid = bare and "scale" not in radiometry and radiometry.get("output") != "reflectance"
+    if unsaid and manifest.scale is None:
+        raise InputError(
+            "lines of integers need a scale, and neither flag, source nor bundle tells one",
+            key="scale",
+            remedy="say which digital number stands for 1.0, for example --scale 4095",
+        )
+    radiometric = load_radiometry(radiometry, replace(lines, scale=manifest.scale) if bare else lines, folder)
+    return Fit(
+        lines,
+        RestorerFacts(signature, manifest.overlap, bundle.prompts, chosen),
+        radiometric,
+        _output(bundle, lines, chosen, radiometric.scale, radiometry, output),
+        f"{manifest.network.architecture} {bundle.choice.precision}",
+        unsaid,
+    )
+
+
+def _checked(chosen: Sequence[int], bands: int) -> tuple[int, ...]:
+    beyond = [band for band in chosen if not 0 <= band < bands]
+    if beyond:
+        raise InputError("the source has no such band", key="stream.bands", value=beyond[0], remedy=f"0 to {bands - 1}")
+    if len(set(chosen)) < len(chosen):
+        raise InputError("a band is chosen twice", key="stream.bands", remedy="name each band once")
+    return tuple(chosen)
+
+
+def nearest_bands(lines: LineFormat, trained: Sequence[float] | None) -> tuple[int, ...]:
+    """The source's bands that lie nearest to the wavelengths of the network's. Raises InputError."""
+    if lines.wavelengths is None or trained is None:
+        raise InputError(
+            "the wavelengths of source and network are needed to choose bands by them",
+            key="stream.nearest_bands",
+            remedy="give stream.wavelengths, or choose stream.bands",
+        )
+    apart = np.abs(np.asarray(lines.wavelengths)[None] - np.asarray(trained)[:, None])
+    nearest = tuple(int(band) for band in apart.argmin(axis=1))
+    if len(set(nearest)) < len(nearest):
+        raise InputError(
+            f"only {len(set(nearest))} of the source's bands lie near the network's {len(nearest)}",
+            key="stream.nearest_bands",
+            remedy="choose stream.bands by number, or restore all bands in groups",
+        )
+    return nearest
+
+
+def _output(
+    bundle: Bundle,
+    lines: LineFormat,
+    chosen: tuple[int, ...] | None,
+    scale: float,
+    settings: Mapping[str, Any],
+    asked: Output,
+) -> LineFormat:
+    """Restored lines: the input's type and scale, or float32 in the unit range where that is asked for or needed."""
+    plane, centres = bundle.manifest.signature.restored, bundle.manifest.wavelengths
+    if not bundle.manifest.signature.alike:
+        return LineFormat(plane.bands, plane.samples, FLOAT32, None, None, tuple(centres) if centres else None)
+    bands = range(lines.bands) if chosen is None else chosen
+    wavelengths = None if lines.wavelengths is None else tuple(lines.wavelengths[band] for band in bands)
+    size, mark = (len(bands), lines.samples), lines.ignore_value
+    if asked == "float32" or lines.dtype.kind not in "iu" or settings.get("output", "dn") != "dn":
+        return LineFormat(*size, FLOAT32, None, None, wavelengths, mark)
+    if lines.dtype.itemsize > EXACT_BYTES:
+        problem = f"float32, in which lines are restored, does not hold every {lines.dtype}"
+        raise InputError(problem, key="stream.output", value="input", remedy="set stream.output to float32")
+    # Behind radiometry the detector's limit is another number in every element.
+    return LineFormat(*size, lines.dtype, scale, None if settings else lines.saturation, wavelengths, mark)

@@ -1,0 +1,62 @@
+"""`deploy inspect CHECKPOINT`: what takes it, or what is in it where nothing does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.networks import load_checkpoint
+from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke
+
+Capsys = pytest.CaptureFixture[str]
+
+
+def test_people_see_what_a_checkpoint_is(capsys: Capsys, tiny_checkpoint: Path) -> None:
+    done = invoke(capsys, "inspect", tiny_checkpoint)
+    assert done.code == 0 and done.err == ""
+    for part in ("damp: paper6", "0.1", "top_k 1", "31 bands x 64 lines", "metrics paper6, [1, 6]", "routing, [2, 4]",
+                 "400 to 700 nm", "65535", "seeded weights"):  # fmt: skip
+        assert part in done.out, part
+
+
+def test_machines_get_all_of_it_of_a_packaged_model_too(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = invoke(capsys, "inspect", "damp-nano", "--json").json
+    net = load_checkpoint("damp-nano")
+    assert told["architecture"] == "damp" and told["options"] == net.options and told["parameters"] == net.parameters
+    assert told["signature"]["measured"]["bands"] == 31 and len(told["wavelengths"]) == 31
+    assert told["sha256"] == net.facts.sha256 and told["scale"] == net.facts.scale
+    assert sum(group["count"] for group in told["keys"].values()) >= len(list(net.module.parameters()))
+    assert_finite(told)
+
+
+def test_weights_that_nothing_takes_are_shown_by_their_keys(capsys: Capsys, tmp_path: Path) -> None:
+    file = tmp_path / "other.pth"
+    state = {f"body.{n}.conv.weight": torch.zeros(4, 3, n + 1) for n in range(2)}
+    torch.save({**state, "body.0.conv.bias": torch.zeros(4), "head.weight": torch.zeros(1)}, file)
+    done = invoke(capsys, "inspect", file)
+    assert_failed(done, 2, "no architecture", "known architectures: damp")
+    for part in ("4 tensors", "body.0", "body.1", "head.weight", "[4, 3, 2]"):
+        assert part in done.out
+    done = invoke(capsys, "inspect", file, "--json")
+    assert assert_json_error(done, 2)["kind"] == "CheckpointError"
+    assert done.json["keys"]["body.0"] == {"count": 2, "shapes": [[4], [4, 3, 1]]}
+
+
+def test_a_missing_key_is_named_beside_the_keys(capsys: Capsys, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    state = dict(load_checkpoint(tiny_checkpoint).module.state_dict())
+    gone = next(key for key in state if "DAMoE" in key)
+    del state[gone]
+    torch.save(state, tmp_path / "damaged.pth")
+    error = assert_json_error(done := invoke(capsys, "inspect", tmp_path / "damaged.pth", "--json"), 2)
+    assert error["key"] and done.json["keys"]
+
+
+def test_what_cannot_be_read_has_no_keys(capsys: Capsys, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    for name, words in (("broken.safetensors", "damaged"), ("missing.pth", "no such checkpoint")):
+        assert_failed(invoke(capsys, "inspect", tmp_path / name), 2, words)
