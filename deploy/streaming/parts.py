@@ -17,6 +17,7 @@ from runtime.sinks import Sink, SinkOptions, StreamFacts, open_sink
 from runtime.sinks.quicklook import Scroll
 from runtime.sinks.spectra import Spectra
 from runtime.sources import Source
+from runtime.stream.opening import Fit, fit, nearest_bands, open_files, principal
 from runtime.stream.pipeline import NamedSink, StreamOptions
 from runtime.stream.teller import Snapshot
 from runtime.stream.web import serve, serve_metrics
