@@ -148,6 +148,8 @@ class Manifest(Sealed):
             raise ValueError("no graph computes the metrics of this network")
         if self.golden.arrays.keys() != signature.ports.shapes.keys():
             raise ValueError("the golden arrays are others than the signature's tensors")
+        if any(self.golden.arrays[p.name] != p.of for p in signature.constants):
+            raise ValueError("a golden constant is another than the network's own")
         if 2 * self.overlap > min(signature.measured.size) or (self.overlap and signature.tiling == "fixed"):
             raise ValueError("frames overlap by more than half of their side, or have one place only and overlap")
         if sum(record.bytes for record in self.files.values()) > 2 * LARGEST_PART:

@@ -16,7 +16,7 @@ from export import onnx as exporting
 from export.metrics import PromptMetrics
 from export.networks import Network
 from export.tensorrt import build as builder
-from runtime.bundle import array_bytes, install_bundle, install_engine, verified_bundle, write_bundle
+from runtime.bundle import install_bundle, install_engine, verified_bundle, write_bundle
 from runtime.engines import GPU_ENGINES, PORTABLE
 from runtime.errors import CheckpointError, GateError, InputError
 from runtime.made import Choice
@@ -32,7 +32,7 @@ from ..finalizing.targets import known_targets
 from ..folders import refuse_existing
 from .calibration_frames import open_calibration
 from .engines import check_engine, check_metrics
-from .golden import golden_files, golden_tolerance
+from .golden import golden_arrays, golden_files, golden_tolerance
 from .graphs import Graphs, make_graphs, measure, metrics_graph, probe_frames
 from .plan import Plan, refuse_foreign, used_tools, workplace
 from .variants import decide, make_variants
@@ -164,7 +164,7 @@ def build(
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
         write_bundle(
             finished,
-            {**files, **variants.files, **_constants(net), **golden_files(net, plan, graphs, diverse)},
+            {**files, **variants.files, **golden_files(net, plan, graphs, diverse)},
             manifest,
         )
         if step.record is not None:
@@ -260,7 +260,7 @@ def _manifest(
         precision=Precision(chosen=plan.precision, why=why),
         graphs={**paths, plan.precision: paths[PRECISIONS[plan.precision].graph]},
         golden=Golden(
-            arrays={name: f"golden/{name}.npy" for name in signature.ports.shapes},
+            arrays=golden_arrays(signature),
             tolerance=golden_tolerance(agreement, plan.precision),
         ),
         evidence={
@@ -269,11 +269,6 @@ def _manifest(
         },
         files={},
     )
-
-
-def _constants(net: Network) -> dict[str, bytes]:
-    """The network's constant prompts: path inside the bundle -> array."""
-    return {p.of: array_bytes(net.constants[p.name]) for p in net.smallest.constants}
 
 
 def _metrics_module(signature: Signature) -> PromptMetrics:

@@ -12,6 +12,7 @@ from runtime.bundle import array_bytes
 from runtime.engines import EngineOptions, open_engine
 from runtime.errors import GateError
 from runtime.precisions import PRECISIONS, computes_half
+from runtime.signature import Signature
 
 from .graphs import Graphs
 from .plan import Plan
@@ -56,4 +57,10 @@ def golden_tolerance(agreement: Agreement, precision: str) -> float:
 def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> dict[str, bytes]:
     probe = golden_probe(net, plan, graphs, probes)
     made = TorchEngine(net, plan.lines, plan.samples).infer(probe)
-    return {f"golden/{name}.npy": array_bytes(array) for name, array in {**probe, **made}.items()}
+    places = golden_arrays(net.signature(plan.lines, plan.samples))
+    return {places[name]: array_bytes(array) for name, array in {**probe, **made}.items()}
+
+
+def golden_arrays(signature: Signature) -> dict[str, str]:
+    """{tensor: its file in the bundle}; constants are the network's own, so that the proof is of what flies."""
+    return {name: f"golden/{name}.npy" for name in signature.ports.shapes} | {p.name: p.of for p in signature.constants}

@@ -70,14 +70,14 @@ def coded_bundle(folder: Path, scale: float | None = None) -> Path:
     like = read_manifest(known_bundle(folder.with_name(f"{folder.name}.like"), scale=scale))
     frame = {**inputs(CODED, 0), "code": CODE}
     arrays = {**frame, **decode(frame)}
-    golden = {name: f"golden/{name}.npy" for name in arrays}
+    golden = {name: f"golden/{name}.npy" for name in arrays} | {"code": CODE_FILE}
     told = {
         "signature": CODED,
         "wavelengths": None,
         "overlap": 0,
         "golden": {"arrays": golden, "tolerance": like.golden.tolerance},
     }
-    files = {golden[name]: array_bytes(array) for name, array in arrays.items()} | {CODE_FILE: array_bytes(CODE)}
+    files = {golden[name]: array_bytes(array) for name, array in arrays.items()}
     manifest = Manifest.model_validate({**dict(like), **told})
     write_bundle(folder, {manifest.graphs["fp32"]: coded_graph(), **files}, manifest)
     return folder
