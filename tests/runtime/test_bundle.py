@@ -445,6 +445,12 @@ def prompt(content: dict[str, Any], **change: Any) -> None:
     content["signature"]["prompts"][0].update(change)
 
 
+def constant(c: dict[str, Any], file: str) -> None:
+    """The prompt is an array of the bundle, the golden one too."""
+    prompt(c, kind="constant", of=file)
+    c["golden"]["arrays"]["metrics"] = file
+
+
 WRONG: dict[str, tuple[Change, str]] = {
     **{f"file {p!r}": (lambda c, p=p: c["files"].update({p: c["files"].popitem()[1]}), "inside") for p in OUTSIDE},
     **{f"graph {p!r}": (lambda c, p=p: c["graphs"].update(fp32=p), "inside") for p in OUTSIDE},
@@ -497,14 +503,18 @@ WRONG: dict[str, tuple[Change, str]] = {
     "other metrics": (lambda c: prompt(c, of="reference15"), r"'reference15' does not have shape \(1, 6\)"),
     "unknown metrics": (lambda c: prompt(c, of="\x1b[31m"), r"does not have shape \(1, 6\)"),
     "no prompts": (lambda c: c["signature"].update(prompts=[]), "golden arrays are others"),
-    "constant not listed": (lambda c: prompt(c, kind="constant", of="prompts/none.npy"), "a file it needs"),
+    "constant not listed": (lambda c: constant(c, "prompts/none.npy"), "a file it needs"),
+    "constant of another name than the golden one": (
+        lambda c: prompt(c, kind="constant", of="golden/frame.npy"),
+        "another than the network's own",
+    ),
     "constant outside": (lambda c: prompt(c, kind="constant", of="../secret"), "inside the bundle"),
     "constant that is no array": (
-        lambda c: prompt(c, kind="constant", of="graphs/fp32.onnx"),
+        lambda c: constant(c, "graphs/fp32.onnx"),
         r"graphs/fp32\.onnx: the array is damaged",
     ),
     "constant of another shape": (
-        lambda c: prompt(c, kind="constant", of="golden/routing.npy"),
+        lambda c: constant(c, "golden/routing.npy"),
         r"golden/routing\.npy: the array is not what the manifest describes",
     ),
     "frames with one place that overlap": (lambda c: c["signature"].update(tiling="fixed"), "one place only"),
