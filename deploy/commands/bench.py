@@ -155,7 +155,8 @@ def show(manifest: Manifest, measured: Measured, before: Reading) -> None:
     size = plane_text(manifest.signature.measured)
     told = measured.description
     console.say(f"engine     {told['engine']} {told['version']}, {told['device']}")
-    console.say(f"precision  {told['computes in']}; metrics by the {measured.metrics_by}")
+    by = "" if measured.metrics_by == "none" else f"; metrics by the {measured.metrics_by}"
+    console.say(f"precision  {told['computes in']}{by}")
     console.say(f"frames     {len(measured.times)} of {size}")
     contenders = [("engine", measured.times)]
     if measured.pytorch is not None:

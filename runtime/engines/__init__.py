@@ -26,9 +26,9 @@ ENGINES: dict[str, str] = {
 A module of several engines has `:kind` after it, which is given to both functions as their last argument. EXTRAS tells
 which extra of this distribution brings each of them.
 """
-CPU_ENGINES = ("onnxruntime", "openvino")
-GPU_ENGINES = frozenset(ENGINES).difference(CPU_ENGINES)
+GPU_ENGINES = frozenset({"tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-rtx"})
 """Those that run on an NVIDIA GPU."""
+CPU_ENGINES = tuple(name for name in ENGINES if name not in GPU_ENGINES)
 PORTABLE = "onnxruntime"
 """The one in which graphs are measured wherever they fly; it has no bfloat16."""
 METRICS_ENGINES = ("onnxruntime", "onnxruntime-cuda")

@@ -47,6 +47,8 @@ class NetworkContract:
         assert ARCHITECTURES[architecture.id] is architecture
         assert network_of(network.module).architecture is architecture
         assert not network.module.training
+        # By which a bundle of it is judged.
+        assert architecture.tasks
 
     def test_no_other_architecture_recognises_its_keys(self, network: Network) -> None:
         keys = network.module.state_dict().keys()
