@@ -226,6 +226,13 @@ def test_imbalance_is_red(browser: Browser, stream: Stream) -> None:
     browser.until(lambda: browser.text("#balance") == "✗ 71 lines unaccounted for")
 
 
+class Unspeakable:
+    """Figures that have no text."""
+
+    def __str__(self) -> str:
+        raise TypeError("no words")
+
+
 def test_contact_is_lost_and_found(browser: Browser, stream: Stream, server: Server) -> None:
     assert not browser.run("document.getElementById('contact').checkVisibility()")
     server.close()
@@ -236,7 +243,7 @@ def test_contact_is_lost_and_found(browser: Browser, stream: Stream, server: Ser
     with stream.serve(server.port):
         browser.until(lambda: not browser.run("document.getElementById('contact').checkVisibility()"))
         browser.until(lambda: browser.count("in") > before)
-        stream.more = {"stages": object()}
+        stream.more = {"stages": Unspeakable()}
         browser.until(lambda: browser.text("#contact").startswith("no figures from the stream since "))
 
 
