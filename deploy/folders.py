@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.bundle import install_bundle
-from runtime.durable import sync_folder
+from runtime.durable import fill_folder
 from runtime.errors import InputError
 from runtime.files import written_files
 
@@ -49,15 +49,7 @@ def write_folder(out: Path, files: Mapping[str, bytes], *, replace: bool) -> Non
 
 def _fill(work: Path, files: Mapping[str, bytes], out: Path) -> None:
     try:
-        for name, data in files.items():
-            path = work / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for place, _, _ in os.walk(work):
-            sync_folder(Path(place))
+        fill_folder(work, files)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror or error}",

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import manifest as manifests
-from .durable import swap, sync_folder, write_bytes
+from .arrays import Float32
+from .durable import fill_folder, swap, sync_folder, write_bytes
 from .engines import GPU_ENGINES, METRICS_ENGINES, Built, Engine, EngineOptions, open_engine, open_metrics
 from .errors import BundleError, CubeError, GateError, MachineError
-from .made import MADE, Choice, Made, choice_of, parse_made
-from .manifest import MANIFEST, FileRecord, Manifest
+from .made import MADE, Choice, Made, parse_made
+from .manifest import LARGEST, MANIFEST, FileRecord, Manifest, dump, parse
 from .masking import filled, missing_pixels
 from .metrics import prompt_metrics
 from .prompts import TOLERANCES, Given, Prompts, beyond, differences
@@ -32,33 +32,43 @@ from .untrusted import IrregularError, TooLargeError, read_untrusted
 MEND = "copy or build the bundle again"
 
 
+@dataclass(frozen=True)
+class Contents:
+    """A bundle whose every byte was checked.
+
+    Attributes:
+        manifest: what the ground wrote.
+        made: what was made of it where it flies; None where nothing was.
+        files: inner path -> bytes of every file, `manifest.json` and `made.json` among them.
+    """
+
+    manifest: Manifest
+    made: Made | None
+    files: dict[str, bytes]
+
+    @property
+    def choice(self) -> Choice:
+        """What runs, and why."""
+        if self.made is not None:
+            return self.made.choice
+        told, golden = self.manifest.precision, self.manifest.golden
+        return Choice(precision=told.chosen, why=told.why, tolerance=golden.tolerance)
+
+
 class Bundle:
     """A verified bundle with its engine loaded. A context manager.
 
     Attributes:
         path: the folder.
-        manifest: what the ground says of it.
-        made: what was made of it where it flies.
+        contents: what was verified; of its files the golden ones.
+        manifest, choice: of `contents`: what the ground says of it, and what runs.
         engine: what restores a frame.
         prompts: what makes what it takes beside the frame.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: Manifest,
-        made: Made | None,
-        engine: Engine,
-        files: Mapping[str, bytes],
-        prompts: Prompts,
-    ) -> None:
-        self.path, self.manifest, self.made = path, manifest, made
-        self.engine, self.prompts, self._files = engine, prompts, files
-
-    @property
-    def choice(self) -> Choice:
-        """What runs, and why."""
-        return choice_of(self.manifest, self.made)
+    def __init__(self, path: Path, contents: Contents, engine: Engine, prompts: Prompts) -> None:
+        self.path, self.contents, self.engine, self.prompts = path, contents, engine, prompts
+        self.manifest, self.choice = contents.manifest, contents.choice
 
     def restore(
         self,
@@ -139,8 +149,8 @@ class Bundle:
             GateError: the difference is above the choice's tolerance, other experts were chosen, or the graph's
                 metrics are not NumPy's within `runtime.prompts.TOLERANCES`.
         """
-        check_golden_metrics(self.prompts, self.manifest, self._files, self.path)
-        return golden_difference(self.engine, self.manifest, self.choice.tolerance, self._files, self.path)
+        check_golden_metrics(self.prompts, self.contents, self.path)
+        return golden_difference(self.engine, self.contents, self.choice.tolerance, self.path)
 
     def close(self) -> None:
         """Give back the engine, and the metrics' graph."""
@@ -158,21 +168,16 @@ class Bundle:
         self.close()
 
 
-def golden_difference(
-    engine: Engine, manifest: Manifest, tolerance: float, files: Mapping[str, bytes], path: Path
-) -> float:
+def golden_difference(engine: Engine, contents: Contents, tolerance: float, path: Path) -> float:
     """Run the golden frame of a bundle through an engine; see `Bundle.self_test`.
 
     Args:
         engine: what is to be proved.
+        contents, path: the bundle with its golden files, and its folder.
         tolerance: largest difference, as a share of the recorded output's range.
-        manifest, files, path: the bundle's manifest, the bytes of its golden files by inner path, its folder.
     """
-    golden, signature = manifest.golden, engine.signature
-    arrays = {
-        name: _array(files[golden.arrays[name]], path / golden.arrays[name], shape)
-        for name, shape in signature.ports.shapes.items()
-    }
+    signature = engine.signature
+    arrays = {name: _golden(contents, name, shape, path) for name, shape in signature.ports.shapes.items()}
     made = engine.infer({name: arrays[name] for name in signature.ports.inputs})
     restored, expected = made[signature.restored.name], arrays[signature.restored.name]
     span = float(np.ptp(expected)) or 1.0
@@ -189,21 +194,25 @@ def golden_difference(
     return difference
 
 
-def check_golden_metrics(prompts: Prompts, manifest: Manifest, files: Mapping[str, bytes], path: Path) -> None:
+def _golden(contents: Contents, name: str, shape: tuple[int, ...], path: Path) -> Float32:
+    file = contents.manifest.golden.arrays[name]
+    return stored_array(contents.files[file], path / file, shape)
+
+
+def check_golden_metrics(prompts: Prompts, contents: Contents, path: Path) -> None:
     """Hold the metrics that the graph computes of the golden frame against NumPy's, of this machine.
 
     The golden metrics are not always the frame's own: a build may take others that choose other experts.
 
     Args:
         prompts: what makes metrics; without a graph there is nothing to hold.
-        manifest, files, path: as of `golden_difference`.
+        contents, path: as of `golden_difference`.
 
     Raises:
         GateError: they differ by more than `TOLERANCES` allows.
     """
-    measured, metrics = manifest.signature.measured, manifest.signature.metrics
-    file = manifest.golden.arrays[measured.name]
-    frame = _array(files[file], path / file, measured.shape)[0]
+    measured, metrics = contents.manifest.signature.measured, contents.manifest.signature.metrics
+    frame = _golden(contents, measured.name, measured.shape, path)[0]
     if metrics is None or prompts.by(frame.shape) == "host":
         return
     apart = differences(prompts.metrics(frame), prompt_metrics(frame, metrics.of), metrics.of)
@@ -231,8 +240,8 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
         MachineError: the engine is not installed, was not built yet or cannot run here.
     """
     folder = Path(path)
-    bundle = verified_bundle(folder)
-    manifest, choice, files = bundle.manifest, bundle.choice, bundle.files
+    contents = verified_bundle(folder)
+    manifest, choice, files = contents.manifest, contents.choice, contents.files
     name, program, built = manifest.target.engine, str(manifest.graphs[choice.precision]), None
     if engine is not None and engine != name:
         name = engine
@@ -248,7 +257,7 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
         )
     options = EngineOptions(threads or manifest.target.threads, choice.precision, built)
     signature, of_metrics = manifest.signature, manifest.metrics_graph if name in METRICS_ENGINES else None
-    constants = {p.name: _array(files[p.of], folder / p.of, p.shape) for p in signature.constants}
+    constants = {p.name: stored_array(files[p.of], folder / p.of, p.shape) for p in signature.constants}
     try:
         with ExitStack() as undo:
             opened = undo.enter_context(open_engine(name, files[program], signature, options))
@@ -265,28 +274,8 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
             remedy=f"{error.remedy}; or ask for --engine onnxruntime to run the graph here",
         ) from error
     # The graphs are the engine's now; only the golden arrays are kept.
-    kept = {name: files[name] for name in manifest.golden.arrays.values()}
-    return Bundle(folder, manifest, bundle.made, opened, kept, Prompts(signature, constants, graph))
-
-
-@dataclass(frozen=True)
-class Contents:
-    """A bundle whose every byte was checked.
-
-    Attributes:
-        manifest: what the ground wrote.
-        made: what was made of it where it flies; None where nothing was.
-        files: inner path -> bytes of every file, `manifest.json` and `made.json` among them.
-    """
-
-    manifest: Manifest
-    made: Made | None
-    files: dict[str, bytes]
-
-    @property
-    def choice(self) -> Choice:
-        """What runs, and why."""
-        return choice_of(self.manifest, self.made)
+    kept = replace(contents, files={name: files[name] for name in manifest.golden.arrays.values()})
+    return Bundle(folder, kept, opened, Prompts(signature, constants, graph))
 
 
 def verified_bundle(path: str | Path) -> Contents:
@@ -297,7 +286,7 @@ def verified_bundle(path: str | Path) -> Contents:
     """
     folder = Path(path)
     data = _manifest(folder)
-    manifest, made = manifests.parse(data, Manifest, file=folder / MANIFEST), None
+    manifest, made = parse(data, Manifest, file=folder / MANIFEST), None
     files = {MANIFEST: data, **{name: _verified(folder, name, record) for name, record in manifest.files.items()}}
     needed = [*map(manifest.graphs.get, manifest.tolerances), *manifest.graphs.values()]
     needed += [] if manifest.metrics_graph is None else [manifest.metrics_graph]
@@ -306,7 +295,7 @@ def verified_bundle(path: str | Path) -> Contents:
         if name is None or name not in files:
             raise BundleError("the manifest does not list a file it needs", file=folder, key=name, remedy=MEND)
     if os.path.lexists(folder / MADE):
-        record = _read(folder, MADE, manifests.LARGEST)
+        record = _read(folder, MADE, LARGEST)
         made = parse_made(record, manifest, _sha256(data), file=folder / MADE)
         files |= {MADE: record, **{name: _verified(folder, name, record) for name, record in made.files.items()}}
     return Contents(manifest, made, files)
@@ -321,20 +310,19 @@ def unlisted_files(folder: str | Path, bundle: Contents) -> tuple[str, ...]:
 
 def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of a bundle, checked; no other file is read. Raises BundleError."""
-    return manifests.parse(_manifest(Path(folder)), Manifest, file=Path(folder) / MANIFEST)
+    return parse(_manifest(Path(folder)), Manifest, file=Path(folder) / MANIFEST)
 
 
 def _manifest(folder: Path) -> bytes:
+    remedy = "give the folder that `deploy build` wrote"
     if not folder.is_dir():
-        raise BundleError("no such bundle", file=folder, remedy="give the folder that `deploy build` wrote")
+        raise BundleError("no such bundle", file=folder, remedy=remedy)
     if not os.path.lexists(folder / MANIFEST):
-        raise BundleError(
-            f"is not a bundle, it has no {MANIFEST}", file=folder, remedy="give the folder that `deploy build` wrote"
-        )
-    return _read(folder, MANIFEST, manifests.LARGEST)
+        raise BundleError(f"is not a bundle, it has no {MANIFEST}", file=folder, remedy=remedy)
+    return _read(folder, MANIFEST, LARGEST)
 
 
-def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> Manifest:
+def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
     """Write the files and the manifest of a bundle into an empty folder that is not yet in its place.
 
     Args:
@@ -342,17 +330,9 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -
         files: inner path -> content.
         manifest: its `files` are filled in here.
     """
-    complete = manifest.model_copy(update={"files": _records(files)})
+    complete = dump(manifest.model_copy(update={"files": _records(files)}))
     with _writing(folder):
-        for name, data in (*files.items(), (MANIFEST, manifests.dump(complete))):
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(target.parent)
-    return complete
+        fill_folder(folder, {**files, MANIFEST: complete})
 
 
 def install_engine(
@@ -360,15 +340,8 @@ def install_engine(
 ) -> None:
     """Give a bundle that is in use another engine: its files first, the `made.json` that lists them last and at once.
 
-    The files of the engine before, which have other names, go after the `made.json` that listed them.
-
-    Args:
-        folder: the bundle.
-        begun: what it was when the engine was begun.
-        choice, proof, files: what is made of it; see `Made`.
-
-    Raises:
-        DeployError: another bundle took its place meanwhile, or the system refused.
+    The files of the engine before, which have other names, go after the `made.json` that listed them. Raises
+    DeployError where the system refuses, and where the bundle is not the one that it was when the engine was `begun`.
     """
     there = verified_bundle(folder)
     data = there.files[MANIFEST]
@@ -378,7 +351,7 @@ def install_engine(
         schema_version=Made.version, manifest_sha256=_sha256(data), choice=choice, proof=proof, files=_records(files)
     )
     with _writing(folder):
-        for name, content in (*files.items(), (MADE, manifests.dump(made))):
+        for name, content in (*files.items(), (MADE, dump(made))):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(folder / name, content)
         for name in there.made.files.keys() - files.keys() if there.made else ():
@@ -471,7 +444,8 @@ def _records(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
     return {name: FileRecord(sha256=_sha256(data), bytes=len(data)) for name, data in files.items()}
 
 
-def _array(data: bytes, file: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def stored_array(data: bytes, file: Path, shape: tuple[int, ...]) -> Float32:
+    """An array of a bundle, which must be finite, float32 and of that shape. Raises BundleError."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     # A header that is not what it should be makes NumPy raise almost anything.

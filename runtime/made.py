@@ -76,14 +76,6 @@ class Made(Sealed):
     files: dict[InnerPath, FileRecord]
 
 
-def choice_of(manifest: Manifest, made: Made | None) -> Choice:
-    """What runs: what was made of the bundle, else as the ground chose."""
-    if made is not None:
-        return made.choice
-    told = manifest.precision
-    return Choice(precision=told.chosen, why=told.why, tolerance=manifest.golden.tolerance)
-
-
 def parse_made(data: bytes, manifest: Manifest, manifest_sha256: str, *, file: object) -> Made:
     """Read `made.json` and hold it against the manifest beside it, whose own files are known to be there.
 

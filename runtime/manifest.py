@@ -1,7 +1,6 @@
 """The manifest of a bundle: everything a flight computer must know about it, in one JSON file that is its own canon.
 
-The ground writes it once. The file holds exactly the bytes `dump` writes for its content; a flipped byte anywhere is
-found.
+The ground writes it once, with the bytes that `dump` makes of its content; a flipped byte anywhere is found.
 """
 
 from __future__ import annotations
@@ -29,12 +28,7 @@ class Part(BaseModel):
 
 
 class Sealed(Part):
-    """The whole content of a sealed file.
-
-    Attributes:
-        called: what errors call it.
-        version: the `schema_version` that this program writes and reads.
-    """
+    """The whole content of a sealed file: what errors call it, and the version that this program writes and reads."""
 
     called: ClassVar[str]
     version: ClassVar[int]
@@ -173,25 +167,22 @@ def parse(data: bytes, kind: type[Content], *, file: object) -> Content:
     Raises:
         BundleError: it is damaged, altered, or of a version this program does not know.
     """
+
+    def wrong(problem: str, remedy: str = "copy or build the bundle again", **found: Any) -> BundleError:
+        return BundleError(kind.called + problem, file=file, remedy=remedy, **found)
+
     if len(data) > LARGEST:
-        raise BundleError(f"{kind.called} is too large", file=file, value=len(data), remedy="build the bundle again")
+        raise wrong(" is too large", value=len(data))
     try:
         content = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise BundleError(
-            f"{kind.called} is not JSON", file=file, value=error, remedy="copy the bundle again"
-        ) from error
+        raise wrong(" is not JSON", value=error) from error
     if not isinstance(content, dict):
-        raise BundleError(f"{kind.called} is not a mapping", file=file, remedy="copy the bundle again")
+        raise wrong(" is not a mapping")
     version = content.get("schema_version")
     if version != kind.version:
-        raise BundleError(
-            f"{kind.called}'s version is not known here",
-            file=file,
-            key="schema_version",
-            value=version,
-            remedy=f"this program reads version {kind.version}; update it or build the bundle again",
-        )
+        remedy = f"this program reads version {kind.version}; update it or build the bundle again"
+        raise wrong("'s version is not known here", remedy, key="schema_version", value=version)
     seal = content.pop(SEAL, None)
     try:
         sealed = hashlib.sha256(_canonical(content)).hexdigest() == seal
@@ -201,19 +192,13 @@ def parse(data: bytes, kind: type[Content], *, file: object) -> Content:
     except (ValueError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise BundleError(
-            f"{kind.called} was altered or damaged", file=file, key=SEAL, remedy="copy or build the bundle again"
-        )
+        raise wrong(" was altered or damaged", key=SEAL)
     try:
         return kind.model_validate_json(_canonical(content))
     except ValidationError as error:
         first = error.errors()[0]
-        raise BundleError(
-            f"{kind.called} is wrong: {first['msg'].removeprefix('Value error, ')}",
-            file=file,
-            key=".".join(map(str, first["loc"])) or None,
-            remedy="build the bundle again",
-        ) from error
+        key = ".".join(map(str, first["loc"])) or None
+        raise wrong(f" is wrong: {first['msg'].removeprefix('Value error, ')}", key=key) from error
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from .engines import check_engine, check_metrics
 from .golden import golden_arrays, golden_files, golden_tolerance
 from .graphs import Graphs, make_graphs, measure, metrics_graph, probe_frames
 from .plan import Plan, refuse_foreign, used_tools, workplace
+from .precision import Decision
 from .variants import decide, make_variants
 
 METRICS_GRAPH = "graphs/metrics.onnx"
@@ -138,35 +138,17 @@ def build(
         agreements, diverse = measure(net, plan, graphs, PORTABLE if gpu else chosen)
         of_metrics, apart = metrics_graph(module, signature, probes, work) if module else (None, None)
         program = graphs.chosen(precision).data
-        step = engine_step(plan.target, plan.engine, plan.precision, program, hashlib.sha256(program).hexdigest(), work)
+        step = engine_step(plan.target, plan.engine, precision, program, work)
         finished = work / "bundle"
         shutil.rmtree(finished, ignore_errors=True)
-        manifest = _manifest(net, plan, why, scale_from, graphs, agreements)
-        evidence = {
-            **manifest.evidence,
-            **variants.facts,
-            **({"metrics_apart": apart} if apart else {}),
-            **({"candidates": {c.precision: c.as_json() for c in decision.candidates}} if decision.candidates else {}),
-            **({"engine_choice_ms": decision.milliseconds} if decision.milliseconds else {}),
-        }
-        rivals = {name: golden_tolerance(agreements[name], name) for name in decision.rivals}
-        manifest = manifest.model_copy(
-            update={
-                "deferred": step.deferred,
-                "metrics_graph": METRICS_GRAPH if of_metrics else None,
-                "evidence": evidence,
-                "precision": Precision(chosen=plan.precision, why=why, rivals=rivals),
-                "target": manifest.target.model_copy(update={"engine": chosen}),
-            }
-        )
+        facts = {**variants.facts, "metrics_apart": apart, "engine_choice_ms": decision.milliseconds}
+        facts["candidates"] = {c.precision: c.as_json() for c in decision.candidates}
+        manifest = _manifest(net, plan, why, scale_from, graphs, agreements, decision, facts, step.deferred)
         paths = graphs.paths()
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
-        write_bundle(
-            finished,
-            {**files, **variants.files, **golden_files(net, plan, graphs, diverse)},
-            manifest,
-        )
+        files |= {**variants.files, **golden_files(net, plan, graphs, diverse)}
+        write_bundle(finished, files, manifest)
         if step.record is not None:
             choice = Choice(precision=precision, why=why, tolerance=manifest.golden.tolerance, engine=step.record)
             install_engine(finished, verified_bundle(finished), choice, step.facts, step.files)
@@ -226,8 +208,9 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
 
 
 def _manifest(
-    net: Network, plan: Plan, why: str, scale_from: str | None, graphs: Graphs, agreements: dict[str, Any]
-) -> Manifest:
+    net: Network, plan: Plan, why: str, scale_from: str | None, graphs: Graphs, agreements: dict[str, Any],
+    decision: Decision, facts: dict[str, Any], deferred: str | None,
+) -> Manifest:  # fmt: skip
     agreement, paths = agreements[plan.precision], graphs.paths()
     signature = net.signature(plan.lines, plan.samples)
     target = plan.target
@@ -251,13 +234,15 @@ def _manifest(
         scale_from=scale_from,
         target=TargetMade(
             name=target.name,
-            engine=target.engine,
+            engine=decision.engine,
             threads=target.threads,
             sm=target.sm,
             tensorrt=target.tensorrt,
             workspace_mib=target.workspace_mib if target.sm else None,
         ),
-        precision=Precision(chosen=plan.precision, why=why),
+        precision=Precision(
+            chosen=plan.precision, why=why, rivals={n: golden_tolerance(agreements[n], n) for n in decision.rivals}
+        ),
         graphs={**paths, plan.precision: paths[PRECISIONS[plan.precision].graph]},
         golden=Golden(
             arrays=golden_arrays(signature),
@@ -266,8 +251,11 @@ def _manifest(
         evidence={
             "export": asdict(agreements["fp32"]),
             **{n: {**asdict(a), **ARITHMETIC.get(n, {})} for n, a in agreements.items() if n != "fp32"},
+            **{name: fact for name, fact in facts.items() if fact},
         },
         files={},
+        deferred=deferred,
+        metrics_graph=METRICS_GRAPH if facts["metrics_apart"] else None,
     )
 
 
@@ -275,8 +263,7 @@ def _metrics_module(signature: Signature) -> PromptMetrics:
     metrics = signature.metrics
     if metrics is None:
         raise InputError("the network takes no metrics", key="--metrics", value="graph", remedy="leave it out")
-    module: PromptMetrics = PromptMetrics(metrics.of, *signature.measured.shape[1:])
-    return module
+    return PromptMetrics(metrics.of, *signature.measured.shape[1:])
 
 
 def _overlap(config: Config, signature: Signature) -> int:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.arrays import Float32
 from runtime.board import peak_memory_mib
 from runtime.board_watch import BoardWatch, Watched
-from runtime.bundle import Bundle, verified_bundle
+from runtime.bundle import Bundle, stored_array, verified_bundle
 from runtime.engines import Engine
-from runtime.errors import BundleError
 from runtime.machine import available_cores
 from runtime.simulation.materials import WAVELENGTH_RANGE
 from runtime.simulation.simulator import simulate_scene
@@ -130,27 +126,17 @@ def bench_frames(bundle: Path) -> list[Float32]:
     manifest = contents.manifest
     measured = manifest.signature.measured
     file = manifest.golden.arrays[measured.name]
-    golden, size = _golden(contents.files[file], bundle / file), measured.shape[1:]
+    golden, size = stored_array(contents.files[file], bundle / file, measured.shape), measured.shape[1:]
     low, high = WAVELENGTH_RANGE
     told = manifest.wavelengths
     fits = told and len(told) == measured.bands and all(low <= nanometres <= high for nanometres in told)
     known = told if fits else None
-    cubes = [np.asarray(golden[0], np.float32)] if golden.shape == measured.shape else []
+    cubes = [golden[0]]
     for seed in range(SCENES):
         truth = simulate_scene(seed, *size, known).truth
         noise = np.random.default_rng(seed).standard_normal(truth.shape, np.float32)
         cubes.append(np.ascontiguousarray(truth + np.float32(NOISE) * noise))
     return cubes
-
-
-def _golden(data: bytes, file: Path) -> NDArray[Any]:
-    try:
-        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
-    # A header that is not what it should be makes NumPy raise almost anything.
-    except Exception as error:
-        raise BundleError(
-            "the golden array is damaged", file=file, value=error, remedy="copy or build the bundle again"
-        ) from error
 
 
 def measure(
@@ -231,7 +217,7 @@ def split_ms(times: Sequence[Times]) -> dict[str, float]:
 def _frame_timer(bundle: Bundle, engine: Engine) -> Callable[[Float32], Times]:
     """Restores a frame as `Bundle.restore` does, in any engine, and says where the time went."""
     timed = _Timed(engine)
-    restorer = Bundle(bundle.path, bundle.manifest, bundle.made, timed, {}, bundle.prompts)
+    restorer = Bundle(bundle.path, bundle.contents, timed, bundle.prompts)
 
     def restore(cube: Float32) -> Times:
         began = time.perf_counter()

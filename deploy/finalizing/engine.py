@@ -13,6 +13,7 @@ from export.tensorrt import build as builder
 from export.tensorrt import lint as linter
 from export.tensorrt.build import EngineMade, Request
 from runtime.durable import write_bytes
+from runtime.engines.cuda import compute_capability
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import InputError
 from runtime.made import EngineFile
@@ -39,7 +40,6 @@ class EngineStep:
 
 OLDEST = {"tensorrt": "10.3", "tensorrt-rtx": "1.7"}
 """Oldest versions that are supported at all."""
-NO_ENGINE = EngineStep(None, {}, None, {})
 DISTRUSTED = "time-anew"
 """A file in a workplace: what the builder timed led to an engine that failed its proof, or is to be replaced."""
 BUILT_NEXT = "built next, on this machine"
@@ -54,31 +54,23 @@ def request_of(target: Target) -> Request:
             key=f"targets.{target.name}.sm",
             remedy='give its compute capability, for example sm: "8.7"',
         )
-    request: Request = builder.Request(target.engine, target.sm, target.workspace_mib, target.tensorrt)
-    return request
+    return Request(target.engine, target.sm, target.workspace_mib, target.tensorrt)
 
 
-def engine_step(target: Target, engine: str, precision: str, graph: bytes, graph_sha256: str, work: Path) -> EngineStep:
+def engine_step(target: Target, engine: str, precision: str, graph: bytes, work: Path) -> EngineStep:
     """Build the engine, or say why it is deferred; a target whose engine loads the graph itself needs neither.
 
     Raises:
         DeployError: the target is wrong, or a builder that is here and fits failed.
     """
     if engine not in targets.ENGINE_FILES:
-        return NO_ENGINE
+        return EngineStep(None, {}, None, {})
     request = request_of(target)
     lint_graph(graph, request, precision)
     if target.made_there:
         # Where this machine is the target, `deploy finalize` follows: it builds, proves and refuses.
         return EngineStep(None, {}, why_not_here(request) or BUILT_NEXT, {})
-    made = build_with_progress(graph, request, work)
-    record = engine_record(made, request, graph_sha256)
-    return EngineStep(
-        record,
-        engine_files(record, made),
-        None,
-        {"seconds": made.seconds, "peak_mib": made.peak_mib, "bytes": len(made.data)},
-    )
+    return engine_of(build_with_progress(graph, request, work), request, graph)
 
 
 def lint_graph(graph: bytes, request: Request, precision: str) -> None:
@@ -98,25 +90,18 @@ def oldest(bounds: str) -> str:
     return lower.lstrip("<>=! ")
 
 
-def engine_record(made: EngineMade, request: Request, graph_sha256: str) -> EngineFile:
-    """What `made.json` says of a built engine; its files are named by content, so that a new one replaces none."""
+def engine_of(made: EngineMade, request: Request, graph: bytes, gpu: str | None = None) -> EngineStep:
+    """A built engine; its files are named by content, so that those of a new one replace none."""
     name = f"engine/{hashlib.sha256(made.data + made.layers + made.log).hexdigest()[:12]}"
-    return EngineFile(
-        path=f"{name}.plan",
-        builder=request.kind,
-        version=made.version,
-        sm=request.sm,
-        graph_sha256=graph_sha256,
-        options=request.options(),
-        layers=f"{name}.layers.json",
-        log=f"{name}.log",
-    )
-
-
-def engine_files(record: EngineFile, made: EngineMade) -> dict[str, bytes]:
-    """Inner path -> content of what belongs to an engine."""
-    assert record.layers is not None and record.log is not None
-    return {record.path: made.data, record.layers: made.layers, record.log: made.log}
+    files = {f"{name}.plan": made.data, f"{name}.layers.json": made.layers, f"{name}.log": made.log}
+    path, layers, log = files
+    source = hashlib.sha256(graph).hexdigest()
+    record = EngineFile(
+        path=path, builder=request.kind, version=made.version, sm=request.sm, gpu=gpu, graph_sha256=source,
+        options=request.options(), layers=layers, log=log,
+    )  # fmt: skip
+    facts = {"seconds": made.seconds, "peak_mib": made.peak_mib, "bytes": len(made.data)}
+    return EngineStep(record, files, None, facts)
 
 
 def build_with_progress(graph: bytes, request: Request, work: Path) -> EngineMade:
@@ -143,8 +128,6 @@ def why_not_here(request: Request) -> str | None:
     if tensorrt_version(request.kind) is None:
         name = "TensorRT" if request.kind == "tensorrt" else "TensorRT for RTX"
         return f"{name} is not installed on this machine; the engine is built on the target"
-    from runtime.engines.cuda import compute_capability
-
     present = compute_capability()
     if present != request.sm:
         here = f"a GPU of SM {present}" if present else "no GPU"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from runtime.bundle import Contents, golden_difference, install_engine, verified
 from runtime.engines import Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
 from runtime.errors import BundleError, DeployError, InputError, MachineError
-from runtime.made import Choice, EngineFile
+from runtime.made import Choice
+from runtime.manifest import Precision
 from runtime.precisions import CLEARLY
 from runtime.signature import Signature
 
 from .. import console
-from .engine import build_with_progress, distrust_timings, engine_files, engine_record
+from .engine import EngineStep, build_with_progress, distrust_timings, engine_of
 
 PROOFS = 12
 """Times that the golden frame is restored where precisions are compared; engines are not open side by side, since a
@@ -51,11 +52,7 @@ class Device:
     model: Callable[[], str | None] = gpu_model
 
 
-def _version(request: Request) -> str:
-    return str(builder.builder_version(request))
-
-
-THIS_DEVICE = Device(_version, compute_capability, build_with_progress, open_engine)
+THIS_DEVICE = Device(builder.builder_version, compute_capability, build_with_progress, open_engine)
 
 
 def finalize(
@@ -78,23 +75,19 @@ def finalize(
         raise BundleError("its engine is built already", file=folder, key="finalize", remedy=remedy)
     if target.sm is None:
         raise BundleError("its target has no GPU", file=folder, key="target.sm", remedy="build the bundle again")
-    request: Request = builder.Request(target.engine, target.sm, target.workspace_mib or 1024, target.tensorrt)
+    request = Request(target.engine, target.sm, target.workspace_mib or 1024, target.tensorrt)
     version = device.version(request)
     _refuse_other_gpu(target.name, target.sm, device.present())
-    precision = manifest.precision.chosen
-    console.say(f"bundle     {manifest.network.checkpoint} for {target.name}, {precision}")
+    console.say(f"bundle     {manifest.network.checkpoint} for {target.name}, {manifest.precision.chosen}")
     console.say(f"builder    {request.kind} {version}, SM {request.sm}")
     work = _workplace(folder)
     if rebuild:
         distrust_timings(work)
-    made = _Making(folder, bundle, request, version, device, allow_known_bad)
-    best = made.proved(precision, work)
-    best, why, timed = _faster(made, best, work)
+    proved = partial(_proved, folder, bundle, request, version, device, allow_known_bad)
+    best, why, timed = _fastest(proved, manifest.precision, work)
     reports = known_bad.matching(known_bad.TABLE, request.kind, version, request.sm, best.precision)
     facts = {
-        "seconds": best.made.seconds,
-        "peak_mib": best.made.peak_mib,
-        "bytes": len(best.made.data),
+        **best.step.facts,
         "golden_difference": best.difference,
         **({"precision_choice_ms": timed} if timed else {}),
         **({"known_bad_allowed": [report.source for report in reports]} if reports else {}),
@@ -102,17 +95,17 @@ def finalize(
         "runs_on": best.described,
     }
     tolerance = manifest.tolerances[best.precision]
-    choice = Choice(precision=best.precision, why=why, tolerance=tolerance, engine=best.record)
-    install_engine(folder, bundle, choice, facts, engine_files(best.record, best.made))
+    choice = Choice(precision=best.precision, why=why, tolerance=tolerance, engine=best.step.record)
+    install_engine(folder, bundle, choice, facts, best.step.files)
     shutil.rmtree(work, ignore_errors=True)
     console.say(
-        f"engine     {len(best.made.data) / 2**20:.1f} MiB, built in {best.made.seconds:.1f} s; golden frame within "
+        f"engine     {facts['bytes'] / 2**20:.1f} MiB, built in {facts['seconds']:.1f} s; golden frame within "
         f"{best.difference:.1e} of the range (at most {tolerance:.1e})",
         "bold green",
     )
     return {
         "bundle": str(folder),
-        "engine": best.record.path,
+        "engine": best.step.record and best.step.record.path,
         "builder": request.kind,
         "version": version,
         "precision": {"chosen": best.precision, "why": why},
@@ -125,68 +118,57 @@ class _Proved:
     """An engine that restores the golden frame, and the median time that it took."""
 
     precision: str
-    made: EngineMade
-    record: EngineFile
+    step: EngineStep
     difference: float
     milliseconds: float
     described: dict[str, str]
 
 
-@dataclass(frozen=True)
-class _Making:
-    """What an engine of this bundle is built from, whatever its precision."""
-
-    folder: Path
-    bundle: Contents
-    request: Request
-    version: str
-    device: Device
-    allow_known_bad: bool
-
-    def proved(self, precision: str, work: Path) -> _Proved:
-        """Build the engine of a precision and prove it. Raises DeployError."""
-        manifest, request, device, version = self.bundle.manifest, self.request, self.device, self.version
-        files, tolerance = self.bundle.files, manifest.tolerances[precision]
-        if not self.allow_known_bad:
-            known_bad.refuse_known_bad(request.kind, version, request.sm, precision)
-        for report in known_bad.matching(known_bad.WATCHED, request.kind, version, request.sm, precision):
-            console.warn(f"{request.kind} {version}: {report.what} ({report.source})")
-        graph = files[manifest.graphs[precision]]
-        made = device.build(graph, request, work)
-        model = device.model()
-        record = engine_record(made, request, hashlib.sha256(graph).hexdigest()).model_copy(update={"gpu": model})
-        threads = manifest.target.threads
-        options = EngineOptions(threads, precision, Built(record.builder, record.version, record.sm, model))
-        try:
-            with (
-                console.progress(f"proving the {precision} engine"),
-                device.open(manifest.target.engine, made.data, manifest.signature, options) as engine,
-            ):
-                times = []
-                for _ in range(PROOFS if manifest.precision.rivals else 1):
-                    began = time.perf_counter()
-                    difference = golden_difference(engine, manifest, tolerance, files, self.folder)
-                    times.append(1000 * (time.perf_counter() - began))
-                described = engine.describe()
-        except DeployError:
-            builder.forget_engine(work)
-            distrust_timings(work)
-            raise
-        # The first frame also makes what an engine makes once.
-        return _Proved(precision, made, record, difference, statistics.median(times[1:] or times), described)
+def _proved(
+    folder: Path, bundle: Contents, request: Request, version: str, device: Device, allow_known_bad: bool,
+    precision: str, work: Path,
+) -> _Proved:  # fmt: skip
+    """Build the engine of a precision and prove it. Raises DeployError."""
+    manifest = bundle.manifest
+    if not allow_known_bad:
+        known_bad.refuse_known_bad(request.kind, version, request.sm, precision)
+    for report in known_bad.matching(known_bad.WATCHED, request.kind, version, request.sm, precision):
+        console.warn(f"{request.kind} {version}: {report.what} ({report.source})")
+    graph = bundle.files[manifest.graphs[precision]]
+    made, model = device.build(graph, request, work), device.model()
+    options = EngineOptions(manifest.target.threads, precision, Built(request.kind, made.version, request.sm, model))
+    try:
+        with (
+            console.progress(f"proving the {precision} engine"),
+            device.open(manifest.target.engine, made.data, manifest.signature, options) as engine,
+        ):
+            times = []
+            for _ in range(PROOFS if manifest.precision.rivals else 1):
+                began = time.perf_counter()
+                difference = golden_difference(engine, bundle, manifest.tolerances[precision], folder)
+                times.append(1000 * (time.perf_counter() - began))
+            described = engine.describe()
+    except DeployError:
+        builder.forget_engine(work)
+        distrust_timings(work)
+        raise
+    step = engine_of(made, request, graph, model)
+    # The first frame also makes what an engine makes once.
+    return _Proved(precision, step, difference, statistics.median(times[1:] or times), described)
 
 
-def _faster(made: _Making, best: _Proved, work: Path) -> tuple[_Proved, str, dict[str, float]]:
+def _fastest(
+    proved: Callable[[str, Path], _Proved], told: Precision, work: Path
+) -> tuple[_Proved, str, dict[str, float]]:
     """The fastest of the chosen precision and its rivals, why, and their milliseconds; a rival that fails is left."""
-    told = made.bundle.manifest.precision
-    why = told.why
+    best, why = proved(told.chosen, work), told.why
     timed: dict[str, float] = {}
     for rival in told.rivals:
         timed.setdefault(best.precision, round(best.milliseconds, 3))
         place = work / rival
         place.mkdir(exist_ok=True)
         try:
-            other = made.proved(rival, place)
+            other = proved(rival, place)
         except DeployError as error:
             console.warn(f"{rival} is left out: {error.one_line()}")
             why += f"; on the target {rival} failed: {error.problem}"
@@ -201,20 +183,13 @@ def _faster(made: _Making, best: _Proved, work: Path) -> tuple[_Proved, str, dic
 
 
 def _refuse_other_gpu(target: str, sm: str, present: str | None) -> None:
-    if present is None:
-        raise MachineError(
-            "this computer has no GPU that CUDA can use",
-            key="target",
-            value=target,
-            remedy=f"run it on the target, whose GPU has SM {sm}",
-        )
-    if present != sm:
-        raise MachineError(
-            f"this computer's GPU is not the target's: SM {present}, not {sm}",
-            key="target",
-            value=target,
-            remedy="run it on the target, or build the bundle for this computer",
-        )
+    if present == sm:
+        return
+    problem, remedy = "this computer has no GPU that CUDA can use", f"run it on the target, whose GPU has SM {sm}"
+    if present is not None:
+        problem = f"this computer's GPU is not the target's: SM {present}, not {sm}"
+        remedy = "run it on the target, or build the bundle for this computer"
+    raise MachineError(problem, key="target", value=target, remedy=remedy)
 
 
 def _workplace(folder: Path) -> Path:

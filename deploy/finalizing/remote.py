@@ -115,7 +115,8 @@ def finalize_remotely(folder: Path, remote: Remote, *, flags: tuple[str, ...] = 
             _ssh(remote, ["tar", "-xf", "-", "-C", bundle], feed=_packed(sent.files))
         answer = _finalize_there(remote, place, flags)
         with console.progress(f"fetching the bundle from {remote.host}"):
-            archive = _ssh(remote, ["tar", "-cf", "-", "-C", bundle, "."], limit=_limit(sent.files))
+            limit = min(2 * LARGEST_PART, sum(map(len, sent.files.values())) * 8 + (1 << 28))
+            archive = _ssh(remote, ["tar", "-cf", "-", "-C", bundle, "."], limit=limit)
     fetched = here.with_name(f".{here.name}.fetched")
     shutil.rmtree(fetched, ignore_errors=True)
     try:
@@ -125,11 +126,8 @@ def finalize_remotely(folder: Path, remote: Remote, *, flags: tuple[str, ...] = 
         shutil.rmtree(fetched, ignore_errors=True)
     made = back.made
     if made is None or back.files[MANIFEST] != sent.files[MANIFEST]:
-        raise BundleError(
-            "the bundle that came back is not the one that was sent with its engine",
-            file=folder,
-            remedy="nothing was changed here; look at the target's installation",
-        )
+        problem = "the bundle that came back is not the one that was sent with its engine"
+        raise BundleError(problem, file=folder, remedy=f"nothing was changed here; {LOOK}")
     install_engine(here, sent, made.choice, made.proof, {name: back.files[name] for name in made.files})
     return {**answer, "bundle": str(folder), "remote": remote.host}
 
@@ -307,10 +305,6 @@ def _packed(files: Mapping[str, bytes]) -> bytes:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def _limit(files: Mapping[str, bytes]) -> int:
-    return min(2 * LARGEST_PART, sum(map(len, files.values())) * 8 + (1 << 28))
 
 
 def _unpack(data: bytes, folder: Path) -> None:

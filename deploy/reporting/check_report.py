@@ -175,24 +175,20 @@ def _precision_plots(found: Comparison, wavelengths: list[float] | None, pareto:
 
 def _variant_tables(found: Comparison) -> list[Table]:
     variants = list(found.variants.values())
-    routed = any(v.routing for v in variants)
     firsts = [v.parting.first if v.parting else None for v in variants]
     cells = {
         "variant": [v.precision + " (flies)" * (v.precision == found.chosen) for v in variants],
         **columns(variants),
-        **({"unclear, same": [f"{v.routing.close_same} of {v.routing.close}" for v in variants]} if routed else {}),
+        "unclear, same": [f"{v.routing.close_same} of {v.routing.close}" for v in variants if v.routing],
         "int8": [f"{v.int8_mac_share:.1%}" for v in variants],
         "parts first in": [first.name if first else "nowhere" for first in firsts],
     }
-    unclear = "Unclear choices, where PyTorch's experts are less than 0.001 apart, are counted apart. " * routed
+    about = "Unclear choices, where PyTorch's experts are less than 0.001 apart, are counted apart. "
+    unclear = about if cells["unclear, same"] else ""
+    runs_in = "; ".join(f"{v.precision}: {v.runs_in}" for v in variants)
     losses = [(v.precision, *(f"{r.psnr_drop_db:.4f}" for r in v.tasks.values())) for v in variants]
     tables = [
-        Table(
-            "Every variant against PyTorch",
-            tuple(cells),
-            tuple(zip(*cells.values(), strict=True)),
-            f"{unclear}Computed here in: {'; '.join(f'{v.precision}: {v.runs_in}' for v in variants)}.",
-        ),
+        _table("Every variant against PyTorch", cells, f"{unclear}Computed here in: {runs_in}."),
         Table("Loss of PSNR by degradation, dB", ("variant", *variants[0].tasks), tuple(losses)),
     ]
     layers = max(len(v.routing.layers) for v in variants)
@@ -244,20 +240,17 @@ def _gate(gate: GateResult) -> Gate:
 
 
 def _accuracy(results: Mapping[str, TaskResult]) -> Table:
-    rows = tuple(
-        (
-            task,
-            "-" if r.input is None else f"{r.input.psnr:.2f}",
-            f"{r.engine.psnr:.2f}",
-            f"{r.engine.band_psnr:.2f}",
-            f"{r.engine.ssim:.4f}",
-            f"{r.engine.sam:.3f}",
-            f"{r.engine.ergas:.2f}",
-        )
-        for task, r in results.items()
-    )
-    heads = ("degradation", "PSNR in, dB", "PSNR out, dB", "PSNR by band, dB", "SSIM", "SAM, degrees", "ERGAS, %")
-    return Table("The engine against the truth", heads, rows)
+    told = results.values()
+    cells = {
+        "degradation": list(results),
+        "PSNR in, dB": ["-" if r.input is None else f"{r.input.psnr:.2f}" for r in told],
+        "PSNR out, dB": [f"{r.engine.psnr:.2f}" for r in told],
+        "PSNR by band, dB": [f"{r.engine.band_psnr:.2f}" for r in told],
+        "SSIM": [f"{r.engine.ssim:.4f}" for r in told],
+        "SAM, degrees": [f"{r.engine.sam:.3f}" for r in told],
+        "ERGAS, %": [f"{r.engine.ergas:.2f}" for r in told],
+    }
+    return _table("The engine against the truth", cells)
 
 
 def _against_pytorch(results: Mapping[str, TaskResult]) -> Table:
@@ -272,16 +265,19 @@ def _against_pytorch(results: Mapping[str, TaskResult]) -> Table:
         "same experts, %": [f"{100 * r.routing.agreement:.1f}" for r in told if r.routing],
         "tiling costs, dB": [f"{r.tiling_drop_db:.3f}" for r in told],
     }
+    note = "Both went through the same tiles, blending and metrics; the last column is what tiling costs PyTorch."
+    return _table("The engine against PyTorch", cells, note)
+
+
+def _table(title: str, cells: Mapping[str, Sequence[str]], note: str = "") -> Table:
+    """Of {head: column}, without the columns that are empty."""
     shown = {head: column for head, column in cells.items() if column}
-    note = (
-        "Both went through the same tiles, blending and metrics; the last column is what tiling costs PyTorch itself."
-    )
-    return Table("The engine against PyTorch", tuple(shown), tuple(zip(*shown.values(), strict=True)), note)
+    return Table(title, tuple(shown), tuple(zip(*shown.values(), strict=True)), note)
 
 
 def _built(bundle: Bundle) -> tuple[Fact, ...]:
     m, network = bundle.manifest, bundle.manifest.network
-    files = {**m.files, **(bundle.made.files if bundle.made else {})}
+    files = {**m.files, **(bundle.contents.made.files if bundle.contents.made else {})}
     scale = "none" if m.scale is None else f"{m.scale:g} stands for 1.0, from the {m.scale_from}"
     versions = ", ".join(f"{k} {v}" for k, v in m.tools.items())
     return (

@@ -599,11 +599,11 @@ def test_the_ground_alone_says_what_is_not_built(made: Path, tmp_path: Path) -> 
     with pytest.raises(MachineError, match=r"not built yet \(found 'built on the board'\).*deploy finalize"):
         load_bundle(bundle)
     with load_bundle(bundle, engine="onnxruntime") as loaded:
-        assert loaded.self_test() == 0 and loaded.made is None
+        assert loaded.self_test() == 0 and loaded.contents.made is None
     give_engine(bundle)
     assert (bundle / MANIFEST).read_bytes() == ground and (bundle / MADE).read_bytes() != b""
     with load_bundle(bundle, engine="onnxruntime") as loaded:
-        assert loaded.self_test() == 0 and loaded.choice == loaded.made.choice
+        assert loaded.self_test() == 0 and loaded.choice == loaded.contents.choice
 
 
 def test_an_engine_that_was_lost_is_none(remade: Path) -> None:
