@@ -125,9 +125,11 @@ class CalibrationSet:
     @property
     def _shape(self) -> tuple[object, ...]:
         """What of the network decides a frame."""
-        signature = self.measuring.signature
-        measured, bands = signature.measured, signature.restored.bands
-        return (measured.name, measured.bands, bands, [asdict(p) for p in signature.prompts], self.measuring.tasks)
+        way, signature = self.measuring, self.measuring.signature
+        planes = [(plane.name, plane.bands) for plane in (signature.measured, signature.restored)]
+        constants = {name: hashlib.sha256(values).hexdigest() for name, values in way.prompts.constants.items()}
+        measure = getattr(way.measure, "__qualname__", "")
+        return (planes, [asdict(p) for p in signature.prompts], constants, way.tasks, measure)
 
     def digest(self) -> str:
         """Short hash of all that the frames follow from."""

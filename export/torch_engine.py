@@ -85,7 +85,7 @@ class TorchEngine(Engine):
         try:
             made = self.on_device(*(torch.from_numpy(array).to(self._device) for array in inputs))
             # A network trained in batches has an axis more in what it gives beside the frame.
-            return tuple(t.float().cpu().numpy().reshape(shape) for t, shape in zip(made, shapes, strict=False))
+            return tuple(t.float().cpu().numpy().reshape(shape) for t, shape in zip(made, shapes, strict=True))
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 "PyTorch has no memory left on the GPU",

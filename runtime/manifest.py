@@ -110,7 +110,7 @@ class Manifest(Sealed):
     """
 
     called: ClassVar[str] = "the manifest"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 2
     created: str
     tools: dict[str, str]
     network: NetworkMade

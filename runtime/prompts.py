@@ -50,7 +50,7 @@ class Prompts:
             graph: frame -> metrics, which is this object's from now on.
         """
         self.signature, self._graph = signature, graph
-        self._constants = {p.name: (constants or {})[p.name] for p in signature.constants}
+        self.constants = {p.name: (constants or {})[p.name] for p in signature.constants}
         self.names = signature.metric_names
 
     def by(self, shape: tuple[int, ...]) -> MetricsBy:
@@ -67,7 +67,7 @@ class Prompts:
             CubeError: as `prompt_metrics`; the graph's float32 sums overflow a little earlier.
             MachineError: the graph failed.
         """
-        made = dict(self._constants)
+        made = dict(self.constants)
         if (metrics := self.signature.metrics) is not None:
             made[metrics.name] = self.metrics(part)[None]
         return made
@@ -84,7 +84,7 @@ class Prompts:
 
     def on_host(self) -> Prompts:
         """The same without a graph: metrics by NumPy."""
-        return Prompts(self.signature, self._constants)
+        return Prompts(self.signature, self.constants)
 
     @property
     def told(self) -> str:

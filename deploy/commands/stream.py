@@ -16,7 +16,7 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.priority import let_workers_yield
 from runtime.sinks import SINKS
-from runtime.sources import Source, SourceOptions, open_source
+from runtime.sources import FORMS, Source, SourceOptions, open_source
 from runtime.stream.event_log import EventLog
 from runtime.stream.health import Watchdog
 from runtime.stream.pipeline import Stream, StreamResult
@@ -43,7 +43,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
     )
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--source", "spec", required=True, help="sim:, envi:PATH, envi-live:PATH, watch:DIR or genicam:ADDRESS.")
+@click.option("--source", "spec", required=True, help=f"{FORMS}.")
 @click.option("--record", type=click.Path(path_type=Path), help="Folder of the raw record; a rerun appends to it.")
 @click.option("--restored", type=click.Path(path_type=Path), help="Folder of the restored lines; a rerun appends.")
 @click.option("--duration", type=PositiveNumber(), help="Seconds; else until the source ends.")
@@ -137,15 +137,14 @@ def command(
 
 def _refuse_own(spec: str, folders: Sequence[Path]) -> None:
     """Raise InputError where a stream would read what it writes."""
-    scheme, _, address = spec.partition(":")
-    if scheme not in ("envi", "envi-live", "watch"):
-        return
-    source = Path(address).resolve()
-    for folder in folders:
-        if _is_own(source, folder) or (scheme == "watch" and source == folder.resolve()):
-            raise InputError(
-                "the stream would read what it writes", key="--source", value=spec, remedy="write to another folder"
-            )
+    address = spec.partition(":")[2]
+    if any(
+        _is_own(Path(address), folder) or (address and folder.resolve() == Path(address).resolve())
+        for folder in folders
+    ):
+        raise InputError(
+            "the stream would read what it writes", key="--source", value=spec, remedy="write to another folder"
+        )
 
 
 def _is_own(path: Path, folder: Path) -> bool:

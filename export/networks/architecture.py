@@ -56,12 +56,12 @@ class Architecture:
         static: the form that is deployed, in eval mode, with the inputs and outputs of the signature.
         configuration: plain values that fix the network, for JSON.
         about: the network in a few words, for people.
+        tasks: what it is measured by, one at least; of `measure`, else of `calibration.degradations`.
         stored: tensors that a checkpoint keeps; the state dict.
         module_name: the network's module that a part of the static form stands for.
         options: what may be said when it is loaded: {name: meaning}.
         chosen: options that a loaded network was given, or took from its checkpoint.
         constants: {prompt: array} of the network's constant prompts.
-        tasks: what it is measured by; of `measure`, else of `calibration.degradations`.
         measure: (task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of it; None
             where damages of the cube itself are what it restores.
         routing: None without experts.
@@ -76,12 +76,12 @@ class Architecture:
     static: Callable[[Any], nn.Module]
     configuration: Callable[[Any], dict[str, Any]]
     about: Callable[[Any], str]
+    tasks: tuple[str, ...]
     stored: Callable[[Any], Mapping[str, Tensor]] = lambda module: module.state_dict()
     module_name: Callable[[str], str] = lambda part: part
     options: Mapping[str, str] = field(default_factory=dict)
     chosen: Callable[[Any], dict[str, Option]] = lambda module: {}
     constants: Callable[[Any], Mapping[str, Float32]] = lambda module: {}
-    tasks: tuple[str, ...] = ()
     measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
     routing: Routing | None = None
 

@@ -15,12 +15,14 @@ SOURCES: dict[str, str] = {
     "genicam": "runtime.sources.camera.genicam",
 }
 """Scheme -> module with `open_source(address, options)`."""
+FORMS = f"SCHEME:ADDRESS with one of {', '.join(SOURCES)}"
+"""What `--source` takes, for people."""
 
-__all__ = ["SOURCES", "Source", "SourceOptions", "open_source"]
+__all__ = ["FORMS", "SOURCES", "Source", "SourceOptions", "open_source"]
 
 
 def open_source(spec: str, options: SourceOptions | None = None) -> Source:
-    """Open what `--source` names: `sim:`, `envi:PATH`, `envi-live:PATH`, `watch:DIR`, `genicam:ADDRESS`.
+    """Open what `--source` names, SCHEME:ADDRESS: `sim:`, `envi:PATH`, `watch:DIR`.
 
     Raises:
         InputError: no such scheme, or the file is not what it should be.
@@ -28,11 +30,6 @@ def open_source(spec: str, options: SourceOptions | None = None) -> Source:
     """
     scheme, colon, address = spec.partition(":")
     if not colon or scheme not in SOURCES:
-        raise InputError(
-            "not a source",
-            key="--source",
-            value=spec,
-            remedy="sim:, envi:PATH, envi-live:PATH, watch:DIR or genicam:ADDRESS",
-        )
+        raise InputError("not a source", key="--source", value=spec, remedy=f"give {FORMS}")
     source: Source = import_module(SOURCES[scheme]).open_source(address, options or SourceOptions())
     return source

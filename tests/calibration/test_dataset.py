@@ -19,6 +19,7 @@ from calibration.measuring import CLEAN, TASKS, Measuring
 from runtime.errors import InputError
 from runtime.metrics import prompt_metrics
 from runtime.prompts import Prompts
+from runtime.signature import Prompt
 from tests.contracts.engine import assert_equal
 from tests.contracts.graphs import damp_like
 
@@ -214,7 +215,25 @@ def test_sets_that_differ_share_no_kept_frame(folder: Path, tmp_path: Path) -> N
         assert_same_frames(all_samples(found, tmp_path), all_samples(found))
 
 
-# The name of a kept frame does not tell the metric set (dataset.py, `_key`), and the metrics are kept with the frame.
+def test_kept_frames_have_the_constants_and_the_instrument_of_the_set_that_asks(folder: Path, tmp_path: Path) -> None:
+    taken = Prompt("code", (1, 2), "constant", "prompts/code.npy")
+    signature = replace(damp_like(4, *SIZE), prompts=(taken,))
+
+    def dark(task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+        return clean / 2
+
+    def bright(task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+        return clean * 2
+
+    for code, measure, factor in ((0, dark, 0.5), (1, dark, 0.5), (1, bright, 2)):
+        given = np.full((1, 2), code, np.float32)
+        way = Measuring(Prompts(signature, {"code": given}), ("one",), measure)
+        for sample in all_samples(calibration_set(Asked(str(folder), samples=3), WANTED, SIZE, way), tmp_path):
+            np.testing.assert_array_equal(sample.feeds["code"], given)
+            assert sample.truth is not None
+            np.testing.assert_array_equal(sample.feeds["frame"][0], sample.truth * np.float32(factor))
+
+
 def test_kept_frames_have_the_metrics_of_the_set_that_asks(folder: Path, tmp_path: Path) -> None:
     asked = Asked(str(folder), samples=3)
     for metric_set, count in (("paper6", 6), ("reference15", 15)):
