@@ -286,7 +286,8 @@ def parsed(content: str, change: Callable[[dict[str, Any]], object]) -> Signatur
 def test_every_signature_comes_back_from_a_manifest(content: str, signature: Signature) -> None:
     told = TypeAdapter(Signature).dump_python(signature, mode="json")
     whole = json.loads(content) | {"signature": told, "overlap": 0}
-    whole["golden"]["arrays"] = dict.fromkeys(signature.ports.shapes, "golden/frame.npy")
+    constants = {prompt.name: prompt.of for prompt in signature.constants}
+    whole["golden"]["arrays"] = dict.fromkeys(signature.ports.shapes, "golden/frame.npy") | constants
     manifest = parse(sealed(whole), Manifest, file=Path("m"))
     assert manifest.signature == signature and manifest.signature.ports == signature.ports
     assert manifest.model_dump(mode="json")["signature"] == told
