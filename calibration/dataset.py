@@ -127,7 +127,7 @@ class CalibrationSet:
         """What of the network decides a frame."""
         way, signature = self.measuring, self.measuring.signature
         planes = [(plane.name, plane.bands) for plane in (signature.measured, signature.restored)]
-        constants = {name: hashlib.sha256(values).hexdigest() for name, values in way.prompts.constants.items()}
+        constants = {name: hashlib.sha256(of.tobytes()).hexdigest() for name, of in way.prompts.constants.items()}
         measure = getattr(way.measure, "__qualname__", "")
         return (planes, [asdict(p) for p in signature.prompts], constants, way.tasks, measure)
 

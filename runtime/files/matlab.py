@@ -334,8 +334,8 @@ def _read_hdf5(path: Path, size: int, key: str | None) -> NDArray[Any]:
                     "is a link to another place", file=path, key=key, remedy="save the array itself into the file"
                 )
             chosen = _chosen(variables, key, path)
-            cube: NDArray[Any] = read_dataset(file[chosen.name], size, Where(path, chosen.name, "MATLAB", _MEND))
-            return cube.T
+            cube: NDArray[Any] = read_dataset(file[chosen.name], size, Where(path, chosen.name, "MATLAB", _MEND)).T
+            return cube
     except (CubeFileError, MemoryError):
         raise
     except Exception as error:
