@@ -84,8 +84,9 @@ class TorchEngine(Engine):
         shapes = self.signature.ports.outputs.values()
         try:
             made = self.on_device(*(torch.from_numpy(array).to(self._device) for array in inputs))
-            # A network trained in batches has an axis more in what it gives beside the frame.
-            return tuple(t.float().cpu().numpy().reshape(shape) for t, shape in zip(made, shapes, strict=True))
+            # A network trained in batches has an axis more in what it gives beside the frame; a DAMP that routes
+            # nothing still gives its empty routing.
+            return tuple(t.float().cpu().numpy().reshape(shape) for t, shape in zip(made, shapes, strict=False))
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 "PyTorch has no memory left on the GPU",
