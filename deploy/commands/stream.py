@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from runtime.sources import FORMS, Source, SourceOptions, open_source
 from runtime.stream.event_log import EventLog
 from runtime.stream.health import Watchdog
 from runtime.stream.pipeline import Stream, StreamResult
+from runtime.stream.snapshot import Snapshot
 from runtime.stream.teller import BoardTemperature, Teller
 
 from .. import console
@@ -125,7 +126,7 @@ def command(
             stack.enter_context(_signals(stopping := _Stopping()))
             result, last = _stream(loaded, source, parts, config, events, outward, stopping)
             try:
-                report = _told(result, last, parts)
+                report = _told(result, last)
             except DeployError as error:
                 if result.hung:
                     leave(error)
@@ -183,7 +184,7 @@ def _stream(
     events: EventLog | None,
     outward: Outward,
     stopping: _Stopping,
-) -> tuple[StreamResult, dict[str, Any]]:
+) -> tuple[StreamResult, Snapshot]:
     """Run it with everybody who watches; returns what it did and the last snapshot."""
     describe = {
         "source": ", ".join(source.describe().values()),
@@ -204,9 +205,9 @@ def _stream(
 
     board = BoardTemperature()
 
-    def snapshot() -> dict[str, Any]:
+    def snapshot() -> Snapshot:
         found = stream.snapshot()
-        return {**found, "source": {**found["source"], **board.figures}, "describe": describe, "spool": parts.spool()}
+        return replace(found, source={**found.source, **board.figures}, describe=describe, spool=parts.spool())
 
     for key, value in describe.items():
         console.say(f"{key:<11} {value}")
@@ -261,19 +262,16 @@ def _signals(stopping: _Stopping) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(result: StreamResult, last: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+def _told(result: StreamResult, last: Snapshot) -> dict[str, Any]:
     """What `--json` prints; raises the first failure with it."""
-    count = result.count
+    count, told = result.count, last.as_json()
     report = {
         "lines": count.as_json(),
         "frames": result.frames["restored"] + result.frames["passed"],
         "frames_by_fate": result.frames,
         "seconds": round(result.seconds, 3),
         "ended_by": result.ended_by,
-        "flags": last["flags"],
-        "clipped": last["clipped"],
-        "latency_s": last["latency_s"],
-        "spool": parts.spool(),
+        **{key: told[key] for key in ("flags", "clipped", "latency_s", "spool")},
     }
     shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
     console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
@@ -282,10 +280,10 @@ def _told(result: StreamResult, last: Mapping[str, Any], parts: Parts) -> dict[s
         console.warn(f"{count.incomplete} lines never came, came damaged or were not recorded; the log says why")
     if result.hung:
         console.warn(f"{', '.join(result.hung)} did not end in time and was left")
-    if last["clipped"]:
-        console.warn(f"{last['clipped']} values do not fit the restored lines' type and were set to its limit")
-    if "files" in last["source"] and last["source"].get("skipped"):
-        console.warn(f"{last['source']['skipped']:.0f} files were skipped; the log says why")
+    if last.clipped:
+        console.warn(f"{last.clipped} values do not fit the restored lines' type and were set to its limit")
+    if "files" in last.source and last.source.get("skipped"):
+        console.warn(f"{last.source['skipped']:.0f} files were skipped; the log says why")
     for name, error in list(result.failures.items())[1:]:
         console.warn(f"{name}: {error.one_line()}")
     for error in result.failures.values():

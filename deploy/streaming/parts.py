@@ -1,4 +1,4 @@
-"""`deploy stream`: lines from a spectrometer to a record and to restored lines, until somebody says stop."""
+"""What `deploy stream` runs: the files, sinks and options of a stream, opened, and what people are told of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runtime.sinks.spectra import Spectra
 from runtime.sources import Source
 from runtime.stream.opening import Fit, fit, nearest_bands, open_files, principal
 from runtime.stream.pipeline import NamedSink, StreamOptions
-from runtime.stream.teller import Snapshot
+from runtime.stream.snapshot import Snapshot, Spool
 from runtime.stream.web import serve, serve_metrics
 
 from .. import console
@@ -51,7 +51,7 @@ class Parts:
         sinks: what restored lines go to.
         options: how the stream runs.
         first_sequence: number of the first line: behind those that are in the files already.
-        telling: called about once a second with a snapshot.
+        telling: called about once a second with a snapshot as JSON.
         watched: what the live page shows, or None.
         notes: what people should read before they trust the result.
         bands: which of the source's bands are restored, for people.
@@ -71,21 +71,13 @@ class Parts:
     addresses: dict[str, str] = field(default_factory=dict)
     watched: Watched | None = None
 
-    def spool(self) -> dict[str, Any]:
+    def spool(self) -> Spool | None:
         """The record on disk."""
-        writer = self.record
-        if writer is None:
-            return {}
-        return {
-            "bytes": writer.bytes,
-            "limit": self.limit,
-            "lines": writer.lines,
-            "deleted_segments": writer.deleted_segments,
-            "deleted_lines": writer.deleted_lines,
-            "bad_segments": writer.bad_segments,
-        }
+        if (kept := self.record) is None:
+            return None
+        return Spool(kept.bytes, self.limit, kept.lines, kept.deleted_segments, kept.deleted_lines, kept.bad_segments)
 
-    def serve(self, snapshot: Snapshot, outward: Outward, stack: ExitStack) -> dict[str, str]:
+    def serve(self, snapshot: Callable[[], Snapshot], outward: Outward, stack: ExitStack) -> dict[str, str]:
         """Open what others may look at; returns their addresses by name."""
         found = self.addresses
         if outward.prometheus is not None:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from runtime.errors import plain
+from runtime.stream.snapshot import Snapshot
 
 from .figures import (
     DASH,
-    as_mapping,
-    as_number,
     bytes_text,
     count_text,
     imbalance_text,
+    number_text,
     off_balance,
-    part_of,
     rate_text,
     seconds_text,
-    share_of,
     troubles_of,
-    word_text,
 )
 
 PROBLEMS = 3
@@ -39,17 +35,10 @@ FATES: Mapping[str, tuple[str, str]] = {
 ASCII = str.maketrans("█▓▒░·–…✓✗°", "#=%:.-~+x ")
 
 
-def render(snapshot: Mapping[str, Any]) -> RenderableType:
-    """The screen of a snapshot of the stream, as wide as the terminal and at most as high, whatever it holds.
+class Screen:
+    """The screen of a snapshot of the stream, as wide as the terminal and at most as high, whatever it holds."""
 
-    Args:
-        snapshot: figures as `deploy stream` gives them; what is missing is shown as a dash. Text in it is escaped.
-    """
-    return _Screen(snapshot)
-
-
-class _Screen:
-    def __init__(self, snapshot: Mapping[str, Any]) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -62,7 +51,7 @@ class _Screen:
             yield row
 
 
-def _rows(snapshot: Mapping[str, Any], width: int, height: int) -> list[Text]:
+def _rows(snapshot: Snapshot, width: int, height: int) -> list[Text]:
     top = [*_head(snapshot), *_problems(snapshot), *_lines(snapshot, width), *_figures(snapshot)]
     room = height - len(top) - 1
     if room < 2:
@@ -92,22 +81,17 @@ def _stacked(blocks: Sequence[list[Text]], room: int) -> list[Text]:
     return rows[:room]
 
 
-def _head(snapshot: Mapping[str, Any]) -> list[Text]:
-    state = word_text(snapshot.get("state"))
-    style = {"running": "bold green", "draining": "bold yellow"}.get(state, "bold")
-    seconds = as_number(snapshot.get("seconds"))
-    clock = DASH
-    if seconds is not None:
-        minutes, whole = divmod(int(seconds), 60)
-        clock = f"{minutes // 60:02}:{minutes % 60:02}:{whole:02}"
-    describe = part_of(snapshot, "describe")
-    first = Text.assemble(("stream ", "bold"), (state, style), f"  {clock}")
+def _head(snapshot: Snapshot) -> list[Text]:
+    style = {"running": "bold green", "draining": "bold yellow"}.get(snapshot.state, "bold")
+    minutes, seconds = divmod(int(snapshot.seconds), 60)
+    clock = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
+    first = Text.assemble(("stream ", "bold"), (snapshot.state, style), f"  {clock}")
     for name in ("engine", "precision", "bundle"):
-        first.append(f"  {name} ", style="dim").append(word_text(describe.get(name)))
-    return [first, Text.assemble(("source ", "dim"), word_text(describe.get("source")))]
+        first.append(f"  {name} ", style="dim").append(plain(snapshot.describe.get(name, DASH)))
+    return [first, Text.assemble(("source ", "dim"), plain(snapshot.describe.get("source", DASH)))]
 
 
-def _problems(snapshot: Mapping[str, Any]) -> list[Text]:
+def _problems(snapshot: Snapshot) -> list[Text]:
     troubles = troubles_of(snapshot)
     shown = [Text(f"✗ {trouble}", style="bold red") for trouble in troubles[:PROBLEMS]]
     if len(troubles) > PROBLEMS:
@@ -115,13 +99,11 @@ def _problems(snapshot: Mapping[str, Any]) -> list[Text]:
     return shown
 
 
-def _lines(snapshot: Mapping[str, Any], width: int) -> list[Text]:
-    lines, frames = part_of(snapshot, "lines"), part_of(snapshot, "frames")
-    names = ("in", "recorded", "restored", "passed", "dropped", "incomplete", "pending")
+def _lines(snapshot: Snapshot, width: int) -> list[Text]:
     cells = []
-    for name in names:
+    for name, number in snapshot.lines.told().items():
         sign, style = FATES.get(name, ("", ""))
-        cells.append((Text.assemble((sign, style), f" {name}" if sign else name), count_text(lines.get(name))))
+        cells.append((Text.assemble((sign, style), f" {name}" if sign else name), count_text(number)))
     widths = [max(label.cell_len, len(count)) for label, count in cells]
     gap = min(max((width - sum(widths)) // len(cells), 1), 4)
     labels, counts = Text(), Text(style="bold")
@@ -130,25 +112,19 @@ def _lines(snapshot: Mapping[str, Any], width: int) -> list[Text]:
         labels.append_text(label)
         counts.append(f"{count:<{cell + gap}}")
     off = off_balance(snapshot)
-    if off is None:
-        verdict = Text("balance not known", style="bold")
-    elif off == 0:
-        verdict = Text("✓ balanced", style="bold green")
-    else:
-        verdict = Text(f"✗ {imbalance_text(off)}", style="bold red")
-    told = ", ".join(f"{count_text(frames.get(name))} {name}" for name in ("restored", "passed", "dropped", "failed"))
+    verdict = Text(f"✗ {imbalance_text(off)}", style="bold red") if off else Text("✓ balanced", style="bold green")
+    told = ", ".join(f"{count_text(number)} {name}" for name, number in snapshot.frames.items())
     verdict.append(f"   frames: {told}", style="not bold default")
     return [Text(), labels, counts, _fates_bar(snapshot, off, width), verdict]
 
 
-def _fates_bar(snapshot: Mapping[str, Any], off: int | None, width: int) -> Text:
+def _fates_bar(snapshot: Snapshot, off: int, width: int) -> Text:
     """What became of the lines, to scale; the least share has one cell."""
-    lines = {name: max(as_number(value) or 0.0, 0.0) for name, value in part_of(snapshot, "lines").items()}
-    passed = min(lines.get("passed", 0.0), lines.get("restored", 0.0))
-    parts = lines | {"restored": lines.get("restored", 0.0) - passed, "passed": passed, "lost": max(off or 0, 0)}
-    if snapshot.get("state") == "stopped":
-        parts["pending"] = 0.0
-    shown = {name: parts[name] for name in FATES if parts.get(name, 0.0) > 0}
+    lines = snapshot.lines
+    parts = lines.told() | {"restored": lines.restored - lines.passed, "lost": off}
+    if snapshot.state == "stopped":
+        parts["pending"] = 0
+    shown = {name: parts[name] for name in FATES if parts[name] > 0}
     if not shown:
         return Text("░" * width, style="dim")
     total = sum(shown.values())
@@ -158,62 +134,55 @@ def _fates_bar(snapshot: Mapping[str, Any], off: int | None, width: int) -> Text
     return Text.assemble(*[(FATES[name][0] * count, FATES[name][1]) for name, count in cells.items()])
 
 
-def _figures(snapshot: Mapping[str, Any]) -> list[Text]:
-    rates, latency = part_of(snapshot, "rates"), part_of(snapshot, "latency_s")
-    source, spool = part_of(snapshot, "source"), part_of(snapshot, "spool")
-    temperature = as_number(source.get("temperature_c"))
-    warmth = DASH if temperature is None else f"{temperature:.1f}"
+def _figures(snapshot: Snapshot) -> list[Text]:
+    source, spool = snapshot.source, snapshot.spool
     first = Text.assemble(("lines/s", "dim"))
     for name in ("in", "recorded", "restored"):
-        first.append(f"  {name} {rate_text(rates.get(name))}")
-    first.append("   source", style="dim").append(f"  {warmth} °C  reconnects {count_text(source.get('reconnects'))}")
+        first.append(f"  {name} {rate_text(snapshot.rates.get(name))}")
+    warmth, reconnects = number_text(source.get("temperature_c"), ".1f"), count_text(source.get("reconnects"))
+    first.append("   source", style="dim").append(f"  {warmth} °C  reconnects {reconnects}")
     second = Text.assemble(("latency", "dim"))
     for name in ("p50", "p95", "p99"):
-        second.append(f"  {name} {seconds_text(latency.get(name))}")
-    used = f"  {bytes_text(spool.get('bytes'))} of {bytes_text(spool.get('limit'))}"
-    second.append("   spool", style="dim").append(f"{used}, {count_text(spool.get('deleted_segments'))} deleted")
+        second.append(f"  {name} {seconds_text(snapshot.latency_s.get(name))}")
+    used, limit, deleted = (spool.bytes, spool.limit, spool.deleted_segments) if spool else (None, None, None)
+    told = f"  {bytes_text(used)} of {bytes_text(limit)}, {count_text(deleted)} deleted"
+    second.append("   spool", style="dim").append(told)
     return [Text(), first, second]
 
 
-def _queues(snapshot: Mapping[str, Any]) -> list[Text]:
+def _queues(snapshot: Snapshot) -> list[Text]:
     rows = [Text("queues", style="dim")]
-    for name, given in part_of(snapshot, "queues").items():
-        queue = as_mapping(given)
-        share = share_of(queue.get("level"), queue.get("capacity"))
-        row = _named(name, 9).append_text(_meter(share, "yellow" if share and share >= 1 else "cyan", 6))
-        row.append(f" {count_text(queue.get('level'))}/{count_text(queue.get('capacity'))}", style="bold")
-        row.append(f" {word_text(queue.get('policy'))}")
-        if dropped := as_number(queue.get("dropped")):
-            row.append(f": {count_text(dropped)}", style="yellow")
+    for name, queue in snapshot.queues.items():
+        share = queue.level / queue.capacity
+        row = _named(name, 9).append_text(_meter(share, "yellow" if share >= 1 else "cyan", 6))
+        row.append(f" {count_text(queue.level)}/{count_text(queue.capacity)}", style="bold")
+        row.append(f" {queue.policy}")
+        if queue.dropped:
+            row.append(f": {count_text(queue.dropped)}", style="yellow")
         rows.append(row)
-    return rows if len(rows) > 1 else [*rows, Text(DASH)]
+    return rows
 
 
-def _stages(snapshot: Mapping[str, Any], width: int) -> list[Text]:
+def _stages(snapshot: Snapshot, width: int) -> list[Text]:
     cells = []
-    for name, given in part_of(snapshot, "stages").items():
-        stage = as_mapping(given)
-        sign, style = {True: ("✓", "green"), False: ("✗", "bold red")}.get(stage.get("ok", ""), ("?", ""))
-        cells.append(Text.assemble((f"{sign} ", style), _named(name, 9), f" {seconds_text(stage.get('age_s'), 1)}"))
+    for name, stage in snapshot.stages.items():
+        sign = ("✓ ", "green") if stage.ok else ("✗ ", "bold red")
+        cells.append(Text.assemble(sign, _named(name, 9), f" {seconds_text(stage.seconds, 1)}"))
     return [Text("stages, last beat", style="dim"), *_columns(cells, width, 19)]
 
 
-def _prompt(snapshot: Mapping[str, Any], width: int) -> list[Text]:
+def _prompt(snapshot: Snapshot, width: int) -> list[Text]:
     rows = [Text("prompt metrics", style="dim")]
-    for name, value in part_of(snapshot, "prompt").items():
-        number = as_number(value)
-        label = _named(str(name).replace("_", " "), max(width - 12, 8))
-        rows.append(label.append(f" {DASH if number is None else format(number, '.4g'):>10}", style="bold"))
+    for name, value in snapshot.prompt.items():
+        label = _named(name.replace("_", " "), max(width - 12, 8))
+        rows.append(label.append(f" {number_text(value, '.4g'):>10}", style="bold"))
     return rows if len(rows) > 1 else [*rows, Text(DASH)]
 
 
-def _experts(snapshot: Mapping[str, Any], width: int) -> list[Text]:
-    given = snapshot.get("experts")
+def _experts(snapshot: Snapshot, width: int) -> list[Text]:
     cells = []
-    for index, value in enumerate(given if isinstance(given, (list, tuple)) else ()):
-        share = as_number(value)
-        percent = DASH if share is None else f"{100 * share:.0f} %"
-        cells.append(Text.assemble(f"{index + 1:>2} ", _meter(share, "cyan", 8), f" {percent:>5}"))
+    for number, share in enumerate(snapshot.experts, 1):
+        cells.append(Text.assemble(f"{number:>2} ", _meter(share, "cyan", 8), f" {100 * share:>3.0f} %"))
     return [Text("chosen experts", style="dim"), *_columns(cells, width, 18)]
 
 
@@ -227,12 +196,12 @@ def _columns(cells: list[Text], width: int, cell: int) -> list[Text]:
     return [Text(" ").join(cells[start : start + per_row]) for start in range(0, len(cells), per_row)]
 
 
-def _meter(share: float | None, style: str, cells: int) -> Text:
-    full = 0 if share is None else min(max(round(share * cells), 1 if share > 0 else 0), cells)
+def _meter(share: float, style: str, cells: int) -> Text:
+    full = min(max(round(share * cells), 1 if share > 0 else 0), cells)
     return Text.assemble(("█" * full, style), ("░" * (cells - full), "dim"))
 
 
-def _named(name: object, cells: int) -> Text:
+def _named(name: str, cells: int) -> Text:
     text = Text(plain(name))
     text.truncate(cells, overflow="ellipsis", pad=True)
     return text

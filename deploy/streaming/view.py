@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from runtime.errors import plain
+from runtime.stream.snapshot import Snapshot
 
 from .. import console as words
-from .figures import (
-    DASH,
-    as_mapping,
-    count_text,
-    imbalance_text,
-    off_balance,
-    part_of,
-    rate_text,
-    seconds_text,
-    share_of,
-    troubles_of,
-)
-from .screen import render
+from .figures import DASH, count_text, imbalance_text, off_balance, rate_text, seconds_text, troubles_of
+from .screen import Screen
 
 SCREEN_SECONDS = 0.5
 LINE_SECONDS = 10.0
@@ -35,34 +24,25 @@ LAST_SECONDS = 1.0
 """How long the end waits for a terminal that takes nothing."""
 
 
-def plain_line(snapshot: Mapping[str, Any]) -> str:
+def plain_line(snapshot: Snapshot) -> str:
     """The snapshot in one line for logs: counts, rate, latency and the fullest queue; what is wrong, if anything."""
-    lines = part_of(snapshot, "lines")
-    counts = " ".join(f"{name} {count_text(lines.get(name), '')}" for name in _LINE_COUNTS)
-    rate = rate_text(part_of(snapshot, "rates").get("in"))
+    counts = " ".join(f"{name} {count_text(n, '')}" for name, n in snapshot.lines.told().items() if name != "passed")
+    name, queue = max(snapshot.queues.items(), key=lambda item: item[1].level / item[1].capacity)
     parts = [
         f"lines {counts}",
-        f"{rate} lines/s",
-        f"latency p95 {seconds_text(part_of(snapshot, 'latency_s').get('p95'), 1)}",
+        f"{rate_text(snapshot.rates.get('in'))} lines/s",
+        f"latency p95 {seconds_text(snapshot.latency_s.get('p95'), 1)}",
+        f"queue {plain(name)} {queue.level}/{queue.capacity}",
     ]
-    queues = [(name, as_mapping(queue)) for name, queue in part_of(snapshot, "queues").items()]
-    if queues:
-        name, queue = max(queues, key=lambda item: share_of(item[1].get("level"), item[1].get("capacity")) or 0.0)
-        parts.append(
-            f"queue {plain(name)} {count_text(queue.get('level'), '')}/{count_text(queue.get('capacity'), '')}"
-        )
     if off := off_balance(snapshot):
         parts.append(imbalance_text(off))
-    if snapshot.get("state") not in (None, "running"):
-        parts.append(plain(snapshot["state"]))
+    if snapshot.state != "running":
+        parts.append(snapshot.state)
     troubles = troubles_of(snapshot)
     if troubles:
         more = f" (and {len(troubles) - 1} more)" if len(troubles) > 1 else ""
         parts.append(f"problem: {troubles[0]}{more}")
     return " | ".join(parts).replace(DASH, "-")
-
-
-_LINE_COUNTS = ("in", "recorded", "restored", "dropped", "incomplete", "pending")
 
 
 class LiveView:
@@ -76,7 +56,7 @@ class LiveView:
         console: where to; None for standard error.
     """
 
-    def __init__(self, snapshot: Callable[[], Mapping[str, Any]], console: Console | None = None) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot], console: Console | None = None) -> None:
         self._snapshot = snapshot
         self._console = words.errors if console is None else console
         self._stop = threading.Event()
@@ -115,9 +95,10 @@ class LiveView:
     def _show(self) -> None:
         try:
             snapshot = self._snapshot()
+            shown = Text(plain_line(snapshot)) if self._live is None else Screen(snapshot)
         except Exception as error:
-            snapshot = {"problems": [f"the stream gave no figures ({type(error).__name__}: {error})"]}
+            shown = Text(plain(f"problem: the stream gave no figures ({type(error).__name__}: {error})"))
         if self._live is None:
-            self._console.print(Text(plain_line(snapshot)), soft_wrap=True)
+            self._console.print(shown, soft_wrap=True)
         else:
-            self._live.update(render(snapshot), refresh=True)
+            self._live.update(shown, refresh=True)

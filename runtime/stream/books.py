@@ -36,6 +36,10 @@ class Count:
         del content["issued"]
         return content
 
+    def told(self) -> dict[str, int]:
+        """`as_json`, with what is pending."""
+        return {**self.as_json(), "pending": self.pending}
+
 
 class Books:
     """Counts that several threads write and any thread reads, always of one moment."""

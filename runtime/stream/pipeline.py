@@ -36,6 +36,7 @@ from .report import FrameReport
 from .restoration import Restoration, Speed
 from .restoring import FrameRestorer, RestorerFacts
 from .screening import Screen
+from .snapshot import QueueFigures, Snapshot
 
 STAGE_LIMIT_S = 10.0
 """A stage that gives no sign of life for so long is hung."""
@@ -269,36 +270,29 @@ class Stream:
             "failed": done.broken,
         }
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Snapshot:
         """Everything that can be watched, of one moment; from any thread, and quick."""
-        count, last = self._books.count, self._last
-        report = self.health.report()
-        return {
-            "state": self._state(),
-            "seconds": round(time.monotonic() - self._began, 3),
-            "lines": {**count.as_json(), "pending": count.pending},
-            "frames": self.frames(),
-            "rates": self._rates,
-            "latency_s": self._speed.latencies(),
-            "queues": {
-                name: {"level": q.level, "capacity": q.capacity, "policy": q.policy, "dropped": q.drops}
-                for name, q in self._queues.items()
-            },
-            "slots": {"free": self._pool.free, "count": self._pool.count, "starved": self._intake.starved},
-            "flags": dict(self._recorder.unfit),
-            "clipped": self._distributor.clipped,
-            "prompt": dict(last.metrics) if last else {},
-            "prompt_by": last.metrics_by if last else "",
-            "experts": list(last.experts) if last else [],
-            "peak": last.peak if last else None,
-            "frame_seconds": dict(last.seconds) if last else {},
-            "source": dict(self._source.telemetry()),
-            "stages": {
-                name: {"age_s": round(stage.seconds, 3), "ok": stage.ok, "vital": stage.vital}
-                for name, stage in report.items()
-            },
-            "problems": [error.one_line() for error in self._failures().values()],
-        }
+        last, queues = self._last, self._queues.items()
+        return Snapshot(
+            state=self._state(),
+            seconds=round(time.monotonic() - self._began, 3),
+            lines=self._books.count,
+            frames=self.frames(),
+            rates=self._rates,
+            latency_s=self._speed.latencies(),
+            queues={name: QueueFigures(q.level, q.capacity, q.policy, q.drops) for name, q in queues},
+            slots={"free": self._pool.free, "count": self._pool.count, "starved": self._intake.starved},
+            flags=dict(self._recorder.unfit),
+            clipped=self._distributor.clipped,
+            prompt=dict(last.metrics) if last else {},
+            prompt_by=last.metrics_by if last else "",
+            experts=last.experts if last else (),
+            peak=last.peak if last else None,
+            frame_seconds=dict(last.seconds) if last else {},
+            source=dict(self._source.telemetry()),
+            stages=self.health.report(),
+            problems=[error.one_line() for error in self._failures().values()],
+        )
 
     def _state(self) -> str:
         if self._over.is_set():
@@ -375,8 +369,7 @@ class Stream:
 
     def _tell(self, kind: str, **fields: Any) -> None:
         """An event with the books of its moment."""
-        count = self._books.count
-        self._log(kind, books={**count.as_json(), "pending": count.pending}, **fields)
+        self._log(kind, books=self._books.count.told(), **fields)
 
     def _seen(self, report: FrameReport) -> None:
         self._last = report

@@ -12,6 +12,7 @@ from runtime.board import read_board
 from runtime.errors import DeployError
 from runtime.stream.health import Watchdog
 from runtime.stream.intake import Log
+from runtime.stream.snapshot import Snapshot
 
 TICK_S = 0.25
 OUTSIDE_S = 1.0
@@ -47,7 +48,7 @@ class Teller:
 
     Args:
         snapshot: of the stream.
-        telling: called about once a second with a snapshot.
+        telling: called about once a second with a snapshot as JSON.
         watchdog: told the counts, for `systemctl status`.
         board: looked at now and then.
         log: takes the telemetry.
@@ -56,7 +57,7 @@ class Teller:
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        snapshot: Callable[[], Snapshot],
         telling: Sequence[Callable[[Mapping[str, Any]], None]],
         watchdog: Watchdog,
         board: BoardTemperature,
@@ -95,20 +96,17 @@ class Teller:
         now = time.monotonic()
         if now >= self._log_due:
             self._log_due = now + self._log_seconds
-            self._log("telemetry", **self._snapshot())
+            self._log("telemetry", **self._snapshot().as_json())
         if now >= self._tell_due:
             self._tell_due = now + OUTSIDE_S
             self._board.look(now)
             found = self._snapshot()
-            lines = found["lines"]
+            lines, told = found.lines, found.as_json()
             self._watchdog.status(
-                f"lines in {lines['in']}, restored {lines['restored']}, dropped {lines['dropped']}, "
-                f"incomplete {lines['incomplete']}"
+                f"lines in {lines.issued}, restored {lines.restored}, dropped {lines.dropped}, "
+                f"incomplete {lines.incomplete}"
             )
             for tell in self._telling:
                 # Who cannot be told is a sink too, and fails there with a word in the log.
                 with suppress(DeployError):
-                    tell(found)
-
-
-Snapshot = Callable[[], dict[str, Any]]
+                    tell(told)

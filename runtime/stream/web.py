@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from runtime.errors import InputError, MachineError
 
+from .snapshot import Snapshot
 from .web_routes import Answer, Page, Routes, Shared, json_answer
 
 CLIENT_SECONDS = 10.0
@@ -33,9 +34,6 @@ CLIENT_SECONDS = 10.0
 CLIENTS = 16
 """Connections, and so threads, at a time."""
 NO_NAME = "ask for an address of this machine, or through localhost"
-
-Snapshot = Callable[[], Mapping[str, Any]]
-Quicklook = Callable[[], "bytes | None"]
 
 
 class Server:
@@ -71,8 +69,8 @@ class Server:
 
 
 def serve(
-    snapshot: Snapshot,
-    quicklook: Quicklook,
+    snapshot: Callable[[], Snapshot],
+    quicklook: Callable[[], bytes | None],
     spectra: Callable[[], Mapping[str, Any]],
     port: int,
     host: str = "127.0.0.1",
@@ -87,7 +85,7 @@ def serve(
     times a second. What they raise is answered with 500 and stops nothing.
 
     Args:
-        snapshot: figures of the stream; NumPy's numbers are fine, what is not finite becomes null.
+        snapshot: figures of the stream; what is not finite becomes null.
         quicklook: PNG of the newest lines; None while there is none.
         spectra: `wavelengths` in nm or None, and `spectra`: a sequence of `sample`, `line` and `values`.
         port: 0 takes any free one.
@@ -106,7 +104,7 @@ def serve(
     return Server(listener, f"http://{named}:{listener.server_address[1]}/")
 
 
-def serve_metrics(snapshot: Snapshot, port: int) -> Server:
+def serve_metrics(snapshot: Callable[[], Snapshot], port: int) -> Server:
     """Serve `/metrics` alone, on loopback, to whoever names this machine with that very port; else as `serve`.
 
     Raises:

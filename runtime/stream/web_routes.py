@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from runtime.plain_json import plain_json
 
 from .prometheus import exposition
+from .snapshot import Snapshot
 
 FRESH_SECONDS = 0.25
 """How long an answer of the stream serves everybody who asks."""
@@ -94,7 +95,7 @@ class Routes:
         policy: content security policy of the page, sent with every answer.
     """
 
-    def __init__(self, snapshot: Shared[Mapping[str, Any]], page: Page | None = None) -> None:
+    def __init__(self, snapshot: Shared[Snapshot], page: Page | None = None) -> None:
         self.policy = _policy(page.html if page else b"")
         self._snapshot = snapshot
         # By path, from the tag of the picture that the client has.
@@ -104,7 +105,7 @@ class Routes:
         if page is not None:
             self._answers |= {
                 "/": lambda known: Answer(HTTPStatus.OK, "text/html; charset=utf-8", page.html),
-                "/api/snapshot": lambda known: json_answer(self._snapshot()),
+                "/api/snapshot": lambda known: json_answer(self._snapshot().as_json()),
                 "/api/spectra": lambda known: json_answer(page.spectra()),
                 "/quicklook.png": lambda known: _picture(page.quicklook(), known),
                 "/healthz": lambda known: self._health(),
@@ -126,13 +127,10 @@ class Routes:
 
     def _health(self) -> Answer:
         snapshot = self._snapshot()
-        stages = snapshot.get("stages") or {}
-        silent = [name for name, stage in stages.items() if not (stage or {}).get("ok")]
-        vital = [name for name in silent if (stages[name] or {}).get("vital", True)]
-        state = snapshot.get("state")
-        well = not vital and state in ("running", "draining")
+        silent = [name for name, stage in snapshot.stages.items() if not stage.ok]
+        well = snapshot.state != "stopped" and not any(snapshot.stages[name].vital for name in silent)
         status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
-        return json_answer({"ok": well, "state": state, "silent": silent}, status)
+        return json_answer({"ok": well, "state": snapshot.state, "silent": silent}, status)
 
 
 def _picture(png: bytes | None, known: str) -> Answer:

@@ -9,53 +9,39 @@ import re
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from deploy.streaming import view as stream_view
 from deploy.streaming.figures import off_balance
-from deploy.streaming.screen import render
+from deploy.streaming.screen import Screen
 from deploy.streaming.view import LiveView, plain_line
+from runtime.stream.books import Count
+from runtime.stream.snapshot import QueueFigures, Snapshot
+from tests.contracts.snapshots import NOTHING, USUAL, stages
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\nbad \u202etxt [bold red]x[/] 宽字" + "z" * 300
 
 
-def snapshot(**more: Any) -> dict[str, Any]:
-    metrics = ("high_frequency_ratio", "spectral_flatness", "curvature_mean", "curvature_std", "gradient_std")
-    lines = {"in": 3300, "recorded": 3299, "restored": 512, "passed": 32, "dropped": 2700, "incomplete": 17}
-    return {
-        "lines": lines | {"pending": 71},
-        "frames": {"restored": 8, "passed": 1, "dropped": 40, "failed": 0},
-        "rates": {"in": np.float32(330.4), "recorded": 330.4, "restored": 51.24},
-        "latency_s": {"p50": 0.61, "p95": 0.82, "p99": 1.24},
-        "queues": {
-            "record": {"level": 3, "capacity": 64, "policy": "block", "dropped": 0},
-            "restore": {"level": 1, "capacity": 2, "policy": "drop-oldest", "dropped": 40},
-        },
-        "prompt": dict.fromkeys((*metrics, "adjacent_correlation_mean"), 0.0412),
-        "experts": (0.42, 0.08, 0.31, 0.19),
-        "source": {"temperature_c": 41.52, "reconnects": 1},
-        "stages": {
-            name: {"age_s": 0.1, "ok": True} for name in ("source", "record", "frames", "radiometry", "engine", "sinks")
-        },
-        "seconds": 3725.0,
-        "state": "running",
-        "problems": [],
-        "spool": {"bytes": 3.2e9, "limit": 2e10, "deleted_segments": 0},
-        "describe": {"source": "envi:line_0007.hdr", "bundle": "small", "engine": "CPU", "precision": "fp16"},
-    } | more
+METRICS = ("high_frequency_ratio", "spectral_flatness", "curvature_mean", "curvature_std", "gradient_std")
+STAGES = stages(**dict.fromkeys(("source", "record", "frames", "radiometry", "engine", "sinks"), 0.1))
 
 
-def screen(given: Mapping[str, Any], width: int = 80, height: int = 24, encoding: str = "utf-8") -> str:
+def snapshot(**more: Any) -> Snapshot:
+    prompt = dict.fromkeys((*METRICS, "adjacent_correlation_mean"), 0.0412)
+    return replace(USUAL, **{"prompt": prompt, "stages": STAGES} | more)
+
+
+def screen(given: Snapshot, width: int = 80, height: int = 24, encoding: str = "utf-8") -> str:
     """What stands on a terminal of this size, without its colours."""
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
     console = Console(width=width, height=height, file=file, force_terminal=True, color_system="truecolor")
-    console.print(render(given))
+    console.print(Screen(given))
     file.flush()
     raw = file.buffer.getvalue().decode(encoding)
     shown = re.sub(r"\x1b\[[0-9;]*m", "", raw)
@@ -68,22 +54,19 @@ def cells(row: str) -> int:
 
 
 BUSY = snapshot(
-    lines={
-        "in": 123_456_789, "recorded": 123_456_788, "restored": 23_000_000, "passed": 5_000_000,
-        "dropped": 100_000_000, "incomplete": 456_000, "pending": 700,
-    },
-    queues={f"a queue {i}": {"level": i, "capacity": 9, "policy": "drop-oldest", "dropped": 10**7} for i in range(12)},
-    stages={f"stage number {i}": {"age_s": 1000.0 * i, "ok": i % 2 == 0} for i in range(20)},
+    lines=Count(123_456_789, 123_456_788, 23_000_000, 5_000_000, 100_000_000, 456_000),
+    queues={f"a queue {i}": QueueFigures(i, 9, "drop-oldest", 10**7) for i in range(12)},
+    stages=stages(**{f"stage number {i}": 0.0 if i % 2 == 0 else 1000.0 * i for i in range(20)}),
     prompt={f"metric with quite a long name {i}": 1.5e-7 * i for i in range(15)},
     experts=[1 / 16] * 16,
     problems=[EVIL] * 9,
     describe=dict.fromkeys(("source", "bundle", "engine", "precision"), EVIL),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (40, 10), (20, 5), (300, 100)])
-@pytest.mark.parametrize("given", [snapshot(), BUSY, {}], ids=["usual", "busy", "empty"])
-def test_screen_fits(given: dict[str, Any], width: int, height: int) -> None:
+@pytest.mark.parametrize("given", [snapshot(), BUSY, NOTHING], ids=["usual", "busy", "empty"])
+def test_screen_fits(given: Snapshot, width: int, height: int) -> None:
     rows = screen(given, width, height).splitlines()
     assert len(rows) < height
     assert max(cells(row) for row in rows) <= width
@@ -127,46 +110,45 @@ def test_bar_is_to_scale_and_shows_the_least_share() -> None:
 
 
 def test_what_is_wrong_is_told() -> None:
-    stages = {"engine": {"age_s": 12.4, "ok": False}}
-    text = screen(snapshot(stages=stages, problems=["camera vanished", "b", "c", "d"]))
+    text = screen(snapshot(stages=stages(engine=12.4), problems=["camera vanished", "b", "c", "d"]))
     rows = text.splitlines()
     assert rows[2:5] == ["✗ stage engine is silent", "✗ camera vanished", "✗ and 3 problems more"]
     assert "✗ engine    12.4 s" in text
 
 
 @pytest.mark.parametrize(
-    ("more", "state", "off", "told"),
+    ("dropped", "state", "off", "told"),
     [
-        ({}, "running", 0, "✓ balanced"),
-        ({"dropped": 2683}, "running", 17, "✗ 17 lines unaccounted for"),
-        ({"dropped": 2699}, "running", 1, "✗ 1 line unaccounted for"),
-        ({"dropped": 2801, "pending": -30}, "running", -30, "✗ 30 lines more than came in"),
-        ({"incomplete": None}, "running", None, "balance not known"),
-        ({"incomplete": float("nan")}, "running", None, "balance not known"),
-        ({}, "stopped", 71, "✗ 71 lines unaccounted for"),
-        ({"dropped": 2771, "pending": 0}, "stopped", 0, "✓ balanced"),
+        (2700, "running", 0, "✓ balanced"),
+        (2801, "running", -30, "✗ 30 lines more than came in"),
+        (2700, "stopped", 71, "✗ 71 lines unaccounted for"),
+        (2770, "stopped", 1, "✗ 1 line unaccounted for"),
+        (2771, "stopped", 0, "✓ balanced"),
     ],
 )
-def test_balance(more: dict[str, Any], state: str, off: int | None, told: str) -> None:
-    given = snapshot(state=state)
-    given["lines"] |= more
+def test_balance(dropped: int, state: str, off: int, told: str) -> None:
+    given = snapshot(state=state, lines=replace(USUAL.lines, dropped=dropped))
     assert off_balance(given) == off
     assert told in screen(given)
 
 
-@pytest.mark.parametrize("junk", [None, "text", [1, None], {"in": "x", "a": None, "p50": []}, True])
-def test_what_is_missing_is_a_dash(junk: object) -> None:
-    given = dict.fromkeys(snapshot(), junk)
-    text = screen(given)
-    assert "balance not known" in text
-    assert "in –  recorded –  restored –" in text
-    assert plain_line(given).startswith(
-        "lines in - recorded - restored - dropped - incomplete - pending - | - lines/s | latency p95 - s"
-    )
+def test_what_is_not_known_is_a_dash() -> None:
+    text = screen(replace(NOTHING, prompt={"noise": float("nan")}, source={"temperature_c": float("nan")}))
+    for told in (
+        "engine –  precision –  bundle –",
+        "in –  recorded –  restored –   source  – °C  reconnects –",
+        "p50 – s  p95 – s  p99 – s   spool  – of –, – deleted",
+    ):
+        assert told in text, told
+    assert re.search(r" noise +–$", text, re.MULTILINE)
+    assert "| - lines/s | latency p95 - s | queue" in plain_line(snapshot(rates={}, latency_s={}))
 
 
 def test_strangers_text_commands_no_terminal() -> None:
-    given = {key: {EVIL: EVIL} for key in snapshot()} | {"state": EVIL, "problems": [EVIL], "stages": {EVIL: {}}}
+    given = snapshot(
+        queues={EVIL: QueueFigures(1, 2, "block", 0)}, stages=stages(**{EVIL: 12.0}), prompt={EVIL: 1.0},
+        problems=[EVIL], describe=dict.fromkeys(USUAL.describe, EVIL), source={EVIL: 1.0},
+    )  # fmt: skip
     text = screen(given) + plain_line(given)
     assert not set(text) & {"\x1b", "\x07", "\r", "\u202e"}
     assert "\\x1b[2J" in text
@@ -184,9 +166,8 @@ def test_plain_line() -> None:
         "lines in 3300 recorded 3299 restored 512 dropped 2700 incomplete 17 pending 71 | 330 lines/s | "
         "latency p95 0.8 s | queue restore 1/2"
     )
-    given = snapshot(state="draining", problems=["a", "b"])
-    given["lines"]["dropped"] -= 2
-    assert plain_line(given).endswith("| 2 lines unaccounted for | draining | problem: a (and 1 more)")
+    given = snapshot(state="draining", problems=["a", "b"], lines=replace(USUAL.lines, dropped=2773))
+    assert plain_line(given).endswith("| 2 lines more than came in | draining | problem: a (and 1 more)")
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -220,7 +201,7 @@ def test_figures_that_fail_are_told_and_come_back(monkeypatch: pytest.MonkeyPatc
     file = io.StringIO()
     fails = [True]
 
-    def sometimes() -> dict[str, Any]:
+    def sometimes() -> Snapshot:
         if fails[0]:
             raise KeyError("lines")
         return snapshot()
@@ -264,7 +245,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 
 def test_terminal_gets_a_screen_that_renews_itself(terminal: Terminal) -> None:
     total = iter(range(3300, 10**9))
-    with LiveView(lambda: snapshot(lines={"in": next(total)}, problems=[EVIL]), terminal.console):
+    with LiveView(lambda: snapshot(lines=Count(next(total)), problems=[EVIL]), terminal.console):
         until(lambda: "3 305" in terminal.read())
     shown = terminal.read()
     assert "\x1b[?25l" in shown
@@ -285,7 +266,7 @@ def test_terminal_that_takes_nothing_holds_nobody(terminal: Terminal, monkeypatc
     monkeypatch.setattr(stream_view, "LAST_SECONDS", 0.05)
     asked = []
 
-    def counted() -> dict[str, Any]:
+    def counted() -> Snapshot:
         asked.append(time.monotonic())
         return snapshot()
 

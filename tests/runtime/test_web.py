@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,10 @@ from PIL import Image
 
 from runtime.errors import InputError, MachineError
 from runtime.stream import web, web_routes
+from runtime.stream.books import Count
+from runtime.stream.snapshot import Snapshot
 from runtime.stream.web import Server, serve
+from tests.contracts.snapshots import NOTHING, stages
 
 ROUTES = ("/", "/api/snapshot", "/api/spectra", "/quicklook.png", "/healthz", "/metrics", "/favicon.ico", "/none")
 
@@ -29,16 +33,15 @@ def png(width: int = 4, height: int = 3) -> bytes:
     return stream.getvalue()
 
 
-def snapshot() -> dict[str, Any]:
-    return {
-        "lines": {"in": np.int64(3300), "restored": 512},
-        "rates": {"in": np.float32(0.5), "restored": float("nan")},
-        "experts": np.array([0.25, np.inf]),
-        "stages": {"source": {"age_s": 0.1, "ok": True}},
-        "state": "running",
-        "problems": ["</script>\x1b[2J\ud800"],
-        "spool": None,
-    }
+def snapshot() -> Snapshot:
+    return replace(
+        NOTHING,
+        lines=Count(3300, restored=512),
+        rates={"in": 0.5, "restored": float("nan")},
+        experts=(0.25, float("inf")),
+        stages=stages(source=0.1234),
+        problems=["</script>\x1b[2J\ud800"],
+    )
 
 
 def spectra() -> dict[str, Any]:
@@ -46,7 +49,7 @@ def spectra() -> dict[str, Any]:
 
 
 def start(
-    snapshot: Callable[[], Mapping[str, Any]] = snapshot,
+    snapshot: Callable[[], Snapshot] = snapshot,
     quicklook: Callable[[], bytes | None] = png,
     spectra: Callable[[], Mapping[str, Any]] = spectra,
     host: str = "127.0.0.1",
@@ -113,11 +116,13 @@ def test_page_runs_nothing_but_its_own_script(server: Server) -> None:
 
 def test_figures_are_json_whatever_they_are_made_of(server: Server) -> None:
     given = ask(server, "/api/snapshot").json
-    assert given["lines"] == {"in": 3300, "restored": 512}
+    rest = {"recorded": 0, "passed": 0, "dropped": 0, "incomplete": 0, "pending": 2788}
+    assert given["lines"] == {"in": 3300, "restored": 512, **rest}
+    assert given["stages"] == {"source": {"age_s": 0.123, "ok": True, "vital": True}}
     assert given["rates"] == {"in": 0.5, "restored": None}
     assert given["experts"] == [0.25, None]
-    assert given["spool"] is None
-    assert given["problems"] == snapshot()["problems"]
+    assert given["spool"] == {}
+    assert given["problems"] == snapshot().problems
     assert ask(server, "/api/spectra").json == {
         "wavelengths": None,
         "spectra": [{"sample": 3, "line": 9, "values": [1.0, None]}],
@@ -235,7 +240,7 @@ class Unspeakable:
 def test_figures_that_fail_are_told_without_a_trace(path: str, capfd: pytest.CaptureFixture[str]) -> None:
     figures: list[Any] = [KeyError("password of the camera")]
 
-    def failing() -> Mapping[str, Any]:
+    def failing() -> Snapshot:
         if isinstance(figures[-1], Exception):
             raise figures[-1]
         return figures[-1]  # type: ignore[no-any-return]
@@ -245,10 +250,10 @@ def test_figures_that_fail_are_told_without_a_trace(path: str, capfd: pytest.Cap
         assert got.status == 500
         assert got.json == {"error": "the stream gave no answer", "kind": "KeyError"}
         assert ask(server).status == 200
-        figures.append({"state": "running", "stages": Unspeakable()})
+        figures.append(replace(NOTHING, stages=Unspeakable()))  # type: ignore[arg-type]
         until(lambda: ask(server, path).json.get("kind") != "KeyError")
         assert ask(server, path).status == 500
-        figures.append({"state": "running"})
+        figures.append(NOTHING)
         until(lambda: ask(server, path).status == 200)
     assert capfd.readouterr() == ("", "")
 
@@ -256,14 +261,14 @@ def test_figures_that_fail_are_told_without_a_trace(path: str, capfd: pytest.Cap
 def test_stream_is_asked_four_times_a_second_at_most_and_never_twice_at_once() -> None:
     begun, inside, together = [], 0, 0
 
-    def counting() -> dict[str, Any]:
+    def counting() -> Snapshot:
         nonlocal inside, together
         begun.append(time.monotonic())
         inside += 1
         together = max(together, inside)
         time.sleep(0.02)
         inside -= 1
-        return {"state": "running"}
+        return NOTHING
 
     with start(snapshot=counting) as server:
         many = [
@@ -282,10 +287,10 @@ def test_stream_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(web_routes, "BUSY_SECONDS", 0.1)
     asked, go_on = threading.Event(), threading.Event()
 
-    def stuck() -> dict[str, Any]:
+    def stuck() -> Snapshot:
         asked.set()
         go_on.wait(20)
-        return {"state": "running"}
+        return NOTHING
 
     with start(snapshot=stuck) as server:
         first: list[int] = []
@@ -390,17 +395,18 @@ def test_loopback_of_ipv6() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "status", "silent"),
+    ("state", "ages", "status", "silent"),
     [
-        ({"state": "running", "stages": {"a": {"ok": True}}}, 200, []),
-        ({"state": "draining"}, 200, []),
-        ({"state": "stopped"}, 503, []),
-        ({"state": "running", "stages": {"a": {"ok": True}, "b": {"ok": False}, "c": None}}, 503, ["b", "c"]),
-        ({}, 503, []),
+        ("running", {"a": 0.1}, 200, []),
+        ("draining", {}, 200, []),
+        ("stopped", {}, 503, []),
+        ("running", {"a": 0.1, "b": 12.0}, 503, ["b"]),
+        ("running", {"a": 0.1, "optional": 12.0}, 200, ["optional"]),
     ],
 )
-def test_health(given: dict[str, Any], status: int, silent: list[str]) -> None:
-    with start(snapshot=lambda: given) as server:
+def test_health(state: str, ages: dict[str, float], status: int, silent: list[str]) -> None:
+    known = {name: replace(stage, vital=name != "optional") for name, stage in stages(**ages).items()}
+    with start(snapshot=lambda: replace(NOTHING, state=state, stages=known)) as server:
         got = ask(server, "/healthz")
         assert got.status == status
-        assert got.json == {"ok": status == 200, "state": given.get("state"), "silent": silent}
+        assert got.json == {"ok": status == 200, "state": state, "silent": silent}

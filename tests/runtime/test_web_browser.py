@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from runtime.stream.web import Server, serve
+from tests.contracts.snapshots import Told
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -84,7 +85,7 @@ class Stream:
         return {"wavelengths": self.wavelengths, "spectra": curves}
 
     def serve(self, port: int = 0) -> Server:
-        return serve(self.snapshot, self.quicklook, self.spectra, port)
+        return serve(lambda: Told(self.snapshot()), self.quicklook, self.spectra, port)
 
 
 class Browser:

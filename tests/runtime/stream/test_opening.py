@@ -107,6 +107,6 @@ def test_files_are_let_go_where_the_stream_cannot_be_made(bundle: runtime.Bundle
 def test_a_scale_stands_in_the_record_and_sinks_keep_their_names(bundle: runtime.Bundle, tmp_path: Path) -> None:
     sinks = [NamedSink("mine", Callback(lambda block: None), "block"), lambda block: None]
     stream = runtime.open_stream(bundle, Script([1, 2]), record=tmp_path / "raw", scale=5000, sinks=sinks)
-    assert {"mine", "sink-2"} <= set(stream.snapshot()["queues"])
+    assert {"mine", "sink-2"} <= set(stream.snapshot().queues)
     stream.run()
     assert "5000" in (tmp_path / "raw/lines.hdr").read_text()

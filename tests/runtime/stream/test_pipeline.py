@@ -22,6 +22,7 @@ from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
 from runtime.stream.pipeline import NamedSink, Stream, StreamOptions, StreamResult
 from runtime.stream.restoring import RestorerFacts
+from runtime.stream.snapshot import Snapshot
 from tests.contracts.coded import CODE, CODED, decode, decoded
 from tests.contracts.graphs import damp_like
 from tests.runtime.stream.lines import FORMAT, SHAPE, Script, line
@@ -111,8 +112,8 @@ def stream_of(
     )  # fmt: skip
 
 
-def balanced(snapshot: dict[str, Any]) -> None:
-    lines = snapshot["lines"]
+def balanced(snapshot: Snapshot) -> None:
+    lines = snapshot.as_json()["lines"]
     assert lines["in"] == lines["restored"] + lines["dropped"] + lines["incomplete"] + lines["pending"]
     assert lines["pending"] >= 0
     assert lines["passed"] <= lines["restored"]
@@ -237,7 +238,7 @@ def test_unfit_lines_are_passed_through_and_told() -> None:
     stream = stream_of(Script(lines), brighter, record, [NamedSink("kept", kept, "block", True)])
     result = run(stream)
     assert (result.count.restored, result.count.passed) == (24, 3)
-    assert stream.snapshot()["flags"] == {"empty": 1, "repeated": 1, "saturated": 1}
+    assert stream.snapshot().flags == {"empty": 1, "repeated": 1, "saturated": 1}
     for number, flag in ((5, Flag.EMPTY), (9, Flag.REPEATED), (13, Flag.SATURATED)):
         assert kept.flags[number] == flag | Flag.PASSED
         assert record.flags[number] & flag
@@ -254,7 +255,7 @@ def test_values_that_the_type_cannot_hold_are_clipped_and_counted() -> None:
 
     stream = stream_of(Script(range(8)), darker, None, [NamedSink("kept", kept, "block", True)])
     run(stream)
-    assert stream.snapshot()["clipped"] == 8 * SHAPE[0] * SHAPE[1]
+    assert stream.snapshot().clipped == 8 * SHAPE[0] * SHAPE[1]
     assert all((values == 0).all() for values in kept.lines.values())
 
 
@@ -324,7 +325,7 @@ def test_a_slow_preview_loses_blocks_and_stalls_nobody() -> None:
     result = run(stream)
     assert result.count.restored == 600
     assert 0 < len(slow.lines) < 600
-    assert stream.snapshot()["queues"]["preview"]["dropped"] > 0
+    assert stream.snapshot().queues["preview"].dropped > 0
 
 
 def test_a_signal_ends_it_within_its_time_and_what_was_on_its_way_is_counted() -> None:
@@ -588,8 +589,8 @@ def test_lines_of_other_bands_come_out_and_a_frame_that_is_not_full_is_dropped()
     assert frame["why"] == "the frame is not whole, and nothing of it can be passed through"
     assert (lines["kind"], lines["sequence"], lines["last"], lines["lines"]) == ("drop", 96, 99, 4)
     told = stream.snapshot()
-    assert (told["prompt"], told["prompt_by"], told["experts"], told["clipped"]) == ({}, "", [], 0)
-    assert told["peak"] is not None and told["latency_s"]
+    assert (told.prompt, told.prompt_by, told.experts, told.clipped) == ({}, "", (), 0)
+    assert told.peak is not None and told.latency_s
 
 
 def test_frames_with_gaps_are_bridged_or_dropped_and_never_passed() -> None:
@@ -795,7 +796,7 @@ def test_a_listed_element_does_not_hide_an_unfit_line(tmp_path: Path, what: str)
     )  # fmt: skip
     result = run(stream)
     assert result.count.passed >= 15
-    assert stream.snapshot()["flags"][what] >= 15
+    assert stream.snapshot().flags[what] >= 15
 
 
 def test_lines_are_judged_by_the_bands_that_are_restored() -> None:
@@ -811,7 +812,7 @@ def test_lines_are_judged_by_the_bands_that_are_restored() -> None:
         [NamedSink("kept", kept, "block", True)], FILES,
     )  # fmt: skip
     run(stream)
-    assert stream.snapshot()["flags"] == {"saturated": 1, "empty": 2}, "a line of one value is empty, too"
+    assert stream.snapshot().flags == {"saturated": 1, "empty": 2}, "a line of one value is empty, too"
     assert {number for number, flags in kept.flags.items() if flags & Flag.PASSED} == {6, 9}
 
 
@@ -832,7 +833,7 @@ def test_lines_are_judged_by_all_that_the_restored_bands_are_made_of(tmp_path: P
             radiometry=radiometry, facts=facts,
         )  # fmt: skip
         assert not run(stream).failures
-        return kept, stream.snapshot()["flags"], lines
+        return kept, stream.snapshot().flags, lines
 
     whole = replace(FORMAT, bands=12)
     kept, flags, lines = seen(whole, 4095)
