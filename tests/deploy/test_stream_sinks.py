@@ -83,7 +83,7 @@ def test_a_stream_finds_it_by_its_name_and_gives_it_all_that_a_sink_gets(
 
 def test_those_of_the_house_are_there(tmp_path: Path) -> None:
     targets = {"quicklook": tmp_path / "now.png", "publish": 0, "packets": tmp_path / "lines.ccsds"}
-    assert targets.keys() == sinks.SINKS.keys()
+    assert targets.keys() <= sinks.SINKS.keys()
     for (name, target), kind in zip(targets.items(), (Quicklook, Publisher, SpacePackets), strict=True):
         with sinks.open_sink(f"{name}:{target}", FACTS) as sink:
             assert isinstance(sink, kind)
