@@ -1,7 +1,7 @@
 """Calibration sets: frames to choose int8 ranges from, and others to judge by, drawn from cubes by a seed.
 
 Two parts that share no cube. The frames to fit go through the training degradations and the undegraded cube in turn,
-so that every expert is reached; those to judge go through all seven tasks of `calibration.evaluation`, of which two
+so that every expert is reached; those to judge go through all seven tasks of `calibration.measuring`, of which two
 were never trained on. A frame follows from the cube, its place, its task and the seed. It is made when it is asked for,
 one at a time, and kept in a folder from which an interrupted build takes it again.
 """
