@@ -78,7 +78,7 @@ def remove_photon_noise(cube: Cube) -> Cube:
         made = restoration.denoise_wavelet(band, method="BayesShrink", mode="soft", rescale_sigma=True)
         return np.asarray(np.where(np.isfinite(made), made, band), np.float32)
 
-    return np.maximum(np.stack([shrunk(band) if np.ptp(band) else band for band in cube]), 0)
+    return np.asarray(np.maximum([shrunk(band) if np.ptp(band) else band for band in cube], 0), np.float32)
 
 
 def sharpen(cube: Cube) -> Cube:
