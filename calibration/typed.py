@@ -99,16 +99,12 @@ def nodes_in_half(data: bytes, single: Collection[str] = ()) -> frozenset[str]:
 def _parted(data: bytes, single: Collection[str]) -> tuple[onnx.ModelProto, set[str], set[int]]:
     """The graph, its float tensors, and the places of the nodes that stay float32."""
     model = inferred(data)
-    floats = _float_tensors(model)
-    islands = _islands(model.graph, floats) | {p for p, n in enumerate(model.graph.node) if n.name in single}
-    return model, floats, _with_pairs(model.graph, islands)
-
-
-def _float_tensors(model: onnx.ModelProto) -> set[str]:
     graph = model.graph
     values = (*graph.value_info, *graph.input, *graph.output)
-    known = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
-    return known | {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT}
+    floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    floats |= {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT}
+    islands = _islands(graph, floats) | {p for p, n in enumerate(graph.node) if n.name in single}
+    return model, floats, _with_pairs(graph, islands)
 
 
 def constants_of(graph: onnx.GraphProto) -> dict[str, TensorProto]:
