@@ -13,16 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, zoom
 
-from calibration.degradations import SR_FACTORS, lost_bands
-from runtime.errors import CubeError, InputError, MachineError
-
-Cube: TypeAlias = NDArray[np.float32]
+from calibration.degradations import SR_FACTORS, Cube, lost_bands
+from runtime.errors import MachineError
 
 SMALLEST_PLANE = 8
 """Lines and samples below which a plane holds too little to tell signal from noise or blur; it is left as it is."""
@@ -35,41 +33,12 @@ class Baseline:
 
     Attributes:
         name: in words.
-        restore: takes a degraded cube [bands, lines, samples] and returns a restored one of its shape.
+        restore: takes a degraded cube [bands, lines, samples] and returns a restored one of its shape; raises
+            MachineError where scikit-image is needed and not installed.
     """
 
     name: str
     restore: Callable[[Cube], Cube]
-
-
-def baseline(task: str, cube: Cube) -> Cube:
-    """Restore a cube by the classical method for its degradation.
-
-    Args:
-        task: the degradation, a key of `BASELINES`.
-        cube: degraded cube [bands, lines, samples], float.
-
-    Returns:
-        A new float32 cube of the same shape, finite.
-
-    Raises:
-        InputError: there is no baseline for this task.
-        CubeError: it is no finite, non-empty float cube.
-        MachineError: scikit-image is not installed.
-    """
-    if task not in BASELINES:
-        raise InputError(
-            "no baseline for this task", key="task", value=task, remedy=f"choose from {', '.join(BASELINES)}"
-        )
-    cube = np.asarray(cube)
-    if cube.ndim != 3 or cube.size == 0 or cube.dtype.kind != "f" or not np.isfinite(cube).all():
-        raise CubeError(
-            "not a finite float cube",
-            key="shape",
-            value=list(cube.shape),
-            remedy="give an array [bands, lines, samples], scaled to [0, 1]",
-        )
-    return np.array(BASELINES[task].restore(np.asarray(cube, np.float32)), np.float32)
 
 
 def remove_noise(cube: Cube) -> Cube:
@@ -104,13 +73,12 @@ def remove_photon_noise(cube: Cube) -> Cube:
     if _is_small(cube):
         return cube
     restoration = _skimage("restoration")
-    shrunk = [band if np.ptp(band) == 0 else _shrunk(restoration, band) for band in cube]
-    return np.asarray(np.maximum(np.stack(shrunk), 0), np.float32)
 
+    def shrunk(band: Cube) -> Cube:
+        made = restoration.denoise_wavelet(band, method="BayesShrink", mode="soft", rescale_sigma=True)
+        return np.asarray(np.where(np.isfinite(made), made, band), np.float32)
 
-def _shrunk(restoration: Any, band: Cube) -> Cube:
-    shrunk = restoration.denoise_wavelet(band, method="BayesShrink", mode="soft", rescale_sigma=True)
-    return np.asarray(np.where(np.isfinite(shrunk), shrunk, band), np.float32)
+    return np.asarray(np.maximum([shrunk(band) if np.ptp(band) else band for band in cube], 0), np.float32)
 
 
 def sharpen(cube: Cube) -> Cube:

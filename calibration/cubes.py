@@ -18,7 +18,6 @@ from runtime.scaling import to_unit
 from .degradations import BRIGHTEST
 
 SUFFIXES = (".hdr", ".npy", ".npz", ".mat")
-"""Bands that lie further from the network's than this are warned of."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Calibration sets: frames to choose int8 ranges from, and others to judge by, drawn from cubes by a seed.
 
 Two parts that share no cube. The frames to fit go through the training degradations and the undegraded cube in turn,
-so that every expert is reached; those to judge go through all seven tasks of `calibration.evaluation`, of which two
+so that every expert is reached; those to judge go through all seven tasks of `calibration.measuring`, of which two
 were never trained on. A frame follows from the cube, its place, its task and the seed. It is made when it is asked for,
 one at a time, and kept in a folder from which an interrupted build takes it again.
 """
@@ -221,31 +221,24 @@ def calibration_set(
     order = [names[i] for i in rng.permutation(len(names))]
     judged = order[: max(1, min(asked.judged, len(order) // 2))]
     fitted = order[len(judged) :]
-    shapes = {name: record.shape for name, record in known.items()}
+    tasks = measuring.fit
     if asked.cubes == "as_flown":
-        fitted = order
+        fitted, tasks = order, (AS_FLOWN,)
         scenes = _simulated(wanted, scene_size)
         judged = [f"{SIMULATED}/{SIMULATED_SCENES + i}" for i in range(max(1, asked.judged))]
         known |= {name: _record(scenes(name)) for name in judged}
-        shapes |= {name: known[name].shape for name in judged}
         flown = read
 
         def read(name: str) -> Float32:
             return scenes(name) if name in judged else flown(name)
 
-    tasks = (AS_FLOWN,) if asked.cubes == "as_flown" else measuring.fit
-    fit = [
-        _drawn(
-            fitted[i % len(fitted)],
-            shapes,
-            tasks[(i + i // lcm(len(fitted), len(tasks))) % len(tasks)],
-            wanted.bands,
-            size,
-            rng,
-        )
-        for i in range(asked.samples)
-    ]
-    judge = [_drawn(name, shapes, task, wanted.bands, size, rng) for name in judged for task in measuring.tasks]
+    def drawn(name: str, task: str) -> Origin:
+        room = [max(0, have - want) for have, want in zip(known[name].shape, (wanted.bands, *size), strict=True)]
+        return Origin(name, task, *(int(rng.integers(0, most + 1)) for most in room))
+
+    turns = len(fitted), len(tasks)
+    fit = [drawn(fitted[i % turns[0]], tasks[(i + i // lcm(*turns)) % turns[1]]) for i in range(asked.samples)]
+    judge = [drawn(name, task) for name in judged for task in measuring.tasks]
     # Frames of one cube one after the other: it is read once.
     fit.sort(key=lambda o: fitted.index(o.cube))
     used = {o.cube for o in (*fit, *judge)}
@@ -327,19 +320,6 @@ def _simulated(wanted: Wanted, size: tuple[int, int]) -> Callable[[str], Float32
 def _record(cube: Float32) -> CubeRecord:
     bands, lines, samples = cube.shape
     return CubeRecord(hashlib.sha256(np.ascontiguousarray(cube).tobytes()).hexdigest(), (bands, lines, samples))
-
-
-def _drawn(
-    name: str,
-    shapes: Mapping[str, tuple[int, int, int]],
-    task: str,
-    bands: int,
-    size: tuple[int, int],
-    rng: np.random.Generator,
-) -> Origin:
-    room = [max(0, have - want) for have, want in zip(shapes[name], (bands, *size), strict=True)]
-    band, line, sample = (int(rng.integers(0, most + 1)) for most in room)
-    return Origin(name, task, band, line, sample)
 
 
 def _kept(file: Path, origin: Origin) -> Sample | None:

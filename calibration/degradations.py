@@ -2,7 +2,8 @@
 
 Each is a function `(cube, rng, **severity) -> cube`. Cubes are float32 [bands, lines, samples], reflectance or radiance
 scaled to [0, 1]. The output has the shape of the input, is a new array, is never clipped, and follows from the cube
-and the state of `rng` alone. A severity left out is drawn from `rng` by the training recipe.
+and the state of `rng` alone. A severity left out is drawn from `rng` by the training recipe. All raise CubeError for
+what is no finite, non-empty float cube.
 
 noise, blur, sr, inpaint and bandloss, with their severities, are the training tasks of DAMP (arXiv 2512.20251);
 motionblur and poisson are its unseen tasks, for which the paper gives no severity: length and peak are our choice, as
@@ -40,12 +41,9 @@ def noise(cube: Cube, rng: np.random.Generator, *, sigma: float | None = None) -
     """Add white Gaussian noise.
 
     Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
         sigma: standard deviation in units of the cube, >= 0; drawn from U(30, 70) / 255 if None.
 
     Raises:
-        CubeError: the cube is not a finite, non-empty float cube.
         InputError: sigma is negative or not finite.
     """
     cube = _checked(cube)
@@ -62,12 +60,9 @@ def blur(cube: Cube, rng: np.random.Generator, *, size: int | None = None) -> Cu
     """Convolve every band with a normalised Gaussian, borders reflected about the edge pixel.
 
     Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
         size: side of the kernel in pixels, odd; sigma = 0.3 ((size - 1) / 2 - 1) + 0.8; 9 or 15 if None.
 
     Raises:
-        CubeError: as for `noise`.
         InputError: size is even or outside 1 to 999.
     """
     cube = _checked(cube)
@@ -96,12 +91,9 @@ def sr(cube: Cube, rng: np.random.Generator, *, factor: int | None = None) -> Cu
     the low-resolution pixels are spread evenly (nearest neighbour).
 
     Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
         factor: 1 to 64; 2 or 4 if None.
 
     Raises:
-        CubeError: as for `noise`.
         InputError: factor is outside 1 to 64 or no whole number.
     """
     cube = _checked(cube)
@@ -115,12 +107,9 @@ def inpaint(cube: Cube, rng: np.random.Generator, *, rate: float | None = None) 
     """Set elements to zero, each on its own with probability `rate`.
 
     Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
         rate: 0 to 1; 0.7 or 0.8 if None.
 
     Raises:
-        CubeError: as for `noise`.
         InputError: rate is outside [0, 1].
     """
     cube = _checked(cube)
@@ -134,12 +123,9 @@ def bandloss(cube: Cube, rng: np.random.Generator, *, rate: float | None = None)
     """Set whole bands to zero: round(rate * bands) of them, at least one, at random. `lost_bands` tells which.
 
     Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
         rate: share of bands lost, 0 to 1; 0.1 or 0.2 if None.
 
     Raises:
-        CubeError: as for `noise`.
         InputError: rate is outside [0, 1].
     """
     cube = _checked(cube)
@@ -157,13 +143,10 @@ def motionblur(
     """Smear every band evenly along a straight path, borders reflected about the edge pixel.
 
     Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
         length: of the path in pixels, 1 (no smear) to 999; the default is our choice.
         angle: of the path in degrees, 0 along samples, 90 along lines; drawn from U(0, 180) if None.
 
     Raises:
-        CubeError: as for `noise`.
         InputError: length is no whole number from 1 to 999, or angle is not finite.
     """
     cube = _checked(cube)
@@ -209,12 +192,9 @@ def poisson(cube: Cube, rng: np.random.Generator, *, peak: float = POISSON_PEAK)
     """Count photons: Poisson(peak * cube) / peak. Negative elements count none.
 
     Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
         peak: photons at 1.0, above 0. The default of 10 is our choice: noise of sigma 0.14 at a signal of 0.2.
 
     Raises:
-        CubeError: as for `noise`.
         InputError: peak is outside (0, 1e6].
     """
     cube = _checked(cube)
@@ -229,13 +209,10 @@ def stripes(cube: Cube, rng: np.random.Generator, *, gain: float = 0.05, offset:
     The detector of a line-scan sensor is [bands, samples], so that the error is constant along lines.
 
     Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
         gain: standard deviation of the relative gain error, 0 to 1.
         offset: standard deviation of the offset in units of the cube, 0 to 1.
 
     Raises:
-        CubeError: as for `noise`.
         InputError: gain or offset is outside [0, 1].
     """
     cube = _checked(cube)
@@ -252,13 +229,10 @@ def deadlines(cube: Cube, rng: np.random.Generator, *, bands: float = 0.3, sampl
     Half of them read zero, the others are stuck at a value from U(0, 1).
 
     Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
         bands: share of bands that have dead columns, 0 to 1, at least one band.
         samples: share of samples that are dead in such a band, 0 to 1, at least one.
 
     Raises:
-        CubeError: as for `noise`.
         InputError: bands or samples is outside [0, 1].
     """
     cube = _checked(cube).copy()
@@ -277,13 +251,6 @@ def mixed(cube: Cube, rng: np.random.Generator) -> Cube:
     """A worn sensor: noise of sigma U(10, 30) / 255, mild stripes, dead columns, one band in ten lost.
 
     Bands are lost last, so that they are exactly zero and `lost_bands` finds them.
-
-    Args:
-        cube: [bands, lines, samples] in [0, 1].
-        rng: source of all randomness.
-
-    Raises:
-        CubeError: as for `noise`.
     """
     worn = noise(cube, rng, sigma=rng.uniform(10 / 255, 30 / 255))
     worn = stripes(worn, rng, gain=0.03, offset=0.02)
@@ -310,7 +277,6 @@ def degrade(cube: Cube, names: str | Sequence[str], rng: np.random.Generator) ->
         rng: source of all randomness.
 
     Raises:
-        CubeError: as for `noise`.
         InputError: a name is unknown, or there is none.
     """
     for name in parse_degradations(names):

@@ -88,14 +88,9 @@ def evaluate(
                 raise CubeError(
                     f"the model's output after {task} is not finite", file=name, remedy="check the model's weights"
                 )
-            row = Row(
-                task,
-                name,
-                quality(degraded, truth, bands) if alike else None,
-                None if classical is None else quality(classical, truth, bands),
-                quality(restored, truth, bands),
-                routing,
-            )
+            before = quality(degraded, truth, bands) if alike else None
+            beside = None if classical is None else quality(classical, truth, bands)
+            row = Row(task, name, before, beside, quality(restored, truth, bands), routing)
             yield row, Cubes(degraded, classical, restored, truth)
 
 
@@ -104,7 +99,7 @@ def mean_quality(figures: Sequence[Quality]) -> Quality:
     return Quality(**{f.name: float(np.mean([getattr(q, f.name) for q in figures])) for f in fields(Quality)})
 
 
-def known_mean(figures: Sequence[Quality | None]) -> Quality | None:
+def known_mean(figures: Iterable[Quality | None]) -> Quality | None:
     """The mean of every figure; None where nothing was measured."""
     known = [q for q in figures if q is not None]
     return mean_quality(known) if known else None
@@ -114,12 +109,8 @@ def means(rows: Sequence[Row]) -> Mapping[str, Contenders]:
     """{task: (input, baseline, model)}, means over scenes, in the order of the rows."""
     found: dict[str, Contenders] = {}
     for task in dict.fromkeys(row.task for row in rows):
-        of_task = [row for row in rows if row.task == task]
-        found[task] = (
-            known_mean([r.input for r in of_task]),
-            known_mean([r.baseline for r in of_task]),
-            mean_quality([r.model for r in of_task]),
-        )
+        given, classical, made = zip(*((r.input, r.baseline, r.model) for r in rows if r.task == task), strict=True)
+        found[task] = known_mean(given), known_mean(classical), mean_quality(made)
     return found
 
 

@@ -17,10 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from .typed import SHAPES
+from .typed import SHAPES, inferred, rewritten
 
 SPLITTER, UP, DOWN, SPACING = 2.0**13 + 1, 2.0**112, 2.0**-112, 0.75
 
@@ -34,19 +33,14 @@ def half_arithmetic(data: bytes) -> bytes:
     Returns:
         an ONNX file whose floats are all float32; values that FP16 cannot hold become infinite or NaN in it.
     """
-    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data), strict_mode=True, data_prop=True)
-    graph = model.graph
-    half = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
-    weights = [_single(i) if i.data_type == TensorProto.FLOAT16 else i for i in graph.initializer]
+    model = inferred(data)
+    half = {v.name for v in model.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    for weight in model.graph.initializer:
+        if weight.data_type == TensorProto.FLOAT16:
+            weight.CopyFrom(_single(weight))
     constants = {"splitter": SPLITTER, "up": UP, "down": DOWN, "spacing": SPACING}
-    weights += [numpy_helper.from_array(np.array(v, np.float32), f"half/{k}") for k, v in constants.items()]
-    nodes = [written for node in graph.node for written in _rewrite(node, half)]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(weights)
-    onnx.checker.check_model(model, full_check=True)
-    rewritten: bytes = model.SerializeToString(deterministic=True)
-    return rewritten
+    added = [numpy_helper.from_array(np.array(v, np.float32), f"half/{k}") for k, v in constants.items()]
+    return rewritten(model, [written for node in model.graph.node for written in _rewrite(node, half)], added)
 
 
 def _single(tensor: TensorProto) -> TensorProto:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from runtime.engines.onnx_guard import check_onnx
-
 from .products import block_of
-from .ranges import Feeds, parts_of
-from .typed import constants_of, pictures
+from .ranges import Feeds, parts_of, session_of
+from .typed import constants_of, inferred, pictures
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
@@ -59,10 +56,7 @@ def parting(one: bytes, other: bytes, feeds: Feeds, tolerance: float) -> Parting
     Returns:
         None for graphs of an older build, whose nodes do not tell their modules.
     """
-    models = [
-        onnx.shape_inference.infer_shapes(onnx.load_model_from_string(g), strict_mode=True, data_prop=True)
-        for g in (one, other)
-    ]
+    models = [inferred(graph) for graph in (one, other)]
     if not all("/" in node.name for node in models[0].graph.node):
         return None
     shared = _floats(models[0]) & _floats(models[1]) & pictures(models[0].graph, constants_of(models[0].graph))
@@ -89,7 +83,7 @@ def _floats(model: onnx.ModelProto) -> set[str]:
 def _distances(models: Sequence[onnx.ModelProto], places: Sequence[tuple[str, str]], feeds: Feeds) -> list[Step]:
     steps = []
     for part in parts_of(models[0], [tensor for _, tensor in places]):
-        expected, found = (_values(model, part, feeds) for model in models)
+        expected, found = (session_of(model, part).run(part, dict(feeds)) for model in models)
         distances = {}
         for tensor, a, b in zip(part, expected, found, strict=True):
             size = float(np.linalg.norm(a.ravel())) or 1.0
@@ -97,20 +91,3 @@ def _distances(models: Sequence[onnx.ModelProto], places: Sequence[tuple[str, st
         steps += [Step(name, distances[tensor]) for name, tensor in places if tensor in distances]
     order = {name: place for place, (name, _) in enumerate(places)}
     return sorted(steps, key=lambda step: order[step.name])
-
-
-def _values(model: onnx.ModelProto, tensors: Sequence[str], feeds: Feeds) -> list[Any]:
-    import onnxruntime
-
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    known = {v.name: v for v in model.graph.value_info}
-    present = {o.name for o in watched.graph.output}
-    watched.graph.output.extend(known[name] for name in dict.fromkeys(tensors) if name not in present)
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    data = watched.SerializeToString()
-    check_onnx(data)
-    session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
-    values: list[Any] = session.run(list(tensors), dict(feeds))
-    return values

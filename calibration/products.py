@@ -8,7 +8,7 @@ first gain nothing in int8, the second choose the experts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -80,8 +80,10 @@ def block_of(name: str) -> str:
 
 def int8_share(model: onnx.ModelProto) -> float:
     """Share of the multiply-adds whose both operands come out of DequantizeLinear, 0 to 1."""
-    dequantised = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    moved = _moved(model.graph.node, dequantised)
+    moved: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" or (node.op_type in MOVING and node.input[0] in moved):
+            moved.update(node.output)
     quantised = {n.name for n in model.graph.node if n.op_type in WEIGHTED and set(n.input[:2]) <= moved}
     counted = products(model)
     return sum(p.multiply_adds for p in counted if p.name in quantised) / sum(p.multiply_adds for p in counted)
@@ -89,14 +91,6 @@ def int8_share(model: onnx.ModelProto) -> float:
 
 MOVING = frozenset({"Reshape", "Transpose", "Gather", "Squeeze", "Unsqueeze"})
 """Operators that move values and compute none."""
-
-
-def _moved(nodes: Iterable[NodeProto], names: set[str]) -> set[str]:
-    reached = set(names)
-    for node in nodes:
-        if node.op_type in MOVING and node.input[0] in reached:
-            reached.update(node.output)
-    return reached
 
 
 def _kind(node: NodeProto, weight: Sequence[int]) -> str:

@@ -2,8 +2,9 @@
 
 Cubes are [bands, lines, samples] of any float type, nominally in [0, 1]; nothing is clipped, and sums are in float64.
 `bands`, a bool mask [bands], restricts a figure to some bands: to the lost ones after band loss. Every figure is finite
-for every finite pair of cubes, so that it can stand in JSON. The definitions are those DAMP (arXiv 2512.20251) is
-measured by, except `psnr`, which counts neither rounding nor the infinite PSNR of an untouched band.
+for every finite pair of cubes, so that it can stand in JSON; for others each raises what `quality` does. The
+definitions are those DAMP (arXiv 2512.20251) is measured by, except `psnr`, which counts neither rounding nor the
+infinite PSNR of an untouched band.
 """
 
 from __future__ import annotations
@@ -74,9 +75,6 @@ def psnr(restored: Cube, truth: Cube, bands: Mask | None = None) -> float:
     """-10 log10 of the mean squared error over all elements, in dB, peak 1.
 
     At most 100 dB, which is what equal cubes are given.
-
-    Raises:
-        CubeError, InputError: as for `quality`.
     """
     restored, truth = _pair(restored, truth, bands)
     return _decibels(float(_errors(restored, truth).mean()))
@@ -87,9 +85,6 @@ def psnr_per_band(restored: Cube, truth: Cube, bands: Mask | None = None) -> NDA
 
     At most 100 dB; the reference itself gives infinity where the rounded bands are equal. Its mean is
     `Quality.band_psnr`.
-
-    Raises:
-        CubeError, InputError: as for `quality`.
     """
     restored, truth = _pair(restored, truth, bands)
     errors = (np.mean((np.round(256 * a) - np.round(256 * b)) ** 2) for a, b in _planes(restored, truth))
@@ -100,9 +95,6 @@ def ssim(restored: Cube, truth: Cube, bands: Mask | None = None) -> float:
     """Structural similarity, mean over pixels and bands: Gaussian window 11 x 11 of sigma 1.5, zeros beyond the border.
 
     C1 = 0.01^2, C2 = 0.03^2; variances are those of the window, without Bessel's correction.
-
-    Raises:
-        CubeError, InputError: as for `quality`.
     """
     restored, truth = _pair(restored, truth, bands)
     return float(np.mean([_ssim(a, b) for a, b in _planes(restored, truth)]))
@@ -114,9 +106,6 @@ def sam(restored: Cube, truth: Cube, bands: Mask | None = None) -> float:
     Spectra are divided by their norm, or by 1e-8 if that is larger; the angle is 2 atan2(|u - v|, |u + v|), which is
     exact for equal spectra where arccos is not. So two zero spectra are 0 apart, a zero and any other spectrum 90;
     with one band the angle is 0, or 180 where the signs differ.
-
-    Raises:
-        CubeError, InputError: as for `quality`.
     """
     restored, truth = _pair(restored, truth, bands)
     shape = restored.shape[1:]
@@ -136,9 +125,6 @@ def ergas(restored: Cube, truth: Cube, bands: Mask | None = None) -> float:
     """Relative global error in percent: 100 sqrt(mean over bands of MSE / (mean of the true band)^2).
 
     A true band of a mean below 1e-4 counts as one of 1e-4.
-
-    Raises:
-        CubeError, InputError: as for `quality`.
     """
     restored, truth = _pair(restored, truth, bands)
     levels = np.array([max(abs(float(b.mean())), ERGAS_DARKEST) for _, b in _planes(restored, truth)])
@@ -146,11 +132,7 @@ def ergas(restored: Cube, truth: Cube, bands: Mask | None = None) -> float:
 
 
 def max_difference(restored: Cube, truth: Cube, bands: Mask | None = None) -> float:
-    """Largest absolute difference of an element.
-
-    Raises:
-        CubeError, InputError: as for `quality`.
-    """
+    """Largest absolute difference of an element."""
     restored, truth = _pair(restored, truth, bands)
     return max(float(np.abs(a - b).max()) for a, b in _planes(restored, truth))
 

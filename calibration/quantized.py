@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from .products import MOVING, WEIGHTED
-from .typed import constants_of
+from .typed import constants_of, rewritten
 
 LEVELS = 127
 SMALLEST_SCALE = 2.0**-20
@@ -50,15 +50,7 @@ def quantized(graph: bytes, ranges: Mapping[str, float], chosen: Collection[str]
             assert node.op_type in WEIGHTED
             writer.pair(node, scale_of(ranges[node.name]))
             writer.weights(place, node)
-    written = writer.written()
-    used = {name for node in written for name in node.input}
-    kept = [i for i in model.graph.initializer if i.name in used] + writer.stored
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.node.extend(written)
-    model.graph.initializer.extend(kept)
-    onnx.checker.check_model(model, full_check=True)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return rewritten(model, writer.written(), writer.stored)
 
 
 def scale_of(magnitude: float) -> float:

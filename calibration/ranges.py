@@ -20,11 +20,12 @@ from runtime.arrays import Float32
 from runtime.engines.onnx_guard import check_onnx
 from runtime.errors import MachineError
 
+from .quantized import LEVELS
+
 Feeds = Mapping[str, Float32]
 Counts = NDArray[np.int64]
 
 BINS = 4096
-LEVELS = 127
 MOST_VALUES = 1 << 17
 """Values of a tensor that are counted in each sample, evenly spread; its largest magnitude is always exact."""
 PERCENTILE = 0.9999
@@ -137,10 +138,6 @@ def session_of(model: onnx.ModelProto, outputs: Sequence[str]) -> Any:
     return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
 
 
-def _minmax(histogram: Histogram) -> float:
-    return histogram.largest
-
-
 def _percentile(histogram: Histogram) -> float:
     assert histogram.counts is not None
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
@@ -166,9 +163,7 @@ def _entropy(histogram: Histogram) -> float:
     width = histogram.limit / BINS
     best, found = np.inf, histogram.largest
     for candidate in _candidates(histogram):
-        last = max(LEVELS + 1, int(np.ceil(candidate / width)))
-        if last >= BINS:
-            last = BINS
+        last = min(BINS, max(LEVELS + 1, int(np.ceil(candidate / width))))
         kept = histogram.counts[:last].astype(np.float64)
         clipped = kept.copy()
         clipped[-1] += histogram.counts[last:].sum()
@@ -195,7 +190,7 @@ def _candidates(histogram: Histogram) -> NDArray[np.float64]:
 
 
 METHODS: Mapping[str, Callable[[Histogram], float]] = MappingProxyType(
-    {"minmax": _minmax, "percentile": _percentile, "entropy": _entropy, "mse": _mse}
+    {"minmax": lambda histogram: histogram.largest, "percentile": _percentile, "entropy": _entropy, "mse": _mse}
 )
 
 

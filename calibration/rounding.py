@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from runtime.arrays import Float32
 
 from .ranges import Feeds, parts_of, session_of
-from .typed import nodes_in_half
+from .typed import nodes_in_half, rewritten
 
 Doubles = NDArray[np.float64]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -44,21 +44,16 @@ def with_corrected_biases(data: bytes, feeds: Sequence[Feeds], single: Collectio
         for n in model.graph.node
         if n.op_type in CONVOLUTIONS and n.name in half and all(name in weights for name in n.input[1:])
     ]
+    biases = []
     means = _channel_means(model, sorted({n.input[0] for n in nodes}), feeds)
     for node in nodes:
         shift = _shift(node, numpy_helper.to_array(weights[node.input[1]]), means[node.input[0]])
         bias = numpy_helper.to_array(weights[node.input[2]]) if len(node.input) > 2 else np.zeros(1, np.float32)
         name = f"{node.name}/bias"
-        model.graph.initializer.append(numpy_helper.from_array((bias + shift).astype(np.float32), name))
+        biases.append(numpy_helper.from_array((bias + shift).astype(np.float32), name))
         del node.input[2:]
         node.input.append(name)
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [i for i in model.graph.initializer if i.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    onnx.checker.check_model(model, full_check=True)
-    corrected: bytes = model.SerializeToString(deterministic=True)
-    return corrected
+    return rewritten(model, model.graph.node, biases)
 
 
 def _channel_means(model: onnx.ModelProto, tensors: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, Doubles]:

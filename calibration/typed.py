@@ -15,7 +15,7 @@ file computes in the same types. What stays float32 follows from what a node doe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,22 +65,29 @@ def half_precision(data: bytes, single: Collection[str] = ()) -> Typed:
         MachineError: a weight lies outside the range of FP16.
     """
     model, floats, islands = _parted(data, single)
-    graph = model.graph
-    writer = _Writer(graph, floats, islands)
-    nodes = [written for place, node in enumerate(graph.node) for written in writer.rewrite(place, node)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [i for i in graph.initializer if i.name in used] + list(writer.weights.values())
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    del graph.value_info[:]
-    onnx.checker.check_model(model, full_check=True)
+    writer = _Writer(model.graph, floats, islands)
+    nodes = [written for place, node in enumerate(model.graph.node) for written in writer.rewrite(place, node)]
     counts = len([n for n in nodes if any(o in floats for o in n.output)]) - writer.casts
-    return Typed(
-        model.SerializeToString(deterministic=True), counts - writer.singles, writer.singles, writer.casts,
-        writer.flushed,
-    )  # fmt: skip
+    data = rewritten(model, nodes, writer.weights.values())
+    return Typed(data, counts - writer.singles, writer.singles, writer.casts, writer.flushed)
+
+
+def rewritten(model: onnx.ModelProto, nodes: Iterable[NodeProto], constants: Iterable[TensorProto]) -> bytes:
+    """The checked file of a model with these nodes, and these constants behind those of its own that are still used."""
+    graph, nodes = model.graph, list(nodes)
+    used = {name for node in nodes for name in node.input}
+    kept = [*(i for i in graph.initializer if i.name in used), *constants]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def inferred(data: bytes) -> onnx.ModelProto:
+    """The graph of an ONNX file, with the types and shapes of all its tensors."""
+    return onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data), strict_mode=True, data_prop=True)
 
 
 def nodes_in_half(data: bytes, single: Collection[str] = ()) -> frozenset[str]:
@@ -91,17 +98,13 @@ def nodes_in_half(data: bytes, single: Collection[str] = ()) -> frozenset[str]:
 
 def _parted(data: bytes, single: Collection[str]) -> tuple[onnx.ModelProto, set[str], set[int]]:
     """The graph, its float tensors, and the places of the nodes that stay float32."""
-    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data), strict_mode=True, data_prop=True)
-    floats = _float_tensors(model)
-    islands = _islands(model.graph, floats) | {p for p, n in enumerate(model.graph.node) if n.name in single}
-    return model, floats, _with_pairs(model.graph, islands)
-
-
-def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    model = inferred(data)
     graph = model.graph
     values = (*graph.value_info, *graph.input, *graph.output)
-    known = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
-    return known | {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT}
+    floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    floats |= {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT}
+    islands = _islands(graph, floats) | {p for p, n in enumerate(graph.node) if n.name in single}
+    return model, floats, _with_pairs(graph, islands)
 
 
 def constants_of(graph: onnx.GraphProto) -> dict[str, TensorProto]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from runtime.errors import InputError
@@ -49,10 +49,6 @@ class Target:
     workspace_mib: int = 1024
     made_there: bool = False
     metrics: str = "host"
-
-    def as_json(self) -> dict[str, Any]:
-        """The target as `deploy targets --json` shows it."""
-        return {**asdict(self), "precisions": list(self.precisions)}
 
 
 def _gpu(name: str, title: str, sm: str, **others: Any) -> Target:

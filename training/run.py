@@ -7,6 +7,7 @@ import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -95,7 +96,6 @@ class Run:
     step: int = 0
     seen: list[tuple[Tensor, tuple[str, ...]]] = field(default_factory=list)
     adopted: str | None = None
-    _moving: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -106,13 +106,11 @@ class Run:
         """Share of the steps that are done."""
         return self.step / self.steps
 
-    def pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+    @cached_property
+    def moving(self) -> tuple[list[Tensor], list[Tensor]]:
         """(averaged, present) tensors, walked for once: both keep their memory from step to step."""
-        if not self._moving:
-            present = self.net.state_dict()
-            self._moving = [(self.ema[k], v) for k, v in present.items() if v.is_floating_point()]
-        averaged, present_ = zip(*self._moving, strict=True)
-        return list(averaged), list(present_)
+        present = {k: v for k, v in self.net.state_dict().items() if v.is_floating_point()}
+        return [self.ema[k] for k in present], list(present.values())
 
 
 def begin(recipe: Recipe, draws: Draws, way: Way | None = None) -> Run:
@@ -236,7 +234,7 @@ def step(run: Run, recipe: Recipe, batch: Batch) -> Tensor:
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.net.parameters(), options.gradient_norm, foreach=True)
     run.optimiser.step()
-    average(*run.pairs(), run.step, options.ema)
+    average(*run.moving, run.step, options.ema)
     run.step += 1
     return errors.detach()
 

@@ -10,7 +10,6 @@ run's validation.csv); costs are what a run loses when it is shown wrong metrics
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import io
 import json
@@ -60,7 +59,7 @@ def load_study(file: Path) -> Study:
 def recipe_of(file: Path, study: Study, name: str, seed: int) -> Recipe:
     """The recipe of a variant and a seed. Raises ConfigError."""
     base = load_recipe(file.parent / study.recipe)
-    content = copy.deepcopy(base.model_dump(mode="json"))
+    content = base.model_dump(mode="json")
     for path, value in study.variants[name].changes.items():
         *parents, key = path.split(".")
         inner: Any = content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def command(config_file: Path | None) -> dict[str, Any]:
         engine = f"{target.engine} {target.tensorrt or ''}"
         console.say(f"{target.name:<17} {precisions:<11} {engine:<26} {_what(target)}")
     console.say("* used where no precision is asked for; there: the engine is built on the target by `deploy finalize`")
-    return {"targets": {name: target.as_json() for name, target in targets.items()}}
+    return {"targets": {name: asdict(target) for name, target in targets.items()}}
 
 
 def _what(target: Target) -> str:

@@ -144,8 +144,8 @@ def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
         facts = CheckpointFacts(
             file,
             digest,
-            _positive(metadata.get("scale")),
-            tuple(_positive_number(w) for w in metadata.get("wavelengths", ())),
+            None if metadata.get("scale") is None else _positive(metadata["scale"]),
+            tuple(map(_positive, metadata.get("wavelengths", ()))),
             str(metadata.get("about", "")),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -163,11 +163,7 @@ def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
     return Checkpoint(state, facts, str(metadata.get("architecture")), configuration)
 
 
-def _positive(value: Any) -> float | None:
-    return None if value is None else _positive_number(value)
-
-
-def _positive_number(value: Any) -> float:
+def _positive(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{value!r} is not a positive number")
     return float(value)

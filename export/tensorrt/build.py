@@ -190,14 +190,7 @@ def build_engine(
     }
     done = _run(told, log, progress)
     graph_file.unlink(missing_ok=True)
-    made = EngineMade(
-        (work / ENGINE).read_bytes(),
-        (work / LAYERS).read_bytes(),
-        log.read_bytes(),
-        done["version"],
-        done["seconds"],
-        done["peak_mib"],
-    )
+    made = _made(work, done)
     record = {**done, "key": key, "sha256": hashlib.sha256(made.data).hexdigest()}
     write_bytes(work / RECORD, json.dumps(record).encode())
     return made
@@ -227,13 +220,16 @@ def timing_cache(version: str, sm: str, key: str, work: Path) -> Path:
 def _found(work: Path, key: str) -> EngineMade | None:
     try:
         record = json.loads((work / RECORD).read_bytes())
-        data = (work / ENGINE).read_bytes()
-        if record["key"] != key or hashlib.sha256(data).hexdigest() != record["sha256"]:
-            return None
-        layers, log = (work / LAYERS).read_bytes(), (work / LOG).read_bytes()
-        return EngineMade(data, layers, log, record["version"], record["seconds"], record["peak_mib"], again=True)
+        found = _made(work, record, again=True)
+        same = record["key"] == key and hashlib.sha256(found.data).hexdigest() == record["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found if same else None
+
+
+def _made(work: Path, facts: dict[str, Any], again: bool = False) -> EngineMade:
+    data, layers, log = ((work / name).read_bytes() for name in (ENGINE, LAYERS, LOG))
+    return EngineMade(data, layers, log, facts["version"], facts["seconds"], facts["peak_mib"], again)
 
 
 def _run(request: dict[str, Any], log: Path, progress: Progress | None) -> dict[str, Any]:

@@ -101,13 +101,14 @@ def _looked_through(model: ModelProto, kind: str, tensorrt: str, sm: str | None)
     found: list[Finding] = []
     # Who uses a tensor is known only once all nodes have been seen.
     nodes = list(sites(top, opset))
+    scopes = list(dict.fromkeys([top, *(branch for site in nodes for branch in site.branches.values())]))
     found += _functions(model, parser)
     # Causes before effects: what an output lacks comes of a node or of an input.
     found += _ends(model.graph.input, "input", top, set())
     found += [finding for site in nodes for finding in node_findings(site, parser)]
     found += _ends(model.graph.output, "output", top, unsaid)
-    found += _initializers(nodes, top)
-    found += _capability(nodes, top, sm)
+    found += _initializers(nodes, scopes)
+    found += _capability(scopes, sm)
     complaint = complaint or _checked(model)
     if complaint and not any(finding.severity == "error" for finding in found):
         # Last, since what has a rule of its own is said better there.
@@ -208,9 +209,8 @@ def _ends(values: Iterable[onnx.ValueInfoProto], what: str, top: Scope, unsaid: 
             yield _of_graph("dtype", problem, "export it as int32", "warning", name)
 
 
-def _initializers(nodes: list[Site], top: Scope) -> Iterator[Finding]:
+def _initializers(nodes: list[Site], scopes: list[Scope]) -> Iterator[Finding]:
     """Types and values of constants, and DOUBLE anywhere, which the parser narrows to float32."""
-    scopes = list(dict.fromkeys([top, *(branch for site in nodes for branch in site.branches.values())]))
     held = [tensor for scope in scopes for tensor in scope.graph.initializer]
     held += [a.t for site in nodes if site.node.op_type == "Constant" for a in site.node.attribute if a.name == "value"]
     for tensor in held:
@@ -228,9 +228,8 @@ def _initializers(nodes: list[Site], top: Scope) -> Iterator[Finding]:
         yield _of_graph("dtype", problem, "export them as float32", "warning", doubles[0])
 
 
-def _capability(nodes: list[Site], top: Scope, sm: str | None) -> Iterator[Finding]:
+def _capability(scopes: list[Scope], sm: str | None) -> Iterator[Finding]:
     """Types that the GPU cannot compute with."""
-    scopes = list(dict.fromkeys([top, *(branch for site in nodes for branch in site.branches.values())]))
     for kind, needed in NEEDS.items():
         names = [name for scope in scopes for name, its in scope.types.items() if its == kind]
         if sm is not None and names and numbers(sm) < numbers(needed):

@@ -88,7 +88,6 @@ class Device:
     """A GPU.
 
     Attributes:
-        index: among the visible ones.
         name: such as Orin.
         sm: compute capability, such as 8.7.
         integrated: shares the CPU's memory.
@@ -96,7 +95,6 @@ class Device:
         processors: streaming multiprocessors.
     """
 
-    index: int
     name: str
     sm: str
     integrated: bool
@@ -134,30 +132,25 @@ class Cuda:
 
     def device_count(self) -> int:
         """Visible GPUs, at least one: CUDA calls it an error where there is none."""
-        count = c_int()
-        self._call("cudaGetDeviceCount", count)
-        return count.value
+        return self._number("cudaGetDeviceCount")
 
-    def device(self, index: int = 0) -> Device:
-        """The GPU of this index among the visible ones."""
+    def device(self) -> Device:
+        """The first visible GPU."""
         # The name is the first field of cudaDeviceProp in every version, and none of them is as large as this.
         properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
-        self._call("cudaGetDeviceProperties", properties, index)
-        return Device(
-            index,
-            properties.raw[:_NAME_BYTES].split(b"\0")[0].decode("utf-8", "replace"),
-            f"{self._attribute(_MAJOR, index)}.{self._attribute(_MINOR, index)}",
-            bool(self._attribute(_INTEGRATED, index)),
-            bool(self._attribute(_MAPS_HOST, index)),
-            self._attribute(_PROCESSORS, index),
+        self._call("cudaGetDeviceProperties", properties, 0)
+        name = properties.raw[:_NAME_BYTES].split(b"\0")[0].decode("utf-8", "replace")
+        asked = (_MAJOR, _MINOR, _INTEGRATED, _MAPS_HOST, _PROCESSORS)
+        major, minor, integrated, maps_host, processors = (
+            self._number("cudaDeviceGetAttribute", attribute, 0) for attribute in asked
         )
+        return Device(name, f"{major}.{minor}", bool(integrated), bool(maps_host), processors)
 
     def allocate(self, size: int) -> int:
         """Memory of the GPU; aligned as TensorRT wants it."""
         return self._made("cudaMalloc", size)
 
     def free(self, address: int) -> None:
-        """Give back what `allocate` gave."""
         self._call("cudaFree", address)
 
     def allocate_host(self, size: int, *, mapped: bool) -> int:
@@ -165,7 +158,6 @@ class Cuda:
         return self._made("cudaHostAlloc", size, _MAPPED if mapped else 0)
 
     def free_host(self, address: int) -> None:
-        """Give back what `allocate_host` gave."""
         self._call("cudaFreeHost", address)
 
     def device_pointer(self, address: int) -> int:
@@ -190,7 +182,6 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def destroy_stream(self, stream: int) -> None:
-        """Give a stream back."""
         self._call("cudaStreamDestroy", stream)
 
     def begin_capture(self, stream: int) -> None:
@@ -212,11 +203,9 @@ class Cuda:
         self._call("cudaGraphLaunch", executable, stream)
 
     def destroy_graph(self, graph: int) -> None:
-        """Give back what `end_capture` gave."""
         self._call("cudaGraphDestroy", graph)
 
     def destroy_executable(self, executable: int) -> None:
-        """Give back what `instantiate` gave."""
         self._call("cudaGraphExecDestroy", executable)
 
     def forget_error(self) -> None:
@@ -234,15 +223,14 @@ class Cuda:
         self._call(name, made, *arguments)
         return made.value or 0
 
-    def _attribute(self, attribute: int, index: int) -> int:
+    def _number(self, name: str, *arguments: Any) -> int:
         value = c_int()
-        self._call("cudaDeviceGetAttribute", value, attribute, index)
+        self._call(name, value, *arguments)
         return value.value
 
     def _version(self, name: str) -> str:
-        value = c_int()
-        self._call(name, value)
-        return f"{value.value // 1000}.{value.value % 1000 // 10}"
+        number = self._number(name)
+        return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def open_cuda(libraries: Iterable[str] | None = None) -> Cuda:

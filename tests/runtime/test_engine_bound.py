@@ -51,7 +51,7 @@ def bound(cuda: PlainCuda, graph: bytes | None = None, *, mapped: bool = False) 
 
 def session_on(cuda: PlainCuda, ports: Ports, graph: bytes, *, mapped: bool = False) -> BoundSession:
     undo = ExitStack()
-    memory = GpuMemory(cuda, Device(0, "plain", "0.0", mapped, mapped, 1), ports, undo)
+    memory = GpuMemory(cuda, Device("plain", "0.0", mapped, mapped, 1), ports, undo)
     memory.device_type = "cpu"
     told = {"engine": "bound", "version": "0", "device": "plain", "computes in": "fp32"}
     return BoundSession(cpu_session(graph), CPU, memory, told, undo)

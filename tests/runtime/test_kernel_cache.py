@@ -124,7 +124,7 @@ def test_only_rtx_has_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
     if driver is not None:
         (tmp_path / "version").write_text(driver)
     monkeypatch.setattr(module, "DRIVER", tmp_path / "version")
-    device = Device(0, "RTX\n4090", "8.9", False, True, 128)
+    device = Device("RTX\n4090", "8.9", False, True, 128)
     made = kernel_cache(kind, "1.7.1.116", b"engine", device, cuda)
     assert (made is not None) == (kind == "tensorrt-rtx")
     if made is not None:

@@ -15,7 +15,7 @@ from runtime.errors import CheckpointError, plain
 from runtime.metrics import METRIC_SETS
 
 from .config import LEVELS, DampConfig
-from .network import Damp
+from .network import Damp, frozen_tables
 
 REBUILT = (".relative_position_index",)
 """Endings of tables that follow from the architecture; they may be missing, and must be equal where present."""
@@ -68,7 +68,7 @@ def build(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mappin
     expected = net.state_dict()
     _check_keys(state, expected, file)
     complete = {}
-    rebuilt = Damp.frozen_tables(config)
+    rebuilt = frozen_tables(expected)
     for key, blank in expected.items():
         value = rebuilt[key] if key not in state else _checked(key, state[key], blank, file)
         if key.endswith(FROZEN) and not torch.equal(value, rebuilt[key]):
@@ -88,25 +88,18 @@ def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: 
     told = _told(given, file)
     heads = told.get("heads")
     read = _from_shapes(state, heads if isinstance(heads, tuple) else (), told.get("metric_set"), file)
-    for key, value in told.items():
-        if key in read and key != "expansion" and read[key] != value:
+    width = read["dim"] * 2 ** (LEVELS - 1)
+    for key, value in sorted(told.items(), key=lambda item: item[0] == "expansion"):
+        found = read.get(key, value)
+        # Shapes fix the expansion only up to rounding; the options know the factor itself.
+        if found != value if key != "expansion" else int(width * found) != int(width * value):
             raise CheckpointError(
-                f"the options say {plain(value)}, the weights say {read[key]}",
+                f"the options say {plain(value)}, the weights say {found}",
                 file=file,
                 key=key,
                 remedy="give the options that these weights were trained with, or move config.json away",
             )
-    # Shapes fix the expansion only up to rounding; the options know the factor itself.
-    if "expansion" in told:
-        width = read["dim"] * 2 ** (LEVELS - 1)
-        if int(width * told["expansion"]) != int(width * read["expansion"]):
-            raise CheckpointError(
-                f"the options say {plain(told['expansion'])}, the weights say {read['expansion']}",
-                file=file,
-                key="expansion",
-                remedy="give the options that these weights were trained with, or move config.json away",
-            )
-        read["expansion"] = told["expansion"]
+    read["expansion"] = told.get("expansion", read["expansion"])
     chosen = top_k if top_k is not None else told.get("top_k")
     if chosen is None:
         raise CheckpointError(
@@ -269,6 +262,5 @@ def _checked(key: str, value: Tensor, blank: Tensor, file: Path) -> Tensor:
             value=value.dtype,
             remedy="give the float weights, not a quantised form",
         )
-    value = value.detach().to(blank.dtype).contiguous()
     # A state dict may hold views of one storage; ours must not write through to another key.
-    return value.clone()
+    return value.detach().to(blank.dtype).contiguous().clone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -115,16 +115,6 @@ class Damp(nn.Module):
         self.refinement = Group([EncoderBlock(config.dim, heads[0], config) for _ in range(config.refinement_blocks)])
         self.output = nn.Conv2d(config.dim, config.bands, 3, padding=1, bias=False)
 
-    @staticmethod
-    def frozen_tables(config: DampConfig) -> dict[str, Tensor]:
-        """{key: tensor} of what no training changes: position indices and, with fifteen metrics, Sobel kernels."""
-        with torch.device("meta"):
-            keys = list(Damp(config).state_dict())
-        tables = {k: relative_position_index() for k in keys if k.endswith("relative_position_index")}
-        if config.metric_set == "reference15":
-            tables |= {f"dep.grad_branch.{name}.weight": kernel for name, kernel in sobel_kernels().items()}
-        return tables
-
     def forward(self, frame: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor]:
         return self.routed(frame, metrics)[:2]
 
@@ -156,6 +146,13 @@ class Damp(nn.Module):
         empty = frame.new_zeros((len(frame), 0, self.config.experts))
         both = (torch.stack(each, 1) if each else empty for each in (gates, probabilities))
         return self.output(x) + frame, *both
+
+
+def frozen_tables(keys: Iterable[str]) -> dict[str, Tensor]:
+    """{key: tensor} of what no training changes among a state dict's keys: position indices and Sobel kernels."""
+    kernels = {f"dep.grad_branch.{name}.weight": kernel for name, kernel in sobel_kernels().items()}
+    indices = {k: relative_position_index() for k in keys if k.endswith("relative_position_index")}
+    return indices | kernels
 
 
 def balances(net: Damp) -> NDArray[np.float64] | None:
