@@ -41,17 +41,13 @@ class EnviFile(Source):
     live = False
 
     def __init__(self, header: EnviHeader, options: SourceOptions) -> None:
-        self._format = format_of(header, options)
+        self.format = format_of(header, options)
         self._pace = Pace(options.rate)
         self._header = header
         self._lines = LineReader(header)
 
-    @property
-    def format(self) -> LineFormat:
-        return self._format
-
     def read(self, line: Line, timeout: float) -> Event:
-        check_buffer(line, self._format)
+        check_buffer(line, self.format)
         if not self._lines.left:
             return Ended()
         if not self._pace.wait(timeout):

@@ -1,7 +1,7 @@
 """`sim:` is a line-scan spectrometer over a simulated scene, for demonstrations and tests without a camera.
 
 Like a camera it issues its lines by the clock, whether they are taken or not, and keeps only the oldest 64 that nobody
-took yet. The scene is flown over back and forth, so that it has no seam. `runtime.sources.simulator` makes it.
+took yet. The scene is flown over back and forth, so that it has no seam. `runtime.simulation.simulator` makes it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Simulated(Source):
         self._lines = np.ascontiguousarray(sensed.dn.transpose(1, 0, 2))
         # Losses repeat after 65536 lines, so that they do not depend on which lines were looked at.
         self._lost = np.random.default_rng([seed, 2]).random(1 << 16) < settings.lost / 1000
-        self._format = LineFormat(
+        self.format = LineFormat(
             bands=settings.bands,
             samples=settings.samples,
             dtype=self._lines.dtype,
@@ -98,12 +98,8 @@ class Simulated(Source):
         self._counts = {"issued": 0.0, "lost": 0.0, "underruns": 0.0}
         self._open = True
 
-    @property
-    def format(self) -> LineFormat:
-        return self._format
-
     def read(self, line: Line, timeout: float) -> Event:
-        check_buffer(line, self._format)
+        check_buffer(line, self.format)
         if self._start_ns is None:
             self._start_ns, self._utc_ns = time.monotonic_ns(), time.time_ns()
         deadline = time.monotonic_ns() + round(timeout * 1e9)

@@ -51,7 +51,7 @@ class GenicamSource(Source):
         except BaseException:
             session.close(stop=True)
             raise
-        self._format = LineFormat(
+        self.format = LineFormat(
             bands,
             samples,
             session.form.dtype,
@@ -70,10 +70,6 @@ class GenicamSource(Source):
         self._keeper = Keeper(session, address, self._settings)
         # Aravis' threads write into memory of ours; a camera that answers is told to stop.
         atexit.register(self.close)
-
-    @property
-    def format(self) -> LineFormat:
-        return self._format
 
     def describe(self) -> dict[str, str]:
         height, width, value, _ = self._image_shape
@@ -96,7 +92,7 @@ class GenicamSource(Source):
         return figures
 
     def read(self, line: Line, timeout: float) -> Event:
-        check_buffer(line, self._format)
+        check_buffer(line, self.format)
         if self._keeper.closed:
             return Ended()
         deadline = time.monotonic() + timeout

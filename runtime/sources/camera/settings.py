@@ -30,7 +30,7 @@ class CameraSettings(BaseModel):
     """What `camera` of a configuration may say.
 
     Attributes:
-        geometry, spectral_axis, flip_bands, flip_samples, pattern, band_order: see `runtime.sources.geometry`;
+        geometry, spectral_axis, flip_bands, flip_samples, pattern, band_order: see `Geometry`;
             `pattern` is rows x columns, as 4x4 or [4, 4].
         pixel_format: name in the PFNC; None leaves the camera's own.
         frame_rate: images per second. exposure_us: in microseconds. None leaves the camera's own.
