@@ -14,19 +14,9 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.arrays import read_npy, read_npz, write_npy
-from runtime.files.envi import (
-    DATA_SUFFIXES,
-    INTERLEAVES,
-    Fields,
-    Interleave,
-    listed,
-    pair_of,
-    read_envi,
-    read_header,
-    target_pair,
-    wavelengths_nm,
-    write_envi,
-)
+from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, target_pair, write_envi
+from runtime.files.envi_header import wavelengths_nm
+from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
 from runtime.files.layout import DEFAULT_LAYOUT, checked_layout
 from runtime.files.matlab import read_mat
 

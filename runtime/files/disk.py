@@ -37,20 +37,15 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def checked_size(path: Path, status: os.stat_result) -> int:
-    """Size in bytes of a regular, non-empty file. Raises CubeFileError for anything else."""
-    if stat.S_ISDIR(status.st_mode):
-        raise CubeFileError("is a folder, not a cube file", file=path, remedy="give the file inside it")
-    if not stat.S_ISREG(status.st_mode):
-        raise CubeFileError("is not a regular file", file=path, remedy="give a file, not a device, pipe or socket")
-    if status.st_size == 0:
-        raise CubeFileError("the file is empty", file=path, remedy="copy it again")
-    return status.st_size
-
-
 def _opened(path: Path) -> tuple[BinaryIO, int]:
     try:
-        checked_size(path, path.stat())
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise CubeFileError("is a folder, not a cube file", file=path, remedy="give the file inside it")
+        if not stat.S_ISREG(status.st_mode):
+            raise CubeFileError("is not a regular file", file=path, remedy="give a file, not a device, pipe or socket")
+        if status.st_size == 0:
+            raise CubeFileError("the file is empty", file=path, remedy="copy it again")
         return open_regular(path)
     except FileNotFoundError as error:
         raise CubeFileError("no such file", file=path, remedy="check the path") from error

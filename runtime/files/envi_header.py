@@ -52,7 +52,6 @@ class EnviHeader:
         dtype: element type including the file's byte order.
         interleave: 'bil', 'bip' or 'bsq'.
         header_offset: bytes before the first element.
-        byte_order: 0 little, 1 big; as the header says, also for single bytes.
         wavelengths: one per band, in the file's units, or None.
         wavelength_units: the unit as written, or None.
         fwhm: one per band, in the file's units, or None.
@@ -70,7 +69,6 @@ class EnviHeader:
     dtype: np.dtype[Any]
     interleave: Interleave
     header_offset: int
-    byte_order: int
     wavelengths: tuple[float, ...] | None
     wavelength_units: str | None
     fwhm: tuple[float, ...] | None
@@ -78,11 +76,6 @@ class EnviHeader:
     data_ignore_value: float | None
     reflectance_scale_factor: float | None
     fields: Fields
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """[bands, lines, samples]."""
-        return self.bands, self.lines, self.samples
 
     @property
     def line_bytes(self) -> int:
@@ -139,7 +132,6 @@ def parse_header(text: str, *, path: Path, data_path: Path) -> EnviHeader:
         dtype=dtype,
         interleave=interleave,
         header_offset=header_offset,
-        byte_order=byte_order,
         wavelengths=wavelengths,
         wavelength_units=units.text if units is not None and units.text else None,
         fwhm=_numbers(found, "fwhm", path, bands),

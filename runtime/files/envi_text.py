@@ -230,7 +230,6 @@ def header_text(
     shape: tuple[int, ...],
     code: int,
     interleave: Interleave,
-    byte_order: int,
     fields: Mapping[str, str | None],
     *,
     path: Path,
@@ -247,7 +246,7 @@ def header_text(
         "file type": "ENVI Standard",
         "data type": code,
         "interleave": interleave,
-        "byte order": byte_order,
+        "byte order": 0,
     }
     rows = ["ENVI"]
     if description is not None:

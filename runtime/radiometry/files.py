@@ -12,7 +12,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
-from runtime.files.envi import EnviHeader, read_header, read_lines, wavelengths_nm
+from runtime.files.envi import read_header, read_lines
+from runtime.files.envi_header import EnviHeader, wavelengths_nm
 from runtime.lines import LineFormat
 from runtime.radiometry.settings import SECTION
 

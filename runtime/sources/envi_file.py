@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, InputError
 from runtime.files.disk import PIECE, allocated, opened, reason
-from runtime.files.envi import EnviHeader, read_header, wavelengths_nm
+from runtime.files.envi import read_header
+from runtime.files.envi_header import EnviHeader, wavelengths_nm
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.pacing import Pace, check_buffer

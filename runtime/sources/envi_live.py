@@ -14,7 +14,8 @@ from pathlib import Path
 
 from runtime.errors import CubeFileError, MachineError, printable
 from runtime.files.disk import allocated
-from runtime.files.envi import EnviHeader, pair_of
+from runtime.files.envi import pair_of
+from runtime.files.envi_header import EnviHeader
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, Missing, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of, read_at

@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import opened, reason
-from runtime.files.envi import HEADER_BYTES, EnviHeader, parse_header
+from runtime.files.envi import HEADER_BYTES
+from runtime.files.envi_header import EnviHeader, parse_header
 
 _NO_LINES = re.compile(r"^([ \t]*lines[ \t]*=[ \t]*)0+(?=[ \t\r]*$)", re.ASCII | re.IGNORECASE | re.MULTILINE)
 

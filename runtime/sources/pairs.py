@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import CubeFileError
-from runtime.files.envi import DATA_SUFFIXES, EnviHeader, pair_of, read_header
+from runtime.files.envi import DATA_SUFFIXES, pair_of, read_header
+from runtime.files.envi_header import EnviHeader
 
 Status = tuple[str, int, int, int]
 """Name, inode, size and time of change (ns) of a file."""

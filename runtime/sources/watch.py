@@ -14,7 +14,7 @@ from pathlib import Path
 
 from runtime.errors import CubeFileError, InputError, printable
 from runtime.files.disk import reason
-from runtime.files.envi import EnviHeader
+from runtime.files.envi_header import EnviHeader
 from runtime.lines import Broken, Ended, Event, Line, LineFormat, Missing, Quiet
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.envi_file import LineReader, described, format_of, path_of
