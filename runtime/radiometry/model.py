@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,6 @@ class Radiometry:
         scale: what was divided by; a result times `scale` is in the output's unit.
         saturation: DN, None where nobody knows.
         bad: bool [bands, samples], which elements are replaced.
-        good_pixels: how many are not.
     """
 
     def __init__(self, format: LineFormat, calibration: Calibration, facts: Mapping[str, str] | None = None) -> None:
@@ -61,8 +60,7 @@ class Radiometry:
         self.scale = calibration.scale
         self.saturation = calibration.saturation
         self.bad: Bools = np.zeros(format.shape, np.bool_) if calibration.bad is None else calibration.bad.copy()
-        self.good_pixels = int(self.bad.size - np.count_nonzero(self.bad))
-        if self.good_pixels == 0:
+        if self.bad.all():
             raise InputError("every pixel is bad", remedy="check the calibration files")
         self._facts = dict(facts or {})
         self._digest = calibration.digest(format)
@@ -120,21 +118,6 @@ class Radiometry:
             else:
                 self._straight(raw, self._line)
                 self._resampling.apply(self._line, out)
-
-    def apply(self, lines: Sequence[NDArray[np.generic]] | NDArray[np.generic], out: Float32) -> None:
-        """Several lines.
-
-        Args:
-            lines: n lines as they lie in memory: a sequence of [bands, samples], or [n, bands, samples].
-            out: float32 [bands, n, samples].
-
-        Raises:
-            CubeError: an array is of another shape or type.
-        """
-        if out.ndim != 3 or out.shape[1] != len(lines):
-            raise _not_a_line("out", out, f"float32 {[self.format.bands, len(lines), self.format.samples]}")
-        for number, line in enumerate(lines):
-            self.apply_line(line, out[:, number])
 
     def _straight(self, raw: NDArray[Any], out: Float32) -> None:
         """All but smile and keystone; `out` may be the scratch line."""

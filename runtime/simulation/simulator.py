@@ -1,7 +1,7 @@
 """A scene and a line-scan spectrometer with known truth, so that a demonstration needs no download and no camera.
 
 `simulate_scene` lays out farmland with a village, a river and calibration panels, and lights it; `sense` looks at it
-through optics and a detector; `lines` gives what the sensor would send, one line at a time. All follow from their seed.
+through optics and a detector. Both follow from their seed.
 
 The radiometry is plausible, not measured: `materials` has the spectra of ground and light, `landscape` lays out what
 lies where; shadows are lit by a blue sky, materials mix linearly within a pixel. There is no path radiance and no
@@ -10,7 +10,7 @@ scatter between neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,19 +20,8 @@ from scipy.ndimage import gaussian_filter1d
 from runtime.arrays import Bools, Float32
 from runtime.errors import InputError
 from runtime.simulation.landscape import SUPERSAMPLING, landscape
-from runtime.simulation.materials import MATERIALS, ROUGHNESS, WAVELENGTH_RANGE, Doubles, light, reflectance_of
+from runtime.simulation.materials import MATERIALS, WAVELENGTH_RANGE, Doubles, light, reflectance_of
 
-__all__ = [
-    "MATERIALS",
-    "ROUGHNESS",
-    "Scene",
-    "SensedCube",
-    "SensorModel",
-    "lines",
-    "reflectance_of",
-    "sense",
-    "simulate_scene",
-]
 DEFAULT_RANGE = (400.0, 700.0)
 LARGEST = 2**31
 HOT_LEVEL = 0.2
@@ -230,12 +219,6 @@ def sense(scene: Scene, sensor: SensorModel, rng: np.random.Generator) -> Sensed
         dark=sensor.dark_level,
         bad=(dead | hot)[:, 0],
     )
-
-
-def lines(sensed: SensedCube) -> Iterator[NDArray[np.uint16]]:
-    """What the sensor sends, line by line: uint16 [bands, samples], contiguous (one line of a BIL file)."""
-    for line in range(sensed.dn.shape[1]):
-        yield np.ascontiguousarray(sensed.dn[:, line])
 
 
 def _wavelengths(bands: int, given: Sequence[float] | Doubles | None) -> Doubles:
