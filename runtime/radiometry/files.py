@@ -15,9 +15,9 @@ from runtime.errors import CubeFileError
 from runtime.files.envi import read_header, read_lines
 from runtime.files.envi_header import EnviHeader, wavelengths_nm
 from runtime.lines import LineFormat
+from runtime.radiometry.bad_pixels import Doubles
 from runtime.radiometry.settings import SECTION
 
-Doubles = NDArray[np.float64]
 Axis = Literal["bands", "samples"]
 
 NPY_HEADER = 10_000

@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.arrays import Bools
 from runtime.errors import ConfigError
 from runtime.lines import LineFormat
-from runtime.radiometry.bad_pixels import unusable
+from runtime.radiometry.bad_pixels import Doubles, unusable
 from runtime.radiometry.calibration import Calibration
 from runtime.radiometry.darks import Darks
 from runtime.radiometry.files import Axis, DetectorImage, along, read_detector_image, read_profile, refused
 from runtime.radiometry.model import Radiometry
 from runtime.radiometry.settings import SECTION, RadiometrySettings, checked_settings
-
-Doubles = NDArray[np.float64]
 
 LARGEST_UNUSABLE = 0.2
 """Share of the elements beyond which a file does not fit, rather than having bad pixels."""
