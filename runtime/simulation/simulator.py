@@ -108,19 +108,16 @@ class SensorModel:
 
 @dataclass(frozen=True, eq=False)
 class SensedCube:
-    """What a sensor made of a scene. `(dn - dark) / scale` is comparable to `truth`.
+    """What a sensor made of a scene. `(dn - dark) / scale` is comparable to its truth; blur counts as degradation.
 
     Attributes:
         dn: uint16 [bands, lines, samples].
-        truth: float32 [bands, lines, samples], the scene's own: an ideal sensor without optics, noise or faults. Blur
-            by the optics counts as degradation.
         scale: DN per 1.0 of signal, above the dark level.
         dark: nominal DN without light; an element's own differs by the sensor's stripes.
         bad: bool [bands, samples], detector elements that are dead or hot.
     """
 
     dn: NDArray[np.uint16]
-    truth: Float32
     scale: float
     dark: float
     bad: Bools
@@ -137,9 +134,7 @@ def simulate_scene(
 
     Args:
         seed: whole number, at least 0.
-        bands: number of bands, at least 1.
-        lines: size along track in pixels, at least 1.
-        samples: size across track in pixels, at least 1.
+        bands, lines, samples: number of bands, size along and across track in pixels, each at least 1.
         wavelengths_nm: centres of the bands in nm, each from 350 to 2500; evenly from 400 to 700 if None.
 
     Raises:
@@ -184,12 +179,7 @@ def sense(scene: Scene, sensor: SensorModel, rng: np.random.Generator) -> Sensed
     """Look at a scene through a sensor: optics, shot and read noise, uneven response, conversion, saturation.
 
     Shot noise is Gaussian with the variance of photon counting; below some twenty electrons, where that is wrong,
-    read noise covers it.
-
-    Args:
-        scene: what to look at.
-        sensor: what to look with.
-        rng: source of all randomness.
+    read noise covers it. All randomness comes from `rng`.
     """
     bands, _, samples = scene.truth.shape
     detector = (bands, 1, samples)
@@ -214,7 +204,6 @@ def sense(scene: Scene, sensor: SensorModel, rng: np.random.Generator) -> Sensed
     dn = np.rint(electrons * np.float32(per_electron) + np.float32(sensor.dark_level) + offset)
     return SensedCube(
         dn=np.clip(dn, 0, top).astype(np.uint16),
-        truth=scene.truth,
         scale=sensor.exposure * (top - sensor.dark_level),
         dark=sensor.dark_level,
         bad=(dead | hot)[:, 0],
