@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -27,34 +28,15 @@ _HEADER_BYTES = 128
 
 _MATRIX, _COMPRESSED = 14, 15
 _STORED_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-_CLASSES = {
-    1: "cell",
-    2: "struct",
-    3: "object",
-    4: "char",
-    5: "sparse",
-    6: "double",
-    7: "single",
-    8: "int8",
-    9: "uint8",
-    10: "int16",
-    11: "uint16",
-    12: "int32",
-    13: "uint32",
-    14: "int64",
-    15: "uint64",
-    16: "function",
-    17: "opaque",
-}
 _NUMERIC = {"double": "f8", "single": "f4"} | {
-    f"{sign}int{8 * n}": f"{sign or 'i'}{n}" for sign in ("", "u") for n in (1, 2, 4, 8)
+    f"{sign}int{8 * n}": f"{sign or 'i'}{n}" for n in (1, 2, 4, 8) for sign in ("", "u")
 }
+_CLASSES = dict(enumerate(("cell", "struct", "object", "char", "sparse", *_NUMERIC, "function", "opaque"), start=1))
 _COMPLEX, _LOGICAL = 0x0800, 0x0200
 
 _MEND = "save it again with save -v7 or -v7.3"
 _NAME_BYTES = 4096
 _MOST_DIMENSIONS = 32
-_FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +44,9 @@ class _Variable:
     name: str
     kind: str
     shape: tuple[int, ...]
-    offset: int
-    size: int
-    compressed: bool
+    offset: int = 0
+    size: int = 0
+    compressed: bool = False
 
     def is_cube(self) -> bool:
         return self.kind in _NUMERIC and len(self.shape) == 3
@@ -91,21 +73,11 @@ def read_mat(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None 
     path = Path(path)
     order = checked_layout(layout, path=path)
     with opened(path) as (file, size):
-        head = _exactly(file, min(size, _HEADER_BYTES), path)
+        head = _take(file.read, min(size, _HEADER_BYTES), path, "it")
         if is_hdf5(file, size):
             return to_cube(_read_hdf5(path, size, key), order)
         array, dtype = _read_level5(file, head, size, path, key)
         return to_cube(array, order, dtype)
-
-
-def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = file.read(count - len(data))
-        if not piece:
-            raise _damaged(path, "it ends too early")
-        data += piece
-    return data
 
 
 def _damaged(path: Path, why: str, key: str | None = None) -> CubeFileError:
@@ -114,10 +86,10 @@ def _damaged(path: Path, why: str, key: str | None = None) -> CubeFileError:
 
 def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Variable:
     cubes = [variable for variable in variables if variable.is_cube()]
+    listed = ", ".join(map(str, (cubes or variables)[:20]))
     if key is None:
         if len(cubes) == 1:
             return cubes[0]
-        listed = ", ".join(map(str, (cubes or variables)[:20]))
         raise CubeFileError(
             f"{len(cubes)} 3-D numeric arrays: {listed}"
             if cubes
@@ -128,7 +100,6 @@ def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Var
         )
     named = [variable for variable in variables if variable.name == key]
     if len(named) != 1:
-        listed = ", ".join(map(str, (cubes or variables)[:20]))
         raise CubeFileError(
             "is there several times" if named else "no such variable in the file",
             file=path,
@@ -137,12 +108,8 @@ def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Var
             remedy=f"choose one of: {listed}" if listed else "the file holds no variables",
         )
     if not named[0].is_cube():
-        raise CubeFileError(
-            f"{named[0]} is not a 3-D array of real numbers",
-            file=path,
-            key=key,
-            remedy="choose another or save it as one",
-        )
+        problem = f"{named[0]} is not a 3-D array of real numbers"
+        raise CubeFileError(problem, file=path, key=key, remedy="choose another or save it as one")
     return named[0]
 
 
@@ -178,7 +145,7 @@ def _walk(file: BinaryIO, size: int, endian: _Endian, path: Path) -> Iterator[_V
         if offset + 8 > size:
             raise _damaged(path, f"a tag is cut off at byte {offset}")
         file.seek(offset)
-        tag = _exactly(file, 8, path)
+        tag = _take(file.read, 8, path, "it")
         kind, length = int.from_bytes(tag[:4], endian), int.from_bytes(tag[4:], endian)
         start = offset + 8
         if kind not in (_MATRIX, _COMPRESSED):
@@ -233,12 +200,12 @@ def _segment(file: BinaryIO, start: int, length: int, path: Path, *, compressed:
     return inflated
 
 
-def _take(read: Callable[[int], bytes], count: int, path: Path) -> bytes:
+def _take(read: Callable[[int], bytes], count: int, path: Path, what: str = "a variable") -> bytes:
     data = b""
     while len(data) < count:
         piece = read(count - len(data))
         if not piece:
-            raise _damaged(path, "a variable ends too early")
+            raise _damaged(path, f"{what} ends too early")
         data += piece
     return data
 
@@ -306,8 +273,7 @@ def _payload(file: BinaryIO, variable: _Variable, endian: _Endian, path: Path) -
     if length != prod(variable.shape) * stored.itemsize:
         raise _damaged(path, f"{length} bytes for {list(variable.shape)} of {stored}", name)
     array = allocated(path, variable.shape[::-1], stored, copies=1 + -(-dtype.itemsize // stored.itemsize))
-    inline = data
-    if fill(array, read if inline is None else lambda _: inline) != array.nbytes:
+    if fill(array, read if data is None else BytesIO(data).read) != array.nbytes:
         raise _damaged(path, "it ends before its last element", name)
     if variable.compressed:
         _check_end(read, -length % 8 if data is None else 0, path, name)
@@ -349,10 +315,10 @@ def _hdf5_variables(h5py: Any, file: Any) -> Iterator[_Variable]:
         if name.startswith("#") or not isinstance(file.get(name, getlink=True), h5py.HardLink):
             continue
         if file.get(name, getclass=True) is not h5py.Dataset:
-            yield _Variable(name, "struct", (), 0, 0, False)
+            yield _Variable(name, "struct", ())
             continue
         dataset = file[name]
-        yield _Variable(name, _hdf5_kind(h5py, dataset), tuple(dataset.shape or ())[::-1], 0, 0, False)
+        yield _Variable(name, _hdf5_kind(h5py, dataset), tuple(dataset.shape or ())[::-1])
 
 
 def _hdf5_kind(h5py: Any, dataset: Any) -> str:
