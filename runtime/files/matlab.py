@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated, check_expansion, fill, opened, reason
 from runtime.files.hdf5 import Where, is_hdf5, read_dataset
-from runtime.files.layout import DEFAULT_LAYOUT, check_shape, checked_layout, to_cube
+from runtime.files.layout import Order, check_shape, to_cube
 
 _Endian = Literal["little", "big"]
 
@@ -55,11 +55,11 @@ class _Variable:
         return f"{self.name} ({'x'.join(map(str, self.shape)) + ' ' if self.shape else ''}{self.kind})"
 
 
-def read_mat(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None = None) -> NDArray[Any]:
+def read_mat(path: Path, order: Order, key: str | None) -> NDArray[Any]:
     """The cube of a MATLAB file of version 5 to 7.3.
 
     Args:
-        layout: the order of the cube's axes, as MATLAB shows them.
+        order: of the cube's axes, as MATLAB shows them.
         key: the variable's name; None takes the only 3-D numeric array there is.
 
     Returns:
@@ -70,8 +70,6 @@ def read_mat(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None 
             is no 3-D array of real numbers; it is linked from elsewhere; it expands beyond the bound of
             `disk.check_expansion` or does not fit into memory.
     """
-    path = Path(path)
-    order = checked_layout(layout, path=path)
     with opened(path) as (file, size):
         head = _take(file.read, min(size, _HEADER_BYTES), path, "it")
         if is_hdf5(file, size):
