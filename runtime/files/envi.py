@@ -6,7 +6,6 @@ Here are the files: which two belong together, and the numbers in the data file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import prod
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
-from runtime.files.disk import PIECE, allocated, opened, refuse_inputs, write_together
+from runtime.files.disk import PIECE, allocated, opened, read_at, refuse_inputs, write_together
 from runtime.files.envi_header import CODE_OF_TYPE, EnviHeader, parse_header
 from runtime.files.envi_text import Interleave, header_text
 
@@ -35,7 +34,8 @@ def pair_of(path: str | Path) -> tuple[Path, Path]:
         CubeFileError: `path` or its partner is missing, or several files could be the partner.
     """
     path = Path(path)
-    _require(path)
+    with opened(path):
+        pass
     if path.suffix.lower() == ".hdr":
         stem = path.with_suffix("")
         candidates = [stem, *(_with_suffix(stem, suffix) for suffix in DATA_SUFFIXES)]
@@ -49,11 +49,6 @@ def pair_of(path: str | Path) -> tuple[Path, Path]:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _require(path: Path) -> None:
-    with opened(path):
-        pass
 
 
 def _partner(path: Path, candidates: Sequence[Path], kind: str) -> Path:
@@ -126,20 +121,16 @@ def _wrong_size(header: EnviHeader, expected: int, size: int) -> CubeFileError:
     if excess < 0:
         whole = max(0, size - header.header_offset) // header.line_bytes
         lines = f"; {whole} whole lines are there" if header.interleave != "bsq" else ""
-        return CubeFileError(
-            f"the data file has {size} bytes, its header asks for {expected} ({sum_of_parts}){lines}",
-            file=header.data_path,
-            key="lines",
-            value=header.lines,
-            remedy="copy the data file again or correct the header",
-        )
-    remedy = (
-        f"set 'header offset = {excess}' if the image follows a header of that size, else correct the layout keys"
-        if header.header_offset == 0 and excess < header.line_bytes
-        else "correct samples, lines, bands or data type in the header"
-    )
+        problem = f"asks for {expected} ({sum_of_parts}){lines}"
+        remedy = "copy the data file again or correct the header"
+    else:
+        problem = f"accounts for only {expected} ({sum_of_parts})"
+        remedy = "correct samples, lines, bands or data type in the header"
+        if header.header_offset == 0 and excess < header.line_bytes:
+            remedy = f"set 'header offset = {excess}' if the image follows a header of that size, "
+            remedy += "else correct the layout keys"
     return CubeFileError(
-        f"the data file has {size} bytes, its header accounts for only {expected} ({sum_of_parts})",
+        f"the data file has {size} bytes, its header {problem}",
         file=header.data_path,
         key="lines",
         value=header.lines,
@@ -216,18 +207,14 @@ def _read_by_line(file: BinaryIO, header: EnviHeader, start: int, cube: NDArray[
 
 def _read_at(file: BinaryIO, header: EnviHeader, offset: int, array: NDArray[Any]) -> None:
     """Fill a C-contiguous array from `offset` bytes behind the header offset."""
-    target = array.reshape(-1).view(np.uint8).data
-    position = header.header_offset + offset
-    while target:
-        count = os.preadv(file.fileno(), [target[: 1 << 30]], position)
-        if count == 0:
-            raise CubeFileError(
-                f"the data file ends at byte {position}, before the lines asked for",
-                file=header.data_path,
-                remedy="wait until they are written, or copy the file again",
-            )
-        target = target[count:]
-        position += count
+    start = header.header_offset + offset
+    count = read_at(file, header.data_path, start, array)
+    if count < array.nbytes:
+        raise CubeFileError(
+            f"the data file ends at byte {start + count}, before the lines asked for",
+            file=header.data_path,
+            remedy="wait until they are written, or copy the file again",
+        )
 
 
 def write_envi(

@@ -5,17 +5,16 @@ The reader and the format are `watch:`'s too.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, InputError
-from runtime.files.disk import PIECE, allocated, opened, reason
+from runtime.files.disk import PIECE, allocated, opened, read_at
 from runtime.files.envi import read_header
 from runtime.files.envi_header import EnviHeader, wavelengths_nm
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Quiet, Taken
@@ -188,22 +187,3 @@ def line_in(block: NDArray[Any], interleave: str, index: int, line: Line) -> Non
         np.copyto(line, block[:, index])
     else:
         np.copyto(line, block[index] if interleave == "bil" else block[index].T)
-
-
-def read_at(file: BinaryIO, path: Path, offset: int, array: NDArray[Any]) -> int:
-    """Fill a C-contiguous array from byte `offset`, by plain reads; a memory map would not survive a file cut short.
-
-    Returns:
-        the bytes read; fewer than `array.nbytes` where the file ends before.
-
-    Raises:
-        CubeFileError: the system cannot read the file.
-    """
-    target = array.reshape(-1).view(np.uint8).data
-    done = 0
-    try:
-        while done < len(target) and (count := os.preadv(file.fileno(), [target[done:]], offset + done)):
-            done += count
-    except OSError as error:
-        raise CubeFileError(f"cannot be read: {reason(error)}", file=path, remedy="check the disk") from error
-    return done

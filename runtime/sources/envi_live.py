@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.errors import CubeFileError, MachineError, printable
-from runtime.files.disk import allocated
+from runtime.files.disk import allocated, read_at
 from runtime.files.envi import pair_of
 from runtime.files.envi_header import EnviHeader
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, Missing, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
-from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of, read_at
+from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of
 from runtime.sources.growing import Growing, in_words, layout
 from runtime.sources.pacing import Pace, check_buffer
 
