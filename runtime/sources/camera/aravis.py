@@ -189,9 +189,6 @@ class Camera:
         else:
             self._ask("set_string", name, value.encode())
 
-    def packet_size(self) -> int:
-        return int(self._ask("gv_get_packet_size"))
-
     def negotiate_packet_size(self) -> int:
         """Let the camera send test packets and take the largest size that came through."""
         return int(self._ask("gv_auto_packet_size"))

@@ -37,10 +37,9 @@ class GenicamSource(Source):
 
     def __init__(self, address: str, options: SourceOptions) -> None:
         self._settings = CameraSettings.of(options.camera)
-        self._geometry = self._settings.laid_out()
         session = opened_first(address, self._settings)
         try:
-            lines, bands, samples = self._geometry.shape(session.height, session.width)
+            lines, bands, samples = self._settings.shape(session.height, session.width)
             if options.wavelengths is not None and len(options.wavelengths) != bands:
                 raise InputError(
                     f"{len(options.wavelengths)} wavelengths for {bands} bands",
@@ -207,13 +206,13 @@ class GenicamSource(Source):
         session, index = self._session, self._index
         assert session is not None and session.stream is not None
         if session.form.packing is None:
-            self._geometry.copy(session.values(image.place), index, line)
-        elif self._geometry.plain:
+            self._settings.copy_line(session.values(image.place), index, line)
+        elif self._settings.plain:
             session.unpacker.unpack(session.memory[image.place], line)
         else:
             if index == 0:
                 session.unpacker.unpack(session.memory[image.place], self._scratch)
-            self._geometry.copy(self._scratch, index, line)
+            self._settings.copy_line(self._scratch, index, line)
         # Each snapshot of a mosaic stands for itself.
         flags = self._flags | (Flag.BREAK if self._lines > 1 and index == 0 else NO_FLAGS)
         self._flags = NO_FLAGS

@@ -141,22 +141,15 @@ def opened_first(address: str, settings: CameraSettings) -> Session:
     while True:
         try:
             return opened(address, settings)
-        except NotThereError as error:
-            if time.monotonic() - begun > SEARCH_SECONDS:
-                raise MachineError(
-                    f"no {sought} answers; there are: {error}",
-                    key="--source",
-                    value=f"genicam:{address}",
-                    remedy="check power, cable, and that its address is in this computer's network",
-                ) from error
         except AravisError as error:
-            if time.monotonic() - begun > BUSY_SECONDS:
-                raise MachineError(
-                    f"the {sought} cannot be opened: {error}",
-                    key="--source",
-                    value=f"genicam:{address}",
-                    remedy="close other programs that use the camera; check power, cable and its address",
-                ) from error
+            if isinstance(error, NotThereError):
+                patience, problem = SEARCH_SECONDS, f"no {sought} answers; there are: {error}"
+                remedy = "check power, cable, and that its address is in this computer's network"
+            else:
+                patience, problem = BUSY_SECONDS, f"the {sought} cannot be opened: {error}"
+                remedy = "close other programs that use the camera; check power, cable and its address"
+            if time.monotonic() - begun > patience:
+                raise MachineError(problem, key="--source", value=f"genicam:{address}", remedy=remedy) from error
         time.sleep(0.3)
 
 
