@@ -83,7 +83,7 @@ def read_header(path: str | Path) -> EnviHeader:
             the data file, or asks for what is not a plain image cube (spectral library, compressed, complex).
     """
     path, data_path = pair_of(path)
-    header = parse_header(_header_text(path), path=path, data_path=data_path)
+    header = parse_header(read_text(path), path=path, data_path=data_path)
     expected = header.header_offset + header.lines * header.line_bytes
     with opened(data_path) as (_, size):
         if size != expected:
@@ -91,7 +91,8 @@ def read_header(path: str | Path) -> EnviHeader:
     return header
 
 
-def _header_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a header of at most 16 MiB."""
     with opened(path) as (file, size):
         if size > HEADER_BYTES:
             raise CubeFileError(

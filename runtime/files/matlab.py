@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated, check_expansion, fill, opened, reason
-from runtime.files.hdf5 import Where, is_hdf5, read_dataset
+from runtime.files.hdf5 import damaged, is_hdf5, read_dataset
 from runtime.files.layout import Order, check_shape, to_cube
 
 _Endian = Literal["little", "big"]
@@ -34,7 +34,6 @@ _NUMERIC = {"double": "f8", "single": "f4"} | {
 _CLASSES = dict(enumerate(("cell", "struct", "object", "char", "sparse", *_NUMERIC, "function", "opaque"), start=1))
 _COMPLEX, _LOGICAL = 0x0800, 0x0200
 
-_MEND = "save it again with save -v7 or -v7.3"
 _NAME_BYTES = 4096
 _MOST_DIMENSIONS = 32
 
@@ -78,10 +77,6 @@ def read_mat(path: Path, order: Order, key: str | None) -> NDArray[Any]:
         return to_cube(array, order, dtype)
 
 
-def _damaged(path: Path, why: str, key: str | None = None) -> CubeFileError:
-    return CubeFileError(f"is no valid MATLAB file: {why}", file=path, key=key, remedy=_MEND)
-
-
 def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Variable:
     cubes = [variable for variable in variables if variable.is_cube()]
     listed = ", ".join(map(str, (cubes or variables)[:20]))
@@ -121,10 +116,10 @@ def _read_level5(
             raise CubeFileError(
                 "MATLAB 4 files hold no 3-D arrays", file=path, remedy="save the cube again with save -v7 or -v7.3"
             )
-        raise _damaged(path, "neither version 5 nor HDF5")
+        raise damaged(path, "neither version 5 nor HDF5")
     version = int.from_bytes(head[124:126], endian)
     if version != 0x0100:
-        raise _damaged(path, f"version {version:#06x} in the header")
+        raise damaged(path, f"version {version:#06x} in the header")
     variable = _chosen(list(_walk(file, size, endian, path)), key, path)
     return _payload(file, variable, endian, path)
 
@@ -141,20 +136,20 @@ def _walk(file: BinaryIO, size: int, endian: _Endian, path: Path) -> Iterator[_V
     offset = _HEADER_BYTES
     while offset < size:
         if offset + 8 > size:
-            raise _damaged(path, f"a tag is cut off at byte {offset}")
+            raise damaged(path, f"a tag is cut off at byte {offset}")
         file.seek(offset)
         tag = _take(file.read, 8, path, "it")
         kind, length = int.from_bytes(tag[:4], endian), int.from_bytes(tag[4:], endian)
         start = offset + 8
         if kind not in (_MATRIX, _COMPRESSED):
-            raise _damaged(path, f"an element of type {kind} at byte {offset} where a variable is expected")
+            raise damaged(path, f"an element of type {kind} at byte {offset} where a variable is expected")
         if start + length > size:
-            raise _damaged(path, f"the variable at byte {offset} claims {length} bytes, {size - start} are left")
+            raise damaged(path, f"the variable at byte {offset} claims {length} bytes, {size - start} are left")
         read = _segment(file, start, length, path, compressed=kind == _COMPRESSED)
         if kind == _COMPRESSED:
             inner = _take(read, 8, path)
             if int.from_bytes(inner[:4], endian) != _MATRIX:
-                raise _damaged(path, f"the compressed element at byte {offset} is no variable")
+                raise damaged(path, f"the compressed element at byte {offset} is no variable")
         # An element of no bytes is what MATLAB writes for an empty array inside another one.
         if length:
             name, what, shape = _described(read, endian, path)
@@ -186,13 +181,13 @@ def _segment(file: BinaryIO, start: int, length: int, path: Path, *, compressed:
             try:
                 piece = inflater.decompress(source, count)
             except zlib.error as error:
-                raise _damaged(
+                raise damaged(
                     path, f"the variable at byte {start - 8} does not decompress ({reason(error)})"
                 ) from error
             if piece:
                 return piece
             if not source:
-                raise _damaged(path, f"the variable at byte {start - 8} is cut short")
+                raise damaged(path, f"the variable at byte {start - 8} is cut short")
         return b""
 
     return inflated
@@ -203,7 +198,7 @@ def _take(read: Callable[[int], bytes], count: int, path: Path, what: str = "a v
     while len(data) < count:
         piece = read(count - len(data))
         if not piece:
-            raise _damaged(path, f"{what} ends too early")
+            raise damaged(path, f"{what} ends too early")
         data += piece
     return data
 
@@ -215,7 +210,7 @@ def _tag(read: Callable[[int], bytes], endian: _Endian, path: Path) -> tuple[int
     if first >> 16:
         length = first >> 16
         if length > 4:
-            raise _damaged(path, "a small element of more than 4 bytes")
+            raise damaged(path, "a small element of more than 4 bytes")
         return first & 0xFFFF, length, data[4 : 4 + length]
     return first, int.from_bytes(data[4:], endian), None
 
@@ -224,7 +219,7 @@ def _small(read: Callable[[int], bytes], endian: _Endian, path: Path, kinds: tup
     """The data of the next element, one of `kinds`, at most `most` bytes long."""
     kind, length, data = _tag(read, endian, path)
     if kind not in kinds or length > most:
-        raise _damaged(path, f"an element of type {kind} and {length} bytes in the head of a variable")
+        raise damaged(path, f"an element of type {kind} and {length} bytes in the head of a variable")
     return _take(read, length + -length % 8, path)[:length] if data is None else data
 
 
@@ -232,7 +227,7 @@ def _described(read: Callable[[int], bytes], endian: _Endian, path: Path) -> tup
     """Name, class and dimensions of the variable whose head `read` gives; it stands at the data afterwards."""
     flags = _small(read, endian, path, (5, 6), 8)
     if len(flags) != 8:
-        raise _damaged(path, "array flags of a wrong length")
+        raise damaged(path, "array flags of a wrong length")
     word = int.from_bytes(flags[:4], endian)
     kind = _CLASSES.get(word & 0xFF, f"class {word & 0xFF}")
     if kind in ("opaque", "function"):
@@ -242,7 +237,7 @@ def _described(read: Callable[[int], bytes], endian: _Endian, path: Path) -> tup
     raw = _small(read, endian, path, (5, 6), 4 * _MOST_DIMENSIONS)
     shape = tuple(int.from_bytes(raw[i : i + 4], endian, signed=True) for i in range(0, len(raw) - 3, 4))
     if len(shape) < 2 or min(shape) < 0:
-        raise _damaged(path, f"dimensions {list(shape)}")
+        raise damaged(path, f"dimensions {list(shape)}")
     name = _small(read, endian, path, (1, 2, 16), _NAME_BYTES)
     if word & _COMPLEX:
         kind = f"complex {kind}"
@@ -266,13 +261,13 @@ def _payload(file: BinaryIO, variable: _Variable, endian: _Endian, path: Path) -
     dtype = np.dtype(_NUMERIC[variable.kind])
     check_expansion(path, prod(variable.shape) * dtype.itemsize, variable.size, key=name)
     if kind not in _STORED_TYPES:
-        raise _damaged(path, f"values of type {kind}", name)
+        raise damaged(path, f"values of type {kind}", name)
     stored = np.dtype(("<" if endian == "little" else ">") + _STORED_TYPES[kind])
     if length != prod(variable.shape) * stored.itemsize:
-        raise _damaged(path, f"{length} bytes for {list(variable.shape)} of {stored}", name)
+        raise damaged(path, f"{length} bytes for {list(variable.shape)} of {stored}", name)
     array = allocated(path, variable.shape[::-1], stored, copies=1 + -(-dtype.itemsize // stored.itemsize))
     if fill(array, read if data is None else BytesIO(data).read) != array.nbytes:
-        raise _damaged(path, "it ends before its last element", name)
+        raise damaged(path, "it ends before its last element", name)
     if variable.compressed:
         _check_end(read, -length % 8 if data is None else 0, path, name)
     return array.T, dtype
@@ -284,7 +279,7 @@ def _check_end(read: Callable[[int], bytes], padding: int, path: Path, name: str
     while piece := read(64):
         rest += len(piece)
         if rest > padding:
-            raise _damaged(path, "more values than its dimensions ask for", name)
+            raise damaged(path, "more values than its dimensions ask for", name)
 
 
 def _read_hdf5(path: Path, size: int, key: str | None) -> NDArray[Any]:
@@ -298,7 +293,7 @@ def _read_hdf5(path: Path, size: int, key: str | None) -> NDArray[Any]:
                     "is a link to another place", file=path, key=key, remedy="save the array itself into the file"
                 )
             chosen = _chosen(variables, key, path)
-            cube: NDArray[Any] = read_dataset(file[chosen.name], size, Where(path, chosen.name, "MATLAB", _MEND)).T
+            cube: NDArray[Any] = read_dataset(file[chosen.name], size, path, chosen.name).T
             return cube
     except (CubeFileError, MemoryError):
         raise

@@ -36,7 +36,7 @@ class SourceOptions:
 
 
 class Source(Closing):
-    """An open source of lines. A context manager; `read` is called from one thread.
+    """An open source of lines. `read` is called from one thread, `close` perhaps twice.
 
     Attributes:
         live: lines come whether they are taken or not; a file waits.
@@ -69,7 +69,3 @@ class Source(Closing):
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """Kind, model, address or path, for people and logs."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Stop and give everything back; may be called twice."""

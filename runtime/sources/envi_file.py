@@ -68,36 +68,34 @@ class LineReader:
 
     A file that is renamed or deleted meanwhile is read to its end; one that is cut short gives the whole lines before
     the cut (not bsq), then an error.
+
+    Attributes:
+        next: number of the line that comes next.
     """
 
     def __init__(self, header: EnviHeader) -> None:
         self._header = header
         self._block = allocated(header.data_path, block_shape(header, header.lines), header.dtype)
-        self._first = self._held = self._next = 0
+        self._first = self._held = self.next = 0
         self._stack = ExitStack()
         self._file, _ = self._stack.enter_context(opened(header.data_path))
         self._end = header.lines
 
     @property
-    def next(self) -> int:
-        """Number of the line that comes next."""
-        return self._next
-
-    @property
     def left(self) -> int:
         """Lines that are still to come; none after `close`."""
-        return self._end - self._next
+        return self._end - self.next
 
     def take(self, line: Line) -> Taken:
         """Put the next line into `line`, native [bands, samples]. Raises CubeFileError: the file was cut short."""
-        if self._next == self._first + self._held:
+        if self.next == self._first + self._held:
             self._fill()
-        line_in(self._block, self._header.interleave, self._next - self._first, line)
-        self._next += 1
-        return Taken(self._next - 1, time.time_ns(), NO_FLAGS if self._next > 1 else Flag.BREAK)
+        line_in(self._block, self._header.interleave, self.next - self._first, line)
+        self.next += 1
+        return Taken(self.next - 1, time.time_ns(), NO_FLAGS if self.next > 1 else Flag.BREAK)
 
     def close(self) -> None:
-        self._end = self._next
+        self._end = self.next
         self._stack.close()
 
     def _fill(self) -> None:
@@ -107,19 +105,19 @@ class LineReader:
         row = header.samples * header.dtype.itemsize
         if bsq:
             for band in range(header.bands):
-                offset = header.header_offset + (band * header.lines + self._next) * row
+                offset = header.header_offset + (band * header.lines + self.next) * row
                 if read_at(self._file, header.data_path, offset, self._block[band, :count]) < count * row:
                     raise self._cut_short()
         else:
-            offset = header.header_offset + self._next * header.line_bytes
+            offset = header.header_offset + self.next * header.line_bytes
             count = read_at(self._file, header.data_path, offset, self._block[:count]) // header.line_bytes
             if not count:
                 raise self._cut_short()
-        self._first, self._held = self._next, count
+        self._first, self._held = self.next, count
 
     def _cut_short(self) -> CubeFileError:
         return CubeFileError(
-            f"was cut short while it was read: line {self._next} is no longer whole",
+            f"was cut short while it was read: line {self.next} is no longer whole",
             file=self._header.data_path,
             key="lines",
             value=self._header.lines,

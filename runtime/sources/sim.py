@@ -10,6 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any
@@ -222,10 +223,8 @@ def settings_of(address: str, options: SourceOptions) -> SimSettings:
 def _number(key: str, value: Any, low: float, high: float, *, whole: bool) -> float:
     number = None
     if not isinstance(value, bool):
-        try:
+        with suppress(TypeError, ValueError):
             number = int(value) if whole and isinstance(value, str) else float(value)
-        except (TypeError, ValueError):
-            number = None
     if number is None or not isfinite(number) or not low <= number <= high or (whole and number != int(number)):
         raise InputError(
             "out of range" if number is not None else "not a number",
