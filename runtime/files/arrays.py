@@ -40,14 +40,10 @@ def read_npy(path: Path, order: Order) -> NDArray[Any]:
 
 
 def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], tuple[float, ...] | None]:
-    """The cube of a `.npz` file with its axes in `order`, and its wavelengths.
+    """The cube of a `.npz` file, as `read_npy` gives it, and its array `wavelength_nm` in nanometres, None without one.
 
     Args:
         key: the array's name, `cube` if None.
-
-    Returns:
-        [bands, lines, samples] in native byte order and the file's own type, C-contiguous; and the array
-        `wavelength_nm` in nanometres, or None where there is none.
 
     Raises:
         CubeFileError: as `read_npy`; there is no such array; it expands beyond the bound of `disk.check_expansion`.

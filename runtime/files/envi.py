@@ -140,10 +140,7 @@ def _wrong_size(header: EnviHeader, expected: int, size: int) -> CubeFileError:
 
 
 def read_envi(path: str | Path | EnviHeader) -> NDArray[Any]:
-    """The whole cube of an ENVI pair.
-
-    Returns:
-        [bands, lines, samples] in native byte order and the file's own type, C-contiguous.
+    """The whole cube of an ENVI pair, as `read_lines` gives a part of it.
 
     Raises:
         CubeFileError: as `read_header`, or the cube does not fit into memory.

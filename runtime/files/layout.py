@@ -17,7 +17,6 @@ DEFAULT_LAYOUT = "lines,samples,bands"
 Order = tuple[str, str, str]
 """Names of the three axes, in the order of a file's."""
 
-_REAL_KINDS = {"i": "signed integers", "u": "unsigned integers", "f": "floats"}
 _REFUSED_KINDS = {
     "b": "truth values",
     "c": "complex numbers",
@@ -57,7 +56,7 @@ def from_cube(cube: NDArray[Any], order: Order) -> NDArray[Any]:
 
 def check_type(dtype: np.dtype[Any], *, path: Path, key: str | None = None) -> None:
     """Raise CubeFileError unless `dtype` is a real number of at most 8 bytes."""
-    if dtype.kind in _REAL_KINDS and dtype.itemsize <= 8 and dtype.names is None and dtype.subdtype is None:
+    if dtype.kind in "iuf" and dtype.itemsize <= 8:
         return
     what = _REFUSED_KINDS.get(dtype.kind, "values of this type")
     raise CubeFileError(

@@ -55,14 +55,11 @@ class _Variable:
 
 
 def read_mat(path: Path, order: Order, key: str | None) -> NDArray[Any]:
-    """The cube of a MATLAB file of version 5 to 7.3.
+    """The cube of a MATLAB file of version 5 to 7.3, as `arrays.read_npy` gives one.
 
     Args:
         order: of the cube's axes, as MATLAB shows them.
         key: the variable's name; None takes the only 3-D numeric array there is.
-
-    Returns:
-        [bands, lines, samples] in native byte order and the variable's own type, C-contiguous.
 
     Raises:
         CubeFileError: it is no such file or damaged; there is no such variable, or several to choose from; the variable

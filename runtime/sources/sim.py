@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
@@ -120,8 +120,8 @@ class Simulated(Source):
         return dict(self._counts)
 
     def describe(self) -> dict[str, str]:
-        said = {field.name: getattr(self._settings, field.name) for field in fields(self._settings)}
-        address = ",".join(f"{key}={value}" for key, value in said.items() if value not in (None, ""))
+        said = asdict(self._settings).items()
+        address = ",".join(f"{key}={value}" for key, value in said if value not in (None, ""))
         return {"kind": "sim", "model": "simulated line-scan spectrometer", "address": address}
 
     def close(self) -> None:

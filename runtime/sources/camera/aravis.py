@@ -35,10 +35,7 @@ class Device:
     id: str
     physical_id: str
     address: str
-    vendor: str
-    model: str
     serial: str
-    protocol: str
 
     def __str__(self) -> str:
         return f"{self.id} ({', '.join(filter(None, (self.address, self.physical_id, self.serial)))})"
@@ -59,7 +56,7 @@ def devices() -> tuple[Device, ...]:
         MachineError: libaravis is not installed.
     """
     arv = functions()
-    kinds = ("id", "physical_id", "address", "vendor", "model", "serial_nbr", "protocol")
+    kinds = ("id", "physical_id", "address", "serial_nbr")
     with _listing:
         arv["arv_update_device_list"]()
         return tuple(

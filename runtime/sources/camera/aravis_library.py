@@ -19,10 +19,7 @@ _ERROR = c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "arv_update_device_list": (None, []),
     "arv_get_n_devices": (c_uint, []),
-    **{
-        f"arv_get_device_{what}": (c_char_p, [c_uint])
-        for what in ("id", "physical_id", "address", "vendor", "model", "serial_nbr", "protocol")
-    },
+    **{f"arv_get_device_{what}": (c_char_p, [c_uint]) for what in ("id", "physical_id", "address", "serial_nbr")},
     "arv_camera_new": (c_void_p, [c_char_p, _ERROR]),
     "arv_camera_get_device": (c_void_p, [c_void_p]),
     "arv_camera_create_stream": (c_void_p, [c_void_p, c_void_p, c_void_p, _ERROR]),

@@ -105,7 +105,10 @@ class GenicamSource(Source):
             if left < 0:
                 return Quiet()
             if self._session is None:
-                self._await(max(0.0, left))
+                fresh = self._keeper.fresh(max(0.0, left))
+                if fresh is not None:
+                    self._adopt(fresh)
+                    self._figures["reconnects"] += 1
             else:
                 self._collect(self._session, max(0.0, left))
             left = min(deadline - time.monotonic(), left - 1e-9)
@@ -128,12 +131,6 @@ class GenicamSource(Source):
         self._flags = Flag.BREAK
         self._loss: str | None = None
         session.came = time.monotonic()
-
-    def _await(self, seconds: float) -> None:
-        fresh = self._keeper.fresh(seconds)
-        if fresh is not None:
-            self._adopt(fresh)
-            self._figures["reconnects"] += 1
 
     def _collect(self, session: Session, seconds: float) -> None:
         """Pop a buffer, if one comes in time, and put it in its place; or find that the camera is gone."""
