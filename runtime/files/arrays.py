@@ -154,19 +154,15 @@ def _read_up_to(file: BinaryIO, count: int) -> bytes:
 
 
 def _header(head: BinaryIO, path: Path, key: str | None) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    # Version 3 differs from 2 in the encoding of field names only, and arrays with fields are refused.
-    readers: dict[tuple[int, int], Callable[..., Any]] = {
-        (1, 0): npy.read_array_header_1_0,
-        (2, 0): npy.read_array_header_2_0,
-        (3, 0): npy.read_array_header_2_0,
-    }
     try:
         version = npy.read_magic(head)
-        if version not in readers:
+        if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"unknown version {version}")
+        # Version 3 differs from 2 in the encoding of field names only, and arrays with fields are refused.
+        read: Callable[..., Any] = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shape, fortran, dtype = readers[version](head, max_header_size=HEADER_BYTES)
+            shape, fortran, dtype = read(head, max_header_size=HEADER_BYTES)
         return tuple(int(length) for length in shape), bool(fortran), dtype
     except Exception as error:
         raise CubeFileError(

@@ -158,7 +158,10 @@ class Camera:
         self._ask("set_exposure_time", microseconds)
 
     def has(self, feature: str) -> bool:
-        return bool(self._ask("is_feature_available", feature.encode()))
+        """Whether there is such a feature; not, where the camera does not say."""
+        with suppress(AravisError):
+            return bool(self._ask("is_feature_available", feature.encode()))
+        return False
 
     def get_float(self, feature: str) -> float:
         return float(self._ask("get_float", feature.encode()))

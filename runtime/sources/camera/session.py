@@ -79,7 +79,7 @@ class Session:
         self._places = {row.ctypes.data: place for place, row in enumerate(self.memory)}
         for address in self._places:
             self.stream.push_memory(address, size)
-        self.temperature_feature = next(filter(self._has, ("DeviceTemperature", "SensorTemperature")), None)
+        self.temperature_feature = next(filter(camera.has, ("DeviceTemperature", "SensorTemperature")), None)
         # Packets that wait too long for their thread are lost.
         let_go_first(RECEIVER)
         self.came = time.monotonic()
@@ -89,11 +89,6 @@ class Session:
         self.begun = True
         self.camera.start()
         self.came = time.monotonic()
-
-    def _has(self, feature: str) -> bool:
-        with suppress(AravisError):
-            return self.camera.has(feature)
-        return False
 
     @property
     def image(self) -> tuple[int, int, int, int]:
@@ -161,7 +156,11 @@ def opened(address: str, settings: CameraSettings) -> Session:
         InputError: several cameras answer, or the camera refuses a setting.
     """
     # An address needs no search, which takes a second and ends at the next router.
-    if _is_ip(address):
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        pass
+    else:
         with suppress(NotFoundError):
             return Session(address, settings)
     there = devices()
@@ -182,11 +181,3 @@ def _named(address: str, there: tuple[Device, ...]) -> str | None:
             remedy="name one by its address, MAC, serial number or id",
         )
     return next(iter(found), None)
-
-
-def _is_ip(address: str) -> bool:
-    try:
-        ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return True
