@@ -19,7 +19,6 @@ from runtime.files.disk import PIECE, allocated, check_expansion, fill, opened, 
 from runtime.files.layout import Order, check_shape, check_type, from_cube, to_cube
 
 HEADER_BYTES = 10_000
-CUBE_KEY = "cube"
 WAVELENGTH_KEY = "wavelength_nm"
 
 _ENCRYPTED = 0x1
@@ -48,7 +47,7 @@ def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
     Raises:
         CubeFileError: as `read_npy`; there is no such array; it expands beyond the bound of `disk.check_expansion`.
     """
-    name = CUBE_KEY if key is None else key
+    name = "cube" if key is None else key
     with opened(path) as (file, size):
         try:
             archive = zipfile.ZipFile(file)

@@ -109,7 +109,8 @@ def _read_level5(
     """The values as stored, in MATLAB's order of axes, and the type they stand for."""
     endian: _Endian | None = {b"IM": "little", b"MI": "big"}.get(head[126:128])  # type: ignore[assignment]
     if endian is None:
-        if len(head) >= 20 and _is_level4(head):
+        firsts = [[int.from_bytes(head[at : at + 4], order) for at in (0, 4)] for order in ("little", "big")]
+        if len(head) >= 20 and any(kind < 5000 and rows > 0 for kind, rows in firsts):
             raise CubeFileError(
                 "MATLAB 4 files hold no 3-D arrays", file=path, remedy="save the cube again with save -v7 or -v7.3"
             )
@@ -119,13 +120,6 @@ def _read_level5(
         raise damaged(path, f"version {version:#06x} in the header")
     variable = _chosen(list(_walk(file, size, endian, path)), key, path)
     return _payload(file, variable, endian, path)
-
-
-def _is_level4(head: bytes) -> bool:
-    return any(
-        int.from_bytes(head[0:4], endian) < 5000 and int.from_bytes(head[4:8], endian) > 0
-        for endian in ("little", "big")
-    )
 
 
 def _walk(file: BinaryIO, size: int, endian: _Endian, path: Path) -> Iterator[_Variable]:
