@@ -59,6 +59,8 @@ class SensorModel:
     Attributes:
         psf_across: sigma of the optics across track (along samples), in pixels; 0.42 is one pixel wide at half height.
         psf_along: sigma along track (along lines), in lines.
+        smile: shift of the band centres at both ends of the slit, in bands; grows with the square of the distance from
+            the middle.
         exposure: signal of 1.0 as a share of the full well, above 0; beyond 1 bright pixels saturate.
         full_well: electrons at saturation.
         read_noise: electrons, standard deviation.
@@ -72,6 +74,7 @@ class SensorModel:
 
     psf_across: float = 0.42
     psf_along: float = 0.42
+    smile: float = 0.0
     exposure: float = 0.9
     full_well: float = 32_000.0
     read_noise: float = 20.0
@@ -81,6 +84,26 @@ class SensorModel:
     stripes: float = 0.5
     dead: float = 1e-4
     hot: float = 1e-4
+
+    def __post_init__(self) -> None:
+        bounds: dict[str, tuple[float, float]] = {
+            "psf_across": (0, 50),
+            "psf_along": (0, 50),
+            "smile": (-10, 10),
+            "exposure": (1e-6, 1e3),
+            "full_well": (1, 1e9),
+            "read_noise": (0, 1e9),
+            "bit_depth": (8, 16),
+            "prnu": (0, 1),
+            "stripes": (0, 65535),
+            "dead": (0, 1),
+            "hot": (0, 1),
+        }
+        for key, (low, high) in bounds.items():
+            _within(f"sensor.{key}", getattr(self, key), low, high)
+        if self.bit_depth != int(self.bit_depth):
+            raise InputError("not a whole number", key="sensor.bit_depth", value=self.bit_depth, remedy="give 8 to 16")
+        _within("sensor.dark_level", self.dark_level, 0, 2**self.bit_depth / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +189,7 @@ def sense(scene: Scene, sensor: SensorModel, rng: np.random.Generator) -> Sensed
     dead, hot = fate < sensor.dead, fate >= 1 - sensor.hot
     gain[dead] = 0
 
-    signal = scene.truth
+    signal = _smiled(scene.truth, sensor.smile)
     signal = gaussian_filter1d(signal, sensor.psf_along, axis=1, mode="nearest") if sensor.psf_along else signal
     signal = gaussian_filter1d(signal, sensor.psf_across, axis=2, mode="nearest") if sensor.psf_across else signal
     electrons = signal * gain * np.float32(sensor.exposure * sensor.full_well)
@@ -207,6 +230,20 @@ def _binned(fine: Float32) -> Float32:
     rows, columns = (size // SUPERSAMPLING for size in fine.shape)
     blocks = fine.reshape(rows, SUPERSAMPLING, columns, SUPERSAMPLING)
     return np.asarray(blocks.mean(axis=(1, 3), dtype=np.float32))
+
+
+def _smiled(cube: Float32, smile: float) -> Float32:
+    """The cube as a slit bent by `smile` bands at its ends sees it: bands interpolated linearly, ends repeated."""
+    if not smile:
+        return cube
+    bands, _, samples = cube.shape
+    shift = smile * np.linspace(-1, 1, samples) ** 2
+    position = np.clip(np.arange(bands)[:, None] + shift, 0, bands - 1)
+    base = np.minimum(position.astype(int), max(bands - 2, 0))
+    part = (position - base).astype(np.float32)[:, None]
+    lower = np.take_along_axis(cube, base[:, None], axis=0)
+    upper = np.take_along_axis(cube, np.minimum(base + 1, bands - 1)[:, None], axis=0)
+    return np.asarray(lower + part * (upper - lower), np.float32)
 
 
 def _within(key: str, value: float, low: float, high: float) -> None:

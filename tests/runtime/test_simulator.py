@@ -162,7 +162,7 @@ def test_seeds_differ_and_spectrometers_see_the_same_ground(scene):
 )
 def test_any_size_will_do(shape):
     scene = simulate_scene(2, *shape)
-    sensed = sense(scene, SensorModel(), rng())
+    sensed = sense(scene, SensorModel(smile=0.5), rng())
     assert scene.truth.shape == sensed.dn.shape == shape
     assert np.isfinite(scene.truth).all() and scene.truth.min() >= 0 and scene.truth.max() <= 1
     assert scene.abundance.sum(axis=0) == pytest.approx(np.ones(shape[1:]), abs=1e-5)
@@ -186,6 +186,26 @@ def test_a_scene_that_cannot_be_is_refused(arguments, key):
     with pytest.raises(InputError) as failure:
         simulate_scene(**arguments)
     assert failure.value.key == key and failure.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("psf_across", -1),
+        ("exposure", 0),
+        ("full_well", 0),
+        ("read_noise", float("nan")),
+        ("bit_depth", 7),
+        ("bit_depth", 12.5),
+        ("dark_level", 4000),
+        ("prnu", -0.1),
+        ("dead", 1.5),
+    ],
+)
+def test_a_sensor_that_cannot_be_is_refused(field, value):
+    with pytest.raises(InputError) as failure:
+        SensorModel(**{field: value})
+    assert failure.value.key == f"sensor.{field}" and failure.value.remedy
 
 
 def test_the_default_sensor_is_good_but_not_perfect(scene):
@@ -270,6 +290,16 @@ def test_optics_spread_a_point_and_lose_no_light(along, across):
     # A sampled Gaussian below a sigma of one pixel is narrower than its sigma says.
     for axis, sigma in ((1, along), (0, across)):
         assert np.sqrt((spot.sum(axis=axis) * offset**2).sum()) == pytest.approx(sigma, abs=0.1)
+
+
+def test_smile_bends_the_bands_towards_the_ends_of_the_slit():
+    ramp = np.broadcast_to(np.linspace(0.1, 0.9, 9)[:, None, None], (9, 4, 101))
+    sensor = SensorModel(**IDEAL, smile=0.5, full_well=1e9, bit_depth=16)
+    sensed = sense(scene_of(ramp), sensor, rng())
+    seen = ((sensed.dn - sensed.dark) / sensed.scale).mean(axis=1)
+    assert seen[4, 50] == pytest.approx(0.5, abs=1e-3)
+    assert seen[4, [0, 100]] == pytest.approx([0.55, 0.55], abs=1e-3)
+    assert seen[8] == pytest.approx(np.full(101, 0.9), abs=1e-3)
 
 
 def test_noise_follows_from_its_generator(scene):
