@@ -46,12 +46,8 @@ class Memory(Source):
 
     def __init__(self, format: LineFormat, count: int) -> None:
         rng = np.random.default_rng(0)
-        self._format, self._left = format, count
+        self.format, self._left = format, count
         self._lines = rng.integers(1, 4000, (64, *format.shape)).astype(format.dtype)
-
-    @property
-    def format(self) -> LineFormat:
-        return self._format
 
     def read(self, line: Any, timeout: float) -> Event:
         if not self._left:

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.errors import InputError
 from runtime.files import write_cube
-from runtime.files.envi import listed
+from runtime.files.envi_text import listed
 from runtime.scaling import to_numbers
 from runtime.simulation.simulator import SensorModel, sense, simulate_scene
 

@@ -6,7 +6,8 @@ Every file is taken as a stranger's: nothing in it is executed, and it cannot cl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,10 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.arrays import read_npy, read_npz, write_npy
-from runtime.files.envi import (
-    DATA_SUFFIXES,
-    INTERLEAVES,
-    Fields,
-    Interleave,
-    listed,
-    pair_of,
-    read_envi,
-    read_header,
-    target_pair,
-    wavelengths_nm,
-    write_envi,
-)
-from runtime.files.layout import DEFAULT_LAYOUT, checked_layout
+from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, target_pair, write_envi
+from runtime.files.envi_header import wavelengths_nm
+from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
+from runtime.files.layout import DEFAULT_LAYOUT, Order, checked_layout
 from runtime.files.matlab import read_mat
 
 __all__ = ["READERS", "WRITERS", "CubeFile", "read_cube", "write_cube", "written_files"]
@@ -50,13 +41,13 @@ class CubeFile:
     cube: NDArray[Any]
     path: Path
     format: str
-    wavelengths: tuple[float, ...] | None
-    scale: float | None
-    ignore_value: float | None
-    fields: Mapping[str, str]
+    wavelengths: tuple[float, ...] | None = None
+    scale: float | None = None
+    ignore_value: float | None = None
+    fields: Mapping[str, str] = field(default_factory=lambda: Fields({}))
 
 
-def _read_envi(path: Path, layout: str, key: str | None) -> CubeFile:
+def _read_envi(path: Path, order: Order, key: str | None) -> CubeFile:
     _no_key(path, key)
     header = read_header(path)
     return CubeFile(
@@ -70,22 +61,18 @@ def _read_envi(path: Path, layout: str, key: str | None) -> CubeFile:
     )
 
 
-def _read_npy(path: Path, layout: str, key: str | None) -> CubeFile:
+def _read_npy(path: Path, order: Order, key: str | None) -> CubeFile:
     _no_key(path, key)
-    return _plain(read_npy(path, layout=layout), path, "npy", None)
+    return CubeFile(read_npy(path, order), path, "npy")
 
 
-def _read_npz(path: Path, layout: str, key: str | None) -> CubeFile:
-    cube, wavelengths = read_npz(path, layout=layout, key=key)
-    return _plain(cube, path, "npz", wavelengths)
+def _read_npz(path: Path, order: Order, key: str | None) -> CubeFile:
+    cube, wavelengths = read_npz(path, order, key)
+    return CubeFile(cube, path, "npz", wavelengths)
 
 
-def _read_mat(path: Path, layout: str, key: str | None) -> CubeFile:
-    return _plain(read_mat(path, layout=layout, key=key), path, "mat", None)
-
-
-def _plain(cube: NDArray[Any], path: Path, kind: str, wavelengths: tuple[float, ...] | None) -> CubeFile:
-    return CubeFile(cube, path, kind, wavelengths, None, None, Fields({}))
+def _read_mat(path: Path, order: Order, key: str | None) -> CubeFile:
+    return CubeFile(read_mat(path, order, key), path, "mat")
 
 
 def _no_key(path: Path, key: str | None) -> None:
@@ -95,14 +82,14 @@ def _no_key(path: Path, key: str | None) -> None:
         )
 
 
-READERS: dict[str, Callable[[Path, str, str | None], CubeFile]] = {
+READERS: dict[str, Callable[[Path, Order, str | None], CubeFile]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".mat": _read_mat,
     ".hdr": _read_envi,
     **dict.fromkeys(DATA_SUFFIXES, _read_envi),
 }
-"""Suffix in lower case -> reader(path, layout, key)."""
+"""Suffix in lower case -> reader(path, order of the axes, key)."""
 
 
 def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None = None) -> CubeFile:
@@ -119,7 +106,7 @@ def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None
         CubeFileError: the file is missing, damaged, of an unknown format, not a cube or too large for this machine.
     """
     path = Path(path)
-    checked_layout(layout, path=path)
+    order = checked_layout(layout, path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         try:
@@ -134,19 +121,16 @@ def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None
                 ) from error
             raise
         reader = _read_envi
-    return reader(path, layout, key)
+    return reader(path, order, key)
 
 
 def _write_envi(
-    path: Path, cube: NDArray[Any], like: CubeFile | None, layout: str, fields: Mapping[str, str | None]
+    path: Path, cube: NDArray[Any], like: CubeFile | None, order: Order, fields: Mapping[str, str | None]
 ) -> None:
     suffix = path.suffix.lower().removeprefix(".")
     own = like.fields.get("interleave", "").lower() if like is not None else ""
-    chosen: Interleave = "bil"
-    for name in INTERLEAVES:
-        if name == suffix or (name == own and suffix not in INTERLEAVES):
-            chosen = name
-    write_envi(path, cube, interleave=chosen, fields=_merged(like, fields), inputs=_inputs(like))
+    named: list[Interleave] = [name for said in (suffix, own) for name in INTERLEAVES if name == said]
+    write_envi(path, cube, interleave=named[0] if named else "bil", fields=_merged(like, fields), inputs=_inputs(like))
 
 
 def _merged(like: CubeFile | None, fields: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -165,28 +149,24 @@ def _merged(like: CubeFile | None, fields: Mapping[str, str | None]) -> dict[str
 
 
 def _inputs(like: CubeFile | None) -> tuple[Path, ...]:
-    if like is None:
-        return ()
-    if like.format != "envi":
-        return (like.path,)
-    try:
-        return pair_of(like.path)
-    except CubeFileError:
-        return (like.path,)
+    if like is not None and like.format == "envi":
+        with suppress(CubeFileError):
+            return pair_of(like.path)
+    return () if like is None else (like.path,)
 
 
 def _write_npy(
-    path: Path, cube: NDArray[Any], like: CubeFile | None, layout: str, fields: Mapping[str, str | None]
+    path: Path, cube: NDArray[Any], like: CubeFile | None, order: Order, fields: Mapping[str, str | None]
 ) -> None:
-    write_npy(path, cube, layout=layout, inputs=_inputs(like))
+    write_npy(path, cube, order, _inputs(like))
 
 
-Writer = Callable[[Path, NDArray[Any], CubeFile | None, str, Mapping[str, str | None]], None]
+Writer = Callable[[Path, NDArray[Any], CubeFile | None, Order, Mapping[str, str | None]], None]
 WRITERS: dict[str, Writer] = {
     ".npy": _write_npy,
     **dict.fromkeys((".hdr", ".img", ".raw", ".dat", ".bsq", ".bil", ".bip"), _write_envi),
 }
-"""Suffix in lower case -> writer(path, cube, like, layout, fields)."""
+"""Suffix in lower case -> writer(path, cube, like, order of the axes, fields)."""
 
 
 def write_cube(
@@ -215,8 +195,8 @@ def write_cube(
         CubeFileError: the format cannot hold the cube, the target is the input, or the system refused to write.
     """
     path = Path(path)
-    checked_layout(layout, path=path)
-    _writer(path)(path, cube, like, layout, fields or {})
+    order = checked_layout(layout, path)
+    _writer(path)(path, cube, like, order, fields or {})
     return path
 
 

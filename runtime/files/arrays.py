@@ -16,20 +16,16 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import PIECE, allocated, check_expansion, fill, opened, reason, refuse_inputs, write_together
-from runtime.files.layout import DEFAULT_LAYOUT, check_shape, check_type, checked_layout, from_cube, to_cube
+from runtime.files.layout import Order, check_shape, check_type, from_cube, to_cube
 
 HEADER_BYTES = 10_000
-CUBE_KEY = "cube"
 WAVELENGTH_KEY = "wavelength_nm"
 
 _ENCRYPTED = 0x1
 
 
-def read_npy(path: str | Path, *, layout: str = DEFAULT_LAYOUT) -> NDArray[Any]:
-    """The cube of a `.npy` file.
-
-    Args:
-        layout: the order of its axes.
+def read_npy(path: Path, order: Order) -> NDArray[Any]:
+    """The cube of a `.npy` file with its axes in `order`.
 
     Returns:
         [bands, lines, samples] in native byte order and the file's own type, C-contiguous.
@@ -38,31 +34,20 @@ def read_npy(path: str | Path, *, layout: str = DEFAULT_LAYOUT) -> NDArray[Any]:
         CubeFileError: it is no `.npy` file, needs pickle, is not a 3-D array of real numbers, its size is not what its
             header says, or it does not fit into memory.
     """
-    path = Path(path)
-    order = checked_layout(layout, path=path)
     with opened(path) as (file, size):
         return to_cube(_array(file, path, size, None, dimensions=3), order)
 
 
-def read_npz(
-    path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None = None
-) -> tuple[NDArray[Any], tuple[float, ...] | None]:
-    """The cube of a `.npz` file, and its wavelengths.
+def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], tuple[float, ...] | None]:
+    """The cube of a `.npz` file, as `read_npy` gives it, and its array `wavelength_nm` in nanometres, None without one.
 
     Args:
-        layout: the order of the cube's axes.
         key: the array's name, `cube` if None.
-
-    Returns:
-        [bands, lines, samples] in native byte order and the file's own type, C-contiguous; and the array
-        `wavelength_nm` in nanometres, or None where there is none.
 
     Raises:
         CubeFileError: as `read_npy`; there is no such array; it expands beyond the bound of `disk.check_expansion`.
     """
-    path = Path(path)
-    order = checked_layout(layout, path=path)
-    name = CUBE_KEY if key is None else key
+    name = "cube" if key is None else key
     with opened(path) as (file, size):
         try:
             archive = zipfile.ZipFile(file)
@@ -168,19 +153,15 @@ def _read_up_to(file: BinaryIO, count: int) -> bytes:
 
 
 def _header(head: BinaryIO, path: Path, key: str | None) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    # Version 3 differs from 2 in the encoding of field names only, and arrays with fields are refused.
-    readers: dict[tuple[int, int], Callable[..., Any]] = {
-        (1, 0): npy.read_array_header_1_0,
-        (2, 0): npy.read_array_header_2_0,
-        (3, 0): npy.read_array_header_2_0,
-    }
     try:
         version = npy.read_magic(head)
-        if version not in readers:
+        if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"unknown version {version}")
+        # Version 3 differs from 2 in the encoding of field names only, and arrays with fields are refused.
+        read: Callable[..., Any] = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shape, fortran, dtype = readers[version](head, max_header_size=HEADER_BYTES)
+            shape, fortran, dtype = read(head, max_header_size=HEADER_BYTES)
         return tuple(int(length) for length in shape), bool(fortran), dtype
     except Exception as error:
         raise CubeFileError(
@@ -188,24 +169,17 @@ def _header(head: BinaryIO, path: Path, key: str | None) -> tuple[tuple[int, ...
         ) from error
 
 
-def write_npy(
-    path: str | Path, cube: NDArray[Any], *, layout: str = DEFAULT_LAYOUT, inputs: Sequence[Path] = ()
-) -> Path:
+def write_npy(path: Path, cube: NDArray[Any], order: Order, inputs: Sequence[Path]) -> None:
     """Write a `.npy` file in one step: it is whole afterwards, or what was there before still is.
 
     Args:
         cube: [bands, lines, samples], real numbers of at most 8 bytes.
-        layout: the order of the axes in the file.
+        order: of the axes in the file.
         inputs: files that must not be overwritten.
-
-    Returns:
-        `path`.
 
     Raises:
         CubeFileError: the cube is of another kind, the target is an input, or the system refused to write.
     """
-    path = Path(path)
-    order = checked_layout(layout, path=path)
     check_type(cube.dtype, path=path)
     check_shape(cube.shape, path=path)
     refuse_inputs(path, inputs)
@@ -220,4 +194,3 @@ def write_npy(
             file.write(block.data)
 
     write_together([(path, write)])
-    return path

@@ -37,29 +37,6 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def checked_size(path: Path, status: os.stat_result) -> int:
-    """Size in bytes of a regular, non-empty file. Raises CubeFileError for anything else."""
-    if stat.S_ISDIR(status.st_mode):
-        raise CubeFileError("is a folder, not a cube file", file=path, remedy="give the file inside it")
-    if not stat.S_ISREG(status.st_mode):
-        raise CubeFileError("is not a regular file", file=path, remedy="give a file, not a device, pipe or socket")
-    if status.st_size == 0:
-        raise CubeFileError("the file is empty", file=path, remedy="copy it again")
-    return status.st_size
-
-
-def _opened(path: Path) -> tuple[BinaryIO, int]:
-    try:
-        checked_size(path, path.stat())
-        return open_regular(path)
-    except FileNotFoundError as error:
-        raise CubeFileError("no such file", file=path, remedy="check the path") from error
-    except (OSError, ValueError) as error:
-        raise CubeFileError(
-            f"cannot be opened: {reason(error)}", file=path, remedy="check the path and the permissions"
-        ) from error
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file for reading, unbuffered.
@@ -72,7 +49,21 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     Raises:
         CubeFileError: it is missing, empty, unreadable, a folder, a device or a pipe, or reading fails in the block.
     """
-    file, size = _opened(path)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise CubeFileError("is a folder, not a cube file", file=path, remedy="give the file inside it")
+        if not stat.S_ISREG(status.st_mode):
+            raise CubeFileError("is not a regular file", file=path, remedy="give a file, not a device, pipe or socket")
+        if status.st_size == 0:
+            raise CubeFileError("the file is empty", file=path, remedy="copy it again")
+        file, size = open_regular(path)
+    except FileNotFoundError as error:
+        raise CubeFileError("no such file", file=path, remedy="check the path") from error
+    except (OSError, ValueError) as error:
+        raise CubeFileError(
+            f"cannot be opened: {reason(error)}", file=path, remedy="check the path and the permissions"
+        ) from error
     with file:
         try:
             yield file, size
@@ -183,6 +174,25 @@ def fill(array: NDArray[Any], read: Callable[[int], bytes]) -> int:
             break
         target[done : done + len(piece)] = piece
         done += len(piece)
+    return done
+
+
+def read_at(file: BinaryIO, path: Path, offset: int, array: NDArray[Any]) -> int:
+    """Fill a C-contiguous array from byte `offset`, by plain reads; a memory map would not survive a file cut short.
+
+    Returns:
+        the bytes read; fewer than `array.nbytes` where the file ends before.
+
+    Raises:
+        CubeFileError: the system cannot read the file.
+    """
+    target = array.reshape(-1).view(np.uint8).data
+    done, most = 0, 1 << 30
+    try:
+        while done < len(target) and (count := os.preadv(file.fileno(), [target[done : done + most]], offset + done)):
+            done += count
+    except OSError as error:
+        raise CubeFileError(f"cannot be read: {reason(error)}", file=path, remedy="check the disk") from error
     return done
 
 

@@ -6,7 +6,6 @@ Here are the files: which two belong together, and the numbers in the data file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import prod
@@ -17,29 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
-from runtime.files.disk import PIECE, allocated, checked_size, opened, refuse_inputs, write_together
-from runtime.files.envi_header import CODE_OF_TYPE, EnviHeader, parse_header, wavelengths_nm
-from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, carried, header_text, listed
-
-__all__ = [
-    "DATA_SUFFIXES",
-    "INTERLEAVES",
-    "EnviHeader",
-    "Fields",
-    "Interleave",
-    "carried",
-    "header_text",
-    "lines_present",
-    "listed",
-    "pair_of",
-    "parse_header",
-    "read_envi",
-    "read_header",
-    "read_lines",
-    "target_pair",
-    "wavelengths_nm",
-    "write_envi",
-]
+from runtime.files.disk import PIECE, allocated, opened, read_at, refuse_inputs, write_together
+from runtime.files.envi_header import CODE_OF_TYPE, EnviHeader, parse_header
+from runtime.files.envi_text import Interleave, header_text
 
 HEADER_BYTES = 16 << 20
 
@@ -55,7 +34,8 @@ def pair_of(path: str | Path) -> tuple[Path, Path]:
         CubeFileError: `path` or its partner is missing, or several files could be the partner.
     """
     path = Path(path)
-    _require(path)
+    with opened(path):
+        pass
     if path.suffix.lower() == ".hdr":
         stem = path.with_suffix("")
         candidates = [stem, *(_with_suffix(stem, suffix) for suffix in DATA_SUFFIXES)]
@@ -69,11 +49,6 @@ def pair_of(path: str | Path) -> tuple[Path, Path]:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _require(path: Path) -> None:
-    with opened(path):
-        pass
 
 
 def _partner(path: Path, candidates: Sequence[Path], kind: str) -> Path:
@@ -97,26 +72,27 @@ def _partner(path: Path, candidates: Sequence[Path], kind: str) -> Path:
     return found[0]
 
 
-def read_header(path: str | Path, *, growing: bool = False) -> EnviHeader:
+def read_header(path: str | Path) -> EnviHeader:
     """Read and check the header of an ENVI pair.
 
     Args:
         path: the header or the data file.
-        growing: the data file is still being written: it may be shorter than the header says.
 
     Raises:
         CubeFileError: the pair is incomplete or ambiguous, the header is malformed, contradicts itself or the size of
             the data file, or asks for what is not a plain image cube (spectral library, compressed, complex).
     """
     path, data_path = pair_of(path)
-    header = parse_header(_header_text(path), path=path, data_path=data_path)
+    header = parse_header(read_text(path), path=path, data_path=data_path)
     expected = header.header_offset + header.lines * header.line_bytes
     with opened(data_path) as (_, size):
-        _check_size(header, expected, size, growing=growing)
+        if size != expected:
+            raise _wrong_size(header, expected, size)
     return header
 
 
-def _header_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a header of at most 16 MiB."""
     with opened(path) as (file, size):
         if size > HEADER_BYTES:
             raise CubeFileError(
@@ -137,9 +113,7 @@ def _header_text(path: Path) -> str:
         return data.decode("latin-1")
 
 
-def _check_size(header: EnviHeader, expected: int, size: int, *, growing: bool) -> None:
-    if size == expected or (growing and size < expected):
-        return
+def _wrong_size(header: EnviHeader, expected: int, size: int) -> CubeFileError:
     excess = size - expected
     sum_of_parts = (
         f"{header.lines} lines x {header.bands} bands x {header.samples} samples x {header.dtype.itemsize} bytes"
@@ -148,20 +122,16 @@ def _check_size(header: EnviHeader, expected: int, size: int, *, growing: bool) 
     if excess < 0:
         whole = max(0, size - header.header_offset) // header.line_bytes
         lines = f"; {whole} whole lines are there" if header.interleave != "bsq" else ""
-        raise CubeFileError(
-            f"the data file has {size} bytes, its header asks for {expected} ({sum_of_parts}){lines}",
-            file=header.data_path,
-            key="lines",
-            value=header.lines,
-            remedy="copy the data file again or correct the header",
-        )
-    remedy = (
-        f"set 'header offset = {excess}' if the image follows a header of that size, else correct the layout keys"
-        if header.header_offset == 0 and excess < header.line_bytes
-        else "correct samples, lines, bands or data type in the header"
-    )
-    raise CubeFileError(
-        f"the data file has {size} bytes, its header accounts for only {expected} ({sum_of_parts})",
+        problem = f"asks for {expected} ({sum_of_parts}){lines}"
+        remedy = "copy the data file again or correct the header"
+    else:
+        problem = f"accounts for only {expected} ({sum_of_parts})"
+        remedy = "correct samples, lines, bands or data type in the header"
+        if header.header_offset == 0 and excess < header.line_bytes:
+            remedy = f"set 'header offset = {excess}' if the image follows a header of that size, "
+            remedy += "else correct the layout keys"
+    return CubeFileError(
+        f"the data file has {size} bytes, its header {problem}",
         file=header.data_path,
         key="lines",
         value=header.lines,
@@ -170,10 +140,7 @@ def _check_size(header: EnviHeader, expected: int, size: int, *, growing: bool) 
 
 
 def read_envi(path: str | Path | EnviHeader) -> NDArray[Any]:
-    """The whole cube of an ENVI pair.
-
-    Returns:
-        [bands, lines, samples] in native byte order and the file's own type, C-contiguous.
+    """The whole cube of an ENVI pair, as `read_lines` gives a part of it.
 
     Raises:
         CubeFileError: as `read_header`, or the cube does not fit into memory.
@@ -182,13 +149,12 @@ def read_envi(path: str | Path | EnviHeader) -> NDArray[Any]:
     return read_lines(header, 0, header.lines)
 
 
-def read_lines(path: str | Path | EnviHeader, start: int, stop: int) -> NDArray[Any]:
+def read_lines(header: EnviHeader, start: int, stop: int) -> NDArray[Any]:
     """Lines `start` to `stop` (excluded) of an ENVI pair, without reading the others.
 
     By plain reads: a file cut short meanwhile is an error, where a memory map would end the process.
 
     Args:
-        path: the header or data file, or a header already read (nothing is checked again but the range).
         start, stop: 0 <= start < stop <= lines.
 
     Returns:
@@ -197,7 +163,6 @@ def read_lines(path: str | Path | EnviHeader, start: int, stop: int) -> NDArray[
     Raises:
         CubeFileError: the range is not within the cube, or the file ends before it.
     """
-    header = path if isinstance(path, EnviHeader) else read_header(path)
     if not 0 <= start < stop <= header.lines:
         raise CubeFileError(
             f"lines {start} to {stop} are not within the cube",
@@ -216,15 +181,6 @@ def read_lines(path: str | Path | EnviHeader, start: int, stop: int) -> NDArray[
         else:
             _read_by_line(file, header, start, cube)
     return cube
-
-
-def lines_present(header: EnviHeader) -> int:
-    """Whole lines in the data file now, at most `header.lines`: for a line-interleaved file that is still growing."""
-    try:
-        size = checked_size(header.data_path, header.data_path.stat())
-    except OSError as error:
-        raise CubeFileError("the data file is gone", file=header.data_path, remedy="check the disk") from error
-    return max(0, min(header.lines, (size - header.header_offset) // header.line_bytes))
 
 
 def _read_bsq(file: BinaryIO, header: EnviHeader, start: int, cube: NDArray[Any]) -> None:
@@ -249,18 +205,14 @@ def _read_by_line(file: BinaryIO, header: EnviHeader, start: int, cube: NDArray[
 
 def _read_at(file: BinaryIO, header: EnviHeader, offset: int, array: NDArray[Any]) -> None:
     """Fill a C-contiguous array from `offset` bytes behind the header offset."""
-    target = array.reshape(-1).view(np.uint8).data
-    position = header.header_offset + offset
-    while target:
-        count = os.preadv(file.fileno(), [target[: 1 << 30]], position)
-        if count == 0:
-            raise CubeFileError(
-                f"the data file ends at byte {position}, before the lines asked for",
-                file=header.data_path,
-                remedy="wait until they are written, or copy the file again",
-            )
-        target = target[count:]
-        position += count
+    start = header.header_offset + offset
+    count = read_at(file, header.data_path, start, array)
+    if count < array.nbytes:
+        raise CubeFileError(
+            f"the data file ends at byte {start + count}, before the lines asked for",
+            file=header.data_path,
+            remedy="wait until they are written, or copy the file again",
+        )
 
 
 def write_envi(
@@ -269,7 +221,6 @@ def write_envi(
     *,
     interleave: Interleave = "bil",
     fields: Mapping[str, str | None] | None = None,
-    byte_order: int = 0,
     inputs: Sequence[Path] = (),
 ) -> tuple[Path, Path]:
     """Write an ENVI pair so that both files are whole afterwards, or neither is there.
@@ -281,7 +232,6 @@ def write_envi(
         fields: more header fields, as `EnviHeader.fields` gives them or as plain text. Those that describe the layout
             are left out; per-band lists of another length and, where `samples` or `lines` are among the fields and
             differ from the cube's, georeferencing are left out too: they would no longer be true. None drops a key.
-        byte_order: 0 little, 1 big.
         inputs: files that must not be overwritten.
 
     Returns:
@@ -300,17 +250,12 @@ def write_envi(
             value=f"{cube.dtype} {list(cube.shape)}",
             remedy="convert the cube",
         )
-    if interleave not in INTERLEAVES or byte_order not in (0, 1):
-        raise CubeFileError(
-            "interleave must be bil, bip or bsq, byte order 0 or 1", file=data_path, value=f"{interleave}, {byte_order}"
-        )
     for target in (header_path, data_path):
         refuse_inputs(target, inputs)
-    text = header_text(cube.shape, CODE_OF_TYPE[name], interleave, byte_order, fields or {}, path=header_path)
-    dtype = np.dtype("<>"[byte_order] + name)
+    text = header_text(cube.shape, CODE_OF_TYPE[name], interleave, fields or {}, path=header_path)
 
     def write_data(file: BinaryIO) -> None:
-        _write_data(file, cube, dtype, interleave)
+        _write_data(file, cube, np.dtype(f"<{name}"), interleave)
 
     def write_header(file: BinaryIO) -> None:
         file.write(text.encode("utf-8", "replace"))

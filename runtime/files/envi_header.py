@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import CubeFileError
-from runtime.files.envi_text import INTERLEAVES, WHOLE, Field, Fields, Interleave, normalised, split
+from runtime.files.envi_text import INTERLEAVES, WHOLE, Field, Fields, Interleave, normalised, split, wrong
 
 LARGEST_AXIS = 2**31 - 1
 LARGEST_DATA = 2**46
@@ -52,7 +52,6 @@ class EnviHeader:
         dtype: element type including the file's byte order.
         interleave: 'bil', 'bip' or 'bsq'.
         header_offset: bytes before the first element.
-        byte_order: 0 little, 1 big; as the header says, also for single bytes.
         wavelengths: one per band, in the file's units, or None.
         wavelength_units: the unit as written, or None.
         fwhm: one per band, in the file's units, or None.
@@ -70,7 +69,6 @@ class EnviHeader:
     dtype: np.dtype[Any]
     interleave: Interleave
     header_offset: int
-    byte_order: int
     wavelengths: tuple[float, ...] | None
     wavelength_units: str | None
     fwhm: tuple[float, ...] | None
@@ -78,11 +76,6 @@ class EnviHeader:
     data_ignore_value: float | None
     reflectance_scale_factor: float | None
     fields: Fields
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """[bands, lines, samples]."""
-        return self.bands, self.lines, self.samples
 
     @property
     def line_bytes(self) -> int:
@@ -104,7 +97,7 @@ def parse_header(text: str, *, path: Path, data_path: Path) -> EnviHeader:
     header_offset = _whole(found, "header offset", path, 0, LARGEST_DATA, default=0)
     if code not in TYPE_OF_CODE:
         complex_type = code in (6, 9)
-        raise _wrong(
+        raise wrong(
             found["data type"],
             path,
             "complex numbers are not spectra" if complex_type else "is not an ENVI data type",
@@ -113,23 +106,17 @@ def parse_header(text: str, *, path: Path, data_path: Path) -> EnviHeader:
     field = _needed(found, "interleave", path)
     interleave = field.text.casefold()
     if interleave not in INTERLEAVES:
-        raise _wrong(field, path, "is not an interleave", "set it to bil, bip or bsq")
+        raise wrong(field, path, "is not an interleave", "set it to bil, bip or bsq")
     dtype = np.dtype("<>"[byte_order] + TYPE_OF_CODE[code])
     if header_offset + samples * lines * bands * dtype.itemsize >= LARGEST_DATA:
-        raise CubeFileError(
-            "samples x lines x bands is more than 64 TiB",
-            file=path,
-            line=found["samples"].line,
-            key="samples",
-            value=f"{samples} x {lines} x {bands}",
-            remedy="correct the header",
-        )
+        size = Field("samples", f"{samples} x {lines} x {bands}", found["samples"].line)
+        raise wrong(size, path, "samples x lines x bands is more than 64 TiB", "correct the header")
     wavelengths = _numbers(found, "wavelength", path, bands)
     units = found.get("wavelength units")
     ignore = _number(found, "data ignore value", path)
     scale = _number(found, "reflectance scale factor", path)
     if scale is not None and not (isfinite(scale) and scale > 0):
-        raise _wrong(found["reflectance scale factor"], path, "must be a finite number above 0", "correct or delete it")
+        raise wrong(found["reflectance scale factor"], path, "must be a finite number above 0", "correct or delete it")
     return EnviHeader(
         path=path,
         data_path=data_path,
@@ -139,7 +126,6 @@ def parse_header(text: str, *, path: Path, data_path: Path) -> EnviHeader:
         dtype=dtype,
         interleave=interleave,
         header_offset=header_offset,
-        byte_order=byte_order,
         wavelengths=wavelengths,
         wavelength_units=units.text if units is not None and units.text else None,
         fwhm=_numbers(found, "fwhm", path, bands),
@@ -157,18 +143,14 @@ def _check_kind(found: Mapping[str, Field], path: Path) -> None:
             "envi spectral library": "a spectral library holds single spectra, not a cube",
             "envi classification": "a classification holds labels, not measurements",
         }.get(normalised(kind.text), "is not a plain ENVI image")
-        raise _wrong(kind, path, what, "give an image of type ENVI Standard")
+        raise wrong(kind, path, what, "give an image of type ENVI Standard")
     compression = found.get("file compression")
     if compression is not None and compression.text not in ("", "0"):
-        raise _wrong(compression, path, "compressed ENVI files are not read", "write it without compression")
+        raise wrong(compression, path, "compressed ENVI files are not read", "write it without compression")
     for key in ("major frame offsets", "minor frame offsets"):
         field = found.get(key)
         if field is not None and field.text.strip("{}0, \n\t"):
-            raise _wrong(field, path, "bytes around every frame are not read", "write the cube without them")
-
-
-def _wrong(field: Field, path: Path, problem: str, remedy: str) -> CubeFileError:
-    return CubeFileError(problem, file=path, line=field.line, key=field.name, value=field.text, remedy=remedy)
+            raise wrong(field, path, "bytes around every frame are not read", "write the cube without them")
 
 
 def _needed(found: Mapping[str, Field], key: str, path: Path) -> Field:
@@ -182,7 +164,7 @@ def _whole(found: Mapping[str, Field], key: str, path: Path, low: int, high: int
         return default
     field = _needed(found, key, path)
     if not WHOLE.fullmatch(field.text) or not low <= int(field.text) <= high:
-        raise _wrong(field, path, f"must be a whole number from {low} to {high}", "correct it")
+        raise wrong(field, path, f"must be a whole number from {low} to {high}", "correct it")
     return int(field.text)
 
 
@@ -198,7 +180,7 @@ def _number(found: Mapping[str, Field], key: str, path: Path) -> float | None:
         return None
     value = _float(text)
     if value is None:
-        raise _wrong(field, path, "is not a number", "correct or delete it")
+        raise wrong(field, path, "is not a number", "correct or delete it")
     return value
 
 
@@ -217,17 +199,11 @@ def _numbers(found: Mapping[str, Field], key: str, path: Path, bands: int) -> tu
             remedy="correct the list or bands, or delete the key",
         )
     values: list[float] = []
-    for index, item in enumerate(text.split(",")):
-        value = _float(item.strip())
+    for number, item in enumerate(map(str.strip, text.split(",")), start=1):
+        value = _float(item)
         if value is None or not isfinite(value):
-            raise CubeFileError(
-                f"entry {index + 1} is not a finite number",
-                file=path,
-                line=field.line,
-                key=field.name,
-                value=item.strip(),
-                remedy="correct it or delete the key",
-            )
+            entry = field._replace(text=item)
+            raise wrong(entry, path, f"entry {number} is not a finite number", "correct it or delete the key")
         values.append(value)
     return tuple(values)
 

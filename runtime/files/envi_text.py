@@ -107,6 +107,11 @@ def normalised(name: str) -> str:
     return " ".join(name.split()).casefold()
 
 
+def wrong(field: Field, path: Path, problem: str, remedy: str) -> CubeFileError:
+    """A field that cannot be taken as it is."""
+    return CubeFileError(problem, file=path, line=field.line, key=field.name, value=field.text, remedy=remedy)
+
+
 def split(text: str, path: Path) -> dict[str, Field]:
     """The fields of a header by normalised key, in one pass.
 
@@ -159,14 +164,8 @@ def split(text: str, path: Path) -> dict[str, Field]:
 def _add(found: dict[str, Field], key: str, field: Field, path: Path) -> None:
     earlier = found.setdefault(key, field)
     if earlier is not field and normalised(earlier.text) != normalised(field.text):
-        raise CubeFileError(
-            f"is given twice with different values, first on line {earlier.line}",
-            file=path,
-            line=field.line,
-            key=field.name,
-            value=field.text,
-            remedy="delete the wrong one",
-        )
+        problem = f"is given twice with different values, first on line {earlier.line}"
+        raise wrong(field, path, problem, "delete the wrong one")
     if len(found) > HEADER_FIELDS:
         raise CubeFileError(
             f"more than {HEADER_FIELDS} keys", file=path, line=field.line, remedy="check that this is the header"
@@ -180,9 +179,7 @@ def _check_note(line: str, number: int, path: Path) -> None:
         )
     if match := _KEY_FIRST.match(line):
         key = normalised(match.group())
-        raise CubeFileError(
-            "'=' is missing", file=path, line=number, key=key, value=line, remedy=f"write '{key} = ...'"
-        )
+        raise wrong(Field(key, line, number), path, "'=' is missing", f"write '{key} = ...'")
 
 
 def _braced(first: str, lines: Iterator[tuple[int, str]], name: str, number: int, path: Path) -> str:
@@ -206,14 +203,7 @@ def _braced(first: str, lines: Iterator[tuple[int, str]], name: str, number: int
             )
     text = "\n".join(parts)
     if depth < 0 or not text.endswith("}") or _closes_early(text):
-        raise CubeFileError(
-            "text after the closing brace",
-            file=path,
-            line=number,
-            key=name,
-            value=text[-60:],
-            remedy="delete it or the brace",
-        )
+        raise wrong(Field(name, text[-60:], number), path, "text after the closing brace", "delete it or the brace")
     return text
 
 
@@ -230,7 +220,6 @@ def header_text(
     shape: tuple[int, ...],
     code: int,
     interleave: Interleave,
-    byte_order: int,
     fields: Mapping[str, str | None],
     *,
     path: Path,
@@ -247,7 +236,7 @@ def header_text(
         "file type": "ENVI Standard",
         "data type": code,
         "interleave": interleave,
-        "byte order": byte_order,
+        "byte order": 0,
     }
     rows = ["ENVI"]
     if description is not None:

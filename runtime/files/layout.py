@@ -14,8 +14,9 @@ from runtime.errors import CubeFileError
 AXES = ("bands", "lines", "samples")
 LAYOUTS = tuple(",".join(order) for order in permutations(("lines", "samples", "bands")))
 DEFAULT_LAYOUT = "lines,samples,bands"
+Order = tuple[str, str, str]
+"""Names of the three axes, in the order of a file's."""
 
-_REAL_KINDS = {"i": "signed integers", "u": "unsigned integers", "f": "floats"}
 _REFUSED_KINDS = {
     "b": "truth values",
     "c": "complex numbers",
@@ -26,7 +27,7 @@ _REFUSED_KINDS = {
 }
 
 
-def checked_layout(layout: str, *, path: Path) -> tuple[str, str, str]:
+def checked_layout(layout: str, path: Path) -> Order:
     """The three axis names of `layout`, such as 'lines,samples,bands'; CubeFileError unless it is one of LAYOUTS."""
     names = tuple(name.strip().lower() for name in layout.split(","))
     if ",".join(names) not in LAYOUTS:
@@ -40,14 +41,14 @@ def checked_layout(layout: str, *, path: Path) -> tuple[str, str, str]:
     return names[0], names[1], names[2]
 
 
-def to_cube(array: NDArray[Any], order: tuple[str, str, str], dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+def to_cube(array: NDArray[Any], order: Order, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
     """`array` with axes in `order` as [bands, lines, samples], of `dtype` or its own in native order, C-contiguous."""
     moved = array.transpose([order.index(axis) for axis in AXES])
     cube: NDArray[Any] = np.ascontiguousarray(moved, dtype=dtype or array.dtype.newbyteorder("="))
     return cube
 
 
-def from_cube(cube: NDArray[Any], order: tuple[str, str, str]) -> NDArray[Any]:
+def from_cube(cube: NDArray[Any], order: Order) -> NDArray[Any]:
     """A view of `cube` [bands, lines, samples] with its axes in `order`."""
     array: NDArray[Any] = cube.transpose([AXES.index(axis) for axis in order])
     return array
@@ -55,7 +56,7 @@ def from_cube(cube: NDArray[Any], order: tuple[str, str, str]) -> NDArray[Any]:
 
 def check_type(dtype: np.dtype[Any], *, path: Path, key: str | None = None) -> None:
     """Raise CubeFileError unless `dtype` is a real number of at most 8 bytes."""
-    if dtype.kind in _REAL_KINDS and dtype.itemsize <= 8 and dtype.names is None and dtype.subdtype is None:
+    if dtype.kind in "iuf" and dtype.itemsize <= 8:
         return
     what = _REFUSED_KINDS.get(dtype.kind, "values of this type")
     raise CubeFileError(

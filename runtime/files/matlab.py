@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated, check_expansion, fill, opened, reason
-from runtime.files.hdf5 import Where, is_hdf5, read_dataset
-from runtime.files.layout import DEFAULT_LAYOUT, check_shape, checked_layout, to_cube
+from runtime.files.hdf5 import damaged, is_hdf5, read_dataset
+from runtime.files.layout import Order, check_shape, to_cube
 
 _Endian = Literal["little", "big"]
 
@@ -27,34 +28,14 @@ _HEADER_BYTES = 128
 
 _MATRIX, _COMPRESSED = 14, 15
 _STORED_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-_CLASSES = {
-    1: "cell",
-    2: "struct",
-    3: "object",
-    4: "char",
-    5: "sparse",
-    6: "double",
-    7: "single",
-    8: "int8",
-    9: "uint8",
-    10: "int16",
-    11: "uint16",
-    12: "int32",
-    13: "uint32",
-    14: "int64",
-    15: "uint64",
-    16: "function",
-    17: "opaque",
-}
 _NUMERIC = {"double": "f8", "single": "f4"} | {
-    f"{sign}int{8 * n}": f"{sign or 'i'}{n}" for sign in ("", "u") for n in (1, 2, 4, 8)
+    f"{sign}int{8 * n}": f"{sign or 'i'}{n}" for n in (1, 2, 4, 8) for sign in ("", "u")
 }
+_CLASSES = dict(enumerate(("cell", "struct", "object", "char", "sparse", *_NUMERIC, "function", "opaque"), start=1))
 _COMPLEX, _LOGICAL = 0x0800, 0x0200
 
-_MEND = "save it again with save -v7 or -v7.3"
 _NAME_BYTES = 4096
 _MOST_DIMENSIONS = 32
-_FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +43,9 @@ class _Variable:
     name: str
     kind: str
     shape: tuple[int, ...]
-    offset: int
-    size: int
-    compressed: bool
+    offset: int = 0
+    size: int = 0
+    compressed: bool = False
 
     def is_cube(self) -> bool:
         return self.kind in _NUMERIC and len(self.shape) == 3
@@ -73,51 +54,32 @@ class _Variable:
         return f"{self.name} ({'x'.join(map(str, self.shape)) + ' ' if self.shape else ''}{self.kind})"
 
 
-def read_mat(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None = None) -> NDArray[Any]:
-    """The cube of a MATLAB file of version 5 to 7.3.
+def read_mat(path: Path, order: Order, key: str | None) -> NDArray[Any]:
+    """The cube of a MATLAB file of version 5 to 7.3, as `arrays.read_npy` gives one.
 
     Args:
-        layout: the order of the cube's axes, as MATLAB shows them.
+        order: of the cube's axes, as MATLAB shows them.
         key: the variable's name; None takes the only 3-D numeric array there is.
-
-    Returns:
-        [bands, lines, samples] in native byte order and the variable's own type, C-contiguous.
 
     Raises:
         CubeFileError: it is no such file or damaged; there is no such variable, or several to choose from; the variable
             is no 3-D array of real numbers; it is linked from elsewhere; it expands beyond the bound of
             `disk.check_expansion` or does not fit into memory.
     """
-    path = Path(path)
-    order = checked_layout(layout, path=path)
     with opened(path) as (file, size):
-        head = _exactly(file, min(size, _HEADER_BYTES), path)
+        head = _take(file.read, min(size, _HEADER_BYTES), path, "it")
         if is_hdf5(file, size):
             return to_cube(_read_hdf5(path, size, key), order)
         array, dtype = _read_level5(file, head, size, path, key)
         return to_cube(array, order, dtype)
 
 
-def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = file.read(count - len(data))
-        if not piece:
-            raise _damaged(path, "it ends too early")
-        data += piece
-    return data
-
-
-def _damaged(path: Path, why: str, key: str | None = None) -> CubeFileError:
-    return CubeFileError(f"is no valid MATLAB file: {why}", file=path, key=key, remedy=_MEND)
-
-
 def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Variable:
     cubes = [variable for variable in variables if variable.is_cube()]
+    listed = ", ".join(map(str, (cubes or variables)[:20]))
     if key is None:
         if len(cubes) == 1:
             return cubes[0]
-        listed = ", ".join(map(str, (cubes or variables)[:20]))
         raise CubeFileError(
             f"{len(cubes)} 3-D numeric arrays: {listed}"
             if cubes
@@ -128,7 +90,6 @@ def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Var
         )
     named = [variable for variable in variables if variable.name == key]
     if len(named) != 1:
-        listed = ", ".join(map(str, (cubes or variables)[:20]))
         raise CubeFileError(
             "is there several times" if named else "no such variable in the file",
             file=path,
@@ -137,12 +98,8 @@ def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Var
             remedy=f"choose one of: {listed}" if listed else "the file holds no variables",
         )
     if not named[0].is_cube():
-        raise CubeFileError(
-            f"{named[0]} is not a 3-D array of real numbers",
-            file=path,
-            key=key,
-            remedy="choose another or save it as one",
-        )
+        problem = f"{named[0]} is not a 3-D array of real numbers"
+        raise CubeFileError(problem, file=path, key=key, remedy="choose another or save it as one")
     return named[0]
 
 
@@ -152,23 +109,17 @@ def _read_level5(
     """The values as stored, in MATLAB's order of axes, and the type they stand for."""
     endian: _Endian | None = {b"IM": "little", b"MI": "big"}.get(head[126:128])  # type: ignore[assignment]
     if endian is None:
-        if len(head) >= 20 and _is_level4(head):
+        firsts = [[int.from_bytes(head[at : at + 4], order) for at in (0, 4)] for order in ("little", "big")]
+        if len(head) >= 20 and any(kind < 5000 and rows > 0 for kind, rows in firsts):
             raise CubeFileError(
                 "MATLAB 4 files hold no 3-D arrays", file=path, remedy="save the cube again with save -v7 or -v7.3"
             )
-        raise _damaged(path, "neither version 5 nor HDF5")
+        raise damaged(path, "neither version 5 nor HDF5")
     version = int.from_bytes(head[124:126], endian)
     if version != 0x0100:
-        raise _damaged(path, f"version {version:#06x} in the header")
+        raise damaged(path, f"version {version:#06x} in the header")
     variable = _chosen(list(_walk(file, size, endian, path)), key, path)
     return _payload(file, variable, endian, path)
-
-
-def _is_level4(head: bytes) -> bool:
-    return any(
-        int.from_bytes(head[0:4], endian) < 5000 and int.from_bytes(head[4:8], endian) > 0
-        for endian in ("little", "big")
-    )
 
 
 def _walk(file: BinaryIO, size: int, endian: _Endian, path: Path) -> Iterator[_Variable]:
@@ -176,20 +127,20 @@ def _walk(file: BinaryIO, size: int, endian: _Endian, path: Path) -> Iterator[_V
     offset = _HEADER_BYTES
     while offset < size:
         if offset + 8 > size:
-            raise _damaged(path, f"a tag is cut off at byte {offset}")
+            raise damaged(path, f"a tag is cut off at byte {offset}")
         file.seek(offset)
-        tag = _exactly(file, 8, path)
+        tag = _take(file.read, 8, path, "it")
         kind, length = int.from_bytes(tag[:4], endian), int.from_bytes(tag[4:], endian)
         start = offset + 8
         if kind not in (_MATRIX, _COMPRESSED):
-            raise _damaged(path, f"an element of type {kind} at byte {offset} where a variable is expected")
+            raise damaged(path, f"an element of type {kind} at byte {offset} where a variable is expected")
         if start + length > size:
-            raise _damaged(path, f"the variable at byte {offset} claims {length} bytes, {size - start} are left")
+            raise damaged(path, f"the variable at byte {offset} claims {length} bytes, {size - start} are left")
         read = _segment(file, start, length, path, compressed=kind == _COMPRESSED)
         if kind == _COMPRESSED:
             inner = _take(read, 8, path)
             if int.from_bytes(inner[:4], endian) != _MATRIX:
-                raise _damaged(path, f"the compressed element at byte {offset} is no variable")
+                raise damaged(path, f"the compressed element at byte {offset} is no variable")
         # An element of no bytes is what MATLAB writes for an empty array inside another one.
         if length:
             name, what, shape = _described(read, endian, path)
@@ -221,24 +172,24 @@ def _segment(file: BinaryIO, start: int, length: int, path: Path, *, compressed:
             try:
                 piece = inflater.decompress(source, count)
             except zlib.error as error:
-                raise _damaged(
+                raise damaged(
                     path, f"the variable at byte {start - 8} does not decompress ({reason(error)})"
                 ) from error
             if piece:
                 return piece
             if not source:
-                raise _damaged(path, f"the variable at byte {start - 8} is cut short")
+                raise damaged(path, f"the variable at byte {start - 8} is cut short")
         return b""
 
     return inflated
 
 
-def _take(read: Callable[[int], bytes], count: int, path: Path) -> bytes:
+def _take(read: Callable[[int], bytes], count: int, path: Path, what: str = "a variable") -> bytes:
     data = b""
     while len(data) < count:
         piece = read(count - len(data))
         if not piece:
-            raise _damaged(path, "a variable ends too early")
+            raise damaged(path, f"{what} ends too early")
         data += piece
     return data
 
@@ -250,7 +201,7 @@ def _tag(read: Callable[[int], bytes], endian: _Endian, path: Path) -> tuple[int
     if first >> 16:
         length = first >> 16
         if length > 4:
-            raise _damaged(path, "a small element of more than 4 bytes")
+            raise damaged(path, "a small element of more than 4 bytes")
         return first & 0xFFFF, length, data[4 : 4 + length]
     return first, int.from_bytes(data[4:], endian), None
 
@@ -259,7 +210,7 @@ def _small(read: Callable[[int], bytes], endian: _Endian, path: Path, kinds: tup
     """The data of the next element, one of `kinds`, at most `most` bytes long."""
     kind, length, data = _tag(read, endian, path)
     if kind not in kinds or length > most:
-        raise _damaged(path, f"an element of type {kind} and {length} bytes in the head of a variable")
+        raise damaged(path, f"an element of type {kind} and {length} bytes in the head of a variable")
     return _take(read, length + -length % 8, path)[:length] if data is None else data
 
 
@@ -267,7 +218,7 @@ def _described(read: Callable[[int], bytes], endian: _Endian, path: Path) -> tup
     """Name, class and dimensions of the variable whose head `read` gives; it stands at the data afterwards."""
     flags = _small(read, endian, path, (5, 6), 8)
     if len(flags) != 8:
-        raise _damaged(path, "array flags of a wrong length")
+        raise damaged(path, "array flags of a wrong length")
     word = int.from_bytes(flags[:4], endian)
     kind = _CLASSES.get(word & 0xFF, f"class {word & 0xFF}")
     if kind in ("opaque", "function"):
@@ -277,7 +228,7 @@ def _described(read: Callable[[int], bytes], endian: _Endian, path: Path) -> tup
     raw = _small(read, endian, path, (5, 6), 4 * _MOST_DIMENSIONS)
     shape = tuple(int.from_bytes(raw[i : i + 4], endian, signed=True) for i in range(0, len(raw) - 3, 4))
     if len(shape) < 2 or min(shape) < 0:
-        raise _damaged(path, f"dimensions {list(shape)}")
+        raise damaged(path, f"dimensions {list(shape)}")
     name = _small(read, endian, path, (1, 2, 16), _NAME_BYTES)
     if word & _COMPLEX:
         kind = f"complex {kind}"
@@ -301,14 +252,13 @@ def _payload(file: BinaryIO, variable: _Variable, endian: _Endian, path: Path) -
     dtype = np.dtype(_NUMERIC[variable.kind])
     check_expansion(path, prod(variable.shape) * dtype.itemsize, variable.size, key=name)
     if kind not in _STORED_TYPES:
-        raise _damaged(path, f"values of type {kind}", name)
+        raise damaged(path, f"values of type {kind}", name)
     stored = np.dtype(("<" if endian == "little" else ">") + _STORED_TYPES[kind])
     if length != prod(variable.shape) * stored.itemsize:
-        raise _damaged(path, f"{length} bytes for {list(variable.shape)} of {stored}", name)
+        raise damaged(path, f"{length} bytes for {list(variable.shape)} of {stored}", name)
     array = allocated(path, variable.shape[::-1], stored, copies=1 + -(-dtype.itemsize // stored.itemsize))
-    inline = data
-    if fill(array, read if inline is None else lambda _: inline) != array.nbytes:
-        raise _damaged(path, "it ends before its last element", name)
+    if fill(array, read if data is None else BytesIO(data).read) != array.nbytes:
+        raise damaged(path, "it ends before its last element", name)
     if variable.compressed:
         _check_end(read, -length % 8 if data is None else 0, path, name)
     return array.T, dtype
@@ -320,7 +270,7 @@ def _check_end(read: Callable[[int], bytes], padding: int, path: Path, name: str
     while piece := read(64):
         rest += len(piece)
         if rest > padding:
-            raise _damaged(path, "more values than its dimensions ask for", name)
+            raise damaged(path, "more values than its dimensions ask for", name)
 
 
 def _read_hdf5(path: Path, size: int, key: str | None) -> NDArray[Any]:
@@ -334,7 +284,7 @@ def _read_hdf5(path: Path, size: int, key: str | None) -> NDArray[Any]:
                     "is a link to another place", file=path, key=key, remedy="save the array itself into the file"
                 )
             chosen = _chosen(variables, key, path)
-            cube: NDArray[Any] = read_dataset(file[chosen.name], size, Where(path, chosen.name, "MATLAB", _MEND)).T
+            cube: NDArray[Any] = read_dataset(file[chosen.name], size, path, chosen.name).T
             return cube
     except (CubeFileError, MemoryError):
         raise
@@ -349,10 +299,10 @@ def _hdf5_variables(h5py: Any, file: Any) -> Iterator[_Variable]:
         if name.startswith("#") or not isinstance(file.get(name, getlink=True), h5py.HardLink):
             continue
         if file.get(name, getclass=True) is not h5py.Dataset:
-            yield _Variable(name, "struct", (), 0, 0, False)
+            yield _Variable(name, "struct", ())
             continue
         dataset = file[name]
-        yield _Variable(name, _hdf5_kind(h5py, dataset), tuple(dataset.shape or ())[::-1], 0, 0, False)
+        yield _Variable(name, _hdf5_kind(h5py, dataset), tuple(dataset.shape or ())[::-1])
 
 
 def _hdf5_kind(h5py: Any, dataset: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,21 +39,15 @@ def unusable(response: Doubles, limits: tuple[float, float], *, relative: bool) 
     low, high = limits if relative else EXTREME
     bad |= ~((share >= low) & (share <= high))
     if not relative:
-        share = known / _band_medians(np.where(bad, np.nan, known))
+        with warnings.catch_warnings():
+            # A band without a good element has no median.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            share = known / np.nanmedian(np.where(bad, np.nan, known), axis=1, keepdims=True)
         bad |= ~((share >= limits[0]) & (share <= limits[1]))
     poor_bands, poor_samples = bad.mean(axis=1) > 0.5, bad.mean(axis=0) > 0.5
     bad[poor_bands] = True
     bad[:, poor_samples] = True
     return bad
-
-
-def _band_medians(values: Doubles) -> Doubles:
-    """[bands, 1]; NaN for a band that has none, without NumPy's warning."""
-    medians = np.full((len(values), 1), np.nan)
-    for band, row in enumerate(values):
-        if (known := row[np.isfinite(row)]).size:
-            medians[band] = np.median(known)
-    return medians
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,10 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.arrays import Bools
 from runtime.lines import LineFormat
-from runtime.radiometry.bad_pixels import Method
-
-Doubles = NDArray[np.float64]
+from runtime.radiometry.bad_pixels import Doubles, Method
 
 
 @dataclass(frozen=True, eq=False)

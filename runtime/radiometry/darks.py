@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.errors import ConfigError
+from runtime.radiometry.bad_pixels import Doubles
 from runtime.radiometry.settings import SECTION
-
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

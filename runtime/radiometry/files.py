@@ -12,11 +12,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
-from runtime.files.envi import EnviHeader, read_header, read_lines, wavelengths_nm
+from runtime.files.envi import read_header, read_lines
+from runtime.files.envi_header import EnviHeader, wavelengths_nm
 from runtime.lines import LineFormat
+from runtime.radiometry.bad_pixels import Doubles
 from runtime.radiometry.settings import SECTION
 
-Doubles = NDArray[np.float64]
 Axis = Literal["bands", "samples"]
 
 NPY_HEADER = 10_000
@@ -61,16 +62,11 @@ def read_detector_image(path: Path, format: LineFormat, key: str, *, averaged: b
         values = _read_npy(path, format, key)
         if values.shape != format.shape:
             turned = values.shape == format.shape[::-1]
-            raise _misfit(path, key, list(values.shape), format, averaged, "is [samples, bands]" if turned else None)
+            problem = "is [samples, bands]" if turned else "has not the shape of the detector"
+            raise refused(problem, path, key, _what_fits(format, averaged), list(values.shape))
         return DetectorImage(values)
     if suffix in (".npz", ".mat"):
-        raise CubeFileError(
-            "is not a format of calibration files",
-            file=path,
-            key=f"{SECTION}.{key}",
-            value=suffix,
-            remedy=_what_fits(format, averaged),
-        )
+        raise refused("is not a format of calibration files", path, key, _what_fits(format, averaged), suffix)
     header = read_header(path)
     if (header.bands, header.samples) == format.shape and (averaged or header.lines == 1):
         _check_wavelengths(header, format, path, key)
@@ -78,7 +74,7 @@ def read_detector_image(path: Path, format: LineFormat, key: str, *, averaged: b
     if (header.bands, header.lines, header.samples) == (1, *format.shape):
         return DetectorImage(_doubles(header, read_lines(header, 0, header.lines)[0]))
     found = f"{header.bands} bands x {header.lines} lines x {header.samples} samples"
-    raise _misfit(path, key, found, format, averaged)
+    raise refused("has not the shape of the detector", path, key, _what_fits(format, averaged), found)
 
 
 def read_profile(path: Path, format: LineFormat, key: str, axis: Axis) -> Doubles:
@@ -103,12 +99,7 @@ def along(
     """
     wanted = format.bands if axis == "bands" else format.samples
     if len(values) != wanted:
-        raise CubeFileError(
-            f"has {len(values)} values for {wanted} {axis}",
-            file=file,
-            key=f"{SECTION}.{key}",
-            remedy=f"give {wanted}",
-        )
+        raise refused(f"has {len(values)} values for {wanted} {axis}", file, key, f"give {wanted}")
     return np.array(values, np.float64).reshape((-1, 1) if axis == "bands" else (1, -1))
 
 
@@ -118,32 +109,18 @@ def _read_npy(path: Path, format: LineFormat, key: str) -> Doubles:
         with path.open("rb") as file:
             data = file.read(largest + 1)
     except FileNotFoundError as error:
-        raise CubeFileError("no such file", file=path, key=f"{SECTION}.{key}", remedy="check the path") from error
+        raise refused("no such file", path, key, "check the path") from error
     except OSError as error:
-        raise CubeFileError(
-            f"cannot be read: {error.strerror or error}", file=path, key=f"{SECTION}.{key}", remedy="check the file"
-        ) from error
+        raise refused(f"cannot be read: {error.strerror or error}", path, key, "check the file") from error
     if len(data) > largest:
-        raise CubeFileError(
-            "is larger than a number per detector element",
-            file=path,
-            key=f"{SECTION}.{key}",
-            remedy=_what_fits(format, False),
-        )
+        raise refused("is larger than a number per detector element", path, key, _what_fits(format, False))
     try:
         array: NDArray[Any] = npy.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=NPY_HEADER)
     except (ValueError, EOFError, MemoryError, OverflowError, SyntaxError, TypeError) as error:
-        raise CubeFileError(
-            "is not a whole NumPy array file", file=path, key=f"{SECTION}.{key}", remedy="write it with numpy.save"
-        ) from error
+        raise refused("is not a whole NumPy array file", path, key, "write it with numpy.save") from error
     if array.dtype.kind not in "iufb" or array.itemsize > 8 or array.ndim not in (1, 2) or array.size == 0:
-        raise CubeFileError(
-            "is not an array of real numbers",
-            file=path,
-            key=f"{SECTION}.{key}",
-            value=f"{array.dtype} {list(array.shape)}",
-            remedy=_what_fits(format, False),
-        )
+        found = f"{array.dtype} {list(array.shape)}"
+        raise refused("is not an array of real numbers", path, key, _what_fits(format, False), found)
     return array.astype(np.float64)
 
 
@@ -177,12 +154,12 @@ def _check_wavelengths(header: EnviHeader, format: LineFormat, path: Path, key: 
     there, here = np.array(own), np.array(format.wavelengths)
     furthest = float(np.abs(there - here).max())
     if furthest > FAR * max(float(np.ptp(here)), 1.0):
-        raise CubeFileError(
+        raise refused(
             f"its wavelengths are up to {furthest:.1f} nm from those of the lines",
-            file=path,
-            key=f"{SECTION}.{key}",
-            value=f"{own[0]:g} to {own[-1]:g} nm, the lines' are {here[0]:g} to {here[-1]:g} nm",
-            remedy="give the file of this camera, with its spectral axis the same way round",
+            path,
+            key,
+            "give the file of this camera, with its spectral axis the same way round",
+            f"{own[0]:g} to {own[-1]:g} nm, the lines' are {here[0]:g} to {here[-1]:g} nm",
         )
 
 
@@ -195,13 +172,6 @@ def _what_fits(format: LineFormat, averaged: bool) -> str:
     )
 
 
-def _misfit(
-    path: Path, key: str, found: object, format: LineFormat, averaged: bool, problem: str | None = None
-) -> CubeFileError:
-    return CubeFileError(
-        problem or "has not the shape of the detector",
-        file=path,
-        key=f"{SECTION}.{key}",
-        value=found,
-        remedy=_what_fits(format, averaged),
-    )
+def refused(problem: str, path: Path | None, key: str, remedy: str, found: object = None) -> CubeFileError:
+    """The file, or the list in its place, that the settings name under `key` cannot be taken."""
+    return CubeFileError(problem, file=path, key=f"{SECTION}.{key}", value=found, remedy=remedy)

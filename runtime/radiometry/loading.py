@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.arrays import Bools
-from runtime.errors import ConfigError, CubeFileError
+from runtime.errors import ConfigError
 from runtime.lines import LineFormat
-from runtime.radiometry.bad_pixels import unusable
+from runtime.radiometry.bad_pixels import Doubles, unusable
 from runtime.radiometry.calibration import Calibration
 from runtime.radiometry.darks import Darks
-from runtime.radiometry.files import Axis, DetectorImage, along, read_detector_image, read_profile
+from runtime.radiometry.files import Axis, DetectorImage, along, read_detector_image, read_profile, refused
 from runtime.radiometry.model import Radiometry
 from runtime.radiometry.settings import SECTION, RadiometrySettings, checked_settings
-
-Doubles = NDArray[np.float64]
 
 LARGEST_UNUSABLE = 0.2
 """Share of the elements beyond which a file does not fit, rather than having bad pixels."""
@@ -71,12 +68,11 @@ class _Loading:
         smile, keystone = self._shift("smile", "samples"), self._shift("keystone", "bands")
         saturation = format.saturation if chosen.saturation is None else chosen.saturation
         self.facts["saturation"] = "not known" if saturation is None else f"{saturation:g} DN"
-        bad = self._all_bad()
         calibration = Calibration(
             scale=scale,
             dark=dark if dark is not None and dark.any() else None,
             factor=factor,
-            bad=bad,
+            bad=self._all_bad(),
             method=chosen.bad_pixel_method,
             smile=smile,
             keystone=keystone,
@@ -105,12 +101,8 @@ class _Loading:
         image = read_detector_image(path, self.format, key, averaged=averaged)
         unknown = int(np.count_nonzero(~np.isfinite(image.values)))
         if finite and unknown:
-            raise CubeFileError(
-                f"{unknown} of its values are not numbers, or marked as missing",
-                file=path,
-                key=f"{SECTION}.{key}",
-                remedy="record it again",
-            )
+            problem = f"{unknown} of its values are not numbers, or marked as missing"
+            raise refused(problem, path, key, "record it again")
         said = str(path)
         if averaged:
             said += f", {image.lines} line{'s' * (image.lines > 1)}"
@@ -152,16 +144,16 @@ class _Loading:
     def _gain(self) -> Doubles | None:
         """Units of the output per DN, for DN and radiance."""
         factor: Doubles | None = None
-        low, high = self.settings.response_range
+        limits = self.settings.response_range
         if self.settings.flat is not None:
             flat = self._read("flat").values
-            self._judge("flat", flat, unusable(flat, (low, high), relative=True))
+            self._judge("flat", flat, unusable(flat, limits, relative=True))
             factor = _inverse(flat)
         gain = self._values("gain")
         if gain is not None:
             if isinstance(self.settings.gain, str):
                 gain = np.broadcast_to(gain, self.format.shape)
-                self._judge("gain", gain, unusable(_inverse(gain), (low, high), relative=False))
+                self._judge("gain", gain, unusable(_inverse(gain), limits, relative=False))
             factor = gain if factor is None else factor * gain
         if self.settings.output == "radiance":
             time, gained = self._values("integration_time_ms"), factor
@@ -185,12 +177,12 @@ class _Loading:
         if count > LARGEST_UNUSABLE * bad.size:
             what = "white less dark" if key == "white" else key
             dull = int(np.count_nonzero(~(values > 0)))
-            raise CubeFileError(
+            raise refused(
                 f"{what} is unusable in {count} of {bad.size} elements ({100 * count / bad.size:.0f} %), "
                 f"{dull} of them not above 0",
-                file=self.folder / getattr(self.settings, key),
-                key=f"{SECTION}.{key}",
-                remedy="check that it is the right file, in the same orientation and of the same times as the others, "
+                self.folder / getattr(self.settings, key),
+                key,
+                "check that it is the right file, in the same orientation and of the same times as the others, "
                 f"or widen {SECTION}.response_range",
             )
         if count:
@@ -202,11 +194,11 @@ class _Loading:
         # A value that is not a number, or marked as missing, is not zero either.
         bad = self._read("bad_pixels").values != 0
         if np.count_nonzero(bad) > 0.5 * bad.size:
-            raise CubeFileError(
+            raise refused(
                 f"{np.count_nonzero(bad)} of {bad.size} elements are bad",
-                file=self.folder / self.settings.bad_pixels,
-                key=f"{SECTION}.bad_pixels",
-                remedy="nonzero means bad: is it the other way round?",
+                self.folder / self.settings.bad_pixels,
+                "bad_pixels",
+                "nonzero means bad: is it the other way round?",
             )
         self.bad["bad_pixels"] = bad
 
@@ -226,12 +218,9 @@ class _Loading:
         limit = self.format.bands if key == "smile" else self.format.samples
         if not np.isfinite(shift).all() or np.abs(shift).max() >= limit / 2:
             named = getattr(self.settings, key)
-            raise CubeFileError(
-                "a shift is not a number, or as large as half of the detector",
-                file=self.folder / named if isinstance(named, str) else None,
-                key=f"{SECTION}.{key}",
-                remedy=f"give shifts in {'bands' if key == 'smile' else 'samples'}",
-            )
+            file = self.folder / named if isinstance(named, str) else None
+            remedy = f"give shifts in {'bands' if key == 'smile' else 'samples'}"
+            raise refused("a shift is not a number, or as large as half of the detector", file, key, remedy)
         return shift
 
 

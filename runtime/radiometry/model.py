@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,26 +12,24 @@ from numpy.typing import NDArray
 from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError, InputError
 from runtime.lines import LineFormat
-from runtime.radiometry.bad_pixels import Method, replacements
+from runtime.radiometry.bad_pixels import Replacements, replacements
 from runtime.radiometry.calibration import Calibration
 from runtime.radiometry.resampling import Resampling
 
 
-@dataclass(eq=False)
 class _Repair:
     """Replacements worked out from the raw line: sum over k of (raw[sources] - dark) * weights."""
 
-    bands: NDArray[np.intp]
-    samples: NDArray[np.intp]
-    sources: NDArray[np.intp]
-    dark: NDArray[Any] | None
-    weights: Float32
-    raw: NDArray[np.generic]
-    values: Float32
-    total: Float32 = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.total = np.empty(self.values.shape[1], np.float32)
+    def __init__(
+        self, made: Replacements, dtype: np.dtype[Any], dark: NDArray[Any] | None, factor: Float32 | float
+    ) -> None:
+        self.bands, self.samples, self.sources = made.bands, made.samples, made.sources
+        self.dark = None if dark is None else dark.reshape(-1)[made.sources]
+        by = factor.reshape(-1)[made.sources] if isinstance(factor, np.ndarray) else factor
+        self.weights: Float32 = (made.weights * by).astype(np.float32)
+        self.raw = np.empty(made.sources.shape, dtype)
+        self.values: Float32 = np.empty(made.sources.shape, np.float32)
+        self.total: Float32 = np.empty(made.bands.size, np.float32)
 
 
 class Radiometry:
@@ -45,7 +42,6 @@ class Radiometry:
         scale: what was divided by; a result times `scale` is in the output's unit.
         saturation: DN, None where nobody knows.
         bad: bool [bands, samples], which elements are replaced.
-        good_pixels: how many are not.
     """
 
     def __init__(self, format: LineFormat, calibration: Calibration, facts: Mapping[str, str] | None = None) -> None:
@@ -61,8 +57,7 @@ class Radiometry:
         self.scale = calibration.scale
         self.saturation = calibration.saturation
         self.bad: Bools = np.zeros(format.shape, np.bool_) if calibration.bad is None else calibration.bad.copy()
-        self.good_pixels = int(self.bad.size - np.count_nonzero(self.bad))
-        if self.good_pixels == 0:
+        if self.bad.all():
             raise InputError("every pixel is bad", remedy="check the calibration files")
         self._facts = dict(facts or {})
         self._digest = calibration.digest(format)
@@ -79,24 +74,15 @@ class Radiometry:
         self._limit = _limit(calibration.saturation, format.dtype)
         self._over: Bools = np.empty(format.shape, np.bool_)
         self._good: Bools = ~self.bad
-        self._repair = self._repair_of(calibration.method) if self.bad.any() else None
+        self._repair = None
+        if self.bad.any():
+            made = replacements(self.bad, calibration.method)
+            by = 1 / float(self._divisor) if self._factor is None else self._factor
+            self._repair = _Repair(made, format.dtype, self._dark, by)
         self._resampling = (
             None
             if calibration.smile is None and calibration.keystone is None
             else Resampling(format.shape, calibration.smile, calibration.keystone)
-        )
-
-    def _repair_of(self, method: Method) -> _Repair:
-        made = replacements(self.bad, method)
-        factor = 1 / float(self._divisor) if self._factor is None else self._factor.reshape(-1)[made.sources]
-        return _Repair(
-            bands=made.bands,
-            samples=made.samples,
-            sources=made.sources,
-            dark=None if self._dark is None else self._dark.reshape(-1)[made.sources],
-            weights=(made.weights * factor).astype(np.float32),
-            raw=np.empty(made.sources.shape, self.format.dtype),
-            values=np.empty(made.sources.shape, np.float32),
         )
 
     def apply_line(self, raw: NDArray[np.generic], out: Float32) -> None:
@@ -120,21 +106,6 @@ class Radiometry:
             else:
                 self._straight(raw, self._line)
                 self._resampling.apply(self._line, out)
-
-    def apply(self, lines: Sequence[NDArray[np.generic]] | NDArray[np.generic], out: Float32) -> None:
-        """Several lines.
-
-        Args:
-            lines: n lines as they lie in memory: a sequence of [bands, samples], or [n, bands, samples].
-            out: float32 [bands, n, samples].
-
-        Raises:
-            CubeError: an array is of another shape or type.
-        """
-        if out.ndim != 3 or out.shape[1] != len(lines):
-            raise _not_a_line("out", out, f"float32 {[self.format.bands, len(lines), self.format.samples]}")
-        for number, line in enumerate(lines):
-            self.apply_line(line, out[:, number])
 
     def _straight(self, raw: NDArray[Any], out: Float32) -> None:
         """All but smile and keystone; `out` may be the scratch line."""

@@ -8,10 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.arrays import Bools, Float32
-from runtime.radiometry.bad_pixels import of_weight
-
-Doubles = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from runtime.radiometry.bad_pixels import Doubles, Indices, of_weight
 
 PIECE = 1 << 15
 """Elements that are gathered at once; a few such pieces fit into a core's second-level cache."""

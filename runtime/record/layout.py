@@ -39,7 +39,7 @@ class Layout:
 
     def header(self, lines: int, path: Path) -> bytes:
         shape = (self.format.bands, lines, self.format.samples)
-        return header_text(shape, self.code, "bil", 0, self.fields, path=path).encode("utf-8", "replace")
+        return header_text(shape, self.code, "bil", self.fields, path=path).encode("utf-8", "replace")
 
 
 def described(bands: int, samples: int, dtype: np.dtype[Any], interleave: str = "bil", offset: int = 0) -> str:

@@ -13,7 +13,7 @@ from zlib import crc32
 
 from runtime.durable import sync_folder, write_bytes
 from runtime.errors import CubeFileError, DeployError, InputError, MachineError
-from runtime.files.envi import parse_header
+from runtime.files.envi_header import parse_header
 from runtime.record.index import PIECE, RECORD, check_file, suffixed
 
 SMALLEST_SEGMENT, LARGEST_SEGMENT = 16 << 20, 1 << 30

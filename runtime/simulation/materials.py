@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
-from runtime.errors import InputError
-
 Doubles: TypeAlias = NDArray[np.float64]
 WAVELENGTH_RANGE = (350.0, 2500.0)
 # Reflectance of each material at some wavelengths in nm; between them it is interpolated monotonically, so that no
@@ -121,15 +119,7 @@ ABSORPTION = (
 
 
 def reflectance_of(material: str, wavelengths_nm: Sequence[float] | Doubles) -> Doubles:
-    """Reflectance of a material of `MATERIALS` at wavelengths in nm from 350 to 2500, in [0, 1].
-
-    Raises:
-        InputError: the material is unknown.
-    """
-    if material not in MATERIALS:
-        raise InputError(
-            "unknown material", key="material", value=material, remedy=f"choose from {', '.join(MATERIALS)}"
-        )
+    """Reflectance of a material of `MATERIALS` at wavelengths in nm from 350 to 2500, in [0, 1]."""
     knots = MATERIALS[material]
     curve = PchipInterpolator(list(knots), list(knots.values()))
     return np.asarray(curve(np.asarray(wavelengths_nm, np.float64)), np.float64)

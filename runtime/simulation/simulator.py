@@ -1,7 +1,7 @@
 """A scene and a line-scan spectrometer with known truth, so that a demonstration needs no download and no camera.
 
 `simulate_scene` lays out farmland with a village, a river and calibration panels, and lights it; `sense` looks at it
-through optics and a detector; `lines` gives what the sensor would send, one line at a time. All follow from their seed.
+through optics and a detector. Both follow from their seed.
 
 The radiometry is plausible, not measured: `materials` has the spectra of ground and light, `landscape` lays out what
 lies where; shadows are lit by a blue sky, materials mix linearly within a pixel. There is no path radiance and no
@@ -10,7 +10,7 @@ scatter between neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,19 +20,8 @@ from scipy.ndimage import gaussian_filter1d
 from runtime.arrays import Bools, Float32
 from runtime.errors import InputError
 from runtime.simulation.landscape import SUPERSAMPLING, landscape
-from runtime.simulation.materials import MATERIALS, ROUGHNESS, WAVELENGTH_RANGE, Doubles, light, reflectance_of
+from runtime.simulation.materials import MATERIALS, WAVELENGTH_RANGE, Doubles, light, reflectance_of
 
-__all__ = [
-    "MATERIALS",
-    "ROUGHNESS",
-    "Scene",
-    "SensedCube",
-    "SensorModel",
-    "lines",
-    "reflectance_of",
-    "sense",
-    "simulate_scene",
-]
 DEFAULT_RANGE = (400.0, 700.0)
 LARGEST = 2**31
 HOT_LEVEL = 0.2
@@ -119,19 +108,16 @@ class SensorModel:
 
 @dataclass(frozen=True, eq=False)
 class SensedCube:
-    """What a sensor made of a scene. `(dn - dark) / scale` is comparable to `truth`.
+    """What a sensor made of a scene. `(dn - dark) / scale` is comparable to its truth; blur counts as degradation.
 
     Attributes:
         dn: uint16 [bands, lines, samples].
-        truth: float32 [bands, lines, samples], the scene's own: an ideal sensor without optics, noise or faults. Blur
-            by the optics counts as degradation.
         scale: DN per 1.0 of signal, above the dark level.
         dark: nominal DN without light; an element's own differs by the sensor's stripes.
         bad: bool [bands, samples], detector elements that are dead or hot.
     """
 
     dn: NDArray[np.uint16]
-    truth: Float32
     scale: float
     dark: float
     bad: Bools
@@ -148,9 +134,7 @@ def simulate_scene(
 
     Args:
         seed: whole number, at least 0.
-        bands: number of bands, at least 1.
-        lines: size along track in pixels, at least 1.
-        samples: size across track in pixels, at least 1.
+        bands, lines, samples: number of bands, size along and across track in pixels, each at least 1.
         wavelengths_nm: centres of the bands in nm, each from 350 to 2500; evenly from 400 to 700 if None.
 
     Raises:
@@ -195,12 +179,7 @@ def sense(scene: Scene, sensor: SensorModel, rng: np.random.Generator) -> Sensed
     """Look at a scene through a sensor: optics, shot and read noise, uneven response, conversion, saturation.
 
     Shot noise is Gaussian with the variance of photon counting; below some twenty electrons, where that is wrong,
-    read noise covers it.
-
-    Args:
-        scene: what to look at.
-        sensor: what to look with.
-        rng: source of all randomness.
+    read noise covers it. All randomness comes from `rng`.
     """
     bands, _, samples = scene.truth.shape
     detector = (bands, 1, samples)
@@ -225,17 +204,10 @@ def sense(scene: Scene, sensor: SensorModel, rng: np.random.Generator) -> Sensed
     dn = np.rint(electrons * np.float32(per_electron) + np.float32(sensor.dark_level) + offset)
     return SensedCube(
         dn=np.clip(dn, 0, top).astype(np.uint16),
-        truth=scene.truth,
         scale=sensor.exposure * (top - sensor.dark_level),
         dark=sensor.dark_level,
         bad=(dead | hot)[:, 0],
     )
-
-
-def lines(sensed: SensedCube) -> Iterator[NDArray[np.uint16]]:
-    """What the sensor sends, line by line: uint16 [bands, samples], contiguous (one line of a BIL file)."""
-    for line in range(sensed.dn.shape[1]):
-        yield np.ascontiguousarray(sensed.dn[:, line])
 
 
 def _wavelengths(bands: int, given: Sequence[float] | Doubles | None) -> Doubles:

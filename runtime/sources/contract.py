@@ -22,8 +22,8 @@ class SourceOptions:
         rate: lines per second that a file or the simulator issues; None for as fast as they are taken.
         idle_seconds: a growing file or a watched folder has ended when nothing came for so long; None for 10 seconds
             of a file, and for never of a folder.
-        camera: settings of a camera, see `runtime.sources.camera_settings.CameraSettings`.
-        simulator: settings of the simulator, see `runtime.sources.sim`.
+        camera: settings of a camera, see `runtime.sources.camera.settings.CameraSettings`.
+        simulator: settings of the simulator, see `runtime.sources.sim.SimSettings`.
     """
 
     wavelengths: tuple[float, ...] | None = None
@@ -36,18 +36,15 @@ class SourceOptions:
 
 
 class Source(Closing):
-    """An open source of lines. A context manager; `read` is called from one thread.
+    """An open source of lines. `read` is called from one thread, `close` perhaps twice.
 
     Attributes:
         live: lines come whether they are taken or not; a file waits.
+        format: what its lines look like; known as soon as it is open, and never changing.
     """
 
     live: bool
-
-    @property
-    @abstractmethod
-    def format(self) -> LineFormat:
-        """What its lines look like; known as soon as it is open, and never changing."""
+    format: LineFormat
 
     @abstractmethod
     def read(self, line: Line, timeout: float) -> Event:
@@ -72,7 +69,3 @@ class Source(Closing):
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """Kind, model, address or path, for people and logs."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Stop and give everything back; may be called twice."""

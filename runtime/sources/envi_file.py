@@ -5,18 +5,18 @@ The reader and the format are `watch:`'s too.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, InputError
-from runtime.files.disk import PIECE, allocated, opened, reason
-from runtime.files.envi import EnviHeader, read_header, wavelengths_nm
+from runtime.files.disk import PIECE, allocated, opened, read_at
+from runtime.files.envi import read_header
+from runtime.files.envi_header import EnviHeader, wavelengths_nm
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.pacing import Pace, check_buffer
@@ -41,17 +41,13 @@ class EnviFile(Source):
     live = False
 
     def __init__(self, header: EnviHeader, options: SourceOptions) -> None:
-        self._format = format_of(header, options)
+        self.format = format_of(header, options)
         self._pace = Pace(options.rate)
         self._header = header
         self._lines = LineReader(header)
 
-    @property
-    def format(self) -> LineFormat:
-        return self._format
-
     def read(self, line: Line, timeout: float) -> Event:
-        check_buffer(line, self._format)
+        check_buffer(line, self.format)
         if not self._lines.left:
             return Ended()
         if not self._pace.wait(timeout):
@@ -72,36 +68,34 @@ class LineReader:
 
     A file that is renamed or deleted meanwhile is read to its end; one that is cut short gives the whole lines before
     the cut (not bsq), then an error.
+
+    Attributes:
+        next: number of the line that comes next.
     """
 
     def __init__(self, header: EnviHeader) -> None:
         self._header = header
         self._block = allocated(header.data_path, block_shape(header, header.lines), header.dtype)
-        self._first = self._held = self._next = 0
+        self._first = self._held = self.next = 0
         self._stack = ExitStack()
         self._file, _ = self._stack.enter_context(opened(header.data_path))
         self._end = header.lines
 
     @property
-    def next(self) -> int:
-        """Number of the line that comes next."""
-        return self._next
-
-    @property
     def left(self) -> int:
         """Lines that are still to come; none after `close`."""
-        return self._end - self._next
+        return self._end - self.next
 
     def take(self, line: Line) -> Taken:
         """Put the next line into `line`, native [bands, samples]. Raises CubeFileError: the file was cut short."""
-        if self._next == self._first + self._held:
+        if self.next == self._first + self._held:
             self._fill()
-        line_in(self._block, self._header.interleave, self._next - self._first, line)
-        self._next += 1
-        return Taken(self._next - 1, time.time_ns(), NO_FLAGS if self._next > 1 else Flag.BREAK)
+        line_in(self._block, self._header.interleave, self.next - self._first, line)
+        self.next += 1
+        return Taken(self.next - 1, time.time_ns(), NO_FLAGS if self.next > 1 else Flag.BREAK)
 
     def close(self) -> None:
-        self._end = self._next
+        self._end = self.next
         self._stack.close()
 
     def _fill(self) -> None:
@@ -111,19 +105,19 @@ class LineReader:
         row = header.samples * header.dtype.itemsize
         if bsq:
             for band in range(header.bands):
-                offset = header.header_offset + (band * header.lines + self._next) * row
+                offset = header.header_offset + (band * header.lines + self.next) * row
                 if read_at(self._file, header.data_path, offset, self._block[band, :count]) < count * row:
                     raise self._cut_short()
         else:
-            offset = header.header_offset + self._next * header.line_bytes
+            offset = header.header_offset + self.next * header.line_bytes
             count = read_at(self._file, header.data_path, offset, self._block[:count]) // header.line_bytes
             if not count:
                 raise self._cut_short()
-        self._first, self._held = self._next, count
+        self._first, self._held = self.next, count
 
     def _cut_short(self) -> CubeFileError:
         return CubeFileError(
-            f"was cut short while it was read: line {self._next} is no longer whole",
+            f"was cut short while it was read: line {self.next} is no longer whole",
             file=self._header.data_path,
             key="lines",
             value=self._header.lines,
@@ -191,22 +185,3 @@ def line_in(block: NDArray[Any], interleave: str, index: int, line: Line) -> Non
         np.copyto(line, block[:, index])
     else:
         np.copyto(line, block[index] if interleave == "bil" else block[index].T)
-
-
-def read_at(file: BinaryIO, path: Path, offset: int, array: NDArray[Any]) -> int:
-    """Fill a C-contiguous array from byte `offset`, by plain reads; a memory map would not survive a file cut short.
-
-    Returns:
-        the bytes read; fewer than `array.nbytes` where the file ends before.
-
-    Raises:
-        CubeFileError: the system cannot read the file.
-    """
-    target = array.reshape(-1).view(np.uint8).data
-    done = 0
-    try:
-        while done < len(target) and (count := os.preadv(file.fileno(), [target[done:]], offset + done)):
-            done += count
-    except OSError as error:
-        raise CubeFileError(f"cannot be read: {reason(error)}", file=path, remedy="check the disk") from error
-    return done

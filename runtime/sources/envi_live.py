@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.errors import CubeFileError, MachineError, printable
-from runtime.files.disk import allocated
-from runtime.files.envi import EnviHeader, pair_of
-from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
+from runtime.files.disk import allocated, read_at
+from runtime.files.envi import pair_of
+from runtime.files.envi_header import EnviHeader
+from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, Missing, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
-from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of, read_at
+from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of
 from runtime.sources.growing import Growing, in_words, layout
 from runtime.sources.pacing import Pace, check_buffer
 
@@ -48,7 +49,7 @@ class EnviLive(Source):
         self._options = options
         self._pace = Pace(options.rate)
         self._file = _patiently(path, self._idle)
-        self._format = format_of(self._file.header, options)
+        self.format = format_of(self._file.header, options)
         self._open = True
         self._reopened = 0
         self._events: deque[Event] = deque()
@@ -62,12 +63,8 @@ class EnviLive(Source):
         self._size = self._whole = 0
         self._grown = time.monotonic()
 
-    @property
-    def format(self) -> LineFormat:
-        return self._format
-
     def read(self, line: Line, timeout: float) -> Event:
-        check_buffer(line, self._format)
+        check_buffer(line, self.format)
         deadline = time.monotonic() + timeout
         while True:
             if self._line < self._first + self._held:
@@ -164,7 +161,7 @@ class EnviLive(Source):
                 self._events.append(Broken(f"it did not come back: {error}"))
                 self._end()
             return
-        if layout(file.header) != layout(old) or repr(format_of(file.header, self._options)) != repr(self._format):
+        if layout(file.header) != layout(old) or repr(format_of(file.header, self._options)) != repr(self.format):
             file.close()
             raise CubeFileError(
                 "the file that took its place has another layout, scale or wavelengths",

@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import opened, reason
-from runtime.files.envi import HEADER_BYTES, EnviHeader, parse_header
+from runtime.files.envi import read_text
+from runtime.files.envi_header import EnviHeader, parse_header
 
 _NO_LINES = re.compile(r"^([ \t]*lines[ \t]*=[ \t]*)0+(?=[ \t\r]*$)", re.ASCII | re.IGNORECASE | re.MULTILINE)
 
@@ -81,14 +82,8 @@ class Growing:
 
 
 def _read(path: Path, data_path: Path) -> EnviHeader:
-    with opened(path) as (file, _):
-        data = file.read(HEADER_BYTES).removeprefix(b"\xef\xbb\xbf")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
     # Recorders write `lines = 0` until they know better, which a finished file must not say.
-    return parse_header(_NO_LINES.sub(r"\g<1>1", text), path=path, data_path=data_path)
+    return parse_header(_NO_LINES.sub(r"\g<1>1", read_text(path)), path=path, data_path=data_path)
 
 
 def _mark(path: Path) -> tuple[int, ...]:

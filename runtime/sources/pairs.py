@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import CubeFileError
-from runtime.files.envi import DATA_SUFFIXES, EnviHeader, pair_of, read_header
+from runtime.files.envi import DATA_SUFFIXES, pair_of, read_header
+from runtime.files.envi_header import EnviHeader
 
 Status = tuple[str, int, int, int]
 """Name, inode, size and time of change (ns) of a file."""
@@ -121,8 +122,9 @@ class Pairs:
 
     def _remember(self, header: EnviHeader) -> str:
         """Why a data file is not read: it was, and has only grown or been touched since; empty where it is new."""
+        name = header.data_path.name
         try:
-            status = _status(header.data_path.name, header.data_path.stat())
+            status = _status(name, header.data_path.stat())
         except OSError:
             return ""
         # What came after the header was read is not of this reading.
@@ -136,18 +138,17 @@ class Pairs:
             return ""
         # The same inode may be another file, or the same one written anew.
         if header.lines > before.lines and _sampled(header.data_path, before.place) == before.crc:
-            return _GREW.format(header.data_path.name, header.lines - before.lines)
+            return (
+                f"{name} grew after it was read: {header.lines - before.lines} new lines are left out; "
+                "read a file that is still recorded with envi-live:PATH"
+            )
         if header.lines == before.lines and spread is not None and spread == before.spread:
-            return _TOUCHED.format(header.data_path.name)
+            return f"{name} was touched after it was read, and holds what it held: it is not read again"
         return ""
 
     def reasons(self) -> list[str]:
         """Why the pairs that are waited for are not complete."""
         return [pair.why for pair in self.waiting.values() if pair.why]
-
-
-_GREW = "{} grew after it was read: {} new lines are left out; read a file that is still recorded with envi-live:PATH"
-_TOUCHED = "{} was touched after it was read, and holds what it held: it is not read again"
 
 
 def _place(header: EnviHeader) -> tuple[int, int]:

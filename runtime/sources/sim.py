@@ -1,7 +1,7 @@
 """`sim:` is a line-scan spectrometer over a simulated scene, for demonstrations and tests without a camera.
 
 Like a camera it issues its lines by the clock, whether they are taken or not, and keeps only the oldest 64 that nobody
-took yet. The scene is flown over back and forth, so that it has no seam. `runtime.sources.simulator` makes it.
+took yet. The scene is flown over back and forth, so that it has no seam. `runtime.simulation.simulator` makes it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
@@ -78,7 +79,7 @@ class Simulated(Source):
         self._lines = np.ascontiguousarray(sensed.dn.transpose(1, 0, 2))
         # Losses repeat after 65536 lines, so that they do not depend on which lines were looked at.
         self._lost = np.random.default_rng([seed, 2]).random(1 << 16) < settings.lost / 1000
-        self._format = LineFormat(
+        self.format = LineFormat(
             bands=settings.bands,
             samples=settings.samples,
             dtype=self._lines.dtype,
@@ -98,12 +99,8 @@ class Simulated(Source):
         self._counts = {"issued": 0.0, "lost": 0.0, "underruns": 0.0}
         self._open = True
 
-    @property
-    def format(self) -> LineFormat:
-        return self._format
-
     def read(self, line: Line, timeout: float) -> Event:
-        check_buffer(line, self._format)
+        check_buffer(line, self.format)
         if self._start_ns is None:
             self._start_ns, self._utc_ns = time.monotonic_ns(), time.time_ns()
         deadline = time.monotonic_ns() + round(timeout * 1e9)
@@ -123,8 +120,8 @@ class Simulated(Source):
         return dict(self._counts)
 
     def describe(self) -> dict[str, str]:
-        said = {field.name: getattr(self._settings, field.name) for field in fields(self._settings)}
-        address = ",".join(f"{key}={value}" for key, value in said.items() if value not in (None, ""))
+        said = asdict(self._settings).items()
+        address = ",".join(f"{key}={value}" for key, value in said if value not in (None, ""))
         return {"kind": "sim", "model": "simulated line-scan spectrometer", "address": address}
 
     def close(self) -> None:
@@ -226,10 +223,8 @@ def settings_of(address: str, options: SourceOptions) -> SimSettings:
 def _number(key: str, value: Any, low: float, high: float, *, whole: bool) -> float:
     number = None
     if not isinstance(value, bool):
-        try:
+        with suppress(TypeError, ValueError):
             number = int(value) if whole and isinstance(value, str) else float(value)
-        except (TypeError, ValueError):
-            number = None
     if number is None or not isfinite(number) or not low <= number <= high or (whole and number != int(number)):
         raise InputError(
             "out of range" if number is not None else "not a number",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from runtime.errors import CubeFileError, InputError, printable
 from runtime.files.disk import reason
-from runtime.files.envi import EnviHeader
+from runtime.files.envi_header import EnviHeader
 from runtime.lines import Broken, Ended, Event, Line, LineFormat, Missing, Quiet
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.envi_file import LineReader, described, format_of, path_of
@@ -57,15 +57,11 @@ class Watch(Source):
         self._look_at = -math.inf
         self._last = time.monotonic()
         self._header = self._first_header()
-        self._format = format_of(self._header, options)
+        self.format = format_of(self._header, options)
         self._start(self._header)
 
-    @property
-    def format(self) -> LineFormat:
-        return self._format
-
     def read(self, line: Line, timeout: float) -> Event:
-        check_buffer(line, self._format)
+        check_buffer(line, self.format)
         deadline = time.monotonic() + timeout
         while True:
             if self._events:
@@ -166,7 +162,7 @@ class Watch(Source):
     def _begun(self, header: EnviHeader) -> bool:
         """Whether a complete pair could be opened; why not is among the events."""
         try:
-            if other := _differences(self._format, format_of(header, self._options)):
+            if other := _differences(self.format, format_of(header, self._options)):
                 raise InputError(f"other {other} than the first file's", file=header.path)
             self._start(header)
         except InputError as error:

@@ -17,7 +17,7 @@ def lines_of(geometry: Geometry) -> Any:
     lines, bands, samples = geometry.shape(*IMAGE.shape)
     out = np.zeros((lines, bands, samples), IMAGE.dtype)
     for index in range(lines):
-        geometry.copy(IMAGE, index, out[index])
+        geometry.copy_line(IMAGE, index, out[index])
     return out
 
 
@@ -38,7 +38,7 @@ def test_line_scan(axis: Any, flip_bands: bool, flip_samples: bool) -> None:
 @pytest.mark.parametrize("order", [None, (5, 0, 3, 1, 4, 2)])
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True)])
 def test_mosaic(order: tuple[int, ...] | None, flips: tuple[bool, bool]) -> None:
-    geometry = Geometry("mosaic", pattern=(2, 3), band_order=order, flip_bands=flips[0], flip_samples=flips[1])
+    geometry = Geometry(geometry="mosaic", pattern=(2, 3), band_order=order, flip_bands=flips[0], flip_samples=flips[1])
     found = lines_of(geometry)
     assert found.shape == (5, 6, 4)
     for line in range(5):
@@ -59,21 +59,21 @@ def test_only_the_default_is_plain() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kind": "mosaic"}, "camera.pattern: a mosaic needs the rows and columns"),
-        ({"kind": "mosaic", "pattern": (0, 4)}, r"camera.pattern.*found \(0, 4\)"),
-        ({"kind": "mosaic", "pattern": (1, 1)}, r"camera.pattern.*for example 4x4"),
-        ({"kind": "mosaic", "pattern": (2, 2), "band_order": (0, 1, 2)}, "camera.band_order.*each of the 4 filters"),
-        ({"kind": "mosaic", "pattern": (2, 2), "band_order": (1, 2, 3, 4)}, "by its place from 0 to 3"),
-        ({"kind": "mosaic", "pattern": (2, 2), "spectral_axis": "columns"}, "camera.spectral_axis"),
+        ({"geometry": "mosaic"}, "camera.pattern: a mosaic needs the rows and columns"),
+        ({"geometry": "mosaic", "pattern": (0, 4)}, r"camera.pattern.*found \(0, 4\)"),
+        ({"geometry": "mosaic", "pattern": (1, 1)}, r"camera.pattern.*for example 4x4"),
+        ({"geometry": "mosaic", "pattern": (2, 2), "band_order": (0, 1, 2)}, "band_order.*each of the 4 filters"),
+        ({"geometry": "mosaic", "pattern": (2, 2), "band_order": (1, 2, 3, 4)}, "by its place from 0 to 3"),
+        ({"geometry": "mosaic", "pattern": (2, 2), "spectral_axis": "columns"}, "camera.spectral_axis"),
         ({"pattern": (2, 2)}, "camera.pattern: pattern belongs to mosaics"),
         ({"band_order": (0, 1)}, "camera.band_order: band_order belongs to mosaics"),
     ],
 )
 def test_settings_that_contradict(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Geometry(**settings)
+        Geometry(**settings).check()
 
 
 def test_an_image_smaller_than_the_pattern() -> None:
     with pytest.raises(InputError, match="image of 3 x 9 is smaller than the pattern"):
-        Geometry("mosaic", pattern=(4, 4)).shape(3, 9)
+        Geometry(geometry="mosaic", pattern=(4, 4)).shape(3, 9)

@@ -223,13 +223,10 @@ def test_a_view_into_a_frame_gets_the_same_as_a_line(everything: Radiometry) -> 
     lines = [raw_line(seed=seed) for seed in range(3)]
     before = [line.copy() for line in lines]
     frame = np.full((BANDS, 3, SAMPLES), np.nan, np.float32)
-    everything.apply(lines, frame)
     for number, line in enumerate(lines):
+        everything.apply_line(line, frame[:, number])
         assert np.array_equal(frame[:, number], applied(everything, line))
         assert np.array_equal(line, before[number])
-    stacked = np.full_like(frame, np.nan)
-    everything.apply(np.array(lines), stacked)
-    assert np.array_equal(stacked, frame)
 
 
 @pytest.mark.parametrize("chosen", [{}, {"dark": "dark.npy", "flat": "flat.npy"}, EVERYTHING])
@@ -276,7 +273,6 @@ def test_saturation_counts_good_pixels_only(folder: Folder) -> None:
     mask = np.ones(raw.shape, bool)
     assert made.saturated(raw) == made.saturated(raw, mask) == 2
     assert sorted(map(tuple, np.argwhere(mask).tolist())) == [(5, 6), (7, 8)]
-    assert made.good_pixels == BANDS * SAMPLES - 1
     assert load_radiometry(chosen, line_format(), folder.path).saturated(raw, mask) == 0
     assert not mask.any()
 
@@ -373,12 +369,6 @@ def test_arrays_that_do_not_fit_are_refused(raw: Callable[[], Any], out: Callabl
     made = load_radiometry({}, line_format())
     with pytest.raises(CubeError, match="is not the array it should be"):
         made.apply_line(raw(), out())
-
-
-def test_a_frame_of_another_number_of_lines_is_refused() -> None:
-    made = load_radiometry({}, line_format())
-    with pytest.raises(CubeError, match=r"give float32 \[12, 1, 20\]"):
-        made.apply([raw_line()], np.zeros((BANDS, 2, SAMPLES), np.float32))
 
 
 @pytest.mark.parametrize(

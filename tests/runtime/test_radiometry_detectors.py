@@ -278,9 +278,8 @@ def test_raw_lines_of_emit(data_dir: Path, tmp_path: Path) -> None:
     dark[:, unlit] = raw[:2, :, unlit].mean(axis=0)
     np.save(tmp_path / "dark.npy", dark)
     chosen = {"dark": "dark.npy", "bad_pixels": str(calib / "emit_badelements.dat"), "scale": 1}
-    out = np.empty((EMIT[0], 1, EMIT[1]), np.float32)
-    load_radiometry(chosen, formatted(*EMIT, np.int16), tmp_path).apply([raw[2]], out)
-    line = out[:, 0]
+    line = np.empty(EMIT, np.float32)
+    load_radiometry(chosen, formatted(*EMIT, np.int16), tmp_path).apply_line(raw[2], line)
     good = ~bad[rows, unlit]
     assert raw[2][rows, unlit][good].std() > 50 and np.abs(line[rows, unlit][good]).mean() < 2
 

@@ -9,7 +9,7 @@ import pytest
 
 from runtime.errors import InputError
 from runtime.simulation.materials import MATERIALS, ROUGHNESS, reflectance_of
-from runtime.simulation.simulator import Scene, SensorModel, lines, sense, simulate_scene
+from runtime.simulation.simulator import Scene, SensorModel, sense, simulate_scene
 
 IDEAL = {"psf_across": 0, "psf_along": 0, "read_noise": 0, "prnu": 0, "stripes": 0, "dead": 0, "hot": 0}
 SPECTRUM = np.arange(350.0, 2501.0)
@@ -208,18 +208,13 @@ def test_a_sensor_that_cannot_be_is_refused(field, value):
     assert failure.value.key == f"sensor.{field}" and failure.value.remedy
 
 
-def test_an_unknown_material_is_refused():
-    with pytest.raises(InputError, match="unknown material"):
-        reflectance_of("cheese", [500])
-
-
 def test_the_default_sensor_is_good_but_not_perfect(scene):
     before = scene.truth.copy()
     sensed = sense(scene, SensorModel(), rng())
     seen = (sensed.dn - sensed.dark) / sensed.scale
     psnr = -10 * np.log10(np.mean((seen - scene.truth) ** 2))
     assert 38 < psnr < 50
-    assert np.array_equal(scene.truth, before) and sensed.truth is scene.truth
+    assert np.array_equal(scene.truth, before)
     assert sensed.dn.dtype == np.uint16 and sensed.dn.max() <= 4095
 
 
@@ -305,14 +300,6 @@ def test_smile_bends_the_bands_towards_the_ends_of_the_slit():
     assert seen[4, 50] == pytest.approx(0.5, abs=1e-3)
     assert seen[4, [0, 100]] == pytest.approx([0.55, 0.55], abs=1e-3)
     assert seen[8] == pytest.approx(np.full(101, 0.9), abs=1e-3)
-
-
-def test_lines_are_bil_lines_in_order(scene):
-    sensed = sense(scene, SensorModel(), rng())
-    sent = list(lines(sensed))
-    assert len(sent) == 256
-    assert all(line.shape == (31, 256) and line.dtype == np.uint16 and line.flags.c_contiguous for line in sent)
-    assert np.array_equal(np.stack(sent, axis=1), sensed.dn)
 
 
 def test_noise_follows_from_its_generator(scene):

@@ -28,7 +28,6 @@ from runtime.sources import Source, SourceOptions, open_source
 from runtime.sources.camera import aravis_library
 from runtime.sources.camera import session as camera_session
 from runtime.sources.camera.genicam import GenicamSource
-from runtime.sources.camera.geometry import Geometry
 from runtime.sources.camera.order import BEHIND, FrameIds, Image, Order, Restarts, Skipped
 from runtime.sources.camera.settings import CameraSettings
 from tests.contracts.source import SourceContract, buffer
@@ -722,7 +721,7 @@ def test_a_line_waits_for_one_before_it_only_so_long() -> None:
 
 def test_settings() -> None:
     settings = CameraSettings.of({"geometry": "mosaic", "pattern": "2 x 3", "band_order": [5, 4, 3, 2, 1, 0]})
-    assert settings.laid_out() == Geometry("mosaic", pattern=(2, 3), band_order=(5, 4, 3, 2, 1, 0))
+    assert (settings.pattern, settings.band_order) == ((2, 3), (5, 4, 3, 2, 1, 0))
     features = {"A": True, "B": 1, "C": 1.0, "D": "1"}
     kept = CameraSettings.of({"features": features}).features
     assert [(key, type(value)) for key, value in kept.items()] == [("A", bool), ("B", int), ("C", float), ("D", str)]

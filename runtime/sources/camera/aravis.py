@@ -35,10 +35,7 @@ class Device:
     id: str
     physical_id: str
     address: str
-    vendor: str
-    model: str
     serial: str
-    protocol: str
 
     def __str__(self) -> str:
         return f"{self.id} ({', '.join(filter(None, (self.address, self.physical_id, self.serial)))})"
@@ -59,7 +56,7 @@ def devices() -> tuple[Device, ...]:
         MachineError: libaravis is not installed.
     """
     arv = functions()
-    kinds = ("id", "physical_id", "address", "vendor", "model", "serial_nbr", "protocol")
+    kinds = ("id", "physical_id", "address", "serial_nbr")
     with _listing:
         arv["arv_update_device_list"]()
         return tuple(
@@ -161,7 +158,10 @@ class Camera:
         self._ask("set_exposure_time", microseconds)
 
     def has(self, feature: str) -> bool:
-        return bool(self._ask("is_feature_available", feature.encode()))
+        """Whether there is such a feature; not, where the camera does not say."""
+        with suppress(AravisError):
+            return bool(self._ask("is_feature_available", feature.encode()))
+        return False
 
     def get_float(self, feature: str) -> float:
         return float(self._ask("get_float", feature.encode()))
@@ -188,9 +188,6 @@ class Camera:
             self._ask("set_float", name, value)
         else:
             self._ask("set_string", name, value.encode())
-
-    def packet_size(self) -> int:
-        return int(self._ask("gv_get_packet_size"))
 
     def negotiate_packet_size(self) -> int:
         """Let the camera send test packets and take the largest size that came through."""

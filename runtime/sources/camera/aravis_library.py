@@ -19,10 +19,7 @@ _ERROR = c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "arv_update_device_list": (None, []),
     "arv_get_n_devices": (c_uint, []),
-    **{
-        f"arv_get_device_{what}": (c_char_p, [c_uint])
-        for what in ("id", "physical_id", "address", "vendor", "model", "serial_nbr", "protocol")
-    },
+    **{f"arv_get_device_{what}": (c_char_p, [c_uint]) for what in ("id", "physical_id", "address", "serial_nbr")},
     "arv_camera_new": (c_void_p, [c_char_p, _ERROR]),
     "arv_camera_get_device": (c_void_p, [c_void_p]),
     "arv_camera_create_stream": (c_void_p, [c_void_p, c_void_p, c_void_p, _ERROR]),
@@ -39,7 +36,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "arv_camera_is_feature_available": (c_int, [c_void_p, c_char_p, _ERROR]),
     "arv_camera_is_gv_device": (c_int, [c_void_p]),
     "arv_camera_gv_auto_packet_size": (c_uint, [c_void_p, _ERROR]),
-    "arv_camera_gv_get_packet_size": (c_uint, [c_void_p, _ERROR]),
     "arv_camera_gv_set_packet_size": (None, [c_void_p, c_int, _ERROR]),
     "arv_camera_gv_set_packet_size_adjustment": (None, [c_void_p, c_int]),
     **{
@@ -54,7 +50,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     },
     **{
         f"arv_camera_get_{what}": (c_char_p, [c_void_p, _ERROR])
-        for what in ("vendor_name", "model_name", "device_serial_number", "device_id")
+        for what in ("vendor_name", "model_name", "device_serial_number")
     },
     "arv_gv_device_is_controller": (c_int, [c_void_p]),
     "arv_gv_stream_packet_resend_get_type": (c_size_t, []),

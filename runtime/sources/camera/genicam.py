@@ -37,10 +37,9 @@ class GenicamSource(Source):
 
     def __init__(self, address: str, options: SourceOptions) -> None:
         self._settings = CameraSettings.of(options.camera)
-        self._geometry = self._settings.laid_out()
         session = opened_first(address, self._settings)
         try:
-            lines, bands, samples = self._geometry.shape(session.height, session.width)
+            lines, bands, samples = self._settings.shape(session.height, session.width)
             if options.wavelengths is not None and len(options.wavelengths) != bands:
                 raise InputError(
                     f"{len(options.wavelengths)} wavelengths for {bands} bands",
@@ -51,7 +50,7 @@ class GenicamSource(Source):
         except BaseException:
             session.close(stop=True)
             raise
-        self._format = LineFormat(
+        self.format = LineFormat(
             bands,
             samples,
             session.form.dtype,
@@ -70,10 +69,6 @@ class GenicamSource(Source):
         self._keeper = Keeper(session, address, self._settings)
         # Aravis' threads write into memory of ours; a camera that answers is told to stop.
         atexit.register(self.close)
-
-    @property
-    def format(self) -> LineFormat:
-        return self._format
 
     def describe(self) -> dict[str, str]:
         height, width, value, _ = self._image_shape
@@ -96,7 +91,7 @@ class GenicamSource(Source):
         return figures
 
     def read(self, line: Line, timeout: float) -> Event:
-        check_buffer(line, self._format)
+        check_buffer(line, self.format)
         if self._keeper.closed:
             return Ended()
         deadline = time.monotonic() + timeout
@@ -110,7 +105,10 @@ class GenicamSource(Source):
             if left < 0:
                 return Quiet()
             if self._session is None:
-                self._await(max(0.0, left))
+                fresh = self._keeper.fresh(max(0.0, left))
+                if fresh is not None:
+                    self._adopt(fresh)
+                    self._figures["reconnects"] += 1
             else:
                 self._collect(self._session, max(0.0, left))
             left = min(deadline - time.monotonic(), left - 1e-9)
@@ -133,12 +131,6 @@ class GenicamSource(Source):
         self._flags = Flag.BREAK
         self._loss: str | None = None
         session.came = time.monotonic()
-
-    def _await(self, seconds: float) -> None:
-        fresh = self._keeper.fresh(seconds)
-        if fresh is not None:
-            self._adopt(fresh)
-            self._figures["reconnects"] += 1
 
     def _collect(self, session: Session, seconds: float) -> None:
         """Pop a buffer, if one comes in time, and put it in its place; or find that the camera is gone."""
@@ -211,13 +203,13 @@ class GenicamSource(Source):
         session, index = self._session, self._index
         assert session is not None and session.stream is not None
         if session.form.packing is None:
-            self._geometry.copy(session.values(image.place), index, line)
-        elif self._geometry.plain:
+            self._settings.copy_line(session.values(image.place), index, line)
+        elif self._settings.plain:
             session.unpacker.unpack(session.memory[image.place], line)
         else:
             if index == 0:
                 session.unpacker.unpack(session.memory[image.place], self._scratch)
-            self._geometry.copy(self._scratch, index, line)
+            self._settings.copy_line(self._scratch, index, line)
         # Each snapshot of a mosaic stands for itself.
         flags = self._flags | (Flag.BREAK if self._lines > 1 and index == 0 else NO_FLAGS)
         self._flags = NO_FLAGS

@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, StrictInt
 
 from runtime.errors import InputError
 
-Kind = Literal["line-scan", "mosaic"]
-Axis = Literal["rows", "columns"]
+
+def _pattern(value: object) -> object:
+    if isinstance(value, str) and (found := re.fullmatch(r"\s*(\d{1,3})\s*[xX×]\s*(\d{1,3})\s*", value)):
+        return int(found[1]), int(found[2])
+    return value
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(BaseModel):
     """Where bands, samples and lines lie in an image [rows, columns].
 
     Attributes:
-        kind: `line-scan`, an image behind a slit is one line; `mosaic`, a snapshot camera's filters repeat over its
+        geometry: `line-scan`, an image behind a slit is one line; `mosaic`, a snapshot camera's filters repeat over its
             pixels, and an image is as many lines as patterns lie above each other.
         spectral_axis: of a line scan: along `rows` means that each row is a band.
         flip_bands: the last band of the image is the first of the line.
         flip_samples: the same across the slit.
-        pattern: of a mosaic: rows and columns of filters; what is left over at the image's end is cut off.
+        pattern: of a mosaic: rows x columns of filters, as 4x4 or [4, 4]; what is left over at the end is cut off.
         band_order: of a mosaic: places in the pattern, row by row from 0, in the order of their bands; None for the
             pattern's own order.
     """
 
-    kind: Kind = "line-scan"
-    spectral_axis: Axis = "rows"
-    flip_bands: bool = False
-    flip_samples: bool = False
-    pattern: tuple[int, int] | None = None
-    band_order: tuple[int, ...] | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __post_init__(self) -> None:
+    geometry: Literal["line-scan", "mosaic"] = "line-scan"
+    spectral_axis: Literal["rows", "columns"] = "rows"
+    flip_bands: StrictBool = False
+    flip_samples: StrictBool = False
+    pattern: Annotated[tuple[StrictInt, StrictInt] | None, BeforeValidator(_pattern)] = None
+    band_order: tuple[StrictInt, ...] | None = None
+
+    def check(self) -> None:
         """Check that the parts fit together.
 
         Raises:
             InputError: a mosaic without a pattern, keys of the other kind, or an order that is not a permutation.
         """
-        if self.kind == "line-scan":
+        if self.geometry == "line-scan":
             for key in ("pattern", "band_order"):
                 if getattr(self, key) is not None:
                     raise InputError(
@@ -86,9 +91,9 @@ class Geometry:
     @property
     def plain(self) -> bool:
         """An image is a line as it is."""
-        return self == Geometry()
+        return not (self.pattern or self.flip_bands or self.flip_samples) and self.spectral_axis == "rows"
 
-    def copy(self, image: NDArray[Any], index: int, line: NDArray[Any]) -> None:
+    def copy_line(self, image: NDArray[Any], index: int, line: NDArray[Any]) -> None:
         """Copy line `index` of an image [rows, columns] to `line`, [bands, samples] as `shape` says."""
         out = line[:: -1 if self.flip_bands else 1, :: -1 if self.flip_samples else 1]
         if self.pattern is None:

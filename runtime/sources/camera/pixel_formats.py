@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from runtime.errors import MachineError
 
-Bytes = NDArray[np.uint8]
-
 
 @dataclass(frozen=True)
 class Packing:
@@ -106,31 +104,23 @@ def pixel_format(value: int, name: str = "") -> PixelFormat:
 
 
 class Unpacker:
-    """Turns images of one format and size into arrays without allocating; for one thread at a time.
-
-    Args:
-        form: the format.
-        pixels: of an image.
-    """
+    """Turns images of one format and number of pixels into arrays without allocating; for one thread at a time."""
 
     def __init__(self, form: PixelFormat, pixels: int) -> None:
         self.form, self.pixels = form, pixels
         self.image_bytes = form.image_bytes(pixels)
         if packing := form.packing:
-            self._whole = self._whole_groups(packing)
+            # A word is longer than the group at its start, so the last groups would be read beyond the image's end.
+            beyond = np.dtype(packing.word).itemsize - packing.bytes
+            readable = max(0, self.image_bytes - beyond) // packing.bytes
+            self._whole = min(readable, pixels // packing.pixels)
             self._words = np.empty((2, self._whole), packing.word)
             rest = pixels - self._whole * packing.pixels
             groups = -(-rest // packing.pixels)
             self._rest = np.zeros(groups * packing.bytes + 8, np.uint8)
             self._rest_words = np.empty((3, groups), packing.word)
 
-    def _whole_groups(self, packing: Packing) -> int:
-        # A word is longer than the group at its start, so the last groups would be read beyond the image's end.
-        beyond = np.dtype(packing.word).itemsize - packing.bytes
-        readable = max(0, self.image_bytes - beyond) // packing.bytes
-        return min(readable, self.pixels // packing.pixels)
-
-    def unpack(self, data: Bytes, out: NDArray[Any]) -> None:
+    def unpack(self, data: NDArray[np.uint8], out: NDArray[Any]) -> None:
         """Write the pixels of `data`, uint8 [at least image_bytes], to `out`.
 
         Args:

@@ -79,7 +79,7 @@ class Session:
         self._places = {row.ctypes.data: place for place, row in enumerate(self.memory)}
         for address in self._places:
             self.stream.push_memory(address, size)
-        self.temperature_feature = next(filter(self._has, ("DeviceTemperature", "SensorTemperature")), None)
+        self.temperature_feature = next(filter(camera.has, ("DeviceTemperature", "SensorTemperature")), None)
         # Packets that wait too long for their thread are lost.
         let_go_first(RECEIVER)
         self.came = time.monotonic()
@@ -89,11 +89,6 @@ class Session:
         self.begun = True
         self.camera.start()
         self.came = time.monotonic()
-
-    def _has(self, feature: str) -> bool:
-        with suppress(AravisError):
-            return self.camera.has(feature)
-        return False
 
     @property
     def image(self) -> tuple[int, int, int, int]:
@@ -141,22 +136,15 @@ def opened_first(address: str, settings: CameraSettings) -> Session:
     while True:
         try:
             return opened(address, settings)
-        except NotThereError as error:
-            if time.monotonic() - begun > SEARCH_SECONDS:
-                raise MachineError(
-                    f"no {sought} answers; there are: {error}",
-                    key="--source",
-                    value=f"genicam:{address}",
-                    remedy="check power, cable, and that its address is in this computer's network",
-                ) from error
         except AravisError as error:
-            if time.monotonic() - begun > BUSY_SECONDS:
-                raise MachineError(
-                    f"the {sought} cannot be opened: {error}",
-                    key="--source",
-                    value=f"genicam:{address}",
-                    remedy="close other programs that use the camera; check power, cable and its address",
-                ) from error
+            if isinstance(error, NotThereError):
+                patience, problem = SEARCH_SECONDS, f"no {sought} answers; there are: {error}"
+                remedy = "check power, cable, and that its address is in this computer's network"
+            else:
+                patience, problem = BUSY_SECONDS, f"the {sought} cannot be opened: {error}"
+                remedy = "close other programs that use the camera; check power, cable and its address"
+            if time.monotonic() - begun > patience:
+                raise MachineError(problem, key="--source", value=f"genicam:{address}", remedy=remedy) from error
         time.sleep(0.3)
 
 
@@ -168,7 +156,11 @@ def opened(address: str, settings: CameraSettings) -> Session:
         InputError: several cameras answer, or the camera refuses a setting.
     """
     # An address needs no search, which takes a second and ends at the next router.
-    if _is_ip(address):
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        pass
+    else:
         with suppress(NotFoundError):
             return Session(address, settings)
     there = devices()
@@ -189,11 +181,3 @@ def _named(address: str, there: tuple[Device, ...]) -> str | None:
             remedy="name one by its address, MAC, serial number or id",
         )
     return next(iter(found), None)
-
-
-def _is_ip(address: str) -> bool:
-    try:
-        ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return True

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic import ValidationError as _Invalid
 
 from runtime.errors import InputError
 from runtime.sources.camera.aravis import Camera
 from runtime.sources.camera.aravis_library import AravisError
-from runtime.sources.camera.geometry import Axis, Geometry, Kind
+from runtime.sources.camera.geometry import Geometry
 from runtime.sources.camera.pixel_formats import BY_NAME
 
 LOOPBACK_PACKET = 9000
 """Bytes of a packet where no network lies between."""
 
 
-def _pattern(value: object) -> object:
-    if isinstance(value, str) and (found := re.fullmatch(r"\s*(\d{1,3})\s*[xX×]\s*(\d{1,3})\s*", value)):
-        return int(found[1]), int(found[2])
-    return value
-
-
-class CameraSettings(BaseModel):
-    """What `camera` of a configuration may say.
+class CameraSettings(Geometry):
+    """What `camera` of a configuration may say, beside what is known as `Geometry`.
 
     Attributes:
-        geometry, spectral_axis, flip_bands, flip_samples, pattern, band_order: see `runtime.sources.geometry`;
-            `pattern` is rows x columns, as 4x4 or [4, 4].
         pixel_format: name in the PFNC; None leaves the camera's own.
         frame_rate: images per second. exposure_us: in microseconds. None leaves the camera's own.
         features: any others by their GenICam names; set in this order, before the others and again after them.
@@ -42,14 +33,6 @@ class CameraSettings(BaseModel):
         reopen_seconds: between tries to open it again.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    geometry: Kind = "line-scan"
-    spectral_axis: Axis = "rows"
-    flip_bands: StrictBool = False
-    flip_samples: StrictBool = False
-    pattern: Annotated[tuple[StrictInt, StrictInt] | None, BeforeValidator(_pattern)] = None
-    band_order: tuple[StrictInt, ...] | None = None
     pixel_format: StrictStr | None = None
     frame_rate: Annotated[float, Field(gt=0, le=1e6, strict=True)] | None = None
     exposure_us: Annotated[float, Field(gt=0, le=1e9, strict=True)] | None = None
@@ -87,13 +70,8 @@ class CameraSettings(BaseModel):
                 value=settings.pixel_format,
                 remedy="use " + ", ".join(BY_NAME),
             )
-        settings.laid_out()
+        settings.check()
         return settings
-
-    def laid_out(self) -> Geometry:
-        return Geometry(
-            self.geometry, self.spectral_axis, self.flip_bands, self.flip_samples, self.pattern, self.band_order
-        )
 
 
 def configure(camera: Camera, settings: CameraSettings, name: str) -> None:

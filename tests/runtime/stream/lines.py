@@ -36,14 +36,10 @@ class Script(Source):
         live: bool = False,
         pause: float = 0.0,
     ) -> None:
-        self.live, self._format, self._pause = live, format, pause
+        self.live, self.format, self._pause = live, format, pause
         self._events = list(events)
         self._place = self._number = 0
         self.closed = False
-
-    @property
-    def format(self) -> LineFormat:
-        return self._format
 
     def read(self, line: Line, timeout: float) -> Event:
         if self._place == len(self._events):
@@ -53,7 +49,7 @@ class Script(Source):
         if isinstance(event, Exception):
             raise event
         if isinstance(event, int):
-            event = globals()["line"](event, self._format)
+            event = globals()["line"](event, self.format)
         if not isinstance(event, np.ndarray):
             if isinstance(event, Quiet):
                 time.sleep(timeout)
