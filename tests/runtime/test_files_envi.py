@@ -470,12 +470,12 @@ def test_a_huge_sparse_file_is_not_loaded(tmp_path: Path) -> None:
 def test_a_two_megabyte_header_takes_linear_time(tmp_path: Path, filling: Any) -> None:
     header = write_pair(tmp_path, sample("u1"), 1)
     header.write_text(header.read_text() + filling())
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         read_header(header)
     except CubeFileError as error:
         assert len(str(error)) < 1000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 10, "quadratic would be hours"
 
 
 names = st.text(st.characters(codec="ascii", min_codepoint=97, max_codepoint=122), min_size=1, max_size=12).map(
