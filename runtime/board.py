@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from .board_tools import (
     parse_jetson_clocks,
     parse_nvidia_smi,
     parse_nvpmodel,
-    parse_tegrastats,
 )
 
 
@@ -68,27 +67,50 @@ def read_board(root: Path = Path("/"), tell: Tell = listen) -> Reading:
         root: where `sys` and `proc` lie.
         tell: runs a command.
     """
-    cores = _cpufreq(root)
     line = tell(TEGRASTATS, True)
     tegra = parse_tegrastats(line) if line else None
     told = tell(NVPMODEL, False) if tegra else None
     shown = tell(JETSON_CLOCKS, False) if tegra else None
     smi = None if tegra else tell(SMI, False)
-    gpus = parse_nvidia_smi(smi) if smi else ()
-    temperatures = thermal_zones(root)
-    if tegra is not None:
-        temperatures = {**temperatures, **tegra.temperatures_c}
-        gpus = (tegra.gpu(),)
-    return Reading(
-        cpu_mhz=cores.now or (tegra.cpu_mhz if tegra else ()),
-        cpu_min_mhz=cores.least,
-        cpu_max_mhz=cores.most,
-        governor=cores.governor,
-        temperatures_c=temperatures,
-        power_w=tegra.power_w if tegra else {},
-        gpus=gpus,
+    tool = tegra or Reading(gpus=parse_nvidia_smi(smi) if smi else ())
+    folders = _core_folders(root)
+    governors = {text for folder in folders if (text := _text(folder / "scaling_governor"))}
+    return replace(
+        tool,
+        cpu_mhz=core_mhz(root) or tool.cpu_mhz,
+        cpu_min_mhz=min(_mhz(folders, "scaling_min_freq"), default=None),
+        cpu_max_mhz=max(_mhz(folders, "scaling_max_freq"), default=None),
+        governor=", ".join(sorted(governors)) or None,
+        temperatures_c={**thermal_zones(root), **tool.temperatures_c},
         power_mode=parse_nvpmodel(told) if told else None,
         clocks_locked=parse_jetson_clocks(shown) if shown else None,
+    )
+
+
+def parse_tegrastats(line: str) -> Reading | None:
+    """Read one line of `tegrastats`, as JetPack 5, 6 and 7 print it, power at this moment; None where it is none.
+
+    Cores: `CPU [1%@729,off]`. GPU: `GR3D_FREQ 62%`, `62%@612`, `0%@[305]`, `12%@[1300,1300]` or `@[1000,1000]`.
+    Temperatures: `gpu@50.218C`, `GPU@42.5C` or `gpu@47.6C/47.6C`. Rails: `VDD_IN 4654mW/4600mW`, now and on average.
+    """
+    memory_used = re.search(r"\bRAM (\d+)/\d+MB\b", line)
+    if memory_used is None:
+        return None
+    cores = re.search(r"\bCPU \[([^\]]*)\]", line)
+    gpu = re.search(r"\bGR3D_FREQ (?:\d+%)?@\[?([\d,]+)", line)
+    memory = re.search(r"\bEMC_FREQ (?:\d+%)?@(\d+)", line)
+    sensors = {m[1].lower(): float(m[2]) for m in re.finditer(r"\b([A-Za-z]\w*)@(-?\d+(?:\.\d+)?)C\b", line)}
+    integrated = Gpu(
+        "integrated",
+        clock_mhz=max((float(mhz) for mhz in gpu[1].split(",") if mhz), default=None) if gpu else None,
+        memory_clock_mhz=float(memory[1]) if memory else None,
+        memory_mib=float(memory_used[1]),
+    )
+    return Reading(
+        cpu_mhz=tuple(float(mhz) for mhz in re.findall(r"%@(\d+)", cores[1])) if cores else (),
+        temperatures_c={name: value for name, value in sensors.items() if COLDEST < value < HOTTEST},
+        power_w={m[1]: int(m[2]) / 1000 for m in re.finditer(r"\b([A-Z][A-Z0-9_]*) (-?\d+)mW\b", line)},
+        gpus=(integrated,),
     )
 
 
@@ -119,14 +141,6 @@ def forget_peak_memory(root: Path = Path("/")) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _Cores:
-    now: tuple[float, ...]
-    least: float | None
-    most: float | None
-    governor: str | None
-
-
 def _core_folders(root: Path) -> list[Path]:
     folders = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq")
     return sorted(folders, key=lambda folder: int(re.sub(r"\D", "", folder.parent.name)))
@@ -140,17 +154,6 @@ def _mhz(folders: Iterable[Path], name: str) -> list[float]:
 def core_mhz(root: Path) -> tuple[float, ...]:
     """Clock of every core that is on."""
     return tuple(_mhz(_core_folders(root), "scaling_cur_freq"))
-
-
-def _cpufreq(root: Path) -> _Cores:
-    ordered = _core_folders(root)
-    governors = {text for folder in ordered if (text := _text(folder / "scaling_governor"))}
-    return _Cores(
-        core_mhz(root),
-        min(_mhz(ordered, "scaling_min_freq"), default=None),
-        max(_mhz(ordered, "scaling_max_freq"), default=None),
-        ", ".join(sorted(governors)) or None,
-    )
 
 
 def thermal_zones(root: Path) -> dict[str, float]:

@@ -56,31 +56,6 @@ class Gpu:
     index: int = field(default=0, kw_only=True)
 
 
-@dataclass(frozen=True)
-class Tegrastats:
-    """One line of `tegrastats`.
-
-    Attributes:
-        cpu_mhz: clock of every core that is on.
-        gpu_mhz: highest clock of the GPU's clusters, None where it is not told.
-        memory_mhz: clock of the memory controller.
-        temperatures_c: by sensor.
-        power_w: by rail, at this moment. Rails may be parts of each other: they are not to be added up.
-        memory_mib: in use on the board, which CPU and GPU share.
-    """
-
-    cpu_mhz: tuple[float, ...]
-    gpu_mhz: float | None
-    memory_mhz: float | None
-    temperatures_c: dict[str, float]
-    power_w: dict[str, float]
-    memory_mib: float | None = None
-
-    def gpu(self) -> Gpu:
-        """What the line tells of the board's own GPU."""
-        return Gpu("integrated", clock_mhz=self.gpu_mhz, memory_clock_mhz=self.memory_mhz, memory_mib=self.memory_mib)
-
-
 def listen(command: Sequence[str], first_line: bool = False, seconds: float = SECONDS) -> str | None:
     """What a command prints within `seconds`; it is ended then, and after its first line where that is enough.
 
@@ -147,29 +122,6 @@ def heard(descriptor: int, first_line: bool, deadline: float) -> tuple[bytes, bo
                 return data, True
             data += part
     return data, False
-
-
-def parse_tegrastats(line: str) -> Tegrastats | None:
-    """Read one line of `tegrastats`, as JetPack 5, 6 and 7 print it; None where it is none.
-
-    Cores: `CPU [1%@729,off]`. GPU: `GR3D_FREQ 62%`, `62%@612`, `0%@[305]`, `12%@[1300,1300]` or `@[1000,1000]`.
-    Temperatures: `gpu@50.218C`, `GPU@42.5C` or `gpu@47.6C/47.6C`. Rails: `VDD_IN 4654mW/4600mW`, now and on average.
-    """
-    memory_used = re.search(r"\bRAM (\d+)/\d+MB\b", line)
-    if memory_used is None:
-        return None
-    cores = re.search(r"\bCPU \[([^\]]*)\]", line)
-    gpu = re.search(r"\bGR3D_FREQ (?:\d+%)?@\[?([\d,]+)", line)
-    memory = re.search(r"\bEMC_FREQ (?:\d+%)?@(\d+)", line)
-    sensors = {m[1].lower(): float(m[2]) for m in re.finditer(r"\b([A-Za-z]\w*)@(-?\d+(?:\.\d+)?)C\b", line)}
-    return Tegrastats(
-        cpu_mhz=tuple(float(mhz) for mhz in re.findall(r"%@(\d+)", cores[1])) if cores else (),
-        gpu_mhz=max((float(mhz) for mhz in gpu[1].split(",") if mhz), default=None) if gpu else None,
-        memory_mhz=float(memory[1]) if memory else None,
-        temperatures_c={name: value for name, value in sensors.items() if COLDEST < value < HOTTEST},
-        power_w={m[1]: int(m[2]) / 1000 for m in re.finditer(r"\b([A-Z][A-Z0-9_]*) (-?\d+)mW\b", line)},
-        memory_mib=float(memory_used[1]),
-    )
 
 
 def parse_nvpmodel(text: str) -> str | None:

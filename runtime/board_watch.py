@@ -11,8 +11,8 @@ from statistics import median
 from threading import Event, Lock, Thread
 from typing import Any
 
-from .board import Reading, core_mhz, thermal_zones
-from .board_tools import SECONDS, SMI, Gpu, end_tool, heard, parse_nvidia_smi, parse_tegrastats, start_tool
+from .board import Reading, core_mhz, parse_tegrastats, thermal_zones
+from .board_tools import SECONDS, SMI, Gpu, end_tool, heard, parse_nvidia_smi, start_tool
 
 INTERVAL = 1.0
 """Seconds between two readings of a board that is watched; more when that takes hours."""
@@ -137,18 +137,7 @@ class BoardWatch:
         self._samples += 1
         self._readings.append(Reading(cpu_mhz=core_mhz(self._root), temperatures_c=thermal_zones(self._root)))
         for line in self._heard():
-            tegra = parse_tegrastats(line)
-            if tegra is not None:
-                self._readings.append(
-                    Reading(
-                        tegra.cpu_mhz,
-                        temperatures_c=tegra.temperatures_c,
-                        power_w=tegra.power_w,
-                        gpus=(tegra.gpu(),),
-                    )
-                )
-            else:
-                self._readings.append(Reading(gpus=parse_nvidia_smi(line)))
+            self._readings.append(parse_tegrastats(line) or Reading(gpus=parse_nvidia_smi(line)))
         if len(self._readings) > MOST_READINGS:
             del self._readings[::2]
             self._interval *= 2

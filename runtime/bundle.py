@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arrays import Float32
+from .closing import Closing
 from .durable import fill_folder, swap, sync_folder, write_bytes
 from .engines import GPU_ENGINES, METRICS_ENGINES, Built, Engine, EngineOptions, open_engine, open_metrics
 from .errors import BundleError, CubeError, GateError, MachineError
@@ -55,7 +55,7 @@ class Contents:
         return Choice(precision=told.chosen, why=told.why, tolerance=golden.tolerance)
 
 
-class Bundle:
+class Bundle(Closing):
     """A verified bundle with its engine loaded. A context manager.
 
     Attributes:
@@ -158,14 +158,6 @@ class Bundle:
             self.engine.close()
         finally:
             self.prompts.close()
-
-    def __enter__(self) -> Bundle:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def golden_difference(engine: Engine, contents: Contents, tolerance: float, path: Path) -> float:

@@ -1,6 +1,6 @@
 """One line file, whole or a ring's segment: NAME.raw, NAME.idx and NAME.hdr open for more lines.
 
-Lines are written first, then their records, and the header last: see `runtime.sinks.line_file`.
+Lines are written first, then their records, and the header last: see `runtime.record.writer`.
 """
 
 from __future__ import annotations

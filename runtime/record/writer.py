@@ -1,8 +1,8 @@
 """Line files that survive being killed: the raw record and the restored cube.
 
 One file of any size, or a ring of segments within a limit. NAME.raw holds whole lines (BIL, little endian), NAME.idx 32
-bytes on each (`line_index`), NAME.hdr is their ENVI header. Lines are written first, then their records. A checkpoint
-syncs both and then replaces the header, so that its `lines` are never more than what a power cut leaves.
+bytes on each (`runtime.record.index`), NAME.hdr is their ENVI header. Lines are written first, then their records. A
+checkpoint syncs both and then replaces the header, so that its `lines` are never more than what a power cut leaves.
 
 A writer is used by one thread; its counts may be read by any.
 """

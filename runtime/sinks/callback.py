@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import MachineError, plain
@@ -21,17 +23,10 @@ def _kept(array: NDArray[Any]) -> NDArray[Any]:
 
 def owned(block: Block) -> Block:
     """A copy of `block` that stays true when the stream uses its arrays again; nothing in it can be written to."""
-    return Block(
-        values=_kept(block.values),
-        sequence=_kept(block.sequence),
-        frame_id=_kept(block.frame_id),
-        utc_ns=_kept(block.utc_ns),
-        flags=_kept(block.flags),
-        frame=block.frame,
-        metrics=MappingProxyType(dict(block.metrics)),
-        experts=tuple(block.experts),
-        latency_s=block.latency_s,
-    )
+    arrays: dict[str, Any] = {
+        name: _kept(value) for name, value in vars(block).items() if isinstance(value, np.ndarray)
+    }
+    return replace(block, **arrays, metrics=MappingProxyType(dict(block.metrics)), experts=tuple(block.experts))
 
 
 class Callback(Sink):

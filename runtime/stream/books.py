@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -49,29 +49,13 @@ class Books:
         self._count = Count()
         self._closed = False
 
-    def add(
-        self,
-        *,
-        issued: int = 0,
-        recorded: int = 0,
-        restored: int = 0,
-        passed: int = 0,
-        dropped: int = 0,
-        incomplete: int = 0,
-    ) -> None:
-        """Enter lines; what belongs together is entered in one call, so that the books balance at every moment."""
+    def add(self, **lines: int) -> None:
+        """Enter lines by `Count`'s names; what belongs together in one call, so that the books always balance."""
         with self._lock:
             if self._closed:
                 return
             now = self._count
-            self._count = Count(
-                now.issued + issued,
-                now.recorded + recorded,
-                now.restored + restored,
-                now.passed + passed,
-                now.dropped + dropped,
-                now.incomplete + incomplete,
-            )
+            self._count = replace(now, **{fate: getattr(now, fate) + count for fate, count in lines.items()})
             assert self._count.pending >= 0, "more lines were settled than issued"
 
     def close(self, *, record: bool) -> Count:
@@ -85,9 +69,7 @@ class Books:
             now = self._count
             unrecorded = now.issued - now.recorded - now.incomplete if record else 0
             dropped = now.dropped + now.pending - unrecorded
-            self._count = Count(
-                now.issued, now.recorded, now.restored, now.passed, dropped, now.incomplete + unrecorded
-            )
+            self._count = replace(now, dropped=dropped, incomplete=now.incomplete + unrecorded)
             return self._count
 
     @property

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
+from runtime.closing import Closing
 from runtime.errors import InputError
 from runtime.plain_json import plain_json
 
@@ -47,7 +48,7 @@ class _Waiting:
         return b"{%b}\n" % b",".join(part[1:-1] for part in parts if part != b"{}")
 
 
-class EventLog:
+class EventLog(Closing):
     """A file of JSON lines, each with `utc` and `kind`; renamed to `NAME.1` to `NAME.8` as it grows.
 
     A thread of its own gives every line to the system as soon as it can, but does not sync it: a power cut may take the
@@ -118,12 +119,6 @@ class EventLog:
         with self._changed:
             self.lost += len(self._waiting)
             self._waiting.clear()
-
-    def __enter__(self) -> EventLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _write_all(self) -> None:
         """The writer's thread: until the log is closed and nothing waits."""

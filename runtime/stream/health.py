@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 
+from runtime.closing import Closing
 from runtime.errors import MachineError, printable
 
 CHECK_S = 1.0
@@ -154,7 +155,7 @@ def _interval_s(environment: Mapping[str, str]) -> float | None:
     return int(told) / 1e6
 
 
-class Watchdog:
+class Watchdog(Closing):
     """A thread that strokes systemd at half of its interval while every vital stage answers, and names all that do not.
 
     Args:
@@ -196,12 +197,6 @@ class Watchdog:
         """End the strokes; may be called twice."""
         self._stop.set()
         self._thread.join(timeout=2 * SEND_S)
-
-    def __enter__(self) -> Watchdog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _say(self, status: str, *more: str) -> None:
         with self._lock:

@@ -18,6 +18,7 @@ from runtime.errors import DeployError
 from runtime.lines import LineFormat
 from runtime.masking import held
 from runtime.radiometry import Radiometry
+from runtime.record.writer import LineWriter
 from runtime.restore import Infer
 from runtime.sinks.contract import Sink
 from runtime.sources.contract import Source
@@ -31,7 +32,7 @@ from .missing import stand_in
 from .outlets import OUTLET_CAPACITY, Distributor, OutletWorker, make_outlet
 from .pool import LinePool
 from .queues import Policy, Queue
-from .recording import Recorder, Writer
+from .recording import Recorder
 from .report import FrameReport
 from .restoration import Restoration, Speed
 from .restoring import FrameRestorer, RestorerFacts
@@ -146,7 +147,7 @@ class Stream:
         infer: Infer,
         radiometric: Radiometry,
         output: LineFormat,
-        writer: Writer | None,
+        writer: LineWriter | None,
         sinks: Sequence[NamedSink] = (),
         options: StreamOptions = StreamOptions(),
         *,

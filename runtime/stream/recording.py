@@ -6,10 +6,10 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from typing import Protocol
 
 from runtime.errors import DeployError, MachineError
-from runtime.lines import Flag, Line
+from runtime.lines import Flag
+from runtime.record.writer import LineWriter
 
 from .books import Books
 from .frames import Assembler, Frame
@@ -22,24 +22,6 @@ from .screening import Screen
 CHECKPOINT_SECONDS = 1.0
 LITTLE_ENDIAN = sys.byteorder == "little"
 """The record is; elsewhere the checksum of the line in memory is not the record's."""
-
-
-class Writer(Protocol):
-    """A record that lines are appended to; see `runtime.sinks.line_file`.
-
-    Attributes:
-        waiting: called now and then while `append` waits for room; what it raises ends the waiting.
-    """
-
-    waiting: Callable[[], object]
-
-    def append(
-        self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0, checksum: int | None = None
-    ) -> None: ...
-
-    def checkpoint(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Recorder:
@@ -60,7 +42,7 @@ class Recorder:
     def __init__(
         self,
         incoming: Queue[Item],
-        writer: Writer | None,
+        writer: LineWriter | None,
         screen: Screen,
         assembler: Assembler,
         frames: Queue[Frame],

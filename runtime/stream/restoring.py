@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from runtime.errors import CubeError
 from runtime.lines import UNFIT, Flag, Line, LineFormat
 from runtime.masking import held
 from runtime.prompts import Prompts
+from runtime.radiometry import Radiometry
 from runtime.restore import Infer
 from runtime.signature import Signature
 from runtime.tiles import frame_plan
@@ -26,16 +27,6 @@ from .report import FrameReport, stamps
 
 ENOUGH = 0.5
 """Where fewer of a frame's lines are fit, the whole frame is passed through: it would be made of neighbours."""
-
-
-class Radiometric(Protocol):
-    """What turns a line of digital numbers into the network's unit range; see `runtime.radiometry.Radiometry`."""
-
-    def apply_line(self, raw: Line, out: Float32) -> None: ...
-
-    def saturated(self, raw: Line, mask: Bools | None = None) -> int: ...
-
-    def drawn(self, marked: Bools) -> Bools: ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +87,7 @@ class FrameRestorer:
         runs: of the engine, for one frame.
     """
 
-    def __init__(self, facts: RestorerFacts, format: LineFormat, infer: Infer, radiometric: Radiometric) -> None:
+    def __init__(self, facts: RestorerFacts, format: LineFormat, infer: Infer, radiometric: Radiometry) -> None:
         self._facts, self._format, self._infer, self._radiometric = facts, format, infer, radiometric
         measured, restored = facts.signature.measured, facts.signature.restored
         lines, samples = facts.frame[0], format.samples

@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
+from runtime.closing import Closing
 from runtime.errors import InputError, MachineError
 
 from .snapshot import Snapshot
@@ -36,7 +37,7 @@ CLIENTS = 16
 NO_NAME = "ask for an address of this machine, or through localhost"
 
 
-class Server:
+class Server(Closing):
     """A running server. A context manager.
 
     Attributes:
@@ -60,12 +61,6 @@ class Server:
             self._thread.join()
         self._listener.server_close()
         self._listener.hang_up()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def serve(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.board import Reading, board_model, forget_peak_memory, peak_memory_mib, read_board
+from runtime.board import Reading, board_model, forget_peak_memory, parse_tegrastats, peak_memory_mib, read_board
 from runtime.board_tools import (
     JETSON_CLOCKS,
     NVPMODEL,
@@ -21,7 +21,6 @@ from runtime.board_tools import (
     parse_jetson_clocks,
     parse_nvidia_smi,
     parse_nvpmodel,
-    parse_tegrastats,
 )
 from runtime.board_watch import INTERVAL, BoardWatch, Spread, Watched
 
@@ -73,18 +72,19 @@ NVPM VERB: Current mode: NV Power Mode: MODE_15W_6CORE
 def test_tegrastats_of_jetpack_6() -> None:
     agx, nano = parse_tegrastats(AGX_ORIN_JETPACK_6), parse_tegrastats(ORIN_NANO_JETPACK_6)
     assert agx is not None and nano is not None
-    assert agx.cpu_mhz == (729.0,) * 12 and agx.gpu_mhz is None and agx.memory_mhz is None
+    assert agx.cpu_mhz == (729.0,) * 12 and agx.gpus[0].clock_mhz is None and agx.gpus[0].memory_clock_mhz is None
     assert agx.temperatures_c == {"cpu": 52.875, "soc2": 48.656, "soc0": 49.062, "tj": 52.875, "soc1": 49.031}
     assert agx.power_w == {"VDD_GPU_SOC": 3.178, "VDD_CPU_CV": 0.794, "VIN_SYS_5V0": 4.543}
-    assert nano.gpu_mhz == 612 and nano.temperatures_c["gpu"] == 50
+    assert nano.gpus[0].clock_mhz == 612 and nano.temperatures_c["gpu"] == 50
     assert nano.power_w == {"VDD_IN": 4.541, "VDD_CPU_GPU_CV": 0.521, "VDD_SOC": 1.446}
-    assert agx.memory_mib == 5137 and nano.memory_mib == 1483
+    assert agx.gpus[0].memory_mib == 5137 and nano.gpus[0].memory_mib == 1483
 
 
 def test_tegrastats_of_jetpack_5_leaves_out_what_is_off() -> None:
     line = parse_tegrastats(ORIN_NX_JETPACK_5)
     assert line is not None
-    assert line.cpu_mhz == (729, 729, 729, 1190) and line.gpu_mhz == 305 and line.memory_mhz == 2133
+    assert line.cpu_mhz == (729, 729, 729, 1190)
+    assert line.gpus[0].clock_mhz == 305 and line.gpus[0].memory_clock_mhz == 2133
     # A sensor without power says -256.
     assert set(line.temperatures_c) == {"cpu", "gpu", "tj", "soc0", "soc1"}
     # Now, not on average.
@@ -94,11 +94,11 @@ def test_tegrastats_of_jetpack_5_leaves_out_what_is_off() -> None:
 def test_tegrastats_of_jetpack_7() -> None:
     line = parse_tegrastats(AGX_ORIN_JETPACK_7)
     assert line is not None
-    assert line.gpu_mhz == 1300 and line.memory_mhz == 3199 and line.cpu_mhz == (2201,) * 3
+    assert line.gpus[0].clock_mhz == 1300 and line.gpus[0].memory_clock_mhz == 3199 and line.cpu_mhz == (2201,) * 3
     assert line.temperatures_c == {"cpu": 52.5, "soc2": 48.5, "gpu": 47.625}
     assert line.power_w == {"VDD_GPU_SOC": 5.1, "VDD_CPU_CV": 3.2, "VIN_SYS_5V0": 5.5}
     thor = parse_tegrastats("RAM 4722/7844MB (lfb 1x512kB) GR3D_FREQ @[1000,1001,1000] VDD_GPU -392mW/-392mW")
-    assert thor is not None and thor.gpu_mhz == 1001 and thor.power_w == {"VDD_GPU": -0.392}
+    assert thor is not None and thor.gpus[0].clock_mhz == 1001 and thor.power_w == {"VDD_GPU": -0.392}
 
 
 @pytest.mark.parametrize("text", ["", "tegrastats: not found", "RAM", "cpu@40C VDD_IN 1mW/1mW"])
