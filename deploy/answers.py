@@ -80,7 +80,7 @@ def log_of(error: BaseException) -> str:
 
 
 EXTRAS = {
-    "torch": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export",
+    "torch": "export", "jinja2": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export",
     "skimage": "report", "sklearn": "report", "pywt": "report", "matplotlib": "report",
     "zmq": "stream", "spacepackets": "stream", "prometheus_client": "stream",
 }  # fmt: skip

@@ -19,7 +19,6 @@ from runtime.restore_file import restore_file
 
 from .. import console
 from ..config import Config, with_overrides
-from ..reporting.page import Command, Fact, write_report
 from ..reporting.quicklooks import rgb, save_png, side_by_side, stretch_limits
 from . import run, simulate
 from .check import conclude, show
@@ -59,6 +58,7 @@ def demo(out: Path) -> dict[str, Any]:
     from ..checking import check
     from ..checking.comparison import Case
     from ..reporting.check_report import Shown, assemble
+    from ..reporting.page import Command, Fact, write_report
 
     if os.path.lexists(out):
         raise InputError("exists already", file=out, key="--out", remedy="give another --out")
