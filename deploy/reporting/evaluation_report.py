@@ -128,6 +128,7 @@ def evaluation_page(
         cases=pictures.cases,
         plots=tuple(plots),
         tables=(means_table, Table("Every scene", columns, tuple(scenes))),
+        routing=bool(rows[0].routing.size),
         commands=(Command(line, "measures it and writes this page"),),
         footnotes=("Scores of cubes that the model was trained on flatter it.",),
     )

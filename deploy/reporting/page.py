@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from runtime.errors import printable
 
+from ..checking.gates import GateResult
 from .quicklooks import ERROR_COLOURS, save_bytes
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -50,25 +51,6 @@ class Verdict:
     outcome: Literal["passed", "failed", "unjudged"]
     text: str
     detail: str = ""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """An accuracy gate.
-
-    Args:
-        name: what is measured, in plain words.
-        measured: the figure.
-        limit: the bound with its direction, for example "at most 0.001".
-        passed: None when the gate is switched off.
-        meaning: what the figure says, one sentence.
-    """
-
-    name: str
-    measured: str
-    limit: str
-    passed: bool | None
-    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,33 +108,21 @@ class Command:
     meaning: str = ""
 
 
-WORDS = (
-    Fact(
-        "PSNR", "peak signal-to-noise ratio", "How small the error is, in dB. Higher is better; 1 dB is just visible."
-    ),
-    Fact("SSIM", "structural similarity", "How alike the edges and textures are. 1 is identical."),
-    Fact("SAM", "spectral angle", "How far the shape of the spectra is off, in degrees. Lower is better."),
-    Fact("ERGAS", "relative error over all bands", "In percent. Lower is better."),
-    Fact("gates, experts", "the network's choice", "Parts of the network take turns, chosen by the damage it sees."),
-)
-"""The words on the page, for who does not use them every day."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that is on the page, from top to bottom; what is empty is left out."""
+    """All that is on the page, from top to bottom; what is empty is left out. `routing`: its network has experts."""
 
     title: str
     verdict: Verdict
     subtitle: str = ""
     summary: tuple[Fact, ...] = ()
-    gates: tuple[Gate, ...] = ()
+    gates: tuple[GateResult, ...] = ()
     cases: tuple[Case, ...] = ()
     plots: tuple[Plot, ...] = ()
     tables: tuple[Table, ...] = ()
     built: tuple[Fact, ...] = ()
     commands: tuple[Command, ...] = ()
-    words: tuple[Fact, ...] = WORDS
+    routing: bool = False
     footnotes: tuple[str, ...] = ()
 
 
@@ -204,4 +174,4 @@ _PAGES = Environment(
     loader=PackageLoader("deploy.reporting", ""), autoescape=True, undefined=StrictUndefined, finalize=_shown,
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
-_PAGES.filters |= {"image": _image, "numeric": _numeric}
+_PAGES.filters |= {"figure": figure_text, "image": _image, "numeric": _numeric}
