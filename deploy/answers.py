@@ -9,7 +9,6 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -37,9 +36,7 @@ def leave(outcome: dict[str, Any] | DeployError) -> NoReturn:
 
 
 def done(result: dict[str, Any], as_json: bool) -> int:
-    if as_json:
-        return _print_json({**result, "warnings": list(console.warnings)}, 0)
-    return 0
+    return _print_json({**result, "warnings": list(console.warnings)}, 0) if as_json else 0
 
 
 def failed(error: DeployError, as_json: bool) -> int:
@@ -72,15 +69,16 @@ def _print_json(content: dict[str, Any], code: int) -> int:
     return code
 
 
-def log_of(error: BaseException) -> str:
+def of_bug(error: Exception) -> str:
+    """What to say of an error that nobody expected; its traceback goes to a file that this names."""
     descriptor, name = tempfile.mkstemp(prefix="deploy-", suffix=".log")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write("".join(traceback.format_exception(error)))
-    return str(Path(name))
+    return f"a bug of ours: {type(error).__name__}; please report it with {name}"
 
 
 EXTRAS = {
-    "torch": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export",
+    "torch": "export", "jinja2": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export",
     "skimage": "report", "sklearn": "report", "pywt": "report", "matplotlib": "report",
     "zmq": "stream", "spacepackets": "stream", "prometheus_client": "stream",
 }  # fmt: skip

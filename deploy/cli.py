@@ -14,7 +14,7 @@ import click
 from runtime.errors import DeployError, InputError, MachineError
 
 from . import __version__, console
-from .answers import BUG, COMPLETE, INTERRUPTED, done, ended, failed, log_of, missing_package
+from .answers import BUG, COMPLETE, INTERRUPTED, done, ended, failed, missing_package, of_bug
 
 COMMANDS: Mapping[str, str] = {
     "build": "deploy.commands.build",
@@ -78,10 +78,7 @@ def run(arguments: list[str]) -> int:
     """
     as_json = "--json" in arguments
     console.warnings.clear()
-    if as_json:
-        console.speak_to_machines()
-    else:
-        console.speak_to_people()
+    console.speak_to(machines=as_json)
     try:
         result = app.main(arguments or ["--help"], prog_name="deploy", standalone_mode=False)
         if not isinstance(result, dict):
@@ -98,9 +95,7 @@ def run(arguments: list[str]) -> int:
         return ended(INTERRUPTED, "interrupted", as_json)
     except ModuleNotFoundError as error:
         missing = missing_package(error)
-        if missing is None:
-            return ended(BUG, f"a bug of ours: {type(error).__name__}; please report it with {log_of(error)}", as_json)
-        return failed(missing, as_json)
+        return failed(missing, as_json) if missing else ended(BUG, of_bug(error), as_json)
     except MemoryError:
         return failed(MachineError("there is not enough memory", remedy="use smaller frames, or free memory"), as_json)
     except (BrokenPipeError, SystemExit) as gone:
@@ -111,5 +106,4 @@ def run(arguments: list[str]) -> int:
         console.discard(sys.stdout)
         return 0
     except Exception as error:
-        log = log_of(error)
-        return ended(BUG, f"a bug of ours: {type(error).__name__}; please report it with {log}", as_json)
+        return ended(BUG, of_bug(error), as_json)

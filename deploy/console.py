@@ -47,18 +47,11 @@ warnings: list[str] = []
 """What this run warned of; `--json` repeats it."""
 
 
-def speak_to_machines() -> None:
-    """From now on words for people go to standard error; standard output is left to one JSON object."""
+def speak_to(machines: bool) -> None:
+    """Where words for people go from now on: standard error where output is left to one JSON object, or output."""
     global people, for_machines
-    for_machines = True
-    people = _Console(stderr=True, highlight=False)
-
-
-def speak_to_people() -> None:
-    """From now on words for people go to standard output."""
-    global people, for_machines
-    for_machines = False
-    people = _Console(highlight=False)
+    for_machines = machines
+    people = _Console(stderr=machines, highlight=False)
 
 
 def say(text: str, style: str = "") -> None:

@@ -41,15 +41,8 @@ def write_folder(out: Path, files: Mapping[str, bytes], *, replace: bool) -> Non
     out = out.absolute()
     work = out.with_name(f".{out.name[:100]}.{secrets.token_hex(6)}.part")
     try:
-        _fill(work, files, out)
-        install_bundle(work, out, replace=replace)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _fill(work: Path, files: Mapping[str, bytes], out: Path) -> None:
-    try:
         fill_folder(work, files)
+        install_bundle(work, out, replace=replace)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror or error}",
@@ -57,6 +50,8 @@ def _fill(work: Path, files: Mapping[str, bytes], out: Path) -> None:
             key="--out",
             remedy="check the folder, its permissions and its free space",
         ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def refuse_existing(out: Path, replace: bool) -> None:

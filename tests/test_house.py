@@ -107,7 +107,7 @@ def declared(extra: str = "") -> dict[str, Requirement]:
         ("tensorrt", {"onnx", "polygraphy", "tensorrt"}),
         ("rtx", {"onnx", "onnxruntime-ep-nv-tensorrt-rtx-cu13", "polygraphy", "tensorrt-rtx-cu13-bindings"}),
         ("openvino", {"openvino"}),
-        ("export", {"onnx", "onnxscript", "safetensors", "torch"}),
+        ("export", {"jinja2", "onnx", "onnxscript", "safetensors", "torch"}),
         ("report", {"matplotlib", "pywavelets", "scikit-image", "scikit-learn"}),
         ("stream", {"prometheus-client", "pyzmq", "spacepackets"}),
         ("genicam", set()),

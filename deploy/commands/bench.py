@@ -31,6 +31,7 @@ from ..checking.latency import (
     split_ms,
 )
 from ..folders import refuse_folder, write_folder
+from ..reporting.plots import latency_plot
 from .options import engine_option, examples, json_option
 
 GPU_UNITS = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C", "memory_mib": "MiB in use"}
@@ -243,8 +244,6 @@ def _seconds(frames: int | None, seconds: float | None) -> float:
 
 def _picture(measured: Measured) -> dict[str, bytes]:
     """{file: PNG}, or nothing, said aloud, where matplotlib is not installed."""
-    from ..reporting.latency_plot import latency_plot
-
     series = {"engine": [1000 * t.total for t in measured.times]}
     if measured.pytorch is not None:
         series["PyTorch"] = [1000 * t.total for t in measured.pytorch.times]

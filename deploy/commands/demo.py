@@ -19,8 +19,7 @@ from runtime.restore_file import restore_file
 
 from .. import console
 from ..config import Config, with_overrides
-from ..reporting.page import Command, Fact, write_report
-from ..reporting.quicklooks import rgb, save_png, side_by_side, stretch_limits
+from ..reporting.quicklooks import png_bytes, rgb, save_bytes, side_by_side, stretch_limits
 from . import run, simulate
 from .check import conclude, show
 from .options import examples, json_option
@@ -58,7 +57,8 @@ def demo(out: Path) -> dict[str, Any]:
     from ..building import build
     from ..checking import check
     from ..checking.comparison import Case
-    from ..reporting.check_report import Shown, assemble
+    from ..reporting.check_report import assemble
+    from ..reporting.page import Command, Fact, write_report
 
     if os.path.lexists(out):
         raise InputError("exists already", file=out, key="--out", remedy="give another --out")
@@ -106,9 +106,9 @@ def demo(out: Path) -> dict[str, Any]:
     pictures = (("degraded", degraded_cube), ("restored", restored_cube), ("truth", truth_cube))
     looks = [rgb(cube, source.wavelengths, stretch) for _, cube in pictures]
     for (name, _), look in zip(pictures, looks, strict=True):
-        save_png(out / f"{name}.png", look)
-    save_png(out / "side-by-side.png", side_by_side(looks))
-    shown = Shown(Case("noise and stripes", degraded_cube, restored_cube, truth_cube, fine.gates), before, after)
+        save_bytes(out / f"{name}.png", png_bytes(look))
+    save_bytes(out / "side-by-side.png", png_bytes(side_by_side(looks)))
+    shown = Case("noise and stripes", degraded_cube, restored_cube, truth_cube, fine.gates)
     gain = after.psnr - before.psnr
     report = assemble(
         f"{MODEL} restores a simulated scene on this CPU",
@@ -122,7 +122,7 @@ def demo(out: Path) -> dict[str, Any]:
             Fact("spectral angle", f"{before.sam:.1f} to {after.sam:.1f} degrees"),
         ),
         lead=f"The restored cube is {gain:.1f} dB better than the noisy one, and the engine restores as PyTorch does.",
-        shown=shown,
+        shown=(shown, before, after),
     )
     write_report(out / "report.html", report)
     outcome = {

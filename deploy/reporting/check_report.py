@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,27 +14,17 @@ from runtime.signature import plane_text
 from ..checking.comparison import Case, Comparison, TaskResult
 from ..checking.gates import GateResult, failed
 from .page import Case as Row
-from .page import ColourScale, Command, Fact, Gate, Picture, Plot, Report, Table, Verdict, figure_text
+from .page import ColourScale, Command, Fact, Picture, Plot, Report, Table, Verdict, figure_text
 from .plots import band_psnr_plot, experts_plot, spectra_plot
 from .precision_plots import band_distance_plot, distance_plot, margins_plot
 from .quicklooks import error_map, fitted, marked, pixels_shown, png_bytes, rgb, stretch_limits
 
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """A cube that was restored beside the checked ones, and its quality before and after."""
-
-    case: Case
-    before: Quality | None
-    after: Quality
+Pictured = tuple[Case, Quality | None, Quality]
+"""A cube, and its quality before and after."""
 
 
 def check_report(
-    bundle: Bundle,
-    found: Comparison,
-    gates: list[GateResult],
-    checkpoint: str,
-    pareto: bytes | None = None,
+    bundle: Bundle, found: Comparison, gates: list[GateResult], checkpoint: str, pareto: bytes | None = None
 ) -> Report:
     """The page of `deploy check`; `pareto` is the picture of the search for int8, as PNG."""
     commands = (
@@ -55,18 +44,18 @@ def assemble(
     commands: tuple[Command, ...],
     summary: tuple[Fact, ...] = (),
     lead: str = "",
-    shown: Shown | None = None,
+    shown: Pictured | None = None,
     pareto: bytes | None = None,
 ) -> Report:
     """A page: verdict, gates, pictures, spectra, tables, what was built, how to repeat it.
 
     Args:
-        shown: pictured first.
+        shown: pictured first, a cube that was restored beside the checked ones.
     """
     results, cases = found.variants[found.chosen].tasks, found.cases
-    pictured = [(case, results[case.task].input, results[case.task].engine) for case in cases]
+    pictured: list[Pictured] = [(case, results[case.task].input, results[case.task].engine) for case in cases]
     if shown is not None:
-        pictured.insert(0, (shown.case, shown.before, shown.after))
+        pictured.insert(0, shown)
     first = pictured[0][0]
     missed = failed(gates)
     if missed:
@@ -109,11 +98,12 @@ def assemble(
         subtitle=bundle.manifest.network.about,
         verdict=verdict,
         summary=summary,
-        gates=tuple(_gate(g) for g in gates),
+        gates=tuple(gates),
         cases=tuple(_row(*each, pixels, wavelengths) for each in pictured),
         plots=tuple(plots),
         tables=(_accuracy(results), _against_pytorch(results), *_variant_tables(found)),
         built=_built(bundle),
+        routing=bundle.manifest.signature.routing is not None,
         commands=commands,
         footnotes=(
             f"Cubes: {', '.join(found.cubes)}. The truth of a simulated scene is what an ideal sensor would see.",
@@ -232,11 +222,6 @@ def _row(
     if before is not None:
         note = f"{before.psnr:.1f} dB in, {note} ({after.psnr - before.psnr:+.1f} dB)"
     return Row(case.task, tuple(pictures), note)
-
-
-def _gate(gate: GateResult) -> Gate:
-    figure = gate.figure
-    return Gate(figure.title, figure_text(gate.measured, 3), gate.allowed, gate.passed, figure.meaning)
 
 
 def _accuracy(results: Mapping[str, TaskResult]) -> Table:

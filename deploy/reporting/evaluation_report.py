@@ -10,16 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.evaluation import Cubes, Row
+from calibration.baselines import BASELINES
+from calibration.evaluation import Cubes, Row, choices, means
 from calibration.quality import Quality
 from runtime.errors import printable
 
 from ..checking.evaluation import Model
-from .page import Case, ColourScale, Command, Picture, Plot, Report, Table, Verdict, figure_text
+from .page import Case, ColourScale, Command, Picture, Plot, Report, Table, Verdict, figure_text, write_report
 from .plots import choices_plot, gains_plot, spectra_plot
-from .quicklooks import error_map, fitted, pixels_shown, png_bytes, rgb, side_by_side, stretch_limits
+from .quicklooks import error_map, fitted, pixels_shown, png_bytes, rgb, save_bytes, side_by_side, stretch_limits
 
 STRIP_SIDE = 256
+Centres = Mapping[str, tuple[float, ...] | None]
+"""Scene -> band centres in nm, None if not told."""
+CONTENDERS = ("input", "baseline", "model")
+COLUMNS = ("task", "scene", *(f"{who} {what}" for what in ("PSNR", "SSIM", "SAM") for who in CONTENDERS), "gain")
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,6 @@ def pictures_of(
     Raises:
         MachineError: matplotlib is not installed.
     """
-    from calibration.baselines import BASELINES
-    from calibration.evaluation import choices, means
-
     gains = {
         task: {"baseline": b.psnr - a.psnr, "model": c.psnr - a.psnr}
         for task, (a, b, c) in means(rows).items()
@@ -81,7 +83,6 @@ def pictures_of(
 def evaluation_page(
     model: Model,
     rows: Sequence[Row],
-    columns: tuple[str, ...],
     scenes: Sequence[tuple[str, ...]],
     mean: Sequence[tuple[str, ...]],
     pictures: Pictures,
@@ -90,12 +91,9 @@ def evaluation_page(
     """The page of `deploy evaluate`.
 
     Args:
-        columns: of the rows in `scenes`, one for every task and scene, and in `mean`, one for every task.
+        scenes, mean: rows of `COLUMNS`, one for every task and scene, and one for every task.
         line: the command that wrote it.
     """
-    from calibration.baselines import BASELINES
-    from calibration.evaluation import means
-
     found = means(rows)
     scene_count = len({r.scene for r in rows})
     gains = [c.psnr - a.psnr for a, _, c in found.values() if a is not None]
@@ -108,7 +106,7 @@ def evaluation_page(
         detail = f"Behind the classical method on {', '.join(behind)}."
     means_table = Table(
         "Means over scenes",
-        (columns[0], *columns[2:], "baseline"),
+        (COLUMNS[0], *COLUMNS[2:], "baseline"),
         tuple((row[0], *row[2:], BASELINES[row[0]].name if row[0] in rivals else "-") for row in mean),
         "PSNR from the mean squared error over all elements, in dB; SAM in degrees; bandloss over the lost bands only.",
     )
@@ -127,16 +125,11 @@ def evaluation_page(
         verdict=Verdict("unjudged", text, detail),
         cases=pictures.cases,
         plots=tuple(plots),
-        tables=(means_table, Table("Every scene", columns, tuple(scenes))),
+        tables=(means_table, Table("Every scene", COLUMNS, tuple(scenes))),
+        routing=bool(rows[0].routing.size),
         commands=(Command(line, "measures it and writes this page"),),
         footnotes=("Scores of cubes that the model was trained on flatter it.",),
     )
-
-
-Centres = Mapping[str, tuple[float, ...] | None]
-"""Scene -> band centres in nm, None if not told."""
-CONTENDERS = ("input", "baseline", "model")
-COLUMNS = ("task", "scene", *(f"{who} {what}" for what in ("PSNR", "SSIM", "SAM") for who in CONTENDERS), "gain")
 
 
 def cells(name: tuple[str, str], figures: Sequence[Quality | None]) -> tuple[str, ...]:
@@ -158,16 +151,6 @@ def gain_of(before: Quality | None, after: Quality | None) -> str:
     return "-" if before is None or after is None else f"{after.psnr - before.psnr:+.2f}"
 
 
-def mean_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    from calibration.evaluation import means
-
-    return [cells((task, "mean"), figures) for task, figures in means(rows).items()]
-
-
-def scene_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    return [cells((row.task, row.scene), (row.input, row.baseline, row.model)) for row in rows]
-
-
 def write_evaluation(
     folder: Path,
     model: Model,
@@ -176,10 +159,8 @@ def write_evaluation(
     centres: Centres,
     line: str,
 ) -> None:
-    from .page import write_report
-    from .quicklooks import save_bytes
-
-    scenes, mean = scene_rows(rows), mean_rows(rows)
+    scenes = [cells((row.task, row.scene), (row.input, row.baseline, row.model)) for row in rows]
+    mean = [cells((task, "mean"), figures) for task, figures in means(rows).items()]
     by_task = [row for last in mean for row in (*(r for r in scenes if r[0] == last[0]), last)]
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *by_task])
@@ -188,7 +169,7 @@ def write_evaluation(
     for name, png in pictures.files.items():
         save_bytes(folder / name, png)
     save_bytes(folder / "evaluation.md", _markdown(model, scenes, mean, list(pictures.files), line).encode())
-    write_report(folder / "evaluation.html", evaluation_page(model, rows, COLUMNS, scenes, mean, pictures, line))
+    write_report(folder / "evaluation.html", evaluation_page(model, rows, scenes, mean, pictures, line))
 
 
 def _markdown(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 
 SERIES_COLOURS = ("#8a8f98", "#1763c6", "#111418", "#c2410c", "#0f766e", "#7c3aed")
+COLOURS = SERIES_COLOURS[1:]
+"""The first colour is for what is degraded."""
+MOST_POINTS = 2000
+BINS = 40
 
 
 def spectra_plot(
@@ -44,21 +48,10 @@ def spectra_plot(
 
     Raises:
         MachineError: matplotlib is not installed.
-        CubeError: cubes differ in shape, or a pixel lies outside.
+        CubeError: wavelengths of another number of bands.
     """
     cubes = {label: checked_cube(cube) for label, cube in series.items()}
-    _something(cubes, "cubes")
-    _something(pixels, "pixels")
     shape = next(iter(cubes.values())).shape
-    for label, cube in cubes.items():
-        if cube.shape != shape:
-            raise CubeError(f"{label}: a cube of {cube.shape} beside one of {shape}", remedy="plot cubes of one shape")
-    for line, sample in pixels:
-        if not (0 <= line < shape[1] and 0 <= sample < shape[2]):
-            raise CubeError(
-                f"pixel ({line}, {sample}) lies outside {shape[1]} lines by {shape[2]} samples", key="pixels",
-                remedy="choose pixels inside the cube",
-            )  # fmt: skip
     across, along = _band_axis(shape[0], wavelengths)
     with drawing(len(pixels), panel=(3.1, 2.6), columns=3) as (figure, panels):
         for number, (axes, (line, sample)) in enumerate(zip(panels, pixels, strict=True)):
@@ -80,14 +73,10 @@ def band_psnr_plot(series: Mapping[str, ArrayLike], wavelengths: Sequence[float]
 
     Raises:
         MachineError: matplotlib is not installed.
-        CubeError: lengths differ.
+        CubeError: wavelengths of another number of bands.
     """
     figures = {label: np.asarray(values, np.float64).reshape(-1) for label, values in series.items()}
-    _something(figures, "series")
-    bands = len(next(iter(figures.values())))
-    if any(len(values) != bands for values in figures.values()):
-        raise CubeError("PSNR of different numbers of bands in one plot", remedy="plot cubes of one shape")
-    across, along = _band_axis(bands, wavelengths)
+    across, along = _band_axis(len(next(iter(figures.values()))), wavelengths)
     with drawing(1, panel=(9.3, 3.0), columns=1) as (figure, panels):
         for place, (label, values) in enumerate(figures.items()):
             _line(panels[0], across, values, place, label)
@@ -105,13 +94,8 @@ def experts_plot(cases: Mapping[str, ArrayLike]) -> bytes:
 
     Raises:
         MachineError: matplotlib is not installed.
-        CubeError: weights are not [layers, experts].
     """
     weights = {label: np.asarray(values, np.float64) for label, values in cases.items()}
-    for label, values in weights.items():
-        if values.ndim != 2 or values.size == 0:
-            raise CubeError(f"{label}: experts' weights of shape {values.shape}, not [layers, experts]", key="routing")
-    _something(weights, "cases")
     layers = max(len(values) for values in weights.values())
     with drawing(len(weights), panel=(1.85, 0.85 + 0.3 * layers), columns=5) as (figure, panels):
         for place, (axes, (label, values)) in enumerate(zip(panels, weights.items(), strict=True)):
@@ -144,13 +128,9 @@ def choices_plot(cases: Mapping[str, ArrayLike], balances: ArrayLike | None = No
 
     Raises:
         MachineError: matplotlib is not installed.
-        CubeError: shares are not [layers, experts] of one shape.
     """
     shares = {label: np.asarray(values, np.float64) for label, values in cases.items()}
-    _something(shares, "cases")
     shape = next(iter(shares.values())).shape
-    if len(shape) != 2 or any(values.shape != shape for values in shares.values()):
-        raise CubeError("shares of experts are [layers, experts] of one shape", key="cases")
     spatial = None if balances is None else np.asarray(balances, np.float64)
     with drawing(shape[0], panel=(0.9 + 0.62 * shape[1], 0.9 + 0.26 * len(shares)), columns=3) as (figure, panels):
         for layer, axes in enumerate(panels):
@@ -179,7 +159,6 @@ def gains_plot(cases: Mapping[str, Mapping[str, float]]) -> bytes:
     Raises:
         MachineError: matplotlib is not installed.
     """
-    _something(cases, "cases")
     contenders = list(next(iter(cases.values())))
     width = 0.8 / len(contenders)
     with drawing(1, panel=(9.3, 3.0), columns=1) as (figure, (axes,)):
@@ -199,6 +178,44 @@ def gains_plot(cases: Mapping[str, Mapping[str, float]]) -> bytes:
         return figure_png(figure)
 
 
+def latency_plot(series: Mapping[str, Sequence[float]]) -> bytes:
+    """Latency over the frames, and its histogram; PNG.
+
+    Args:
+        series: latencies in ms, in the order in which the frames ran, by label; at least one frame each.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    values = {label: np.asarray(latencies, np.float64) for label, latencies in series.items()}
+    largest = max(float(v.max()) for v in values.values())
+    least = min(float(v.min()) for v in values.values())
+    edges = np.linspace(least, largest if largest > least else least + 1.0, BINS + 1)
+    with drawing(2, panel=(4.8, 3.0), columns=2) as (figure, (over_time, histogram)):
+        for place, (label, latencies) in enumerate(values.items()):
+            colour = COLOURS[place % len(COLOURS)]
+            frames, shown = thinned(latencies)
+            over_time.plot(frames, shown, ".", markersize=3, color=colour, label=drawn_label(label))
+            histogram.hist(latencies, list(edges), color=colour, alpha=0.75)
+        over_time.set_ylim(0.0, 1.05 * (largest or 1.0))
+        over_time.set_xlabel("frame")
+        over_time.set_ylabel("latency in ms, lower is better")
+        histogram.set_axisbelow(True)
+        histogram.locator_params(axis="y", integer=True)
+        histogram.set_xlabel("latency in ms")
+        histogram.set_ylabel("frames")
+        figure.legend(*over_time.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+        return figure_png(figure)
+
+
+def thinned(latencies: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(frame numbers from 1, latencies) of at most 2000 frames: the slowest of every stretch, which no one may miss."""
+    step = -(-len(latencies) // MOST_POINTS)
+    starts = range(0, len(latencies), step)
+    slowest = np.array([start + int(np.argmax(latencies[start : start + step])) for start in starts], np.int64)
+    return slowest + 1, latencies[slowest]
+
+
 def _band_axis(bands: int, wavelengths: Sequence[float] | None) -> tuple[NDArray[np.float64], str]:
     if wavelengths is None:
         return np.arange(1.0, bands + 1.0), "band"
@@ -206,11 +223,6 @@ def _band_axis(bands: int, wavelengths: Sequence[float] | None) -> tuple[NDArray
     if centres.shape != (bands,):
         raise CubeError(f"{centres.size} wavelengths for {bands} bands", key="wavelengths")
     return centres, "wavelength in nm"
-
-
-def _something(given: Sized, name: str) -> None:
-    if len(given) == 0:
-        raise CubeError("there is nothing to plot", key=name, remedy="give at least one")
 
 
 def _line(axes: Axes, across: NDArray[np.float64], values: NDArray[Any], place: int, label: str) -> None:

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calibration.sensitivity import Search
+from calibration.sensitivity import Search, pareto
 
-from .plots import SERIES_COLOURS, drawing, figure_png
+from .plots import COLOURS, drawing, figure_png
 from .quicklooks import drawn_label
 
-COLOURS = SERIES_COLOURS[1:]
-"""The first colour is for what is degraded."""
 STYLES = ("-", "--")
 """Of the lines whose colour is used again."""
 SHOWN_GROUPS = 12
@@ -45,8 +43,6 @@ def pareto_plot(search: Search) -> bytes:
     Raises:
         MachineError: matplotlib is not installed.
     """
-    from calibration.sensitivity import pareto
-
     with drawing(2, panel=(4.8, 3.4), columns=2) as (figure, (curve, bars)):
         for holds, label, colour in ((True, "within max_drop", COLOURS[0]), (False, "beyond it", COLOURS[1])):
             points = [p for p in search.points if p.holds == holds]

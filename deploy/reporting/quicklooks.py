@@ -93,15 +93,12 @@ def rgb(cube: ArrayLike, wavelengths: Sequence[float] | None = None, stretch: St
     return np.rint(255.0 * np.stack(planes, axis=-1)).astype(np.uint8)
 
 
-def error_map(restored: ArrayLike, truth: ArrayLike, limit: float | None = None) -> tuple[Picture, float]:
+def error_map(restored: ArrayLike, truth: ArrayLike) -> tuple[Picture, float]:
     """Mean absolute error over the bands of two cubes [bands, lines, samples], in colours from black to yellow.
 
-    Args:
-        limit: error shown in the last colour, so that several maps compare. None takes the one that 99.5 % of the
-            pixels keep: a few glints would otherwise leave all else black.
-
     Returns:
-        uint8 [lines, samples, 3] and the error from which its last colour stands. A pixel without a number is grey.
+        uint8 [lines, samples, 3] and the error from which its last colour stands, the one that 99.5 % of the pixels
+        keep: a few glints would otherwise leave all else black. A pixel without a number is grey.
 
     Raises:
         CubeError: they are no cubes of numbers, or differ in shape.
@@ -115,9 +112,8 @@ def error_map(restored: ArrayLike, truth: ArrayLike, limit: float | None = None)
             error += np.abs(a.astype(np.float64) - b.astype(np.float64))
         error /= len(left)
     known = np.isfinite(error)
-    if limit is None:
-        limit = float(np.percentile(error[known], ERROR_PERCENTILE)) if known.any() else 0.0
-        limit = limit or float(error[known].max(initial=0.0))
+    limit = float(np.percentile(error[known], ERROR_PERCENTILE)) if known.any() else 0.0
+    limit = limit or float(error[known].max(initial=0.0))
     place = np.where(known, error, 0.0) / (limit if limit > 0 else 1.0)
     anchors = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in ERROR_COLOURS], np.float64)
     steps = np.linspace(0.0, 1.0, len(anchors))
@@ -175,15 +171,6 @@ def png_bytes(picture: Picture) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(stream, "PNG", optimize=True)
     return stream.getvalue()
-
-
-def save_png(path: str | Path, picture: Picture) -> None:
-    """Write `picture` as PNG, whole or not at all.
-
-    Raises:
-        InputError: the system refused; what was there before still is.
-    """
-    save_bytes(path, png_bytes(picture))
 
 
 def save_bytes(path: str | Path, data: bytes) -> None:

@@ -19,7 +19,6 @@ METRICS_SUFFIX, ENGINE_SUFFIX = "_metrics", "_engine"
 CONFIG = "config.pbtxt"
 BACKENDS = {"onnxruntime": 'backend: "onnxruntime"', "tensorrt": 'platform: "tensorrt_plan"'}
 """Backend -> the line of a configuration that names it."""
-IMAGE = "nvcr.io/nvidia/tritonserver:VERSION-py3"
 FLOAT32 = (
     'optimization { execution_accelerators { gpu_execution_accelerator { name: "cuda" '
     'parameters { key: "use_tf32" value: "0" } } } }'
@@ -31,22 +30,7 @@ nodes fall back to the CPU: `deploy inspect BUNDLE --engine onnxruntime-cuda` on
 all of them run on it.
 """
 OTHER_PRECISION = "the bundle computes in bf16, this repository in fp32: its numbers are not those that were measured"
-SERVE = """\
-docker run --rm$gpus --shm-size=256m -v "$$PWD:/models:ro" \\
-  -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 $image \\
-  sh -c "pip install damp-deploy && exec tritonserver --model-repository=/models\""""
-QUERY = """\
-import numpy as np
-import tritonclient.http as http
-
-client = http.InferenceServerClient("127.0.0.1:8000")
-cube = np.ascontiguousarray(np.load("frame.npy", allow_pickle=False), np.float32)
-frame = http.InferInput("$frame", list(cube.shape), "FP32")
-frame.set_data_from_numpy(cube)
-answer = client.infer("$name", [frame])
-np.save("restored.npy", answer.as_numpy("$restored"))
-$experts"""
-EXPERTS = 'print("experts of each layer:", [list(np.flatnonzero(row)) for row in answer.as_numpy("$name")])'
+EXPERTS = '\nprint("experts of each layer:", [list(np.flatnonzero(row)) for row in answer.as_numpy("$name")])'
 
 
 @dataclass(frozen=True)
@@ -204,7 +188,6 @@ def _inner(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _readme(manifest: Manifest, served: Served, name: str) -> str:
     signature = manifest.signature
-    gpus = " --gpus=all" if served.gpu else ""
 
     def told(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return ", ".join(f"`{port}` {list(_inner(shape))}" for port, shape in shapes.items())
@@ -228,15 +211,10 @@ def _readme(manifest: Manifest, served: Served, name: str) -> str:
         lines=signature.measured.lines,
         samples=signature.measured.samples,
         note=served.note,
-        serve=Template(SERVE).substitute(gpus=gpus, image=IMAGE),
-        query=Template(QUERY)
-        .substitute(
-            name=name,
-            frame=signature.measured.name,
-            restored=signature.restored.name,
-            experts=Template(EXPERTS).substitute(name=signature.routing.name) if signature.routing else "",
-        )
-        .rstrip(),
+        gpus=" --gpus=all" if served.gpu else "",
+        frame=signature.measured.name,
+        restored=signature.restored.name,
+        experts=Template(EXPERTS).substitute(name=signature.routing.name) if signature.routing else "",
     )
 
 

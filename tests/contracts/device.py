@@ -61,7 +61,7 @@ def other_graph(signature: Signature) -> bytes:
 def main() -> int:
     """What `DEVICE_FAULT` names goes wrong: `spoilt`, `tampered`, `unmade` or `link`."""
     folder, fault = Path(sys.argv[2]), os.environ.get("DEVICE_FAULT")
-    console.speak_to_machines()
+    console.speak_to(machines=True)
     try:
         device = stand_in(folder, spoilt=fault == "spoilt")
         done = finalize(folder, rebuild="--rebuild" in sys.argv, device=device)

@@ -19,7 +19,7 @@ import torch
 from deploy.checking import latency as bench
 from deploy.checking.latency import Times, bench_frames, latency_ms, measure, split_ms
 from deploy.cli import run
-from deploy.reporting.latency_plot import latency_plot, thinned
+from deploy.reporting.plots import latency_plot, thinned
 from runtime.board import Reading
 from runtime.board_tools import Gpu
 from runtime.board_watch import BoardWatch, Spread, Watched
@@ -285,7 +285,7 @@ def test_a_folder_of_results(capsys: Capsys, tmp_path: Path, monkeypatch: pytest
     def none(series: object) -> bytes:
         raise MachineError("matplotlib is not installed")
 
-    monkeypatch.setattr("deploy.reporting.latency_plot.latency_plot", none)
+    monkeypatch.setattr("deploy.commands.bench.latency_plot", none)
     done = invoke(capsys, "bench", bundle, "--frames", 1, "--out", out, "--replace")
     assert done.code == 0 and "no picture is drawn" in done.err
     assert [path.name for path in out.iterdir()] == ["bench.json"]

@@ -150,7 +150,7 @@ def test_warnings_of_one_command_line_are_not_those_of_the_next(capsys: Capsys) 
 )
 def test_text_from_files_is_escaped_wherever_it_is_said(capsys: Capsys, text: str) -> None:
     capsys.readouterr()
-    console.speak_to_people()
+    console.speak_to(machines=False)
     console.say(f"file       {text}")
     console.warn(f"file {text}")
     console.complain(f"{ERROR}{text}")
