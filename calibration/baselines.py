@@ -7,8 +7,6 @@ built from them. Methods and constants were chosen by mean PSNR on CAVE training
 scene; the docstrings give those means. scikit-image, of the extra `report`, is imported when it is first used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module

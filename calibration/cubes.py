@@ -1,7 +1,5 @@
 """The clean cubes of a folder, read strictly and in the unit range: what networks are measured and calibrated on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -10,8 +10,6 @@ motionblur and poisson are its unseen tasks, for which the paper gives no severi
 are the sensor faults stripes, deadlines and mixed.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType

@@ -4,8 +4,6 @@ Whatever restores a cube is measured alike: a network in PyTorch, a bundle's eng
 the task and the scene's name, so that a scene's row does not depend on which other scenes were measured.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """The figures by which a variant is held against its network: what each means, its limits, how tables show it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal

@@ -12,8 +12,6 @@ in float32 arithmetic that no optimiser removes:
 Sums inside a product or a convolution stay float32, as tensor cores have them; an engine that fuses nodes rounds less.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How a network's frames come from clean cubes: damaged in themselves, or measured by its instrument."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

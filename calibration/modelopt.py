@@ -5,8 +5,6 @@ flies is always written by `calibration.quantized`, so that its rules hold whoev
 tried: `max`, and `entropy`, which differs from ours in how it bins. The ways that it refuses for a graph are left out.
 """
 
-from __future__ import annotations
-
 import logging
 import tempfile
 import warnings

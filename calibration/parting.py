@@ -4,8 +4,6 @@ As Polygraphy's `debug` does it, but named by the network's own modules: nodes c
 tensors of a rewritten graph keep theirs. Blocks are looked at first, then the nodes of the first block that is off.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

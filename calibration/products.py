@@ -5,8 +5,6 @@ activations (attention) and those of numbers per frame (prompt, router, gates, m
 first gain nothing in int8, the second choose the experts.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

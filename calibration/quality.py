@@ -7,8 +7,6 @@ definitions are those DAMP (arXiv 2512.20251) is measured by, except `psnr`, whi
 infinite PSNR of an untouched band.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias

@@ -11,8 +11,6 @@ product gets a pair of its own, keeps weights as float32, and writes FP16 graphs
 The two give the same numbers (tests/calibration/test_quantized.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 import numpy as np

@@ -5,8 +5,6 @@ channel, and dark spectra turn with it. What the shift is follows from a few fra
 (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ longest one within the limit is found in a few evaluations, each of the whole gr
 tried one by one. Nothing is random: the same scores give the same choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

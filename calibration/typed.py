@@ -13,8 +13,6 @@ file computes in the same types. What stays float32 follows from what a node doe
 `LayerNormalization` keeps FP16 at its ends and float32 inside (its `stash_type`, ONNX operator specification).
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How a command line ends: words for people, one object for machines, an exit code."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

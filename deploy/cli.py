@@ -1,7 +1,5 @@
 """The `deploy` command: which subcommands there are, how errors become one line and an exit code."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Where words for people go: standard output, or standard error when a machine reads the output."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Folders of results: whole or absent, like everything that is written here."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """The device that PyTorch computes on."""
 
-from __future__ import annotations
-
 import torch
 
 from runtime.errors import InputError, MachineError

@@ -4,8 +4,6 @@ Transforms are products with the matrices of the DFT, since neither TensorRT bef
 FFT. Everything is float32; `runtime.prompts.TOLERANCES` says how far that is from NumPy, which sums in float64.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The prompt metrics of a frame as an ONNX graph, and the proof that the graph computes what NumPy does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from export.metrics import PromptMetrics

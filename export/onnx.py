@@ -1,7 +1,5 @@
 """A trained network as an ONNX graph, and the proof that the graph computes what the network does."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import io

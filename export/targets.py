@@ -4,8 +4,6 @@ The figures are the makers' own: compute capabilities from NVIDIA's CUDA GPU lis
 data sheets (the smallest variant where there are several), TensorRT versions from the JetPack release notes.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """PyTorch behind the engine's contract: the reference every other engine is measured against, and compared with."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any

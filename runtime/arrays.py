@@ -1,7 +1,5 @@
 """Names of the arrays that go from hand to hand."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -4,8 +4,6 @@ Reading needs no privilege and no package, and takes a bounded time. What a boar
 formats: Linux `Documentation/ABI/testing/sysfs-class-thermal` and `Documentation/admin-guide/pm/cpufreq.rst`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace

@@ -4,8 +4,6 @@ The formats: the "tegrastats Utility" and "Power and Performance" pages of NVIDI
 39, that is JetPack 5 to 7); `nvidia-smi --help-query-gpu`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import selectors

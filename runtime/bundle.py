@@ -1,7 +1,5 @@
 """Bundles: the folder that leaves the ground. Written whole, read with every byte checked before it is used."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """What holds something that is given back at the end of a `with`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """What is doubtful about a cube's numbers and axes, in the words that people read; nothing is refused here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

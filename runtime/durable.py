@@ -1,7 +1,5 @@
 """Files that are whole or absent: written under a temporary name, synced, renamed."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import secrets

@@ -4,8 +4,6 @@ Exit codes of the `deploy` command: 1 a gate failed, 2 the user's input is wrong
 70 a bug of ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

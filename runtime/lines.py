@@ -4,8 +4,6 @@ A line is one image of the slit, [bands, samples]. Every line that a source issu
 never came among them, so that nothing can be lost without a gap in the numbers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any

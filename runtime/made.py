@@ -3,8 +3,6 @@
 `made.json` lies beside the ground's `manifest.json`, which nobody rewrites, and belongs to that one alone.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Pixels that a file marks as missing: kept out of the network, put back untouched."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

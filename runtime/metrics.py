@@ -5,8 +5,6 @@ flatness of the windowed spectrum, Sobel gradients. All arithmetic is float32 wi
 spectral flatness of a strongly blurred cube is limited by float32 rounding in the reference too.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Values as JSON has them: no NumPy, nothing that is not finite."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

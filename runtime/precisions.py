@@ -1,7 +1,5 @@
 """The precisions that a network is computed in, and how far each may be off, as one table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -3,8 +3,6 @@
 Linux gives every thread a niceness of its own, and a new thread that of the one that made it (sched(7)).
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Restore a cube of any size with anything that restores a frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

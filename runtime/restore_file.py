@@ -1,7 +1,5 @@
 """A cube file restored with what its file says of scale and missing pixels, and what is doubtful about it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

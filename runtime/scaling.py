@@ -1,7 +1,5 @@
 """Between digital numbers and the network's unit range, by a scale that somebody said."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

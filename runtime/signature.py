@@ -3,8 +3,6 @@
 Engines, bundles, the stream and the ground know a network by its signature alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Cutting a cube into frames of the engine's size and joining what comes back without seams."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Files that strangers made: only regular ones, opened without waiting, and no more of them read than is accepted."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """Versions of engines: dotted numbers, and bounds on them such as `>=10.3,<12`."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Markdown on standard output, from the checkpoint, its recipe and what `deploy ev
 were not trained on. It says where a goal was missed and by how much, and where a classical method does better.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What the commands of training have in common: where they speak, and how they end."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The log of a run: rows in CSV files, and their curves as a picture."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ Each is a function `(cubes [B, bands, lines, samples], rng, fields, strength) ->
 `strength`, 0 to 1, weakens the severities that training usually has.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 

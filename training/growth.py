@@ -4,8 +4,6 @@ To a smaller one depth is added, never width: blocks that it lacks begin with no
 zero), as in Net2Net (Chen et al. 2016) and zero-initialised residual branches.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -7,8 +7,6 @@ whole one: that is another run, with other patches, and where a recipe's scale i
 is left.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import lzma

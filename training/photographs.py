@@ -6,8 +6,6 @@ every wavelength, that are the primaries of sRGB under D65. The eye is that of W
 analytic approximations to the CIE XYZ color matching functions" (JCGT 2013), so that no table has to be kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path

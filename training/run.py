@@ -1,7 +1,5 @@
 """A training run: what changes from step to step, how it is saved, and one step of it."""
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

@@ -5,8 +5,6 @@ trained on, and a random forest learns from their metrics (`paper6`) alone which
 scenes that it never saw. Written are `separability.md`, `separability-confusion.png` and `separability-metrics.png`.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 from collections.abc import Mapping, Sequence

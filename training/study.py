@@ -7,8 +7,6 @@ share the work. Gains are PSNR in dB over the degraded input on the centres of t
 run's validation.csv); costs are what a run loses when it is shown wrong metrics (`training.validation.prompt_costs`).
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

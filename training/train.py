@@ -6,8 +6,6 @@ follows from seed and step, so that on a CPU of the same threads its numbers are
 GPU they are but for the order of atomic additions.
 """
 
-from __future__ import annotations
-
 import argparse
 import fcntl
 import math

@@ -1,7 +1,5 @@
 """What a network gains on scenes that it is not trained on, and what it loses when it is shown wrong metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A build from its order to a bundle in its place."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

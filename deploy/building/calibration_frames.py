@@ -1,7 +1,5 @@
 """The frames that int8 is calibrated with and precisions are judged by."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

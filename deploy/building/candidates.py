@@ -1,7 +1,5 @@
 """What every precision costs on the judged frames, and what a frame takes in it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Which engine a bundle is built for, and what it can compute."""
 
-from __future__ import annotations
-
 from export import targets
 from runtime.engines import ENGINES, GPU_ENGINES, METRICS_ENGINES, PORTABLE
 from runtime.errors import InputError

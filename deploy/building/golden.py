@@ -1,7 +1,5 @@
 """The golden frame of a bundle: which it is, what it must become, how far it may be off elsewhere."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from calibration.half_arithmetic import half_arithmetic

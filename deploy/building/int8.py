@@ -4,8 +4,6 @@ Everything slow is kept in the build's workplace: frames, ranges, and every scor
 that was stopped goes on where it was.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What fixes a bundle, and the folder in which an unfinished build of it waits to go on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

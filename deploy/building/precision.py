@@ -1,7 +1,5 @@
 """Which precision a build gets: the fastest that passes its gates, with everything that was measured on the way."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 

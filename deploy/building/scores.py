@@ -1,7 +1,5 @@
 """Scores by what was scored, in a file that outlives a build that was stopped."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What a lower precision costs, block by block."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From what was asked to what is built: the graphs in every precision that is needed, and which of them runs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The variants of a bundle against PyTorch, on a simulated scene or a folder of cubes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

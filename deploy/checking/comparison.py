@@ -1,7 +1,5 @@
 """What `deploy check` measures: every variant of a bundle and PyTorch on the same degraded cubes."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack

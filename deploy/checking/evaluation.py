@@ -1,7 +1,5 @@
 """A model to be evaluated: a packaged one, a checkpoint or a bundle."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The accuracy gates: how the figures of a variant are held against their limits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

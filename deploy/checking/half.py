@@ -1,7 +1,5 @@
 """Graphs rewritten in FP16."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from calibration.rounding import with_corrected_biases

@@ -1,7 +1,5 @@
 """The time of a frame, in a bundle's engine and in PyTorch, in turn."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

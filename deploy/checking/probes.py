@@ -1,7 +1,5 @@
 """What a network is fed with, and judged by: frames of clean cubes, simulated ones first."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

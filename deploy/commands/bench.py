@@ -1,7 +1,5 @@
 """`deploy bench`: how long a frame takes on this machine, where the time goes, and what the board says of itself."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace as replace_fields

@@ -1,7 +1,5 @@
 """`deploy build`: a trained network in, a bundle out."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`deploy completion`: tab completion for the shell."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

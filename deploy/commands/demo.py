@@ -1,7 +1,5 @@
 """`deploy demo`: the whole way on a simulated scene, from a packaged model to a restored cube and a report."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

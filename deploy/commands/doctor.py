@@ -1,7 +1,5 @@
 """`deploy doctor`: what this machine can do, and what is wrong with its installation."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 from dataclasses import asdict, dataclass

@@ -5,8 +5,6 @@ Formats: `model_config.proto` of triton-inference-server/common and "Model Confi
 length 1 that the network has and callers need not know is put in by `reshape`, as that page describes.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`deploy finalize`: a bundle's engine, built and proved on the target itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

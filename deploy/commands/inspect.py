@@ -1,7 +1,5 @@
 """`deploy inspect`: what a bundle says of itself, after every byte of it was checked."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`deploy inspect CHECKPOINT`: which architecture takes it, or what its keys are where none does."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Options that several subcommands share, and what they have in common."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence

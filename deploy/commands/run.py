@@ -1,7 +1,5 @@
 """`deploy run`: a bundle and a cube in, a restored cube out."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`deploy schema`: the JSON schema of deploy.yaml."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`deploy sensitivity`: what int8 and FP16 cost in every part of a network, before anything is built."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`deploy simulate`: a degraded line-scan cube with its ground truth, so that nobody needs a download to try things."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

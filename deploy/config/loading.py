@@ -1,7 +1,5 @@
 """deploy.yaml: read, checked, laid over defaults."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A mistake in deploy.yaml as one `ConfigError`: what is wrong, in which line, and what would be right."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Collection, Iterator

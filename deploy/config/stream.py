@@ -1,7 +1,5 @@
 """The section `stream` of deploy.yaml: what `deploy stream` does between the source and the sinks."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict

@@ -1,7 +1,5 @@
 """What keys of deploy.yaml can hold: the types that its sections share."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from typing import Annotated, Literal

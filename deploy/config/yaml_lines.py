@@ -4,8 +4,6 @@ Scalars follow YAML 1.2's core schema, not 1.1: `1e-3` is a number, `yes`, `on` 
 Anchors, aliases, tags, duplicate keys and further documents are refused.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

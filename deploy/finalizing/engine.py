@@ -1,7 +1,5 @@
 """The engine of a bundle: built ahead of time, or deferred to the target, which may be this very machine."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

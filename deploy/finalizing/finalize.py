@@ -1,7 +1,5 @@
 """Builds a bundle's engine on the target itself, and proves it there before `made.json` says so."""
 
-from __future__ import annotations
-
 import shutil
 import statistics
 import time

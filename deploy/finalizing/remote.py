@@ -5,8 +5,6 @@ with the very manifest that was sent; only what its `made.json` lists is kept. N
 target keeps the folder; as soon as our end of its connection is gone, it ends the build and removes the folder.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

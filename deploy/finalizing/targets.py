@@ -1,7 +1,5 @@
 """The targets that are known: the built-in ones, and a configuration's over them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What `deploy check` and `deploy demo` found, as the content of a report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What `deploy evaluate` found, as pictures and as a page."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ The page is described by frozen dataclasses and written by `write_report` from p
 come from a file of a stranger: it is escaped here, so callers pass it as it is. The same report gives the same bytes.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Pictures of what precision costs: the search for int8, and how clearly experts were chosen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

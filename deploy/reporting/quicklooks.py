@@ -1,7 +1,5 @@
 """Pictures of cubes in natural colours, and what is drawn on them."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures of a running stream as they are shown to people: what is not known is a dash, text is escaped."""
 
-from __future__ import annotations
-
 from math import isfinite
 
 from runtime.errors import plain

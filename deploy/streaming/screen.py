@@ -1,7 +1,5 @@
 """A running stream as one screen of a terminal, whatever its size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult

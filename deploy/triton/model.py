@@ -4,8 +4,6 @@ Written by `deploy export-triton`. The server's Python needs the `runtime` packa
 Interface: https://github.com/triton-inference-server/python_backend
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

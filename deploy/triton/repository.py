@@ -1,7 +1,5 @@
 """A model repository for Triton Inference Server."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

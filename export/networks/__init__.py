@@ -3,8 +3,6 @@
 A package has an `Architecture` (see `architecture.py`); adding one means adding its line to `ARCHITECTURES`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path

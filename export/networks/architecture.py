@@ -3,8 +3,6 @@
 An architecture is a package beside this file with one `Architecture`, and its line in `ARCHITECTURES`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field

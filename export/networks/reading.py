@@ -1,7 +1,5 @@
 """Checkpoint files as tensors and facts. Untrusted: no code in them runs, no size in them is believed."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

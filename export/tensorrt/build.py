@@ -1,7 +1,5 @@
 """Builds an engine from a typed graph in a child process: memory looked at first, progress, log, nothing done twice."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

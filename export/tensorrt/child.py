@@ -5,8 +5,6 @@ event: {"phase", "step", "steps"} while it builds, and last {"done": {...}} or {
 goes to standard error. Once the engine is done, what fails after it is only told there.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

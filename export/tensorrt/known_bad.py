@@ -1,7 +1,5 @@
 """Versions of TensorRT that are known to compute wrongly, with the report; `deploy finalize` refuses them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from runtime.errors import MachineError

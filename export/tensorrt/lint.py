@@ -5,8 +5,6 @@ knows the oldest version that must work, and says what to change. It is as stric
 graph would load but not compute what ONNX means, or would not load in the other engines that read the same file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

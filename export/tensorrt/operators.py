@@ -5,8 +5,6 @@ windows to 10.4 and STFT to 10.5; for RTX the operators that the parser of 1.7.1
 unsupported is left out, and so is what is not in every release since: 10.15's additions count from 10.15 on.
 """
 
-from __future__ import annotations
-
 from runtime.versions import numbers
 
 # fmt: off

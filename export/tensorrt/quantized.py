@@ -5,8 +5,6 @@ many as the axis is long, zero point an initializer), TensorRT's guide "Working 
 tensor, weights per output channel), and what the parser of TensorRT for RTX 1.7.1 does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

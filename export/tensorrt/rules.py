@@ -4,8 +4,6 @@ Where nothing else is said the source is what the parser and the builder of Tens
 for TensorRT itself, docs/operators.md of onnx-tensorrt 10.6.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

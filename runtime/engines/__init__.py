@@ -1,7 +1,5 @@
 """Engines by name; one file per backend, imported only when it is asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType

@@ -3,8 +3,6 @@
 What a GPU does with it was not run on a machine without one.
 """
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What every engine promises: the tensors of a signature in, those of a signature out, the same for every backend."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass

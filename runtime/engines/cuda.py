@@ -5,8 +5,6 @@ left out for `cudaGraphInstantiateWithFlags`. Addresses and handles are integers
 a GPU no more was run than the search for the library, the versions and the errors.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Iterable, Iterator
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p

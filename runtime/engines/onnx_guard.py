@@ -3,8 +3,6 @@
 Reads the protobuf by its public field numbers (onnx.proto), skipping weights by their length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from runtime.errors import BundleError

@@ -1,7 +1,5 @@
 """ONNX Runtime on the CPU: the portable engine."""
 
-from __future__ import annotations
-
 import platform
 from contextlib import ExitStack
 

@@ -3,8 +3,6 @@
 On a machine without a GPU only the refusals were run, and the session itself on memory of the CPU's.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Libraries of NVIDIA's that ONNX Runtime's providers are linked to: made known to the process, and missed by name."""
 
-from __future__ import annotations
-
 import ctypes
 import io
 import re

@@ -1,7 +1,5 @@
 """Sessions of ONNX Runtime on memory that is taken once: one class for the CPU and for GPUs, and what it is asked."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any

@@ -1,7 +1,5 @@
 """OpenVINO on the CPU: the same graph, often faster; bfloat16 only where the bundle says so."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ TensorRT for RTX comes as two wheels: libraries inside ONNX Runtime's plug-in, b
 are loaded first, so that the bindings find them in the process.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from importlib import import_module

@@ -3,8 +3,6 @@
 Every file is taken as a stranger's: nothing in it is executed, and it cannot claim more memory than it holds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """NumPy files: `.npy` in and out, `.npz` in. No pickle, and nothing is allocated that the file does not hold."""
 
-from __future__ import annotations
-
 import io
 import warnings
 import zipfile

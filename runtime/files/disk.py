@@ -1,7 +1,5 @@
 """Bytes in and out of cube files: regular files only, bounded memory, and writes that are whole or absent."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import stat

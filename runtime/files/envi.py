@@ -4,8 +4,6 @@ Here are the files: which two belong together, and the numbers in the data file.
 `envi_text` how it is written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import prod

@@ -5,8 +5,6 @@ and `header offset` default to 0, everything else that describes the layout must
 in: a header that two common readers would read differently is refused with the reason.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

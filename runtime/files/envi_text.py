@@ -1,7 +1,5 @@
 """The text of an ENVI header: taken apart into fields, and put together so that it reads back the same."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO

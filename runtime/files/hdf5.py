@@ -3,8 +3,6 @@
 Chunks are taken as stored and inflated here, since HDF5's own filter inflates without a bound and loads plug-ins.
 """
 
-from __future__ import annotations
-
 import zlib
 from itertools import product
 from math import prod

@@ -1,7 +1,5 @@
 """The order of a cube's axes in files that do not state it, and which arrays can be cubes."""
 
-from __future__ import annotations
-
 from itertools import permutations
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Version 5 ("MAT-File Level 5", MathWorks' "MAT-File Format") is walked here tag 
 which allocates what a tag claims and instantiates objects. Version 7.3 is HDF5, see `hdf5`.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which detector elements cannot be believed, and what stands in for them."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal

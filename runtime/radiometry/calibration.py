@@ -1,7 +1,5 @@
 """All that determines what becomes of a line."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

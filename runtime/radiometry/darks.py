@@ -1,7 +1,5 @@
 """The dark at the time at which something was taken."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

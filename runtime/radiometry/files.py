@@ -1,7 +1,5 @@
 """Calibration files: one number per detector element, per band or per sample, in ENVI or .npy."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ dn: (DN - dark(t)) / flat * gain; radiance: (DN - dark(t)) / flat * gain / t;
 reflectance: (DN - dark(t)) / (white - dark(t_w)) * t_w / t * panel_reflectance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

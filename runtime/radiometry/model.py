@@ -1,7 +1,5 @@
 """Radiometry of one line at a time: everything that can be known beforehand is worked out once."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

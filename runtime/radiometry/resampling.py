@@ -1,7 +1,5 @@
 """Smile and keystone: detector images put straight by linear interpolation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

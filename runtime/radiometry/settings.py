@@ -1,7 +1,5 @@
 """What a configuration says of radiometry, and which of its keys make sense together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 

@@ -4,8 +4,6 @@ The data file NAME.raw holds whole lines, [bands, samples] little endian, one af
 records in the same order; NAME.hdr is the ENVI header. In a ring, NAME is NAME-0001, NAME-0002 and so on.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import zlib

@@ -1,7 +1,5 @@
 """How lines lie in line files and what their values mean, in words and as an ENVI header."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A ring of line files within a limit: the oldest segment goes when room is needed, once it was read back and right."""
 
-from __future__ import annotations
-
 import os
 import re
 import threading

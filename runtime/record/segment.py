@@ -3,8 +3,6 @@
 Lines are written first, then their records, and the header last: see `runtime.record.writer`.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

@@ -7,8 +7,6 @@ checkpoint syncs both and then replaces the header, so that its `lines` are neve
 A writer is used by one thread; its counts may be read by any.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence

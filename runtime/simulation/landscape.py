@@ -4,8 +4,6 @@ Places, sizes and heights are in the sensor's pixels; the ground is kept at `SUP
 the wavelengths of texture are in its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

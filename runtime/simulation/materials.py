@@ -4,8 +4,6 @@ Plausible, not measured: reflectances follow the shapes known from public spectr
 of 5778 K behind an atmosphere of broadened absorption lines, the sky is blue.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias

@@ -8,8 +8,6 @@ lies where; shadows are lit by a blue sky, materials mix linearly within a pixel
 scatter between neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

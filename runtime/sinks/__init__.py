@@ -3,8 +3,6 @@
 Those that a name of `--sink` opens are imported only when they are asked for.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 
 from runtime.errors import InputError

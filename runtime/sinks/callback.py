@@ -1,7 +1,5 @@
 """A Python function as a sink: it gets every block as arrays of its own, which it may keep but not write to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from types import MappingProxyType

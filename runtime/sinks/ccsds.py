@@ -4,8 +4,6 @@ Space Packet Protocol, CCSDS 133.0-B-2; times in CCSDS day segmented code, CCSDS
 error control of ECSS-E-ST-70-41C, annex B. docs/stream-messages.md lists the fields.
 """
 
-from __future__ import annotations
-
 import time
 from binascii import crc_hqx
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """What every sink of restored lines promises."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field

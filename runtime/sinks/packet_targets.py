@@ -4,8 +4,6 @@ Of a packet they know its primary header (CCSDS 133.0-B-2, 4.1.3) and the checks
 `runtime.sinks.ccsds`.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import itertools

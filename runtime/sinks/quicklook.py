@@ -4,8 +4,6 @@ Only the three bands of the last lines are kept. The picture is whole at any tim
 and renamed.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from io import BytesIO

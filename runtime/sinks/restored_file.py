@@ -1,7 +1,5 @@
 """Restored lines as a crash-safe ENVI cube with its index, the same files as the record's."""
 
-from __future__ import annotations
-
 import time
 
 from runtime.record.writer import LineWriter

@@ -1,7 +1,5 @@
 """The spectra of a few samples in the newest line, for those who watch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any

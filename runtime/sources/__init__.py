@@ -1,7 +1,5 @@
 """Sources of lines by the first word of `--source`; one file per source, imported only when it is asked for."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 from runtime.errors import InputError

@@ -1,7 +1,5 @@
 """What every source of lines promises, be it a file or a camera."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field

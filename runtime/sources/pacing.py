@@ -1,7 +1,5 @@
 """What sources without a camera share: the clock that lines are issued by, and the check of the buffer offered."""
 
-from __future__ import annotations
-
 import time
 from math import isfinite
 

@@ -1,7 +1,5 @@
 """The ENVI pairs that a recorder drops into a folder: which are there, and which are complete."""
 
-from __future__ import annotations
-
 import os
 import stat
 import time

@@ -1,7 +1,5 @@
 """The books of a stream: every line that the source issued, and what became of it."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import asdict, dataclass, replace
 

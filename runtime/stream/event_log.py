@@ -1,7 +1,5 @@
 """The log of a stream: one JSON object per line, bounded in size, and never in the stream's way."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections import deque

@@ -1,7 +1,5 @@
 """Lines to overlapping frames: which lines a frame has, and which of them the next one has too."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from runtime.lines import Flag

@@ -1,7 +1,5 @@
 """The stage at the source: every event becomes a line in a slot, a gap with numbers, or a break."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

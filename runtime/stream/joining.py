@@ -1,7 +1,5 @@
 """Restored frames back to lines: what two frames share is blended, and every line is settled exactly once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

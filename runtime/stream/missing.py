@@ -3,8 +3,6 @@
 As a number, the ignore value would not outlive scaling and blending, and other values could become it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A stream from an open bundle and an open source: what does not go together is refused here, and files are opened."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

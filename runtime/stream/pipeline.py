@@ -1,7 +1,5 @@
 """A stream from its source to its sinks: the threads, what they share, how it starts, is watched and ends."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

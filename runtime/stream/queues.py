@@ -1,7 +1,5 @@
 """Bounded queues between stages, each with a policy that has a name."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The stage that records: first to disk, then to the frames, so that nothing is restored that is not safe."""
 
-from __future__ import annotations
-
 import sys
 import time
 import zlib

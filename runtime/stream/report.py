@@ -1,7 +1,5 @@
 """What is known of a restored frame beside its values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The stage that restores: as many frames as this computer can, and an account of all others."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable

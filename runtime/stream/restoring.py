@@ -1,7 +1,5 @@
 """One frame of lines through radiometry, metrics and the engine, in memory that is taken once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

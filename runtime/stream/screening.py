@@ -1,7 +1,5 @@
 """What a line's numbers say of it: lines that no network should see are found before anything is made of them."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """What can be watched of a stream at one moment; what others get of it as JSON is made here alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """What a running stream tells the outside now and then: the log, systemd, ZeroMQ, CCSDS housekeeping."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What the live view answers to a path: status, body and headers. `runtime.stream.web` listens and sends."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

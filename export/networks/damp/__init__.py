@@ -1,7 +1,5 @@
 """DAMP (arXiv 2512.20251): network, checkpoint detection, static deployment form."""
 
-from __future__ import annotations
-
 from runtime.signature import Plane, Prompt, Side, Signature
 
 from ..architecture import Architecture, Routing

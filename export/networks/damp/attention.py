@@ -1,7 +1,5 @@
 """Differential window attention and the norms, with the state-dict names of the public reference."""
 
-from __future__ import annotations
-
 import math
 
 import torch

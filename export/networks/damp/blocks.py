@@ -1,7 +1,5 @@
 """Encoder and decoder blocks: gated feed-forward, spatial-spectral experts and the mixture that the prompt gates."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

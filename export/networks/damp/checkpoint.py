@@ -1,7 +1,5 @@
 """Recognise a DAMP by its state-dict keys and read its hyper-parameters off their shapes."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping

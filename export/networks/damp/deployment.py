@@ -5,8 +5,6 @@ graph serves every choice. What does not depend on the input is folded into cons
 lambda, the gains of norms before linear layers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """DAMP in torch, equal to the public reference key for key and number for number (routing noise off)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 

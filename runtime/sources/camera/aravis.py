@@ -4,8 +4,6 @@ Every call lets go of the interpreter while it runs. Names and numbers are those
 (https://aravisproject.github.io/aravis/).
 """
 
-from __future__ import annotations
-
 import ctypes
 import threading
 from contextlib import suppress

@@ -4,8 +4,6 @@ Every call lets go of the interpreter while it runs. Names and numbers are those
 (https://aravisproject.github.io/aravis/).
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_size_t, c_uint, c_uint32, c_uint64, c_void_p

@@ -1,7 +1,5 @@
 """The stream of a camera by Aravis: its buffers, and what is known of a filled one."""
 
-from __future__ import annotations
-
 from ctypes import byref, c_int, c_size_t
 from dataclasses import dataclass
 from typing import Any

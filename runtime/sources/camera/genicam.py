@@ -4,8 +4,6 @@ Two threads share the work. The one that calls `read` only takes buffers; a keep
 take seconds on a camera that has died: closing, opening again, asking for the temperature.
 """
 
-from __future__ import annotations
-
 import atexit
 import time
 from collections.abc import Mapping

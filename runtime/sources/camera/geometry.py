@@ -1,7 +1,5 @@
 """How an image of a camera becomes lines [bands, samples]; from configuration, never guessed."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """What may take seconds on a camera that has died, in a thread of its own: closing it, opening it again, asking it."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from contextlib import suppress

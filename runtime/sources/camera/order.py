@@ -1,7 +1,5 @@
 """Images of a camera in the order of their frame ids, each id once: an image, what is wrong with it, or a gap."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,8 +4,6 @@ Values, names and bit order are those of the GenICam Pixel Format Naming Convent
 older ones of GigE Vision 1.2. `Mono10` to `Mono16` have each pixel in 16 bits, low byte first.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A camera from its opening to the next trouble: found, configured, begun, streaming into memory of ours."""
 
-from __future__ import annotations
-
 import ipaddress
 import time
 from contextlib import suppress
