@@ -103,13 +103,9 @@ class Health:
             stages = list(self._stages.values())
         return {stage.name: stage.seen() for stage in stages}
 
-    def hung(self) -> tuple[str, ...]:
-        """Names of the stages that do not answer."""
-        return tuple(name for name, health in self.report().items() if not health.ok)
-
-    def hung_vital(self) -> tuple[str, ...]:
-        """Names of those among them that the stream cannot be without."""
-        return tuple(name for name, health in self.report().items() if health.vital and not health.ok)
+    def hung(self, *, vital: bool = False) -> tuple[str, ...]:
+        """Names of the stages that do not answer; `vital`: of those among them that the stream cannot be without."""
+        return tuple(name for name, stage in self.report().items() if not stage.ok and (stage.vital or not vital))
 
 
 class Notifier:
@@ -219,7 +215,7 @@ class Watchdog(Closing):
                 if self._on_change is not None:
                     self._on_change(hung)
             # Not stroked while a vital stage hangs, and again as soon as it answers.
-            well = half is not None and not self._health.hung_vital()
+            well = half is not None and not self._health.hung(vital=True)
             if half is not None and well and time.monotonic() >= due and self._notifier.send("WATCHDOG=1"):
                 due = time.monotonic() + half
             if self._stop.wait(CHECK_S if half is None else min(CHECK_S, half / 4)):

@@ -18,7 +18,7 @@ from .health import Stage
 from .intake import PATIENCE, Log
 from .joining import Piece
 from .missing import stands_in
-from .queues import Policy, Queue
+from .queues import Queue
 
 Settle = Callable[[int, int], None]
 """Called with the lines that came and were given out or lost, and how many of them were passed through."""
@@ -67,15 +67,8 @@ class Outlet:
     principal: bool = False
 
 
-NAN = np.float32(np.nan)
 OUTLET_CAPACITY = 2
 """Blocks that may wait for a sink."""
-
-
-def make_outlet(name: str, sink: Sink, policy: Policy, *, principal: bool = False) -> Outlet:
-    """An outlet whose queue drops for this sink alone."""
-    queue = Queue(name, OUTLET_CAPACITY, policy, dropped=SharedBlock.release)
-    return Outlet(name, sink, queue, principal)
 
 
 class OutletWorker:
@@ -96,7 +89,7 @@ class OutletWorker:
         log: Log,
         given: Settle,
         lost: Settle,
-        over: Callable[[], bool] = lambda: False,
+        over: Callable[[], bool],
     ) -> None:
         self._outlet, self._stage, self._log, self._given, self._lost = outlet, stage, log, given, lost
         self._over = over
@@ -178,8 +171,8 @@ class Distributor:
         lost: Settle,
         given_up: Callable[[], bool],
         waiting: Callable[[], None],
-        mark: float | None = None,
-        missing: np.float32 = NAN,
+        mark: float | None,
+        missing: np.float32,
     ) -> None:
         self._mark = None if mark is None else format.dtype.type(mark)
         self._missing = missing

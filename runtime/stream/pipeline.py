@@ -27,7 +27,7 @@ from .health import Health, Stage
 from .intake import Intake, Item, Log
 from .joining import Joiner
 from .missing import stand_in
-from .outlets import OUTLET_CAPACITY, Distributor, OutletWorker, make_outlet
+from .outlets import OUTLET_CAPACITY, Distributor, Outlet, OutletWorker, SharedBlock
 from .pool import LinePool
 from .queues import Policy, Queue
 from .recording import Recorder
@@ -175,7 +175,11 @@ class Stream:
 
         self._incoming: Queue[Item] = Queue("record", options.line_buffers, "block")
         self._frames: Queue[Frame] = Queue("restore", options.frame_buffers, policy, dropped)
-        self._outlets = tuple(make_outlet(s.name, s.sink, s.policy, principal=s.principal) for s in sinks)
+        self._outlets = tuple(
+            # Each queue drops for its own sink alone.
+            Outlet(s.name, s.sink, Queue(s.name, OUTLET_CAPACITY, s.policy, SharedBlock.release), s.principal)
+            for s in sinks
+        )
         restorer = FrameRestorer(facts, source.format, infer, radiometric)
         stage = self._stage("restore")
         self._distributor = Distributor(

@@ -29,48 +29,46 @@ class Slot:
 
     def hold(self) -> Slot:
         """One more holder."""
-        self._pool.hold(self)
+        with self._pool.changed:
+            self.holders += 1
         return self
 
     def release(self) -> None:
         """One holder less."""
-        self._pool.release(self)
+        with self._pool.changed:
+            self.holders -= 1
+            assert self.holders >= 0, "a slot was released more often than held"
+            if not self.holders:
+                self._pool.slots.append(self)
+                self._pool.changed.notify()
 
 
 class LinePool:
-    """Slots for `count` lines of a format, filled from one thread and released from any."""
+    """Slots for `count` lines of a format, filled from one thread and released from any.
+
+    Attributes:
+        slots: the free ones, which only who holds `changed` touches.
+    """
 
     def __init__(self, format: LineFormat, count: int) -> None:
         # Written once, so that the memory is there before the first line comes, and not page by page in flight.
         memory = np.zeros((count, *format.shape), format.dtype)
         memory.fill(0)
-        self._condition = threading.Condition()
-        self._free = [Slot(self, line) for line in memory]
+        self.changed = threading.Condition()
+        self.slots = [Slot(self, line) for line in memory]
         self.count = count
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        return len(self.slots)
 
     def acquire(self, timeout: float) -> Slot | None:
         """A free slot with one holder; None where there is none within `timeout` seconds."""
-        with self._condition:
-            if not self._free:
-                self._condition.wait(timeout)
-            if not self._free:
+        with self.changed:
+            if not self.slots:
+                self.changed.wait(timeout)
+            if not self.slots:
                 return None
-            slot = self._free.pop()
+            slot = self.slots.pop()
             slot.holders = 1
             return slot
-
-    def hold(self, slot: Slot) -> None:
-        with self._condition:
-            slot.holders += 1
-
-    def release(self, slot: Slot) -> None:
-        with self._condition:
-            slot.holders -= 1
-            assert slot.holders >= 0, "a slot was released more often than held"
-            if not slot.holders:
-                self._free.append(slot)
-                self._condition.notify()

@@ -112,7 +112,7 @@ def test_what_the_stream_can_be_without_is_told_apart() -> None:
     health.stage("source", 3600)
     time.sleep(0.01)
     assert health.hung() == ("record", "quicklook")
-    assert health.hung_vital() == ("record",)
+    assert health.hung(vital=True) == ("record",)
     assert {name: stage.vital for name, stage in health.report().items()} == {
         "record": True, "quicklook": False, "source": True,
     }  # fmt: skip
