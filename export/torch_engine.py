@@ -84,7 +84,9 @@ class TorchEngine(Engine):
             made = self.on_device(*(torch.from_numpy(array).to(self._device) for array in inputs))
             # A network trained in batches has an axis more in what it gives beside the frame; a DAMP that routes
             # nothing still gives its empty routing.
-            return tuple(t.float().cpu().numpy().reshape(shape) for t, shape in zip(made, shapes, strict=False))
+            told = [t.float().cpu().numpy() for t in made if t.numel()]
+            one = [a[0] if a.shape == (1, *shape) else a for a, shape in zip(told, shapes, strict=False)]
+            return (*one, *told[len(one) :])
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 "PyTorch has no memory left on the GPU",
@@ -99,9 +101,9 @@ class TorchEngine(Engine):
         1 where all experts run, so that nothing was to be chosen; empty without experts. The reference form alone can
         tell.
         """
-        routing, module = self._net.architecture.routing, self._net.module
-        if routing is None:
-            return self.infer(feeds), np.zeros(0, np.float32)
+        routing, module, side = self._net.architecture.routing, self._net.module, self.signature.routing
+        if routing is None or side is None:
+            return self.infer(feeds), np.ones(side.shape[0] if side else 0, np.float32)
         with routing.probabilities(module) as seen:
             made = self.infer(feeds)
         k = routing.top_k(module)

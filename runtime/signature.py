@@ -134,6 +134,8 @@ class Signature:
         count = 2 + len(self.prompts) + len(self.side)
         if len(set(names)) < count:
             raise ValueError(f"two tensors of one name among {', '.join(names)}")
+        if len({prompt.of for prompt in self.constants}) < len(self.constants):
+            raise ValueError("two constants of one file")
         if self.tiling == "free" and self.measured.size != self.restored.size:
             raise ValueError("frames that may lie anywhere come out as large as they went in")
         if self.band_groups and self.measured.bands != self.restored.bands:

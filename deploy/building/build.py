@@ -16,8 +16,8 @@ from export.tensorrt import build as builder
 from runtime.bundle import install_bundle, install_engine, verified_bundle, write_bundle
 from runtime.engines import GPU_ENGINES, PORTABLE
 from runtime.errors import CheckpointError, GateError, InputError
-from runtime.made import Choice
-from runtime.manifest import Golden, Manifest, NetworkMade, Precision, TargetMade
+from runtime.made import MADE, Choice
+from runtime.manifest import MANIFEST, Golden, Manifest, NetworkMade, Precision, TargetMade
 from runtime.precisions import PRECISIONS
 from runtime.signature import Signature
 
@@ -145,7 +145,16 @@ def build(
         paths = graphs.paths()
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
-        files |= {**variants.files, **golden_files(net, plan, graphs, diverse)}
+        files |= variants.files
+        arrays = golden_arrays(signature)
+        if len({*files, *arrays.values(), MANIFEST, MADE}) < len(files) + len(arrays) + 2:
+            raise InputError(
+                "a constant of the network has the path of another file of the bundle",
+                key="signature",
+                value=", ".join(prompt.of for prompt in signature.constants),
+                remedy="give it one of its own, such as prompts/code.npy",
+            )
+        files |= golden_files(net, plan, graphs, diverse)
         write_bundle(finished, files, manifest)
         if step.record is not None:
             choice = Choice(precision=precision, why=why, tolerance=manifest.golden.tolerance, engine=step.record)
@@ -268,7 +277,7 @@ def _overlap(config: Config, signature: Signature) -> int:
     """What frames share; nothing where they have one place only. Raises InputError where it was asked for."""
     told = config.input
     if signature.tiling == "free":
-        return told.overlap
+        return min(told.overlap, min(signature.measured.size) // 2)
     if told.overlap and "overlap" in told.model_fields_set:
         raise InputError(
             "frames of this network have one place only and share nothing",

@@ -60,9 +60,10 @@ def int8_costs(net: Network, graph: bytes, frames: CalibrationSet, config: Confi
     facts = found.facts
     told = (
         f"{100 * facts['int8_mac_share']:.1f} % of the multiply-adds hold max_drop, ranges by "
-        f"{facts['method']}: {search.chosen.score.mean_psnr_drop_db:.4f} dB, "
-        f"{100 * search.chosen.score.routing.agreement:.2f} % same experts"
+        f"{facts['method']}: {search.chosen.score.mean_psnr_drop_db:.4f} dB"
     )
+    if routing := search.chosen.score.routing:
+        told += f", {100 * routing.agreement:.2f} % same experts"
     files = {name: data for name, data in report_files(found).items() if name in (SENSITIVITY, PICTURE)}
     table: dict[str, Any] = json.loads(files[SENSITIVITY])
     return Costs(rows, told, {**table, "int8_mac_share": facts["int8_mac_share"], "method": facts["method"]}, files)
@@ -95,5 +96,5 @@ def _cells(score: Score) -> tuple[str, ...]:
         f"{score.mean_distortion_db:.4f}",
         f"{score.mean_psnr_drop_db:+.4f}",
         f"{score.mean_sam_rise_deg:+.4f}",
-        f"{100 * score.routing.agreement:.1f}",
+        f"{100 * score.routing.agreement:.1f}" if score.routing else "-",
     )

@@ -59,7 +59,15 @@ def opened(model: str, options: Mapping[str, Any]) -> Iterator[Model]:
         raise InputError("a bundle's options are fixed", key=asked, value=f"{name}={value}", remedy="leave it out")
     with load_bundle(Path(model)) as bundle:
         m = bundle.manifest
-        architecture = networks.ARCHITECTURES[m.network.architecture]
+        architecture = networks.ARCHITECTURES.get(m.network.architecture)
+        if architecture is None:
+            raise InputError(
+                "is of a network that is not known here",
+                file=bundle.path,
+                key="network.architecture",
+                value=m.network.architecture,
+                remedy=f"known: {', '.join(networks.ARCHITECTURES)}",
+            )
         way: Measuring = Measuring(bundle.prompts, architecture.tasks, architecture.measure)
 
         def restore(cube: Float32) -> tuple[Float32, Float32]:

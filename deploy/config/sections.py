@@ -122,14 +122,15 @@ class InputSection(Section):
     )
     overlap: Annotated[Whole, Field(ge=0, lt=MAX_SIDE)] = Field(
         default=32,
-        description="Lines and samples shared by neighbouring tiles, at most half of the frame's shorter side.",
+        description="Lines and samples shared by neighbouring tiles, at most half of the frame's shorter side: "
+        "that half where it is less than 32 and nothing is said.",
         examples=[32],
     )
 
     @model_validator(mode="after")
     def _agree(self) -> InputSection:
         shorter = min(self.frame.lines, self.frame.samples)
-        if self.overlap > shorter // 2:
+        if "overlap" in self.model_fields_set and self.overlap > shorter // 2:
             raise _cross(
                 "overlap",
                 self.overlap,

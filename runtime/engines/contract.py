@@ -103,6 +103,13 @@ class Engine(Closing):
         for name, shape in ports.inputs.items():
             _check(name, feeds[name], shape)
         outputs = self.infer_impl(*(np.ascontiguousarray(feeds[name]) for name in ports.inputs))
+        if len(outputs) != len(ports.outputs):
+            raise MachineError(
+                "the network gave more or fewer outputs than its signature has",
+                key="outputs",
+                value=len(outputs),
+                remedy=f"it is to give {', '.join(ports.outputs)}",
+            )
         for (name, shape), value in zip(ports.outputs.items(), outputs, strict=True):
             if value.dtype != np.float32 or value.shape != shape or not np.isfinite(value).all():
                 raise MachineError(

@@ -241,10 +241,12 @@ def _output(
     asked: Output,
 ) -> LineFormat:
     """Restored lines: the input's type and scale, or float32 in the unit range where that is asked for or needed."""
-    plane, centres = bundle.manifest.signature.restored, bundle.manifest.wavelengths
-    if not bundle.manifest.signature.alike:
-        return LineFormat(plane.bands, plane.samples, FLOAT32, None, None, tuple(centres) if centres else None)
+    signature, centres = bundle.manifest.signature, bundle.manifest.wavelengths
     bands = range(lines.bands) if chosen is None else chosen
+    if not signature.alike:
+        count = len(bands) if signature.band_groups else signature.restored.bands
+        known = tuple(centres) if centres and len(centres) == count else None
+        return LineFormat(count, lines.samples, FLOAT32, None, None, known)
     wavelengths = None if lines.wavelengths is None else tuple(lines.wavelengths[band] for band in bands)
     size, mark = (len(bands), lines.samples), lines.ignore_value
     if asked == "float32" or lines.dtype.kind not in "iu" or settings.get("output", "dn") != "dn":

@@ -137,7 +137,8 @@ class FrameRestorer:
         fit = np.flatnonzero(taken & ~unfit)
         if not self.passes_through:
             self._refuse_part_of(taken, len(fit))
-        if len(fit) < ENOUGH * count:
+        short = count < self._facts.frame[0] and self._facts.signature.tiling == "fixed"
+        if short or len(fit) < ENOUGH * count:
             return self.pass_through(frame)
         self._bridge(fit, count)
         peak = float(self._unit[:, :count].max())

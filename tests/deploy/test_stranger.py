@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from export.networks import ARCHITECTURES, save_checkpoint
 from runtime import load_bundle
 from runtime.bundle import read_manifest
 from runtime.files import read_cube, write_cube
+from runtime.signature import Signature
 from runtime.simulation.simulator import simulate_scene
 from tests.contracts.command import assert_failed, invoke
 from tests.contracts.stranger import CODE, MIX, STRANGER, stranger
@@ -167,6 +170,29 @@ def test_it_is_built_in_lower_precisions(
         assert loaded.restore(shots()).cube.shape == (5, SIDE, SIDE)
     done = invoke(capsys, "check", tmp_path / "bundle", "--checkpoint", checkpoint, "--engine", "onnxruntime", "--json")
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("of", ["golden/restored.npy", "graphs/fp32.onnx", "manifest.json"])
+def test_a_constant_has_a_path_of_its_own(
+    of: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signature(net: nn.Module, lines: int, samples: int) -> Signature:
+        said = STRANGER.signature(net, lines, samples)
+        return replace(said, prompts=(replace(said.prompts[0], of=of),))
+
+    monkeypatch.setitem(ARCHITECTURES, STRANGER.id, replace(STRANGER, signature=signature))
+    options = ["--checkpoint", checkpoint, "--size", f"{SIDE}x{SIDE}", "--out", tmp_path / "bundle"]
+    assert_failed(invoke(capsys, "build", *options), 2, "path of another file of the bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_small_frames_of_one_place_share_nothing(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = invoke(capsys, "build", "--checkpoint", checkpoint, "--size", "32x32", "--out", tmp_path / "bundle")
+    assert done.code == 0, done.err
+    with load_bundle(tmp_path / "bundle") as loaded:
+        assert loaded.manifest.overlap == 0
 
 
 def test_overlap_and_a_graph_of_metrics_are_refused(

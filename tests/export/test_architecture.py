@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from calibration.measuring import TASKS
 from export.networks import ARCHITECTURES, Network, load_checkpoint, network_of, save_checkpoint
@@ -17,7 +17,8 @@ from export.networks.architecture import UNSAVED
 from export.networks.damp import ARCHITECTURE
 from export.onnx import compare, diverse_probes, export_graph
 from export.torch_engine import TorchEngine
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, MachineError
+from runtime.signature import Plane, Prompt, Side, Signature
 from tests.contracts.engine import inputs
 from tests.contracts.stranger import STRANGER, stranger
 from tests.export.checkpoints import SMALL, network
@@ -149,3 +150,31 @@ def test_margins_are_of_the_layers_that_choose(small: Network) -> None:
     net = stranger()
     made, margins = TorchEngine(net, 16, 16).infer_with_margins(inputs(net.signature(16, 16), 0))
     assert list(made) == ["restored"] and margins.shape == (0,)
+
+
+class Turned(nn.Module):
+    """Gives its bands last, and more than it promised."""
+
+    def forward(self, frame: Tensor, *prompts: Tensor) -> tuple[Tensor, ...]:
+        return frame.permute(0, 2, 3, 1), *(torch.ones(3) for _ in prompts)
+
+
+@pytest.mark.parametrize(("prompts", "told"), [(0, "restored: "), (1, "outputs: ")])
+def test_outputs_that_the_signature_does_not_have_are_refused(prompts: int, told: str) -> None:
+    named = tuple(Prompt("code", (1, 4), "constant", "prompts/code.npy") for _ in range(prompts))
+    signature = Signature(Plane("cube", 4, 8, 16), Plane("restored", 4, 8, 16), named)
+    architecture = dataclasses.replace(STRANGER, signature=lambda net, lines, samples: signature)
+    engine = TorchEngine(Network(Turned(), architecture), 8, 16)
+    with pytest.raises(MachineError, match=told):
+        engine.infer(inputs(signature, 0))
+
+
+def test_routing_that_chooses_nothing_has_clear_margins() -> None:
+    class Soft(nn.Module):
+        def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
+            return frame, torch.full((1, 2, 4), 0.25)
+
+    signature = Signature(Plane("cube", 4, 8, 16), Plane("restored", 4, 8, 16), side=(Side("routing", (2, 4)),))
+    architecture = dataclasses.replace(STRANGER, signature=lambda net, lines, samples: signature)
+    made, margins = TorchEngine(Network(Soft(), architecture), 8, 16).infer_with_margins(inputs(signature, 0))
+    assert made["routing"].shape == (2, 4) and margins.tolist() == [1, 1]

@@ -315,6 +315,12 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown kind": (lambda s: s["measured"].update(kind="radar"), r"signature\.measured\.kind"),
     "unknown tiling": (lambda s: s.update(tiling="loose"), r"signature\.tiling"),
     "constant outside": (lambda s: s["prompts"][0].update(kind="constant", of="../a"), "inside the bundle"),
+    "one file twice": (
+        lambda s: s.update(
+            prompts=[{"name": name, "shape": [1, 4], "kind": "constant", "of": "prompts/a.npy"} for name in "ab"]
+        ),
+        "two constants of one file",
+    ),
     "unknown metrics": (lambda s: s["prompts"][0].update(of="none"), "'none' does not have shape"),
     "one name twice": (lambda s: s["side"][0].update(name="metrics"), "two tensors of one name"),
     "two routings": (lambda s: s["side"].append({**s["side"][0], "name": "more"}), "one routing at most"),

@@ -19,6 +19,7 @@ from runtime.sinks.contract import Block
 from runtime.stream import opening
 from runtime.stream.pipeline import NamedSink
 from tests.contracts.bundles import known_bundle
+from tests.contracts.graphs import SMALL
 
 from .lines import FORMAT, Script
 
@@ -110,3 +111,15 @@ def test_a_scale_stands_in_the_record_and_sinks_keep_their_names(bundle: runtime
     assert {"mine", "sink-2"} <= set(stream.snapshot().queues)
     stream.run()
     assert "5000" in (tmp_path / "raw/lines.hdr").read_text()
+
+
+@pytest.mark.parametrize(("kind", "bands", "groups"), [("coded", 3, True), ("coded", 6, True), ("rgb", 3, False)])
+def test_planes_of_another_kind_come_out_as_wide_as_the_lines(
+    bundle: runtime.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, bands: int, groups: bool
+) -> None:
+    signature = replace(SMALL, measured=replace(SMALL.measured, kind=kind), band_groups=groups)
+    monkeypatch.setattr(bundle, "manifest", bundle.manifest.model_copy(update={"signature": signature}))
+    source = Script(range(40), replace(FORMAT, bands=bands, samples=40))
+    result = runtime.open_stream(bundle, source, restored=tmp_path).run()
+    assert result.failures == {} and result.count.restored == 40
+    assert read_cube(tmp_path / "restored.hdr").cube.shape == (bands, 40, 40)

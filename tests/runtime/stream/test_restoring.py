@@ -318,6 +318,19 @@ def test_a_short_frame_of_one_place_is_refused(lines: int) -> None:
     assert not asked, "the engine was asked"
 
 
+def test_a_short_frame_of_one_place_passes_where_it_can() -> None:
+    signature = Signature(
+        Plane("cube", 3, 8, 16), Plane("restored", 3, 8, 16), tiling="fixed", band_groups=False
+    )  # fmt: skip
+    cube = cube_of(3, 5, 16)
+    frame, format = frame_of(cube)
+    facts = RestorerFacts(signature, 0, Prompts(signature, {}), None)
+    restorer = FrameRestorer(facts, format, decode, load_radiometry({}, format))
+    values, report = restorer.restore(frame)
+    np.testing.assert_array_equal(values, unit_of(cube))
+    assert report.passed and set(report.flags.tolist()) == {int(Flag.PASSED)}
+
+
 @pytest.mark.parametrize("missing", [0, 5])
 def test_a_frame_of_mostly_unfit_lines_is_refused_where_nothing_passes_through(missing: int) -> None:
     flags = dict.fromkeys(range(5 - missing), Flag.EMPTY)
