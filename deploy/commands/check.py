@@ -17,6 +17,7 @@ from runtime.prompts import TOLERANCES, beyond
 from .. import console
 from ..config import with_overrides
 from .options import (
+    comma_list,
     config_option,
     engine_option,
     examples,
@@ -82,7 +83,7 @@ def command(
     if scenes is not None and data is None:
         raise InputError("there is no --data to take them from", key="--scenes", value=scenes, remedy="give --data")
     with load_bundle(bundle, engine=engine) as loaded:
-        found = check(loaded, config, data=data, scenes=_names(scenes), wanted=wanted, pictured=report is not None)
+        found = check(loaded, config, data=data, scenes=comma_list(scenes), wanted=wanted, pictured=report is not None)
         gates = judged(found, config)
         show(found, gates)
         if report is not None:
@@ -98,12 +99,8 @@ def command(
     return conclude(found, gates, bundle, why)
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
 def _wanted(text: str | None) -> tuple[str, ...]:
-    names = _names(text)
+    names = comma_list(text)
     for name in names or ():
         if name not in VARIANTS:
             raise InputError(

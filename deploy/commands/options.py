@@ -100,6 +100,11 @@ def parse_size(text: str | None) -> dict[str, int] | None:
     return {"lines": int(match[1]), "samples": int(match[2])}
 
 
+def comma_list(text: str | None) -> tuple[str, ...] | None:
+    """The parts of a comma list, each once; None stays None."""
+    return None if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
 def network_options(texts: Sequence[str], top_k: int | None = None) -> dict[str, str | int | float | bool]:
     """What `--option` and its short form `--top-k` say, {key: value}; values are scalars as in a deploy.yaml.
 
