@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime.engines import ENGINES
 from runtime.errors import ConfigError, InputError
 
 from .. import console
@@ -81,8 +82,6 @@ def examples(*lines: str) -> str:
 
 def read_config(config_file: Path | None, *, checkpoint_given: bool) -> Config:
     """The configuration: `--config`, or ./deploy.yaml when neither it nor a checkpoint is given, or the defaults."""
-    from runtime.engines import ENGINES
-
     file = config_file
     if file is None and not checkpoint_given and Path("deploy.yaml").is_file():
         file = Path("deploy.yaml")
