@@ -22,8 +22,8 @@ from .options import (
     engine_option,
     examples,
     json_option,
+    network_flags,
     network_option,
-    network_options,
     read_config,
 )
 
@@ -74,9 +74,7 @@ def command(
     from ..checking.check import check, judged
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
-    told = network_options(options, top_k)
-    flags = {"model.checkpoint": checkpoint, "model.top_k": told.get("top_k"), "model.options": told}
-    config = with_overrides(config, {**flags, "input.scale": scale})
+    config = with_overrides(config, {**network_flags(checkpoint, options, top_k), "input.scale": scale})
     wanted = _wanted(variants)
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError("no such folder", file=report, key="--report", remedy="make the folder first")

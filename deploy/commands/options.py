@@ -99,6 +99,12 @@ def parse_size(text: str | None) -> dict[str, int] | None:
     return {"lines": int(match[1]), "samples": int(match[2])}
 
 
+def network_flags(checkpoint: str | None, texts: Sequence[str], top_k: int | None) -> dict[str, Any]:
+    """What `--checkpoint`, `--option` and `--top-k` say, by the keys of a deploy.yaml. Raises InputError."""
+    told = network_options(texts, top_k)
+    return {"model.checkpoint": checkpoint, "model.top_k": told.get("top_k"), "model.options": told}
+
+
 def comma_list(text: str | None) -> tuple[str, ...] | None:
     """The parts of a comma list, each once; None stays None."""
     return None if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
