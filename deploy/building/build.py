@@ -167,7 +167,8 @@ def build(
     proved = finalize(finished, device=device) if step.deferred == BUILT_NEXT else None
     install_bundle(finished, out, replace=replace)
     shutil.rmtree(work, ignore_errors=True)
-    console.say(f"bundle     {shown_path(out)}", "bold green")
+    shown = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
+    console.say(f"bundle     {shown}", "bold green")
     return {
         "bundle": str(out),
         "target": target.name,
@@ -324,7 +325,3 @@ def _scale_text(scale: float | None, origin: str | None) -> str:
 def _described(net: Network) -> str:
     about = net.architecture.about(net.module)
     return f"{net.facts.file.name}: {net.parameters / 1e6:.2f} M parameters" + (f", {about}" if about else "")
-
-
-def shown_path(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,14 @@ def judged_candidates(
     scores: dict[str, list[Score]] = {name: [] for name in VARIANTS[::-1] if name in graphs.variants}
     opened: dict[str, Engine] = {}
     failures: dict[str, MachineError] = {}
-    try:
+    with ExitStack() as stack:
         for name in list(scores):
             program, half = graphs.variants[name].data, computes_half(name, plan.half)
             program = half_arithmetic(program) if half else program
             where = PORTABLE if half else engines.get(name, PORTABLE)
             options = EngineOptions(plan.target.threads, "fp32" if half else name)
             try:
-                opened[name] = open_engine(where, program, signature, options)
+                opened[name] = stack.enter_context(open_engine(where, program, signature, options))
             except MachineError as error:
                 failures[name] = error
         with console.progress("judging precisions") as moved:
@@ -108,16 +109,8 @@ def judged_candidates(
                     except MachineError as error:  # noqa: PERF203
                         failures[name] = error
                 moved(number + 1, len(frames.judge))
-    finally:
-        for one in opened.values():
-            one.close()
-    found = []
-    for name, each in scores.items():
-        if name in failures:
-            continue
-        score = agreement.joined(each)
-        found.append(Candidate(name, score, judge(figures(score), gates, name)))
-    return tuple(found), failures
+    joined = {name: agreement.joined(each) for name, each in scores.items() if name not in failures}
+    return tuple(Candidate(name, score, judge(figures(score), gates, name)) for name, score in joined.items()), failures
 
 
 def timed(
@@ -135,7 +128,7 @@ def timed(
     installed = available_engines()
     opened: dict[tuple[str, str], Engine] = {}
     refused: dict[str, MachineError] = {}
-    try:
+    with ExitStack() as stack:
         for precision in precisions:
             for name in names:
                 if (precision == "bf16" and name == PORTABLE) or (plan.engine == "auto" and not installed[name]):
@@ -143,7 +136,7 @@ def timed(
                 program = graphs.chosen(precision).data
                 options = EngineOptions(plan.target.threads, precision)
                 try:
-                    opened[precision, name] = open_engine(name, program, signature, options)
+                    opened[precision, name] = stack.enter_context(open_engine(name, program, signature, options))
                 except MachineError as error:
                     refused[precision] = error
         rounds: dict[tuple[str, str], list[float]] = {key: [] for key in opened}
@@ -156,9 +149,6 @@ def timed(
                     if number:
                         rounds[key].append(time.perf_counter() - began)
                 moved(number, ROUNDS)
-    finally:
-        for engine in opened.values():
-            engine.close()
     refused = {precision: e for precision, e in refused.items() if all(p != precision for p, _ in opened)}
     if not opened:
         raise next(iter(refused.values()), None) or MachineError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from calibration import agreement, modelopt, sensitivity
 from calibration import ranges as ranging
@@ -85,8 +86,6 @@ def calibrate(
     Raises:
         GateError: nothing can run in int8 within what is allowed.
     """
-    import onnx
-
     model = onnx.load_model_from_string(searched)
     listed = products(model)
     every = frozenset(p.name for p in listed if p.quantisable)

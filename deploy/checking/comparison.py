@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from calibration import agreement
 from calibration.agreement import Cost, Routing
@@ -421,8 +422,6 @@ def _variant(
     graphs: Mapping[str, bytes],
     probe: Probe,
 ) -> Variant:
-    import onnx
-
     tasks = {}
     for task, tally in tallies.items():
         engine, pytorch, untiled = (mean_quality(list(column)) for column in zip(*tally.rows, strict=True))

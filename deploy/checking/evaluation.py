@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.evaluation import Restore
+from calibration import evaluation
+from calibration.cubes import Wanted, unit_cube
+from calibration.evaluation import Cubes, Restore, Row
 from calibration.measuring import Measuring
 from export import networks
 from export.networks import Network
@@ -19,6 +21,7 @@ from runtime.bundle import load_bundle
 from runtime.errors import InputError
 from runtime.restore import Restored, restore_cube
 
+from .. import console
 from .probes import measuring
 
 LARGEST_FRAME = 512
@@ -80,16 +83,14 @@ def opened(model: str, options: Mapping[str, Any]) -> Iterator[Model]:
 def _from_checkpoint(name: str, options: Mapping[str, Any]) -> Model:
     net: Network = networks.load_checkpoint(name, **options)
     architecture, facts = net.architecture, net.facts
-    engine = TorchEngine
     multiple = architecture.multiple
     way = measuring(net, multiple, multiple)
-    prompts = way.prompts
 
     def restore(cube: Float32) -> tuple[Float32, Float32]:
         lines, samples = (min(LARGEST_FRAME, -(-n // multiple) * multiple) for n in cube.shape[1:])
-        opened = engine(net, lines, samples)
+        engine = TorchEngine(net, lines, samples)
         overlap = FRAME_OVERLAP if max(cube.shape[1:]) > LARGEST_FRAME else 0
-        return _mean_routing(restore_cube(cube, opened.infer, opened.signature, overlap=overlap, prompts=prompts))
+        return _mean_routing(restore_cube(cube, engine.infer, engine.signature, overlap=overlap, prompts=way.prompts))
 
     shares = architecture.routing.balances(net.module) if architecture.routing else None
     return Model(name, facts.about, restore, way, facts.scale, facts.wavelengths or None, shares)
@@ -100,3 +101,40 @@ def _mean_routing(restored: Restored) -> tuple[Float32, Float32]:
     weights = next(iter(restored.side.values()), np.zeros((0, 0), np.float32))
     mean: Float32 = weights.mean(axis=tuple(range(weights.ndim - 2)))
     return np.asarray(restored.cube, np.float32), mean
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured.
+
+    Attributes:
+        rows: tasks in the order asked for, scenes within them.
+        pictured: task -> a scene, another one for every task, and its cubes.
+        centres: scene -> band centres in nm, None where neither file nor model tells them.
+    """
+
+    rows: list[Row]
+    pictured: dict[str, tuple[str, Cubes]]
+    centres: dict[str, tuple[float, ...] | None]
+
+
+def evaluated(model: Model, files: Mapping[str, Path], wanted: Wanted, tasks: tuple[str, ...], seed: int) -> Evaluated:
+    """Measure a model on clean cubes, by name; all are looked at before the first is restored. Raises DeployError."""
+    centres, names = {}, list(files)
+    for name, file in files.items():
+        looked = unit_cube(file, wanted)
+        centres[name] = looked.wavelengths
+        for doubt in looked.doubts:
+            console.warn(doubt)
+    rows: list[Row] = []
+    pictured: dict[str, tuple[str, Cubes]] = {}
+    with console.progress("evaluating") as moved:
+        moved(0, len(files) * len(tasks))
+        cubes = ((name, unit_cube(file, wanted).cube) for name, file in files.items())
+        for row, kept in evaluation.evaluate(cubes, model.restore, model.measuring, tasks=tasks, seed=seed):
+            rows.append(row)
+            if row.scene == names[tasks.index(row.task) % len(names)]:
+                pictured[row.task] = (row.scene, kept)
+            moved(len(rows), len(files) * len(tasks))
+    rows.sort(key=lambda r: tasks.index(r.task))
+    return Evaluated(rows, {task: pictured[task] for task in tasks}, centres)

@@ -159,37 +159,19 @@ def measure(
         InputError: the checkpoint is of another network.
         MachineError: the engine failed, or PyTorch is asked for and is not installed or cannot do it here.
     """
-    with BoardWatch() as watch:
-        return _measured(bundle, cubes, limit, warmup, reference, threads, watch)
-
-
-def _measured(
-    bundle: Bundle,
-    cubes: Sequence[Float32],
-    limit: tuple[int, float],
-    warmup: int,
-    reference: Reference | None,
-    threads: int | None,
-    watch: BoardWatch,
-) -> Measured:
     engine, metrics_by = _frame_timer(bundle, bundle.engine), bundle.prompts.by(cubes[0].shape)
-    with console.progress("warming up") as moved:
-        for index in range(warmup):
-            moved(index, warmup)
-            engine(cubes[index % len(cubes)])
-    if reference is None:
-        (times,), board = _timed((engine,), cubes, limit, watch)
-        return Measured(times, bundle.engine.describe(), peak_memory_mib(), board, metrics_by)
-    # PyTorch alone takes more than a flight computer may have: what counts is the engine's own.
-    peak = peak_memory_mib()
-    with _pytorch(bundle, reference, threads) as opened:
-        pytorch = _frame_timer(bundle, opened)
-        with console.progress("warming up PyTorch") as moved:
-            for index in range(warmup):
-                moved(index, warmup)
-                pytorch(cubes[index % len(cubes)])
-        (ours, theirs), board = _timed((engine, pytorch), cubes, limit, watch)
-        described = opened.describe()
+    with BoardWatch() as watch:
+        _warm_up("warming up", engine, cubes, warmup)
+        if reference is None:
+            (times,), board = _timed((engine,), cubes, limit, watch)
+            return Measured(times, bundle.engine.describe(), peak_memory_mib(), board, metrics_by)
+        # PyTorch alone takes more than a flight computer may have: what counts is the engine's own.
+        peak = peak_memory_mib()
+        with _pytorch(bundle, reference, threads) as opened:
+            pytorch = _frame_timer(bundle, opened)
+            _warm_up("warming up PyTorch", pytorch, cubes, warmup)
+            (ours, theirs), board = _timed((engine, pytorch), cubes, limit, watch)
+            described = opened.describe()
     pairs = list(zip(ours, theirs, strict=True))
     comparison = Comparison(
         theirs,
@@ -198,6 +180,13 @@ def _measured(
         described,
     )
     return Measured(ours, bundle.engine.describe(), peak, board, metrics_by, comparison)
+
+
+def _warm_up(label: str, way: Callable[[Float32], Times], cubes: Sequence[Float32], frames: int) -> None:
+    with console.progress(label) as moved:
+        for index in range(frames):
+            moved(index, frames)
+            way(cubes[index % len(cubes)])
 
 
 def latency_ms(times: Sequence[Times]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from calibration.measuring import Measuring
 from export.networks import Network
 from export.onnx import Probe
 from runtime.prompts import Prompts
+from runtime.simulation.simulator import simulate_scene
 
 PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
 
@@ -20,9 +21,7 @@ def measuring(net: Network, lines: int, samples: int) -> Measuring:
 
 
 def simulated_probes(net: Network, size: tuple[int, int], wavelengths: Sequence[float]) -> list[Probe]:
-    """`probe_frames` of another size; wavelengths in nm that are not one per band are left aside."""
-    from runtime.simulation.simulator import simulate_scene
-
+    """What a network is fed with for a simulated scene; wavelengths in nm that are not one per band are left aside."""
     way = measuring(net, *size)
     restored = way.signature.restored
     centres = wavelengths if len(wavelengths) == restored.bands else None

@@ -13,8 +13,8 @@ from .options import (
     config_option,
     examples,
     json_option,
+    network_flags,
     network_option,
-    network_options,
     parse_size,
     read_config,
     remote_options,
@@ -79,12 +79,9 @@ def command(
     from ..finalizing.remote import finalize_remotely, parse_remote
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
-    told = network_options(options, top_k)
     flags = {
         "target": target,
-        "model.checkpoint": checkpoint,
-        "model.top_k": told.get("top_k"),
-        "model.options": told,
+        **network_flags(checkpoint, options, top_k),
         "input.frame": parse_size(size),
         "input.overlap": overlap,
         "precision": precision,

@@ -17,12 +17,13 @@ from runtime.prompts import TOLERANCES, beyond
 from .. import console
 from ..config import with_overrides
 from .options import (
+    comma_list,
     config_option,
     engine_option,
     examples,
     json_option,
+    network_flags,
     network_option,
-    network_options,
     read_config,
 )
 
@@ -73,16 +74,14 @@ def command(
     from ..checking.check import check, judged
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
-    told = network_options(options, top_k)
-    flags = {"model.checkpoint": checkpoint, "model.top_k": told.get("top_k"), "model.options": told}
-    config = with_overrides(config, {**flags, "input.scale": scale})
+    config = with_overrides(config, {**network_flags(checkpoint, options, top_k), "input.scale": scale})
     wanted = _wanted(variants)
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError("no such folder", file=report, key="--report", remedy="make the folder first")
     if scenes is not None and data is None:
         raise InputError("there is no --data to take them from", key="--scenes", value=scenes, remedy="give --data")
     with load_bundle(bundle, engine=engine) as loaded:
-        found = check(loaded, config, data=data, scenes=_names(scenes), wanted=wanted, pictured=report is not None)
+        found = check(loaded, config, data=data, scenes=comma_list(scenes), wanted=wanted, pictured=report is not None)
         gates = judged(found, config)
         show(found, gates)
         if report is not None:
@@ -98,12 +97,8 @@ def command(
     return conclude(found, gates, bundle, why)
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
 def _wanted(text: str | None) -> tuple[str, ...]:
-    names = _names(text)
+    names = comma_list(text)
     for name in names or ():
         if name not in VARIANTS:
             raise InputError(

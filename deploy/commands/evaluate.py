@@ -14,12 +14,11 @@ from runtime.files.layout import DEFAULT_LAYOUT
 
 from .. import console
 from ..reporting.plots import require_plots
-from .options import examples, json_option, network_option, network_options
+from .options import comma_list, examples, json_option, network_option, network_options
 
 if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show this command's help.
-    from calibration.cubes import UnitCube, Wanted
-    from calibration.evaluation import Cubes, Row
+    from calibration.evaluation import Row
     from calibration.quality import Quality
 
 
@@ -62,45 +61,30 @@ def command(
     missing pixels are refused. Scores of cubes that the model was trained on flatter it: name the others with --scenes.
     """
     from calibration import cubes as cube_files
-    from calibration import evaluation
 
-    from ..checking.evaluation import opened
+    from ..checking.evaluation import evaluated, opened
     from ..reporting.evaluation_report import write_evaluation
 
     require_plots()
-    wanted_scenes = None if scenes is None else tuple(dict.fromkeys(part.strip() for part in scenes.split(",")))
-    files = cube_files.find_cubes(data, wanted_scenes)
+    files = cube_files.find_cubes(data, comma_list(scenes))
     with opened(model, network_options(options, top_k)) as measured:
         chosen = _tasks(tasks, measured.measuring.tasks)
-        folder = out if out is not None else Path("evaluation") / _plain_name(Path(model))
+        given = Path(model)
+        folder = out or Path("evaluation") / (given.resolve().name if given.is_dir() else given.stem)
         _refuse_file(folder)
         wanted = cube_files.Wanted(
             measured.measuring.signature.restored.bands, scale, measured.scale, measured.wavelengths, layout, key
         )
-        centres = {name: _checked(file, wanted) for name, file in files.items()}
-        rows: list[Row] = []
-        pictured: dict[str, tuple[str, Cubes]] = {}
-        names = list(files)
-        with console.progress("evaluating") as moved:
-            moved(0, len(files) * len(chosen))
-            cubes = ((name, cube_files.unit_cube(file, wanted).cube) for name, file in files.items())
-            for row, kept in evaluation.evaluate(cubes, measured.restore, measured.measuring, tasks=chosen, seed=seed):
-                rows.append(row)
-                # Another scene for every task, so that the page shows several.
-                if row.scene == names[chosen.index(row.task) % len(names)]:
-                    pictured[row.task] = (row.scene, kept)
-                moved(len(rows), len(files) * len(chosen))
-    rows.sort(key=lambda r: chosen.index(r.task))
-    _show(rows)
+        found = evaluated(measured, files, wanted, chosen, seed)
+    _show(found.rows)
     told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--top-k", top_k)]
     told += [("--option", option) for option in options] + [("--seed", seed)]
     told += [("--layout", layout)] if layout != DEFAULT_LAYOUT else []
     again = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in told if value is not None)
     line = f"deploy evaluate {shlex.quote(model)} --data DIR {again}"
-    in_order = {task: pictured[task] for task in chosen}
-    write_evaluation(folder, measured, rows, in_order, centres, line)
+    write_evaluation(folder, measured, found, line)
     console.say(f"wrote      {folder}/evaluation.html, .md, .csv and pictures", "bold green")
-    return summary(rows, measured.name, folder, seed)
+    return summary(found.rows, measured.name, folder, seed)
 
 
 def summary(rows: Sequence[Row], model: str, out: Path, seed: int) -> dict[str, Any]:
@@ -129,30 +113,12 @@ def _figures(q: Quality | None) -> dict[str, float] | None:
     return None if q is None else {key: getattr(q, key) for key in ("psnr", "ssim", "sam", "band_psnr", "ergas")}
 
 
-def _plain_name(model: Path) -> str:
-    return model.resolve().name if model.is_dir() else model.stem
-
-
 def _tasks(text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    names = known if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    names = comma_list(text) or known
     for name in names:
         if name not in known:
             raise InputError("unknown task", key="--tasks", value=name, remedy=f"choose from {', '.join(known)}")
     return names
-
-
-def _checked(file: Path, wanted: Wanted) -> tuple[float, ...] | None:
-    """Refuse what is no clean cube for this model before any is restored, and warn of what is doubtful.
-
-    Returns:
-        Its band centres in nm, None where neither file nor model tells them.
-    """
-    from calibration import cubes as cube_files
-
-    found: UnitCube = cube_files.unit_cube(file, wanted)
-    for doubt in found.doubts:
-        console.warn(doubt)
-    return found.wavelengths
 
 
 def _refuse_file(folder: Path) -> None:

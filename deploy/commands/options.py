@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime.engines import ENGINES
 from runtime.errors import ConfigError, InputError
 
 from .. import console
@@ -79,8 +80,6 @@ def examples(*lines: str) -> str:
 
 def read_config(config_file: Path | None, *, checkpoint_given: bool) -> Config:
     """The configuration: `--config`, or ./deploy.yaml when neither it nor a checkpoint is given, or the defaults."""
-    from runtime.engines import ENGINES
-
     file = config_file
     if file is None and not checkpoint_given and Path("deploy.yaml").is_file():
         file = Path("deploy.yaml")
@@ -96,6 +95,17 @@ def parse_size(text: str | None) -> dict[str, int] | None:
     if match is None or 0 in map(int, match.groups()):
         raise InputError("not a size", key="size", value=text, remedy="lines x samples, for example 256x320")
     return {"lines": int(match[1]), "samples": int(match[2])}
+
+
+def network_flags(checkpoint: str | None, texts: Sequence[str], top_k: int | None) -> dict[str, Any]:
+    """What `--checkpoint`, `--option` and `--top-k` say, by the keys of a deploy.yaml. Raises InputError."""
+    told = network_options(texts, top_k)
+    return {"model.checkpoint": checkpoint, "model.top_k": told.get("top_k"), "model.options": told}
+
+
+def comma_list(text: str | None) -> tuple[str, ...] | None:
+    """The parts of a comma list, each once; None stays None."""
+    return None if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def network_options(texts: Sequence[str], top_k: int | None = None) -> dict[str, str | int | float | bool]:

@@ -11,7 +11,7 @@ from runtime.errors import InputError
 from .. import console
 from ..config import with_overrides
 from ..config.sections import SEARCHED_SIDE
-from .options import config_option, examples, json_option, network_option, network_options, parse_size, read_config
+from .options import config_option, examples, json_option, network_flags, network_option, parse_size, read_config
 
 SHOWN = 12
 
@@ -57,11 +57,8 @@ def command(
     from ..building.sensitivity import fp16_costs, int8_costs
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
-    told = network_options(options, top_k)
     flags = {
-        "model.checkpoint": checkpoint,
-        "model.top_k": told.get("top_k"),
-        "model.options": told,
+        **network_flags(checkpoint, options, top_k),
         "calibration.dir": calibration,
         "input.frame": parse_size(size or f"{SEARCHED_SIDE}x{SEARCHED_SIDE}"),
         "input.overlap": 0,

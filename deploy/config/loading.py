@@ -79,19 +79,20 @@ def _anchored(config: Config, folder: Path) -> Config:
         looks_like_path = any(mark in checkpoint for mark in "/\\~") or Path(checkpoint).suffix != ""
         # os.path answers False where Path.exists raises, for a name that the file system finds too long.
         if looks_like_path or os.path.exists(there):  # noqa: PTH110
-            config = config.model_copy(update={"model": config.model.model_copy(update={"checkpoint": there})})
+            config = _having(config, "model", checkpoint=there)
     if out is not None and "dir" in config.output.model_fields_set:
-        there = _seen_from(folder, out)
-        config = config.model_copy(update={"output": config.output.model_copy(update={"dir": there})})
+        config = _having(config, "output", dir=_seen_from(folder, out))
     cubes = config.calibration.dir
     if cubes is not None and cubes != SIMULATED:
-        calibration = config.calibration.model_copy(update={"dir": _seen_from(folder, cubes)})
-        config = config.model_copy(update={"calibration": calibration})
+        config = _having(config, "calibration", dir=_seen_from(folder, cubes))
     stream = config.stream
     if stream.radiometry or stream.folder is not None:
-        stream = stream.model_copy(update={"folder": _seen_from(folder, stream.folder or ".")})
-        config = config.model_copy(update={"stream": stream})
+        config = _having(config, "stream", folder=_seen_from(folder, stream.folder or "."))
     return config
+
+
+def _having(config: Config, section: str, **values: str) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
 def _seen_from(folder: Path, text: str) -> str:

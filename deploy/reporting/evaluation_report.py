@@ -9,18 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from calibration.baselines import BASELINES
-from calibration.evaluation import Cubes, Row, choices, means
+from calibration.evaluation import Row, choices, means
 from calibration.quality import Quality
 from runtime.errors import printable
 
-from ..checking.evaluation import Model
+from ..checking.evaluation import Evaluated, Model
 from .page import Case, ColourScale, Command, Picture, Plot, Report, Table, Verdict, figure_text, write_report
 from .plots import choices_plot, gains_plot, spectra_plot
 from .quicklooks import error_map, fitted, pixels_shown, png_bytes, rgb, save_bytes, side_by_side, stretch_limits
 
 STRIP_SIDE = 256
-Centres = Mapping[str, tuple[float, ...] | None]
-"""Scene -> band centres in nm, None if not told."""
 CONTENDERS = ("input", "baseline", "model")
 COLUMNS = ("task", "scene", *(f"{who} {what}" for what in ("PSNR", "SSIM", "SAM") for who in CONTENDERS), "gain")
 
@@ -33,14 +31,13 @@ class Pictures:
     cases: tuple[Case, ...]
 
 
-def pictures_of(
-    model: Model, rows: Sequence[Row], pictured: Mapping[str, tuple[str, Cubes]], centres: Centres
-) -> Pictures:
+def pictures_of(model: Model, found: Evaluated) -> Pictures:
     """Gains, experts and spectra as plots, and a strip of every task: degraded, baseline, restored, truth, error.
 
     Raises:
         MachineError: matplotlib is not installed.
     """
+    rows = found.rows
     gains = {
         task: {"baseline": b.psnr - a.psnr, "model": c.psnr - a.psnr}
         for task, (a, b, c) in means(rows).items()
@@ -50,8 +47,8 @@ def pictures_of(
     if rows[0].routing.size:
         files["experts.png"] = choices_plot(choices(rows), model.balances)
     cases = []
-    for task, (scene, cubes) in pictured.items():
-        wavelengths = centres[scene]
+    for task, (scene, cubes) in found.pictured.items():
+        wavelengths = found.centres[scene]
         stretch = stretch_limits(cubes.truth, wavelengths)
         row = next(r for r in rows if r.task == task and r.scene == scene)
         shown = {"degraded": cubes.degraded} if row.input else {}
@@ -69,11 +66,11 @@ def pictures_of(
             for label, image in images.items()
         )
         cases.append(Case(f"{task}: {scene}", described, note))
-    task, (scene, cubes) = next(iter(pictured.items()))
+    task, (scene, cubes) = next(iter(found.pictured.items()))
     series = {"degraded": cubes.degraded} if cubes.degraded.shape == cubes.truth.shape else {}
     series |= {"restored": cubes.restored, "truth": cubes.truth}
     files["spectra.png"] = spectra_plot(
-        series, pixels_shown(cubes.truth.shape), centres[scene], scale=f"share of full scale, {task}"
+        series, pixels_shown(cubes.truth.shape), found.centres[scene], scale=f"share of full scale, {task}"
     )
     return Pictures(files, tuple(cases))
 
@@ -149,21 +146,15 @@ def gain_of(before: Quality | None, after: Quality | None) -> str:
     return "-" if before is None or after is None else f"{after.psnr - before.psnr:+.2f}"
 
 
-def write_evaluation(
-    folder: Path,
-    model: Model,
-    rows: Sequence[Row],
-    pictured: Mapping[str, tuple[str, Cubes]],
-    centres: Centres,
-    line: str,
-) -> None:
+def write_evaluation(folder: Path, model: Model, found: Evaluated, line: str) -> None:
+    rows = found.rows
     scenes = [cells((row.task, row.scene), (row.input, row.baseline, row.model)) for row in rows]
     mean = [cells((task, "mean"), figures) for task, figures in means(rows).items()]
     by_task = [row for last in mean for row in (*(r for r in scenes if r[0] == last[0]), last)]
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *by_task])
     save_bytes(folder / "evaluation.csv", stream.getvalue().encode())
-    pictures = pictures_of(model, rows, pictured, centres)
+    pictures = pictures_of(model, found)
     for name, png in pictures.files.items():
         save_bytes(folder / name, png)
     save_bytes(folder / "evaluation.md", _markdown(model, scenes, mean, list(pictures.files), line).encode())
