@@ -23,6 +23,7 @@ import numpy as np
 from runtime.arrays import Float32
 from runtime.durable import replacing
 from runtime.errors import DeployError, InputError
+from runtime.signature import Plane
 from runtime.simulation.simulator import simulate_scene
 from runtime.tiles import Tile, Tiling
 
@@ -108,7 +109,6 @@ class CalibrationSet:
         skipped: cube -> why it was left out.
         doubts: what a person should know before trusting figures from it.
         measuring: how frames come from the cubes.
-        size: lines and samples of a frame.
         read: cube by name, float32 [bands, lines, samples].
     """
 
@@ -119,8 +119,12 @@ class CalibrationSet:
     skipped: Mapping[str, str]
     doubts: tuple[str, ...]
     measuring: Measuring
-    size: tuple[int, int]
     read: Callable[[str], Float32]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Lines and samples of a frame."""
+        return self.measuring.signature.measured.size
 
     @property
     def _shape(self) -> tuple[object, ...]:
@@ -139,18 +143,18 @@ class CalibrationSet:
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def at_size(self, lines: int, samples: int) -> CalibrationSet:
+    def made_by(self, measuring: Measuring) -> CalibrationSet:
         """The same set in frames of another size; where a cube has no room for a frame at its place, it is moved."""
 
         def moved(origin: Origin) -> Origin:
             room = [
                 max(0, have - want)
-                for have, want in zip(self.cubes[origin.cube].shape[1:], (lines, samples), strict=True)
+                for have, want in zip(self.cubes[origin.cube].shape[1:], _cut(measuring, origin.task).size, strict=True)
             ]
             return replace(origin, line=min(origin.line, room[0]), sample=min(origin.sample, room[1]))
 
         fit, judge = (tuple(map(moved, origins)) for origins in (self.fit, self.judge))
-        return replace(self, fit=fit, judge=judge, size=(lines, samples))
+        return replace(self, fit=fit, judge=judge, measuring=measuring)
 
     def samples(self, origins: Sequence[Origin], kept: Path | None = None) -> Iterator[Sample]:
         """The frames of these origins, one after the other.
@@ -177,25 +181,26 @@ class CalibrationSet:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def _made(self, origin: Origin, cube: Float32) -> Sample:
-        part = cube[origin.band : origin.band + self._bands(origin)]
-        lines, samples = (min(a, b) for a, b in zip(self.size, part.shape[1:], strict=True))
+        plane = _cut(self.measuring, origin.task)
+        part = cube[origin.band : origin.band + plane.bands]
+        lines, samples = (min(a, b) for a, b in zip(plane.size, part.shape[1:], strict=True))
         tile = Tile(origin.line, origin.sample, lines, samples)
-        clean = Tiling((part.shape[1], part.shape[2]), self.size, 0).cut(part, tile)[0]
+        clean = Tiling((part.shape[1], part.shape[2]), plane.size, 0).cut(part, tile)[0]
         rng = np.random.default_rng([self.asked.seed, zlib.crc32(repr(origin).encode())])
         flown = origin.task == AS_FLOWN
         feeds = self.measuring.feeds(clean if flown else self.measuring.measured(origin.task, clean, rng))
         frame = feeds[self.measuring.signature.measured.name]
         return Sample(origin, feeds, None if flown else clean, hashlib.sha256(frame.tobytes()).hexdigest())
 
-    def _bands(self, origin: Origin) -> int:
-        signature = self.measuring.signature
-        return signature.measured.bands if origin.task == AS_FLOWN else signature.restored.bands
+
+def _cut(measuring: Measuring, task: str) -> Plane:
+    """What is cut out of a cube for a frame: what the instrument measures of is as large as what is restored."""
+    return measuring.signature.measured if task == AS_FLOWN else measuring.signature.restored
 
 
 def calibration_set(
     asked: Asked,
     wanted: Wanted,
-    size: tuple[int, int],
     measuring: Measuring,
     progress: Callable[[int, int], None] | None = None,
     *,
@@ -206,15 +211,14 @@ def calibration_set(
     Args:
         asked: what the set is to be.
         wanted: what the network asks of a cube.
-        size: lines and samples of a frame.
-        measuring: how frames come from cubes.
+        measuring: how frames come from cubes, and how large they are.
         progress: called with (cubes looked at, in all).
         scene_size: lines and samples of simulated scenes, as large as any frame that they are to fill.
 
     Raises:
         InputError: no such folder; a cube that cannot be used, unless such are skipped; fewer than two that can.
     """
-    scene_size = scene_size or size
+    scene_size = scene_size or measuring.signature.restored.size
     known, skipped, doubts, read = _survey(asked, wanted, scene_size, progress)
     names = sorted(known)
     rng = np.random.default_rng([asked.seed, 1])
@@ -233,7 +237,8 @@ def calibration_set(
             return scenes(name) if name in judged else flown(name)
 
     def drawn(name: str, task: str) -> Origin:
-        room = [max(0, have - want) for have, want in zip(known[name].shape, (wanted.bands, *size), strict=True)]
+        shape = wanted.bands, *_cut(measuring, task).size
+        room = [max(0, have - want) for have, want in zip(known[name].shape, shape, strict=True)]
         return Origin(name, task, *(int(rng.integers(0, most + 1)) for most in room))
 
     turns = len(fitted), len(tasks)
@@ -244,7 +249,7 @@ def calibration_set(
     used = {o.cube for o in (*fit, *judge)}
     return CalibrationSet(
         asked, tuple(fit), tuple(judge), {n: r for n, r in known.items() if n in used}, skipped, tuple(doubts),
-        measuring, size, read,
+        measuring, read,
     )  # fmt: skip
 
 

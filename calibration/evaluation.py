@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.baselines import BASELINES
-from calibration.measuring import Measuring, bands_measured
+from calibration.measuring import Measuring, bands_measured, fitting
 from calibration.quality import Quality, quality
 from runtime.arrays import Float32
 from runtime.errors import CubeError
@@ -74,7 +74,7 @@ def evaluate(
         MachineError: the baselines' library is not installed.
     """
     for name, scene in scenes:
-        truth = measuring.fitting(scene)
+        truth = fitting(measuring.signature, scene)
         for task in measuring.tasks if tasks is None else tasks:
             rng = np.random.default_rng([seed, measuring.tasks.index(task), zlib.crc32(name.encode())])
             degraded = measuring.measured(task, truth, rng)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,18 @@ class Measuring:
         tasks: what it is judged by.
         measure: (task, clean cube [bands, lines, samples], random numbers) -> what is measured of it; None damages the
             cube by `calibration.degradations`.
+
+    Raises:
+        ValueError: there is no `measure`, and what is restored is unlike what is measured.
     """
 
     prompts: Prompts
     tasks: tuple[str, ...] = TASKS
     measure: Measure | None = None
+
+    def __post_init__(self) -> None:
+        if self.measure is None and not self.signature.alike:
+            raise ValueError("what is not measured as it is restored needs a `measure` of its instrument")
 
     @property
     def signature(self) -> Signature:
@@ -55,24 +63,26 @@ class Measuring:
         """What the engine is fed with for a measured frame [bands, lines, samples]."""
         return {self.signature.measured.name: np.ascontiguousarray(measured[None]), **self.prompts(measured)}
 
-    def fitting(self, clean: Float32) -> Float32:
-        """A clean cube as large as the network can restore: its middle, where frames have one place only.
 
-        Raises:
-            CubeError: it is smaller.
-        """
-        size = self.signature.restored.size
-        if self.signature.tiling == "free" or clean.shape[1:] == size:
-            return clean
-        first = [(have - want) // 2 for have, want in zip(clean.shape[1:], size, strict=True)]
-        if min(first) < 0:
-            raise CubeError(
-                "the cube is smaller than the network's one frame",
-                key="cube",
-                value=f"{clean.shape[1]}x{clean.shape[2]}",
-                remedy=f"give {size[0]} lines x {size[1]} samples, or more",
-            )
-        return clean[:, first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
+def fitting(signature: Signature, clean: Float32, file: Path | None = None) -> Float32:
+    """A clean cube as large as the network can restore: its middle, where frames have one place only.
+
+    Raises:
+        CubeError: it is smaller.
+    """
+    size = signature.restored.size
+    if signature.tiling == "free" or clean.shape[1:] == size:
+        return clean
+    first = [(have - want) // 2 for have, want in zip(clean.shape[1:], size, strict=True)]
+    if min(first) < 0:
+        raise CubeError(
+            "the cube is smaller than the network's one frame",
+            file=file,
+            key="cube",
+            value=f"{clean.shape[1]}x{clean.shape[2]}",
+            remedy=f"give {size[0]} lines x {size[1]} samples, or more",
+        )
+    return clean[:, first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
 
 
 def bands_measured(task: str, degraded: Float32, truth: Float32) -> NDArray[np.bool_] | None:

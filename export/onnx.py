@@ -67,15 +67,17 @@ class Agreement:
 
 def check_size(net: Network, lines: int, samples: int) -> None:
     """Refuse a frame size that the network does not take. Raises InputError."""
-    multiple = net.architecture.multiple
-    if min(lines, samples) < multiple or lines % multiple or samples % multiple:
-        nearest = [max(multiple, round(n / multiple) * multiple) for n in (lines, samples)]
-        raise InputError(
-            "the network does not take frames of this size",
-            key="size",
-            value=f"{lines}x{samples}",
-            remedy=f"lines and samples are multiples of {multiple}, for example {nearest[0]}x{nearest[1]}",
-        )
+    if min(lines, samples) > 0 and net.frame(lines, samples) == (lines, samples):
+        return
+    multiple, only = net.architecture.multiple, net.architecture.size(net.module)
+    nearest = [max(multiple, round(n / multiple) * multiple) for n in (lines, samples)]
+    raise InputError(
+        "the network does not take frames of this size",
+        key="size",
+        value=f"{lines}x{samples}",
+        remedy=f"its one frame is {only[0]}x{only[1]}" if only
+        else f"lines and samples are multiples of {multiple}, for example {nearest[0]}x{nearest[1]}",
+    )  # fmt: skip
 
 
 def export_graph(net: Network, lines: int, samples: int) -> Graph:

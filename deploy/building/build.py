@@ -36,6 +36,8 @@ from .precision import Decision
 from .variants import decide, make_variants
 
 METRICS_GRAPH = "graphs/metrics.onnx"
+OWN = (MANIFEST, MADE, "graphs", "golden", "engine", "report")
+"""What a bundle keeps for its own files."""
 ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32, on the CPU"}}
 """What a manifest says of figures that were not measured in the engine that flies."""
 
@@ -91,6 +93,7 @@ def build(
     exporting.check_size(net, frame.lines, frame.samples)
     _check_bands(config, net)
     signature = net.signature(frame.lines, frame.samples)
+    _check_constants(signature)
     # Before the long work: not every set of metrics has a graph.
     module = _metrics_module(signature) if target.metrics == "graph" else None
     scale, scale_from = _scale(config, net, scale_flag)
@@ -146,14 +149,6 @@ def build(
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
         files |= variants.files
-        arrays = golden_arrays(signature)
-        if len({*files, *arrays.values(), MANIFEST, MADE}) < len(files) + len(arrays) + 2:
-            raise InputError(
-                "a constant of the network has the path of another file of the bundle",
-                key="signature",
-                value=", ".join(prompt.of for prompt in signature.constants),
-                remedy="give it one of its own, such as prompts/code.npy",
-            )
         files |= golden_files(net, plan, graphs, diverse)
         write_bundle(finished, files, manifest)
         if step.record is not None:
@@ -306,6 +301,17 @@ def _check_bands(config: Config, net: Network) -> None:
             key="input.wavelengths",
             remedy="give one wavelength per band",
         )
+
+
+def _check_constants(signature: Signature) -> None:
+    for prompt in signature.constants:
+        if prompt.of.partition("/")[0] in OWN:
+            raise InputError(
+                f"the constant {prompt.name} has a path that the bundle keeps for its own files",
+                key="signature",
+                value=prompt.of,
+                remedy=f"give it another one, such as prompts/{prompt.name}.npy",
+            )
 
 
 def _scale(config: Config, net: Network, flag: bool) -> tuple[float | None, str | None]:

@@ -7,6 +7,7 @@ from calibration import agreement, dataset
 from calibration import cubes as cube_files
 from calibration.agreement import Case
 from calibration.dataset import CalibrationSet, Origin
+from calibration.measuring import Measuring
 from export.networks import Network
 from export.torch_engine import TorchEngine
 from runtime.errors import InputError
@@ -38,8 +39,7 @@ def open_calibration(
     wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
     # The scale of the build: the flag's or the configuration's beats the files', the model's does not.
     wanted = cube_files.Wanted(net.smallest.restored.bands, config.input.scale, scale, wavelengths)
-    size = whole_frame(config) if whole else searched_frame(config, net)
-    way = measuring(net, *size)
+    way, scene_size = _measured(config, net, whole=whole)
     if asked.cubes == "as_flown" and way.measure is not None:
         raise InputError(
             "this network is calibrated with clean cubes, which its instrument is simulated on",
@@ -48,7 +48,7 @@ def open_calibration(
             remedy="give clean cubes, and say calibration.cubes: clean",
         )
     with console.progress("looking at the calibration cubes") as moved:
-        found = dataset.calibration_set(asked, wanted, size, way, moved, scene_size=whole_frame(config))
+        found = dataset.calibration_set(asked, wanted, way, moved, scene_size=scene_size)
     for doubt in found.doubts:
         console.warn(doubt)
     if found.skipped:
@@ -62,24 +62,18 @@ def open_calibration(
 def simulated_frames(config: Config, net: Network) -> CalibrationSet:
     """Simulated scenes to judge precisions by, where no calibration cubes are given."""
     wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
-    return dataset.calibration_set(
-        dataset.Asked(SIMULATED),
-        cube_files.Wanted(net.smallest.restored.bands, wavelengths=wavelengths),
-        size := searched_frame(config, net),
-        measuring(net, *size),
-        scene_size=whole_frame(config),
-    )
+    way, scene_size = _measured(config, net)
+    wanted = cube_files.Wanted(net.smallest.restored.bands, wavelengths=wavelengths)
+    return dataset.calibration_set(dataset.Asked(SIMULATED), wanted, way, scene_size=scene_size)
 
 
-def whole_frame(config: Config) -> tuple[int, int]:
-    return config.input.frame.lines, config.input.frame.samples
-
-
-def searched_frame(config: Config, net: Network) -> tuple[int, int]:
+def _measured(config: Config, net: Network, *, whole: bool = False) -> tuple[Measuring, tuple[int, int]]:
+    """How frames are made, of the search unless `whole`; and what a scene needs to fill the configuration's frame."""
     frame = config.input.frame
-    if net.smallest.tiling == "fixed":
-        return frame.lines, frame.samples
-    return min(SEARCHED_SIDE, frame.lines), min(SEARCHED_SIDE, frame.samples)
+    largest = measuring(net, frame.lines, frame.samples)
+    searched = net.frame(min(SEARCHED_SIDE, frame.lines), min(SEARCHED_SIDE, frame.samples))
+    way = largest if whole or largest.signature.tiling == "fixed" else measuring(net, *searched)
+    return way, largest.signature.restored.size
 
 
 def cases(net: Network, frames: CalibrationSet, origins: Sequence[Origin], kept: Path | None) -> Iterator[Case]:

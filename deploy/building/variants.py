@@ -14,6 +14,7 @@ from runtime.signature import Signature
 
 from .. import console
 from ..checking.half import in_half
+from ..checking.probes import measuring
 from ..config import Config
 from .calibration_frames import simulated_frames
 from .candidates import fastest, judged_candidates, timed
@@ -52,7 +53,7 @@ def make_variants(
     """
     if plan.precision not in ("int8", "auto"):
         return Variants(graphs)
-    judged = (frames or simulated_frames(config, net)).at_size(plan.lines, plan.samples)
+    judged = (frames or simulated_frames(config, net)).made_by(measuring(net, plan.lines, plan.samples))
     if frames is None:
         told = "no calibration cubes were given, so int8 was left out" if "int8" in plan.target.precisions else None
         return Variants(graphs, judged, without_int8=told)

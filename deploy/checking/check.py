@@ -5,6 +5,7 @@ from pathlib import Path
 
 from calibration import cubes as cube_files
 from calibration.figures import figures
+from calibration.measuring import fitting
 from export import networks
 from export.networks import Network
 from runtime.arrays import Float32
@@ -77,7 +78,9 @@ def _read(
     wanted = cube_files.Wanted(bands, config.input.scale, m.scale, tuple(m.wavelengths) if m.wavelengths else None)
     files = cube_files.find_cubes(data, scenes)
     for file in files.values():
-        for doubt in cube_files.unit_cube(file, wanted).doubts:
+        looked = cube_files.unit_cube(file, wanted)
+        fitting(m.signature, looked.cube, file)
+        for doubt in looked.doubts:
             console.warn(doubt)
     return len(files), ((name, cube_files.unit_cube(file, wanted).cube) for name, file in files.items())
 

@@ -13,7 +13,7 @@ from calibration import agreement
 from calibration.agreement import Cost, Routing
 from calibration.evaluation import known_mean, mean_quality
 from calibration.half_arithmetic import half_arithmetic
-from calibration.measuring import bands_measured
+from calibration.measuring import bands_measured, fitting
 from calibration.parting import Parting, parting
 from calibration.products import int8_share
 from calibration.quality import Quality, quality
@@ -214,7 +214,7 @@ def compare(
         ways = _ways(bundle, graphs, wanted, stack)
         with console.progress("checking") as moved:
             for number, (name, clean) in enumerate(cubes):
-                truth = way.fitting(clean)
+                truth = fitting(signature, clean)
                 names.append(name)
                 for place, task in enumerate(tasks):
                     moved(number * len(tasks) + place, total * len(tasks))
@@ -331,10 +331,10 @@ def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32) -> _Own:
     done = _restored(degraded, _Way(infer, signature, bundle.manifest.overlap, "pytorch", prompts))
     cube, routing = np.asarray(done.cube, np.float32), _routing(done)
     leads = np.stack(margins).reshape(routing.shape[:-1]) if routing.size else np.zeros(0, np.float32)
-    if signature.tiling == "fixed" or (degraded.shape[1] <= frame[0] and degraded.shape[2] <= frame[1]):
+    alone = signature.tiling == "fixed" or net.architecture.size(net.module) is not None
+    if alone or (degraded.shape[1] <= frame[0] and degraded.shape[2] <= frame[1]):
         return _Own(cube, routing, leads, cube)
-    multiple = net.architecture.multiple
-    whole = TorchEngine(net, *(-(-side // multiple) * multiple for side in degraded.shape[1:]))
+    whole = TorchEngine(net, *net.frame(*degraded.shape[1:]))
     untiled = _restored(degraded, _Way(whole.infer, whole.signature, 0, "pytorch", prompts))
     return _Own(cube, routing, leads, np.asarray(untiled.cube, np.float32))
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from calibration import evaluation
 from calibration.cubes import Wanted, unit_cube
 from calibration.evaluation import Cubes, Restore, Row
-from calibration.measuring import Measuring
+from calibration.measuring import Measuring, fitting
 from export import networks
 from export.networks import Network
+from export.onnx import check_size
 from export.torch_engine import TorchEngine
 from runtime.arrays import Float32
 from runtime.bundle import load_bundle
@@ -22,6 +23,7 @@ from runtime.errors import InputError
 from runtime.restore import Restored, restore_cube
 
 from .. import console
+from ..config.sections import Frame
 from .probes import measuring
 
 LARGEST_FRAME = 512
@@ -50,16 +52,29 @@ class Model:
     wavelengths: tuple[float, ...] | None
     balances: NDArray[np.float64] | None
 
+    @property
+    def part(self) -> str:
+        """What of a scene is judged."""
+        restored = self.measuring.signature.restored
+        whole = self.measuring.signature.tiling == "free"
+        return "whole scenes" if whole else f"the middle {restored.lines}x{restored.samples} of every scene"
+
 
 @contextmanager
-def opened(model: str, options: Mapping[str, Any]) -> Iterator[Model]:
-    """A packaged model, a checkpoint or a bundle, whose engine is closed in the end. Raises DeployError."""
+def opened(model: str, options: Mapping[str, Any], size: Mapping[str, int] | None = None) -> Iterator[Model]:
+    """A packaged model, a checkpoint or a bundle, whose engine is closed in the end. Raises DeployError.
+
+    Args:
+        model: its name or path.
+        options: of the network.
+        size: lines and samples of a checkpoint's frames, instead of those of `_from_checkpoint`.
+    """
     if not Path(model).is_dir():
-        yield _from_checkpoint(model, options)
+        yield _from_checkpoint(model, options, size)
         return
-    for name, value in options.items():
-        asked = "--top-k" if name == "top_k" else "--option"
-        raise InputError("a bundle's options are fixed", key=asked, value=f"{name}={value}", remedy="leave it out")
+    given = {"--top-k" if name == "top_k" else "--option": f"{name}={value}" for name, value in options.items()}
+    for key, value in {**given, **({"--size": "x".join(map(str, size.values()))} if size else {})}.items():
+        raise InputError("a bundle's options and frame are fixed", key=key, value=value, remedy="leave it out")
     with load_bundle(Path(model)) as bundle:
         m = bundle.manifest
         architecture = networks.ARCHITECTURES.get(m.network.architecture)
@@ -80,20 +95,28 @@ def opened(model: str, options: Mapping[str, Any]) -> Iterator[Model]:
         yield Model(model, m.network.about, restore, way, m.scale, centres, None)
 
 
-def _from_checkpoint(name: str, options: Mapping[str, Any]) -> Model:
+def _from_checkpoint(name: str, options: Mapping[str, Any], size: Mapping[str, int] | None) -> Model:
+    """Cubes are one frame where they may, or tiles; a network whose frames have one place takes those of a build."""
     net: Network = networks.load_checkpoint(name, **options)
     architecture, facts = net.architecture, net.facts
-    multiple = architecture.multiple
-    way = measuring(net, multiple, multiple)
+    frame = (size["lines"], size["samples"]) if size else net.frame(Frame().lines, Frame().samples)
+    check_size(net, *frame)
+    way = measuring(net, *frame)
 
     def restore(cube: Float32) -> tuple[Float32, Float32]:
-        lines, samples = (min(LARGEST_FRAME, -(-n // multiple) * multiple) for n in cube.shape[1:])
-        engine = TorchEngine(net, lines, samples)
-        overlap = FRAME_OVERLAP if max(cube.shape[1:]) > LARGEST_FRAME else 0
+        lines, samples = cube.shape[1:]
+        own = frame if size or way.signature.tiling == "fixed" else _largest(net, lines, samples)
+        engine = TorchEngine(net, *own)
+        alone = way.signature.tiling == "fixed" or (lines <= own[0] and samples <= own[1])
+        overlap = 0 if alone else min(FRAME_OVERLAP, min(own) // 2)
         return _mean_routing(restore_cube(cube, engine.infer, engine.signature, overlap=overlap, prompts=way.prompts))
 
     shares = architecture.routing.balances(net.module) if architecture.routing else None
     return Model(name, facts.about, restore, way, facts.scale, facts.wavelengths or None, shares)
+
+
+def _largest(net: Network, lines: int, samples: int) -> tuple[int, int]:
+    return net.frame(min(LARGEST_FRAME, lines), min(LARGEST_FRAME, samples))
 
 
 def _mean_routing(restored: Restored) -> tuple[Float32, Float32]:
@@ -123,6 +146,7 @@ def evaluated(model: Model, files: Mapping[str, Path], wanted: Wanted, tasks: tu
     centres, names = {}, list(files)
     for name, file in files.items():
         looked = unit_cube(file, wanted)
+        fitting(model.measuring.signature, looked.cube, file)
         centres[name] = looked.wavelengths
         for doubt in looked.doubts:
             console.warn(doubt)

@@ -14,7 +14,7 @@ from runtime.files.layout import DEFAULT_LAYOUT
 
 from .. import console
 from ..reporting.plots import require_plots
-from .options import comma_list, examples, json_option, network_option, network_options
+from .options import comma_list, examples, json_option, network_option, network_options, parse_size
 
 if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show this command's help.
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 @click.option("--scale", type=float, help="Number that stands for 1.0 in cubes of integers; beats file's and model's.")
 @click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
 @click.option("--key", help="Name of the array in .npz and .mat files.")
+@click.option(
+    "--size", help="Lines x samples of a checkpoint's frames [whole scenes, or 256x256 where frames have one place]."
+)
 @click.option("--top-k", type=int, help="Experts that run for a frame, where the checkpoint does not tell it.")
 @network_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the degradations.")
@@ -50,6 +53,7 @@ def command(
     scale: float | None,
     layout: str,
     key: str | None,
+    size: str | None,
     top_k: int | None,
     options: tuple[str, ...],
     seed: int,
@@ -67,7 +71,7 @@ def command(
 
     require_plots()
     files = cube_files.find_cubes(data, comma_list(scenes))
-    with opened(model, network_options(options, top_k)) as measured:
+    with opened(model, network_options(options, top_k), parse_size(size)) as measured:
         chosen = _tasks(tasks, measured.measuring.tasks)
         given = Path(model)
         folder = out or Path("evaluation") / (given.resolve().name if given.is_dir() else given.stem)
@@ -75,10 +79,11 @@ def command(
         wanted = cube_files.Wanted(
             measured.measuring.signature.restored.bands, scale, measured.scale, measured.wavelengths, layout, key
         )
+        console.say(f"judges     {measured.part}")
         found = evaluated(measured, files, wanted, chosen, seed)
     _show(found.rows)
-    told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--top-k", top_k)]
-    told += [("--option", option) for option in options] + [("--seed", seed)]
+    told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--size", size)]
+    told += [("--top-k", top_k), *(("--option", option) for option in options), ("--seed", seed)]
     told += [("--layout", layout)] if layout != DEFAULT_LAYOUT else []
     again = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in told if value is not None)
     line = f"deploy evaluate {shlex.quote(model)} --data DIR {again}"

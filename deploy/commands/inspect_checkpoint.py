@@ -57,7 +57,7 @@ def inspect_checkpoint(name: Path) -> dict[str, Any]:
         ("architecture", f"{net.architecture.id}: {net.architecture.about(net.module)}"),
         ("parameters", f"{net.parameters / 1e6:.2f} M in {len(shapes)} tensors"),
         ("options", ", ".join(f"{key} {value}" for key, value in net.options.items()) or "none"),
-        ("least frame", plane_text(signature.measured)),
+        ("one frame" if net.architecture.size(net.module) else "least frame", plane_text(signature.measured)),
         ("restored", plane_text(signature.restored)),
         *((f"takes {p.name}", f"{p.kind} {p.of}, {list(p.shape)}") for p in signature.prompts),
         *((f"gives {s.name}", f"{s.kind}, {list(s.shape)}") for s in signature.side),

@@ -123,7 +123,7 @@ def evaluation_page(
         tables=(means_table, Table("Every scene", COLUMNS, tuple(scenes))),
         routing=bool(rows[0].routing.size),
         commands=(Command(line, "measures it and writes this page"),),
-        footnotes=("Scores of cubes that the model was trained on flatter it.",),
+        footnotes=("Scores of cubes that the model was trained on flatter it.", f"Judged are {model.part}."),
     )
 
 
@@ -180,7 +180,7 @@ def _markdown(
             f"    {printable(line)}",
             "",
             "PSNR in dB from the mean squared error over all elements, SAM in degrees; for bandloss over the lost "
-            "bands.",
+            f"bands. Judged are {model.part}.",
             "",
             "## Means over scenes",
             "",

@@ -46,13 +46,14 @@ class Architecture:
     Attributes:
         id: its name in checkpoints and manifests.
         module: class of its networks: `module(frame, *prompts) -> restored`, or (restored, *side).
-        multiple: lines and samples of a frame are multiples of it.
+        multiple: lines and samples of a frame are multiples of it, unless the network has a `size`.
         recognises: whether these are the keys of its state dict, complete or not.
         load: (state, configuration that came with it, options, file) -> the network with these weights. Raises
             CheckpointError.
         signature: (network, lines, samples) -> what it takes and gives.
         static: the form that is deployed, in eval mode, with the inputs and outputs of the signature.
         configuration: plain values that fix the network, for JSON.
+        size: lines and samples of the one frame that a network takes, as with a mask inside; None where any multiple.
         about: the network in a few words, for people.
         tasks: what it is measured by, one at least; of `measure`, else of `calibration.degradations`.
         stored: tensors that a checkpoint keeps; the state dict.
@@ -75,6 +76,7 @@ class Architecture:
     configuration: Callable[[Any], dict[str, Any]]
     about: Callable[[Any], str]
     tasks: tuple[str, ...]
+    size: Callable[[Any], tuple[int, int] | None] = lambda module: None
     stored: Callable[[Any], Mapping[str, Tensor]] = lambda module: module.state_dict()
     module_name: Callable[[str], str] = lambda part: part
     options: Mapping[str, str] = field(default_factory=dict)
@@ -121,7 +123,14 @@ class Network:
     @property
     def smallest(self) -> Signature:
         """`signature` of the smallest frame, where the size does not matter."""
-        return self.signature(self.architecture.multiple, self.architecture.multiple)
+        return self.signature(*self.frame(1, 1))
+
+    def frame(self, lines: int, samples: int) -> tuple[int, int]:
+        """The least frame that so many lines and samples fill; its one frame where it takes no other."""
+        multiple = self.architecture.multiple
+        return self.architecture.size(self.module) or (
+            -(-lines // multiple) * multiple, -(-samples // multiple) * multiple
+        )  # fmt: skip
 
     @property
     def configuration(self) -> dict[str, Any]:

@@ -47,8 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of(tmp_path_factory.mktemp("cubes"), 6)
 
 
+def sized(lines: int, samples: int) -> Measuring:
+    return Measuring(Prompts(damp_like(4, lines, samples)))
+
+
 def drawn(source: object, size: tuple[int, int] = SIZE, wanted: Wanted = WANTED, **asked: Any) -> CalibrationSet:
-    return calibration_set(Asked(str(source), **asked), wanted, size, MEASURING)
+    return calibration_set(Asked(str(source), **asked), wanted, sized(*size))
 
 
 def all_samples(found: CalibrationSet, kept: Path | None = None) -> list[Sample]:
@@ -207,9 +211,9 @@ def test_a_damaged_frame_is_made_again(folder: Path, tmp_path: Path, damage: str
 def test_sets_that_differ_share_no_kept_frame(folder: Path, tmp_path: Path) -> None:
     asked = Asked(str(folder), samples=6)
     sets = [
-        calibration_set(asked, WANTED, SIZE, MEASURING),
-        calibration_set(asked, WANTED, (12, 20), MEASURING),
-        calibration_set(replace(asked, seed=1), WANTED, SIZE, MEASURING),
+        calibration_set(asked, WANTED, sized(*SIZE)),
+        calibration_set(asked, WANTED, sized(12, 20)),
+        calibration_set(replace(asked, seed=1), WANTED, sized(*SIZE)),
     ]
     for found in sets:
         assert_same_frames(all_samples(found, tmp_path), all_samples(found))
@@ -228,7 +232,7 @@ def test_kept_frames_have_the_constants_and_the_instrument_of_the_set_that_asks(
     for code, measure, factor in ((0, dark, 0.5), (1, dark, 0.5), (1, bright, 2)):
         given = np.full((1, 2), code, np.float32)
         way = Measuring(Prompts(signature, {"code": given}), ("one",), measure)
-        for sample in all_samples(calibration_set(Asked(str(folder), samples=3), WANTED, SIZE, way), tmp_path):
+        for sample in all_samples(calibration_set(Asked(str(folder), samples=3), WANTED, way), tmp_path):
             np.testing.assert_array_equal(sample.feeds["code"], given)
             assert sample.truth is not None
             np.testing.assert_array_equal(sample.feeds["frame"][0], sample.truth * np.float32(factor))
@@ -237,14 +241,14 @@ def test_kept_frames_have_the_constants_and_the_instrument_of_the_set_that_asks(
 def test_kept_frames_have_the_metrics_of_the_set_that_asks(folder: Path, tmp_path: Path) -> None:
     asked = Asked(str(folder), samples=3)
     for metric_set, count in (("paper6", 6), ("reference15", 15)):
-        found = calibration_set(asked, WANTED, SIZE, Measuring(Prompts(damp_like(4, *SIZE, metrics=metric_set))))
+        found = calibration_set(asked, WANTED, Measuring(Prompts(damp_like(4, *SIZE, metrics=metric_set))))
         assert {s.feeds["metrics"].shape for s in found.samples(found.fit, tmp_path)} == {(1, count)}
 
 
 @pytest.mark.parametrize("size", [(8, 24), (40, 40), (33, 9), (64, 16)])
 def test_frames_of_another_size_stay_inside_the_cube(folder: Path, size: tuple[int, int]) -> None:
     found = drawn(folder)
-    other = found.at_size(*size)
+    other = found.made_by(sized(*size))
     assert other.size == size and found.size == SIZE
     assert [(o.cube, o.task, o.band) for o in other.fit] == [(o.cube, o.task, o.band) for o in found.fit]
     for before, after in zip((*found.fit, *found.judge), (*other.fit, *other.judge), strict=True):
@@ -382,7 +386,7 @@ def test_who_has_cubes_with_more_bands_is_told_of_band_groups(tmp_path: Path) ->
 
 def test_every_cube_that_was_looked_at_is_told(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
-    calibration_set(Asked(str(folder)), WANTED, SIZE, MEASURING, lambda done, of: seen.append((done, of)))
+    calibration_set(Asked(str(folder)), WANTED, sized(*SIZE), lambda done, of: seen.append((done, of)))
     assert seen == [(i, 6) for i in range(1, 7)]
 
 

@@ -15,7 +15,7 @@ from calibration.cubes import Wanted
 from calibration.dataset import Asked, CalibrationSet, calibration_set
 from calibration.degradations import DEGRADATIONS, TRAINING, UNSEEN
 from calibration.evaluation import evaluate, means
-from calibration.measuring import CLEAN, TASKS, Measuring
+from calibration.measuring import CLEAN, TASKS, Measuring, fitting
 from calibration.quality import psnr, quality
 from runtime.errors import CubeError
 from runtime.metrics import prompt_metrics
@@ -106,24 +106,24 @@ def test_feeds_are_the_frame_and_what_goes_beside_it() -> None:
 
 def test_a_frame_that_has_one_place_is_the_middle_of_a_cube() -> None:
     clean = scene(1, 21, 30)
-    np.testing.assert_array_equal(OWN.fitting(clean), clean[:, 2:18, 3:27])
+    np.testing.assert_array_equal(fitting(SIGNATURE, clean), clean[:, 2:18, 3:27])
     exact = scene(1)
-    assert OWN.fitting(exact) is exact
-    assert OWN.fitting(clean[:, :16]).shape == OWN.fitting(clean[:, :, :24]).shape == (RESTORED, *SIZE)
+    assert fitting(SIGNATURE, exact) is exact
+    assert fitting(SIGNATURE, clean[:, :16]).shape == fitting(SIGNATURE, clean[:, :, :24]).shape == (RESTORED, *SIZE)
 
 
 @pytest.mark.parametrize("size", [(15, 24), (16, 23), (15, 100), (1, 1)])
 def test_a_cube_that_is_smaller_than_the_one_frame_is_refused(size: tuple[int, int]) -> None:
     small = np.zeros((RESTORED, *size), np.float32)
     with pytest.raises(CubeError, match="smaller than the network's one frame") as caught:
-        OWN.fitting(small)
+        fitting(SIGNATURE, small)
     assert caught.value.value == f"{size[0]}x{size[1]}" and "16 lines x 24 samples" in caught.value.remedy
 
 
 @pytest.mark.parametrize("size", [(15, 24), SIZE, (40, 50)])
 def test_frames_that_lie_anywhere_leave_a_cube_as_it_is(size: tuple[int, int]) -> None:
     cube = np.zeros((RESTORED, *size), np.float32)
-    assert DAMAGING.fitting(cube) is cube
+    assert fitting(DAMAGING.signature, cube) is cube
 
 
 # Evaluation
@@ -139,7 +139,7 @@ def test_what_an_instrument_measures_has_no_quality_of_its_own() -> None:
     found = list(evaluate(scenes.items(), restored, OWN))
     assert [(row.scene, row.task) for row, _ in found] == [(s, t) for s in "ab" for t in ("still", "dim")]
     for row, cubes in found:
-        truth = OWN.fitting(scenes[row.scene])
+        truth = fitting(SIGNATURE, scenes[row.scene])
         assert row.input is None and row.baseline is None and cubes.baseline is None
         assert row.routing.shape == (0, 0)
         assert row.model == quality(unmixed(cubes.degraded), truth, None)
@@ -179,7 +179,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(folder: Path, measuring: Measuring = OWN) -> CalibrationSet:
-    return calibration_set(Asked(str(folder), samples=8, judged=2), Wanted(bands=RESTORED), SIZE, measuring)
+    return calibration_set(Asked(str(folder), samples=8, judged=2), Wanted(bands=RESTORED), measuring)
 
 
 def test_a_set_of_an_instruments_frames_has_truths_of_more_bands(folder: Path, tmp_path: Path) -> None:
@@ -203,10 +203,37 @@ def test_a_set_of_an_instruments_frames_has_truths_of_more_bands(folder: Path, t
 
 
 def test_simulated_scenes_are_measured_by_the_instrument_too() -> None:
-    found = calibration_set(Asked("simulated", samples=4, judged=1), Wanted(bands=RESTORED), SIZE, OWN)
+    found = calibration_set(Asked("simulated", samples=4, judged=1), Wanted(bands=RESTORED), OWN)
     for sample in found.samples([*found.fit, *found.judge]):
         assert sample.truth is not None and sample.truth.shape == (RESTORED, *SIZE)
         assert sample.feeds["shot"].shape == (1, MEASURED, *SIZE)
+
+
+def test_frames_and_truths_may_differ_in_size(folder: Path) -> None:
+    def disperse(task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+        return np.pad(np.einsum("mb,bls->mls", MIX, clean), ((0, 0), (0, 0), (0, 8)))
+
+    def sized(lines: int, samples: int) -> Measuring:
+        measured = replace(SIGNATURE.measured, lines=lines, samples=samples + 8)
+        restored = replace(SIGNATURE.restored, lines=lines, samples=samples)
+        return Measuring(
+            Prompts(replace(SIGNATURE, measured=measured, restored=restored), {"code": CODE}), ("one",), disperse
+        )
+
+    found = drawn(folder, sized(16, 24))
+    for lines, samples in ((16, 24), (8, 28)):
+        frames = found.made_by(sized(lines, samples))
+        assert frames.size == (lines, samples + 8)
+        for sample in frames.samples([*frames.fit, *frames.judge]):
+            assert sample.truth is not None and sample.truth.shape == (RESTORED, lines, samples)
+            assert sample.feeds["shot"].shape == (1, MEASURED, lines, samples + 8)
+            o = sample.origin
+            assert o.line + lines <= 20 and o.sample + samples <= 28
+
+
+def test_planes_that_are_unlike_need_an_instrument() -> None:
+    with pytest.raises(ValueError, match="needs a `measure`"):
+        Measuring(Prompts(SIGNATURE, {"code": CODE}))
 
 
 def test_networks_that_measure_otherwise_share_no_kept_frame(folder: Path, tmp_path: Path) -> None:

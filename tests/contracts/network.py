@@ -38,9 +38,9 @@ class NetworkContract:
 
     @staticmethod
     def sizes(network: Network) -> list[tuple[int, int]]:
-        """The two smallest frames."""
+        """The two smallest frames, or the only one."""
         multiple = network.architecture.multiple
-        return [(multiple, multiple), (multiple, 2 * multiple)]
+        return list(dict.fromkeys(network.frame(multiple, samples) for samples in (multiple, 2 * multiple)))
 
     def test_it_is_found_by_its_id_and_its_module(self, network: Network) -> None:
         architecture = network.architecture
@@ -110,9 +110,11 @@ class NetworkContract:
         assert all(name in str(caught.value.remedy) for name in network.architecture.options)
 
     def test_other_frame_sizes_are_refused(self, network: Network) -> None:
-        multiple = network.architecture.multiple
-        for size in ((multiple - 1, multiple), (multiple, multiple + 1), (0, multiple)):
-            with pytest.raises(InputError, match=f"multiples of {multiple}"):
+        lines, samples = network.frame(1, 1)
+        only = network.architecture.size(network.module)
+        told = f"its one frame is {lines}x{samples}" if only else f"multiples of {network.architecture.multiple}"
+        for size in ((lines - 1, samples), (lines, samples + 1), (0, samples)):
+            with pytest.raises(InputError, match=told):
                 export_graph(network, *size)
 
     def test_the_static_form_is_the_network(self, network: Network) -> None:
@@ -131,7 +133,7 @@ class NetworkContract:
         assert all(torch.equal(kept[key], value) for key, value in network.module.state_dict().items())
 
     def test_the_graph_is_the_network_and_its_nodes_name_its_modules(self, network: Network) -> None:
-        size = self.sizes(network)[1]
+        size = self.sizes(network)[-1]
         graph = export_graph(network, *size)
         agreement = compare(network, graph, [inputs(network.signature(*size), seed) for seed in range(2)], size)
         assert agreement.difference <= agreement.limit

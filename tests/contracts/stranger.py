@@ -7,6 +7,8 @@ the toolkit does for a network, it does for this one too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,11 @@ class Unmixer(nn.Module):
         return self.gain * self.out(F.relu(self.body(x))) + self.direct(shot)
 
 
-def unmixer(width: int = 16, seed: int = 0, gain: float = 1.0) -> Unmixer:
+def unmixer(width: int = 16, seed: int = 0, gain: float = 1.0, kind: type[Unmixer] = Unmixer) -> Unmixer:
     """One that is near to the instrument's pseudo-inverse."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = Unmixer(width, gain).eval()
+        net = kind(width, gain).eval()
     with torch.no_grad():
         net.direct.weight.copy_(torch.from_numpy(np.linalg.pinv(MIX).astype(np.float32))[:, :, None, None])
         net.direct.bias.zero_()
@@ -56,10 +58,13 @@ def unmixer(width: int = 16, seed: int = 0, gain: float = 1.0) -> Unmixer:
     return net
 
 
-def _load(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> Unmixer:
+def _load(
+    state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mapping[str, Any], file: Path,
+    kind: type[Unmixer] = Unmixer,
+) -> Unmixer:  # fmt: skip
     if "embed.weight" not in state:
         raise CheckpointError("missing weights", file=file, key="embed.weight", remedy="give the whole state dict")
-    net = Unmixer(len(state["embed.weight"]), float(options.get("gain", given.get("gain", 1.0))))
+    net = kind(len(state["embed.weight"]), float(options.get("gain", given.get("gain", 1.0))))
     blank = net.state_dict()
     for key in sorted({*blank, *state}):
         if key not in state or key not in blank or state[key].shape != blank[key].shape:
@@ -105,3 +110,39 @@ STRANGER = Architecture(
 def stranger(width: int = 16, seed: int = 0) -> Network:
     """A network of it."""
     return Network(unmixer(width, seed), STRANGER)
+
+
+SHOT, SHIFT = (32, 40), 8
+"""The one frame of a disperser, and by how much what it restores is narrower."""
+
+
+class Disperser(Unmixer):
+    """`forward(shot [B, 3, 32, 40], code [1, 4]) -> restored [B, 5, 32, 32]`."""
+
+    def forward(self, shot: Tensor, code: Tensor) -> Tensor:
+        return super().forward(shot, code)[..., : SHOT[1] - SHIFT]
+
+
+def _dispersed(net: Disperser, lines: int, samples: int) -> Signature:
+    assert (lines, samples) == SHOT, "it is asked for its one frame only"
+    said = _signature(net, lines, samples)
+    return replace(said, restored=replace(said.restored, samples=samples - SHIFT))
+
+
+def _disperse(task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+    wide = np.zeros((RESTORED, clean.shape[1], clean.shape[2] + SHIFT), np.float32)
+    for band, plane in enumerate(clean):
+        wide[band, :, 2 * band : 2 * band + clean.shape[2]] = plane
+    return _measure(task, wide, rng)
+
+
+DISPERSER = replace(
+    STRANGER, id="disperser", module=Disperser, load=partial(_load, kind=Disperser), signature=_dispersed,
+    size=lambda net: SHOT, measure=_disperse,
+)  # fmt: skip
+"""One that takes a single frame size, and restores another size than was measured."""
+
+
+def disperser(width: int = 16, seed: int = 0) -> Network:
+    """A network of it."""
+    return Network(unmixer(width, seed, kind=Disperser), DISPERSER)

@@ -17,7 +17,7 @@ from runtime.files import read_cube, write_cube
 from runtime.signature import Signature
 from runtime.simulation.simulator import simulate_scene
 from tests.contracts.command import assert_failed, invoke
-from tests.contracts.stranger import CODE, MIX, STRANGER, stranger
+from tests.contracts.stranger import CODE, DISPERSER, MIX, STRANGER, disperser, stranger
 
 SIDE = 64
 CENTRES = (450.0, 520.0, 590.0, 660.0, 730.0)
@@ -114,10 +114,14 @@ def test_it_is_evaluated_on_clean_cubes(
     (tmp_path / "cubes").mkdir()
     truth = simulate_scene(5, 5, 80, 70, CENTRES).truth
     write_cube(tmp_path / "cubes" / "one.hdr", truth.astype(np.float32))
-    for model in (bundle, checkpoint):
-        out = tmp_path / model.stem
-        done = invoke(capsys, "evaluate", model, "--data", tmp_path / "cubes", "--out", out, "--json")
+    given = ["--data", tmp_path / "cubes", "--out", tmp_path / "out", "--json"]
+    assert_failed(invoke(capsys, "evaluate", checkpoint, *given), 2, "one.hdr", "one frame", "256 lines x 256 samples")
+    assert_failed(invoke(capsys, "evaluate", bundle, *given, "--size", "64x64"), 2, "--size", "leave it out")
+    for model in ((bundle,), (checkpoint, "--size", f"{SIDE}x{SIDE}")):
+        done = invoke(capsys, "evaluate", *model, *given)
         assert done.code == 0, done.err
+        assert "the middle 64x64 of every scene" in done.err
+        assert "the middle 64x64 of every scene" in (tmp_path / "out" / "evaluation.md").read_text()
         for figures in done.json["tasks"].values():
             assert figures["input"] is None and figures["baseline"] is None and figures["model"]["psnr"] > 10
 
@@ -172,7 +176,7 @@ def test_it_is_built_in_lower_precisions(
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("of", ["golden/restored.npy", "graphs/fp32.onnx", "manifest.json"])
+@pytest.mark.parametrize("of", ["golden/shot.npy", "graphs/own.onnx", "engine/own.npy", "report/own.npy", "made.json"])
 def test_a_constant_has_a_path_of_its_own(
     of: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +186,7 @@ def test_a_constant_has_a_path_of_its_own(
 
     monkeypatch.setitem(ARCHITECTURES, STRANGER.id, replace(STRANGER, signature=signature))
     options = ["--checkpoint", checkpoint, "--size", f"{SIDE}x{SIDE}", "--out", tmp_path / "bundle"]
-    assert_failed(invoke(capsys, "build", *options), 2, "path of another file of the bundle")
+    assert_failed(invoke(capsys, "build", *options), 2, "code", of, "prompts/code.npy")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -193,6 +197,31 @@ def test_small_frames_of_one_place_share_nothing(
     assert done.code == 0, done.err
     with load_bundle(tmp_path / "bundle") as loaded:
         assert loaded.manifest.overlap == 0
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+def test_one_that_takes_one_frame_goes_the_whole_way(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, DISPERSER.id, DISPERSER)
+    monkeypatch.delitem(ARCHITECTURES, STRANGER.id)
+    file = save_checkpoint(disperser(), tmp_path / "disperser.safetensors", scale=1000, wavelengths=CENTRES)
+    options = ["--checkpoint", file, "--out", tmp_path / "bundle", "--precision", precision]
+    options += ["--calibration", "simulated"] if precision == "int8" else []
+    assert_failed(invoke(capsys, "build", *options), 2, "its one frame is 32x40")
+    options += ["--size", "32x40"]
+    done = invoke(capsys, "build", *options, "--json")
+    assert done.code == 0, done.err
+    with load_bundle(tmp_path / "bundle") as loaded:
+        assert loaded.restore(shots(32, 40)).cube.shape == (5, 32, 32)
+    done = invoke(capsys, "check", tmp_path / "bundle", "--checkpoint", file, "--json")
+    assert done.code == 0, done.err
+    (tmp_path / "cubes").mkdir()
+    write_cube(tmp_path / "cubes" / "one.hdr", simulate_scene(5, 5, 48, 44, CENTRES).truth)
+    given = ["--data", tmp_path / "cubes", "--out", tmp_path / "out"]
+    for model in (tmp_path / "bundle", file):
+        done = invoke(capsys, "evaluate", model, *given)
+        assert done.code == 0 and "the middle 32x32 of every scene" in done.out
 
 
 def test_overlap_and_a_graph_of_metrics_are_refused(

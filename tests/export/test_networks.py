@@ -11,7 +11,7 @@ import torch
 from export.networks import ARCHITECTURES, Network, network_of
 from export.networks.damp import Damp, DampConfig
 from tests.contracts.network import NetworkContract
-from tests.contracts.stranger import STRANGER, stranger
+from tests.contracts.stranger import DISPERSER, STRANGER, disperser, stranger
 
 CONFIG = DampConfig(
     bands=5,
@@ -49,19 +49,25 @@ class TestDamp(NetworkContract):
 
 
 class TestStranger(NetworkContract):
+    ARCHITECTURE, MADE = STRANGER, staticmethod(stranger)
+
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def known(cls) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(ARCHITECTURES, STRANGER.id, STRANGER)
+            patch.setitem(ARCHITECTURES, cls.ARCHITECTURE.id, cls.ARCHITECTURE)
             yield
 
     @pytest.fixture(scope="class")
     @classmethod
     def network(cls) -> Network:
-        return stranger()
+        return cls.MADE()
 
     @pytest.fixture(scope="class")
     @classmethod
     def other(cls) -> Network:
-        return stranger(width=24, seed=1)
+        return cls.MADE(width=24, seed=1)
+
+
+class TestOneFrameOnly(TestStranger):
+    ARCHITECTURE, MADE = DISPERSER, staticmethod(disperser)
