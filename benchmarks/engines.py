@@ -9,9 +9,9 @@ as on a plain one, at most 2,600 nodes, export in at most 60 s.
 
 from __future__ import annotations
 
+import argparse
 import io
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -72,7 +72,10 @@ def plain_export(
 
 
 def main() -> None:
-    size = parse_size(sys.argv[1] if len(sys.argv) > 1 else "256x256") or {}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", metavar="LINESxSAMPLES", nargs="?", default="256x256")
+    size = parse_size(parser.parse_args().size)
+    assert size is not None
     lines, samples = size["lines"], size["samples"]
     torch.manual_seed(0)
     net = network_of(Damp(DampConfig()))

@@ -7,6 +7,7 @@ minutes. Bar: the best CPU engine 1.5 times as fast in INT8 as in float32.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -73,7 +74,9 @@ def measured(net: Network, lines: int, samples: int) -> tuple[float, dict[tuple[
 
 def main() -> int:
     """Print the table; 1 where the bar is missed."""
-    size = parse_size(sys.argv[1] if len(sys.argv) > 1 else "256x256")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", metavar="LINESxSAMPLES", nargs="?", default="256x256")
+    size = parse_size(parser.parse_args().size)
     assert size is not None
     table = Table(title=f"{size['lines']}x{size['samples']}, medians of {ROUNDS} rounds in turns")
     for column in ("network", "engine", "fp32 s", "int8 s", "times", "int8 multiply-adds"):

@@ -306,7 +306,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 def _manifest(folder: Path) -> bytes:
     remedy = "give the folder that `deploy build` wrote"
     if not folder.is_dir():
-        raise BundleError("no such bundle", file=folder, remedy=remedy)
+        raise BundleError("no such bundle" + ", this is a file" * folder.is_file(), file=folder, remedy=remedy)
     if not os.path.lexists(folder / MANIFEST):
         raise BundleError(f"is not a bundle, it has no {MANIFEST}", file=folder, remedy=remedy)
     return _read(folder, MANIFEST, LARGEST)

@@ -72,9 +72,11 @@ def opened(model: str, options: Mapping[str, Any], size: Mapping[str, int] | Non
     if not Path(model).is_dir():
         yield _from_checkpoint(model, options, size)
         return
-    given = {"--top-k" if name == "top_k" else "--option": f"{name}={value}" for name, value in options.items()}
-    for key, value in {**given, **({"--size": "x".join(map(str, size.values()))} if size else {})}.items():
-        raise InputError("a bundle's options and frame are fixed", key=key, value=value, remedy="leave it out")
+    for name, value in options.items():
+        asked = "--top-k" if name == "top_k" else "--option"
+        raise InputError("a bundle's options are fixed", key=asked, value=f"{name}={value}", remedy="leave it out")
+    if size is not None:
+        raise InputError("a bundle's frame is fixed", key="--size", remedy="leave it out")
     with load_bundle(Path(model)) as bundle:
         m = bundle.manifest
         architecture = networks.ARCHITECTURES.get(m.network.architecture)

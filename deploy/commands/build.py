@@ -8,7 +8,6 @@ import click
 from runtime.errors import DeployError
 
 from .. import console
-from ..config import with_overrides
 from .options import (
     config_option,
     examples,
@@ -18,6 +17,7 @@ from .options import (
     parse_size,
     read_config,
     remote_options,
+    with_flags,
 )
 
 
@@ -90,7 +90,7 @@ def command(
     }
     there = None if remote is None else parse_remote(remote, remote_command, ssh_config)
     done = build(
-        with_overrides(config, flags),
+        with_flags(config, flags),
         out,
         replace=replace,
         scale_flag=scale is not None,

@@ -15,7 +15,6 @@ from runtime.precisions import VARIANTS
 from runtime.prompts import TOLERANCES, beyond
 
 from .. import console
-from ..config import with_overrides
 from .options import (
     comma_list,
     config_option,
@@ -25,6 +24,7 @@ from .options import (
     network_flags,
     network_option,
     read_config,
+    with_flags,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def command(
     from ..checking.check import check, judged
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
-    config = with_overrides(config, {**network_flags(checkpoint, options, top_k), "input.scale": scale})
+    config = with_flags(config, {**network_flags(checkpoint, options, top_k), "input.scale": scale})
     wanted = _wanted(variants)
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError("no such folder", file=report, key="--report", remedy="make the folder first")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from runtime.engines import ENGINES
 from runtime.errors import ConfigError, InputError
 
 from .. import console
-from ..config import Config, load_config
+from ..config import Config, load_config, with_overrides
 from ..config.yaml_lines import parse_yaml
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,6 +101,28 @@ def network_flags(checkpoint: str | None, texts: Sequence[str], top_k: int | Non
     """What `--checkpoint`, `--option` and `--top-k` say, by the keys of a deploy.yaml. Raises InputError."""
     told = network_options(texts, top_k)
     return {"model.checkpoint": checkpoint, "model.top_k": told.get("top_k"), "model.options": told}
+
+
+FLAGS = {
+    "input.frame": "--size", "input.overlap": "--overlap", "input.scale": "--scale", "calibration.dir": "--calibration",
+    "precision": "--precision", "target": "--target", "model.checkpoint": "--checkpoint",
+}  # fmt: skip
+"""What the keys of a deploy.yaml are called on the command line."""
+
+
+def with_flags(config: Config, values: Mapping[str, object]) -> Config:
+    """`deploy.config.with_overrides`, whose errors speak of the flags that were given. Raises ConfigError."""
+    try:
+        return with_overrides(config, values)
+    except ConfigError as error:
+        remedy = error.remedy
+        for key, flag in FLAGS.items():
+            if error.key == key and values.get(key) is not None:
+                error.key = flag
+                remedy = remedy.replace(f"`{key.rpartition('.')[2]}: ", f"`{flag} ")
+            remedy = remedy.replace(key, flag) if "." in key else remedy
+        error.remedy = remedy
+        raise
 
 
 def comma_list(text: str | None) -> tuple[str, ...] | None:

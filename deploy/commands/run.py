@@ -87,16 +87,16 @@ def command(
         manifest = loaded.manifest
     write(out, source, restored, manifest, layout)
     by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
-    console.say(f"restored    {restored.frames} frames in {seconds:.2f} s{by}")
+    console.say(f"restored    {restored.frames} frame{'s' * (restored.frames != 1)} in {seconds:.2f} s{by}")
     if restored.missing:
-        console.say(f"missing    {restored.missing} pixels hold the file's ignore value and stay as they are")
+        console.say(f"missing     {restored.missing} pixels hold the file's ignore value and stay as they are")
     if restored.moved:
         console.warn(
             f"{restored.moved} restored values equalled the ignore value and were set to the number next to it"
         )
     if restored.saturated:
         console.warn(f"{restored.saturated} values do not fit {source.cube.dtype} and were set to its limit")
-    console.say(f"wrote      {out}", "bold green")
+    console.say(f"wrote       {out}", "bold green")
     return {
         "out": str(out),
         "scale": restored.scale,
@@ -115,19 +115,19 @@ def command(
 def tell(bundle: Bundle, source: CubeFile, scale: float | None = None) -> None:
     """Say what is restored, and what is doubtful about it."""
     shape, bands = source.cube.shape, bundle.manifest.signature.measured.bands
-    console.say(f"cube       {shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {source.cube.dtype}")
+    console.say(f"cube        {shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {source.cube.dtype}")
     found = list(doubts(bundle, source, scale))
     for doubt in found:
         console.warn(doubt)
     if shape[0] > bands and not any("--layout" in doubt for doubt in found):
-        console.say(f"groups     {shape[0]} bands are restored in overlapping groups of the network's {bands}")
+        console.say(f"groups      {shape[0]} bands are restored in overlapping groups of the network's {bands}")
 
 
 def tell_scale(source: CubeFile, restored: Restored, scale: float | None = None) -> None:
     """Say which scale was taken, and whose it is."""
     if restored.scale is not None:
         origin = "flag" if scale is not None else "file" if said_scale(source, None) is not None else "bundle"
-        console.say(f"scale      {restored.scale:g} stands for 1.0 (from the {origin})")
+        console.say(f"scale       {restored.scale:g} stands for 1.0 (from the {origin})")
 
 
 def write(out: Path, source: CubeFile, restored: Restored, manifest: Manifest, layout: str = DEFAULT_LAYOUT) -> None:

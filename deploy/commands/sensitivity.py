@@ -9,9 +9,17 @@ from runtime.durable import write_bytes
 from runtime.errors import InputError
 
 from .. import console
-from ..config import with_overrides
 from ..config.sections import SEARCHED_SIDE
-from .options import config_option, examples, json_option, network_flags, network_option, parse_size, read_config
+from .options import (
+    config_option,
+    examples,
+    json_option,
+    network_flags,
+    network_option,
+    parse_size,
+    read_config,
+    with_flags,
+)
 
 SHOWN = 12
 
@@ -64,7 +72,7 @@ def command(
         "input.overlap": 0,
         "input.scale": scale,
     }
-    config = with_overrides(config, flags)
+    config = with_flags(config, flags)
     if config.model.checkpoint is None:
         raise InputError("no checkpoint is given", key="--checkpoint", remedy="give one, or a deploy.yaml that does")
     if out is not None and out.exists() and not out.is_dir():

@@ -15,8 +15,8 @@ import click
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.priority import let_workers_yield
-from runtime.sinks import SINKS
-from runtime.sources import FORMS, Source, SourceOptions, open_source
+from runtime.sinks import SINKS, find_sink
+from runtime.sources import FORMS, Source, SourceOptions, find_source, open_source
 from runtime.stream.event_log import EventLog
 from runtime.stream.health import Watchdog
 from runtime.stream.pipeline import Stream, StreamResult
@@ -91,10 +91,13 @@ def command(
     """
     config = read_config(config_file, checkpoint_given=False)
     folders = [folder for folder in (record, restored) if folder is not None]
+    find_source(spec)
     _refuse_own(spec, folders)
     short = {"--quicklook": quicklook, "--publish": publish, "--packets": packets}
     sinks = [(key, f"{key[2:]}:{target}") for key, target in short.items() if target is not None]
     sinks += [("--sink", one) for one in sink]
+    for _, one in sinks:
+        find_sink(one)
     written = [(key, Path(one.partition(":")[2])) for key, one in sinks]
     for key, path in written if log is None else [("--log", log), *written]:
         if any(_is_own(path, folder) for folder in folders):
@@ -276,6 +279,12 @@ def _told(result: StreamResult, last: Snapshot) -> dict[str, Any]:
     shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
     console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
     console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")
+    if count.dropped:
+        fates = (("dropped", "restoration was behind"), ("failed", "the engine failed on them"))
+        why = [f"{result.frames[fate]} frames, since {told}" for fate, told in fates if result.frames[fate]]
+        console.warn(
+            f"{count.dropped} lines were not restored" + (f": {'; '.join(why)}" if why else ", the end came first")
+        )
     if count.incomplete:
         console.warn(f"{count.incomplete} lines never came, came damaged or were not recorded; the log says why")
     if result.hung:

@@ -28,7 +28,7 @@ def command(config_file: Path | None) -> dict[str, Any]:
     for target in targets.values():
         precisions = " ".join(p + "*" * (p == target.default_precision) for p in target.precisions)
         engine = f"{target.engine} {target.tensorrt or ''}"
-        console.say(f"{target.name:<17} {precisions:<11} {engine:<26} {_what(target)}")
+        console.say(f"{target.name:<17} {precisions:<15} {engine:<26} {_what(target)}")
     console.say("* used where no precision is asked for; there: the engine is built on the target by `deploy finalize`")
     return {"targets": {name: asdict(target) for name, target in targets.items()}}
 

@@ -15,7 +15,7 @@ SINKS: dict[str, str] = {
 }
 """Name -> module with `open_sink(target, facts, options)`."""
 
-__all__ = ["SINKS", "Sink", "SinkOptions", "StreamFacts", "open_sink"]
+__all__ = ["SINKS", "Sink", "SinkOptions", "StreamFacts", "find_sink", "open_sink"]
 
 
 def open_sink(spec: str, facts: StreamFacts, options: SinkOptions | None = None) -> Sink:
@@ -25,9 +25,15 @@ def open_sink(spec: str, facts: StreamFacts, options: SinkOptions | None = None)
         InputError: no such name, or the target is none of this sink's.
         MachineError: the target cannot be had, or what the sink needs is not installed.
     """
+    module, target = find_sink(spec)
+    sink: Sink = import_module(module).open_sink(target, facts, options or SinkOptions())
+    return sink
+
+
+def find_sink(spec: str) -> tuple[str, str]:
+    """Module and target of NAME:TARGET, before anything is opened. Raises InputError."""
     name, colon, target = spec.partition(":")
     if not colon or name not in SINKS:
-        remedy = ", ".join(f"{known}:TARGET" for known in SINKS)
-        raise InputError("not a sink", key="--sink", value=spec, remedy=remedy)
-    sink: Sink = import_module(SINKS[name]).open_sink(target, facts, options or SinkOptions())
-    return sink
+        forms = ", ".join(f"{known}:TARGET" for known in SINKS)
+        raise InputError("not a sink", key="--sink", value=spec, remedy=f"give one of {forms}")
+    return SINKS[name], target

@@ -16,7 +16,7 @@ SOURCES: dict[str, str] = {
 FORMS = f"SCHEME:ADDRESS with one of {', '.join(SOURCES)}"
 """What `--source` takes, for people."""
 
-__all__ = ["FORMS", "SOURCES", "Source", "SourceOptions", "open_source"]
+__all__ = ["FORMS", "SOURCES", "Source", "SourceOptions", "find_source", "open_source"]
 
 
 def open_source(spec: str, options: SourceOptions | None = None) -> Source:
@@ -26,8 +26,14 @@ def open_source(spec: str, options: SourceOptions | None = None) -> Source:
         InputError: no such scheme, or the file is not what it should be.
         MachineError: there is no such camera, or what it needs is not installed.
     """
+    module, address = find_source(spec)
+    source: Source = import_module(module).open_source(address, options or SourceOptions())
+    return source
+
+
+def find_source(spec: str) -> tuple[str, str]:
+    """Module and address of SCHEME:ADDRESS, before anything is opened. Raises InputError."""
     scheme, colon, address = spec.partition(":")
     if not colon or scheme not in SOURCES:
         raise InputError("not a source", key="--source", value=spec, remedy=f"give {FORMS}")
-    source: Source = import_module(SOURCES[scheme]).open_source(address, options or SourceOptions())
-    return source
+    return SOURCES[scheme], address

@@ -92,7 +92,8 @@ def test_every_option_says_what_it_is(name: str) -> None:
 
 
 WRONG = [
-    (("runn",), ("runn", "deploy --help")),
+    (("runn",), ("runn", "did you mean 'run'?", "deploy --help")),
+    (("fly",), ("No such command 'fly'; see",)),
     (("--nope",), ("--nope",)),
     (("run", "--nope"), ("--nope", "deploy run --help")),
     (("schema", "extra"), ("extra", "deploy schema --help")),

@@ -391,6 +391,25 @@ def test_what_is_wrong_is_said_in_one_line(
         assert part in done.err
 
 
+@pytest.mark.parametrize("wrong", [("--source", "usb:0"), ("--source", SIM, "--sink", "tape:0")])
+def test_what_is_no_source_or_sink_is_said_before_the_bundle_is_read(
+    wrong: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_failed(invoke(capsys, "stream", tmp_path / "none", *wrong), 2, *wrong[-2:])
+
+
+def test_lines_that_were_not_restored_are_told_with_the_reason(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "sim:samples=64,rate=20000,count=6000"
+    done = invoke(capsys, "stream", tiny_bundle, "--source", source, "--restored", tmp_path, "--no-self-test", "--json")
+    dropped = done.json["lines"]["dropped"]
+    assert done.code == 0 and dropped > 0
+    told = next(line for line in done.json["warnings"] if "not restored" in line)
+    assert f"{dropped} lines were not restored: {done.json['frames_by_fate']['dropped']} frames" in told
+    assert "restoration was behind" in told
+
+
 def test_another_layout_is_not_appended(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def stream(source: str) -> Done:
         return invoke(capsys, "stream", tiny_bundle, "--source", source, "--record", tmp_path, "--no-self-test")

@@ -131,8 +131,9 @@ def test_every_command_that_loads_a_network_takes_them(capsys: pytest.CaptureFix
     done = invoke(capsys, "check", "bundle", "--checkpoint", unmixer, "--option", "gain=2")
     assert_failed(done, 2, "built from another network", "gain", "it has 0.5, the checkpoint 2.0")
     evaluated = ("evaluate", unmixer, "--data", "cubes", "--tasks", "still", "--out", "out", "--json")
-    plain, other = (invoke(capsys, *evaluated, *asked).json for asked in ((), ("--option", "gain=0.5")))
-    assert "--option gain=0.5 --seed 0" in Path("out/evaluation.md").read_text()
+    frame = ("--size", "16x16")
+    plain, other = (invoke(capsys, *evaluated, *frame, *asked).json for asked in ((), ("--option", "gain=0.5")))
+    assert "--size 16x16 --option gain=0.5 --seed 0" in Path("out/evaluation.md").read_text()
     own = invoke(capsys, "evaluate", "bundle", *evaluated[2:]).json
     psnr = [told["tasks"]["still"]["model"]["psnr"] for told in (plain, other, own)]
     assert psnr[0] != psnr[1] == pytest.approx(psnr[2], abs=1e-3)
