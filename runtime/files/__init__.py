@@ -34,6 +34,7 @@ class CubeFile:
         scale: digital numbers per 1.0 where the file says so (ENVI `reflectance scale factor`), else None.
         ignore_value: the value that marks missing pixels, possibly NaN, or None.
         fields: the raw ENVI header, name -> text, looked up in any case; empty for other formats.
+        doubts: what its reader could not take as it stands, in words for people.
     """
 
     cube: NDArray[Any]
@@ -43,6 +44,7 @@ class CubeFile:
     scale: float | None = None
     ignore_value: float | None = None
     fields: Mapping[str, str] = field(default_factory=lambda: Fields({}))
+    doubts: tuple[str, ...] = ()
 
 
 def _read_envi(path: Path, order: Order, key: str | None) -> CubeFile:
@@ -56,6 +58,7 @@ def _read_envi(path: Path, order: Order, key: str | None) -> CubeFile:
         scale=header.reflectance_scale_factor,
         ignore_value=header.data_ignore_value,
         fields=header.fields,
+        doubts=header.doubts,
     )
 
 

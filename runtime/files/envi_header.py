@@ -57,6 +57,7 @@ class EnviHeader:
         data_ignore_value: the value that marks missing pixels, possibly NaN, or None.
         reflectance_scale_factor: DN per reflectance of 1.0, > 0, or None.
         fields: every key and its text as in the file.
+        doubts: what could not be taken as it stands, in words for people.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class EnviHeader:
     data_ignore_value: float | None
     reflectance_scale_factor: float | None
     fields: Fields
+    doubts: tuple[str, ...] = ()
 
     @property
     def line_bytes(self) -> int:
