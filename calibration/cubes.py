@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from runtime.arrays import Float32
-from runtime.doubts import wavelength_doubt
 from runtime.errors import CubeError, InputError, plain
-from runtime.files import READERS, CubeFile, read_cube
+from runtime.files import READERS, read_cube
 from runtime.files.layout import DEFAULT_LAYOUT
-from runtime.scaling import to_unit
+from runtime.meaning import Asked, Known, meaning_of
+from runtime.meaning.words import bands, number, pixels
 
 from .degradations import BRIGHTEST
 
@@ -29,6 +29,7 @@ class Wanted:
         wavelengths: of the network's bands in nm, None if not told.
         layout: axes of .npy, .npz and .mat files.
         key: name of the array in .npz and .mat files.
+        marks: of missing pixels, above what the file says; None if nobody said.
     """
 
     bands: int
@@ -37,6 +38,7 @@ class Wanted:
     wavelengths: tuple[float, ...] | None = None
     layout: str = DEFAULT_LAYOUT
     key: str | None = None
+    marks: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,20 +95,34 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
     """
     named = file.suffix.lower() in (".npz", ".mat")
     source = read_cube(file, layout=wanted.layout, key=wanted.key if named else None)
-    told = next((s for s in (wanted.scale, source.scale, wanted.model_scale) if s is not None), None)
+    centres = wanted.wavelengths if wanted.wavelengths and len(wanted.wavelengths) == len(source.cube) else None
     try:
-        cube = to_unit(source.cube, told)
+        meaning = meaning_of(
+            source.cube,
+            source.stated,
+            Asked(wanted.scale, wanted.marks),
+            Known("model", wanted.model_scale, centres, wanted.bands),
+        )
     except CubeError as error:
-        raise CubeError(
-            error.problem.replace("bundle", "model"), file=file, key="--scale", value=error.value, remedy=error.remedy
-        ) from error
-    ignored = source.ignore_value is not None and bool((source.cube == source.ignore_value).any())
-    if ignored or not np.isfinite(cube).all():
+        error.file = error.file or str(file)
+        raise
+    if meaning.missing.any():
         raise InputError(
-            "has missing pixels, so there is no truth to compare with",
+            f"has {pixels(int(meaning.missing.sum()))} missing, so there is no truth to compare with",
             file=file,
+            key="--ignore-value",
+            value=", ".join(number(mark.low) for mark in meaning.marks),
+            remedy="cut them away, or leave the cube out; --ignore-value none where they are measurements",
+        )
+    if meaning.bad:
+        raise InputError(
+            f"has {len(meaning.bad)} bad bands, so there is no truth to compare with",
+            file=file,
+            key="bands",
+            value=bands(meaning.bad),
             remedy="cut them away, or leave the cube out",
         )
+    cube = meaning.unit(source.cube)
     if len(cube) < wanted.bands:
         raise InputError(
             f"has {len(cube)} bands, the network restores {wanted.bands}",
@@ -114,25 +130,16 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
             key="bands",
             remedy="leave it out",
         )
-    floats = source.cube.dtype.kind == "f"
     largest = float(np.abs(cube).max())
     if largest > BRIGHTEST:
         raise InputError(
-            "holds values far outside [0, 1]",
-            file=file,
-            value=f"{largest:.3g}",
-            remedy="floats are taken as they are: divide them first" if floats else "give a larger --scale",
+            "holds values far outside [0, 1]", file=file, value=f"{largest:.3g}", remedy="give a larger --scale"
         )
-    centres = wanted.wavelengths if wanted.wavelengths and len(wanted.wavelengths) == len(cube) else None
-    return UnitCube(cube, source.wavelengths or centres, tuple(_doubts(source, cube, centres)))
+    doubts = [f"{file.name}: {doubt}" for doubt in (*meaning.doubts, *_brightness(cube))]
+    return UnitCube(cube, source.wavelengths or centres, tuple(doubts))
 
 
-def _doubts(source: CubeFile, cube: Float32, centres: tuple[float, ...] | None) -> Iterator[str]:
-    name, floats = source.path.name, source.cube.dtype.kind == "f"
+def _brightness(cube: Float32) -> Iterator[str]:
     brightest = float(np.quantile(cube, 0.999))
     if not 0.02 <= brightest <= 4:
-        remedy = "floats are taken as they are, so divide them first" if floats else "see --scale"
-        yield f"{name}: 1.0 should be about the brightest, but 99.9 % lie at or below {brightest:.3g}; {remedy}"
-    doubt = wavelength_doubt(f"{name}: its", source.wavelengths, centres)
-    if doubt is not None:
-        yield doubt
+        yield f"1.0 should be about the brightest, but 99.9 % lie at or below {brightest:.3g}; see --scale"

@@ -20,11 +20,11 @@ from .engines import GPU_ENGINES, METRICS_ENGINES, Built, Engine, EngineOptions,
 from .errors import BundleError, CubeError, GateError, MachineError
 from .made import MADE, Choice, Made, parse_made
 from .manifest import LARGEST, MANIFEST, FileRecord, Manifest, dump, parse
-from .masking import filled, missing_pixels
+from .meaning import Asked, Known, Meaning, meaning_of
 from .metrics import prompt_metrics
 from .prompts import TOLERANCES, Given, Prompts, beyond, differences
-from .restore import Progress, Restored, restore_cube
-from .scaling import returned, to_unit
+from .restore import Progress, Restored, check_fits, restore_cube
+from .stated import NOTHING, Stated
 from .untrusted import IrregularError, TooLargeError, read_untrusted
 
 MEND = "copy or build the bundle again"
@@ -68,6 +68,22 @@ class Bundle(Closing):
         self.path, self.contents, self.engine, self.prompts = path, contents, engine, prompts
         self.manifest, self.choice = contents.manifest, contents.choice
 
+    def meaning(self, cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None) -> Meaning:
+        """What the numbers of a cube mean to this bundle; see `runtime.meaning.meaning_of`. Raises CubeError."""
+        m = self.manifest
+        known = Known("bundle", m.scale, m.wavelengths, m.signature.measured.bands)
+        if not m.signature.alike:
+            asked = replace(asked or Asked(), constant_bands="restore")
+        found = meaning_of(cube, stated, asked, known)
+        if not m.signature.alike and (found.missing.any() or found.bad):
+            raise CubeError(
+                "what is restored from this frame has no place for its missing pixels and bad bands",
+                key="ignore_value",
+                value=f"{int(found.missing.sum())} and {len(found.bad)}",
+                remedy="give frames that are whole",
+            )
+        return found
+
     def restore(
         self,
         cube: ArrayLike,
@@ -75,6 +91,7 @@ class Bundle(Closing):
         *,
         scale: float | None = None,
         ignore_value: float | None = None,
+        meaning: Meaning | None = None,
         clip: bool = False,
         unit: bool = False,
         progress: Progress | None = None,
@@ -82,12 +99,15 @@ class Bundle(Closing):
         """Restore a cube of any size.
 
         Args:
-            cube: [bands, lines, samples], finite; at least as many bands as the network. Floats are taken as they are
-                (nominally [0, 1]); integers are divided by a scale and come back as the same type in the same scale.
+            cube: [bands, lines, samples]; at least as many bands as the network. Floats are taken as they are
+                (nominally [0, 1]) unless there is a scale; integers are divided by one. It comes back in its own type
+                and numbers.
             prompts: {name: array} to use in place of the cube's own; or metrics alone, [M] or [1, M]; with band groups
                 also [groups, M].
-            scale: digital number that stands for 1.0 in a cube of integers, instead of the bundle's.
+            scale: number that stands for 1.0, instead of the bundle's.
             ignore_value: pixels that hold it in any band are missing: kept from the network and left as they are.
+            meaning: of the cube's numbers, from `meaning`, in place of both; without it, what is seen in the numbers is
+                told by `Restored.meaning.doubts`.
             clip: clip the restored cube to [0, 1] in the unit range.
             unit: give float32 in the unit range, whatever the input's type.
             progress: called with (frames done, frames in all).
@@ -102,25 +122,13 @@ class Bundle(Closing):
             raise CubeError("not an array of numbers", key="cube", remedy="[bands, lines, samples]") from error
         if array.ndim != 3 or array.size == 0:
             raise CubeError("a cube has three axes", key="cube", value=array.shape, remedy="[bands, lines, samples]")
-        if scale is not None and array.dtype.kind == "f":
-            raise CubeError(
-                "a scale is for cubes of integers, this one holds floats",
-                key="scale",
-                value=scale,
-                remedy="leave the scale out; floats pass as they are",
-            )
         m = self.manifest
-        used = None if array.dtype.kind == "f" else (scale if scale is not None else m.scale)
-        missing = missing_pixels(array, ignore_value)
-        if not m.signature.alike and missing.any():
-            raise CubeError(
-                "what is restored from this frame has no place for its missing pixels",
-                key="ignore_value",
-                value=int(missing.sum()),
-                remedy="give frames without missing pixels",
-            )
+        check_fits(array.shape, m.signature)
+        if meaning is None:
+            marks = None if ignore_value is None else (ignore_value,)
+            meaning = self.meaning(array, asked=Asked(scale, marks))
         restored = restore_cube(
-            to_unit(filled(array, missing), used),
+            meaning.unit(array),
             self.engine.infer,
             m.signature,
             overlap=m.overlap,
@@ -128,13 +136,19 @@ class Bundle(Closing):
             given=prompts,
             progress=progress,
         )
-        if not m.signature.alike:
-            unit_cube = np.asarray(restored.cube, np.float32)
-            return replace(restored, cube=np.clip(unit_cube, 0, 1) if clip else unit_cube, scale=used)
-        out, saturated, moved = returned(
-            np.asarray(restored.cube, np.float32), array, used, ignore_value, clip=clip, unit=unit
+        used = None if meaning.scale_from is None else meaning.conversion.scale
+        told = replace(
+            restored,
+            scale=used,
+            meaning=meaning,
+            unit=unit or not m.signature.alike,
+            missing=int(meaning.missing.sum()),
         )
-        return replace(restored, cube=out, scale=used, saturated=saturated, missing=int(missing.sum()), moved=moved)
+        made = np.asarray(restored.cube, np.float32)
+        if not m.signature.alike:
+            return replace(told, cube=np.clip(made, 0, 1) if clip else made)
+        out, saturated, moved = meaning.given_back(made, array, clip=clip, unit=unit)
+        return replace(told, cube=out, saturated=saturated, moved=moved)
 
     def self_test(self) -> float:
         """Run the golden frame through the engine, and through the metrics' graph where there is one.

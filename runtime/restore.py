@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from .arrays import Float32
 from .errors import CubeError
+from .meaning import Meaning
 from .prompts import Given, MetricsBy, Prompts, given_prompts
 from .signature import Signature
 from .tiles import frame_plan
@@ -27,10 +28,12 @@ class Restored:
         side: {name: what it gave beside it}, as in its signature; with band groups or tiles [groups, tiles, ...].
         metrics_by: what computed the metrics: NumPy on the `host`, the bundle's `graph`; or they were `given`.
         frames: runs of the engine, one for each band group and tile.
-        scale: digital number that stood for 1.0, None for floats.
+        scale: number that stood for 1.0, None for floats that were taken as they are.
         saturated: values that the input's integer type cannot hold and that were set to its limit.
-        missing: pixels that hold the ignore value in some band and stay as they are.
-        moved: restored values that happened to equal the ignore value and were set to the number next to it.
+        unit: the cube is float32 in the unit range, whatever the input was.
+        missing: pixels that are marked as missing in some band and stay as they are.
+        moved: restored values that happened to equal a mark and were set to the number next to it.
+        meaning: of the input's numbers; None where it was in the unit range already.
     """
 
     cube: NDArray[np.generic]
@@ -40,8 +43,10 @@ class Restored:
     frames: int = 1
     scale: float | None = None
     saturated: int = 0
+    unit: bool = False
     missing: int = 0
     moved: int = 0
+    meaning: Meaning | None = None
 
     @property
     def metrics(self) -> Float32:

@@ -13,7 +13,7 @@ from runtime.bundle import load_bundle
 from runtime.durable import write_bytes
 from runtime.errors import GateError, InputError
 from runtime.files import read_cube
-from runtime.restore_file import restore_file
+from runtime.restore_file import meaning_of_file, restore_file
 
 from .. import console
 from ..config import Config, with_overrides
@@ -91,9 +91,9 @@ def demo(out: Path) -> dict[str, Any]:
         show(found, gates)
         _step(lines[3])
         source = read_cube(scene)
-        run.tell(loaded, source)
-        fine = restore_file(loaded, source)
-        run.tell_scale(source, fine)
+        meaning = meaning_of_file(loaded, source)
+        run.tell(loaded, source, meaning)
+        fine = restore_file(loaded, source, meaning)
         run.write(restored, source, fine, loaded.manifest)
     scale = fine.scale or 1.0
     degraded_cube = np.asarray(source.cube / scale, np.float32)

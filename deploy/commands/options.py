@@ -51,6 +51,28 @@ def engine_option(command: F) -> F:
     )(command)
 
 
+def ignore_option(command: F) -> F:
+    """`--ignore-value V`, as often as there are marks: all of them, none for `none`, None where it is not given."""
+    return click.option(
+        "--ignore-value",
+        "marks",
+        multiple=True,
+        callback=lambda ctx, param, texts: _marks(texts),
+        metavar="VALUE",
+        help="Number (or nan) that marks missing pixels; may be given again. `none` where nothing is missing.",
+    )(command)
+
+
+def _marks(texts: Sequence[str]) -> tuple[float, ...] | None:
+    if [text.strip().lower() for text in texts] == ["none"]:
+        return ()
+    try:
+        return tuple(map(float, texts)) or None
+    except ValueError as error:
+        remedy = "give numbers or nan, or none alone"
+        raise InputError("not a value", key="--ignore-value", value=", ".join(texts), remedy=remedy) from error
+
+
 def network_option(command: F) -> F:
     """`--option KEY=VALUE`, as often as there are options of the network; see `network_options`."""
     return click.option(

@@ -1,22 +1,31 @@
 """`deploy run`: a bundle and a cube in, a restored cube out."""
 
+import shutil
 import time
+from dataclasses import replace as replaced
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from runtime.bundle import Bundle, load_bundle
-from runtime.files import CubeFile, read_cube, write_cube
+from runtime.errors import MachineError
+from runtime.files import CubeFile, read_cube, write_cube, written_type
+from runtime.files.disk import available_memory
+from runtime.files.envi_text import CONVERTING
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.manifest import Manifest
+from runtime.meaning import Asked, Meaning
 from runtime.restore import Restored
-from runtime.restore_file import doubts, restore_file, said_scale
+from runtime.restore_file import meaning_of_file, restore_file
 from runtime.signature import Signature
 
 from .. import console
 from ..folders import refuse_cube_output
-from .options import engine_option, examples, json_option
+from .options import engine_option, examples, ignore_option, json_option
+
+ELEMENT_BYTES = 16
+"""Of memory that restoring takes at most for every element, beside the cube itself."""
 
 
 @click.command(
@@ -31,9 +40,17 @@ from .options import engine_option, examples, json_option
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="ENVI (.hdr, .bil, .bip, .bsq, ...) or .npy."
 )
-@click.option("--scale", type=float, help="Digital number that stands for 1.0; beats the file's and the bundle's.")
+@click.option("--scale", type=float, help="Number that stands for 1.0; beats the file's and the bundle's.")
 @click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
 @click.option("--key", help="Name of the array in .npz and .mat files.")
+@ignore_option
+@click.option(
+    "--constant-bands",
+    type=click.Choice(["leave", "restore"]),
+    default="leave",
+    show_default=True,
+    help="Bands of one value: leave them as they are, or let the network restore them.",
+)
 @click.option(
     "--output-type",
     type=click.Choice(["input", "float32"]),
@@ -54,6 +71,8 @@ def command(
     scale: float | None,
     layout: str,
     key: str | None,
+    marks: tuple[float, ...] | None,
+    constant_bands: Literal["leave", "restore"],
     output_type: str,
     clip: bool,
     threads: int | None,
@@ -68,22 +87,22 @@ def command(
     """
     refuse_cube_output(out, replace)
     source = read_cube(cube, layout=layout, key=key)
+    source = _as_written(source, out, unit=output_type == "float32")
+    _refuse_unfit(source, out)
     with load_bundle(bundle, threads=threads, engine=engine) as loaded:
         described = loaded.engine.describe()
         for key_, value in described.items():
             console.say(f"{key_:<11} {value}")
+        meaning = meaning_of_file(loaded, source, Asked(scale, marks, constant_bands))
         if self_test:
             with console.progress("self-test"):
                 difference = loaded.self_test()
             console.say(f"self-test   golden frame restored, off by {difference:.1e} of its range")
-        tell(loaded, source, scale)
+        tell(loaded, source, meaning)
         began = time.monotonic()
         with console.progress("restoring") as moved:
-            restored = restore_file(
-                loaded, source, scale=scale, clip=clip, unit=output_type == "float32", progress=moved
-            )
+            restored = restore_file(loaded, source, meaning, clip=clip, unit=output_type == "float32", progress=moved)
         seconds = time.monotonic() - began
-        tell_scale(source, restored, scale)
         manifest = loaded.manifest
     write(out, source, restored, manifest, layout)
     by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
@@ -106,36 +125,65 @@ def command(
         "metrics_by": restored.metrics_by,
         "experts": chosen_experts(manifest.signature, restored),
         "missing_pixels": restored.missing,
+        "bad_bands": {band + 1: why for band, why in meaning.bad.items()},
+        "doubts": list(meaning.doubts),
         "moved": restored.moved,
         "saturated": restored.saturated,
         "precision": described["computes in"],
     }
 
 
-def tell(bundle: Bundle, source: CubeFile, scale: float | None = None) -> None:
-    """Say what is restored, and what is doubtful about it."""
+def _as_written(source: CubeFile, out: Path, *, unit: bool) -> CubeFile:
+    """The cube in a type that `out` can hold."""
+    own = source.cube.dtype
+    wider = own if unit else written_type(out, own)
+    if wider == own:
+        return source
+    console.warn(f"{out.suffix} holds no {own}: {wider} is written")
+    return replaced(source, cube=source.cube.astype(wider))
+
+
+def _refuse_unfit(source: CubeFile, out: Path) -> None:
+    """Refuse before anything is restored what does not fit into memory or onto the disk. Raises MachineError."""
+    size, free = source.cube.size, shutil.disk_usage(out.absolute().parent).free
+    needed, there = ELEMENT_BYTES * size, available_memory()
+    if needed > there:
+        raise MachineError(
+            f"restoring it takes {needed / 2**30:.1f} GiB of memory beside the cube, {there / 2**30:.1f} GiB are free",
+            file=source.path,
+            key="cube",
+            value=f"{source.cube.nbytes / 2**30:.1f} GiB",
+            remedy="`deploy stream BUNDLE --source envi:FILE --restored FOLDER` needs little, whatever the cube's size",
+        )
+    if source.cube.nbytes > free:
+        raise MachineError(
+            f"the restored cube takes {source.cube.nbytes / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free there",
+            file=out,
+            key="--out",
+            remedy="make room, or write to another disk",
+        )
+
+
+def tell(bundle: Bundle, source: CubeFile, meaning: Meaning) -> None:
+    """Say what is restored, what its numbers are taken to mean, and what is doubtful about it."""
     shape, bands = source.cube.shape, bundle.manifest.signature.measured.bands
     console.say(f"cube        {shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {source.cube.dtype}")
-    found = list(doubts(bundle, source, scale))
-    for doubt in found:
+    if meaning.scale_from is not None:
+        console.say(f"scale       {meaning.conversion.scale:g} stands for 1.0 (from the {meaning.scale_from})")
+    for note in meaning.notes:
+        console.say(f"note        {note}")
+    for doubt in meaning.doubts:
         console.warn(doubt)
-    if shape[0] > bands and not any("--layout" in doubt for doubt in found):
+    if shape[0] > bands and not any("--layout" in doubt for doubt in meaning.doubts):
         console.say(f"groups      {shape[0]} bands are restored in overlapping groups of the network's {bands}")
-
-
-def tell_scale(source: CubeFile, restored: Restored, scale: float | None = None) -> None:
-    """Say which scale was taken, and whose it is."""
-    if restored.scale is not None:
-        origin = "flag" if scale is not None else "file" if said_scale(source, None) is not None else "bundle"
-        console.say(f"scale       {restored.scale:g} stands for 1.0 (from the {origin})")
 
 
 def write(out: Path, source: CubeFile, restored: Restored, manifest: Manifest, layout: str = DEFAULT_LAYOUT) -> None:
     """Write a restored cube with what its source's file, or its bundle, says of bands and place."""
     fields: dict[str, str | None] = {}
-    # A cube in the unit range no longer has the file's scale.
-    if source.cube.dtype.kind in "iu" and restored.cube.dtype.kind == "f":
-        fields["reflectance scale factor"] = None
+    if restored.unit:
+        # The numbers have been converted: nobody is to do it again.
+        fields |= dict.fromkeys(CONVERTING)
     if not manifest.signature.alike and manifest.wavelengths:
         centres = ", ".join(f"{nanometres:g}" for nanometres in manifest.wavelengths)
         fields |= {"wavelength": f"{{{centres}}}", "wavelength units": "Nanometers"}

@@ -9,7 +9,7 @@ import numpy as np
 from runtime.errors import InputError
 from runtime.files import write_cube
 from runtime.files.envi_text import listed
-from runtime.scaling import to_numbers
+from runtime.scaling import Conversion
 from runtime.simulation.simulator import SensorModel, sense, simulate_scene
 
 from .. import console
@@ -79,7 +79,7 @@ def simulate(
     if out.suffix.lower() == ".npy":
         write_cube(out, cube)
     else:
-        numbers, saturated = to_numbers(cube, REFLECTANCE_SCALE, np.dtype(np.int16))
+        numbers, saturated = Conversion(REFLECTANCE_SCALE).to_numbers(cube, np.dtype(np.int16))
         if saturated:
             console.warn(f"{saturated} values do not fit int16 and were set to its limit")
         write_cube(out, numbers, fields={**fields, "reflectance scale factor": f"{REFLECTANCE_SCALE:g}"})

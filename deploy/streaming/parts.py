@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.doubts import DIM_SHARE, UNIT_LIMIT, wavelength_doubt
 from runtime.errors import InputError
 from runtime.lines import LineFormat
+from runtime.meaning.numbers import DIM_SHARE, UNIT_LIMIT
+from runtime.meaning.words import wavelength_doubt
 from runtime.record.writer import LineWriter
 from runtime.sinks import Sink, SinkOptions, StreamFacts, open_sink
 from runtime.sinks.quicklook import Scroll

@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.arrays import read_npy, read_npz, write_npy
 from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, target_pair, write_envi
-from runtime.files.envi_header import wavelengths_nm
+from runtime.files.envi_header import stated_by
 from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
 from runtime.files.layout import DEFAULT_LAYOUT, Order, checked_layout
 from runtime.files.matlab import read_mat
+from runtime.stated import NOTHING, Stated
 
-__all__ = ["READERS", "WRITERS", "CubeFile", "read_cube", "write_cube", "written_files"]
+__all__ = ["READERS", "WRITERS", "CubeFile", "read_cube", "write_cube", "written_files", "written_type"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,21 +32,35 @@ class CubeFile:
         cube: [bands, lines, samples], native byte order, the file's own type, C-contiguous.
         path: the file as it was named.
         format: 'envi', 'npy', 'npz' or 'mat'.
-        wavelengths: nanometres, one per band, or None where they or their unit are not known.
-        scale: digital numbers per 1.0 where the file says so (ENVI `reflectance scale factor`), else None.
-        ignore_value: the value that marks missing pixels, possibly NaN, or None.
+        stated: what it says of its numbers.
         fields: the raw ENVI header, name -> text, looked up in any case; empty for other formats.
-        doubts: what its reader could not take as it stands, in words for people.
     """
 
     cube: NDArray[Any]
     path: Path
     format: str
-    wavelengths: tuple[float, ...] | None = None
-    scale: float | None = None
-    ignore_value: float | None = None
+    stated: Stated = NOTHING
     fields: Mapping[str, str] = field(default_factory=lambda: Fields({}))
-    doubts: tuple[str, ...] = ()
+
+    @property
+    def wavelengths(self) -> tuple[float, ...] | None:
+        """Nanometres, one per band, or None where they or their unit are not known."""
+        return self.stated.wavelengths
+
+    @property
+    def scale(self) -> float | None:
+        """Number that stands for 1.0 where the file says so (ENVI `reflectance scale factor`), else None."""
+        return self.stated.scale
+
+    @property
+    def ignore_value(self) -> float | None:
+        """The value that marks missing pixels, possibly NaN, or None."""
+        return next(iter(self.stated.marks), None)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What its reader could not take as it stands, in words for people."""
+        return self.stated.doubts
 
 
 def _read_envi(path: Path, order: Order, key: str | None) -> CubeFile:
@@ -54,11 +70,8 @@ def _read_envi(path: Path, order: Order, key: str | None) -> CubeFile:
         cube=read_envi(header),
         path=path,
         format="envi",
-        wavelengths=wavelengths_nm(header),
-        scale=header.reflectance_scale_factor,
-        ignore_value=header.data_ignore_value,
+        stated=stated_by(header),
         fields=header.fields,
-        doubts=header.doubts,
     )
 
 
@@ -69,7 +82,7 @@ def _read_npy(path: Path, order: Order, key: str | None) -> CubeFile:
 
 def _read_npz(path: Path, order: Order, key: str | None) -> CubeFile:
     cube, wavelengths = read_npz(path, order, key)
-    return CubeFile(cube, path, "npz", wavelengths)
+    return CubeFile(cube, path, "npz", Stated(wavelengths=wavelengths))
 
 
 def _read_mat(path: Path, order: Order, key: str | None) -> CubeFile:
@@ -209,6 +222,13 @@ def written_files(path: str | Path) -> tuple[Path, ...]:
     """
     path = Path(path)
     return target_pair(path) if _writer(path) is _write_envi else (path,)
+
+
+def written_type(path: str | Path, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type in which `write_cube` can write numbers of `dtype`: itself, or the next that holds them all."""
+    wider = {"f2": "f4", "i1": "i2"} if _writer(Path(path)) is _write_envi else {}
+    name = dtype.newbyteorder("=").str[1:]
+    return np.dtype(wider.get(name, dtype))
 
 
 def _writer(path: Path) -> Writer:

@@ -16,6 +16,11 @@ from runtime.durable import sync_folder
 from runtime.errors import CubeFileError
 from runtime.untrusted import open_regular
 
+try:
+    import resource
+except ImportError:  # Not a POSIX system.
+    resource = None  # type: ignore[assignment]
+
 NO_LIMIT = 1 << 46
 
 PIECE = 1 << 24
@@ -73,12 +78,21 @@ def available_memory(system: Path = Path("/")) -> int:
     """Bytes of memory a new array may take on this machine, swap not counted.
 
     What the kernel calls available, or all there is; never more than what the control groups of this process, those of
-    its container among them, have left.
+    its container among them, and the limit of its own address space have left.
 
     Args:
         system: the folder that holds `proc` and `sys`.
     """
-    return min(_machine_memory(system), *_group_memory(system), NO_LIMIT)
+    return min(_machine_memory(system), *_group_memory(system), _own_limit(system), NO_LIMIT)
+
+
+def _own_limit(system: Path) -> int:
+    """What the limit of this process's address space (`ulimit -v`) leaves."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource is not None else -1
+    with suppress(OSError, ValueError, IndexError):
+        pages = int((system / "proc/self/statm").read_text(encoding="ascii").split()[0])
+        return NO_LIMIT if limit < 0 else max(0, limit - pages * os.sysconf("SC_PAGE_SIZE"))
+    return NO_LIMIT
 
 
 def _machine_memory(system: Path) -> int:

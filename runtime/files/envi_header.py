@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.errors import CubeFileError
 from runtime.files.envi_text import INTERLEAVES, WHOLE, Field, Fields, Interleave, normalised, split, wrong
+from runtime.stated import Stated
 
 LARGEST_AXIS = 2**31 - 1
 LARGEST_DATA = 2**46
@@ -206,6 +207,18 @@ def _numbers(found: Mapping[str, Field], key: str, path: Path, bands: int) -> tu
             raise wrong(entry, path, f"entry {number} is not a finite number", "correct it or delete the key")
         values.append(value)
     return tuple(values)
+
+
+def stated_by(header: EnviHeader) -> Stated:
+    """What a header says of its numbers."""
+    return Stated(
+        scale=header.reflectance_scale_factor,
+        marks=() if header.data_ignore_value is None else (header.data_ignore_value,),
+        bad=() if header.bbl is None else tuple(band for band, good in enumerate(header.bbl) if good == 0),
+        wavelengths=wavelengths_nm(header),
+        axes=True,
+        doubts=header.doubts,
+    )
 
 
 def wavelengths_nm(header: EnviHeader) -> tuple[float, ...] | None:

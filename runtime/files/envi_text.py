@@ -54,6 +54,15 @@ BAND_KEYS = frozenset(
 )
 """Keys with one value per band."""
 
+CONVERTING = (
+    "reflectance scale factor",
+    "data gain values",
+    "data offset values",
+    "data reflectance gain values",
+    "data reflectance offset values",
+)
+"""Keys that turn numbers into values: no longer true of numbers that were converted."""
+
 RASTER_KEYS = frozenset(
     {
         "map info",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import DeployError
 from runtime.lines import LineFormat
-from runtime.masking import held
+from runtime.meaning.marks import held
 from runtime.radiometry import Radiometry
 from runtime.record.writer import LineWriter
 from runtime.restore import Infer

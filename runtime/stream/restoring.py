@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
 from runtime.lines import UNFIT, Flag, Line, LineFormat
-from runtime.masking import held
+from runtime.meaning.marks import held
 from runtime.prompts import Prompts
 from runtime.radiometry import Radiometry
 from runtime.restore import Infer

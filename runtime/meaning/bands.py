@@ -1,0 +1,72 @@
+"""Bands that say nothing: left out of what the network sees, and given back as they came."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.arrays import Float32
+from runtime.meaning.marks import Mark, marked, measured
+
+HARDLY = 0.5
+"""Where fewer of the pixels have a value in a band, it is the band that is missing, not the pixels."""
+FULL = 0.95
+"""With this share of its values at the type's limit, a band is saturated."""
+FEWEST = 16
+"""Of so few values nobody can say that they should differ."""
+LISTED = "marked bad in the header"
+
+
+def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], *, constant: bool) -> dict[int, str]:
+    """{band, from 0: what is wrong with it}.
+
+    Args:
+        cube: [bands, lines, samples].
+        marks: of missing values.
+        listed: bands that the file calls bad.
+        constant: whether a band of one value is bad; never where all of them are.
+    """
+    inside = np.zeros(cube.shape[1:], np.bool_)
+    counts, single = [], []
+    for band in cube:
+        out = marked(band, marks)
+        out |= ~np.isfinite(band)
+        inside |= ~out
+        counts.append(out.size - int(np.count_nonzero(out)))
+        values = measured(band, marks)
+        single.append(values.size >= FEWEST and bool(values.min() == values.max()))
+    found = dict.fromkeys(listed, LISTED)
+    pixels = int(np.count_nonzero(inside))
+    top = np.iinfo(cube.dtype).max if cube.dtype.kind in "iu" else None
+    for number, (band, count) in enumerate(zip(cube, counts, strict=True)):
+        if number in found:
+            continue
+        if not count:
+            found[number] = "without a single value"
+        elif count < HARDLY * pixels:
+            found[number] = f"without a value in {100 * (1 - count / pixels):.0f} % of the pixels"
+        elif constant and single[number] and not all(single):
+            found[number] = f"of one value, {measured(band, marks)[0]:g}"
+        elif top is not None and np.count_nonzero(band == top) > FULL * count:
+            found[number] = "saturated"
+    return found
+
+
+def bridged(unit: Float32, bad: Collection[int], wavelengths: Sequence[float] | None) -> None:
+    """Replace bad bands, in place, by a line over wavelength through the nearest good ones on both sides.
+
+    Args:
+        unit: [bands, ...].
+        bad: bands, not all of them.
+        wavelengths: in nm; without them, or where they do not rise, bands are evenly spaced.
+    """
+    good = np.setdiff1d(np.arange(len(unit)), list(bad))
+    place = np.arange(len(unit), dtype=np.float64)
+    if wavelengths is not None and (np.diff(wavelengths) > 0).all():
+        place = np.asarray(wavelengths, np.float64)
+    for band in bad:
+        after = int(np.searchsorted(good, band))
+        low, high = int(good[max(after - 1, 0)]), int(good[min(after, len(good) - 1)])
+        share = np.float32(0 if low >= high else (place[band] - place[low]) / (place[high] - place[low]))
+        unit[band] = (1 - share) * unit[low] + share * unit[high]

@@ -1,0 +1,198 @@
+"""The meaning of one cube: what was asked for, stated, known and seen, put together."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.arrays import Bools, Float32
+from runtime.errors import CubeError
+from runtime.meaning import words
+from runtime.meaning.bands import bad_bands, bridged
+from runtime.meaning.marks import Mark, marked, seen_marks, told_mark
+from runtime.meaning.numbers import Asked, Known, Values, judged, of_numbers
+from runtime.scaling import Conversion, next_to
+from runtime.stated import NOTHING, Stated
+
+
+@dataclass(frozen=True, eq=False)
+class Meaning:
+    """What the numbers of a cube mean.
+
+    Attributes:
+        conversion: to the unit range and back.
+        scale_from: who told it: `flag`, `file`, `bundle` or `model`; None for floats that are taken as they are.
+        marks: of missing values.
+        bad: {band, from 0: why} of those that no network should see.
+        missing: bool [lines, samples], pixels that are marked in a band that is not bad.
+        wavelengths: nm, None where nobody tells them.
+        notes: what was made of it, for people.
+        doubts: what a person should read before trusting the result.
+    """
+
+    conversion: Conversion
+    scale_from: str | None
+    marks: tuple[Mark, ...]
+    bad: Mapping[int, str]
+    missing: Bools
+    wavelengths: tuple[float, ...] | None
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+    def unit(self, cube: NDArray[Any]) -> Float32:
+        """What the network sees of a cube [bands, lines, samples]: float32 in the unit range, nothing missing in it.
+
+        Missing pixels hold the mean of the others, band by band; bad bands lie on a line over wavelength through the
+        good ones beside them.
+        """
+        unit = self.conversion.to_unit(cube)
+        if self.missing.any():
+            there = ~self.missing
+            for number, band in enumerate(unit):
+                if number not in self.bad:
+                    band[self.missing] = band[there].mean(dtype=np.float64)
+        bridged(unit, self.bad, self.wavelengths)
+        return unit
+
+    def given_back(
+        self, restored: Float32, source: NDArray[Any], *, clip: bool, unit: bool
+    ) -> tuple[NDArray[Any], int, int]:
+        """A restored unit cube as its user gets it: in the source's type and numbers, what was missing as it was.
+
+        Args:
+            restored: float32 [bands, lines, samples] in the unit range.
+            source: the cube that was restored.
+            clip: clip to [0, 1] first.
+            unit: stay in the unit range as float32; what is missing is converted too, but a mark stays itself.
+
+        Returns:
+            (cube, values set to a limit of the type, values moved away from a mark that they happened to equal).
+        """
+        out = np.empty(restored.shape, np.float32 if unit else source.dtype)
+        back = Conversion() if unit else self.conversion
+        saturated = moved = 0
+        for number, (values, band) in enumerate(zip(restored, out, strict=True)):
+            stays = np.ones_like(self.missing) if number in self.bad else self.missing
+            saturated += back.band_to_numbers(number, np.clip(values, 0, 1) if clip else values, band)
+            moved += self._off_marks(band, ~stays)
+            if stays.any():
+                band[stays] = self._as_it_was(number, source[number][stays], unit=unit)
+        return out, saturated, moved
+
+    def _off_marks(self, band: NDArray[Any], made: Bools) -> int:
+        """Move what the network made away from the marks; how many there were."""
+        moved = 0
+        for mark in self.marks:
+            if math.isnan(mark.low):
+                continue
+            equal = mark.found(band) & made
+            if equal.any():
+                moved += int(np.count_nonzero(equal))
+                band[equal] = next_to(band.dtype.type(mark.high))
+        return moved
+
+    def _as_it_was(self, number: int, values: NDArray[Any], *, unit: bool) -> NDArray[Any]:
+        if not unit:
+            return values
+        converted = np.empty(values.shape, np.float32)
+        self.conversion.band_to_unit(number, values, converted)
+        found = marked(values, self.marks)
+        converted[found] = values[found]
+        return converted
+
+
+def meaning_of(
+    cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None, known: Known | None = None
+) -> Meaning:
+    """What the numbers of a cube mean.
+
+    Args:
+        cube: [bands, lines, samples] of real numbers.
+        stated: by its file.
+        asked: by who wants it restored; above all else.
+        known: by the network's side.
+
+    Raises:
+        CubeError: there is no single reading, each with what to say: a scale is missing, or does not fit the numbers;
+            values are not finite and nobody calls them missing; nothing is left.
+    """
+    asked, known = asked or Asked(), known or Known()
+    if cube.dtype.kind not in "iuf":
+        raise CubeError("not a cube of real numbers", key="cube", value=cube.dtype, remedy="give integers or floats")
+    marks = _told_marks(cube, stated, asked)
+    for _ in range(2):
+        # Bands first: one of a single far value is a bad band, not a mark. Then again, behind the marks.
+        bad = bad_bands(cube, marks, stated.bad, constant=asked.constant_bands == "leave")
+        looked = np.array([band not in bad for band in range(len(cube))])
+        new = seen_marks(cube, marks, looked) if looked.any() and asked.marks != () else []
+        marks += new
+        if not new:
+            break
+    if len(bad) == len(cube):
+        raise CubeError("no band holds data", key="cube", value=words.bands(bad), remedy="give a cube with data")
+    missing, counts = _missing(cube, marks, bad)
+    if missing.all():
+        raise CubeError("every pixel is marked as missing", key="data ignore value", remedy="give a cube with data")
+    whose, conversion, notes = of_numbers(cube.dtype, len(cube), stated, asked, known)
+    conversion, doubt = judged(whose, conversion, Values.of(cube, marks, bad), stated, known)
+    return Meaning(
+        conversion,
+        whose,
+        tuple(marks),
+        bad,
+        missing,
+        stated.wavelengths,
+        notes=(*notes, *words.of_bad(bad, seen=False)),
+        doubts=tuple(
+            filter(
+                None,
+                (
+                    *stated.doubts,
+                    *(words.of_mark(mark, count, cube.dtype) for mark, count in zip(marks, counts, strict=True)),
+                    *words.of_bad(bad, seen=True),
+                    doubt,
+                    words.axis_doubt(cube.shape, known.bands, told=stated.axes) if known.bands else None,
+                    words.wavelength_doubt("the file's", stated.wavelengths, known.wavelengths),
+                ),
+            )
+        ),
+    )
+
+
+def _told_marks(cube: NDArray[Any], stated: Stated, asked: Asked) -> list[Mark]:
+    if asked.marks is not None:
+        return [told_mark(cube, mark, "flag", None) for mark in asked.marks]
+    return [told_mark(cube, mark, "file", stated.scale) for mark in stated.marks]
+
+
+def _missing(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) -> tuple[Bools, list[int]]:
+    """Pixels that are marked in a good band, and how many hold each mark.
+
+    Raises:
+        CubeError: values are not finite, and nobody called them missing.
+    """
+    found = np.zeros((len(marks), *cube.shape[1:]), np.bool_)
+    wild = np.zeros(cube.shape[1:], np.bool_)
+    first: tuple[int, float] | None = None
+    for number, band in enumerate(cube):
+        if number in bad:
+            continue
+        for mark, pixels in zip(marks, found, strict=True):
+            pixels |= mark.found(band)
+        if band.dtype.kind == "f":
+            unknown = ~np.isfinite(band) & ~marked(band, marks)
+            if unknown.any():
+                wild |= unknown
+                first = first or (number, float(band[unknown][0]))
+    if first is not None:
+        raise CubeError(
+            f"values are not finite in {words.pixels(int(wild.sum()))}, the first in band {first[0] + 1}",
+            key="cube",
+            value=f"{first[1]:g}",
+            remedy=f"where they are missing pixels say --ignore-value {first[1]:g}, else leave those bands out",
+        )
+    missing: Bools = np.asarray(found.any(axis=0))
+    return missing, [int(np.count_nonzero(pixels)) for pixels in found]

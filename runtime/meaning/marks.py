@@ -1,0 +1,204 @@
+"""Values that are no measurements: those a file marks as missing, and those that give themselves away."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.arrays import Bools
+
+Whence = Literal["flag", "file", "data"]
+NEAR = 0.005
+"""Marks that were rounded, or went through a factor, lie this near to what the file names."""
+APART = 10 * NEAR
+"""Between `NEAR` and this, nothing lies about a mark: else the near values are measurements."""
+FILLS = (
+    -9999, -999, -99, -99999, 99999, -9998, 1e20, -1e20, 1e30, -1e30, 1e34, -1e34, 1e38, -1e38, 9.969209968386869e36,
+    -32768, -32767, 32767, 65535, -(2**31), -(2**31) + 1, 2**31 - 1, 2**32 - 1,
+)  # fmt: skip
+"""What instruments and programs fill with."""
+SAMPLED = 200_000
+"""Elements from which the body of the values is judged."""
+BELOW, ABOVE, OF_FILL = 0.5, 2.0, 0.1
+"""How far an extreme lies from all else, in ranges of the rest: below, above, and where it is one of `FILLS`."""
+REPEATED = 16
+"""An extreme that is no fill that programs use is a mark where so many elements hold it exactly."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Values from `low` to `high` are missing; NaN is itself.
+
+    Attributes:
+        low, high: equal, where the mark is one number.
+        whence: who said so.
+        named: what the file names, where no value equals it.
+    """
+
+    low: float
+    high: float
+    whence: Whence
+    named: float | None = None
+
+    def found(self, values: NDArray[Any]) -> Bools:
+        """Which values are it."""
+        if math.isnan(self.low):
+            return np.asarray(np.isnan(values)) if values.dtype.kind == "f" else np.zeros(values.shape, np.bool_)
+        if self.low == self.high:
+            mark = held(self.low, values.dtype)
+            return np.zeros(values.shape, np.bool_) if mark is None else np.asarray(values == mark)
+        return np.asarray((values >= self.low) & (values <= self.high))
+
+
+def held(number: float, dtype: np.dtype[Any]) -> Any:
+    """A number as an array of `dtype` holds it; None where it cannot."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return dtype.type(number)
+    limits = np.iinfo(dtype)
+    fits = math.isfinite(number) and number == int(number) and limits.min <= int(number) <= limits.max
+    return dtype.type(int(number)) if fits else None
+
+
+def marked(values: NDArray[Any], marks: Iterable[Mark]) -> Bools:
+    """Which values are one of the marks, bool of the same shape."""
+    out = np.zeros(values.shape, np.bool_)
+    for mark in marks:
+        out |= mark.found(values)
+    return out
+
+
+def told_mark(cube: NDArray[Any], number: float, whence: Whence, factor: float | None) -> Mark:
+    """The mark that somebody named, as the values hold it.
+
+    Args:
+        cube: [bands, lines, samples].
+        number: that was named.
+        whence: by whom.
+        factor: that the file states for its numbers, which may stand between the mark and the values.
+    """
+    exact = Mark(number, number, whence)
+    if math.isnan(number) or _any(cube, exact):
+        return exact
+    near = Mark(number - NEAR * abs(number), number + NEAR * abs(number), whence, number)
+    if _any(cube, near):
+        around = Mark(number - APART * abs(number), number + APART * abs(number), whence)
+        # Where values lie all around it, they are measurements.
+        return near if _count(cube, near) == _count(cube, around) else exact
+    for other in _turned(number, cube.dtype, factor):
+        found = Mark(other, other, whence, number)
+        if _any(cube, found) and _alone(cube, found):
+            return found
+    return exact
+
+
+def _turned(number: float, dtype: np.dtype[Any], factor: float | None) -> Iterator[float]:
+    """What became of a number on its way into a type: times a factor, wrapped, clamped, the type's lowest."""
+    if factor is not None and factor != 1:
+        yield from (held_number for by in (number * factor, number / factor) if (held_number := _whole(by, dtype)))
+    if dtype.kind == "f":
+        limit = float(np.finfo(dtype).max)
+        yield from (math.copysign(limit, number), math.copysign(math.inf, number)) if abs(number) > 1e30 else ()
+        return
+    limits = np.iinfo(dtype)
+    if math.isfinite(number) and number == int(number):
+        bits = 8 * dtype.itemsize
+        wrapped = int(number) % (1 << bits)
+        yield wrapped - (1 << bits) if limits.min < 0 and wrapped > limits.max else wrapped
+    if not limits.min <= number <= limits.max:
+        yield limits.min if number < 0 else limits.max
+
+
+def _whole(number: float, dtype: np.dtype[Any]) -> float:
+    return float(round(number)) if dtype.kind in "iu" else float(dtype.type(number))
+
+
+def _any(cube: NDArray[Any], mark: Mark) -> bool:
+    return any(bool(mark.found(band).any()) for band in cube)
+
+
+def _count(cube: NDArray[Any], mark: Mark) -> int:
+    return sum(int(np.count_nonzero(mark.found(band))) for band in cube)
+
+
+def _alone(cube: NDArray[Any], mark: Mark) -> bool:
+    """Whether a value that nobody named fills whole spectra and nothing else, or lies far from all else."""
+    whole = np.ones(cube.shape[1:], np.bool_)
+    some = np.zeros(cube.shape[1:], np.bool_)
+    for band in cube:
+        found = mark.found(band)
+        whole &= found
+        some |= found
+    return bool((whole == some).all()) or far(cube, mark.low, [])
+
+
+def seen_marks(cube: NDArray[Any], marks: Sequence[Mark], bands: Bools) -> list[Mark]:
+    """Marks that nobody named: one extreme value, repeated exactly, far from everything else.
+
+    Args:
+        cube: [bands, lines, samples].
+        marks: that are known.
+        bands: bool [bands], those that are looked at.
+    """
+    found: list[Mark] = []
+    for _ in range(4):
+        known = [*marks, *found]
+        extremes = [e for band in cube[bands] if (e := _extremes(band, known)) is not None]
+        if not extremes:
+            break
+        both = {min(low for low, _ in extremes), max(high for _, high in extremes)}
+        new = [Mark(value, value, "data") for value in sorted(both) if value and far(cube[bands], value, known)]
+        if not new:
+            break
+        found += new
+    return found
+
+
+def _extremes(band: NDArray[Any], marks: Sequence[Mark]) -> tuple[float, float] | None:
+    values = measured(band, marks)
+    return None if not values.size else (float(values.min()), float(values.max()))
+
+
+def measured(band: NDArray[Any], marks: Sequence[Mark]) -> NDArray[Any]:
+    """The values of a band that are neither marked nor NaN, flat."""
+    out = marked(band, marks)
+    if band.dtype.kind == "f":
+        out |= np.isnan(band)
+    return band[~out] if out.any() else band.reshape(-1)
+
+
+def far(cube: NDArray[Any], value: float, marks: Sequence[Mark]) -> bool:
+    """Whether an extreme value lies so far from all the others that it is no measurement.
+
+    It is compared with the nearest other value and with the range of the values' body; infinite values always do.
+    """
+    others = [*marks, Mark(value, value, "data")]
+    count, below, above = 0, -math.inf, math.inf
+    for band in cube:
+        values = measured(band, marks)
+        count += int(np.count_nonzero(values == value))
+        under, over = values[values < value], values[values > value]
+        below = max(below, float(under.max()) if under.size else -math.inf)
+        above = min(above, float(over.min()) if over.size else math.inf)
+    if count == 0 or (math.isinf(below) and math.isinf(above)) or not (math.isinf(below) or math.isinf(above)):
+        return False
+    if math.isinf(value):
+        return True
+    gap = above - value if math.isinf(below) else value - below
+    step = max(1, cube.size // SAMPLED)
+    body = np.concatenate([measured(band.reshape(-1)[i % step :: step], others) for i, band in enumerate(cube)])
+    if body.size < REPEATED:
+        return False
+    low, high = np.percentile(body.astype(np.float64), (0.1, 99.9))
+    span = max(high - low, 1e-3 * abs(high))
+    if any(held(fill, cube.dtype) == value for fill in (*FILLS, *_limits(cube.dtype))):
+        return bool(gap > OF_FILL * span)
+    return bool(count >= REPEATED and gap > (BELOW if math.isinf(below) else ABOVE) * span)
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    return float(limits.min), float(limits.max)

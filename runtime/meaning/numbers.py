@@ -1,0 +1,204 @@
+"""From numbers to the unit range: which scale or gains hold, and whether they fit what is there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import CubeError
+from runtime.meaning.marks import SAMPLED, Mark, measured
+from runtime.scaling import Conversion, Doubles
+from runtime.stated import Stated
+
+UNIT_LIMIT = 4.0
+"""In the unit range values reach this at most, or somebody took another scale."""
+DIM_SHARE = 0.1
+"""Below this share of a scale that nobody said for these numbers, it may be another sensor's."""
+DARK = 0.01
+"""What reaches no more than this behind a factor, and more before it, has gone through it already."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody asks for, above what the file states.
+
+    Attributes:
+        scale: number that stands for 1.0.
+        marks: values that mark missing pixels, possibly NaN; none at all where it is empty.
+        constant_bands: bands of one value are left out, or `restore`d like all others.
+    """
+
+    scale: float | None = None
+    marks: tuple[float, ...] | None = None
+    constant_bands: Literal["leave", "restore"] = "leave"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the network's side knows.
+
+    Attributes:
+        whose: `bundle` or `model`, for people.
+        scale: number that stands for 1.0 in integers that nobody else tells of.
+        wavelengths: of its bands in nm.
+        bands: that it takes.
+    """
+
+    whose: str = "bundle"
+    scale: float | None = None
+    wavelengths: Sequence[float] | None = None
+    bands: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """Measured values of a cube, from which its scale is judged.
+
+    Attributes:
+        bands: {band: float64, some of its values and its largest one}.
+        floats: the cube holds floats.
+    """
+
+    bands: Mapping[int, Doubles]
+    floats: bool
+
+    @classmethod
+    def of(cls, cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) -> "Values":
+        """Of a cube [bands, lines, samples]."""
+        step = max(1, cube.size // SAMPLED)
+        taken = {}
+        for number, band in enumerate(cube):
+            values = measured(band, marks) if number not in bad else np.empty(0)
+            if values.size:
+                taken[number] = np.append(values[number % step :: step], values.max()).astype(np.float64)
+        return cls(taken, cube.dtype.kind == "f")
+
+    def reach(self, conversion: Conversion) -> tuple[float, float]:
+        """Median of the amounts, and the largest value, in the unit range."""
+        units = []
+        for band, values in self.bands.items():
+            out = np.empty(values.shape)
+            conversion.band_to_unit(band, values, out)
+            units.append(out)
+        every = np.concatenate(units)
+        return float(np.median(np.abs(every))), float(every.max())
+
+
+def of_numbers(
+    dtype: np.dtype[Any], bands: int, stated: Stated, asked: Asked, known: Known
+) -> tuple[str | None, Conversion, list[str]]:
+    """Who tells the scale, what it is, and what is to be said of it.
+
+    Raises:
+        CubeError: nobody tells one for integers, or the file contradicts itself.
+    """
+    key, gains, offsets = _gains(stated)
+    linear = gains is not None or offsets is not None
+    alike = offsets is None and (gains is None or bool((gains == gains[0]).all()))
+    if asked.scale is not None:
+        if not linear or alike:
+            told = (
+                [] if gains is None or np.isclose(gains[0] * asked.scale, 1) else [f"the file's {key} are not applied"]
+            )
+            return "flag", Conversion(asked.scale), told
+        return (
+            "flag",
+            Conversion(asked.scale, gains, offsets),
+            [f"{asked.scale:g} stands for 1.0 behind the file's {key}"],
+        )
+    if linear:
+        if stated.scale is not None and not (alike and gains is not None and np.isclose(gains[0] * stated.scale, 1)):
+            raise CubeError(
+                f"the file states {key} and a reflectance scale factor, which are not one and the same",
+                key=key,
+                value=f"{stated.scale:g}",
+                remedy="delete the one that is not meant from the header, or say --scale",
+            )
+        return "file", Conversion(1.0, gains, offsets), [f"numbers are converted by the file's {key}"]
+    if stated.scale is not None:
+        return "file", Conversion(stated.scale), []
+    if dtype.kind == "f":
+        return None, Conversion(), []
+    if known.scale is None:
+        raise CubeError(
+            f"a cube of integers needs a scale, and neither flag, file nor {known.whose} tells one",
+            key="scale",
+            remedy="say which digital number stands for 1.0, for example --scale 4095",
+        )
+    return known.whose, Conversion(known.scale), []
+
+
+def _gains(stated: Stated) -> tuple[str, Doubles | None, Doubles | None]:
+    """The header key, gains and offsets that do something. Raises CubeError where there are two pairs of them."""
+    pairs = {
+        "data gain values": (stated.gains, stated.offsets),
+        "data reflectance gain values": (stated.reflectance_gains, stated.reflectance_offsets),
+    }
+    found = []
+    for key, (gains, offsets) in pairs.items():
+        does = [
+            None if values is None or all(v == nothing for v in values) else np.array(values, np.float64)
+            for values, nothing in ((gains, 1), (offsets, 0))
+        ]
+        if any(values is not None for values in does):
+            found.append((key, does[0], does[1]))
+    if len(found) > 1:
+        raise CubeError(
+            "the file states two sets of gains",
+            key=" and ".join(key for key, _, _ in found),
+            remedy="delete the one that is not meant from the header",
+        )
+    return found[0] if found else ("", None, None)
+
+
+def judged(
+    whose: str | None, conversion: Conversion, values: Values, stated: Stated, known: Known
+) -> tuple[Conversion, str | None]:
+    """The conversion that fits the numbers, and a doubt.
+
+    Raises:
+        CubeError: they lie far outside the unit range, or seem to have been converted already.
+    """
+    middle, largest = values.reach(conversion)
+    _, plain = values.reach(Conversion())
+    linear = conversion.gains is not None or conversion.offsets is not None
+    key = _gains(stated)[0] if linear else "reflectance scale factor" if whose == "file" else "scale"
+    if whose == "flag":
+        return (
+            conversion,
+            f"values reach {largest:.4g} times what --scale says stands for 1.0" if middle > UNIT_LIMIT else None,
+        )
+    if whose == "file" and not linear and conversion.scale < 1 and middle > UNIT_LIMIT:
+        turned = Conversion(1 / conversion.scale)
+        if values.reach(turned)[1] <= UNIT_LIMIT:
+            return turned, f"the file's reflectance scale factor {conversion.scale:g} is taken as a multiplier"
+    if middle > UNIT_LIMIT:
+        whole = f"by the file's {key}" if whose == "file" else f"by the {whose}'s scale" if whose else "as they are"
+        example = f"{known.scale:g}" if known.scale else "4095"
+        raise CubeError(
+            f"the numbers reach {largest:.4g} where 1.0 is expected, {whole}",
+            key=key,
+            value=None if linear else f"{conversion.scale:g}",
+            remedy=f"say which number stands for 1.0, such as --scale {example}, or --scale 1 to take them as they are",
+        )
+    if whose == "file" and values.floats and largest < DARK <= plain <= UNIT_LIMIT:
+        raise CubeError(
+            f"the numbers reach {plain:.4g}, and by the file's {key} {largest:.2g}: they seem to be converted already",
+            key=key,
+            value=None if linear else f"{conversion.scale:g}",
+            remedy="say --scale 1 if they are"
+            + ("; else delete the gains" if linear else f", --scale {conversion.scale:g} if not"),
+        )
+    if largest > UNIT_LIMIT:
+        return (
+            conversion,
+            f"values reach {largest:.4g} where 1.0 is expected: if another number stands for it, say --scale",
+        )
+    if whose == known.whose and largest < DIM_SHARE:
+        return conversion, (
+            f"the largest number is {plain:g}, {100 * largest:.1g} % of the {whose}'s scale {conversion.scale:g}; "
+            "if this sensor has another scale, say it: --scale"
+        )
+    return conversion, None

@@ -1,0 +1,34 @@
+"""What a file or a source states about its numbers, as it stands there."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stated:
+    """None, or nothing, where it does not say.
+
+    Attributes:
+        scale: number that stands for 1.0 (ENVI `reflectance scale factor`).
+        gains, offsets: one per band; a number x gain + offset is a physical value.
+        reflectance_gains, reflectance_offsets: the same to reflectance.
+        marks: values of missing pixels, possibly NaN.
+        bad: bands that it calls bad, from 0.
+        wavelengths: nm, one per band.
+        axes: it says which axis is which.
+        doubts: what its reader could not take as it stands.
+    """
+
+    scale: float | None = None
+    gains: tuple[float, ...] | None = None
+    offsets: tuple[float, ...] | None = None
+    reflectance_gains: tuple[float, ...] | None = None
+    reflectance_offsets: tuple[float, ...] | None = None
+    marks: tuple[float, ...] = ()
+    bad: tuple[int, ...] = ()
+    wavelengths: tuple[float, ...] | None = None
+    axes: bool = False
+    doubts: tuple[str, ...] = ()
+
+
+NOTHING = Stated()
+"""Of numbers that come without a file."""
