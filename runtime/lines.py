@@ -29,6 +29,8 @@ class Flag(IntFlag):
     """Too much of it is at the detector's limit to restore it."""
     REPEATED = 64
     """It equals the line before, value for value."""
+    DEAD_BANDS = 128
+    """Some of its bands hold no number at all; they are passed through, the others restored."""
     RESTORED = 256
     """The network's output."""
     PASSED = 512

@@ -14,6 +14,7 @@ import click
 
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
+from runtime.meaning import Asked
 from runtime.priority import let_workers_yield
 from runtime.sinks import SINKS, find_sink
 from runtime.sources import FORMS, Source, SourceOptions, find_source, open_source
@@ -28,7 +29,7 @@ from ..answers import leave
 from ..config import Config
 from ..streaming.parts import Outward, Parts, make_parts
 from ..streaming.view import LiveView
-from .options import PositiveNumber, config_option, engine_option, examples, json_option, read_config
+from .options import PositiveNumber, config_option, engine_option, examples, ignore_option, json_option, read_config
 
 LOG_NAME = "stream.jsonl"
 OWN_SUFFIXES = ("", ".raw", ".hdr", ".idx", ".lock", ".reserve")
@@ -49,7 +50,8 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
 @click.option("--restored", type=click.Path(path_type=Path), help="Folder of the restored lines; a rerun appends.")
 @click.option("--duration", type=PositiveNumber(), help="Seconds; else until the source ends.")
 @click.option("--spool-limit", help="The record is a ring of so much, such as 20GiB: the oldest verified part goes.")
-@click.option("--scale", type=PositiveNumber(), help="Digital number that stands for 1.0.")
+@click.option("--scale", type=PositiveNumber(), help="Number that stands for 1.0.")
+@ignore_option
 @click.option("--quicklook", type=click.Path(path_type=Path), help="PNG of the newest restored lines.")
 @click.option("--publish", metavar="PORT", help="ZeroMQ publisher: a port of this machine, or a full address.")
 @click.option("--packets", metavar="FILE|HOST:PORT", help="CCSDS space packets, to a file or by UDP.")
@@ -72,6 +74,7 @@ def command(
     duration: float | None,
     spool_limit: str | None,
     scale: float | None,
+    marks: tuple[float, ...] | None,
     quicklook: Path | None,
     publish: str | None,
     packets: str | None,
@@ -111,6 +114,7 @@ def command(
         )
     if web and web == prometheus:
         raise InputError("the port of --prometheus too", key="--web", value=web, remedy="give each a port of its own")
+    asked = Asked(scale, marks)
     outward = Outward(tuple(one for _, one in sinks), prometheus, web)
     with load_bundle(bundle, threads=threads, engine=engine) as loaded:
         if self_test:
@@ -123,13 +127,13 @@ def command(
         with console.progress("opening the source"):
             source = open_source(spec, _source_options(config, scale))
         with source, ExitStack() as stack:
-            parts = make_parts(loaded, source, config.stream, record, restored, limit, duration, scale, outward, stack)
+            parts = make_parts(loaded, source, config.stream, record, restored, limit, duration, asked, outward, stack)
             logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
             events = None if logged is None else stack.enter_context(EventLog(logged))
             stack.enter_context(_signals(stopping := _Stopping()))
             result, last = _stream(loaded, source, parts, config, events, outward, stopping)
             try:
-                report = _told(result, last)
+                report = _told(result, last) | {"doubts": [*parts.fitted.doubts, *last.doubts]}
             except DeployError as error:
                 if result.hung:
                     leave(error)
@@ -217,6 +221,8 @@ def _stream(
     console.say(f"bands       {parts.bands}")
     for key, value in parts.fitted.radiometry.describe().items():
         console.say(f"radiometry  {key}: {value}")
+    for note in parts.fitted.notes:
+        console.say(f"note        {note}")
     for note in parts.notes:
         console.warn(note)
     log("start", describe=describe, radiometry=parts.fitted.radiometry.digest(), notes=list(parts.notes),

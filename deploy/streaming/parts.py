@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
 from runtime.errors import InputError
 from runtime.lines import LineFormat
+from runtime.meaning import Asked
 from runtime.meaning.numbers import DIM_SHARE, UNIT_LIMIT
 from runtime.meaning.words import wavelength_doubt
 from runtime.record.writer import LineWriter
@@ -97,12 +98,13 @@ def make_parts(
     restored: Path | None,
     limit: int | None,
     seconds: float | None,
-    scale: float | None,
+    asked: Asked,
     outward: Outward,
     opened: ExitStack,
 ) -> Parts:
     """Open the files and sinks of a stream; `opened` closes them. Raises DeployError."""
     manifest, signature = bundle.manifest, bundle.manifest.signature
+    asked = replace(asked, scale=told.scale if asked.scale is None else asked.scale)
     chosen = told.bands
     if told.nearest_bands:
         if chosen is not None:
@@ -110,8 +112,8 @@ def make_parts(
         chosen = nearest_bands(source.format, manifest.wavelengths)
     fitted = fit(
         bundle,
-        source.format,
-        scale=told.scale if scale is None else scale,
+        source,
+        asked,
         chosen=chosen,
         radiometry=told.radiometry,
         folder=told.folder or ".",
@@ -124,7 +126,7 @@ def make_parts(
         ),
         limit=limit,
         bands=_bands_text(fitted.lines, chosen, signature.measured.bands),
-        notes=_notes(fitted.lines, chosen, manifest.wavelengths, signature.measured.bands),
+        notes=[*fitted.doubts, *_notes(fitted.lines, chosen, manifest.wavelengths, signature.measured.bands)],
     )
     fitted.check_memory(parts.options, (restored is not None) + (outward.web is not None) + len(outward.sinks))
     parts.record, parts.restored, parts.first_sequence = open_files(
@@ -138,7 +140,10 @@ def make_parts(
     if fitted.unsaid:
         scale = fitted.radiometry.scale
         parts.notes.append(f"nobody said what stands for 1.0 in these lines: the bundle's {scale:g} is taken (--scale)")
-    parts.telling.append(_doubt_scale(fitted.unsaid, fitted.lines.dtype.kind == "f", console.warn))
+    if source.live:
+        # Of others some lines were looked at.
+        parts.telling.append(_doubt_scale(fitted.unsaid, console.warn))
+    parts.telling.append(_tell_doubts(console.warn))
     parts.notes += _never_restored(parts)
     return parts
 
@@ -157,7 +162,20 @@ def _never_restored(parts: Parts) -> list[str]:
     ]
 
 
-def _doubt_scale(unsaid: bool, floats: bool, warn: Callable[[str], None]) -> Callable[[Mapping[str, Any]], None]:
+def _tell_doubts(warn: Callable[[str], None]) -> Callable[[Mapping[str, Any]], None]:
+    """Looks at a stream's snapshots; warns of what was seen in its numbers, once."""
+    told = 0
+
+    def look(snapshot: Mapping[str, Any]) -> None:
+        nonlocal told
+        for doubt in snapshot["doubts"][told:]:
+            warn(doubt)
+        told = len(snapshot["doubts"])
+
+    return look
+
+
+def _doubt_scale(unsaid: bool, warn: Callable[[str], None]) -> Callable[[Mapping[str, Any]], None]:
     """Looks at a stream's snapshots; warns once where the numbers do not look like the scale that was taken."""
     done = False
 
@@ -168,8 +186,7 @@ def _doubt_scale(unsaid: bool, floats: bool, warn: Callable[[str], None]) -> Cal
             return
         done = True
         if peak > UNIT_LIMIT:
-            remedy = "say it in stream.radiometry.scale" if floats else "say it: --scale"
-            warn(f"values reach {peak:.4g} times what stands for 1.0; if that is another number, {remedy}")
+            warn(f"values reach {peak:.4g} times what stands for 1.0; if that is another number, say it: --scale")
         elif unsaid and peak < DIM_SHARE:
             warn(f"values reach {100 * peak:.2g} % of what stands for 1.0, which nobody said; say it: --scale")
 

@@ -122,15 +122,7 @@ def meaning_of(
     asked, known = asked or Asked(), known or Known()
     if cube.dtype.kind not in "iuf":
         raise CubeError("not a cube of real numbers", key="cube", value=cube.dtype, remedy="give integers or floats")
-    marks = _told_marks(cube, stated, asked)
-    for _ in range(2):
-        # Bands first: one of a single far value is a bad band, not a mark. Then again, behind the marks.
-        bad = bad_bands(cube, marks, stated.bad, constant=asked.constant_bands == "leave")
-        looked = np.array([band not in bad for band in range(len(cube))])
-        new = seen_marks(cube, marks, looked) if looked.any() and asked.marks != () else []
-        marks += new
-        if not new:
-            break
+    marks, bad = look(cube, stated, asked)
     if len(bad) == len(cube):
         raise CubeError("no band holds data", key="cube", value=words.bands(bad), remedy="give a cube with data")
     missing, counts = _missing(cube, marks, bad)
@@ -160,6 +152,19 @@ def meaning_of(
             )
         ),
     )
+
+
+def look(cube: NDArray[Any], stated: Stated, asked: Asked) -> tuple[list[Mark], dict[int, str]]:
+    """The marks of a cube [bands, lines, samples], told and seen, and its bad bands."""
+    marks = _told_marks(cube, stated, asked)
+    while True:
+        # Bands first: one of a single far value is a bad band, not a mark. Then again, behind the marks.
+        bad = bad_bands(cube, marks, stated.bad, constant=asked.constant_bands == "leave")
+        looked = np.array([band not in bad for band in range(len(cube))])
+        new = seen_marks(cube, marks, looked) if looked.any() and asked.marks != () else []
+        if not new:
+            return marks, bad
+        marks += new
 
 
 def _told_marks(cube: NDArray[Any], stated: Stated, asked: Asked) -> list[Mark]:

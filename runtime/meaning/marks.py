@@ -43,6 +43,11 @@ class Mark:
     whence: Whence
     named: float | None = None
 
+    @property
+    def value(self) -> float:
+        """What stands for it in lines that are written anew."""
+        return self.low if self.low == self.high or self.named is None else self.named
+
     def found(self, values: NDArray[Any]) -> Bools:
         """Which values are it."""
         if math.isnan(self.low):

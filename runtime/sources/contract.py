@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from numpy.typing import NDArray
+
 from runtime.closing import Closing
 from runtime.lines import Event, Line, LineFormat
+from runtime.stated import NOTHING, Stated
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,12 @@ class Source(Closing):
     Attributes:
         live: lines come whether they are taken or not; a file waits.
         format: what its lines look like; known as soon as it is open, and never changing.
+        stated: what it says of its numbers beside the format.
     """
 
     live: bool
     format: LineFormat
+    stated: Stated = NOTHING
 
     @abstractmethod
     def read(self, line: Line, timeout: float) -> Event:
@@ -59,6 +64,10 @@ class Source(Closing):
             CubeFileError: a file cannot be read any more.
             MachineError: a camera does something that reopening cannot mend.
         """
+
+    def sample(self) -> NDArray[Any] | None:
+        """Some of the lines that are there already [bands, lines, samples], none of them taken; None without any."""
+        return None
 
     def telemetry(self) -> Mapping[str, float]:
         """Figures of its own: `temperature_c`, `underruns`, `reconnects`. Called from any thread, must not block."""

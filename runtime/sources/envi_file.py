@@ -6,7 +6,7 @@ The reader and the format are `watch:`'s too.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, InputError
 from runtime.files.disk import PIECE, allocated, opened, read_at
-from runtime.files.envi import read_header
-from runtime.files.envi_header import EnviHeader, wavelengths_nm
+from runtime.files.envi import read_header, read_lines
+from runtime.files.envi_header import EnviHeader, stated_by, wavelengths_nm
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.pacing import Pace, check_buffer
 
+SAMPLED_LINES, SAMPLED_BYTES = 64, 64 << 20
+"""So many lines, of so many bytes in all, are looked at before the first is taken."""
 BLOCK_LINES = 64
 """Lines that are read at a time, fewer where they are large."""
 
@@ -41,7 +43,7 @@ class EnviFile(Source):
     live = False
 
     def __init__(self, header: EnviHeader, options: SourceOptions) -> None:
-        self.format = format_of(header, options)
+        self.format, self.stated = format_of(header, options), stated_by(header)
         self._pace = Pace(options.rate)
         self._header = header
         self._lines = LineReader(header)
@@ -55,6 +57,9 @@ class EnviFile(Source):
         taken = self._lines.take(line)
         self._pace.step()
         return taken
+
+    def sample(self) -> NDArray[Any] | None:
+        return sampled(self._header, self._header.lines)
 
     def describe(self) -> dict[str, str]:
         return described("envi", self._header)
@@ -146,16 +151,27 @@ def format_of(header: EnviHeader, options: SourceOptions) -> LineFormat:
             remedy="give one centre per band",
         )
     dtype = header.dtype.newbyteorder("=")
-    scale = header.reflectance_scale_factor if dtype.kind != "f" else None
     return LineFormat(
         bands=header.bands,
         samples=header.samples,
         dtype=dtype,
-        scale=scale if options.scale is None else options.scale,
+        scale=header.reflectance_scale_factor if options.scale is None else options.scale,
         saturation=options.saturation,
         wavelengths=wavelengths_nm(header) if options.wavelengths is None else options.wavelengths,
         ignore_value=header.data_ignore_value,
     )
+
+
+def sampled(header: EnviHeader, lines: int) -> NDArray[Any] | None:
+    """The first lines of an ENVI file and others evenly spread over `lines`, [bands, lines, samples]; None of none."""
+    most = min(lines, SAMPLED_LINES, max(1, SAMPLED_BYTES // header.line_bytes))
+    if not most:
+        return None
+    first = range(min(most, -(-most // 4)))
+    spread = np.linspace(len(first), lines - 1, most - len(first)).round().astype(int).tolist()
+    with suppress(CubeFileError):
+        return np.concatenate([read_lines(header, n, n + 1) for n in dict.fromkeys([*first, *spread])], axis=1)
+    return None
 
 
 def described(kind: str, header: EnviHeader) -> dict[str, str]:

@@ -10,15 +10,20 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, MachineError, printable
 from runtime.files.disk import allocated, read_at
 from runtime.files.envi import pair_of
-from runtime.files.envi_header import EnviHeader
+from runtime.files.envi_header import EnviHeader, stated_by
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, Missing, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
-from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of
+from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of, sampled
 from runtime.sources.growing import Growing, in_words, layout
 from runtime.sources.pacing import Pace, check_buffer
 
@@ -49,12 +54,19 @@ class EnviLive(Source):
         self._options = options
         self._pace = Pace(options.rate)
         self._file = _patiently(path, self._idle)
-        self.format = format_of(self._file.header, options)
+        self.format, self.stated = format_of(self._file.header, options), stated_by(self._file.header)
         self._open = True
         self._reopened = 0
         self._events: deque[Event] = deque()
         self._block = allocated(path, block_shape(self._file.header, 1 << 20), self._file.header.dtype)
         self._begin(self._file)
+
+    def sample(self) -> NDArray[Any] | None:
+        header = self._file.header
+        with suppress(OSError):
+            lines = (header.data_path.stat().st_size - header.header_offset) // header.line_bytes
+            return sampled(replace(header, lines=lines), lines) if lines > 0 else None
+        return None
 
     def _begin(self, file: Growing) -> None:
         self._file = file

@@ -11,13 +11,16 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, InputError, printable
 from runtime.files.disk import reason
-from runtime.files.envi_header import EnviHeader
+from runtime.files.envi_header import EnviHeader, stated_by
 from runtime.lines import Broken, Ended, Event, Line, LineFormat, Missing, Quiet
 from runtime.sources.contract import Source, SourceOptions
-from runtime.sources.envi_file import LineReader, described, format_of, path_of
+from runtime.sources.envi_file import LineReader, described, format_of, path_of, sampled
 from runtime.sources.pacing import Pace, check_buffer
 from runtime.sources.pairs import Pairs, Skipped
 
@@ -57,7 +60,7 @@ class Watch(Source):
         self._look_at = -math.inf
         self._last = time.monotonic()
         self._header = self._first_header()
-        self.format = format_of(self._header, options)
+        self.format, self.stated = format_of(self._header, options), stated_by(self._header)
         self._start(self._header)
 
     def read(self, line: Line, timeout: float) -> Event:
@@ -80,6 +83,9 @@ class Watch(Source):
             if remaining <= 0:
                 return Quiet()
             time.sleep(min(POLL / 2, remaining))
+
+    def sample(self) -> NDArray[Any] | None:
+        return sampled(self._header, self._header.lines)
 
     def telemetry(self) -> Mapping[str, float]:
         return {"files": self._files, "skipped": self._skipped, "cut_short": self._cut}

@@ -12,7 +12,8 @@ from runtime.bundle import Bundle
 from runtime.errors import CubeError, InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.lines import LineFormat
-from runtime.radiometry import Radiometry, load_radiometry
+from runtime.meaning import Asked
+from runtime.radiometry import Calibration, Radiometry, load_radiometry
 from runtime.record.writer import LineWriter, open_line_writer
 from runtime.sinks.callback import Callback
 from runtime.sinks.contract import Block, Sink
@@ -21,6 +22,7 @@ from runtime.sources import Source, open_source
 
 from .pipeline import NamedSink, Stream, StreamOptions, bytes_needed
 from .restoring import RestorerFacts
+from .sampling import SourceMeaning, source_meaning
 
 __all__ = ["Fit", "StreamOptions", "fit", "open_files", "open_source", "open_stream"]
 EXACT_BYTES = 2
@@ -40,6 +42,8 @@ class Fit:
         output: format of the restored lines.
         about: the network in two words, for headers.
         unsaid: nobody said what stands for 1.0 in these lines; the bundle's scale is taken.
+        notes: what the source's numbers are taken to mean, for people.
+        doubts: what a person should read before trusting the result.
     """
 
     lines: LineFormat
@@ -48,6 +52,8 @@ class Fit:
     output: LineFormat
     about: str
     unsaid: bool
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def check_memory(self, options: StreamOptions, sinks: int) -> None:
         """Refuse a stream with so many sinks that this machine cannot hold. Raises MachineError."""
@@ -71,6 +77,7 @@ def open_stream(
     sinks: Sequence[NamedSink | Sink | Callable[[Block], object]] = (),
     radiometry: Mapping[str, Any] | None = None,
     scale: float | None = None,
+    ignore_values: Sequence[float] | None = None,
     bands: Sequence[int] | None = None,
     output: Output = "input",
     options: StreamOptions | None = None,
@@ -83,7 +90,8 @@ def open_stream(
         record: folder of the raw lines; a rerun appends to it, as to `restored`, the folder of the restored ones.
         sinks: what else restored lines go to: sinks, with a policy where one is named, or functions of a block.
         radiometry: see `runtime.radiometry.settings`; paths from this folder.
-        scale: digital number that stands for 1.0, instead of the source's and the bundle's.
+        scale: number that stands for 1.0, instead of the source's and the bundle's.
+        ignore_values: that mark missing values, instead of the source's.
         bands: places of the source's bands that are restored, from 0; None restores all, in groups.
         output: type of the restored lines: the input's type and scale, or float32 in the unit range.
         options: how it runs.
@@ -92,7 +100,8 @@ def open_stream(
         InputError, CubeError, ConfigError: source, network and settings do not go together.
         MachineError: there is too little memory, or a folder cannot be written.
     """
-    fitted = fit(bundle, source.format, scale=scale, chosen=bands, radiometry=radiometry or {}, output=output)
+    asked = Asked(scale, None if ignore_values is None else tuple(ignore_values))
+    fitted = fit(bundle, source, asked, chosen=bands, radiometry=radiometry or {}, output=output)
     options = options or StreamOptions()
     given = [sink if isinstance(sink, NamedSink | Sink) else Callback(sink) for sink in sinks]
     named = [s if isinstance(s, NamedSink) else NamedSink(f"sink-{n}", s) for n, s in enumerate(given, 1)]
@@ -145,9 +154,9 @@ def open_files(
 
 def fit(
     bundle: Bundle,
-    lines: LineFormat,
+    source: Source,
+    asked: Asked | None = None,
     *,
-    scale: float | None = None,
     chosen: Sequence[int] | None = None,
     radiometry: Mapping[str, Any],
     folder: str | Path = ".",
@@ -157,11 +166,8 @@ def fit(
     manifest = bundle.manifest
     signature = manifest.signature
     measured = signature.measured
+    lines, asked = source.format, asked or Asked()
     floats = lines.dtype.kind == "f"
-    if floats and scale is not None:
-        remedy = "leave the scale out; floats pass as they are"
-        raise InputError("a scale is for lines of integers, these hold floats", key="scale", value=scale, remedy=remedy)
-    lines = lines if scale is None else replace(lines, scale=scale)
     chosen = None if chosen is None else _checked(chosen, lines.bands)
     count = lines.bands if chosen is None else len(chosen)
     if measured.size != signature.restored.size:
@@ -185,23 +191,58 @@ def fit(
             "the source has fewer bands than the network" if chosen is None else "fewer bands than the network has"
         )
         raise CubeError(problem, key="bands", value=count, remedy=remedy)
+    meaning = source_meaning(source, asked, manifest.scale, converts=not radiometry)
+    lines = replace(
+        lines,
+        scale=lines.scale if asked.scale is None else asked.scale,
+        ignore_value=meaning.marks[0].value if meaning.marks else None,
+    )
     bare = not floats and lines.scale is None
-    unsaid = bare and "scale" not in radiometry and radiometry.get("output") != "reflectance"
-    if unsaid and manifest.scale is None:
-        raise InputError(
-            "lines of integers need a scale, and neither flag, source nor bundle tells one",
-            key="scale",
-            remedy="say which digital number stands for 1.0, for example --scale 4095",
-        )
-    radiometric = load_radiometry(radiometry, replace(lines, scale=manifest.scale) if bare else lines, folder)
+    unsaid = meaning.scale_from == "bundle" or (
+        bare and bool(radiometry) and "scale" not in radiometry and radiometry.get("output") != "reflectance"
+    )
+    if radiometry:
+        radiometric = load_radiometry(radiometry, replace(lines, scale=manifest.scale) if bare else lines, folder)
+    else:
+        lines, radiometric = _converted(lines, meaning)
     return Fit(
         lines,
-        RestorerFacts(signature, manifest.overlap, bundle.prompts, chosen),
+        RestorerFacts(
+            signature,
+            manifest.overlap,
+            bundle.prompts,
+            chosen,
+            lines.wavelengths,
+            meaning.marks,
+            tuple(meaning.bad),
+            learns=asked.marks != (),
+        ),
         radiometric,
-        _output(bundle, lines, chosen, radiometric.scale, radiometry, output),
+        _output(bundle, lines, chosen, radiometric.scale, radiometry, output, linear="gains" in radiometric.describe()),
         f"{manifest.network.architecture} {bundle.choice.precision}",
         unsaid,
+        meaning.notes,
+        meaning.doubts,
     )
+
+
+def _converted(lines: LineFormat, meaning: SourceMeaning) -> tuple[LineFormat, Radiometry]:
+    """Lines with the scale that holds, None where the bundle's or gains do; and what converts them."""
+    made = meaning.conversion
+    linear = made.gains is not None or made.offsets is not None
+    scale = None if linear or meaning.scale_from in (None, "bundle") else made.scale
+    lines = replace(lines, scale=scale)
+    gains = np.ones(lines.bands) if made.gains is None else made.gains
+    offsets = np.zeros(lines.bands) if made.offsets is None else made.offsets
+    calibration = Calibration(
+        scale=made.scale,
+        dark=(-offsets / gains)[:, None] if made.offsets is not None else None,
+        factor=gains[:, None] if linear else None,
+        saturation=lines.saturation,
+    )
+    saturation = "not known" if lines.saturation is None else f"{lines.saturation:g} DN"
+    facts = {"output": "dn", "scale": f"{made.scale:g}", "saturation": saturation, "replaced": "none"}
+    return lines, Radiometry(lines, calibration, facts | ({"gains": "the source's"} if linear else {}))
 
 
 def _checked(chosen: Sequence[int], bands: int) -> tuple[int, ...]:
@@ -239,6 +280,8 @@ def _output(
     scale: float,
     settings: Mapping[str, Any],
     asked: Output,
+    *,
+    linear: bool,
 ) -> LineFormat:
     """Restored lines: the input's type and scale, or float32 in the unit range where that is asked for or needed."""
     signature, centres = bundle.manifest.signature, bundle.manifest.wavelengths
@@ -249,7 +292,7 @@ def _output(
         return LineFormat(count, lines.samples, FLOAT32, None, None, known)
     wavelengths = None if lines.wavelengths is None else tuple(lines.wavelengths[band] for band in bands)
     size, mark = (len(bands), lines.samples), lines.ignore_value
-    if asked == "float32" or lines.dtype.kind not in "iu" or settings.get("output", "dn") != "dn":
+    if asked == "float32" or lines.dtype.kind not in "iu" or linear or settings.get("output", "dn") != "dn":
         return LineFormat(*size, FLOAT32, None, None, wavelengths, mark)
     if lines.dtype.itemsize > EXACT_BYTES:
         problem = f"float32, in which lines are restored, does not hold every {lines.dtype}"

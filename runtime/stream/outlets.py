@@ -155,7 +155,7 @@ class Distributor:
         given, lost: entered in the books for lines that no principal sink will account for.
         given_up: asked while it waits for a free block.
         waiting: called now and then while it waits.
-        mark: the ignore value, written where a piece is its stand-in and nowhere else; None where there is none.
+        mark: tells the mark, written where a piece is its stand-in and nowhere else; None while there is none.
         missing: the stand-in, see `missing`.
 
     Attributes:
@@ -171,10 +171,10 @@ class Distributor:
         lost: Settle,
         given_up: Callable[[], bool],
         waiting: Callable[[], None],
-        mark: float | None,
+        mark: Callable[[], float | None],
         missing: np.float32,
     ) -> None:
-        self._mark = None if mark is None else format.dtype.type(mark)
+        self._mark = mark
         self._missing = missing
         self._format, self._outlets, self._given, self._lost = format, outlets, given, lost
         self._given_up, self._waiting = given_up, waiting
@@ -184,10 +184,8 @@ class Distributor:
         for _ in range(count if outlets else 0):
             self._free.put(SharedBlock(format, lines, self._free))
         self._whole = format.dtype.kind in "iu"
-        judged = self._whole or mark is not None
-        self._scaled = np.zeros((format.bands, lines if judged else 0, format.samples), np.float32)
+        self._scaled = np.zeros((format.bands, lines, format.samples), np.float32)
         self._outside = np.zeros(self._scaled.shape, np.bool_)
-        self._beside = np.float32(0) if mark is None else _beside(np.float32(mark), format.dtype)
         self.clipped = 0
 
     def emit(self, piece: Piece) -> None:
@@ -237,13 +235,14 @@ class Distributor:
             top = np.float32(limits.max)
             top = top if int(top) <= limits.max else np.nextafter(top, np.float32(0))
             values = np.clip(scaled, np.float32(limits.min), top, out=scaled)
-        if self._mark is not None:
+        named = self._mark()
+        if named is not None:
             # Behind blending, scaling and clipping, since each of them can make the ignore value of other numbers.
-            mark = np.float32(self._mark)
+            mark = np.float32(self._format.dtype.type(named))
             np.equal(values, mark, out=outside)
             if values is not scaled:
                 np.copyto(scaled, values)
-            np.copyto(scaled, self._beside, where=outside)
+            np.copyto(scaled, _beside(mark, self._format.dtype), where=outside)
             np.copyto(scaled, mark, where=stands_in(piece.values, self._missing, out=outside))
             values = scaled
         out[:] = values.transpose(1, 0, 2)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from runtime.errors import DeployError
 from runtime.lines import LineFormat
-from runtime.meaning.marks import held
 from runtime.radiometry import Radiometry
 from runtime.record.writer import LineWriter
 from runtime.restore import Infer
@@ -115,10 +114,8 @@ def bytes_needed(
     """Memory that a stream takes once, before its first line; the engine's own is not counted."""
     frame = facts.frame[0] * output.bands * output.samples
     blocks = 2 + sinks * (OUTLET_CAPACITY + 1) if sinks else 0
-    marked = lines.ignore_value is not None
-    judged = marked or output.dtype.kind in "iu"
     # A frame in the unit range and restored; what is missing; scaled and judged; blocks for the sinks.
-    frames = frame * (8 + marked + (5 if judged else 0) + blocks * output.dtype.itemsize)
+    frames = frame * (8 + 1 + 5 + blocks * output.dtype.itemsize)
     return slots_needed(facts, options) * lines.line_bytes + frames
 
 
@@ -164,6 +161,7 @@ class Stream:
         self._speed = Speed()
         self._rates: dict[str, float] = {}
         self._last: FrameReport | None = None
+        self._doubts: tuple[str, ...] = ()
         policy: Policy = options.policy or ("drop-oldest" if source.live else "block")
         lines, overlap = facts.frame[0], min(facts.overlap, facts.frame[0] // 2)
         pool = LinePool(source.format, slots_needed(facts, options))
@@ -184,7 +182,7 @@ class Stream:
         stage = self._stage("restore")
         self._distributor = Distributor(
             output, lines, self._outlets, self._settle_given, self._settle_lost, self._given_up.is_set, stage.beat,
-            _mark(source.format, output), stand_in(source.format.dtype),
+            lambda: restorer.mark if restorer.passes_through else None, stand_in(source.format.dtype),
         )  # fmt: skip
         joiner = Joiner(
             restorer.bands, output.samples, lines, overlap,
@@ -196,7 +194,12 @@ class Stream:
         self._recorder = Recorder(
             self._incoming,
             writer,
-            Screen(source.format, radiometric.saturation, _judged(radiometric, facts.chosen)),
+            Screen(
+                source.format,
+                radiometric.saturation,
+                _judged(radiometric, facts),
+                nan_is_missing=restorer.nan_is_missing,
+            ),
             Assembler(lines, overlap, options.bridge),
             self._frames,
             self._books,
@@ -287,6 +290,7 @@ class Stream:
             slots={"free": self._pool.free, "count": self._pool.count, "starved": self._intake.starved},
             flags=dict(self._recorder.unfit),
             clipped=self._distributor.clipped,
+            doubts=self._doubts,
             prompt=dict(last.metrics) if last else {},
             prompt_by=last.metrics_by if last else "",
             experts=last.experts if last else (),
@@ -376,6 +380,7 @@ class Stream:
 
     def _seen(self, report: FrameReport) -> None:
         self._last = report
+        self._doubts += report.doubts
         self._speed.frame(report)
 
     def _lose(self, first: int, last: int, lines: int) -> None:
@@ -389,15 +394,10 @@ class Stream:
         self._books.add(dropped=lines)
 
 
-def _judged(radiometric: Radiometry, chosen: tuple[int, ...] | None) -> NDArray[np.bool_]:
+def _judged(radiometric: Radiometry, facts: RestorerFacts) -> NDArray[np.bool_]:
     """Elements [bands, samples] by which a line is judged: those that what the network sees is made of."""
     wanted = np.ones(radiometric.format.shape, np.bool_)
-    if chosen is not None:
-        wanted[np.setdiff1d(np.arange(len(wanted)), chosen)] = False
+    if facts.chosen is not None:
+        wanted[np.setdiff1d(np.arange(len(wanted)), facts.chosen)] = False
+    wanted[list(facts.bad)] = False
     return radiometric.needed(wanted)
-
-
-def _mark(lines: LineFormat, output: LineFormat) -> float | None:
-    """The ignore value that restored lines have where the source's have it; NaN needs none."""
-    mark = None if lines.ignore_value is None else held(lines.ignore_value, lines.dtype)
-    return None if mark is None or np.isnan(mark) else output.ignore_value

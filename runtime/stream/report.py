@@ -26,6 +26,7 @@ class FrameReport:
         peak: largest value that the network was given, in the unit range; None where it was given none.
         metrics_by: what computed the metrics: `host`, `graph`, or nothing.
         passed: the whole frame was passed through.
+        doubts: what was seen in its numbers for the first time, for people.
     """
 
     number: int
@@ -40,6 +41,7 @@ class FrameReport:
     peak: float | None = None
     metrics_by: str = ""
     passed: bool = False
+    doubts: tuple[str, ...] = ()
 
 
 def stamps(frame: Frame) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:

@@ -103,6 +103,8 @@ class Restoration:
         self._failures = 0
         self.given += 1
         self.passed += report.passed
+        for doubt in report.doubts:
+            self._log("doubt", frame=frame.number, sequence=frame.first, what=doubt)
         self._joiner.restored(frame, values, report)
         self._seen(report)
 

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
 from runtime.lines import UNFIT, Flag, Line, LineFormat
-from runtime.meaning.marks import held
+from runtime.meaning import words
+from runtime.meaning.bands import bridged
+from runtime.meaning.marks import BELOW, Mark, marked, seen_marks
+from runtime.meaning.numbers import UNIT_LIMIT
 from runtime.prompts import Prompts
 from runtime.radiometry import Radiometry
 from runtime.restore import Infer
@@ -36,12 +39,20 @@ class RestorerFacts:
         overlap: samples that neighbouring tiles share.
         prompts: what makes the prompts of a frame.
         chosen: places of the bands that are restored, in the source's lines; None for all of them.
+        wavelengths: of the source's bands in nm, None where nobody tells them.
+        marks: of missing values; None for the ignore value of the lines.
+        bad: bands of the source that no network should see, from 0.
+        learns: whether marks that nobody named are looked for.
     """
 
     signature: Signature
     overlap: int
     prompts: Prompts
     chosen: tuple[int, ...] | None = None
+    wavelengths: tuple[float, ...] | None = None
+    marks: tuple[Mark, ...] | None = None
+    bad: tuple[int, ...] = ()
+    learns: bool = True
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -81,6 +92,8 @@ class FrameRestorer:
 
     Attributes:
         bands: of the restored lines.
+        mark: what stands for missing values; None until one is known.
+        nan_is_missing: one of the marks is NaN.
         passes_through: what cannot be restored may come out as it came in.
         runs: of the engine, for one frame.
     """
@@ -93,13 +106,22 @@ class FrameRestorer:
         self.passes_through = facts.signature.alike
         self.bands = taken if facts.signature.band_groups else restored.bands
         self._chosen = None if facts.chosen is None else np.array(facts.chosen, np.intp)
-        ignored = format.ignore_value
-        self._mark = None if ignored is None else held(ignored, format.dtype)
+        ignored = () if format.ignore_value is None else (Mark(format.ignore_value, format.ignore_value, "file"),)
+        self._marks = list(ignored if facts.marks is None else facts.marks)
+        self.mark = self._marks[0].value if self._marks else None
+        self.nan_is_missing = any(np.isnan(mark.low) for mark in self._marks)
+        self._centres = facts.wavelengths
+        if self._chosen is not None and self._centres is not None:
+            self._centres = tuple(self._centres[band] for band in self._chosen)
+        self._listed = np.isin(np.arange(format.bands) if self._chosen is None else self._chosen, facts.bad)
+        self._told: dict[int, str] = {}
         self._stand_in = stand_in(format.dtype)
         self._whole = np.zeros(format.shape, np.float32)
         self._mask = np.zeros(format.shape, np.bool_)
         self._unit = np.zeros((taken, lines, samples), np.float32)
-        self._missing = np.zeros((taken, 0 if self._mark is None else lines, samples), np.bool_)
+        self._missing = np.zeros((taken, lines, samples), np.bool_)
+        self._bad = np.zeros(taken, np.bool_)
+        self._came = np.zeros((0, lines, samples), np.float32)
         self._joined = np.zeros((self.bands, lines, samples), np.float32)
         self._input = np.zeros(measured.shape, np.float32)
         self._part = np.zeros(restored.shape[1:], np.float32)
@@ -130,7 +152,7 @@ class FrameRestorer:
         """
         began = time.monotonic()
         count = len(frame.slots)
-        kept = self._fill(frame.slots)
+        kept, doubts = self._fill(frame.slots)
         taken = np.array(frame.taken)
         unfit = np.array([slot is not None and bool(slot.flags & UNFIT) for slot in frame.slots])
         unfit[[keep.place for keep in kept if keep.whole]] = True
@@ -141,6 +163,8 @@ class FrameRestorer:
         if short or len(fit) < ENOUGH * count:
             return self.pass_through(frame)
         self._bridge(fit, count)
+        self._came = self._unit[self._bad, :count]
+        bridged(self._unit[:, :count], np.flatnonzero(self._bad), self._centres)
         peak = float(self._unit[:, :count].max())
         seconds = {"radiometry": time.monotonic() - began}
         metrics, experts, timed = self._run(count, abandoned, alive)
@@ -152,6 +176,7 @@ class FrameRestorer:
             frame,
             unfit if self.passes_through else np.zeros_like(unfit),
             {**seconds, **timed, "whole": time.monotonic() - began},
+            doubts=doubts,
             metrics=metrics,
             experts=experts,
             peak=peak,
@@ -162,18 +187,19 @@ class FrameRestorer:
         """A frame as it came, but for radiometry: what no network should see; returns what `restore` does."""
         began = time.monotonic()
         count = len(frame.slots)
-        kept = self._fill(frame.slots)
+        kept, doubts = self._fill(frame.slots)
         taken = np.array(frame.taken)
         self._bridge(np.flatnonzero(taken), count)
+        self._came = self._unit[self._bad, :count]
         values = self._joined[:, :count]
         np.copyto(values, self._unit[:, :count])
         self._keep(frame, np.flatnonzero(taken), kept, values)
-        return values, self._report(frame, taken, {"whole": time.monotonic() - began}, passed=True)
+        return values, self._report(frame, taken, {"whole": time.monotonic() - began}, passed=True, doubts=doubts)
 
     def _refuse_part_of(self, taken: Bools, fit: int) -> None:
         """Where nothing can be passed through, only a frame of which enough is there is restored. Raises CubeError."""
         lines, count = self._facts.frame[0], len(taken)
-        missing = self._mark is not None and bool(self._missing[:, np.flatnonzero(taken)].any())
+        missing = bool(self._missing[:, np.flatnonzero(taken)].any())
         if missing or fit < ENOUGH * count or (self._facts.signature.tiling == "fixed" and count < lines):
             raise CubeError(
                 "the frame is not whole, and nothing of it can be passed through",
@@ -200,34 +226,83 @@ class FrameRestorer:
             self._radiometric.apply_line(raw, self._whole)
             out[:] = self._whole[self._chosen]
 
-    def _fill(self, slots: Sequence[Slot | None]) -> list[_Kept]:
-        """Radiometry of all lines; returns what of them is to come out as it came in."""
+    def _fill(self, slots: Sequence[Slot | None]) -> tuple[list[_Kept], tuple[str, ...]]:
+        """Radiometry of all lines; returns what of them is to come out as it came in, and what people should know."""
+        came = [(place, slot) for place, slot in enumerate(slots) if slot is not None]
         kept = []
-        for place, slot in enumerate(slots):
-            if slot is None:
-                continue
+        for place, slot in came:
             out = self._unit[:, place]
             self._line(slot.line, out)
             if slot.flags & Flag.SOME_SATURATED and self._radiometric.saturated(slot.line, self._mask):
                 kept.append(_Kept(place, self._selected(self._mask).copy(), out.copy(), False))
-            if self._mark is not None:
-                missing = self._missing_in(slot.line, self._mark, self._missing[:, place])
-                if missing.any():
-                    whole = bool(missing.all())
-                    kept.append(_Kept(place, np.broadcast_to(missing, out.shape), out.copy(), whole))
-                    if not whole:
-                        out[:, missing] = out[:, ~missing].mean(axis=1, keepdims=True)
-        return kept
+            self._find_missing(slot.line, self._missing[:, place])
+        doubts = self._judge(came)
+        good = ~self._bad
+        for place, _ in came:
+            out, missing = self._unit[:, place], self._missing[good, place].any(axis=0)
+            if missing.any():
+                whole = bool(missing.all())
+                kept.append(_Kept(place, np.broadcast_to(missing, out.shape), out.copy(), whole))
+                if not whole:
+                    out[:, missing] = out[:, ~missing].mean(axis=1, keepdims=True)
+        return kept, doubts
 
-    def _missing_in(self, line: Line, mark: NDArray[Any], found: Bools) -> Bools:
-        """Values that draw on the ignore value, into `found` [bands, samples]; returns which samples have any."""
-        np.equal(line, mark, out=self._mask)
+    def _find_missing(self, line: Line, found: Bools) -> None:
+        """Values that draw on a mark, into `found` [bands, samples]."""
+        if not self._marks:
+            return
+        np.copyto(self._mask, marked(line, self._marks))
         if self._mask.any():
             np.copyto(found, self._selected(self._radiometric.drawn(self._mask)))
         else:
             found.fill(False)
-        samples: Bools = np.asarray(found.any(axis=0))
-        return samples
+
+    def _judge(self, came: Sequence[tuple[int, Slot]]) -> tuple[str, ...]:
+        """Marks that nobody named and bands that say nothing, in these lines; returns what is new of it, in words."""
+        if not came or not self.passes_through:
+            return ()
+        places = [place for place, _ in came]
+        whole = len(places) == len(self._unit[0])
+        lines = self._unit if whole else self._unit[:, places]
+        low, high = lines.min(axis=(1, 2)), lines.max(axis=(1, 2))
+        told = []
+        if self._facts.learns and (np.fmin.reduce(low) < -BELOW or np.fmax.reduce(high) > UNIT_LIMIT):
+            told += self._learn(came)
+        constant = low == high
+        missing: Bools = np.asarray(self._missing[:, places].all(axis=(1, 2)))
+        wild = np.zeros_like(constant)
+        for place, slot in came:
+            if slot.flags & Flag.DEAD_BANDS:
+                wild |= ~np.isfinite(self._unit[:, place]).any(axis=1)
+        several = len(places) > 1 and not constant.all()
+        self._bad = self._listed | missing | wild | (constant & several)
+        if self._bad.all():
+            self._bad = self._listed & ~self._listed.all()
+        why = {
+            int(band): "without a single value" if missing[band] or wild[band] else "of one value"
+            for band in np.flatnonzero(self._bad & ~self._listed)
+        }
+        new = {self._number(band): reason for band, reason in why.items() if self._number(band) not in self._told}
+        self._told |= new
+        return (*told, *words.of_bad(new, seen=True), *words.of_bad(new, seen=False))
+
+    def _number(self, band: int) -> int:
+        return band if self._chosen is None else int(self._chosen[band])
+
+    def _learn(self, came: Sequence[tuple[int, Slot]]) -> list[str]:
+        """Marks that are seen in the lines and were not known; returns what people should know."""
+        raw = np.stack([self._selected(slot.line) for _, slot in came], axis=1)
+        new = seen_marks(raw, self._marks, np.ones(len(raw), np.bool_))
+        if not new:
+            return []
+        self._marks += new
+        self.mark = self._marks[0].value if self.mark is None else self.mark
+        for place, slot in came:
+            self._find_missing(slot.line, self._missing[:, place])
+        counts = [int(mark.found(raw).any(axis=0).sum()) for mark in new]
+        return [
+            text for mark, count in zip(new, counts, strict=True) if (text := words.of_mark(mark, count, raw.dtype))
+        ]
 
     def _selected(self, mask: Bools) -> Bools:
         return mask if self._chosen is None else mask[self._chosen]
@@ -312,7 +387,8 @@ class FrameRestorer:
                 self._line(slot.line, values[:, place])
         for keep in kept:
             np.copyto(values[:, keep.place], keep.values, where=keep.mask)
-        if self._mark is not None and any(frame.taken):
+        values[self._bad] = self._came
+        if self._marks and any(frame.taken):
             taken = np.flatnonzero(frame.taken)
             for place in np.flatnonzero(~np.array(frame.taken)):
                 # What lies between two lines is missing where either is.

@@ -21,9 +21,18 @@ class Screen:
         saturation: digital number at which the detector is at its limit; None where nobody knows it.
         judged: bool [bands, samples], elements that say something of the line: of bands that are restored, and not
             replaced; None for all.
+        nan_is_missing: NaN marks missing values, which are no fault of the line.
     """
 
-    def __init__(self, format: LineFormat, saturation: float | None, judged: NDArray[np.bool_] | None = None) -> None:
+    def __init__(
+        self,
+        format: LineFormat,
+        saturation: float | None,
+        judged: NDArray[np.bool_] | None = None,
+        *,
+        nan_is_missing: bool = False,
+    ) -> None:
+        self._nan_is_missing = nan_is_missing
         self._saturation = saturation
         self._floats = format.dtype.kind == "f"
         self._mask = np.empty(format.shape, np.bool_)
@@ -45,7 +54,9 @@ class Screen:
         """
         found = self._repeated(line, checksum)
         if self._floats and not self._finite(line):
-            return found | Flag.NOT_FINITE
+            if not self._whole_bands(line):
+                return found | Flag.NOT_FINITE
+            found |= Flag.DEAD_BANDS
         if self._constant(line):
             found |= Flag.EMPTY
         if self._saturation is not None and line.max() >= self._saturation:
@@ -70,10 +81,21 @@ class Screen:
         return Flag.REPEATED if same else NO_FLAGS
 
     def _finite(self, line: Line) -> bool:
-        if self._ignored is None:
-            return bool(np.isfinite(line.max()) and np.isfinite(line.min()))
+        if self._ignored is None and np.isfinite(line.max()) and np.isfinite(line.min()):
+            return True
         np.isfinite(line, out=self._mask)
-        return bool(np.logical_or(self._mask, self._ignored, out=self._mask).all())
+        if self._ignored is not None:
+            np.logical_or(self._mask, self._ignored, out=self._mask)
+        if self._nan_is_missing:
+            self._mask |= np.isnan(line)
+        return bool(self._mask.all())
+
+    def _whole_bands(self, line: Line) -> bool:
+        """Whether what is not finite fills whole bands, and others are there."""
+        finite = np.isfinite(line)
+        there = finite.any(axis=1)
+        wild = ~finite[there] if self._ignored is None else ~finite[there] & ~self._ignored[there]
+        return bool(there.any() and not wild.any())
 
     def _constant(self, line: Line) -> bool:
         if self._last is not None:

@@ -45,6 +45,7 @@ class Snapshot:
     slots: Mapping[str, int]
     flags: Mapping[str, int]
     clipped: int
+    doubts: Sequence[str]
     prompt: Mapping[str, float]
     prompt_by: str
     experts: Sequence[float]

@@ -1,0 +1,69 @@
+"""What the numbers of a source mean, before its first line is taken: by what it states, and by some of its lines."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from runtime.errors import CubeError
+from runtime.meaning import Asked, Known, Mark, look, words
+from runtime.meaning.bands import LISTED
+from runtime.meaning.numbers import Values, judged, of_numbers
+from runtime.scaling import Conversion
+from runtime.sources import Source
+
+
+@dataclass(frozen=True, eq=False)
+class SourceMeaning:
+    """See `runtime.meaning.Meaning`; of a source that shows no line beforehand only what is stated is known."""
+
+    conversion: Conversion
+    scale_from: str | None
+    marks: tuple[Mark, ...]
+    bad: dict[int, str]
+    notes: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
+def source_meaning(source: Source, asked: Asked, scale: float | None, *, converts: bool) -> SourceMeaning:
+    """What a source's numbers mean.
+
+    Args:
+        source: open.
+        asked: above all else.
+        scale: the bundle's.
+        converts: its numbers go to the unit range as they are, by a scale or gains; else radiometry makes them others.
+
+    Raises:
+        CubeError: as `runtime.meaning.meaning_of`.
+    """
+    format = source.format
+    told = () if format.ignore_value is None else (format.ignore_value,)
+    stated = replace(source.stated, scale=format.scale, marks=told, wavelengths=format.wavelengths)
+    known = Known("bundle", scale)
+    sample = source.sample()
+    doubts = list(stated.doubts)
+    if sample is None:
+        flagged = asked.marks is not None
+        marks = [
+            Mark(m, m, "flag" if flagged else "file") for m in (stated.marks if asked.marks is None else asked.marks)
+        ]
+        bad = dict.fromkeys(stated.bad, LISTED)
+    else:
+        marks, bad = look(sample, stated, asked)
+        counts = [int(np.count_nonzero(mark.found(sample).any(axis=0))) for mark in marks]
+        seen = [words.of_mark(mark, count, sample.dtype) for mark, count in zip(marks, counts, strict=True)]
+        doubts += [f"of {sample.shape[1]} lines looked at, {text}" for text in seen if text]
+        doubts += words.of_bad(bad, seen=True)
+        if len(bad) == format.bands:
+            raise CubeError(
+                "no band holds data", key="--source", value=words.bands(bad), remedy="give a source with data"
+            )
+    whose: str | None = None
+    conversion, notes = Conversion(), list[str]()
+    if converts:
+        whose, conversion, notes = of_numbers(format.dtype, format.bands, stated, asked, known)
+        if sample is not None and (values := Values.of(sample, marks, bad)).bands:
+            conversion, doubt = judged(whose, conversion, values, stated, known)
+            doubts += [doubt] if doubt else []
+    notes += words.of_bad(bad, seen=False)
+    return SourceMeaning(conversion, whose, tuple(marks), bad, tuple(notes), tuple(doubts))
