@@ -8,12 +8,15 @@ import click
 from runtime.bundle import Contents, load_bundle, unlisted_files, verified_bundle
 from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
+from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.manifest import Manifest
+from runtime.meaning import Asked
 from runtime.signature import plane_text
 
 from .. import console
 from .inspect_checkpoint import inspect_checkpoint, is_checkpoint
-from .options import engine_option, examples, json_option
+from .inspect_cube import inspect_cube, is_cube
+from .options import PositiveNumber, engine_option, examples, ignore_option, json_option
 
 
 @click.command(
@@ -21,16 +24,32 @@ from .options import engine_option, examples, json_option
         "deploy inspect build/bundle",
         "deploy inspect build/bundle --engine onnxruntime-cuda --json",
         "deploy inspect damp-nano",
+        "deploy inspect flight/scene.hdr",
     )
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", metavar="BUNDLE|CHECKPOINT|CUBE", type=click.Path(path_type=Path))
 @engine_option
+@click.option("--scale", type=PositiveNumber(), help="Of a cube: number that stands for 1.0.")
+@ignore_option
+@click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
+@click.option("--key", help="Name of the array in .npz and .mat files.")
 @json_option
-def command(bundle: Path, engine: str | None) -> dict[str, Any]:
+def command(
+    bundle: Path,
+    engine: str | None,
+    scale: float | None,
+    marks: tuple[float, ...] | None,
+    layout: str,
+    key: str | None,
+) -> dict[str, Any]:
     """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first.
 
     Of a checkpoint (.pth, .safetensors, or the name of a packaged model): the architecture that takes it, or its keys.
+
+    Of a cube file: what its numbers are taken to mean, band by band; exit 1 where something is doubtful.
     """
+    if is_cube(bundle):
+        return inspect_cube(bundle, Asked(scale, marks), layout, key)
     if is_checkpoint(bundle):
         return inspect_checkpoint(bundle)
     contents = verified_bundle(bundle)

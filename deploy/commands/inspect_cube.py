@@ -1,0 +1,131 @@
+"""`deploy inspect CUBE`: what the numbers of a cube file are taken to mean, and what is doubtful about them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import CubeError, CubeFileError, GateError
+from runtime.files import READERS, CubeFile, read_cube
+from runtime.files.envi import pair_of
+from runtime.meaning import Asked, Known, Mark, Meaning, meaning_of, words
+from runtime.meaning.marks import marked, measured
+
+from .. import console
+
+ROWS = 16
+"""Of the table for people; neighbouring bands share one."""
+NOBODY = "nobody"
+
+
+def is_cube(path: Path) -> bool:
+    """Whether this names a cube file: by its suffix, or by the header that lies beside it."""
+    if not path.is_file():
+        return False
+    try:
+        return path.suffix.lower() in READERS or bool(pair_of(path))
+    except CubeFileError:
+        return False
+
+
+def inspect_cube(path: Path, asked: Asked, layout: str, key: str | None) -> dict[str, Any]:
+    """Show what a cube file is taken to mean; returns what `--json` prints.
+
+    Raises:
+        CubeFileError: it cannot be read.
+        GateError: something is doubtful; `report` has all of it.
+    """
+    source = read_cube(path, layout=layout, key=key)
+    largest = float(np.max(source.cube, initial=1, where=np.isfinite(source.cube)))
+    try:
+        # Nobody's scale is refused here: integers may get one from the bundle.
+        found = meaning_of(source.cube, source.stated, asked, Known(NOBODY, largest))
+        meaning: Meaning | None = found
+        doubts = list(found.doubts)
+    except CubeError as error:
+        meaning = None
+        doubts = [*source.doubts, error.one_line()]
+    marks = meaning.marks if meaning else tuple(Mark(m, m, "file") for m in source.stated.marks)
+    bands = _bands(source, marks)
+    told = _told(source, meaning, marks) | {"bands": bands, "doubts": doubts}
+    _show(source, meaning, marks, bands)
+    for doubt in doubts:
+        console.warn(doubt)
+    if doubts:
+        doubtful = GateError(
+            f"{len(doubts)} doubt{'s' * (len(doubts) > 1)} about its numbers",
+            file=path,
+            remedy="read the warnings, and say what is meant with the flags that they name",
+        )
+        doubtful.report = told
+        raise doubtful
+    return told
+
+
+def _bands(source: CubeFile, marks: tuple[Mark, ...]) -> list[dict[str, Any]]:
+    """Smallest and largest measured value of every band, and the share that is missing."""
+    found = []
+    for number, band in enumerate(source.cube, 1):
+        values = measured(band, marks)
+        low, high = (float(values.min()), float(values.max())) if values.size else (None, None)
+        missing = float(np.mean(marked(band, marks) | ~np.isfinite(band)))
+        found.append({"band": number, "min": _finite(low), "max": _finite(high), "missing": round(missing, 6)})
+    return found
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None
+
+
+def _told(source: CubeFile, meaning: Meaning | None, marks: tuple[Mark, ...]) -> dict[str, Any]:
+    stated, nobody = source.stated, meaning is None or meaning.scale_from == NOBODY
+    return {
+        "file": str(source.path),
+        "format": source.format,
+        "shape": list(source.cube.shape),
+        "type": str(source.cube.dtype),
+        "scale": None if nobody or meaning is None else meaning.conversion.scale,
+        "scale_from": None if nobody or meaning is None else meaning.scale_from,
+        "gains": list(stated.gains) if stated.gains else None,
+        "offsets": list(stated.offsets) if stated.offsets else None,
+        "marks": [{"low": words.number(m.low), "high": words.number(m.high), "from": m.whence} for m in marks],
+        "missing_pixels": int(meaning.missing.sum()) if meaning else None,
+        "bad_bands": {band + 1: why for band, why in meaning.bad.items()} if meaning else {},
+        "wavelengths": list(stated.wavelengths) if stated.wavelengths else None,
+        "notes": list(meaning.notes) if meaning else [],
+    }
+
+
+def _show(source: CubeFile, meaning: Meaning | None, marks: tuple[Mark, ...], bands: list[dict[str, Any]]) -> None:
+    shape, nm = source.cube.shape, source.wavelengths
+    named = ", ".join(f"{words.number(mark.value)} (from the {mark.whence})" for mark in marks)
+    for label, text in (
+        ("cube", f"{shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {source.cube.dtype}, {source.format}"),
+        ("wavelengths", f"{nm[0]:g} to {nm[-1]:g} nm" if nm else "not told"),
+        ("1.0 is", _scale(meaning)),
+        ("missing", f"{named or 'no mark'}; {words.pixels(int(meaning.missing.sum())) if meaning else 'not counted'}"),
+        ("bad bands", words.bands(meaning.bad) if meaning and meaning.bad else "none"),
+        *(("note", note) for note in (meaning.notes if meaning else ())),
+    ):
+        console.say(f"{label:<11} {text}")
+    step = -(-len(bands) // ROWS)
+    rows = []
+    for first in range(0, len(bands), step):
+        part = bands[first : first + step]
+        low, high = ([b[key] for b in part if b[key] is not None] for key in ("min", "max"))
+        which = f"{first + 1}" if len(part) == 1 else f"{first + 1} to {first + len(part)}"
+        share = max(b["missing"] for b in part)
+        rows.append((which, f"{min(low):g}" if low else "-", f"{max(high):g}" if high else "-", f"{100 * share:.2g} %"))
+    console.table("numbers as they are stored", ("bands", "min", "max", "missing at most"), rows)
+
+
+def _scale(meaning: Meaning | None) -> str:
+    if meaning is None:
+        return "not clear, see below"
+    if meaning.scale_from == NOBODY:
+        return "not told: the bundle's scale is taken, or --scale"
+    if meaning.scale_from is None:
+        return "1: floats are taken as they are"
+    made = meaning.conversion
+    linear = " behind its gains and offsets" if made.gains is not None or made.offsets is not None else ""
+    return f"{made.scale:g}{linear} (from the {meaning.scale_from})"
