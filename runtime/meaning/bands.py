@@ -28,18 +28,19 @@ def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], 
         constant: whether a band of one value is bad; never where all of them are.
     """
     inside = np.zeros(cube.shape[1:], np.bool_)
-    counts, single = [], []
+    counts, single, full = [], [], []
+    top = np.iinfo(cube.dtype).max if cube.dtype.kind in "iu" else np.inf
     for band in cube:
         out = marked(band, marks)
         out |= ~np.isfinite(band)
         inside |= ~out
-        counts.append(out.size - int(np.count_nonzero(out)))
-        values = measured(band, marks)
+        values = band[~out]
+        counts.append(values.size)
         single.append(values.size >= FEWEST and bool(values.min() == values.max()))
+        full.append(np.count_nonzero(values == top) > FULL * max(values.size, FEWEST))
     found = dict.fromkeys(listed, LISTED)
     pixels = int(np.count_nonzero(inside))
-    top = np.iinfo(cube.dtype).max if cube.dtype.kind in "iu" else None
-    for number, (band, count) in enumerate(zip(cube, counts, strict=True)):
+    for number, count in enumerate(counts):
         if number in found:
             continue
         if not count:
@@ -47,8 +48,8 @@ def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], 
         elif count < HARDLY * pixels:
             found[number] = f"without a value in {100 * (1 - count / pixels):.0f} % of the pixels"
         elif constant and single[number] and not all(single):
-            found[number] = f"of one value, {measured(band, marks)[0]:g}"
-        elif top is not None and np.count_nonzero(band == top) > FULL * count:
+            found[number] = f"of one value, {measured(cube[number], marks)[0]:g}"
+        elif full[number] and not all(full):
             found[number] = "saturated"
     return found
 
