@@ -75,12 +75,13 @@ class Bundle(Closing):
         if not m.signature.alike:
             asked = replace(asked or Asked(), constant_bands="restore")
         found = meaning_of(cube, stated, asked, known)
-        if not m.signature.alike and (found.missing.any() or found.bad):
+        missing = int(found.missing.sum())
+        if not m.signature.alike and (missing or found.bad):
             raise CubeError(
-                "what is restored from this frame has no place for its missing pixels and bad bands",
+                f"what is restored from this frame has no place for its {'missing pixels' if missing else 'bad bands'}",
                 key="ignore_value",
-                value=f"{int(found.missing.sum())} and {len(found.bad)}",
-                remedy="give frames that are whole",
+                value=missing or len(found.bad),
+                remedy="give frames without missing pixels and bad bands",
             )
         return found
 

@@ -91,7 +91,10 @@ def opened(model: str, options: Mapping[str, Any], size: Mapping[str, int] | Non
         way: Measuring = Measuring(bundle.prompts, architecture.tasks, architecture.measure)
 
         def restore(cube: Float32) -> tuple[Float32, Float32]:
-            return _mean_routing(bundle.restore(cube))
+            # In the unit range, and damaged by us: nothing of it is missing.
+            return _mean_routing(
+                restore_cube(cube, bundle.engine.infer, m.signature, overlap=m.overlap, prompts=bundle.prompts)
+            )
 
         centres = tuple(m.wavelengths) if m.wavelengths else None
         yield Model(model, m.network.about, restore, way, m.scale, centres, None)

@@ -124,7 +124,8 @@ def meaning_of(
         raise CubeError("not a cube of real numbers", key="cube", value=cube.dtype, remedy="give integers or floats")
     marks, bad = look(cube, stated, asked)
     if len(bad) == len(cube):
-        raise CubeError("no band holds data", key="cube", value=words.bands(bad), remedy="give a cube with data")
+        problem = "every pixel is marked as missing" if marks else "no band holds data"
+        raise CubeError(problem, key="cube", value=words.bands(bad), remedy="give a cube with data")
     missing, counts = _missing(cube, marks, bad)
     if missing.all():
         raise CubeError("every pixel is marked as missing", key="data ignore value", remedy="give a cube with data")

@@ -164,7 +164,11 @@ def seen_marks(cube: NDArray[Any], marks: Sequence[Mark], bands: Bools) -> list[
 
 def _extremes(band: NDArray[Any], marks: Sequence[Mark]) -> tuple[float, float] | None:
     values = measured(band, marks)
-    return None if not values.size else (float(values.min()), float(values.max()))
+    if not values.size:
+        return None
+    low, high = float(values.min()), float(values.max())
+    # What fills a band is no mark among measurements.
+    return None if low == high else (low, high)
 
 
 def measured(band: NDArray[Any], marks: Sequence[Mark]) -> NDArray[Any]:

@@ -11,7 +11,8 @@ from runtime.stream.snapshot import QueueFigures, Snapshot, Spool
 
 NOTHING = Snapshot(
     state="running", seconds=0.0, lines=Count(), frames={}, rates={}, latency_s={}, queues={}, slots={}, flags={},
-    clipped=0, prompt={}, prompt_by="", experts=(), peak=None, frame_seconds={}, source={}, stages={}, problems=(),
+    clipped=0, doubts=(), prompt={}, prompt_by="", experts=(), peak=None, frame_seconds={}, source={}, stages={},
+    problems=(),
 )  # fmt: skip
 """Of a stream of which nothing is known but that it runs."""
 USUAL = replace(

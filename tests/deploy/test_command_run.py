@@ -133,7 +133,7 @@ def test_missing_pixels_stay_in_float32_too(capsys: Capsys, doubling: Path) -> N
 
 
 def test_nan_can_mark_missing_pixels(capsys: Capsys, doubling: Path) -> None:
-    cube = numbers(1, 40).astype(np.float32)
+    cube = numbers(1, 40).astype(np.float32) / 50
     cube[:, 3, 4] = np.nan
     flight(cube, data_ignore_value="nan")
     told = restored(capsys, doubling, "scene.hdr", "--out", "out.hdr")
@@ -195,7 +195,7 @@ def test_values_that_do_not_fit_are_counted_and_warned_of(capsys: Capsys, doubli
 
 
 def test_the_flag_beats_the_file_which_beats_the_bundle(capsys: Capsys, doubling: Path, identity: Path) -> None:
-    write_cube("bare.hdr", numbers())
+    write_cube("bare.hdr", numbers(0, 300))
     flight(numbers(), reflectance_scale_factor="5000")
     for file, bundle, flag, expected, origin in (
         ("scene.hdr", doubling, (), 5000, "file"),
@@ -224,10 +224,16 @@ def test_a_scale_that_is_no_scale_is_refused(capsys: Capsys, identity: Path, sca
     assert_failed(done, 2, "the scale is not a positive number")
 
 
-def test_a_scale_for_floats_is_refused(capsys: Capsys, identity: Path) -> None:
-    write_cube("bare.hdr", numbers().astype(np.float32))
-    done = invoke(capsys, "run", identity, "bare.hdr", "--out", "out.hdr", "--scale", 4095)
-    assert_failed(done, 2, "bare.hdr", "floats", "scale")
+def test_floats_come_back_in_the_scale_that_was_said(capsys: Capsys, identity: Path) -> None:
+    cube = numbers().astype(np.float32)
+    write_cube("bare.hdr", cube)
+    done = invoke(capsys, "run", identity, "bare.hdr", "--out", "out.hdr")
+    assert_failed(done, 2, "bare.hdr", "as they are", "--scale")
+    told = restored(capsys, identity, "bare.hdr", "--out", "out.hdr", "--scale", 5000)
+    assert told["scale"] == 5000 and told["doubts"] == []
+    np.testing.assert_allclose(read_cube("out.hdr").cube, cube, rtol=1e-6)
+    restored(capsys, identity, "bare.hdr", "--out", "unit.hdr", "--scale", 5000, "--output-type", "float32")
+    np.testing.assert_allclose(read_cube("unit.hdr").cube, cube / 5000, rtol=1e-6)
 
 
 # Other formats
@@ -368,7 +374,9 @@ def test_wrong_input_is_told_in_one_line_and_nothing_is_written(
 ) -> None:
     flight(numbers(0, 40))
     write_cube("two.npy", np.zeros((2, 8, 16), np.float32))
-    write_cube("holes.npy", np.full((3, 8, 16), np.nan, np.float32))
+    holes = numbers(0, 40).astype(np.float32) / 50
+    holes[1, 2, 3] = np.nan
+    write_cube("holes.npy", holes)
     write_cube("lost.hdr", np.zeros((3, 8, 16), np.float32), fields={"data ignore value": "0"})
     np.save("flat.npy", np.zeros((8, 16), np.float32))
     (tmp_path / "text.npy").write_text("not an array")
@@ -383,7 +391,7 @@ def test_wrong_input_is_told_in_one_line_and_nothing_is_written(
         (("scene.hdr", "scene.hdr", "--out", "out.hdr"), ("no such bundle",)),
         ((broken, "scene.hdr", "--out", "out.hdr"), ("graphs/fp32.onnx", "SHA-256 differs", "again")),
         ((doubling, "two.npy", "--out", "out.hdr"), ("bands", "fewer bands", "at least")),
-        ((identity, "holes.npy", "--out", "out.hdr"), ("384 values are not finite",)),
+        ((identity, "holes.npy", "--out", "out.hdr"), ("not finite", "--ignore-value nan")),
         ((identity, "lost.hdr", "--out", "out.hdr"), ("every pixel is marked as missing",)),
         ((doubling, "flat.npy", "--out", "out.hdr"), ("flat.npy", "three axes")),
         ((doubling, "text.npy", "--out", "out.hdr"), ("text.npy",)),

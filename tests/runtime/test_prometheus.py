@@ -35,6 +35,7 @@ FULL = replace(
     queues={"record": QueueFigures(3, 64, "block", 4), 'of "whom"\n\\': QueueFigures(0, 2, "drop-oldest", 0)},
     flags={"saturated": 6},
     clipped=9,
+    doubts=(),
     prompt={"noise": 0.125, "blur": float("nan")},
     experts=(0.75, 0.25),
     source={"temperature_c": 41.5, "board_temperature_c": 60.5, "underruns": 7},

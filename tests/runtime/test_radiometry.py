@@ -21,7 +21,7 @@ from runtime.files import write_cube
 from runtime.lines import LineFormat
 from runtime.radiometry import Radiometry, load_radiometry
 from runtime.radiometry.settings import checked_settings
-from runtime.scaling import to_unit
+from runtime.scaling import Conversion
 
 BANDS, SAMPLES = 12, 20
 EXACT = 4e-7
@@ -75,7 +75,7 @@ def test_without_settings_a_line_is_what_a_cube_becomes(dtype: Any) -> None:
     if np.dtype(dtype).itemsize == 4:
         raw += 2**28 + 1
     out = applied(load_radiometry({}, format), raw)
-    assert np.array_equal(out, to_unit(raw, 4095.0))
+    assert np.array_equal(out, Conversion(4095.0).to_unit(raw))
 
 
 def test_floats_without_settings_stay_as_they_are() -> None:
