@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from runtime.errors import CubeFileError
+from runtime.errors import CubeFileError, plain
 from runtime.files.disk import opened
 from runtime.files.hdf5 import is_hdf5
 from runtime.files.layout import Order, check_shape, to_cube
@@ -127,7 +127,7 @@ class _Choice:
     def _size(self, name: str, text: str) -> _Size:
         match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})", text, re.ASCII)
         if match is None:
-            remedy = f"tell lines and samples of the image, as in {name}:307x307"
+            remedy = f"tell lines and samples of the image, as in --key {name}:307x307"
             raise CubeFileError("is not the size of an image", file=self.path, key="key", value=text, remedy=remedy)
         return int(match[1]), int(match[2])
 
@@ -151,7 +151,7 @@ class _Choice:
         if cubes:
             outside = any(len(variable.path) == 1 for variable in cubes)
             what = f"{len(cubes)} 3-D numeric arrays" if outside else "no 3-D numeric array but in structs or groups"
-            problem, remedy = f"{what}: {_listed(cubes)}", "name one of them as key"
+            problem, remedy = f"{what}: {_listed(cubes)}", f"name one of them, as in --key {plain(cubes[0].name)}"
         else:
             problem = f"no 3-D numeric array among: {_listed(self._everything) or 'nothing'}"
             remedy = "save the cube as a 3-D array" + (f", or {self._how(flat)}" if flat else "")
@@ -205,8 +205,8 @@ class _Choice:
                 lines, samples = (int(self.contents.values(variable)[0].item()) for variable in told)
                 if lines > 0 and lines * samples in flat.shape:
                     said = " and ".join(variable.name for variable in told)
-                    return f"{how} lines and samples, as {said} tell: {flat.name}:{lines}x{samples}"
-        return f"{how} lines and samples: {flat.name}:LINESxSAMPLES ({_either(flat)} pixels)"
+                    return f"{how} lines and samples, as {said} tell: --key {flat.name}:{lines}x{samples}"
+        return f"{how} lines and samples: --key {flat.name}:LINESxSAMPLES ({_either(flat)} pixels)"
 
 
 def _listed(variables: Sequence[Variable]) -> str:

@@ -90,7 +90,8 @@ def test_a_cube_in_a_struct_is_named_through_it(tmp_path: Path, format: str) -> 
 def test_structs_are_looked_into_for_choices(tmp_path: Path, format: str) -> None:
     one = write(tmp_path / "one.mat", format, {"hsi": {"Data": as_matlab(CUBE)}})
     assert refusal(one) == (
-        "key: no 3-D numeric array but in structs or groups: hsi.Data (4x5x3 single); name one of them as key"
+        "key: no 3-D numeric array but in structs or groups: hsi.Data (4x5x3 single); "
+        "name one of them, as in --key hsi.Data"
     )
     path = write(tmp_path / "a.mat", format, TREE)
     choices = sorted(["hsi.Data (4x5x3 single)", "hsi.info.deep.cube (4x5x3 uint16)"])
@@ -358,16 +359,16 @@ def test_without_its_size_a_2d_array_is_refused_with_the_way_to_tell_it(tmp_path
     told = "if one axis of Y is all pixels of an image, name it with its lines and samples"
     path = write(tmp_path / "a.mat", format, {"Y": flat, "maxValue": 9.0})
     for key in (None, "Y"):
-        assert refusal(path, key).endswith(f"{told}: Y:LINESxSAMPLES (3 or 20 pixels)")
+        assert refusal(path, key).endswith(f"{told}: --key Y:LINESxSAMPLES (3 or 20 pixels)")
     for names in (("nRow", "nCol"), ("n_rows", "n_cols"), ("H", "W"), ("lines", "samples"), ("height", "width")):
         path = write(tmp_path / "a.mat", format, {"Y": flat, names[0]: 4.0, names[1]: 5})
         for key in (None, "Y"):
-            assert refusal(path, key).endswith(f"{told}, as {names[0]} and {names[1]} tell: Y:4x5")
+            assert refusal(path, key).endswith(f"{told}, as {names[0]} and {names[1]} tell: --key Y:4x5")
     for rows in (0.0, -4.0, 3.0, np.nan, np.inf):
         path = write(tmp_path / "a.mat", format, {"Y": flat, "nRow": rows, "nCol": 5})
         assert refusal(path).endswith("Y:LINESxSAMPLES (3 or 20 pixels)")
     path = write(tmp_path / "a.mat", format, {"nRow": 4, "nCol": 5, "s": {"Y": flat, "rows": 2, "cols": 10}})
-    assert refusal(path, "s.Y").endswith("as s.rows and s.cols tell: s.Y:2x10")
+    assert refusal(path, "s.Y").endswith("as s.rows and s.cols tell: --key s.Y:2x10")
 
 
 @pytest.mark.parametrize("format", FORMATS)
