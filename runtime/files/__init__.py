@@ -86,7 +86,8 @@ def _read_npz(path: Path, order: Order, key: str | None) -> CubeFile:
 
 
 def _read_mat(path: Path, order: Order, key: str | None) -> CubeFile:
-    return CubeFile(read_mat(path, order, key), path, "mat")
+    cube, doubts = read_mat(path, order, key)
+    return CubeFile(cube, path, "mat", doubts=doubts)
 
 
 def _no_key(path: Path, key: str | None) -> None:
@@ -114,7 +115,8 @@ def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None
     Args:
         path: the file; for ENVI the header or the data file.
         layout: order of the axes in `.npy`, `.npz` and `.mat` files; an ENVI header states its own.
-        key: name of the array in `.npz` (default `cube`) and `.mat` (default: the only 3-D array).
+        key: name of the array in `.npz` (default `cube`) and `.mat` (default: the only 3-D array outside structs, see
+            `matlab.read_mat` for others).
 
     Raises:
         CubeFileError: the file is missing, damaged, of an unknown format, not a cube or too large for this machine.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated, check_expansion
-from runtime.files.layout import check_shape, check_type
+from runtime.files.layout import check_type
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MEND = "save it again with save -v7 or -v7.3"
@@ -39,7 +39,7 @@ def is_hdf5(file: BinaryIO, size: int) -> bool:
 
 
 def read_dataset(dataset: Any, size: int, path: Path, name: str) -> NDArray[Any]:
-    """The values of an h5py data set with three axes, in its order of axes and its own type.
+    """The values of an h5py data set, in its order of axes and its own type.
 
     Args:
         size: bytes of its file.
@@ -53,7 +53,6 @@ def read_dataset(dataset: Any, size: int, path: Path, name: str) -> NDArray[Any]
         remedy = "save the array itself into the file"
         raise CubeFileError("its values lie in other files", file=path, key=name, remedy=remedy)
     check_type(dataset.dtype, path=path, key=name)
-    check_shape(dataset.shape, path=path, key=name)
     stored = min(dataset.id.get_storage_size(), size)
     if stored == 0:
         raise CubeFileError("holds no values", file=path, key=name, remedy="save it again")

@@ -1,321 +1,221 @@
-"""MATLAB files: the one 3-D array of a version 5 or 7.3 file, nothing else is looked into.
+"""MATLAB files of version 5 to 7.3: the one array in them that is a cube.
 
-Version 5 ("MAT-File Level 5", MathWorks' "MAT-File Format") is walked here tag by tag, not by `scipy.io.loadmat`,
-which allocates what a tag claims and instantiates objects. Version 7.3 is HDF5, see `hdf5`.
+An array is named as MATLAB names it: `scene`, or `scene.data` in a struct. Of one with all pixels of an image along one
+axis, the size of the image is told behind its name: `Y:307x307`.
 """
 
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice, product
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import CubeFileError
-from runtime.files.disk import allocated, check_expansion, fill, opened, reason
-from runtime.files.hdf5 import damaged, is_hdf5, read_dataset
+from runtime.errors import CubeFileError, plain
+from runtime.files.disk import opened
+from runtime.files.hdf5 import is_hdf5
 from runtime.files.layout import Order, check_shape, to_cube
+from runtime.files.matlab_hdf5 import opened_hdf5
+from runtime.files.matlab_level5 import HEADER_BYTES, Level5
+from runtime.files.matlab_variables import NUMERIC, Contents, Variable
 
-_Endian = Literal["little", "big"]
+_MOST_FIELDS = 10_000
+_MOST_LISTED = 20
 
-_HEADER_BYTES = 128
+_LINES = ("nrow", "nrows", "row", "rows", "height", "h", "lines", "nlines")
+_SAMPLES = ("ncol", "ncols", "col", "cols", "columns", "ncolumns", "width", "w", "samples", "nsamples")
 
-_MATRIX, _COMPRESSED = 14, 15
-_STORED_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-_NUMERIC = {"double": "f8", "single": "f4"} | {
-    f"{sign}int{8 * n}": f"{sign or 'i'}{n}" for n in (1, 2, 4, 8) for sign in ("", "u")
-}
-_CLASSES = dict(enumerate(("cell", "struct", "object", "char", "sparse", *_NUMERIC, "function", "opaque"), start=1))
-_COMPLEX, _LOGICAL = 0x0800, 0x0200
+_Size = tuple[int, int]
 
-_NAME_BYTES = 4096
-_MOST_DIMENSIONS = 32
+
+def read_mat(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """The cube of a MATLAB file of version 5 to 7.3, as `arrays.read_npy` gives one, and what is doubtful of its axes.
+
+    Args:
+        order: of the cube's axes, as MATLAB shows them. Of a 2-D array it tells how its pixels are counted: down the
+            columns, as MATLAB counts, where lines come before samples.
+        key: the array's name, behind those of the structs or groups that it is in, with dots or slashes between; for a
+            2-D array followed by lines and samples of the image, as in `Y:307x307`. None takes the only 3-D numeric
+            array outside structs. Of a struct the first 10000 fields are looked at, and 16 levels.
+
+    Raises:
+        CubeFileError: it is no such file or damaged; there is no such array, or several to choose from; it is no 3-D
+            array of real numbers, or no 2-D array that the size fits; it is linked from elsewhere; it expands beyond
+            the bound of `disk.check_expansion` or does not fit into memory.
+    """
+    with opened(path) as (file, size):
+        head = file.read(HEADER_BYTES)
+        if is_hdf5(file, size):
+            with opened_hdf5(path, size, head) as contents:
+                return _cube(contents, order, key, path)
+        return _cube(Level5(file, size, path, head), order, key, path)
+
+
+def _cube(contents: Contents, order: Order, key: str | None, path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
+    variable, size = _Choice(contents, path, key).made()
+    shape, doubts = variable.shape, [contents.doubt(variable, order)]
+    if size is not None:
+        shape, order, doubt = _unfolded(variable, size, order, path)
+        doubts.append(doubt)
+    check_shape(shape, path=path, key=variable.name)
+    array, dtype = contents.values(variable)
+    return to_cube(array.reshape(shape, order="F"), order, dtype), tuple(filter(None, doubts))
+
+
+def _unfolded(variable: Variable, size: _Size, order: Order, path: Path) -> tuple[tuple[int, ...], Order, str | None]:
+    """Shape and order of axes that MATLAB's `reshape` gives a 2-D array of pixels, and what is doubtful of them."""
+    name, pixels, told = variable.name, prod(size), f"{size[0]}x{size[1]}"
+    if pixels not in variable.shape:
+        raise CubeFileError(
+            f"{variable} has no axis of {told} = {pixels} pixels",
+            file=path,
+            key="key",
+            value=f"{name}:{told}",
+            remedy=f"tell lines and samples whose product is {_either(variable)}",
+        )
+    first, second = (axis for axis in order if axis != "bands")
+    orders: list[Order] = [(first, second, "bands"), ("bands", first, second)]
+    either = variable.shape == (pixels, pixels)
+    bands_first = order[0] == "bands" if either else variable.shape[1] == pixels
+    lengths = {"lines": size[0], "samples": size[1], "bands": variable.shape[not bands_first]}
+    doubt = f"either axis of {name} may be its pixels: --layout {','.join(orders[not bands_first])} takes the other one"
+    chosen = orders[bands_first]
+    return tuple(lengths[axis] for axis in chosen), chosen, doubt if either else None
 
 
 @dataclass(frozen=True)
-class _Variable:
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    offset: int = 0
-    size: int = 0
-    compressed: bool = False
+class _Choice:
+    """Which array of a file a key names."""
 
-    def is_cube(self) -> bool:
-        return self.kind in _NUMERIC and len(self.shape) == 3
+    contents: Contents
+    path: Path
+    key: str | None
 
-    def __str__(self) -> str:
-        return f"{self.name} ({'x'.join(map(str, self.shape)) + ' ' if self.shape else ''}{self.kind})"
+    def made(self) -> tuple[Variable, _Size | None]:
+        """The array, and the size that was told with it: then it has two axes, else three. Raises CubeFileError."""
+        if self.key is None:
+            cubes = [variable for variable in self.top if variable.has_axes(3)]
+            if len(cubes) == 1:
+                return cubes[0], None
+            raise self._not_one()
+        named, size = self._named(self.key), None
+        if not named and ":" in self.key:
+            name, _, text = self.key.rpartition(":")
+            if named := self._named(name):
+                size = self._size(name, text)
+        if len(named) != 1:
+            raise self._not_named(several=bool(named))
+        if not named[0].has_axes(2 if size else 3):
+            raise self._no_cube(named[0], size)
+        return named[0], size
 
+    @cached_property
+    def top(self) -> Sequence[Variable]:
+        return self.contents.top()
 
-def read_mat(path: Path, order: Order, key: str | None) -> NDArray[Any]:
-    """The cube of a MATLAB file of version 5 to 7.3, as `arrays.read_npy` gives one.
+    def _named(self, key: str) -> list[Variable]:
+        names = (key, key.lstrip("/").replace("/", "."))
+        around = [v for v in self.top if any(name.startswith(f"{v.name}.") for name in names)]
+        fields = islice(chain.from_iterable(map(self.contents.inside, around)), _MOST_FIELDS)
+        return [v for v in self.top if v.name in names] or [v for v in fields if v.name in names]
 
-    Args:
-        order: of the cube's axes, as MATLAB shows them.
-        key: the variable's name; None takes the only 3-D numeric array there is.
+    def _size(self, name: str, text: str) -> _Size:
+        match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})", text, re.ASCII)
+        if match is None:
+            remedy = f"tell lines and samples of the image, as in --key {name}:307x307"
+            raise CubeFileError("is not the size of an image", file=self.path, key="key", value=text, remedy=remedy)
+        return int(match[1]), int(match[2])
 
-    Raises:
-        CubeFileError: it is no such file or damaged; there is no such variable, or several to choose from; the variable
-            is no 3-D array of real numbers; it is linked from elsewhere; it expands beyond the bound of
-            `disk.check_expansion` or does not fit into memory.
-    """
-    with opened(path) as (file, size):
-        head = _take(file.read, min(size, _HEADER_BYTES), path, "it")
-        if is_hdf5(file, size):
-            return to_cube(_read_hdf5(path, size, key), order)
-        array, dtype = _read_level5(file, head, size, path, key)
-        return to_cube(array, order, dtype)
+    @cached_property
+    def _everything(self) -> list[Variable]:
+        """The variables, each followed by what is in it; of hostile files not all."""
+        found: list[Variable] = []
+        for variable in self.top:
+            found += self._with_fields(variable, max(0, _MOST_FIELDS - len(found)))
+        return found
 
+    def _with_fields(self, variable: Variable, most: int) -> list[Variable]:
+        try:
+            return [variable, *islice(self.contents.inside(variable), most)]
+        except CubeFileError:
+            return [replace(variable, kind=f"unreadable {variable.kind}")]
 
-def _chosen(variables: Sequence[_Variable], key: str | None, path: Path) -> _Variable:
-    cubes = [variable for variable in variables if variable.is_cube()]
-    listed = ", ".join(map(str, (cubes or variables)[:20]))
-    if key is None:
-        if len(cubes) == 1:
-            return cubes[0]
-        raise CubeFileError(
-            f"{len(cubes)} 3-D numeric arrays: {listed}"
-            if cubes
-            else f"no 3-D numeric array among: {listed or 'nothing'}",
-            file=path,
+    def _not_one(self) -> CubeFileError:
+        cubes = [variable for variable in self._everything if variable.has_axes(3)]
+        flat = max(filter(_is_flat, self._everything), key=lambda variable: prod(variable.shape), default=None)
+        if cubes:
+            outside = any(len(variable.path) == 1 for variable in cubes)
+            what = f"{len(cubes)} 3-D numeric arrays" if outside else "no 3-D numeric array but in structs or groups"
+            problem, remedy = f"{what}: {_listed(cubes)}", f"name one of them, as in --key {plain(cubes[0].name)}"
+        else:
+            problem = f"no 3-D numeric array among: {_listed(self._everything) or 'nothing'}"
+            remedy = "save the cube as a 3-D array" + (f", or {self._how(flat)}" if flat else "")
+        return CubeFileError(problem, file=self.path, key="key", remedy=remedy)
+
+    def _not_named(self, *, several: bool) -> CubeFileError:
+        for variable in self._everything:
+            within = f"{self.key}".startswith(f"{variable.name}.")
+            if within and variable.kind == "struct" and prod(variable.shape) != 1:
+                return self._in_structs(variable, variable.name)
+        listed = _listed([variable for variable in self._everything if variable.has_axes(3)] or self._everything)
+        return CubeFileError(
+            "is there several times" if several else "no such variable in the file",
+            file=self.path,
             key="key",
-            remedy="name one of them as key" if cubes else "save the cube as a 3-D array",
-        )
-    named = [variable for variable in variables if variable.name == key]
-    if len(named) != 1:
-        raise CubeFileError(
-            "is there several times" if named else "no such variable in the file",
-            file=path,
-            key="key",
-            value=key,
+            value=self.key,
             remedy=f"choose one of: {listed}" if listed else "the file holds no variables",
         )
-    if not named[0].is_cube():
-        problem = f"{named[0]} is not a 3-D array of real numbers"
-        raise CubeFileError(problem, file=path, key=key, remedy="choose another or save it as one")
-    return named[0]
+
+    def _no_cube(self, variable: Variable, size: _Size | None) -> CubeFileError:
+        fields = [held for held in self._everything if held.has_axes(3) and held.name.startswith(f"{variable.name}.")]
+        problem = f"{variable} is not a {'2-D' if size else '3-D'} array of real numbers"
+        remedy = "choose another or save it as one"
+        if variable.kind == "link":
+            problem, remedy = "is a link to another place", "save the array itself into the file"
+        elif variable.kind == "struct array":
+            return self._in_structs(variable, ".".join(variable.path[:-1]))
+        elif fields:
+            remedy = f"choose one of: {_listed(fields)}"
+        elif variable.has_axes(3):
+            remedy = f"name it without a size: {variable.name}"
+        elif _is_flat(variable):
+            remedy = f"save it as one, or {self._how(variable)}"
+        return CubeFileError(problem, file=self.path, key=self.key, remedy=remedy)
+
+    def _in_structs(self, variable: Variable, structs: str) -> CubeFileError:
+        problem, remedy = f"is in an array of structs: {variable}", f"save one by itself, as in one = {structs}(1)"
+        return CubeFileError(problem, file=self.path, key="key", value=self.key, remedy=remedy)
+
+    def _how(self, flat: Variable) -> str:
+        """How to tell the size of a 2-D array's image: with the numbers, where those beside it tell some that fit."""
+        beside = {
+            variable.path[-1].lower().replace("_", ""): variable
+            for variable in self._everything
+            if variable.path[:-1] == flat.path[:-1] and variable.kind in NUMERIC and prod(variable.shape) == 1
+        }
+        how = f"if one axis of {flat.name} is all pixels of an image, name it with its"
+        for pair in product(_LINES, _SAMPLES):
+            with suppress(CubeFileError, KeyError, ValueError, OverflowError):
+                told = [beside[name] for name in pair]
+                lines, samples = (int(self.contents.values(variable)[0].item()) for variable in told)
+                if lines > 0 and lines * samples in flat.shape:
+                    said = " and ".join(variable.name for variable in told)
+                    return f"{how} lines and samples, as {said} tell: --key {flat.name}:{lines}x{samples}"
+        return f"{how} lines and samples: --key {flat.name}:LINESxSAMPLES ({_either(flat)} pixels)"
 
 
-def _read_level5(
-    file: BinaryIO, head: bytes, size: int, path: Path, key: str | None
-) -> tuple[NDArray[Any], np.dtype[Any]]:
-    """The values as stored, in MATLAB's order of axes, and the type they stand for."""
-    endian: _Endian | None = {b"IM": "little", b"MI": "big"}.get(head[126:128])  # type: ignore[assignment]
-    if endian is None:
-        firsts = [[int.from_bytes(head[at : at + 4], order) for at in (0, 4)] for order in ("little", "big")]
-        if len(head) >= 20 and any(kind < 5000 and rows > 0 for kind, rows in firsts):
-            raise CubeFileError(
-                "MATLAB 4 files hold no 3-D arrays", file=path, remedy="save the cube again with save -v7 or -v7.3"
-            )
-        raise damaged(path, "neither version 5 nor HDF5")
-    version = int.from_bytes(head[124:126], endian)
-    if version != 0x0100:
-        raise damaged(path, f"version {version:#06x} in the header")
-    variable = _chosen(list(_walk(file, size, endian, path)), key, path)
-    return _payload(file, variable, endian, path)
+def _listed(variables: Sequence[Variable]) -> str:
+    return ", ".join([str(variable) for variable in variables if variable.name][:_MOST_LISTED])
 
 
-def _walk(file: BinaryIO, size: int, endian: _Endian, path: Path) -> Iterator[_Variable]:
-    """Every top-level variable, by its tag and the first bytes behind it: linear in the number of variables."""
-    offset = _HEADER_BYTES
-    while offset < size:
-        if offset + 8 > size:
-            raise damaged(path, f"a tag is cut off at byte {offset}")
-        file.seek(offset)
-        tag = _take(file.read, 8, path, "it")
-        kind, length = int.from_bytes(tag[:4], endian), int.from_bytes(tag[4:], endian)
-        start = offset + 8
-        if kind not in (_MATRIX, _COMPRESSED):
-            raise damaged(path, f"an element of type {kind} at byte {offset} where a variable is expected")
-        if start + length > size:
-            raise damaged(path, f"the variable at byte {offset} claims {length} bytes, {size - start} are left")
-        read = _segment(file, start, length, path, compressed=kind == _COMPRESSED)
-        if kind == _COMPRESSED:
-            inner = _take(read, 8, path)
-            if int.from_bytes(inner[:4], endian) != _MATRIX:
-                raise damaged(path, f"the compressed element at byte {offset} is no variable")
-        # An element of no bytes is what MATLAB writes for an empty array inside another one.
-        if length:
-            name, what, shape = _described(read, endian, path)
-            yield _Variable(name, what, shape, start, length, kind == _COMPRESSED)
-        offset = start + length
+def _is_flat(variable: Variable) -> bool:
+    return variable.has_axes(2) and 1 not in variable.shape
 
 
-def _segment(file: BinaryIO, start: int, length: int, path: Path, *, compressed: bool) -> Callable[[int], bytes]:
-    """A function `read(n)` over `length` bytes from `start`, inflated if compressed: 1..n bytes, or none at the end."""
-    position = start
-
-    def stored(count: int) -> bytes:
-        nonlocal position
-        count = min(count, start + length - position)
-        if count <= 0:
-            return b""
-        file.seek(position)
-        piece = file.read(count)
-        position += len(piece)
-        return piece
-
-    if not compressed:
-        return stored
-    inflater = zlib.decompressobj()
-
-    def inflated(count: int) -> bytes:
-        while not inflater.eof:
-            source = inflater.unconsumed_tail or stored(min(max(count, 512), 1 << 16))
-            try:
-                piece = inflater.decompress(source, count)
-            except zlib.error as error:
-                raise damaged(
-                    path, f"the variable at byte {start - 8} does not decompress ({reason(error)})"
-                ) from error
-            if piece:
-                return piece
-            if not source:
-                raise damaged(path, f"the variable at byte {start - 8} is cut short")
-        return b""
-
-    return inflated
-
-
-def _take(read: Callable[[int], bytes], count: int, path: Path, what: str = "a variable") -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = read(count - len(data))
-        if not piece:
-            raise damaged(path, f"{what} ends too early")
-        data += piece
-    return data
-
-
-def _tag(read: Callable[[int], bytes], endian: _Endian, path: Path) -> tuple[int, int, bytes | None]:
-    """Type and length of the next element, and its data where the tag itself holds them (1 to 4 bytes)."""
-    data = _take(read, 8, path)
-    first = int.from_bytes(data[:4], endian)
-    if first >> 16:
-        length = first >> 16
-        if length > 4:
-            raise damaged(path, "a small element of more than 4 bytes")
-        return first & 0xFFFF, length, data[4 : 4 + length]
-    return first, int.from_bytes(data[4:], endian), None
-
-
-def _small(read: Callable[[int], bytes], endian: _Endian, path: Path, kinds: tuple[int, ...], most: int) -> bytes:
-    """The data of the next element, one of `kinds`, at most `most` bytes long."""
-    kind, length, data = _tag(read, endian, path)
-    if kind not in kinds or length > most:
-        raise damaged(path, f"an element of type {kind} and {length} bytes in the head of a variable")
-    return _take(read, length + -length % 8, path)[:length] if data is None else data
-
-
-def _described(read: Callable[[int], bytes], endian: _Endian, path: Path) -> tuple[str, str, tuple[int, ...]]:
-    """Name, class and dimensions of the variable whose head `read` gives; it stands at the data afterwards."""
-    flags = _small(read, endian, path, (5, 6), 8)
-    if len(flags) != 8:
-        raise damaged(path, "array flags of a wrong length")
-    word = int.from_bytes(flags[:4], endian)
-    kind = _CLASSES.get(word & 0xFF, f"class {word & 0xFF}")
-    if kind in ("opaque", "function"):
-        # These have no dimensions and their names are followed by what is never looked at.
-        name = _small(read, endian, path, (1, 2, 16), _NAME_BYTES) if kind == "opaque" else b""
-        return _text(name), kind, ()
-    raw = _small(read, endian, path, (5, 6), 4 * _MOST_DIMENSIONS)
-    shape = tuple(int.from_bytes(raw[i : i + 4], endian, signed=True) for i in range(0, len(raw) - 3, 4))
-    if len(shape) < 2 or min(shape) < 0:
-        raise damaged(path, f"dimensions {list(shape)}")
-    name = _small(read, endian, path, (1, 2, 16), _NAME_BYTES)
-    if word & _COMPLEX:
-        kind = f"complex {kind}"
-    elif word & _LOGICAL:
-        kind = "logical"
-    return _text(name), kind, shape
-
-
-def _text(name: bytes) -> str:
-    return name.rstrip(b"\0").decode("utf-8", "replace")
-
-
-def _payload(file: BinaryIO, variable: _Variable, endian: _Endian, path: Path) -> tuple[NDArray[Any], np.dtype[Any]]:
-    name = variable.name
-    check_shape(variable.shape, path=path, key=name)
-    read = _segment(file, variable.offset, variable.size, path, compressed=variable.compressed)
-    if variable.compressed:
-        _take(read, 8, path)
-    _described(read, endian, path)
-    kind, length, data = _tag(read, endian, path)
-    dtype = np.dtype(_NUMERIC[variable.kind])
-    check_expansion(path, prod(variable.shape) * dtype.itemsize, variable.size, key=name)
-    if kind not in _STORED_TYPES:
-        raise damaged(path, f"values of type {kind}", name)
-    stored = np.dtype(("<" if endian == "little" else ">") + _STORED_TYPES[kind])
-    if length != prod(variable.shape) * stored.itemsize:
-        raise damaged(path, f"{length} bytes for {list(variable.shape)} of {stored}", name)
-    array = allocated(path, variable.shape[::-1], stored, copies=1 + -(-dtype.itemsize // stored.itemsize))
-    if fill(array, read if data is None else BytesIO(data).read) != array.nbytes:
-        raise damaged(path, "it ends before its last element", name)
-    if variable.compressed:
-        _check_end(read, -length % 8 if data is None else 0, path, name)
-    return array.T, dtype
-
-
-def _check_end(read: Callable[[int], bytes], padding: int, path: Path, name: str) -> None:
-    # The checksum of the compressed stream is verified where its end is read.
-    rest = 0
-    while piece := read(64):
-        rest += len(piece)
-        if rest > padding:
-            raise damaged(path, "more values than its dimensions ask for", name)
-
-
-def _read_hdf5(path: Path, size: int, key: str | None) -> NDArray[Any]:
-    import h5py
-
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            variables = list(_hdf5_variables(h5py, file))
-            if key in list(file) and not isinstance(file.get(key, getlink=True), h5py.HardLink):
-                raise CubeFileError(
-                    "is a link to another place", file=path, key=key, remedy="save the array itself into the file"
-                )
-            chosen = _chosen(variables, key, path)
-            cube: NDArray[Any] = read_dataset(file[chosen.name], size, path, chosen.name).T
-            return cube
-    except (CubeFileError, MemoryError):
-        raise
-    except Exception as error:
-        raise CubeFileError(
-            f"is damaged: {reason(error)}", file=path, remedy="copy it again or save it again with save -v7.3"
-        ) from error
-
-
-def _hdf5_variables(h5py: Any, file: Any) -> Iterator[_Variable]:
-    for name in file:
-        if name.startswith("#") or not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            continue
-        if file.get(name, getclass=True) is not h5py.Dataset:
-            yield _Variable(name, "struct", ())
-            continue
-        dataset = file[name]
-        yield _Variable(name, _hdf5_kind(h5py, dataset), tuple(dataset.shape or ())[::-1])
-
-
-def _hdf5_kind(h5py: Any, dataset: Any) -> str:
-    """The MATLAB class: the attribute where there is a plain one, else what the type says."""
-    dtype = dataset.dtype
-    if h5py.check_ref_dtype(dtype) is not None:
-        return "cell"
-    if h5py.check_enum_dtype(dtype) is not None or h5py.check_vlen_dtype(dtype) is not None:
-        return "special"
-    stated = ""
-    if "MATLAB_class" in dataset.attrs:
-        attribute = dataset.attrs.get_id("MATLAB_class")
-        if attribute.shape == () and attribute.dtype.kind == "S" and attribute.dtype.itemsize <= 64:
-            stated = bytes(dataset.attrs["MATLAB_class"]).decode("ascii", "replace")
-    if stated in ("logical", "char", "cell", "struct", "function_handle") or "MATLAB_empty" in dataset.attrs:
-        return stated or "empty"
-    names = {name: kind for kind, name in _NUMERIC.items()}
-    return names.get(dtype.newbyteorder("=").str[1:], str(dtype))
+def _either(flat: Variable) -> str:
+    return " or ".join(dict.fromkeys(map(str, flat.shape)))

@@ -266,6 +266,11 @@ def test_mat_files_are_read_by_key(capsys: Capsys, doubling: Path) -> None:
     np.testing.assert_array_equal(np.load("out.npy"), 2 * cube.transpose(1, 2, 0))
     done = invoke(capsys, "run", doubling, "scene.mat", "--out", "again.npy")
     assert_failed(done, 2, "scene.mat", "rad", "other")
+    scipy.io.savemat("scene.mat", {"hsi": {"Data": cube.transpose(1, 2, 0), "info": {"unit": "W"}}})
+    restored(capsys, doubling, "scene.mat", "--key", "hsi.Data", "--out", "field.npy")
+    np.testing.assert_array_equal(np.load("field.npy"), 2 * cube.transpose(1, 2, 0))
+    done = invoke(capsys, "run", doubling, "scene.mat", "--out", "again.npy")
+    assert_failed(done, 2, "scene.mat", f"hsi.Data ({'x'.join(map(str, cube.transpose(1, 2, 0).shape))} ")
 
 
 # The network

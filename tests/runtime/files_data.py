@@ -48,6 +48,11 @@ def sample(dtype: str, shape: tuple[int, int, int] = (3, 4, 5), seed: int = 0) -
     return random.integers(limits.min, limits.max, shape, dtype=native, endpoint=True).astype(dtype)
 
 
+def as_matlab(cube: NDArray[Any]) -> NDArray[Any]:
+    """[bands, lines, samples] as [lines, samples, bands]."""
+    return cube.transpose(1, 2, 0)
+
+
 def header_lines(cube: NDArray[Any], code: int, interleave: str, byte_order: int, **more: object) -> list[str]:
     bands, lines, samples = cube.shape
     return [
