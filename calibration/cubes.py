@@ -13,8 +13,8 @@ from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.meaning import Asked, Known, meaning_of
 from runtime.meaning.words import bands, number, pixels
 
-from .degradations import BRIGHTEST
-
+FAR = 100.0
+"""No clean cube in the unit range reaches that: it holds marks, or numbers of another scale."""
 SUFFIXES = (".hdr", ".npy", ".npz", ".mat")
 
 
@@ -116,7 +116,7 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
         )
     if meaning.bad:
         raise InputError(
-            f"has {len(meaning.bad)} bad bands, so there is no truth to compare with",
+            f"has {len(meaning.bad)} bad band{'s' * (len(meaning.bad) > 1)}, so there is no truth to compare with",
             file=file,
             key="bands",
             value=bands(meaning.bad),
@@ -131,7 +131,7 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
             remedy="leave it out",
         )
     largest = float(np.abs(cube).max())
-    if largest > BRIGHTEST:
+    if largest > FAR:
         raise InputError(
             "holds values far outside [0, 1]", file=file, value=f"{largest:.3g}", remedy="give a larger --scale"
         )

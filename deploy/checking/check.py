@@ -27,6 +27,7 @@ def check(
     data: Path | None = None,
     scenes: tuple[str, ...] | None = None,
     wanted: tuple[str, ...] = VARIANTS,
+    marks: tuple[float, ...] | None = None,
     pictured: bool = True,
 ) -> Comparison:
     """Run the degradations of `config.check` through PyTorch and every wanted variant. Raises DeployError.
@@ -37,6 +38,7 @@ def check(
         data: folder of clean cubes, instead of a simulated scene.
         scenes: of `data`, by name; all where it is None.
         wanted: variants besides the one that flies.
+        marks: of missing pixels in `data`, above what its files say.
         pictured: keep the first cube's results, for a page.
     """
     if config.model.checkpoint is None:
@@ -55,7 +57,7 @@ def check(
                 remedy=f"choose from {', '.join(net.architecture.tasks)}",
             )  # fmt: skip
     console.say(f"checks     {len(tasks)} degradations, each by PyTorch and by every variant")
-    count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes)
+    count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes, marks)
     seed, of_files = config.check.seed, data is not None
     return compare(bundle, net, cubes, count, tasks, wanted, seed, of_files=of_files, pictured=pictured)
 
@@ -70,12 +72,17 @@ def _simulated(bundle: Bundle, config: Config) -> tuple[int, Iterator[tuple[str,
 
 
 def _read(
-    bundle: Bundle, config: Config, data: Path, scenes: tuple[str, ...] | None
+    bundle: Bundle,
+    config: Config,
+    data: Path,
+    scenes: tuple[str, ...] | None,
+    marks: tuple[float, ...] | None,
 ) -> tuple[int, Iterator[tuple[str, Float32]]]:
     """The cubes of a folder; all are looked at before the first is restored."""
     m = bundle.manifest
     bands = m.signature.restored.bands
-    wanted = cube_files.Wanted(bands, config.input.scale, m.scale, tuple(m.wavelengths) if m.wavelengths else None)
+    centres = tuple(m.wavelengths) if m.wavelengths else None
+    wanted = cube_files.Wanted(bands, config.input.scale, m.scale, centres, marks=marks)
     files = cube_files.find_cubes(data, scenes)
     for file in files.values():
         looked = cube_files.unit_cube(file, wanted)

@@ -20,6 +20,7 @@ from .options import (
     config_option,
     engine_option,
     examples,
+    ignore_option,
     json_option,
     network_flags,
     network_option,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of clean cubes, instead of a simulated scene.")
 @click.option("--scenes", help="Comma list of the cubes of --data to take, by name without suffix; all by default.")
 @click.option("--scale", type=float, help="Number that stands for 1.0 in cubes of integers; beats file's and bundle's.")
+@ignore_option
 @click.option("--variants", help="Comma list of fp32, fp16, int8 to compare besides what flies; all by default.")
 @engine_option
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with pictures and tables there.")
@@ -60,6 +62,7 @@ def command(
     data: Path | None,
     scenes: str | None,
     scale: float | None,
+    marks: tuple[float, ...] | None,
     variants: str | None,
     engine: str | None,
     report: Path | None,
@@ -81,7 +84,15 @@ def command(
     if scenes is not None and data is None:
         raise InputError("there is no --data to take them from", key="--scenes", value=scenes, remedy="give --data")
     with load_bundle(bundle, engine=engine) as loaded:
-        found = check(loaded, config, data=data, scenes=comma_list(scenes), wanted=wanted, pictured=report is not None)
+        found = check(
+            loaded,
+            config,
+            data=data,
+            scenes=comma_list(scenes),
+            wanted=wanted,
+            marks=marks,
+            pictured=report is not None,
+        )
         gates = judged(found, config)
         show(found, gates)
         if report is not None:

@@ -14,7 +14,7 @@ from runtime.files.layout import DEFAULT_LAYOUT
 
 from .. import console
 from ..reporting.plots import require_plots
-from .options import comma_list, examples, json_option, network_option, network_options, parse_size
+from .options import comma_list, examples, ignore_option, json_option, network_option, network_options, parse_size
 
 if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show this command's help.
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--scenes", help="Comma list of the cubes to take, by name without suffix; all by default.")
 @click.option("--tasks", help="Comma list of degradations; all seven by default.")
 @click.option("--scale", type=float, help="Number that stands for 1.0 in cubes of integers; beats file's and model's.")
+@ignore_option
 @click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
 @click.option("--key", help="Name of the array in .npz and .mat files.")
 @click.option(
@@ -51,6 +52,7 @@ def command(
     scenes: str | None,
     tasks: str | None,
     scale: float | None,
+    marks: tuple[float, ...] | None,
     layout: str,
     key: str | None,
     size: str | None,
@@ -77,13 +79,20 @@ def command(
         folder = out or Path("evaluation") / (given.resolve().name if given.is_dir() else given.stem)
         _refuse_file(folder)
         wanted = cube_files.Wanted(
-            measured.measuring.signature.restored.bands, scale, measured.scale, measured.wavelengths, layout, key
+            measured.measuring.signature.restored.bands,
+            scale,
+            measured.scale,
+            measured.wavelengths,
+            layout,
+            key,
+            marks,
         )
         console.say(f"judges     {measured.part}")
         found = evaluated(measured, files, wanted, chosen, seed)
     _show(found.rows)
     told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--size", size)]
     told += [("--top-k", top_k), *(("--option", option) for option in options), ("--seed", seed)]
+    told += [("--ignore-value", mark) for mark in marks or ()]
     told += [("--layout", layout)] if layout != DEFAULT_LAYOUT else []
     again = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in told if value is not None)
     line = f"deploy evaluate {shlex.quote(model)} --data DIR {again}"

@@ -87,7 +87,7 @@ def _read_npz(path: Path, order: Order, key: str | None) -> CubeFile:
 
 def _read_mat(path: Path, order: Order, key: str | None) -> CubeFile:
     cube, doubts = read_mat(path, order, key)
-    return CubeFile(cube, path, "mat", doubts=doubts)
+    return CubeFile(cube, path, "mat", Stated(doubts=doubts))
 
 
 def _no_key(path: Path, key: str | None) -> None:

@@ -116,8 +116,17 @@ def test_mistakes_are_said_in_one_line(
     refused("--data", few, parts=("has 3 bands", "grey.npy"))
     holes = tmp_path / "holes"
     holes.mkdir()
-    np.save(holes / "holes.npy", np.full((64, 64, 31), np.nan, np.float32))
-    refused("--data", holes, parts=("missing pixels", "holes.npy"))
+    cube = np.load(cubes / "floats.npy")
+    cube[:2] = -9999
+    np.save(holes / "holes.npy", cube)
+    refused("--data", holes, parts=("pixels missing", "holes.npy", "-9999", "--ignore-value none"))
+    cube[:2] = np.nan
+    np.save(holes / "holes.npy", cube)
+    refused("--data", holes, parts=("not finite", "holes.npy", "--ignore-value nan"))
+    cube = np.load(cubes / "floats.npy")
+    cube[..., 4] = 0
+    np.save(holes / "holes.npy", cube)
+    refused("--data", holes, parts=("1 bad band", "holes.npy", "band 5"))
     (tmp_path / "file").write_text("")
     done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", cubes, "--out", tmp_path / "file", "--json")
     assert assert_json_error(done, 2)["key"] == "--out"
@@ -131,16 +140,13 @@ def test_a_doubtful_scale_is_warned_of(
     assert done.code == 0 and any("digital.npz" in warning for warning in done.json["warnings"])
 
 
-def test_floats_that_are_no_reflectance_are_not_sent_to_a_scale_that_would_be_ignored(
+def test_floats_in_another_scale_are_refused_until_it_is_said(
     capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
 ) -> None:
-    truth = np.load(cubes / "floats.npy")
-    for factor, code in ((6e4, 0), (6e8, 2)):
-        np.save(tmp_path / "numbers.npy", (truth * factor).astype(np.float32))
-        arguments = ("--data", tmp_path, "--tasks", "bandloss", "--out", tmp_path / "out")
-        done = invoke(capsys, "evaluate", tiny_checkpoint, *arguments)
-        assert done.code == code and "numbers.npy" in done.err and "--scale" not in done.err
-        assert "divide them first" in done.err
+    np.save(tmp_path / "numbers.npy", (np.load(cubes / "floats.npy") * 6e4).astype(np.float32))
+    arguments = ("--data", tmp_path, "--tasks", "bandloss", "--out", tmp_path / "out")
+    assert_failed(invoke(capsys, "evaluate", tiny_checkpoint, *arguments), 2, "numbers.npy", "as they are", "--scale")
+    assert invoke(capsys, "evaluate", tiny_checkpoint, *arguments, "--scale", 6e4).code == 0
 
 
 def test_the_worst_cube_is_refused_before_any_is_restored(
@@ -156,7 +162,7 @@ def test_the_worst_cube_is_refused_before_any_is_restored(
     done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", tmp_path, "--out", tmp_path / "out")
     assert_failed(done, 2, "b.npy")
     done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", cubes, "--scale", 0, "--out", tmp_path / "out")
-    assert_failed(done, 2, "digital.npz", "--scale", "not a positive number")
+    assert_failed(done, 2, "digital.npz", "scale", "not a positive number")
 
 
 def test_without_matplotlib_it_says_so_before_any_work(
