@@ -50,7 +50,10 @@ class DeployError(Exception):
         self.key = key
         self.value = value
         self.remedy = remedy
-        super().__init__(self.one_line())
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        return self.one_line()
 
     def one_line(self) -> str:
         """The whole error as one printable line."""

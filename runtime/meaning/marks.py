@@ -25,7 +25,7 @@ SAMPLED = 200_000
 BELOW, ABOVE, OF_FILL = 0.5, 2.0, 0.1
 """How far an extreme lies from all else, in ranges of the rest: below, above, and where it is one of `FILLS`."""
 REPEATED = 16
-"""An extreme that is no fill that programs use is a mark where so many elements hold it exactly."""
+"""An extreme that is no fill that programs use is a mark where so many hold it, and the rest has as many levels."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,9 @@ def far(cube: NDArray[Any], value: float, marks: Sequence[Mark]) -> bool:
     span = max(high - low, 1e-3 * abs(high))
     if any(held(fill, cube.dtype) == value for fill in (*FILLS, *_limits(cube.dtype))):
         return bool(gap > OF_FILL * span)
-    return bool(count >= REPEATED and gap > (BELOW if math.isinf(below) else ABOVE) * span)
+    # Among few levels every one lies far from the next.
+    several = len(np.unique(body)) >= REPEATED
+    return bool(several and count >= REPEATED and gap > (BELOW if math.isinf(below) else ABOVE) * span)
 
 
 def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:

@@ -259,7 +259,9 @@ class FrameRestorer:
 
     def _judge(self, came: Sequence[tuple[int, Slot]]) -> tuple[str, ...]:
         """Marks that nobody named and bands that say nothing, in these lines; returns what is new of it, in words."""
+        came = [(place, slot) for place, slot in came if not slot.flags & UNFIT]
         if not came or not self.passes_through:
+            self._bad = self._listed
             return ()
         places = [place for place, _ in came]
         whole = len(places) == len(self._unit[0])

@@ -308,14 +308,14 @@ def nan_cube(path: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "holes": (nan_cube, "missing pixels"),
+    "holes": (nan_cube, "not finite in 1 pixel"),
     "more bands": (lambda path: np.save(path, scene(7, bands=5)), "has 5 bands, the network restores 4"),
     "fewer bands": (lambda path: np.save(path, scene(7, bands=3)), "has 3 bands, the network restores 4"),
     "garbage": (lambda path: path.write_bytes(b"not an array at all" * 9), ""),
     "cut short": (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), ""),
     "flat": (lambda path: np.save(path, np.full((40, 40, 4), 0.5, np.float32)), "holds no picture"),
     "one line": (lambda path: np.save(path, scene(7, lines=1)), "holds no picture"),
-    "too bright": (lambda path: np.save(path, scene(7) * np.float32(1e8)), "far outside"),
+    "too bright": (lambda path: np.save(path, scene(7) * np.float32(1e8)), "where 1.0 is expected"),
     "integers without a scale": (lambda path: np.save(path, (scene(7) * 9999).astype(np.int16)), ""),
     "two axes": (lambda path: np.save(path, scene(7)[0]), ""),
 }
@@ -345,7 +345,9 @@ def test_fewer_than_two_cubes_are_refused_with_counts(tmp_path: Path) -> None:
         drawn(tmp_path)
     nan_cube(tmp_path / "holes.npy")
     (tmp_path / "noise.npy").write_bytes(b"garbage")
-    with pytest.raises(InputError, match=r"holds 1 cube that can be used, 2 skipped; holes.npy has missing pixels"):
+    with pytest.raises(
+        InputError, match=r"holds 1 cube that can be used, 2 skipped; holes.npy values are not finite in 1 pixel"
+    ):
         drawn(tmp_path, on_bad="skip")
     (tmp_path / "cube0.npy").unlink()
     with pytest.raises(InputError, match=r"holds 0 cubes that can be used, 2 skipped"):

@@ -184,7 +184,7 @@ def test_the_header_says_scale_wavelengths_and_what_is_missing(tmp_path: Path) -
         assert source.format == LineFormat(3, 5, np.dtype("i2"), 10000.0, None, wavelengths, -9999.0)
         assert wavelengths == pytest.approx((400, 550, 700))
     with open_source(f"envi:{floats}") as source:
-        assert source.format.scale is None
+        assert source.format.scale == 10000
 
 
 @pytest.mark.data

@@ -57,8 +57,7 @@ def test_lines_are_recorded_restored_and_handed_over_and_a_rerun_goes_on(
         (FORMAT, {"bands": [0, 1, 3]}, InputError, "the source has no such band"),
         (FORMAT, {"bands": [-1, 0, 1]}, InputError, "the source has no such band"),
         (FORMAT, {"bands": [0, 1, 1]}, InputError, "a band is chosen twice"),
-        (UNSAID, {}, InputError, "lines of integers need a scale"),
-        (FLOATS, {"scale": 4095}, InputError, "a scale is for lines of integers"),
+        (UNSAID, {}, CubeError, "a cube of integers needs a scale"),
         (replace(FORMAT, dtype=np.dtype(np.uint32)), {}, InputError, "does not hold every uint32"),
     ],
 )
