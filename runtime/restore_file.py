@@ -50,6 +50,7 @@ def said_scale(source: CubeFile, scale: float | None) -> float | None:
 
 def doubts(bundle: Bundle, source: CubeFile, scale: float | None = None) -> Iterator[str]:
     """What should be read before the result is trusted; `scale` as for `restore_file`."""
+    yield from source.doubts
     manifest = bundle.manifest
     floats = source.cube.dtype.kind == "f"
     largest = float(np.max(source.cube, initial=0, where=np.isfinite(source.cube)))
