@@ -10,6 +10,7 @@ from runtime.arrays import Float32
 from runtime.doubts import wavelength_doubt
 from runtime.errors import CubeError, InputError, plain
 from runtime.files import READERS, CubeFile, read_cube
+from runtime.files.foreign import refuse_foreign
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.scaling import to_unit
 
@@ -72,6 +73,8 @@ def find_cubes(folder: Path, scenes: Sequence[str] | None = None, *, option: str
             raise InputError("two cubes of one name", file=file, key=option, remedy=f"move {found[file.stem].name}")
         found[file.stem] = file
     if not found:
+        for file in inside:
+            refuse_foreign(file)
         known = ", ".join(s for s in READERS if s in SUFFIXES)
         raise InputError("no cubes there", file=folder, key=option, remedy=f"cubes end in {known}")
     if scenes is None:

@@ -16,6 +16,7 @@ from runtime.files.arrays import read_npy, read_npz, write_npy
 from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, target_pair, write_envi
 from runtime.files.envi_header import wavelengths_nm
 from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
+from runtime.files.foreign import refuse_foreign
 from runtime.files.layout import DEFAULT_LAYOUT, Order, checked_layout
 from runtime.files.matlab import read_mat
 
@@ -33,7 +34,7 @@ class CubeFile:
         wavelengths: nanometres, one per band, or None where they or their unit are not known.
         scale: digital numbers per 1.0 where the file says so (ENVI `reflectance scale factor`), else None.
         ignore_value: the value that marks missing pixels, possibly NaN, or None.
-        fields: the raw ENVI header, name -> text, looked up in any case; empty for other formats.
+        fields: the ENVI header (`EnviHeader.fields`), name -> text, looked up in any case; empty for other formats.
         doubts: what its reader could not take as it stands, in words for people.
     """
 
@@ -113,6 +114,7 @@ def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None
         try:
             pair_of(path)
         except CubeFileError as error:
+            refuse_foreign(path)
             if path.is_file():
                 raise CubeFileError(
                     "is not a known cube format and has no ENVI header beside it",
