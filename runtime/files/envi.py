@@ -161,14 +161,15 @@ def read_header(path: str | Path) -> EnviHeader:
     path, data_path, passed = _found(Path(path))
     header = parse_header(read_text(path), path=path, data_path=data_path)
     with opened(data_path) as (file, size):
-        if size != _size(header):
-            raise _wrong_size(header, size)
-        # Bytes that another program arranged are no rows for what its header says.
-        kind = None if is_envi(_file_type(header)) else foreign.begun(file.read(foreign.HEAD_BYTES))
+        fits = size == _size(header)
+        # Bytes that another program arranged are no rows, whatever the header says.
+        kind = None if fits and is_envi(_file_type(header)) else foreign.begun(file.read(foreign.HEAD_BYTES))
     if kind is not None and not kind.rows:
         raise CubeFileError(
             f"is {kind.name}, no cube file that is read", file=data_path, remedy=kind.remedy_for(data_path)
         )
+    if not fits:
+        raise _wrong_size(header, size)
     others = f"{data_path.name} is read, not {' or '.join(passed)}: it alone has the size that the header says"
     return replace(header, doubts=(*header.doubts, printable(others))) if passed else header
 

@@ -104,7 +104,7 @@ KINDS = (
         (".spe",),
     ),
     Kind("a Cubert file", "export ENVI from Cuvis", (".cu3s", ".cu3")),
-    Kind("a compressed file", "unpack it: gunzip -k {file}", (".gz",), (b"\x1f\x8b",), r"compress|g?zip\b"),
+    Kind("a compressed file", "unpack it: gunzip -k {file}", (".gz",), (b"\x1f\x8b\x08",), r"compress|g?zip\b"),
     Kind("an archive", "unpack it: unzip {file}", (".zip",), (b"PK\3\4",)),
     _ZARR,
     Kind("a classification, which holds labels", "give the image that was classified", file_type="classification"),

@@ -45,7 +45,7 @@ GDAL = "gdal_translate -of ENVI"
         ("a.img", b"EHFA_HEADER_TAG", f"a tiled ERDAS IMAGINE file.*{GDAL}"),
         ("a.spe", b"?", "a Princeton Instruments file.*imageio"),
         ("a.cu3s", b"SQLite format 3", "a Cubert file.*export ENVI from Cuvis"),
-        ("a.img.gz", b"\x1f\x8b", "a compressed file.*gunzip"),
+        ("a.img.gz", b"\x1f\x8b\x08", "a compressed file.*gunzip"),
         ("scene.zip", b"PK\3\4", "an archive.*unzip"),
     ],
 )
@@ -182,6 +182,17 @@ def test_tiles_are_no_rows_whatever_the_header_says(tmp_path: Path, said: str) -
     with (tmp_path / "cube.img").open("r+b") as file:
         file.write(b"EHFA_HEADER_TAG\0")
     with pytest.raises(CubeFileError, match=f"is a tiled ERDAS IMAGINE file.*{GDAL}"):
+        read_cube(header)
+
+
+def test_a_size_that_does_not_fit_is_no_matter_of_offsets_where_the_file_is_of_another_kind(tmp_path: Path) -> None:
+    header = write_pair(tmp_path, sample("u1"), 1)
+    with (tmp_path / "cube.img").open("r+b") as file:
+        file.write(b"II*\0")
+    assert read_cube(header).cube.flat[0] == ord("I"), "numbers that fit may begin as they like"
+    with (tmp_path / "cube.img").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CubeFileError, match=f"cube.img: is a TIFF file.*{GDAL}"):
         read_cube(header)
 
 
