@@ -9,6 +9,7 @@ import numpy as np
 from runtime.arrays import Float32
 from runtime.errors import CubeError, InputError, plain
 from runtime.files import READERS, read_cube
+from runtime.files.foreign import refuse_foreign
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.meaning import Asked, Known, meaning_of
 from runtime.meaning.words import bands, number, pixels
@@ -74,6 +75,8 @@ def find_cubes(folder: Path, scenes: Sequence[str] | None = None, *, option: str
             raise InputError("two cubes of one name", file=file, key=option, remedy=f"move {found[file.stem].name}")
         found[file.stem] = file
     if not found:
+        for file in inside:
+            refuse_foreign(file)
         known = ", ".join(s for s in READERS if s in SUFFIXES)
         raise InputError("no cubes there", file=folder, key=option, remedy=f"cubes end in {known}")
     if scenes is None:

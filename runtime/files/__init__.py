@@ -17,6 +17,7 @@ from runtime.files.arrays import read_npy, read_npz, write_npy
 from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, target_pair, write_envi
 from runtime.files.envi_header import stated_by
 from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
+from runtime.files.foreign import refuse_foreign
 from runtime.files.layout import DEFAULT_LAYOUT, Order, checked_layout
 from runtime.files.matlab import read_mat
 from runtime.stated import NOTHING, Stated
@@ -33,7 +34,7 @@ class CubeFile:
         path: the file as it was named.
         format: 'envi', 'npy', 'npz' or 'mat'.
         stated: what it says of its numbers.
-        fields: the raw ENVI header, name -> text, looked up in any case; empty for other formats.
+        fields: the ENVI header (`EnviHeader.fields`), name -> text, looked up in any case; empty for other formats.
     """
 
     cube: NDArray[Any]
@@ -128,6 +129,7 @@ def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None
         try:
             pair_of(path)
         except CubeFileError as error:
+            refuse_foreign(path)
             if path.is_file():
                 raise CubeFileError(
                     "is not a known cube format and has no ENVI header beside it",

@@ -4,52 +4,119 @@ Here are the files: which two belong together, and the numbers in the data file.
 `envi_text` how it is written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from math import prod
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import CubeFileError
+from runtime.errors import CubeFileError, plain, printable
+from runtime.files import foreign
 from runtime.files.disk import PIECE, allocated, opened, read_at, refuse_inputs, write_together
-from runtime.files.envi_header import CODE_OF_TYPE, EnviHeader, parse_header
+from runtime.files.envi_header import CODE_OF_TYPE, EnviHeader, is_envi, parse_header
 from runtime.files.envi_text import Interleave, header_text
 
 HEADER_BYTES = 16 << 20
 
 DATA_SUFFIXES = (".img", ".raw", ".dat", ".bsq", ".bil", ".bip", ".bin")
 
+SIDE_SUFFIXES = frozenset((
+    ".hdr", ".npy", ".npz", ".mat", ".xml", ".enp", ".sta", ".txt", ".log", ".md", ".csv", ".json", ".yaml", ".yml",
+    ".ini", ".png", ".jpg", ".jpeg", ".pdf", ".kml", ".idx", ".lock", ".reserve", ".part", ".tmp", ".bak", ".old",
+))  # fmt: skip
+"""Of files beside an ENVI pair that are never its data."""
+
 
 def pair_of(path: str | Path) -> tuple[Path, Path]:
     """The header and data files that belong to `path`, which is either of them.
 
-    `X.hdr` describes `X` or `X` with one of DATA_SUFFIXES; data file `X.img` is described by `X.hdr` or `X.img.hdr`.
+    `X.hdr` describes `X`, or `X` with any suffix but SIDE_SUFFIXES: of several the one of the size that the header
+    says, else the one with one of DATA_SUFFIXES. Data file `X.img` is described by `X.hdr` or `X.img.hdr`.
 
     Raises:
         CubeFileError: `path` or its partner is missing, or several files could be the partner.
     """
+    return _found(Path(path))[:2]
+
+
+def growing_pair_of(path: str | Path) -> tuple[Path, Path]:
+    """The same while the data file grows, so that its size says nothing."""
     path = Path(path)
+    if path.suffix.lower() != ".hdr":
+        return pair_of(path)
+    with opened(path):
+        return path, _data_file(path, likely(path.stem, _beside(path)))
+
+
+def may_hold_data(name: str) -> bool:
+    """Whether a file may be the data of a header, by its name."""
+    return Path(name).suffix.lower() not in SIDE_SUFFIXES and not name.endswith("~")
+
+
+def likely(stem: str, names: Iterable[str]) -> list[str]:
+    """Of the names that may be data of `stem`.hdr those with one of DATA_SUFFIXES or none, if there are any."""
+    names = list(names)
+    return [name for name in names if _usual(stem, name)] or names
+
+
+def _usual(stem: str, name: str) -> bool:
+    return name[len(stem) :].lower() in ("", *DATA_SUFFIXES)
+
+
+def _found(path: Path) -> tuple[Path, Path, tuple[str, ...]]:
+    """A pair, and the names of files that are passed over since their size is not the one that the header says."""
     with opened(path):
         pass
-    if path.suffix.lower() == ".hdr":
-        stem = path.with_suffix("")
-        candidates = [stem, *(_with_suffix(stem, suffix) for suffix in DATA_SUFFIXES)]
-        candidates += [_with_suffix(stem, suffix.upper()) for suffix in DATA_SUFFIXES]
-        return path, _partner(path, candidates, "data file")
-    candidates = [_with_suffix(path, suffix) for suffix in (".hdr", ".HDR")]
-    if path.suffix:
-        candidates += [path.with_suffix(suffix) for suffix in (".hdr", ".HDR")]
-    return _partner(path, candidates, "header"), path
+    if path.suffix.lower() != ".hdr":
+        candidates = [_with_suffix(path, suffix) for suffix in (".hdr", ".HDR")]
+        if path.suffix:
+            candidates += [path.with_suffix(suffix) for suffix in (".hdr", ".HDR")]
+        return _header_file(path, candidates), path, ()
+    sizes = _beside(path)
+    fits = _of_size(path, sizes) if len(sizes) > 1 else []
+    data_path = _data_file(path, fits or likely(path.stem, sizes))
+    passed = [name for name in sizes if fits and _usual(path.stem, name) and name != data_path.name]
+    return path, data_path, tuple(passed)
+
+
+def _beside(header: Path) -> dict[str, int]:
+    """Names and sizes of the files beside a header that could be its data, each file once."""
+    stem = header.stem
+    try:
+        names = sorted(file.name for file in header.parent.iterdir())
+    except OSError:
+        names = [stem, *(stem + suffix for known in DATA_SUFFIXES for suffix in (known, known.upper()))]
+    found: dict[Path, int] = {}
+    for name in names:
+        if name == stem or (name.rpartition(".")[0] == stem and may_hold_data(name)):
+            with suppress(OSError):
+                file = header.with_name(name)
+                if file.is_file() and not any(file.samefile(other) for other in found):
+                    found[file] = file.stat().st_size
+    return {file.name: size for file, size in found.items()}
+
+
+def _of_size(header: Path, sizes: Mapping[str, int]) -> list[str]:
+    """Those of the size that the header says, without those that have a header of their own where one is left."""
+    try:
+        wanted = _size(parse_header(read_text(header), path=header, data_path=header))
+    except CubeFileError:
+        return []
+    fits = [name for name, size in sizes.items() if size == wanted]
+    unclaimed = [name for name in fits if f"{name}.hdr" == header.name or not header.with_name(f"{name}.hdr").is_file()]
+    return unclaimed if len(unclaimed) == 1 else fits
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _partner(path: Path, candidates: Sequence[Path], kind: str) -> Path:
+def _header_file(path: Path, candidates: Sequence[Path]) -> Path:
     found: list[Path] = []
     for candidate in candidates:
         with suppress(OSError):
@@ -58,12 +125,23 @@ def _partner(path: Path, candidates: Sequence[Path], kind: str) -> Path:
     if not found and path.suffix.lower() in (".npy", ".npz", ".mat"):
         raise CubeFileError("is no ENVI file", file=path, remedy="convert it to ENVI, or restore it with `deploy run`")
     if not found:
-        names = ", ".join(dict.fromkeys(candidate.name for candidate in candidates if not candidate.suffix.isupper()))
+        foreign.refuse_foreign(path)
+    return _only(path, "header", found, [file for file in candidates if not file.suffix.isupper()])
+
+
+def _data_file(header: Path, names: Sequence[str]) -> Path:
+    stem = header.with_suffix("")
+    wanted = [stem, *(_with_suffix(stem, suffix) for suffix in DATA_SUFFIXES)]
+    return _only(header, "data file", [header.with_name(name) for name in names], wanted)
+
+
+def _only(path: Path, kind: str, found: Sequence[Path], wanted: Sequence[Path]) -> Path:
+    if not found:
+        names = ", ".join(dict.fromkeys(file.name for file in wanted))
         raise CubeFileError(f"its {kind} is missing", file=path, remedy=f"put one of these beside it: {names}")
     if len(found) > 1:
-        names = " and ".join(candidate.name for candidate in found)
         raise CubeFileError(
-            f"several files could be its {kind}: {names}",
+            f"several files could be its {kind}: {' and '.join(file.name for file in found)}",
             file=path,
             remedy=f"give the {kind} itself, or remove what does not belong to it",
         )
@@ -80,13 +158,29 @@ def read_header(path: str | Path) -> EnviHeader:
         CubeFileError: the pair is incomplete or ambiguous, the header is malformed, contradicts itself or the size of
             the data file, or asks for what is not a plain image cube (spectral library, compressed, complex).
     """
-    path, data_path = pair_of(path)
+    path, data_path, passed = _found(Path(path))
     header = parse_header(read_text(path), path=path, data_path=data_path)
-    expected = header.header_offset + header.lines * header.line_bytes
-    with opened(data_path) as (_, size):
-        if size != expected:
-            raise _wrong_size(header, expected, size)
-    return header
+    with opened(data_path) as (file, size):
+        fits = size == _size(header)
+        # Bytes that another program arranged are no rows, whatever the header says.
+        kind = None if fits and is_envi(_file_type(header)) else foreign.begun(file.read(foreign.HEAD_BYTES))
+    if kind is not None and not kind.rows:
+        raise CubeFileError(
+            f"is {kind.name}, no cube file that is read", file=data_path, remedy=kind.remedy_for(data_path)
+        )
+    if not fits:
+        raise _wrong_size(header, size)
+    others = f"{data_path.name} is read, not {' or '.join(passed)}: it alone has the size that the header says"
+    return replace(header, doubts=(*header.doubts, printable(others))) if passed else header
+
+
+def _size(header: EnviHeader) -> int:
+    """Of the data file, in bytes."""
+    return header.header_offset + header.lines * header.line_bytes
+
+
+def _file_type(header: EnviHeader) -> str:
+    return header.fields.get("file type", "")
 
 
 def read_text(path: Path) -> str:
@@ -111,7 +205,8 @@ def read_text(path: Path) -> str:
         return data.decode("latin-1")
 
 
-def _wrong_size(header: EnviHeader, expected: int, size: int) -> CubeFileError:
+def _wrong_size(header: EnviHeader, size: int) -> CubeFileError:
+    expected, path = _size(header), header.data_path
     excess = size - expected
     sum_of_parts = (
         f"{header.lines} lines x {header.bands} bands x {header.samples} samples x {header.dtype.itemsize} bytes"
@@ -124,13 +219,17 @@ def _wrong_size(header: EnviHeader, expected: int, size: int) -> CubeFileError:
         remedy = "copy the data file again or correct the header"
     else:
         problem = f"accounts for only {expected} ({sum_of_parts})"
-        remedy = "correct samples, lines, bands or data type in the header"
-        if header.header_offset == 0 and excess < header.line_bytes:
-            remedy = f"set 'header offset = {excess}' if the image follows a header of that size, "
-            remedy += "else correct the layout keys"
+        remedy = (
+            f"correct samples, lines, bands or data type if they are wrong; if {excess} bytes lie before the image, "
+            f"set 'header offset = {header.header_offset + excess}'; if they lie behind it, keep a copy and cut the "
+            f"file: cp {quote(str(path))} {quote(f'{path}.bak')} && truncate -s {expected} {quote(str(path))}"
+        )
+    if not is_envi(_file_type(header)):
+        said = f"{plain(_file_type(header))} files may hold more than rows of numbers"
+        remedy = f"{said}: {foreign.converted(path)}; or {remedy}"
     return CubeFileError(
         f"the data file has {size} bytes, its header {problem}",
-        file=header.data_path,
+        file=path,
         key="lines",
         value=header.lines,
         remedy=remedy,
@@ -239,7 +338,7 @@ def write_envi(
         CubeFileError: the cube has no ENVI form, the target is an input or would make the pair ambiguous, or the system
             refused to write (its reason is given); nothing has changed on disk then.
     """
-    header_path, data_path = target_pair(Path(path))
+    header_path, data_path = target_pair(Path(path), cube.nbytes)
     name = cube.dtype.newbyteorder("=").str[1:]
     if cube.ndim != 3 or 0 in cube.shape or name not in CODE_OF_TYPE:
         raise CubeFileError(
@@ -262,23 +361,32 @@ def write_envi(
     return header_path, data_path
 
 
-def target_pair(path: Path) -> tuple[Path, Path]:
-    """The header and data files that `write_envi` writes. Raises CubeFileError: a file beside them is in the way."""
+def target_pair(path: Path, size: int | None = None) -> tuple[Path, Path]:
+    """The header and data files that `write_envi` writes.
+
+    Args:
+        path: either of them.
+        size: bytes of the data, where they are known.
+
+    Raises:
+        CubeFileError: a file beside them could be taken for one of them.
+    """
     if not path.name:
         raise CubeFileError("is not a file name", file=path, remedy="name the header or the data file")
     if path.suffix.lower() == ".hdr":
         header_path, data_path = path, path.with_suffix(".img")
     else:
         header_path, data_path = path.with_suffix(".hdr") if path.suffix else _with_suffix(path, ".hdr"), path
-    stem = header_path.with_suffix("")
-    rivals = [stem, *(_with_suffix(stem, suffix) for suffix in DATA_SUFFIXES)]
-    for rival in [*rivals, _with_suffix(data_path, ".hdr")]:
-        if rival not in (header_path, data_path) and rival.is_file():
-            raise CubeFileError(
-                f"{rival.name} beside it would make the pair ambiguous",
-                file=path,
-                remedy="write to another name or folder",
-            )
+    stem = header_path.stem
+    rivals = [name for name, there in _beside(header_path).items() if _usual(stem, name) or there == size]
+    rivals = [name for name in rivals if name != data_path.name]
+    second = _with_suffix(data_path, ".hdr")
+    if second != header_path and second.is_file():
+        rivals.append(second.name)
+    if rivals:
+        raise CubeFileError(
+            f"{rivals[0]} beside it would make the pair ambiguous", file=path, remedy="write to another name or folder"
+        )
     return header_path, data_path
 
 

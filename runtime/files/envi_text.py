@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from runtime.errors import CubeFileError
+from runtime.errors import CubeFileError, plain
 
 Interleave = Literal["bil", "bip", "bsq"]
 INTERLEAVES: tuple[Interleave, ...] = ("bil", "bip", "bsq")
@@ -30,28 +30,22 @@ LAYOUT_KEYS = frozenset(
 )
 """Keys that say how the bytes lie: never copied from one file to another."""
 
-INTERPRETED_KEYS = LAYOUT_KEYS | {
-    "wavelength",
-    "wavelength units",
-    "fwhm",
-    "bbl",
-    "data ignore value",
-    "reflectance scale factor",
-}
-
-BAND_KEYS = frozenset(
-    {
-        "wavelength",
-        "fwhm",
-        "bbl",
-        "band names",
-        "data gain values",
-        "data offset values",
-        "data reflectance gain values",
-        "data reflectance offset values",
-        "solar irradiance",
-    }
+GAIN_KEYS = (
+    "data gain values",
+    "data offset values",
+    "data reflectance gain values",
+    "data reflectance offset values",
 )
+
+STRICT_KEYS = LAYOUT_KEYS | {*GAIN_KEYS, "data ignore value", "reflectance scale factor"}
+"""Keys that say where and what the numbers are: where they cannot be read, nor can the image."""
+
+OPTIONAL_KEYS = frozenset({"wavelength", "fwhm", "bbl", "band names"})
+"""Lists that are left out where they cannot be read."""
+
+INTERPRETED_KEYS = STRICT_KEYS | OPTIONAL_KEYS | {"wavelength units"}
+
+BAND_KEYS = OPTIONAL_KEYS | {*GAIN_KEYS, "solar irradiance"}
 """Keys with one value per band."""
 
 CONVERTING = (
@@ -79,9 +73,13 @@ RASTER_KEYS = frozenset(
 """Keys that place the samples and lines on the ground."""
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
+BRACKETS = {"{": "}", "[": "]", "(": ")"}
 _KEY_FIRST = re.compile(
     "(?:" + "|".join(key.replace(" ", r"\s+") for key in sorted(INTERPRETED_KEYS, reverse=True)) + r")\b", re.IGNORECASE
 )
+_KNOWN_KEY = re.compile(_KEY_FIRST.pattern + r"\s*=", re.IGNORECASE)
+_ANY_KEY = re.compile(r"[^={}\[\]()]*=")
+_NUMBERS = re.compile(r"[0-9eE+\-.,;\s]+", re.ASCII)
 
 
 class Field(NamedTuple):
@@ -119,11 +117,31 @@ def wrong(field: Field, path: Path, problem: str, remedy: str) -> CubeFileError:
     return CubeFileError(problem, file=path, line=field.line, key=field.name, value=field.text, remedy=remedy)
 
 
-def split(text: str, path: Path) -> dict[str, Field]:
-    """The fields of a header by normalised key, in one pass.
+def left_out(field: Field, problem: str) -> str:
+    """What a person is told of a field that does not count."""
+    return f"line {field.line}, {plain(field.name)}: {problem}; it is left out"
 
-    Braces nest, since a list that lost its closing brace would otherwise swallow the keys after it unnoticed. A line
-    that is neither blank, comment nor `key = value` is a vendor's note, unless it begins with a key that we interpret.
+
+class _Rows(Iterator[tuple[int, str]]):
+    """The rows of a header with their numbers, without blanks around them; one that was taken may be put back."""
+
+    def __init__(self, text: str) -> None:
+        self._rows = enumerate((row.strip() for row in StringIO(text, newline=None)), start=1)
+        self._back: list[tuple[int, str]] = []
+
+    def __next__(self) -> tuple[int, str]:
+        return self._back.pop() if self._back else next(self._rows)
+
+    def put_back(self, row: tuple[int, str]) -> None:
+        self._back.append(row)
+
+
+def split(text: str, path: Path) -> tuple[dict[str, Field], dict[str, str]]:
+    """The fields of a header by normalised key, and what is left out of them in words, in one pass.
+
+    Braces nest, since a list that lost its closing brace would otherwise swallow the keys after it unnoticed; a list of
+    one value per band ends at the next key at the latest. A line that is neither blank, comment nor `key = value` is a
+    vendor's note, unless it begins with a key that we interpret.
     """
     if "\0" in text:
         raise CubeFileError(
@@ -132,12 +150,13 @@ def split(text: str, path: Path) -> dict[str, Field]:
             line=text.count("\n", 0, text.index("\0")) + 1,
             remedy="this is no ENVI header: give the text header",
         )
-    lines = enumerate((row.strip() for row in StringIO(text, newline=None)), start=1)
-    if next(lines)[1] != "ENVI":
+    rows = _Rows(text)
+    if next(rows, (1, ""))[1] != "ENVI":
         raise CubeFileError("the first line is not ENVI", file=path, line=1, remedy="give an ENVI header")
     found: dict[str, Field] = {}
+    doubts: dict[str, str] = {}
     last = ""
-    for number, line in lines:
+    for number, line in rows:
         if not line or line.startswith(";"):
             continue
         if line.startswith("{") and last and not found[last].text:
@@ -146,11 +165,14 @@ def split(text: str, path: Path) -> dict[str, Field]:
             name, _, value = line.partition("=")
             name, value = " ".join(name.split()), value.strip()
         else:
-            _check_note(line, number, path)
+            _note(line, number, rows, path, doubts)
             last = ""
             continue
-        if value.startswith("{"):
-            value = _braced(value, lines, name, number, path)
+        last = normalised(name)
+        if last in BAND_KEYS:
+            value = _listed(last, value, rows)
+        elif value.startswith("{"):
+            value = _braced(value, rows, name, number, path)
         elif "{" in value and "}" not in value:
             raise CubeFileError(
                 "an opening brace in the middle of a value is not closed",
@@ -163,33 +185,62 @@ def split(text: str, path: Path) -> dict[str, Field]:
             raise CubeFileError(
                 "a value without a key", file=path, line=number, value=value, remedy="name it or delete it"
             )
-        last = normalised(name)
-        _add(found, last, Field(name, value, number), path)
-    return found
+        _add(found, doubts, last, Field(name, value, number), path)
+    return {key: field for key, field in found.items() if key not in doubts}, doubts
 
 
-def _add(found: dict[str, Field], key: str, field: Field, path: Path) -> None:
+def _add(found: dict[str, Field], doubts: dict[str, str], key: str, field: Field, path: Path) -> None:
     earlier = found.setdefault(key, field)
     if earlier is not field and normalised(earlier.text) != normalised(field.text):
         problem = f"is given twice with different values, first on line {earlier.line}"
-        raise wrong(field, path, problem, "delete the wrong one")
+        if key in STRICT_KEYS:
+            raise wrong(field, path, problem, "delete the wrong one")
+        doubts.setdefault(key, left_out(field, problem))
     if len(found) > HEADER_FIELDS:
         raise CubeFileError(
             f"more than {HEADER_FIELDS} keys", file=path, line=field.line, remedy="check that this is the header"
         )
 
 
-def _check_note(line: str, number: int, path: Path) -> None:
+def _note(line: str, number: int, rows: _Rows, path: Path, doubts: dict[str, str]) -> None:
     if line[0] in "{}":
         raise CubeFileError(
             "a brace outside a value", file=path, line=number, value=line, remedy="put the list behind its key and '='"
         )
     if match := _KEY_FIRST.match(line):
         key = normalised(match.group())
-        raise wrong(Field(key, line, number), path, "'=' is missing", f"write '{key} = ...'")
+        field = Field(key, line, number)
+        if key in STRICT_KEYS:
+            raise wrong(field, path, "'=' is missing", f"write '{key} = ...'")
+        _listed(key, line[match.end() :].strip(), rows)
+        doubts[f"={number}"] = left_out(field, "'=' is missing")
 
 
-def _braced(first: str, lines: Iterator[tuple[int, str]], name: str, number: int, path: Path) -> str:
+def _listed(key: str, first: str, rows: _Rows) -> str:
+    """The text of a list: to its closing bracket, else as long as there are numbers; not beyond the next key."""
+    parts = [first] if first else []
+    opening = next((c for c in first if c in BRACKETS), "")
+    depth = _depth(first, opening)
+    next_key = _KNOWN_KEY if key == "band names" else _ANY_KEY
+    while (depth > 0 or not opening) and (row := next(rows, None)) is not None:
+        line = row[1]
+        if not line or line.startswith(";"):
+            continue
+        if not parts and line[0] in BRACKETS:
+            opening = line[0]
+        elif next_key.match(line) if opening else not all(map(_NUMBERS.fullmatch, [*parts[-1:], line])):
+            rows.put_back(row)
+            break
+        parts.append(line)
+        depth += _depth(line, opening)
+    return "\n".join(parts)
+
+
+def _depth(line: str, opening: str) -> int:
+    return line.count(opening) - line.count(BRACKETS[opening]) if opening else 0
+
+
+def _braced(first: str, rows: _Rows, name: str, number: int, path: Path) -> str:
     """The text of a value from its opening brace to the one that closes it; comment lines inside are left out."""
     parts: list[str] = []
     depth = 0
@@ -199,7 +250,7 @@ def _braced(first: str, lines: Iterator[tuple[int, str]], name: str, number: int
         depth += line.count("{") - line.count("}")
         if depth <= 0:
             break
-        line = next((line for _, line in lines if not line.startswith(";")), "\0")
+        line = next((line for _, line in rows if not line.startswith(";")), "\0")
         if line == "\0":
             raise CubeFileError(
                 "the brace opened here is never closed",

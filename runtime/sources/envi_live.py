@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, MachineError, printable
 from runtime.files.disk import allocated, read_at
-from runtime.files.envi import pair_of
+from runtime.files.envi import growing_pair_of
 from runtime.files.envi_header import EnviHeader, stated_by
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, Missing, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
@@ -195,7 +195,7 @@ def _patiently(path: Path, seconds: float) -> Growing:
     before: EnviHeader | None = None
     while True:
         try:
-            file = Growing.opened(*pair_of(path))
+            file = Growing.opened(*growing_pair_of(path))
         except CubeFileError as error:
             if time.monotonic() >= deadline or path.is_dir():
                 # A recorder that is late is not a wrong argument: a service is to try again.

@@ -4,25 +4,24 @@ import os
 import stat
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import CubeFileError
-from runtime.files.envi import DATA_SUFFIXES, pair_of, read_header
+from runtime.files.envi import DATA_SUFFIXES, likely, may_hold_data, pair_of, read_header
 from runtime.files.envi_header import EnviHeader
 
 Status = tuple[str, int, int, int]
 """Name, inode, size and time of change (ns) of a file."""
 
-Mark = tuple[Status | None, Status | None]
-"""Header and data file of a pair; one of them is there."""
+Mark = tuple[Status | None, tuple[Status, ...]]
+"""Header and what may be the data file of a pair; one of them is there."""
 
 SAMPLED_BYTES = 1 << 16
 """Of a data file, by which it is known again."""
-
-_SUFFIXES = ("", *DATA_SUFFIXES, *(suffix.upper() for suffix in DATA_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,9 @@ class Pairs:
         before, self.waiting = self.waiting, {}
         for mark in _paired(files):
             header, data = mark
-            if data in self._read or mark in self._given_up:
+            if mark in self._given_up or (data and self._read.issuperset(data)):
                 continue
-            name = (header or data or ("",))[0]
+            name = (header or data[0])[0]
             pair = before.get(name)
             if pair is not None and pair.mark == mark:
                 pair.settled = True
@@ -96,7 +95,9 @@ class Pairs:
         if len(self._read) + len(self._known) + len(self._given_up) > 3 * len(files) + 1000:
             self._known = {data: known for data, known in self._known.items() if data[0] in files}
             self._read = {data for data in self._read if data[0] in files}
-            self._given_up = {mark for mark in self._given_up if any(one and one[0] in files for one in mark)}
+            self._given_up = {
+                mark for mark in self._given_up if any(one and one[0] in files for one in (mark[0], *mark[1]))
+            }
 
     def ready(self) -> Iterator[EnviHeader | Skipped]:
         """Complete pairs that did not change between two looks, and those that will not be waited for any longer."""
@@ -107,8 +108,10 @@ class Pairs:
             header = _complete(pair.path)
             if isinstance(header, EnviHeader):
                 del self.waiting[name]
-                if (data := pair.mark[1]) is not None:
-                    self._read.add(data)
+                again = _status_of(header.data_path) in self._read
+                self._read.update(pair.mark[1])
+                if again:
+                    continue
                 known = self._remember(header)
                 yield Skipped(name, known) if known else header
                 continue
@@ -121,9 +124,7 @@ class Pairs:
     def _remember(self, header: EnviHeader) -> str:
         """Why a data file is not read: it was, and has only grown or been touched since; empty where it is new."""
         name = header.data_path.name
-        try:
-            status = _status(name, header.data_path.stat())
-        except OSError:
+        if (status := _status_of(header.data_path)) is None:
             return ""
         # What came after the header was read is not of this reading.
         if status[2] == header.header_offset + header.lines * header.line_bytes:
@@ -198,19 +199,28 @@ def _status(name: str, status: os.stat_result) -> Status:
     return name, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _status_of(path: Path) -> Status | None:
+    with suppress(OSError):
+        return _status(path.name, path.stat())
+    return None
+
+
 def _paired(files: Mapping[str, Status]) -> Iterator[Mark]:
-    """Headers with the first of their data files, if any, and data files without a header."""
+    """Headers with what is likely their data, if anything, and data files without a header."""
     headers = [name for name in files if name.lower().endswith(".hdr")]
-    paired = set()
+    named: defaultdict[str, list[str]] = defaultdict(list)
+    for name in filter(may_hold_data, sorted(files)):
+        for stem in (name, name.rpartition(".")[0]):
+            named[stem].append(name)
+    paired = set(headers)
     for name in headers:
-        partners = [name[:-4] + suffix for suffix in _SUFFIXES if name[:-4] + suffix in files]
-        paired.update(partners)
-        yield files[name], files[partners[0]] if partners else None
-    for name in files.keys() - paired - set(headers):
+        paired.update(named[name[:-4]])
+        yield files[name], tuple(files[data] for data in likely(name[:-4], named[name[:-4]]))
+    for name in files.keys() - paired:
         if Path(name).suffix.lower() in DATA_SUFFIXES:
-            yield None, files[name]
+            yield None, (files[name],)
 
 
 def _changed(mark: Mark) -> int:
     header, data = mark
-    return (data or header or ("", 0, 0, 0))[3]
+    return max((one[3] for one in data), default=header[3] if header else 0)

@@ -45,6 +45,15 @@ def test_the_option_that_named_the_folder_is_told(tmp_path: Path) -> None:
         assert refused.value.key == "--calibration"
 
 
+def test_a_folder_of_other_formats_says_what_makes_cubes_of_them(tmp_path: Path) -> None:
+    for name in ("notes.txt", "a.tif"):
+        (tmp_path / name).write_bytes(b"II*" if name == "a.tif" else b"")
+    with pytest.raises(
+        InputError, match=r"a\.tif: is a TIFF file, no cube file that is read; convert it: gdal_translate"
+    ):
+        find_cubes(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("said", "files", "models", "scale"),
     [(2000.0, "4000", 8000.0, 2000), (None, "4000", 8000.0, 4000), (None, None, 8000.0, 8000)],

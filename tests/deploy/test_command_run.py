@@ -22,6 +22,7 @@ from tests.contracts.command import (
     assert_failed,
     assert_finite,
     assert_json_error,
+    assert_plain,
     command_line,
     invoke,
     start,
@@ -468,9 +469,14 @@ def test_names_of_files_reach_the_terminal_harmless(capsys: Capsys, doubling: Pa
 def test_text_of_a_header_reaches_the_terminal_harmless(capsys: Capsys, doubling: Path, tmp_path: Path) -> None:
     flight(numbers(0, 40))
     header = (tmp_path / "scene.hdr").read_text()
-    for bad in ("interleave = \x1b[2Jbil", "data type = \x9b31m", "wavelength = {\x1b]0;owned\x07, 1, 2}"):
+    for bad in ("wavelength = {\x1b]0,owned\x07, 2}", "interleave = \x1b[2Jbil", "data type = \x9b31m"):
         key = bad.partition(" =")[0]
         lines = [bad if line.startswith(f"{key} =") else line for line in header.splitlines()]
         assert bad in lines
         (tmp_path / "scene.hdr").write_text("\n".join(lines) + "\n")
-        assert_failed(invoke(capsys, "run", doubling, "scene.hdr", "--out", "out.hdr"), 2, "scene.hdr")
+        done = invoke(capsys, "run", doubling, "scene.hdr", "--out", f"{key}.hdr")
+        if key == "wavelength":
+            assert done.code == 0 and "entry 1 is not a finite number" in done.err
+        else:
+            assert_failed(done, 2, "scene.hdr")
+        assert_plain(done)

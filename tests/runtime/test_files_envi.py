@@ -319,24 +319,17 @@ REFUSED = [
     (("lines",), "lines = 5", "has 120 bytes, its header asks for 150"),
     (("lines",), "lines = 3", "has 120 bytes, its header accounts for only 90"),
     ((), "lines = 3", "given twice with different values, first on line 3"),
-    (("file type",), "file type = ENVI Spectral Library", "a spectral library holds single spectra"),
-    (("file type",), "file type = ENVI Classification", "a classification holds labels"),
-    (("file type",), "file type = TIFF", "is not a plain ENVI image"),
+    (("file type",), "file type = ENVI Spectral Library", "a spectral library, which holds single spectra"),
+    (("file type",), "file type = ENVI Classification", "a classification, which holds labels"),
+    (("file type",), "file type = TIFF", "stands for a TIFF file, not for a cube in rows of numbers (found 'TIFF')"),
     ((), "file compression = 1", "compressed ENVI files are not read"),
     ((), "major frame offsets = {4, 0}", "bytes around every frame"),
-    ((), "wavelength = {1, 2}", "has 2 values for 3 bands"),
-    ((), "wavelength = {1, nan, 3}", "entry 2 is not a finite number (found 'nan')"),
-    ((), "wavelength = {1, 2x, 3}", "entry 2 is not a finite number (found '2x')"),
-    ((), "fwhm = {1, 2, 3, 4}", "has 4 values for 3 bands"),
-    ((), "wavelength = {1, 2, 3", "line 10, wavelength: the brace opened here is never closed"),
-    ((), "wavelength = {1, 2,\nfwhm = {1, 2, 3}", "line 10, wavelength: the brace opened here is never closed"),
     ((), "note = a {b", "an opening brace in the middle of a value"),
     ((), "note = {a} b", "text after the closing brace"),
     ((), "note = {a} {b}", "text after the closing brace"),
     ((), "}", "a brace outside a value"),
     ((), "= 3", "a value without a key"),
     ((), "data ignore value = none", "is not a number (found 'none')"),
-    ((), "reflectance scale factor = 0", "must be a finite number above 0"),
     ((), "note = a\0b", "holds NUL bytes"),
 ]
 
@@ -400,7 +393,7 @@ def test_partners_missing_or_ambiguous(tmp_path: Path) -> None:
     header = write_pair(tmp_path, sample("u1"), 1)
     (tmp_path / "cube").mkdir()
     assert pair_of(header)[1].name == "cube.img"
-    (tmp_path / "cube.raw").write_bytes(b"x")
+    (tmp_path / "cube.raw").write_bytes((tmp_path / "cube.img").read_bytes())
     with pytest.raises(CubeFileError, match=r"several files could be its data file: cube\.img and cube\.raw"):
         pair_of(header)
     (tmp_path / "cube.img.hdr").write_bytes(b"ENVI")
