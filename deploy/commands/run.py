@@ -26,6 +26,8 @@ from .options import engine_option, examples, ignore_option, json_option
 
 ELEMENT_BYTES = 10
 """Of memory that restoring takes for every element, beside the cube and what becomes of it: measured, 8.5."""
+ENGINE_BYTES = 512 << 20
+"""For the engine, a frame on its way and Python."""
 
 
 @click.command(
@@ -146,7 +148,7 @@ def _as_written(source: CubeFile, out: Path, *, unit: bool) -> CubeFile:
 def _refuse_unfit(source: CubeFile, out: Path) -> None:
     """Refuse before anything is restored what does not fit into memory or onto the disk. Raises MachineError."""
     size, free = source.cube.size, shutil.disk_usage(out.absolute().parent).free
-    needed, there = (ELEMENT_BYTES + source.cube.itemsize) * size, available_memory()
+    needed, there = ENGINE_BYTES + (ELEMENT_BYTES + source.cube.itemsize) * size, available_memory()
     if needed > there:
         raise MachineError(
             f"restoring it takes {needed / 2**30:.1f} GiB of memory beside the cube, {there / 2**30:.1f} GiB are free",
