@@ -11,6 +11,7 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.errors import CubeError, InputError, MachineError
 from runtime.files.disk import available_memory
+from runtime.files.envi_text import GAIN_KEYS, listed
 from runtime.lines import LineFormat
 from runtime.meaning import Asked
 from runtime.radiometry import Calibration, Radiometry, load_radiometry
@@ -19,6 +20,7 @@ from runtime.sinks.callback import Callback
 from runtime.sinks.contract import Block, Sink
 from runtime.sinks.restored_file import RestoredFile
 from runtime.sources import Source, open_source
+from runtime.stated import Stated
 
 from .pipeline import NamedSink, Stream, StreamOptions, bytes_needed
 from .restoring import RestorerFacts
@@ -137,9 +139,15 @@ def open_files(
     told, facts = ", ".join(source.describe().values()), fitted.facts
     raw = made = None
     if record is not None:
-        fields = {"description": f"raw lines of {told}"}
+        gains = _gain_fields(source.stated)
         raw = open_line_writer(
-            Path(record), "lines", fitted.lines, fields=fields, limit=limit, segment_bytes=segment_bytes
+            Path(record),
+            "lines",
+            fitted.lines,
+            fields={"description": f"raw lines of {told}", **gains},
+            meaning=" ".join(f"{key} {text}" for key, text in gains.items()),
+            limit=limit,
+            segment_bytes=segment_bytes,
         )
         opened.enter_context(raw)
     if restored is not None:
@@ -150,6 +158,12 @@ def open_files(
         made = open_line_writer(Path(restored), "restored", fitted.output, fields=fields, meaning=meaning)
         opened.enter_context(made)
     return raw, made, max((writer.next_sequence for writer in (raw, made) if writer is not None), default=0)
+
+
+def _gain_fields(stated: Stated) -> dict[str, str]:
+    """What a source states of gains and offsets, as header fields of its raw lines."""
+    values = stated.gains, stated.offsets, stated.reflectance_gains, stated.reflectance_offsets
+    return {key: listed(value) for key, value in zip(GAIN_KEYS, values, strict=True) if value is not None}
 
 
 def fit(
