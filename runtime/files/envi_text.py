@@ -48,13 +48,7 @@ INTERPRETED_KEYS = STRICT_KEYS | OPTIONAL_KEYS | {"wavelength units"}
 BAND_KEYS = OPTIONAL_KEYS | {*GAIN_KEYS, "solar irradiance"}
 """Keys with one value per band."""
 
-CONVERTING = (
-    "reflectance scale factor",
-    "data gain values",
-    "data offset values",
-    "data reflectance gain values",
-    "data reflectance offset values",
-)
+CONVERTING = ("reflectance scale factor", *GAIN_KEYS)
 """Keys that turn numbers into values: no longer true of numbers that were converted."""
 
 RASTER_KEYS = frozenset(
