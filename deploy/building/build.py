@@ -120,6 +120,8 @@ def build(
     if is_built and not target.made_there:
         # Before the long work: without its builder this machine cannot make the bundle.
         builder.builder_version(request_of(target))
+    for doubt in net.facts.doubts:
+        console.warn(doubt)
     console.say(f"network    {_described(net)}")
     console.say(f"frame      {signature.measured.bands} bands x {frame.lines} lines x {frame.samples} samples")
     console.say(f"precision  {precision} ({why})")
@@ -329,5 +331,5 @@ def _scale_text(scale: float | None, origin: str | None) -> str:
 
 
 def _described(net: Network) -> str:
-    about = net.architecture.about(net.module)
-    return f"{net.facts.file.name}: {net.parameters / 1e6:.2f} M parameters" + (f", {about}" if about else "")
+    told = (f"{net.parameters / 1e6:.2f} M parameters", net.architecture.about(net.module), net.facts.place)
+    return f"{net.facts.file.name}: {', '.join(filter(None, told))}"

@@ -49,6 +49,8 @@ def check(
     said = {**m.network.options, **config.model.said}
     net: Network = networks.load_checkpoint(config.model.checkpoint, **said)
     refuse_other_network(bundle, net)
+    for doubt in net.facts.doubts:
+        console.warn(doubt)
     tasks = config.check.degradations or net.architecture.tasks
     for task in tasks:
         if task not in net.architecture.tasks:

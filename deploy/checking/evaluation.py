@@ -104,6 +104,8 @@ def _from_checkpoint(name: str, options: Mapping[str, Any], size: Mapping[str, i
     """Cubes are one frame where they may, or tiles; a network whose frames have one place takes those of a build."""
     net: Network = networks.load_checkpoint(name, **options)
     architecture, facts = net.architecture, net.facts
+    for doubt in net.facts.doubts:
+        console.warn(doubt)
     frame = (size["lines"], size["samples"]) if size else net.frame(Frame().lines, Frame().samples)
     check_size(net, *frame)
     way = measuring(net, *frame)

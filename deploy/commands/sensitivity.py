@@ -79,6 +79,8 @@ def command(
         raise InputError("is a file", file=out, key="--out", remedy="give a folder")
     net = networks.load_checkpoint(config.model.checkpoint, **config.model.said)
     scaled = config.input.scale if config.input.scale is not None else net.facts.scale
+    for doubt in net.facts.doubts:
+        console.warn(doubt)
     exporting.check_size(net, config.input.frame.lines, config.input.frame.samples)
     frames = open_calibration(config, net, scaled, whole=True)
     if frames is None:

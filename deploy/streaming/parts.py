@@ -136,6 +136,7 @@ def make_parts(
     if parts.restored is not None:
         parts.sinks.append(principal(parts.restored))
     _add_sinks(parts, StreamFacts(fitted.output, fitted.about), told, outward, opened)
+    parts.notes += fitted.radiometry.doubts
     parts.notes += [file.resumed for file in (parts.record, parts.restored) if file is not None and file.resumed]
     if fitted.unsaid:
         scale = fitted.radiometry.scale

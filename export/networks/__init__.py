@@ -3,7 +3,8 @@
 A package has an `Architecture` (see `architecture.py`); adding one means adding its line to `ARCHITECTURES`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from runtime.errors import CheckpointError, plain
 
 from . import damp
 from .architecture import Architecture, Network, Option
+from .places import Weights, find_weights
 from .reading import CheckpointFacts, read_checkpoint, write_safetensors
 
 ARCHITECTURES: dict[str, Architecture] = {a.id: a for a in (damp.ARCHITECTURE,)}
@@ -59,14 +61,18 @@ def find_checkpoint(name: str | Path) -> Path:
     return path
 
 
-def load_checkpoint(path: str | Path, /, top_k: int | None = None, **options: Option) -> Network:
+def load_checkpoint(
+    path: str | Path, /, top_k: int | None = None, weights: str | None = None, **options: Option
+) -> Network:
     """Load a trained network; nothing in the file is ever executed.
 
     Args:
-        path: a reference `.pth` (bare state dict, or under `state_dict` or `params`, keys with or without `module.`;
+        path: a reference `.pth` (a state dict, bare or within dictionaries, whatever all of its keys begin with;
             `config.json` beside it is read), one of our `.safetensors`, or the name of a packaged model.
         top_k: the option of DAMP: experts that run for a frame; needed where neither the file nor `config.json` says
             it, wins over both.
+        weights: what the keys of the weights begin with, dictionaries and dots alike, where the file holds several; of
+            two the exponential moving average is taken without it. `.` for those that begin with nothing in common.
         options: others of the architecture's.
 
     Returns:
@@ -74,27 +80,40 @@ def load_checkpoint(path: str | Path, /, top_k: int | None = None, **options: Op
         [B, C, H, W], gates [B, layers, experts])`.
 
     Raises:
-        CheckpointError: unknown architecture or option, top-k missing or out of range, missing or extra keys, wrong
-            shapes, weights that are not finite, a file that is damaged, truncated or holds more than tensors.
+        CheckpointError: unknown architecture or option, top-k missing or out of range, several sets of weights, missing
+            or extra keys, wrong shapes, weights that are not finite, a file that is damaged, truncated or holds more
+            than tensors.
     """
     file = find_checkpoint(path)
     content = read_checkpoint(file)
+    found = find_weights(content, ARCHITECTURES, weights)
     said = options if top_k is None else {"top_k": top_k, **options}
-    for name, architecture in ARCHITECTURES.items():
-        if content.architecture in (None, name) and architecture.recognises(content.state.keys()):
-            architecture.check_options(said, file)
-            module = architecture.load(content.state, content.given, said, file).eval()
-            _check_finite(module.state_dict(), file)
-            net = Network(module, architecture, content.facts)
-            _check_wavelengths(content.facts, net.smallest.restored.bands)
-            return net
-    raise CheckpointError(
-        "no architecture that we know has these weights",
-        file=file,
-        key=next(iter(content.state), None),
-        value=content.architecture,
-        remedy=f"known architectures: {', '.join(ARCHITECTURES)}",
-    )
+    found.architecture.check_options(said, file)
+    with _placed(found):
+        module = found.architecture.load(found.state, content.given, said, file).eval()
+        _check_finite(module.state_dict(), file)
+    net = Network(module, found.architecture, found.facts)
+    _check_wavelengths(net.facts, net.smallest.restored.bands)
+    return net
+
+
+@contextmanager
+def _placed(found: Weights) -> Iterator[None]:
+    """Where a file holds more than the weights that do not fit, say so."""
+    facts = found.facts
+    try:
+        yield
+    except CheckpointError as error:
+        if error.key in found.architecture.options or not (facts.rivals or facts.beside):
+            raise
+        others = f", or take others of the file: --option weights={plain(facts.rivals[0])}" if facts.rivals else ""
+        raise CheckpointError(
+            f"{error.problem} ({facts.place})",
+            file=error.file,
+            key=error.key,
+            value=error.value,
+            remedy=f"{error.remedy}{others}",
+        ) from None
 
 
 def _check_finite(state: Mapping[str, Tensor], file: Path) -> None:

@@ -47,7 +47,9 @@ class Architecture:
         id: its name in checkpoints and manifests.
         module: class of its networks: `module(frame, *prompts) -> restored`, or (restored, *side).
         multiple: lines and samples of a frame are multiples of it, unless the network has a `size`.
-        recognises: whether these are the keys of its state dict, complete or not.
+        recognises: whether these are the keys of its state dict, complete or not, from their first letter on: behind a
+            prefix they are not, by which weights are found in files that hold more. No part is called as PyTorch's
+            wrappers are (`places.WRAPPER`).
         load: (state, configuration that came with it, options, file) -> the network with these weights. Raises
             CheckpointError.
         signature: (network, lines, samples) -> what it takes and gives.
@@ -120,6 +122,10 @@ class Network:
         """What it takes and gives at a frame size."""
         return self.architecture.signature(self.module, lines, samples)
 
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Its weights by key, as its module gives them."""
+        return self.module.state_dict()
+
     @property
     def smallest(self) -> Signature:
         """`signature` of the smallest frame, where the size does not matter."""
@@ -140,7 +146,8 @@ class Network:
     @property
     def options(self) -> dict[str, Option]:
         """Options that it was loaded with."""
-        return self.architecture.chosen(self.module)
+        chosen = self.architecture.chosen(self.module)
+        return {**chosen, "weights": self.facts.weights} if self.facts.rivals else chosen
 
     @property
     def constants(self) -> Mapping[str, Float32]:

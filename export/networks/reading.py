@@ -8,7 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,19 @@ import torch
 from torch import Tensor
 
 from runtime.durable import write_bytes
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, plain
 from runtime.untrusted import IrregularError, TooLargeError, read_untrusted
 
 METADATA_KEY = "damp_deploy"
 DIGEST = "weights_sha256"
-WRAPPERS = ("state_dict", "params")
-PARALLEL_PREFIX = "module."
 LARGEST_FILE = 4 << 30
 LARGEST_CONFIG = 1 << 20
 LARGEST_HEADER = 64 << 20
+MOST_ENTRIES, LONGEST_KEY, DEEPEST = 1 << 17, 256, 4
+"""What a pickle holds at most; how long the key of a dictionary may be, and how deep it may lie, to be looked into."""
 LARGEST_EXPANSION = 4
 """Bytes of tensors per byte of file. A state dict repeats little; a tensor of one repeated element can be any size."""
+NAMED = 6
 DOS_FOLDER = 0x10
 DAMAGED = "copy or download it again; nothing of it was used"
 REFUSED = re.compile(r"GLOBAL ([\w.]+)|unrecognized function (.+)|(?:create new|only build) .* got (.+)")
@@ -45,6 +46,25 @@ PLAIN_TYPES = {
 }
 
 
+class Foreign:
+    """Stands for data of other libraries that trainers keep beside weights: takes whatever comes and does nothing."""
+
+    NAMES = (
+        "argparse.Namespace", "datetime.datetime", "numpy.dtype", "numpy.ndarray",
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+    )  # fmt: skip
+
+    def __new__(cls, *arguments: object) -> "Foreign":
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class CheckpointFacts:
     """Where weights came from and what sensor they were trained for.
@@ -55,6 +75,10 @@ class CheckpointFacts:
         scale: DN per 1.0 of the training data, None if not told.
         wavelengths: band centres in nanometres, empty if not told.
         about: one line on data and recipe.
+        weights: where in the file the weights are, what their keys have in common there; `.` for nothing.
+        rivals: where the weights of other networks are in it, or other weights of the same.
+        beside: what other tensors it holds, and how many.
+        doubts: sentences on what was taken though nobody said so.
     """
 
     file: Path
@@ -62,16 +86,41 @@ class CheckpointFacts:
     scale: float | None = None
     wavelengths: tuple[float, ...] = ()
     about: str = ""
+    weights: str = "."
+    rivals: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Where the weights are and what is not used, in one clause; empty where there is nothing to say."""
+        under = "" if self.weights == "." else f"weights under {plain(self.weights)}"
+        unused = f"not used: {listed((*self.rivals, *self.beside))}" if self.rivals or self.beside else ""
+        return "; ".join(filter(None, (under, unused)))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Contents of a checkpoint file: tensors, the architecture's name if told, configuration if told."""
+    """Contents of a checkpoint file.
 
-    state: dict[str, Tensor]
+    Attributes:
+        entries: (dotted path, tensor or what else is there), of all dictionaries in it.
+        size: bytes of the file.
+        facts: without those of its weights.
+        architecture: its name if told.
+        given: configuration if told.
+    """
+
+    entries: tuple[tuple[str, object], ...]
+    size: int
     facts: CheckpointFacts
     architecture: str | None = None
     given: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors in it by path, weights or not."""
+        return {path: value for path, value in self.entries if isinstance(value, Tensor)}
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
@@ -79,12 +128,9 @@ def read_checkpoint(file: Path) -> Checkpoint:
     data = _bytes(file)
     digest = hashlib.sha256(data).hexdigest()
     if _looks_like_safetensors(data, file):
-        found = _read_safetensors(file, data, digest)
-    else:
-        state = _unwrapped(_read_pickle(file, data), file)
-        found = Checkpoint(state, CheckpointFacts(file, digest), given=_neighbour_config(file))
-    _check_plain(found.state, len(data), file)
-    return found
+        return _read_safetensors(file, data, digest)
+    entries = _entries(_read_pickle(file, data), file)
+    return Checkpoint(entries, len(data), CheckpointFacts(file, digest), given=_neighbour_config(file))
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
@@ -158,7 +204,7 @@ def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
         raise CheckpointError(
             "the weights are not those that were saved: their SHA-256 differs", file=file, key=DIGEST, remedy=DAMAGED
         )
-    return Checkpoint(state, facts, str(metadata.get("architecture")), configuration)
+    return Checkpoint(tuple(state.items()), len(data), facts, str(metadata.get("architecture")), configuration)
 
 
 def _positive(value: Any) -> float:
@@ -171,7 +217,7 @@ def _read_pickle(file: Path, data: bytes) -> Any:
     if data.startswith(b"PK"):
         _check_archive(file, data)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(Foreign, name) for name in Foreign.NAMES]):
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -223,41 +269,38 @@ def _check_archive(file: Path, data: bytes) -> None:
         raise _damaged(file, f"{spoilt} is not as it was written")
 
 
-def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
-    # Methods of the type, not of the instance: a pickle can put anything in their place.
-    for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(dict.get(content, key), dict):
-            content = dict.get(content, key)
-    if not isinstance(content, dict) or not content:
+def _entries(content: Any, file: Path) -> tuple[tuple[str, object], ...]:
+    """(dotted path, leaf) of all that the dictionaries in it hold, each of which is looked into once."""
+    entries: list[tuple[str, object]] = []
+    seen: set[int] = set()
+
+    def collect(found: object, prefix: str, depth: int) -> None:
+        seen.add(id(found))
+        # Methods of the type, not of the instance: a pickle can put anything in their place.
+        for key, value in dict.items(found):
+            path = f"{prefix}{key if isinstance(key, (str, int)) else type(key).__name__}"
+            if isinstance(value, dict) and isinstance(key, str) and len(key) <= LONGEST_KEY and depth < DEEPEST:
+                if id(value) not in seen:
+                    collect(value, f"{path}.", depth + 1)
+            else:
+                entries.append((path, value if isinstance(key, str) else key))
+            if len(entries) > MOST_ENTRIES:
+                remedy = "save the weights with torch.save(model.state_dict(), path)"
+                raise CheckpointError(f"the file holds more than {MOST_ENTRIES} entries", file=file, remedy=remedy)
+
+    if isinstance(content, dict):
+        collect(content, "", 1)
+    if not any(isinstance(value, Tensor) for _, value in entries):
         raise CheckpointError(
             "the file holds no state dict",
             file=file,
             value=type(content).__name__,
             remedy="save the weights with torch.save(model.state_dict(), path)",
         )
-    state: dict[str, Tensor] = {}
-    for key, value in dict.items(content):
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                "an entry is not a tensor",
-                file=file,
-                key=str(key),
-                value=type(value).__name__,
-                remedy=f"give the state dict alone, or under {' or '.join(WRAPPERS)}",
-            )
-        key = key.removeprefix(PARALLEL_PREFIX)
-        if key in state:
-            raise CheckpointError(
-                "a key is there twice, with and without its prefix",
-                file=file,
-                key=PARALLEL_PREFIX + key,
-                remedy="keep one of the two",
-            )
-        state[key] = Tensor.detach(value)
-    return state
+    return tuple(entries)
 
 
-def _check_plain(state: Mapping[str, Tensor], size: int, file: Path) -> None:
+def check_plain(state: Mapping[str, Tensor], size: int, file: Path) -> None:
     """Refuse tensors that are not arrays of numbers, and those that hold more elements than the file does."""
     total = 0
     for key, value in state.items():
@@ -278,6 +321,12 @@ def _check_plain(state: Mapping[str, Tensor], size: int, file: Path) -> None:
             value=f"{total} bytes from {size}",
             remedy="save the weights with torch.save(model.state_dict(), path)",
         )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(plain, names[:NAMED])) + more
 
 
 def _neighbour_config(file: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ Method = Literal["linear", "samples"]
 
 EXTREME = (1e-3, 1e3)
 """No response of a lit element is that far from the detector's median."""
+CLEAR, MANY = 10.0, 10
+"""Times the noise, or the usual number, that a plateau is above the rest; and how many are no longer few."""
 
 
 def unusable(response: Doubles, limits: tuple[float, float], *, relative: bool) -> Bools:
@@ -46,6 +48,40 @@ def unusable(response: Doubles, limits: tuple[float, float], *, relative: bool) 
     bad[poor_bands] = True
     bad[:, poor_samples] = True
     return bad
+
+
+def is_plateau(topmost: Bools, mean: Doubles, varying: Bools, noise: float, lines: int) -> bool:
+    """Whether elements at the highest value of a recording in each of its lines are there because it goes no further.
+
+    That is: most others vary from line to line, lie far below, and not many more just below; or, where nothing varies,
+    many more are there than at any other value. Of few lines one element may be there by chance.
+
+    Args:
+        topmost, varying: [bands, samples], at the highest value in every line, and not the same in all lines.
+        mean: of the lines; NaN where it is not known.
+        noise: from line to line, median over the elements.
+        lines: of the recording.
+    """
+    count, rest = int(np.count_nonzero(topmost)), ~topmost & np.isfinite(mean)
+    others = mean[rest]
+    if count < (1 if lines >= MANY else 2) or not others.size:
+        return False
+    top = mean[topmost].max()
+    if varying[rest].mean() > 0.5:
+        near = int(np.count_nonzero(top - others < 3 * noise))
+        return bool(np.median(top - others) > CLEAR * noise) and near <= 2 * count
+    values, counts = np.unique(others, return_counts=True)
+    upper = counts[values > top - 0.1 * (top - values[0])]
+    usual = np.median(upper if upper.size else counts)
+    return count < others.size and counts.size >= MANY and bool(count >= CLEAR * usual)
+
+
+def unlit(dark: Doubles) -> Bools:
+    """Elements of a dark that are exactly zero, where no others come near it: nothing is read there."""
+    zero: Bools = dark == 0
+    others = dark[~zero & np.isfinite(dark)]
+    alone = others.size > 0 and np.percentile(others, 1) > 0.2 * np.median(others) > 0
+    return zero if alone else np.zeros_like(zero)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,9 @@
 """Calibration files: one number per detector element, per band or per sample, in ENVI or .npy."""
 
 import io
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from runtime.errors import CubeFileError
 from runtime.files.envi import read_header, read_lines
 from runtime.files.envi_header import EnviHeader, wavelengths_nm
 from runtime.lines import LineFormat
-from runtime.radiometry.bad_pixels import Doubles
+from runtime.radiometry.bad_pixels import Doubles, is_plateau
 from runtime.radiometry.settings import SECTION
 
 Axis = Literal["bands", "samples"]
@@ -31,17 +33,33 @@ class DetectorImage:
     """One number per detector element.
 
     Attributes:
-        values: [bands, samples]; NaN where the file says that there is none (`data ignore value`).
+        values: [bands, samples]; NaN where there is no number, or the file says so (`data ignore value`).
+        saturated: [bands, samples], share of the lines in which it is at the detector's limit.
+        scatter: [bands, samples], standard deviation from line to line; NaN where it is not known, 0 for a single line.
         lines: how many lines they are the mean of.
-        noise: standard deviation from line to line, median over the elements; None for a single line.
     """
 
     values: Doubles
-    lines: int = 1
-    noise: float | None = None
+    saturated: Doubles
+    scatter: Doubles
+    lines: int
+
+    @property
+    def noise(self) -> float | None:
+        """Median of the scatter over the elements, None for a single line."""
+        known = self.scatter[np.isfinite(self.scatter)]
+        return float(np.median(known)) if self.lines > 1 and known.size else None
+
+    @property
+    def noise_of_mean(self) -> Doubles:
+        """That of the values, [bands, 1]: the median over the samples."""
+        noise: Doubles = np.median(np.nan_to_num(self.scatter), axis=1, keepdims=True) / math.sqrt(self.lines)
+        return noise
 
 
-def read_detector_image(path: Path, format: LineFormat, key: str, *, averaged: bool = False) -> DetectorImage:
+def read_detector_image(
+    path: Path, format: LineFormat, key: str, *, averaged: bool = False, limit: float | None = None
+) -> DetectorImage:
     """Read what belongs to the detector, in one of three layouts.
 
     ENVI of `bands` bands and `samples` samples: lines as the camera records them. ENVI of one band, with `bands` lines
@@ -51,6 +69,7 @@ def read_detector_image(path: Path, format: LineFormat, key: str, *, averaged: b
         format: of the lines.
         key: of the configuration, for errors.
         averaged: a recording of several lines is averaged; otherwise it must have one.
+        limit: at which the detector saturates; that of the file's own type holds in any case, and so does a plateau.
 
     Raises:
         CubeFileError: the file is damaged, of another shape, or from a camera with other wavelengths.
@@ -62,15 +81,15 @@ def read_detector_image(path: Path, format: LineFormat, key: str, *, averaged: b
             turned = values.shape == format.shape[::-1]
             problem = "is [samples, bands]" if turned else "has not the shape of the detector"
             raise refused(problem, path, key, _what_fits(format, averaged), list(values.shape))
-        return DetectorImage(values)
+        return _mean([values], 1, limit, None)
     if suffix in (".npz", ".mat"):
         raise refused("is not a format of calibration files", path, key, _what_fits(format, averaged), suffix)
     header = read_header(path)
     if (header.bands, header.samples) == format.shape and (averaged or header.lines == 1):
         _check_wavelengths(header, format, path, key)
-        return _mean(header)
+        return _mean(_lines(header), header.lines, limit, header.data_ignore_value)
     if (header.bands, header.lines, header.samples) == (1, *format.shape):
-        return DetectorImage(_doubles(header, read_lines(header, 0, header.lines)[0]))
+        return _mean([read_lines(header, 0, header.lines)[0]], 1, limit, header.data_ignore_value)
     found = f"{header.bands} bands x {header.lines} lines x {header.samples} samples"
     raise refused("has not the shape of the detector", path, key, _what_fits(format, averaged), found)
 
@@ -88,7 +107,7 @@ def read_profile(path: Path, format: LineFormat, key: str, axis: Axis) -> Double
 
 
 def along(
-    values: tuple[float, ...] | Doubles, format: LineFormat, key: str, axis: Axis, file: Path | None = None
+    values: tuple[float, ...] | NDArray[Any], format: LineFormat, key: str, axis: Axis, file: Path | None = None
 ) -> Doubles:
     """One value per band as [bands, 1], one per sample as [1, samples].
 
@@ -101,7 +120,7 @@ def along(
     return np.array(values, np.float64).reshape((-1, 1) if axis == "bands" else (1, -1))
 
 
-def _read_npy(path: Path, format: LineFormat, key: str) -> Doubles:
+def _read_npy(path: Path, format: LineFormat, key: str) -> NDArray[Any]:
     largest = NPY_HEADER + format.bands * format.samples * 8
     try:
         with path.open("rb") as file:
@@ -119,30 +138,44 @@ def _read_npy(path: Path, format: LineFormat, key: str) -> Doubles:
     if array.dtype.kind not in "iufb" or array.itemsize > 8 or array.ndim not in (1, 2) or array.size == 0:
         found = f"{array.dtype} {list(array.shape)}"
         raise refused("is not an array of real numbers", path, key, _what_fits(format, False), found)
-    return array.astype(np.float64)
+    return array
 
 
-def _doubles(header: EnviHeader, values: NDArray[Any]) -> Doubles:
-    doubles = values.astype(np.float64)
-    if header.data_ignore_value is not None:
-        doubles[doubles == header.data_ignore_value] = np.nan
-    return doubles
-
-
-def _mean(header: EnviHeader) -> DetectorImage:
-    """Mean and scatter of the lines, by Welford's running sums (Technometrics 4, 1962), in bounded memory."""
-    mean = np.zeros((header.bands, header.samples))
-    squares = np.zeros_like(mean)
+def _lines(header: EnviHeader) -> Iterator[NDArray[Any]]:
+    """Line after line [bands, samples], in bounded memory."""
     step = max(1, BLOCK // header.line_bytes)
     for first in range(0, header.lines, step):
-        block = read_lines(header, first, min(first + step, header.lines))
-        for line in range(block.shape[1]):
-            values = _doubles(header, block[:, line])
-            difference = values - mean
-            mean += difference / (first + line + 1)
-            squares += difference * (values - mean)
-    noise = float(np.median(np.sqrt(squares / (header.lines - 1)))) if header.lines > 1 else None
-    return DetectorImage(mean, header.lines, noise)
+        yield from np.moveaxis(read_lines(header, first, min(first + step, header.lines)), 1, 0)
+
+
+def _mean(lines: Iterable[NDArray[Any]], count: int, limit: float | None, ignored: float | None) -> DetectorImage:
+    """Mean and scatter of the lines, by Welford's running sums (Technometrics 4, 1962), and what is at their limit."""
+    mean: Doubles | None = None
+    top = -math.inf
+    for number, line in enumerate(lines, 1):
+        values = line.astype(np.float64)
+        values[~np.isfinite(values)] = np.nan
+        if ignored is not None:
+            values[values == ignored] = np.nan
+        if mean is None:
+            own = float(np.iinfo(line.dtype).max) if line.dtype.kind in "iu" else math.inf
+            lowest = own if limit is None else min(own, limit)
+            mean, squares = np.zeros(line.shape), np.zeros(line.shape)
+            limited, topmost = np.zeros(line.shape, np.int64), np.zeros(line.shape, np.int64)
+        limited += values >= lowest
+        highest = float(np.fmax.reduce(values, axis=None))
+        if highest > top:
+            top = highest
+            topmost[:] = 0
+        topmost += values == top
+        difference = values - mean
+        mean += difference / number
+        squares += difference * (values - mean)
+    assert mean is not None, "a recording has lines"
+    found = DetectorImage(mean, limited / count, np.sqrt(squares / max(count - 1, 1)), count)
+    if is_plateau(topmost == count, mean, squares > 0, found.noise or 0.0, count):
+        return replace(found, saturated=np.maximum(limited, topmost) / count)
+    return found
 
 
 def _check_wavelengths(header: EnviHeader, format: LineFormat, path: Path, key: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from runtime.arrays import Bools
 from runtime.errors import ConfigError
 from runtime.lines import LineFormat
-from runtime.radiometry.bad_pixels import Doubles, unusable
+from runtime.radiometry.bad_pixels import Doubles, unlit, unusable
 from runtime.radiometry.calibration import Calibration
 from runtime.radiometry.darks import Darks
 from runtime.radiometry.files import Axis, DetectorImage, along, read_detector_image, read_profile, refused
@@ -24,6 +24,13 @@ from runtime.radiometry.settings import SECTION, RadiometrySettings, checked_set
 
 LARGEST_UNUSABLE = 0.2
 """Share of the elements beyond which a file does not fit, rather than having bad pixels."""
+OUTSIDE, PARTLY = "out of range", "saturated in some lines"
+DOUBTFUL = ("saturated", PARTLY, "missing", "zero", "below the noise")
+"""A fault of elements that do not respond as the others do, and those of a recording that could be better."""
+LARGEST_LIMITED = 0.01
+"""Share of the lines of a recording; the mean of an element that is saturated in more of them is too low."""
+LEAST_LIGHT = 5.0
+"""What a white is above its dark at least, times the noise of their means in that band."""
 
 
 def load_radiometry(
@@ -53,6 +60,9 @@ class _Loading:
     folder: Path
     facts: dict[str, str] = field(default_factory=dict)
     bad: dict[str, Bools] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    noise: Doubles = field(default_factory=lambda: np.zeros((1, 1)))
 
     def radiometry(self) -> Radiometry:
         chosen, format = self.settings, self.format
@@ -64,8 +74,8 @@ class _Loading:
         factor = self._reflectance(darks) if chosen.output == "reflectance" else self._gain()
         self._listed_bad_pixels()
         smile, keystone = self._shift("smile", "samples"), self._shift("keystone", "bands")
-        saturation = format.saturation if chosen.saturation is None else chosen.saturation
-        self.facts["saturation"] = "not known" if saturation is None else f"{saturation:g} DN"
+        limit = self._limit
+        self.facts["saturation"] = "not known" if limit is None else f"{limit:g} DN"
         calibration = Calibration(
             scale=scale,
             dark=dark if dark is not None and dark.any() else None,
@@ -74,9 +84,14 @@ class _Loading:
             method=chosen.bad_pixel_method,
             smile=smile,
             keystone=keystone,
-            saturation=saturation,
+            saturation=limit,
         )
-        return Radiometry(format, calibration, self.facts)
+        return Radiometry(format, calibration, self.facts, tuple(self.doubts))
+
+    @property
+    def _limit(self) -> float | None:
+        """DN at which the detector saturates, None where nobody knows."""
+        return self.format.saturation if self.settings.saturation is None else self.settings.saturation
 
     def _scale(self) -> float:
         if self.settings.scale is not None:
@@ -93,20 +108,23 @@ class _Loading:
             remedy="say which digital number stands for 1.0, for example 4095",
         )
 
-    def _read(self, key: str, *, averaged: bool = False, finite: bool = False) -> DetectorImage:
+    def _read(self, key: str, *, averaged: bool = False) -> DetectorImage:
         """The file that the settings name under `key`."""
         path = self.folder / getattr(self.settings, key)
-        image = read_detector_image(path, self.format, key, averaged=averaged)
-        unknown = int(np.count_nonzero(~np.isfinite(image.values)))
-        if finite and unknown:
-            problem = f"{unknown} of its values are not numbers, or marked as missing"
-            raise refused(problem, path, key, "record it again")
+        image = read_detector_image(path, self.format, key, averaged=averaged, limit=self._limit)
         said = str(path)
         if averaged:
             said += f", {image.lines} line{'s' * (image.lines > 1)}"
             said += "" if image.noise is None else f", noise {image.noise:.3g} DN"
+            self.noise = np.hypot(self.noise, image.noise_of_mean)
         self.facts[key] = said
         return image
+
+    def _dark(self, key: str) -> Doubles:
+        """A recording with the shutter closed; elements of which nothing was recorded are bad pixels."""
+        image = self._read(key, averaged=True)
+        self._judge(key, image, {"zero": unlit(image.values)})
+        return image.values
 
     def _values(self, key: str, axis: Axis = "bands") -> Doubles | None:
         """A number, a list or a file, as what broadcasts to [bands, samples]."""
@@ -133,10 +151,8 @@ class _Loading:
         if isinstance(chosen.dark, float):
             self.facts["dark"] = f"{chosen.dark:g} DN"
             return Darks(np.full(self.format.shape, chosen.dark), None, times, any_time=True)
-        dark = self._read("dark", averaged=True, finite=True).values
-        second = None
-        if chosen.second_dark is not None:
-            second = self._read("second_dark", averaged=True, finite=True).values
+        dark = self._dark("dark")
+        second = None if chosen.second_dark is None else self._dark("second_dark")
         return Darks(dark, second, times, any_time=chosen.dark_scales == "bias")
 
     def _gain(self) -> Doubles | None:
@@ -144,14 +160,16 @@ class _Loading:
         factor: Doubles | None = None
         limits = self.settings.response_range
         if self.settings.flat is not None:
-            flat = self._read("flat").values
-            self._judge("flat", flat, unusable(flat, limits, relative=True))
+            image = self._read("flat")
+            flat = image.values
+            self._judge("flat", image, {"not above 0": flat <= 0, OUTSIDE: unusable(flat, limits, relative=True)})
             factor = _inverse(flat)
         gain = self._values("gain")
         if gain is not None:
             if isinstance(self.settings.gain, str):
                 gain = np.broadcast_to(gain, self.format.shape)
-                self._judge("gain", gain, unusable(_inverse(gain), limits, relative=False))
+                bad = unusable(_inverse(gain), limits, relative=False)
+                self._judge("gain", None, {"missing": np.isnan(gain), "not above 0": gain <= 0, OUTSIDE: bad})
             factor = gain if factor is None else factor * gain
         if self.settings.output == "radiance":
             time, gained = self._values("integration_time_ms"), factor
@@ -162,29 +180,48 @@ class _Loading:
     def _reflectance(self, darks: Darks | None) -> Doubles:
         panel = self._values("panel_reflectance")
         assert darks is not None and panel is not None, "checked_settings asks for both"
-        white = self._read("white", averaged=True, finite=True).values
-        lit = white - darks.at("white_time_ms")
-        self._judge("white", lit, unusable(lit, self.settings.response_range, relative=False))
+        image = self._read("white", averaged=True)
+        lit = image.values - darks.at("white_time_ms")
+        dim = lit < LEAST_LIGHT * self.noise
+        bad = unusable(np.where(dim, np.nan, lit), self.settings.response_range, relative=False)
+        self._judge("white", image, {"not above 0": lit <= 0, "below the noise": dim, OUTSIDE: bad})
         factor = _inverse(lit) * panel
         own, lines = darks.times["white_time_ms"], darks.times["integration_time_ms"]
         return factor if own is None or lines is None else factor * own / lines
 
-    def _judge(self, key: str, values: Doubles, bad: Bools) -> None:
-        """Keep what is unusable as bad pixels, unless it is too much."""
+    def _judge(self, key: str, image: DetectorImage | None, faults: Mapping[str, Bools]) -> None:
+        """Keep what cannot be believed as bad pixels, unless it is too much; of an element the first fault counts."""
+        own: Mapping[str, Bools] = {}
+        if image is not None:
+            share = image.saturated
+            own = {"saturated": share == 1, PARTLY: share > LARGEST_LIMITED, "missing": np.isnan(image.values)}
+        bad: Bools = np.zeros(self.format.shape, np.bool_)
+        earlier: Bools = np.logical_or.reduce([bad, *self.bad.values()])
+        told = {}
+        for name, fault in {**own, **faults}.items():
+            told[name] = int(np.count_nonzero(fault & ~bad & ~earlier))
+            bad |= fault
         count = int(np.count_nonzero(bad))
+        said = " and ".join(f"{n} {name}" for name, n in told.items() if n)
+        path, what = self.folder / getattr(self.settings, key), "white less dark" if key == "white" else key
         if count > LARGEST_UNUSABLE * bad.size:
-            what = "white less dark" if key == "white" else key
-            dull = int(np.count_nonzero(~(values > 0)))
-            raise refused(
-                f"{what} is unusable in {count} of {bad.size} elements ({100 * count / bad.size:.0f} %), "
-                f"{dull} of them not above 0",
-                self.folder / getattr(self.settings, key),
-                key,
+            remedy = (
                 "check that it is the right file, in the same orientation and of the same times as the others, "
-                f"or widen {SECTION}.response_range",
+                f"or widen {SECTION}.response_range"
             )
-        if count:
-            self.bad[key] = bad
+            if told.get("saturated", 0) + told.get(PARTLY, 0) > count / 2:
+                remedy = f"record it again below the detector's limit, or correct {SECTION}.saturation"
+            elif told.get("missing", 0) + told.get("zero", 0) > count / 2:
+                remedy = "record it again"
+            found = f"{count} of {bad.size} elements ({100 * count / bad.size:.0f} %)"
+            why = " and ".join(f"{n} of them {name}" for name, n in told.items() if n)
+            raise refused(f"{what} is unusable in {found}, {why}", path, key, remedy)
+        if said:
+            self.bad[key] = bad & ~earlier
+            self.reasons[key] = said
+        if image is not None and any(told.get(name) for name in DOUBTFUL):
+            replaced = f"{sum(told.values())} of {bad.size} elements are replaced as bad pixels"
+            self.doubts.append(f"{path}: {replaced} since the {key.replace('_', ' ')} has {said}")
 
     def _listed_bad_pixels(self) -> None:
         if self.settings.bad_pixels is None:
@@ -205,7 +242,10 @@ class _Loading:
         for bad in self.bad.values():
             total |= bad
         count = int(np.count_nonzero(total))
-        origins = ", ".join(f"{np.count_nonzero(bad)} by {key}" for key, bad in self.bad.items())
+        origins = ", ".join(
+            f"{np.count_nonzero(bad)} by {key}" + (f": {self.reasons[key]}" if key in self.reasons else "")
+            for key, bad in self.bad.items()
+        )
         self.facts["replaced"] = f"{count} of {total.size}" + (f" ({origins})" if origins else "")
         return total if count else None
 

@@ -40,9 +40,16 @@ class Radiometry:
         scale: what was divided by; a result times `scale` is in the output's unit.
         saturation: DN, None where nobody knows.
         bad: bool [bands, samples], which elements are replaced.
+        doubts: sentences on what in the files could not be taken as it stands.
     """
 
-    def __init__(self, format: LineFormat, calibration: Calibration, facts: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        format: LineFormat,
+        calibration: Calibration,
+        facts: Mapping[str, str] | None = None,
+        doubts: tuple[str, ...] = (),
+    ) -> None:
         """Work out what can be worked out before the first line.
 
         Args:
@@ -58,6 +65,7 @@ class Radiometry:
         if self.bad.all():
             raise InputError("every pixel is bad", remedy="check the calibration files")
         self._facts = dict(facts or {})
+        self.doubts = doubts
         self._digest = calibration.digest(format)
         # float32 holds every integer of 16 bits; wider ones would lose their last bits before the dark is gone.
         wide = format.dtype.kind in "iu" and format.dtype.itemsize > 2

@@ -13,6 +13,7 @@ import torch
 
 from export.networks import ARCHITECTURES, Network, load_checkpoint, network_of, save_checkpoint
 from export.networks.architecture import Option
+from export.networks.places import WRAPPER
 from export.onnx import compare, export_graph
 from export.torch_engine import TorchEngine
 from runtime.errors import CheckpointError, InputError
@@ -70,6 +71,23 @@ class NetworkContract:
         assert {name: array.shape for name, array in made.items()} == {
             p.name: p.shape for p in network.smallest.prompts
         }
+
+    @pytest.mark.parametrize("prefix", ["net.", "_orig_mod.module.", "a.b-c.0."])
+    def test_it_is_found_behind_any_prefix_and_beside_other_weights(
+        self, network: Network, tmp_path: Path, prefix: str
+    ) -> None:
+        state = network.module.state_dict()
+        behind = {prefix + key: value for key, value in state.items()}
+        assert not network.architecture.recognises(behind.keys())
+        assert not any(WRAPPER.search(key) for key in state)
+        torch.save({"state_dict": {"critic.scale": torch.ones(2), **behind}, "epoch": 3}, tmp_path / "net.pth")
+        again = load_checkpoint(tmp_path / "net.pth", **self.OPTIONS)
+        assert again.architecture is network.architecture
+        assert all(torch.equal(value, state[key]) for key, value in again.module.state_dict().items())
+        assert (again.facts.weights, again.facts.beside) == (
+            f"state_dict.{prefix}"[:-1],
+            ("state_dict.critic (1 tensor)",),
+        )
 
     @pytest.mark.parametrize("which", ["network", "other"])
     def test_it_loads_what_it_saved(self, which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.networks import network_of, save_checkpoint
+from export.networks import load_checkpoint, network_of, save_checkpoint
 from runtime.bundle import MANIFEST, load_bundle, read_manifest
 from tests.contracts.bundles import known_bundle
 from tests.contracts.command import Done, assert_failed, assert_finite, assert_json_error, command_line, invoke
@@ -351,3 +351,36 @@ def test_the_tiny_bundle_restores_what_pytorch_restores(tiny_bundle: Path, tiny_
     assert np.abs(made["restored"] - golden["restored"]).max() < 2e-4 * np.ptp(golden["restored"])
     np.testing.assert_allclose(made["routing"], golden["routing"], atol=1e-5)
     assert np.abs(golden["restored"] - golden["frame"]).max() > 1e-3
+
+
+# Weights among others in a file
+
+
+def test_of_raw_and_averaged_weights_it_says_which_it_took_and_the_bundle_keeps_it(here: Path, capsys: Capsys) -> None:
+    raw = load_checkpoint("net.safetensors").state_dict()
+    averaged = {key: value if "sobel" in key or "index" in key else value * 0.9 for key, value in raw.items()}
+    torch.save({"model_state_dict": {f"_orig_mod.module.{k}": v for k, v in raw.items()}, "epoch": 3}, "nested.pth")
+    torch.save({"params": raw, "params_ema": averaged, "critic": {"w": torch.ones(1)}}, "both.pth")
+
+    def built(checkpoint: str, *words: str) -> tuple[Done, str]:
+        made = ("build", "--checkpoint", checkpoint, *RECIPE, "--replace", "--out", "bundle", *words)
+        done = invoke(capsys, *made)
+        assert done.code == 0, done.err
+        return done, hashlib.sha256(Path("bundle/graphs/fp32.onnx").read_bytes()).hexdigest()
+
+    plain = built("net.safetensors")[1]
+    done, graph = built("nested.pth", "--top-k", "1")
+    assert graph == plain and "weights under model_state_dict._orig_mod.module" in done.out and not done.err
+    done, graph = built("both.pth", "--top-k", "1")
+    assert graph != plain and "warning: the file holds several sets of weights: params_ema is taken" in done.err
+    assert "weights under params_ema; not used: params, critic (1 tensor)" in done.out
+    assert read_manifest(Path("bundle")).network.options == {"top_k": 1, "weights": "params_ema"}
+    done = invoke(capsys, "check", "bundle", "--checkpoint", "both.pth")
+    assert done.code == 0 and "several sets" not in done.err
+    done, graph = built("both.pth", "--top-k", "1", "--option", "weights=params")
+    assert graph == plain and "several sets" not in done.err
+    torch.save({"params": raw, "best": averaged}, "both.pth")
+    assert_failed(
+        invoke(capsys, "build", "--checkpoint", "both.pth", "--top-k", "1", *RECIPE, "--out", "other"),
+        2, "several networks: best, params", "--option weights=",
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,38 @@ def test_what_cannot_be_read_has_no_keys(capsys: Capsys, tmp_path: Path) -> None
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     for name, words in (("broken.safetensors", "damaged"), ("missing.pth", "no such checkpoint")):
         assert_failed(invoke(capsys, "inspect", tmp_path / name), 2, words)
+
+
+def test_where_in_a_file_the_weights_are_is_shown_with_what_is_not_used(
+    capsys: Capsys, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    net = load_checkpoint(tiny_checkpoint)
+    options = {"topk": 1, "heads": None}
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    raw = {f"_orig_mod.{key}": value for key, value in net.state_dict().items()}
+    torch.save({"params": raw, "params_ema": raw, "critic": {"w": torch.ones(1)}}, tmp_path / "one.pth")
+    torch.save({"params": raw, "params_ema": dict(raw), "critic": {"w": torch.ones(1)}}, tmp_path / "both.pth")
+    done = invoke(capsys, "inspect", tmp_path / "one.pth")
+    assert done.code == 0 and done.err == ""
+    assert "weights under params._orig_mod; not used: critic (1 tensor)" in done.out
+    done = invoke(capsys, "inspect", tmp_path / "both.pth")
+    assert done.code == 0 and "params_ema._orig_mod is taken" in done.err
+    told = invoke(capsys, "inspect", tmp_path / "both.pth", "--json").json
+    assert told["weights"] == told["options"]["weights"] == "params_ema._orig_mod"
+    assert told["not_used"] == ["params._orig_mod", "critic (1 tensor)"]
+    assert told["keys"] == invoke(capsys, "inspect", tiny_checkpoint, "--json").json["keys"] | told["keys"]
+    assert not any("orig_mod" in key for key in told["keys"])
+
+
+def test_it_is_shown_of_weights_that_need_more_than_the_file_says_too(
+    capsys: Capsys, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    state = load_checkpoint(tiny_checkpoint).state_dict()
+    torch.save({"model_state_dict": state, "critic": {"w": torch.ones(1)}}, tmp_path / "net.pth")
+    done = invoke(capsys, "inspect", tmp_path / "net.pth")
+    assert_failed(done, 2, "top-k is not in the weights")
+    assert (
+        "weights under model_state_dict; not used: critic (1 tensor)" in done.out and "dep.feature_encoder" in done.out
+    )
+    told = invoke(capsys, "inspect", tmp_path / "net.pth", "--json").json
+    assert told["weights"] == "model_state_dict" and told["not_used"] == ["critic (1 tensor)"]

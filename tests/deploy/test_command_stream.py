@@ -440,6 +440,35 @@ def test_bands_are_chosen_and_radiometry_is_applied(
     assert abs(float(out.cube.mean()) - mean) < 0.05
 
 
+def test_a_white_that_was_exposed_too_long_is_a_warning_with_the_count_or_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = scene(tmp_path)
+    rng = np.random.default_rng(2)
+    white = np.rint(np.linspace(4000, 9000, 31)[:, None, None] + rng.normal(0, 5, (31, 20, 64))).astype(np.uint16)
+    write_cube(tmp_path / "dark.bil", np.rint(rng.normal(50, 2, (31, 20, 64))).astype(np.uint16))
+    config = tmp_path / "deploy.yaml"
+    config.write_text(
+        "stream:\n  radiometry: {output: reflectance, dark: dark.bil, white: white.bil, panel_reflectance: 1, "
+        "saturation: 9500}\n"
+    )
+
+    def stream(saturated: int) -> Done:
+        white[:, :, :saturated] = 9500
+        write_cube(tmp_path / "white.bil", white)
+        words = ("--restored", tmp_path / f"out{saturated}", "--config", config, "--no-self-test", "--json")
+        return invoke(capsys, "stream", tiny_bundle, "--source", f"envi:{cube}", *words)
+
+    assert not stream(0).json["warnings"]
+    done = stream(3)
+    assert done.code == 0 and "replaced: 93 of 1984 (93 by white: 93 saturated)" in done.err
+    (warning,) = done.json["warnings"]
+    assert "93 of 1984 elements are replaced" in warning and "the white has 93 saturated" in warning
+    assert_failed(
+        stream(20), 2, "white less dark is unusable in 620 of 1984", "record it again below the detector's limit"
+    )
+
+
 SECTIONS = [
     ("bands: [" + ", ".join(["3"] * 31) + "]", ("a band is chosen twice", "stream.bands")),
     ("nearest_bands: true\n  wavelengths: [" + ", ".join(str(900 + 10 * i) for i in range(31)) + "]", ("only 1 of",)),

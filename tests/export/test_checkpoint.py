@@ -413,7 +413,7 @@ MISTAKES: dict[str, tuple[Callable[[State], object], str, str | None]] = {
     "Sobel altered": (with_(SOBEL, lambda v: v * 1.001), "frozen table", SOBEL),
     "not a tensor": (with_(LAST, lambda v: v.tolist()), "not a tensor", LAST),
     "a key that is no text": (lambda s: {1: s[LAST], **s}, "not a tensor", "1"),
-    "other wrapper": (lambda s: {"model": s, "epoch": 3}, "not a tensor", "model"),
+    "a list of state dicts": (lambda s: {"models": [s], "epoch": 3}, "no state dict", None),
     "empty": (lambda s: {"state_dict": {}}, "no state dict", None),
     "a list": (lambda s: [*s.values()], "no state dict", None),
     "a tensor": (lambda s: s[LAST], "no state dict", None),

@@ -115,7 +115,7 @@ def test_flat_gain_and_three_kinds_of_bad_pixels(folder: Folder) -> None:
     }
     made = load_radiometry(chosen, line_format(), folder.path)
     assert np.argwhere(made.bad).tolist() == [[3, 3], [5, 5], [7, 7]]
-    assert made.describe()["replaced"] == "3 of 240 (1 by flat, 1 by gain, 1 by bad_pixels)"
+    assert made.describe()["replaced"] == "3 of 240 (1 by flat: 1 not above 0, 1 by gain: 1 missing, 1 by bad_pixels)"
     wanted = repaired(raw / folder.flat * folder.gain / 4095, made.bad, "linear")
     np.testing.assert_allclose(applied(made, raw), wanted, rtol=EXACT, atol=1e-7)
 
@@ -582,26 +582,6 @@ def test_files_of_other_formats_and_missing_ones(tmp_path: Path, name: str, word
     with pytest.raises(CubeFileError, match=words) as caught:
         load_radiometry({"dark": name}, line_format(), tmp_path)
     assert str(caught.value.file) == str(tmp_path / name)
-
-
-@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("key", ["dark", "white"])
-def test_a_dark_or_white_with_holes_is_refused(folder: Folder, key: str, hole: float) -> None:
-    values = getattr(folder, key).copy()
-    values[2, 3] = hole
-    chosen = {"output": "reflectance", "dark": "dark.npy", "white": "white.npy", "panel_reflectance": 1}
-    chosen[key] = folder.save("holes.npy", values)
-    with pytest.raises(CubeFileError, match="1 of its values are not numbers") as caught:
-        load_radiometry(chosen, line_format(), folder.path)
-    assert caught.value.key == f"radiometry.{key}"
-
-
-def test_a_hole_that_the_header_marks_is_one(tmp_path: Path) -> None:
-    dark = np.full((BANDS, 2, SAMPLES), 100, np.int16)
-    dark[1, 1, 1] = -99
-    write_cube(tmp_path / "dark.bil", dark, fields={"data ignore value": "-99"})
-    with pytest.raises(CubeFileError, match="marked as missing"):
-        load_radiometry({"dark": "dark.bil"}, line_format(), tmp_path)
 
 
 def test_files_of_another_camera_are_refused(tmp_path: Path) -> None:

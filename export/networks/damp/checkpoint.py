@@ -18,6 +18,8 @@ from .network import Damp, frozen_tables
 REBUILT = (".relative_position_index",)
 """Endings of tables that follow from the architecture; they may be missing, and must be equal where present."""
 FROZEN = (".relative_position_index", ".sobel_x.weight", ".sobel_y.weight")
+OWN = re.compile(r"dep\.feature_encoder\.|dec\.\d+\.2\.layers\.\d+\.DAMoE\.")
+"""How keys begin that no other network has."""
 EXPANSION_LIMIT = 1024
 UNTOLD_HEADS = 2
 
@@ -40,7 +42,7 @@ REFERENCE_NAMES = {
 
 def recognises(keys: Iterable[str]) -> bool:
     """Whether these are the state-dict keys of a DAMP, complete or not."""
-    return any(".DAMoE." in key or key.startswith("dep.feature_encoder.") for key in keys)
+    return any(map(OWN.match, keys))
 
 
 def stored_state(net: Damp) -> dict[str, Tensor]:
@@ -234,7 +236,7 @@ def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], fil
     extra = [k for k in state if k not in expected]
     for problem, keys, remedy in (
         ("missing", missing, "give the whole state dict"),
-        ("extra", extra, "these weights belong to another network"),
+        ("extra", extra, "these weights belong to another network, or to what is beside it: leave them out"),
     ):
         if keys:
             others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
