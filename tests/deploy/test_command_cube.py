@@ -1,0 +1,148 @@
+"""What the commands say of a cube's numbers: `deploy inspect CUBE`, `run`, and their `doubts`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import spectral
+
+from runtime.files import read_cube, write_cube
+from tests.contracts.bundles import known_bundle
+from tests.contracts.command import assert_failed, invoke
+
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return known_bundle(tmp_path_factory.mktemp("doubling") / "bundle", gain=2, scale=10000)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def scene(bands: int = 31, dtype: Any = np.int16) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:24, :20]
+    cube = 0.25 + 0.1 * np.sin(x / 5) * np.cos(y / 7) + rng.normal(0, 0.01, (bands, 24, 20))
+    return np.rint(cube * 10000).astype(dtype) if np.dtype(dtype).kind in "iu" else cube.astype(dtype)
+
+
+def test_a_cube_without_doubt_is_shown_on_one_screen(capsys: Capsys) -> None:
+    cube = scene(200)
+    cube[:, :2] = -9999
+    cube[50:53] = -9999
+    centres = ", ".join(f"{400 + 5 * band}" for band in range(200))
+    fields = {"data ignore value": "-9999", "reflectance scale factor": "10000", "wavelength units": "nm"}
+    write_cube("scene.hdr", cube, fields={**fields, "wavelength": f"{{{centres}}}"})
+    done = invoke(capsys, "inspect", "scene.hdr")
+    assert done.code == 0 and len(done.out.splitlines()) <= 30
+    for part in ("200 bands x 24 lines x 20 samples", "400 to 1395 nm", "10000 (from the file)", "-9999", "40 pixels",
+                 "bands 51 to 53"):  # fmt: skip
+        assert part in done.out
+    told = invoke(capsys, "inspect", "scene.hdr", "--json").json
+    assert told["doubts"] == [] and told["missing_pixels"] == 40 and list(told["bad_bands"]) == ["51", "52", "53"]
+    assert told["bands"][50] == {"band": 51, "min": None, "max": None, "missing": 1.0}
+    assert told["bands"][0] == {
+        "band": 1,
+        "min": float(cube[0, 2:].min()),
+        "max": float(cube[0].max()),
+        "missing": 0.083333,
+    }
+
+
+def test_a_cube_with_a_doubt_ends_with_1_and_all_that_is_known(capsys: Capsys) -> None:
+    cube = scene()
+    cube[:, :, :3] = -9999
+    write_cube("scene.hdr", cube)
+    done = invoke(capsys, "inspect", "scene.hdr", "--json")
+    assert done.code == 1 and len(done.json["doubts"]) == 1 and "72 pixels hold -9999" in done.json["doubts"][0]
+    assert done.json["error"]["code"] == 1 and len(done.json["bands"]) == 31
+    assert invoke(capsys, "inspect", "scene.hdr", "--ignore-value", "-9999").code == 0
+    assert invoke(capsys, "inspect", "scene.hdr", "--ignore-value", "none").code == 0
+
+
+def test_what_cannot_be_restored_is_shown_all_the_same(capsys: Capsys) -> None:
+    np.save("scene.npy", (scene(dtype="f4") * 100).transpose(1, 2, 0))
+    done = invoke(capsys, "inspect", "scene.npy", "--json")
+    assert done.code == 1 and "--scale" in done.json["doubts"][0] and done.json["bands"][0]["max"] > 20
+    assert invoke(capsys, "inspect", "scene.npy", "--scale", 100).code == 0
+    assert_failed(invoke(capsys, "inspect", "lost.npy"), 2, "no such bundle")
+
+
+def test_run_lists_its_doubts_and_bad_bands(capsys: Capsys, doubling: Path) -> None:
+    cube = scene()
+    cube[:, :, :3] = -9999
+    cube[4] = 0
+    write_cube("scene.hdr", cube)
+    done = invoke(capsys, "run", doubling, "scene.hdr", "--out", "out.hdr", "--json")
+    assert done.code == 0 and len(done.json["doubts"]) == 2 and list(done.json["bad_bands"]) == ["5"]
+    assert set(done.json["doubts"]) <= set(done.json["warnings"])
+    expected = 2 * cube
+    expected[:, :, :3] = -9999
+    expected[4] = cube[4]
+    np.testing.assert_array_equal(read_cube("out.hdr").cube, expected)
+    flags = ("--ignore-value", "-9999", "--constant-bands", "restore", "--json")
+    again = invoke(capsys, "run", doubling, "scene.hdr", "--out", "o.hdr", *flags)
+    assert again.json["doubts"] == [] and again.json["bad_bands"] == {}
+    assert_failed(
+        invoke(capsys, "run", doubling, "scene.hdr", "--out", "p.hdr", "--ignore-value", "x"), 2, "--ignore-value"
+    )
+
+
+@pytest.mark.parametrize(("dtype", "wider"), [("f2", "f4"), ("i1", "i2")])
+def test_a_type_that_the_output_lacks_is_widened_and_told(
+    capsys: Capsys, doubling: Path, dtype: str, wider: str
+) -> None:
+    cube = scene(3, "f4") if dtype == "f2" else np.rint(scene(3, "f4") * 100)
+    np.save("scene.npy", cube.astype(dtype).transpose(1, 2, 0))
+    scale = () if dtype == "f2" else ("--scale", 100)
+    done = invoke(capsys, "run", doubling, "scene.npy", "--out", "out.hdr", *scale, "--json")
+    assert done.code == 0 and read_cube("out.hdr").cube.dtype == np.dtype(wider)
+    assert any(f"{np.dtype(wider)} is written" in told for told in done.json["warnings"])
+
+
+def test_memory_and_disk_are_counted_before_anything_is_restored(
+    capsys: Capsys, doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cube("scene.hdr", scene())
+    arguments = ("run", doubling, "scene.hdr", "--out", "out.hdr")
+    with monkeypatch.context() as patch:
+        patch.setattr("deploy.commands.run.available_memory", lambda: 1 << 20)
+        assert_failed(invoke(capsys, *arguments), 3, "memory", "GiB", "deploy stream")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    assert_failed(invoke(capsys, *arguments), 3, "out.hdr", "--out", "free there")
+
+
+GAINS = [0.5e-4, 1e-4, 1.5e-4]
+
+
+@pytest.mark.parametrize("output", ["input", "float32"])
+@pytest.mark.parametrize("meant", ["factor", "gains", "gains and offsets"])
+@pytest.mark.parametrize("dtype", ["u2", "f4"])
+def test_other_readers_see_the_values_that_were_written(
+    capsys: Capsys, doubling: Path, dtype: str, meant: str, output: str
+) -> None:
+    truth = scene(3, "f8")
+    offsets = [0.01, -0.02, 0.03] if "offsets" in meant else [0.0] * 3
+    gains = [1e-4] * 3 if meant == "factor" else GAINS
+    cube = np.rint((truth - np.array(offsets)[:, None, None]) / np.array(gains)[:, None, None]).astype(dtype)
+    fields = {"data gain values": f"{{{', '.join(map(repr, gains))}}}"}
+    fields |= {"data offset values": f"{{{', '.join(map(repr, offsets))}}}"} if "offsets" in meant else {}
+    write_cube("scene.hdr", cube, fields={"reflectance scale factor": "10000"} if meant == "factor" else fields)
+    assert invoke(capsys, "run", doubling, "scene.hdr", "--out", "out.hdr", "--output-type", output).code == 0
+    with rasterio.open("out.img") as image:
+        seen = image.read() * np.array(image.scales)[:, None, None] + np.array(image.offsets)[:, None, None]
+    opened = spectral.open_image("out.hdr")
+    other = np.asarray(opened.load()).transpose(2, 0, 1)
+    if meant != "factor" or output == "float32":
+        np.testing.assert_allclose(seen, 2 * truth, atol=5e-4)
+    # Spectral Python divides by the factor, and leaves gains aside.
+    if meant == "factor" or output == "float32":
+        np.testing.assert_allclose(other, 2 * truth, atol=5e-4)
