@@ -1,6 +1,7 @@
 """The variants of a bundle against PyTorch, on a simulated scene or a folder of cubes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from calibration import cubes as cube_files
@@ -59,9 +60,11 @@ def check(
                 remedy=f"choose from {', '.join(net.architecture.tasks)}",
             )  # fmt: skip
     console.say(f"checks     {len(tasks)} degradations, each by PyTorch and by every variant")
-    count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes, marks)
+    doubts = list[str]()
+    count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes, marks, doubts)
     seed, of_files = config.check.seed, data is not None
-    return compare(bundle, net, cubes, count, tasks, wanted, seed, of_files=of_files, pictured=pictured)
+    found = compare(bundle, net, cubes, count, tasks, wanted, seed, of_files=of_files, pictured=pictured)
+    return replace(found, doubts=tuple(doubts))
 
 
 def _simulated(bundle: Bundle, config: Config) -> tuple[int, Iterator[tuple[str, Float32]]]:
@@ -79,8 +82,9 @@ def _read(
     data: Path,
     scenes: tuple[str, ...] | None,
     marks: tuple[float, ...] | None,
+    doubts: list[str],
 ) -> tuple[int, Iterator[tuple[str, Float32]]]:
-    """The cubes of a folder; all are looked at before the first is restored."""
+    """The cubes of a folder; all are looked at before the first is restored, and `doubts` filled."""
     m = bundle.manifest
     bands = m.signature.restored.bands
     centres = tuple(m.wavelengths) if m.wavelengths else None
@@ -89,8 +93,9 @@ def _read(
     for file in files.values():
         looked = cube_files.unit_cube(file, wanted)
         fitting(m.signature, looked.cube, file)
-        for doubt in looked.doubts:
-            console.warn(doubt)
+        doubts += looked.doubts
+    for doubt in doubts:
+        console.warn(doubt)
     return len(files), ((name, cube_files.unit_cube(file, wanted).cube) for name, file in files.items())
 
 

@@ -140,6 +140,7 @@ class Comparison:
         cubes: names.
         metrics_apart: metric -> how far what flies is from NumPy, on a frame of every degraded cube, at most (see
             `runtime.prompts.differences`); empty where NumPy flies.
+        doubts: about the cubes' numbers.
     """
 
     chosen: str
@@ -148,6 +149,7 @@ class Comparison:
     margins: Mapping[str, Float32]
     cubes: tuple[str, ...]
     metrics_apart: Mapping[str, float] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

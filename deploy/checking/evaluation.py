@@ -141,20 +141,23 @@ class Evaluated:
         rows: tasks in the order asked for, scenes within them.
         pictured: task -> a scene, another one for every task, and its cubes.
         centres: scene -> band centres in nm, None where neither file nor model tells them.
+        doubts: what a person should know before trusting figures from these scenes.
     """
 
     rows: list[Row]
     pictured: dict[str, tuple[str, Cubes]]
     centres: dict[str, tuple[float, ...] | None]
+    doubts: tuple[str, ...] = ()
 
 
 def evaluated(model: Model, files: Mapping[str, Path], wanted: Wanted, tasks: tuple[str, ...], seed: int) -> Evaluated:
     """Measure a model on clean cubes, by name; all are looked at before the first is restored. Raises DeployError."""
-    centres, names = {}, list(files)
+    centres, names, doubts = {}, list(files), list[str]()
     for name, file in files.items():
         looked = unit_cube(file, wanted)
         fitting(model.measuring.signature, looked.cube, file)
         centres[name] = looked.wavelengths
+        doubts += looked.doubts
         for doubt in looked.doubts:
             console.warn(doubt)
     rows: list[Row] = []
@@ -168,4 +171,4 @@ def evaluated(model: Model, files: Mapping[str, Path], wanted: Wanted, tasks: tu
                 pictured[row.task] = (row.scene, kept)
             moved(len(rows), len(files) * len(tasks))
     rows.sort(key=lambda r: tasks.index(r.task))
-    return Evaluated(rows, {task: pictured[task] for task in tasks}, centres)
+    return Evaluated(rows, {task: pictured[task] for task in tasks}, centres, tuple(doubts))

@@ -171,6 +171,7 @@ def conclude(found: Comparison, gates: Mapping[str, list[GateResult]], bundle: P
     summary = {
         "bundle": str(bundle),
         "cubes": list(found.cubes),
+        "doubts": list(found.doubts),
         "tasks": {task: _as_json(r) for task, r in tasks.items()},
         "gates": {g.figure.key: g.as_json() for g in gates[found.chosen]},
         "tiling_drop_db": max(r.tiling_drop_db for r in tasks.values()),

@@ -98,7 +98,7 @@ def command(
     line = f"deploy evaluate {shlex.quote(model)} --data DIR {again}"
     write_evaluation(folder, measured, found, line)
     console.say(f"wrote      {folder}/evaluation.html, .md, .csv and pictures", "bold green")
-    return summary(found.rows, measured.name, folder, seed)
+    return {**summary(found.rows, measured.name, folder, seed), "doubts": list(found.doubts)}
 
 
 def summary(rows: Sequence[Row], model: str, out: Path, seed: int) -> dict[str, Any]:

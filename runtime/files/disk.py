@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.durable import sync_folder
-from runtime.errors import CubeFileError
+from runtime.errors import CubeFileError, MachineError
 from runtime.untrusted import open_regular
 
 try:
@@ -144,7 +144,7 @@ def allocated(path: Path, shape: Sequence[int], dtype: np.dtype[Any], *, copies:
         copies: how many arrays of this size will be alive at once while it is read.
 
     Raises:
-        CubeFileError: this machine's memory does not hold them.
+        MachineError: this machine's memory does not hold them.
     """
     needed = prod(shape) * dtype.itemsize * copies
     available = available_memory()
@@ -153,10 +153,10 @@ def allocated(path: Path, shape: Sequence[int], dtype: np.dtype[Any], *, copies:
             raise MemoryError
         return np.empty(tuple(shape), dtype)
     except (MemoryError, ValueError) as error:
-        raise CubeFileError(
+        raise MachineError(
             f"reading it takes {needed} bytes of memory, {available} are available",
             file=path,
-            remedy="read it in windows of lines or cut the cube",
+            remedy="cut the cube, or restore it line by line: `deploy stream BUNDLE --source envi:FILE --restored FOLDER`",
         ) from error
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import CubeFileError
+from runtime.errors import CubeFileError, MachineError
 from runtime.files import read_cube, write_cube
 from tests.runtime.files_data import sample
 
@@ -232,7 +232,7 @@ def test_a_changed_byte_is_found_by_the_checksum(tmp_path: Path) -> None:
 def test_more_than_the_memory_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", sample("f8"))
     monkeypatch.setattr("runtime.files.disk.available_memory", lambda: 900)
-    with pytest.raises(CubeFileError, match="reading it takes 960 bytes of memory, 900 are available"):
+    with pytest.raises(MachineError, match="reading it takes 960 bytes of memory, 900 are available"):
         read_cube(tmp_path / "a.npy")
 
 
