@@ -53,7 +53,7 @@ class Conversion:
         """Of one band; what `out` cannot hold becomes infinite."""
         with np.errstate(over="ignore", invalid="ignore"):
             if self.gains is not None or self.offsets is not None:
-                numbers = numbers * self._gain(band) + self._offset(band)
+                numbers = numbers.astype(np.float64) * self._gain(band) + self._offset(band)
             if self.scale == 1:
                 out[...] = numbers
             else:
@@ -69,11 +69,11 @@ class Conversion:
             out[...] = numbers
         return outside
 
-    def _gain(self, band: int) -> np.float64:
-        return np.float64(1) if self.gains is None else self.gains[band]
+    def _gain(self, band: int) -> float:
+        return 1.0 if self.gains is None else float(self.gains[band])
 
-    def _offset(self, band: int) -> np.float64:
-        return np.float64(0) if self.offsets is None else self.offsets[band]
+    def _offset(self, band: int) -> float:
+        return 0.0 if self.offsets is None else float(self.offsets[band])
 
 
 def _rounded(numbers: Doubles, dtype: np.dtype[Any]) -> int:
