@@ -20,6 +20,7 @@ from runtime.files.envi_header import EnviHeader, stated_by, wavelengths_nm
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.pacing import Pace, check_buffer
+from runtime.stated import Stated
 
 SAMPLED_LINES, SAMPLED_BYTES = 64, 64 << 20
 """So many lines, of so many bytes in all, are looked at before the first is taken."""
@@ -159,6 +160,16 @@ def format_of(header: EnviHeader, options: SourceOptions) -> LineFormat:
         saturation=options.saturation,
         wavelengths=wavelengths_nm(header) if options.wavelengths is None else options.wavelengths,
         ignore_value=header.data_ignore_value,
+    )
+
+
+def converting(first: Stated, header: EnviHeader) -> str:
+    """What of gains, offsets and bad bands a header states otherwise, by name; empty where nothing."""
+    other = stated_by(header)
+    keys = ("gains", "offsets", "reflectance_gains", "reflectance_offsets", "bad")
+    names = {"bad": "bad bands"}
+    return ", ".join(
+        names.get(key, key.replace("_", " ")) for key in keys if getattr(first, key) != getattr(other, key)
     )
 
 

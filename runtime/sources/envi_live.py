@@ -23,7 +23,7 @@ from runtime.files.envi import growing_pair_of
 from runtime.files.envi_header import EnviHeader, stated_by
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, Missing, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
-from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of, sampled
+from runtime.sources.envi_file import block_shape, converting, described, format_of, line_in, path_of, sampled
 from runtime.sources.growing import Growing, in_words, layout
 from runtime.sources.pacing import Pace, check_buffer
 
@@ -173,10 +173,11 @@ class EnviLive(Source):
                 self._events.append(Broken(f"it did not come back: {error}"))
                 self._end()
             return
-        if layout(file.header) != layout(old) or repr(format_of(file.header, self._options)) != repr(self.format):
+        same = layout(file.header) == layout(old) and not converting(self.stated, file.header)
+        if not same or repr(format_of(file.header, self._options)) != repr(self.format):
             file.close()
             raise CubeFileError(
-                "the file that took its place has another layout, scale or wavelengths",
+                "the file that took its place has another layout, scale, gains, bad bands or wavelengths",
                 file=file.header.path,
                 value=in_words(file.header),
                 remedy=f"open it anew; the file before had {in_words(old)}",

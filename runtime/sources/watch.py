@@ -20,7 +20,7 @@ from runtime.files.disk import reason
 from runtime.files.envi_header import EnviHeader, stated_by
 from runtime.lines import Broken, Ended, Event, Line, LineFormat, Missing, Quiet
 from runtime.sources.contract import Source, SourceOptions
-from runtime.sources.envi_file import LineReader, described, format_of, path_of, sampled
+from runtime.sources.envi_file import LineReader, converting, described, format_of, path_of, sampled
 from runtime.sources.pacing import Pace, check_buffer
 from runtime.sources.pairs import Pairs, Skipped
 
@@ -168,7 +168,7 @@ class Watch(Source):
     def _begun(self, header: EnviHeader) -> bool:
         """Whether a complete pair could be opened; why not is among the events."""
         try:
-            if other := _differences(self.format, format_of(header, self._options)):
+            if other := _differences(self.format, format_of(header, self._options)) or converting(self.stated, header):
                 raise InputError(f"other {other} than the first file's", file=header.path)
             self._start(header)
         except InputError as error:

@@ -13,7 +13,7 @@ import pytest
 import runtime
 from runtime.errors import CubeError
 from runtime.files import read_cube, write_cube
-from runtime.lines import Flag, LineFormat
+from runtime.lines import Broken, Ended, Flag, LineFormat, Taken
 from runtime.sinks.contract import Block
 from runtime.sources import Source, open_source
 from runtime.stream.pipeline import StreamOptions
@@ -210,6 +210,23 @@ def test_numbers_that_do_not_fit_their_scale_are_refused_before_the_first_line(
     with source, pytest.raises(CubeError, match=words):
         runtime.open_stream(doubling, source, record=tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize("key", ["data gain values", "data offset values", "bbl"])
+def test_a_later_file_that_means_something_else_is_left_out_with_a_word(tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    said = {"data gain values": 1e-4, "data offset values": 0.01, "bbl": 1}[key]
+    for name, last in (("a", said), ("b", 0.5)):
+        values = ", ".join(map(str, [said] * (BANDS - 1) + [last if key != "bbl" else int(last == said)]))
+        write_cube(folder / f"{name}.bil", scene(), fields={key: f"{{{values}}}"})
+    with open_source(f"watch:{folder}", runtime.sources.SourceOptions(idle_seconds=0.5)) as source:
+        why, lines, line = "", 0, np.empty((BANDS, SAMPLES), np.float32)
+        while not isinstance(event := source.read(line, 0.2), Ended):
+            why += event.why if isinstance(event, Broken) else ""
+            lines += isinstance(event, Taken)
+    told = {"data gain values": "gains", "data offset values": "offsets", "bbl": "bad bands"}[key]
+    assert lines == LINES and "skipped" in why and told in why
 
 
 def test_lines_with_dead_bands_say_so_in_their_flags(doubling: runtime.Bundle, tmp_path: Path) -> None:
