@@ -45,6 +45,7 @@ def alarm() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 def test_steps_that_fail_or_hang_stop_no_other(tmp_path: Path) -> None:
     hang = """
 with found.line("second") as row:

@@ -17,6 +17,7 @@ from runtime.prompts import Prompts
 from runtime.simulation.simulator import simulate_scene
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(available_engines()["openvino"] is None, reason="the extra `openvino` is not installed")
 def test_openvino_computes_what_onnx_runtime_does() -> None:
     net = load_checkpoint("damp-nano")

@@ -78,6 +78,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_an_rtx_engine_is_built_without_a_gpu(
     capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ def test_finalising_builds_proves_and_installs(bundle: Path) -> None:
         finalize(bundle, device=stand_in(bundle))
 
 
+@pytest.mark.slow
 def test_a_rebuild_replaces_the_engine_and_its_files(bundle: Path) -> None:
     first = finalize(bundle, device=device_of(bundle))["engine"]
     shutil.copytree(bundle, bundle.with_name("before"))
@@ -205,6 +207,7 @@ def test_a_rebuild_that_is_cut_off_leaves_the_engine_that_was_there(
     verified_bundle(bundle)
 
 
+@pytest.mark.slow
 def test_an_engine_that_failed_its_proof_is_built_anew(bundle: Path) -> None:
     built: list[bool] = []
 
@@ -270,6 +273,7 @@ def test_a_build_on_the_target_itself_is_proved_there(
     assert not list(tmp_path.glob(".bundle*"))
 
 
+@pytest.mark.slow
 def test_a_build_on_the_target_that_fails_its_proof_installs_nothing(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +322,7 @@ def test_an_engine_from_another_graph_is_refused(bundle: Path) -> None:
 @pytest.mark.parametrize(
     "moments", [("engine.plan",), pytest.param(("graph.json", "engine.plan"), marks=pytest.mark.slow)], ids=len
 )
+@pytest.mark.slow
 def test_a_build_killed_at_any_moment_leaves_no_half_bundle_and_goes_on(
     tiny_checkpoint: Path, tmp_path: Path, moments: tuple[str, ...]
 ) -> None:

@@ -152,6 +152,7 @@ def test_auto_without_cubes_leaves_int8_out_and_says_so(capsys: Capsys, small_ch
     assert "without --calibration int8 is left out" in done.err
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_bad_cube_is_refused_or_the_cube_skipped_with_a_count(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_folder_with_a_bad_cube_is_refused_or_the_cube_skipped_with_a_count(
     assert "3 calibration cubes were skipped" in done.err
 
 
+@pytest.mark.slow
 def test_a_build_that_was_stopped_does_not_score_again(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +256,7 @@ def test_the_target_times_what_passed_and_keeps_the_faster(
         assert choice.engine.graph_sha256 == hashlib.sha256(graph).hexdigest()
 
 
+@pytest.mark.slow
 @BUILDER
 def test_the_real_builder_takes_the_int8_graph_of_a_gpu(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path

@@ -91,6 +91,7 @@ def test_build_does_all_of_it(capsys: Capture, tiny_checkpoint: Path, tmp_path: 
     assert done.code == 0 and done.json["deferred"] is None and (tmp_path / "b" / done.json["engine"]).is_file()
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.parametrize(
     ("fault", "code", "says"),

@@ -142,6 +142,7 @@ def test_it_ends_though_its_camera_has_died(tiny_bundle: Path, tmp_path: Path) -
     assert_as_served(out, cube, result["lines"]["recorded"])
 
 
+@pytest.mark.slow
 def test_a_camera_that_stalls_and_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
     cube, out = served(), tmp_path / "out"
     with spectrometer(cube, folder=tmp_path) as camera:

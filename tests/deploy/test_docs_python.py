@@ -37,6 +37,7 @@ def test_the_names_are_those_that_are_told() -> None:
         _ = deploy.demolish
 
 
+@pytest.mark.slow
 def test_a_program_of_ours_is_typed(tmp_path: Path) -> None:
     """mypy reads our types where it finds `py.typed` beside them, as in an installed package."""
     for package in ("calibration", "deploy", "export", "runtime", "training"):

@@ -393,6 +393,7 @@ def test_graphs_of_other_configurations_compute_what_pytorch_does(name: str) -> 
     assert agreement.limit == LIMIT or agreement.rounding is not None
 
 
+@pytest.mark.slow
 def test_no_weight_is_taken_as_it_is_and_transposed(tiny: Network) -> None:
     # OpenVINO 2026.4 transposes it for both.
     users: dict[str, set[bool]] = {}

@@ -108,6 +108,7 @@ def test_what_cannot_be_is_refused(tiny_checkpoint: Path, options: Any, kind: ty
     assert "\n" not in line and next(iter(options.values())) in line
 
 
+@pytest.mark.slow
 def test_without_a_compiler_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What another test compiled is not taken.
     torch.compiler.reset()

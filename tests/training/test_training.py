@@ -797,6 +797,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
     assert train(made(), scenes, tmp_path).read_bytes() == straight.read_bytes()
 
 
+@pytest.mark.slow
 def test_no_row_of_a_log_is_lost_or_written_twice_by_a_run_that_goes_on(
     scenes: Path, busy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1137,6 +1138,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(scenes: Path, tmp_path: Path) -
 # A run of its own time, by one process, from other weights
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_the_minutes_that_it_is_given_and_keeps_its_steps(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

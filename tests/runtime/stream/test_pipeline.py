@@ -483,6 +483,7 @@ def test_a_bug_in_a_sink_is_told_and_ends_nothing(principal: bool) -> None:
     assert any(kind == "failed" and "ZeroDivisionError" in fields["error"] for kind, fields in events)
 
 
+@pytest.mark.slow
 def test_nothing_grows_while_it_runs() -> None:
     sizes, frames = np.zeros(2000, np.int64), [0]
 
