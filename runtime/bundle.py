@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -107,8 +108,7 @@ class Bundle(Closing):
                 also [groups, M].
             scale: number that stands for 1.0, instead of the bundle's.
             ignore_value: pixels that hold it in any band are missing: kept from the network and left as they are.
-            meaning: of the cube's numbers, from `meaning`, in place of both; without it, what is seen in the numbers is
-                told by `Restored.meaning.doubts`.
+            meaning: of the cube's numbers, from `meaning`, in place of both; without it, doubts are Python warnings too.
             clip: clip the restored cube to [0, 1] in the unit range.
             unit: give float32 in the unit range, whatever the input's type.
             progress: called with (frames done, frames in all).
@@ -128,6 +128,8 @@ class Bundle(Closing):
         if meaning is None:
             marks = None if ignore_value is None else (ignore_value,)
             meaning = self.meaning(array, asked=Asked(scale, marks))
+            for doubt in meaning.doubts:
+                warnings.warn(doubt, stacklevel=2)
         restored = restore_cube(
             meaning.unit(array),
             self.engine.infer,

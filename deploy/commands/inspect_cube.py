@@ -36,7 +36,7 @@ def inspect_cube(path: Path, asked: Asked, layout: str, key: str | None) -> dict
         GateError: something is doubtful; `report` has all of it.
     """
     source = read_cube(path, layout=layout, key=key)
-    largest = float(np.max(source.cube, initial=1, where=np.isfinite(source.cube)))
+    largest = float(np.max(np.abs(source.cube, dtype=np.float64), initial=1, where=np.isfinite(source.cube)))
     try:
         # Nobody's scale is refused here: integers may get one from the bundle.
         found = meaning_of(source.cube, source.stated, asked, Known(NOBODY, largest))

@@ -291,6 +291,10 @@ def _told(result: StreamResult, last: Snapshot) -> dict[str, Any]:
         console.warn(
             f"{count.dropped} lines were not restored" + (f": {'; '.join(why)}" if why else ", the end came first")
         )
+    if count.restored and count.passed > count.restored / 2:
+        console.warn(
+            f"{count.passed} of {count.restored} restored lines are as they came: the log and their flags say why"
+        )
     if count.incomplete:
         console.warn(f"{count.incomplete} lines never came, came damaged or were not recorded; the log says why")
     if result.hung:

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.arrays import Float32
-from runtime.meaning.marks import Mark, marked, measured
+from runtime.meaning.marks import Mark, marked
 
 HARDLY = 0.5
 """Where fewer of the pixels have a value in a band, it is the band that is missing, not the pixels."""
 FULL = 0.95
-"""With this share of its values at the type's limit, a band is saturated."""
+"""With this share of its values at its own limit, a band is dead or saturated."""
 FEWEST = 16
 """Of so few values nobody can say that they should differ."""
 LISTED = "marked bad in the header"
@@ -28,16 +28,14 @@ def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], 
         constant: whether a band of one value is bad; never where all of them are.
     """
     inside = np.zeros(cube.shape[1:], np.bool_)
-    counts, single, full = [], [], []
-    top = np.iinfo(cube.dtype).max if cube.dtype.kind in "iu" else np.inf
+    counts, single = list[int](), list[float | None]()
     for band in cube:
         out = marked(band, marks)
         out |= ~np.isfinite(band)
         inside |= ~out
         values = band[~out]
         counts.append(values.size)
-        single.append(values.size >= FEWEST and bool(values.min() == values.max()))
-        full.append(np.count_nonzero(values == top) > FULL * max(values.size, FEWEST))
+        single.append(usual(values))
     found = dict.fromkeys(listed, LISTED)
     pixels = int(np.count_nonzero(inside))
     for number, count in enumerate(counts):
@@ -47,11 +45,18 @@ def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], 
             found[number] = "without a single value"
         elif count < HARDLY * pixels:
             found[number] = f"without a value in {100 * (1 - count / pixels):.0f} % of the pixels"
-        elif constant and single[number] and not all(single):
-            found[number] = f"of one value, {measured(cube[number], marks)[0]:g}"
-        elif full[number] and not all(full):
-            found[number] = "saturated"
+        elif constant and (value := single[number]) is not None and None in single:
+            found[number] = f"of one value, {value:g}"
     return found
+
+
+def usual(values: NDArray[Any]) -> float | None:
+    """The value that nearly all of a band's hold, its smallest or largest; None where they differ, or are few."""
+    if values.size >= FEWEST:
+        for value in (values.min(), values.max()):
+            if np.count_nonzero(values == value) > FULL * values.size:
+                return float(value)
+    return None
 
 
 def bridged(unit: Float32, bad: Collection[int], wavelengths: Sequence[float] | None) -> None:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
 from runtime.meaning import words
-from runtime.meaning.bands import bad_bands, bridged
+from runtime.meaning.bands import FEWEST, bad_bands, bridged
 from runtime.meaning.marks import Mark, marked, seen_marks, told_mark
 from runtime.meaning.numbers import Asked, Known, Values, judged, of_numbers
 from runtime.scaling import Conversion, next_to
 from runtime.stated import NOTHING, Stated
+
+FEWEST_BANDS = 4
+"""In so many bands no measured spectrum is one and the same value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,12 +149,29 @@ def meaning_of(
                     *stated.doubts,
                     *(words.of_mark(mark, count, cube.dtype) for mark, count in zip(marks, counts, strict=True)),
                     *words.of_bad(bad, seen=True),
+                    _flat_spectra(cube, bad, missing) if asked.marks != () else None,
                     doubt,
                     words.axis_doubt(cube.shape, known.bands, told=stated.axes) if known.bands else None,
                     words.wavelength_doubt("the file's", stated.wavelengths, known.wavelengths),
                 ),
             )
         ),
+    )
+
+
+def _flat_spectra(cube: NDArray[Any], bad: Mapping[int, str], missing: Bools) -> str | None:
+    """Pixels that are one and the same value in every good band, which nobody called missing."""
+    good = [band for number, band in enumerate(cube) if number not in bad]
+    flat = ~missing
+    for band in good[1:]:
+        flat &= band == good[0]
+    values, counts = np.unique(good[0][flat], return_counts=True)
+    if len(good) < FEWEST_BANDS or flat.all() or not len(counts) or counts.max() < max(FEWEST, 0.9 * counts.sum()):
+        return None
+    value = words.number(float(values[counts.argmax()]))
+    return (
+        f"{words.pixels(int(counts.max()))} hold {value} in every band, and are restored: if they are missing, say "
+        f"--ignore-value {value}"
     )
 
 

@@ -15,6 +15,8 @@ NEAR = 0.005
 """Marks that were rounded, or went through a factor, lie this near to what the file names."""
 APART = 10 * NEAR
 """Between `NEAR` and this, nothing lies about a mark: else the near values are measurements."""
+CLOSE = 0.02
+"""Marks that nobody named lie this near to the outermost of them."""
 FILLS = (
     -9999, -999, -99, -99999, 99999, -9998, 1e20, -1e20, 1e30, -1e30, 1e34, -1e34, 1e38, -1e38, 9.969209968386869e36,
     -32768, -32767, 32767, 65535, -(2**31), -(2**31) + 1, 2**31 - 1, 2**32 - 1,
@@ -46,7 +48,7 @@ class Mark:
     @property
     def value(self) -> float:
         """What stands for it in lines that are written anew."""
-        return self.low if self.low == self.high or self.named is None else self.named
+        return self.named if self.named is not None and self.low < self.high else self.low
 
     def found(self, values: NDArray[Any]) -> Bools:
         """Which values are it."""
@@ -86,16 +88,18 @@ def told_mark(cube: NDArray[Any], number: float, whence: Whence, factor: float |
         factor: that the file states for its numbers, which may stand between the mark and the values.
     """
     exact = Mark(number, number, whence)
-    if math.isnan(number) or _any(cube, exact):
+    if not math.isfinite(number):
         return exact
     near = Mark(number - NEAR * abs(number), number + NEAR * abs(number), whence, number)
-    if _any(cube, near):
+    if (close := _count(cube, near)) > _count(cube, exact):
         around = Mark(number - APART * abs(number), number + APART * abs(number), whence)
         # Where values lie all around it, they are measurements.
-        return near if _count(cube, near) == _count(cube, around) else exact
+        return near if close == _count(cube, around) else exact
+    if close:
+        return exact
     for other in _turned(number, cube.dtype, factor):
         found = Mark(other, other, whence, number)
-        if _any(cube, found) and _alone(cube, found):
+        if _count(cube, found) and _alone(cube, found):
             return found
     return exact
 
@@ -121,10 +125,6 @@ def _whole(number: float, dtype: np.dtype[Any]) -> float:
     return float(round(number)) if dtype.kind in "iu" else float(dtype.type(number))
 
 
-def _any(cube: NDArray[Any], mark: Mark) -> bool:
-    return any(bool(mark.found(band).any()) for band in cube)
-
-
 def _count(cube: NDArray[Any], mark: Mark) -> int:
     return sum(int(np.count_nonzero(mark.found(band))) for band in cube)
 
@@ -137,11 +137,11 @@ def _alone(cube: NDArray[Any], mark: Mark) -> bool:
         found = mark.found(band)
         whole &= found
         some |= found
-    return bool((whole == some).all()) or far(cube, mark.low, [])
+    return bool((whole == some).all()) or far(cube, mark, [])
 
 
 def seen_marks(cube: NDArray[Any], marks: Sequence[Mark], bands: Bools) -> list[Mark]:
-    """Marks that nobody named: one extreme value, repeated exactly, far from everything else.
+    """Marks that nobody named: extreme values that lie close together, or are one, far from everything else.
 
     Args:
         cube: [bands, lines, samples].
@@ -149,26 +149,39 @@ def seen_marks(cube: NDArray[Any], marks: Sequence[Mark], bands: Bools) -> list[
         bands: bool [bands], those that are looked at.
     """
     found: list[Mark] = []
+    looked = cube[bands]
     for _ in range(4):
         known = [*marks, *found]
-        extremes = [e for band in cube[bands] if (e := _extremes(band, known)) is not None]
+        extremes = [e for band in looked if (e := _extremes(band, known)) is not None]
         if not extremes:
             break
-        both = {min(low for low, _ in extremes), max(high for _, high in extremes)}
-        new = [Mark(value, value, "data") for value in sorted(both) if value and far(cube[bands], value, known)]
+        low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
+        new = [mark for end, inwards in ((low, 1), (high, -1)) if (mark := _cluster(looked, end, inwards, known))]
         if not new:
             break
         found += new
     return found
 
 
+def _cluster(cube: NDArray[Any], end: float, inwards: int, marks: Sequence[Mark]) -> Mark | None:
+    """The mark at one end of the values, one number or those within `CLOSE` of it; None of measurements."""
+    if not end:
+        return None
+    single = Mark(end, end, "data")
+    if math.isinf(end) or abs(end) > 1e30:
+        return single if far(cube, single, marks) else None
+    other = end + inwards * CLOSE * abs(end)
+    several = Mark(min(end, other), max(end, other), "data")
+    if not far(cube, several, marks):
+        return single if far(cube, single, marks) else None
+    values = [band[several.found(band)] for band in cube]
+    low, high = min(float(v.min()) for v in values if v.size), max(float(v.max()) for v in values if v.size)
+    return Mark(low, high, "data")
+
+
 def _extremes(band: NDArray[Any], marks: Sequence[Mark]) -> tuple[float, float] | None:
     values = measured(band, marks)
-    if not values.size:
-        return None
-    low, high = float(values.min()), float(values.max())
-    # What fills a band is no mark among measurements.
-    return None if low == high else (low, high)
+    return (float(values.min()), float(values.max())) if values.size else None
 
 
 def measured(band: NDArray[Any], marks: Sequence[Mark]) -> NDArray[Any]:
@@ -179,31 +192,39 @@ def measured(band: NDArray[Any], marks: Sequence[Mark]) -> NDArray[Any]:
     return band[~out] if out.any() else band.reshape(-1)
 
 
-def far(cube: NDArray[Any], value: float, marks: Sequence[Mark]) -> bool:
-    """Whether an extreme value lies so far from all the others that it is no measurement.
+def far(cube: NDArray[Any], mark: Mark, marks: Sequence[Mark]) -> bool:
+    """Whether extreme values lie so far from all the others that they are no measurements.
 
-    It is compared with the nearest other value and with the range of the values' body; infinite values always do.
+    They are compared with the nearest other value and with the range of the values' body; infinite ones always do.
     """
-    others = [*marks, Mark(value, value, "data")]
-    count, below, above = 0, -math.inf, math.inf
+    others = [*marks, mark]
+    count, filled, below, above = 0, False, -math.inf, math.inf
     for band in cube:
         values = measured(band, marks)
-        count += int(np.count_nonzero(values == value))
-        under, over = values[values < value], values[values > value]
+        found = int(np.count_nonzero(mark.found(values)))
+        count, filled = count + found, filled or 0 < found == values.size
+        under, over = values[values < mark.low], values[values > mark.high]
         below = max(below, float(under.max()) if under.size else -math.inf)
         above = min(above, float(over.min()) if over.size else math.inf)
-    if count == 0 or (math.isinf(below) and math.isinf(above)) or not (math.isinf(below) or math.isinf(above)):
+    # What fills a band is no mark among measurements.
+    if (
+        count == 0
+        or filled
+        or (math.isinf(below) and math.isinf(above))
+        or not (math.isinf(below) or math.isinf(above))
+    ):
         return False
-    if math.isinf(value):
+    if math.isinf(mark.low):
         return True
-    gap = above - value if math.isinf(below) else value - below
+    gap = above - mark.high if math.isinf(below) else mark.low - below
     step = max(1, cube.size // SAMPLED)
     body = np.concatenate([measured(band.reshape(-1)[i % step :: step], others) for i, band in enumerate(cube)])
     if body.size < REPEATED:
         return False
     low, high = np.percentile(body.astype(np.float64), (0.1, 99.9))
     span = max(high - low, 1e-3 * abs(high))
-    if any(held(fill, cube.dtype) == value for fill in (*FILLS, *_limits(cube.dtype))):
+    fills = [held(fill, cube.dtype) for fill in (*FILLS, *_limits(cube.dtype))]
+    if any(fill is not None and mark.low <= fill <= mark.high for fill in fills):
         return bool(gap > OF_FILL * span)
     # Among few levels every one lies far from the next.
     several = len(np.unique(body)) >= REPEATED

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ UNIT_LIMIT = 4.0
 """In the unit range values reach this at most, or somebody took another scale."""
 DIM_SHARE = 0.1
 """Below this share of a scale that nobody said for these numbers, it may be another sensor's."""
+USUAL = (100, 255, 1000, 4095, 10000, 65535)
+"""What stands for 1.0 in most cubes."""
 DARK = 0.01
 """What reaches no more than this behind a factor, and more before it, has gone through it already."""
 
@@ -57,7 +59,7 @@ class Values:
     """Measured values of a cube, from which its scale is judged.
 
     Attributes:
-        bands: {band: float64, some of its values and its largest one}.
+        bands: {band: float64, some of its values, its smallest and its largest one}.
         floats: the cube holds floats.
     """
 
@@ -72,18 +74,29 @@ class Values:
         for number, band in enumerate(cube):
             values = measured(band, marks) if number not in bad else np.empty(0)
             if values.size:
-                taken[number] = np.append(values[number % step :: step], values.max()).astype(np.float64)
+                some = values[number % step :: step]
+                taken[number] = np.concatenate([some, [values.min(), values.max()]]).astype(np.float64)
         return cls(taken, cube.dtype.kind == "f")
 
-    def reach(self, conversion: Conversion) -> tuple[float, float]:
-        """Median of the amounts, and the largest value, in the unit range."""
+    def reach(self, conversion: Conversion) -> "Reach":
+        """How far they reach in the unit range."""
         units = []
         for band, values in self.bands.items():
             out = np.empty(values.shape)
             conversion.band_to_unit(band, values, out)
             units.append(out)
         every = np.concatenate(units)
-        return float(np.median(np.abs(every))), float(every.max())
+        middle, bright = np.percentile(np.abs(every), (50, 99))
+        return Reach(float(every.min()), float(middle), float(bright), float(every.max()))
+
+
+class Reach(NamedTuple):
+    """Smallest value, median and 99 % of the amounts, largest value."""
+
+    low: float
+    middle: float
+    bright: float
+    high: float
 
 
 def of_numbers(
@@ -96,7 +109,7 @@ def of_numbers(
     """
     key, gains, offsets = _gains(stated)
     linear = gains is not None or offsets is not None
-    alike = offsets is None and (gains is None or bool((gains == gains[0]).all()))
+    alike = all(values is None or bool((values == values[0]).all()) for values in (gains, offsets))
     if asked.scale is not None:
         if not linear or alike:
             told = (
@@ -109,7 +122,8 @@ def of_numbers(
             [f"{asked.scale:g} stands for 1.0 behind the file's {key}"],
         )
     if linear:
-        if stated.scale is not None and not (alike and gains is not None and np.isclose(gains[0] * stated.scale, 1)):
+        agrees = alike and offsets is None and gains is not None
+        if stated.scale is not None and not (agrees and gains is not None and np.isclose(gains[0] * stated.scale, 1)):
             raise CubeError(
                 f"the file states {key} and a reflectance scale factor, which are not one and the same",
                 key=key,
@@ -161,44 +175,46 @@ def judged(
     Raises:
         CubeError: they lie far outside the unit range, or seem to have been converted already.
     """
-    middle, largest = values.reach(conversion)
-    _, plain = values.reach(Conversion())
+    found, plain = values.reach(conversion), values.reach(Conversion())
     linear = conversion.gains is not None or conversion.offsets is not None
     key = _gains(stated)[0] if linear else "reflectance scale factor" if whose == "file" else "scale"
+    low = f"values reach down to {found.low:.4g}: if they mark missing pixels, say --ignore-value"
     if whose == "flag":
-        return (
-            conversion,
-            f"values reach {largest:.4g} times what --scale says stands for 1.0" if middle > UNIT_LIMIT else None,
-        )
-    if whose == "file" and not linear and conversion.scale < 1 and middle > UNIT_LIMIT:
-        turned = Conversion(1 / conversion.scale)
-        if values.reach(turned)[1] <= UNIT_LIMIT:
-            return turned, f"the file's reflectance scale factor {conversion.scale:g} is taken as a multiplier"
-    if middle > UNIT_LIMIT:
-        whole = f"by the file's {key}" if whose == "file" else f"by the {whose}'s scale" if whose else "as they are"
-        example = f"{known.scale:g}" if known.scale else "4095"
+        if found.middle > UNIT_LIMIT or found.bright < DARK:
+            return conversion, f"values reach {found.high:.2g} times what --scale says stands for 1.0"
+        return conversion, low if found.low < -UNIT_LIMIT else None
+    value = None if linear else f"{conversion.scale:g}"
+    fits = values.floats and DARK < plain.bright <= UNIT_LIMIT
+    if whose == "file" and fits and not plain.bright / 10 < found.bright <= UNIT_LIMIT:
         raise CubeError(
-            f"the numbers reach {largest:.4g} where 1.0 is expected, {whole}",
+            f"the numbers reach {plain.high:.4g}, and by the file's {key} {found.high:.2g}: they seem to be converted "
+            "already",
             key=key,
-            value=None if linear else f"{conversion.scale:g}",
+            value=value,
+            remedy="say --scale 1 if they are" + ("; else delete the gains" if linear else f", --scale {value} if not"),
+        )
+    if whose == "file" and not linear and conversion.scale < 1 and found.middle > UNIT_LIMIT:
+        turned = Conversion(1 / conversion.scale)
+        if values.reach(turned).high <= UNIT_LIMIT:
+            return turned, f"the file's reflectance scale factor {conversion.scale:g} is taken as a multiplier"
+    if found.middle > UNIT_LIMIT:
+        whole = f"by the file's {key}" if whose == "file" else f"by the {whose}'s scale" if whose else "as they are"
+        example = next((f"{usual}" for usual in USUAL if found.high <= 1.3 * usual), f"{found.high:.4g}")
+        raise CubeError(
+            f"the numbers reach {found.high:.4g} where 1.0 is expected, {whole}",
+            key=key,
+            value=value,
             remedy=f"say which number stands for 1.0, such as --scale {example}, or --scale 1 to take them as they are",
         )
-    if whose == "file" and values.floats and largest < DARK <= plain <= UNIT_LIMIT:
-        raise CubeError(
-            f"the numbers reach {plain:.4g}, and by the file's {key} {largest:.2g}: they seem to be converted already",
-            key=key,
-            value=None if linear else f"{conversion.scale:g}",
-            remedy="say --scale 1 if they are"
-            + ("; else delete the gains" if linear else f", --scale {conversion.scale:g} if not"),
-        )
-    if largest > UNIT_LIMIT:
-        return (
-            conversion,
-            f"values reach {largest:.4g} where 1.0 is expected: if another number stands for it, say --scale",
-        )
-    if whose == known.whose and largest < DIM_SHARE:
+    if found.high > UNIT_LIMIT:
         return conversion, (
-            f"the largest number is {plain:g}, {100 * largest:.1g} % of the {whose}'s scale {conversion.scale:g}; "
-            "if this sensor has another scale, say it: --scale"
+            f"values reach {found.high:.4g} where 1.0 is expected: if another number stands for it, say --scale"
+        )
+    if found.low < -UNIT_LIMIT:
+        return conversion, low
+    if whose == known.whose and found.high < DIM_SHARE:
+        return conversion, (
+            f"the largest number is {plain.high:g}, {100 * found.high:.1g} % of the {whose}'s scale "
+            f"{conversion.scale:g}; if this sensor has another scale, say it: --scale"
         )
     return conversion, None

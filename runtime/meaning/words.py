@@ -40,8 +40,9 @@ def of_mark(mark: Mark, count: int, dtype: np.dtype[Any]) -> str | None:
     """What is said of a mark that `count` pixels hold; None where the file means just that."""
     value = f"{mark.low:g}" if mark.low == mark.high else ""
     if mark.whence == "data" and count:
+        values = number(mark.low) if mark.low == mark.high else f"{number(mark.low)} to {number(mark.high)}"
         return (
-            f"{pixels(count)} hold {number(mark.low)}, far from all other values, and nothing says what it means: "
+            f"{pixels(count)} hold {values}, far from all other values, and nothing says what it means: "
             f"taken as missing; confirm it with --ignore-value {number(mark.low)}, or say --ignore-value none"
         )
     if mark.named is None or not count:

@@ -43,9 +43,11 @@ class Source(Closing):
         live: lines come whether they are taken or not; a file waits.
         format: what its lines look like; known as soon as it is open, and never changing.
         stated: what it says of its numbers beside the format.
+        several: it goes on with other files than that which `sample` shows.
     """
 
     live: bool
+    several: bool = False
     format: LineFormat
     stated: Stated = NOTHING
 

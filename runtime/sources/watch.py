@@ -45,6 +45,7 @@ class Watch(Source):
     """The pairs of a folder, in the order of their last change, then of their names. Frame ids are lines of a file."""
 
     live = False
+    several = True
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         self._idle = options.idle_seconds

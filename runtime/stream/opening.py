@@ -1,5 +1,6 @@
 """A stream from an open bundle and an open source: what does not go together is refused here, and files are opened."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -104,6 +105,8 @@ def open_stream(
     """
     asked = Asked(scale, None if ignore_values is None else tuple(ignore_values))
     fitted = fit(bundle, source, asked, chosen=bands, radiometry=radiometry or {}, output=output)
+    for doubt in fitted.doubts:
+        warnings.warn(doubt, stacklevel=2)
     options = options or StreamOptions()
     given = [sink if isinstance(sink, NamedSink | Sink) else Callback(sink) for sink in sinks]
     named = [s if isinstance(s, NamedSink) else NamedSink(f"sink-{n}", s) for n, s in enumerate(given, 1)]
@@ -139,7 +142,7 @@ def open_files(
     told, facts = ", ".join(source.describe().values()), fitted.facts
     raw = made = None
     if record is not None:
-        gains = _gain_fields(source.stated)
+        gains = _gain_fields(source.stated) | _bad_fields(source.stated.bad, range(fitted.lines.bands))
         raw = open_line_writer(
             Path(record),
             "lines",
@@ -152,6 +155,8 @@ def open_files(
         opened.enter_context(raw)
     if restored is not None:
         fields = {"description": f"lines of {told} restored by {fitted.about}"}
+        if fitted.output.bands == len(facts.chosen or range(fitted.lines.bands)):
+            fields |= _bad_fields(source.stated.bad, facts.chosen or range(fitted.lines.bands))
         places = "all" if facts.chosen is None else ",".join(map(str, facts.chosen))
         network, radiometry = bundle.manifest.network.checkpoint_sha256[:12], fitted.radiometry.digest()[:12]
         meaning = f"network {network}, bands {places}, radiometry {radiometry}"
@@ -164,6 +169,11 @@ def _gain_fields(stated: Stated) -> dict[str, str]:
     """What a source states of gains and offsets, as header fields of its raw lines."""
     values = stated.gains, stated.offsets, stated.reflectance_gains, stated.reflectance_offsets
     return {key: listed(value) for key, value in zip(GAIN_KEYS, values, strict=True) if value is not None}
+
+
+def _bad_fields(bad: Sequence[int], bands: Sequence[int]) -> dict[str, str]:
+    """The list of good bands for the header of these bands; none where the source has no bad ones."""
+    return {"bbl": "{" + ", ".join(str(int(band not in bad)) for band in bands) + "}"} if bad else {}
 
 
 def fit(

@@ -12,7 +12,7 @@ from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
 from runtime.lines import UNFIT, Flag, Line, LineFormat
 from runtime.meaning import words
-from runtime.meaning.bands import bridged
+from runtime.meaning.bands import FULL, bridged
 from runtime.meaning.marks import BELOW, Mark, marked, seen_marks
 from runtime.meaning.numbers import UNIT_LIMIT
 from runtime.prompts import Prompts
@@ -271,6 +271,8 @@ class FrameRestorer:
         if self._facts.learns and (np.fmin.reduce(low) < -BELOW or np.fmax.reduce(high) > UNIT_LIMIT):
             told += self._learn(came)
         constant = low == high
+        for value in (low, high):
+            constant |= (lines == value[:, None, None]).mean(axis=(1, 2)) > FULL
         missing: Bools = np.asarray(self._missing[:, places].all(axis=(1, 2)))
         wild = np.zeros_like(constant)
         for place, slot in came:

@@ -7,6 +7,7 @@ import numpy as np
 from runtime.errors import CubeError
 from runtime.meaning import Asked, Known, Mark, look, words
 from runtime.meaning.bands import LISTED
+from runtime.meaning.marks import marked
 from runtime.meaning.numbers import Values, judged, of_numbers
 from runtime.scaling import Conversion
 from runtime.sources import Source
@@ -54,6 +55,13 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
         seen = [words.of_mark(mark, count, sample.dtype) for mark, count in zip(marks, counts, strict=True)]
         doubts += [f"of {sample.shape[1]} lines looked at, {text}" for text in seen if text]
         doubts += words.of_bad(bad, seen=True)
+        good = np.setdiff1d(np.arange(format.bands), list(bad))
+        wild = ~np.isfinite(sample[good]) & ~marked(sample[good], marks)
+        if wild.any():
+            doubts.append(
+                f"{int(wild.any(axis=(0, 2)).sum())} of {sample.shape[1]} lines looked at hold values that are not "
+                "finite: they pass unrestored; where they are missing pixels, say --ignore-value nan"
+            )
         if len(bad) == format.bands:
             raise CubeError(
                 "no band holds data", key="--source", value=words.bands(bad), remedy="give a source with data"
@@ -65,5 +73,12 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
         if sample is not None and (values := Values.of(sample, marks, bad)).bands:
             conversion, doubt = judged(whose, conversion, values, stated, known)
             doubts += [doubt] if doubt else []
+    elif any((stated.gains, stated.offsets, stated.reflectance_gains, stated.reflectance_offsets)):
+        doubts.append(
+            "the source's gains and offsets are not applied: radiometry takes its numbers as they are recorded"
+        )
     notes += words.of_bad(bad, seen=False)
+    if source.several:
+        # What follows may have other bands; they are looked at frame by frame.
+        bad = {band: why for band, why in bad.items() if why == LISTED}
     return SourceMeaning(conversion, whose, tuple(marks), bad, tuple(notes), tuple(doubts))

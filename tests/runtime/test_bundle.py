@@ -1033,3 +1033,15 @@ def test_threads_are_the_targets_unless_others_are_asked_for(identity: Path) -> 
         assert "1 threads" in bundle.engine.describe()["device"]
     with load_bundle(identity, threads=2) as bundle:
         assert "2 threads" in bundle.engine.describe()["device"]
+
+
+def test_doubts_about_numbers_are_warnings_in_python(identity: Path) -> None:
+    cube = cube_of(3, 24, 20)
+    cube[:, :3] = -9999
+    with load_bundle(identity) as bundle:
+        with pytest.warns(UserWarning, match=r"60 pixels hold -9999"):
+            restored = bundle.restore(cube)
+        np.testing.assert_array_equal(restored.cube[:, :3], cube[:, :3])
+        assert restored.meaning is not None and restored.missing == 60
+        told = bundle.restore(cube, ignore_value=-9999)
+    np.testing.assert_array_equal(told.cube, restored.cube)

@@ -97,6 +97,46 @@ def test_two_marks_that_nobody_named_are_both_seen() -> None:
     assert int(found.missing.sum()) == 2 * SAMPLES + 4 and len(found.doubts) == 2
 
 
+TOGETHER = [
+    ("f4", -9999 * np.linspace(0.9955, 1.0042, BANDS)),
+    ("f4", np.where(np.arange(BANDS) % 2, -9999.0, -9998.0)),
+    ("f4", np.linspace(-99, -98, BANDS)),
+    ("i2", np.where(np.arange(BANDS) % 2, -32768, -32767)),
+    ("i4", np.linspace(-9999, -9990, BANDS)),
+    ("u2", np.where(np.arange(BANDS) % 2, 65535, 65534)),
+]
+
+
+@pytest.mark.parametrize(("dtype", "fills"), TOGETHER, ids=range(len(TOGETHER)))
+def test_marks_that_lie_close_together_are_one(dtype: str, fills: np.ndarray) -> None:
+    cube = numbers(dtype)
+    place = border(cube)
+    cube[:, place] = fills[:, None].astype(dtype)
+    found = understood(cube)
+    np.testing.assert_array_equal(found.missing, place)
+    assert len(found.doubts) == 1 and f"{place.sum()} pixels" in found.doubts[0]
+
+
+def test_a_mark_that_few_values_equal_and_many_nearly_do() -> None:
+    cube = numbers("f4")
+    place = border(cube)
+    cube[:, place] = (-9999 * np.linspace(0.9955, 1.0042, BANDS))[:, None]
+    cube[4, :10, :3] = -9999
+    found = understood(cube, Stated(marks=(-9999,)))
+    np.testing.assert_array_equal(found.missing, place)
+    assert any(f"{place.sum()} pixels lie within 0.5 %" in doubt for doubt in found.doubts)
+
+
+@pytest.mark.parametrize("value", [0, -1, -100, -1000])
+def test_spectra_of_one_value_that_nobody_named_are_told(value: int) -> None:
+    cube = numbers("i2")
+    cube[:, border(cube)] = value
+    found = understood(cube)
+    told = f"{border(cube).sum()} pixels hold {value}"
+    assert any(told in doubt and f"--ignore-value {value}" in doubt for doubt in found.doubts)
+    assert not understood(cube, marks=()).doubts
+
+
 def test_measurements_are_no_marks() -> None:
     for cube in (numbers("f4"), numbers("i2"), numbers("u2")):
         assert understood(cube).marks == ()
@@ -203,21 +243,33 @@ def bad(kind: str, dtype: str) -> tuple[np.ndarray, Stated]:
     elif kind == "infinite":
         cube[3:5] = np.inf
     elif kind == "saturated":
-        cube[3:5] = np.iinfo(dtype).max
-        cube[3:5, 0, 0] = 5000
+        cube[3:5] = 4095 if dtype == "i2" else 1.2
+        cube[3:5, 0, :9] = 0.3 if dtype == "f4" else 3000
+    elif kind == "nearly zero":
+        cube[3:5] = 0
+        cube[3:5, 5, 5] = 0.5 if dtype == "f4" else 5000
     return cube, stated
 
 
 @pytest.mark.parametrize("dtype", ["f4", "i2"])
 @pytest.mark.parametrize(
     "kind",
-    ["listed", "marked", "mostly marked", "unnamed fill", "zero", "constant", "nan", "infinite", "saturated"],
+    [
+        "listed",
+        "marked",
+        "mostly marked",
+        "unnamed fill",
+        "zero",
+        "constant",
+        "nan",
+        "infinite",
+        "saturated",
+        "nearly zero",
+    ],
 )
 def test_bands_that_say_nothing_are_left_out_and_come_back_as_they_were(kind: str, dtype: str) -> None:
-    if (kind in ("nan", "infinite")) == (dtype == "i2") and kind in ("nan", "infinite", "saturated"):
+    if kind in ("nan", "infinite") and dtype == "i2":
         pytest.skip("the type has no such value")
-    if kind == "saturated" and dtype == "f4":
-        pytest.skip("floats have no limit")
     cube, stated = bad(kind, dtype)
     found = understood(cube, stated)
     assert sorted(found.bad) == [3, 4] and not found.missing.any()
@@ -295,6 +347,8 @@ RIGHT = [
     ("gain and factor that agree", numbers("i2"), Stated(gains=(1e-4,) * BANDS, scale=10000), {}, 1e-4),
     ("gains of floats", behind_gains(GAINS).astype("f4"), Stated(gains=GAINS), {}, 1e-4),
     ("a scale behind gains", (behind_gains(GAINS) * 2).astype("f4"), Stated(gains=GAINS), {"scale": 2.0}, 1e-4),
+    ("the flag above gain and offset", numbers("i2"), Stated(gains=(2e-4,) * BANDS, offsets=(-0.1,) * BANDS),
+     {"scale": 10000.0}, 1e-4),
     ("the flag above one gain", numbers("i2"), Stated(gains=(2e-4,) * BANDS), {"scale": 10000.0}, 1e-4),
 ]  # fmt: skip
 
@@ -314,11 +368,21 @@ def test_numbers_come_to_the_unit_range(cube: np.ndarray, stated: Stated, asked:
     np.testing.assert_array_equal(as_unit, unit)
 
 
+def hot(cube: np.ndarray) -> np.ndarray:
+    """With one element that is far too bright."""
+    cube[2, 3, 4] = 4.5
+    return cube
+
+
 REFUSED = [
     (numbers("u2", 4095), Stated(scale=1), {}, "reflectance scale factor: the numbers reach .*--scale"),
     ((reflectance() * 100).astype("f4"), NOTHING, {}, "the numbers reach .* as they are .*--scale"),
     (numbers("f4"), Stated(scale=10000), {}, "converted already .*--scale 1 if they are, --scale 10000"),
     (numbers("f4"), Stated(gains=GAINS), {}, "data gain values: .*converted already"),
+    (hot(numbers("f4")), Stated(scale=10000), {}, "converted already"),
+    (hot(numbers("f4")), Stated(gains=GAINS), {}, "converted already"),
+    (numbers("f4"), Stated(scale=100), {}, "converted already"),
+    (numbers("f4"), Stated(scale=0.0001), {}, "converted already"),
     (numbers("i2"), Stated(gains=tuple(g * 1e4 for g in GAINS)), {}, "data gain values: the numbers reach"),
     (numbers("i2"), Stated(gains=GAINS, scale=10000), {}, "not one and the same"),
     (numbers("i2"), Stated(gains=GAINS, reflectance_gains=GAINS), {}, "two sets of gains"),
@@ -352,6 +416,10 @@ def test_scales_that_do_not_look_right_are_doubted() -> None:
     spiky[2, 3, 4] = 30
     assert any("values reach 30" in doubt and "--scale" in doubt for doubt in understood(spiky).doubts)
     assert not understood(numbers("i2", 500), scale=500.0).doubts
+    deep = numbers("f4")
+    deep[:, 3, 3:9] = np.linspace(-300, -200, 6)
+    assert any("down to -300" in doubt and "--ignore-value" in doubt for doubt in understood(deep).doubts)
+    assert any("times what --scale says" in doubt for doubt in understood(numbers("f4"), scale=1e4).doubts)
 
 
 def test_what_readers_doubt_and_axes_and_wavelengths_are_told() -> None:
