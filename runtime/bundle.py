@@ -108,7 +108,7 @@ class Bundle(Closing):
                 also [groups, M].
             scale: number that stands for 1.0, instead of the bundle's.
             ignore_value: pixels that hold it in any band are missing: kept from the network and left as they are.
-            meaning: of the cube's numbers, from `meaning`, in place of both; without it, doubts are Python warnings too.
+            meaning: of the cube's numbers, from `meaning`, in place of both; without it, doubts are warnings too.
             clip: clip the restored cube to [0, 1] in the unit range.
             unit: give float32 in the unit range, whatever the input's type.
             progress: called with (frames done, frames in all).
