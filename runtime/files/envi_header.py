@@ -146,7 +146,9 @@ def parse_header(text: str, *, path: Path, data_path: Path) -> EnviHeader:
         doubts += [left_out(field, "its unit is told twice, differently") for field in unknown]
     wavelengths, fwhm, bbl = _lists(found, bands, doubts)
     units = found.get("wavelength units")
-    gains, offsets, reflectance_gains, reflectance_offsets = (_per_band(found, key, path, bands) for key in GAIN_KEYS)
+    gains, offsets, reflectance_gains, reflectance_offsets = (
+        _per_band(found, key, path, bands, doubts) for key in GAIN_KEYS
+    )
     scale = _scale(found, path, doubts)
     return EnviHeader(
         path=path,
@@ -219,7 +221,9 @@ def _number(found: Mapping[str, Field], key: str, path: Path) -> float | None:
     field = found.get(key)
     if field is None or not (text := field.text.strip("{} \n\t")):
         return None
-    value = _float(text)
+    # A list of one and the same number is that number.
+    values = {repr(_float(part)) for part in re.split(r"[\s,;]+", text)}
+    value = _float(re.split(r"[\s,;]+", text)[0]) if len(values) == 1 else None
     if value is None:
         raise wrong(field, path, "is not a number", "correct or delete it")
     return value
@@ -281,7 +285,7 @@ def _check_unit(key: str, unit: str, found: dict[str, Field]) -> None:
         raise ValueError(f"its entries are in {unit}, but 'wavelength units' says {plain(said) or 'nothing'}")
 
 
-def _per_band(found: dict[str, Field], key: str, path: Path, bands: int) -> tuple[float, ...] | None:
+def _per_band(found: dict[str, Field], key: str, path: Path, bands: int, doubts: list[str]) -> tuple[float, ...] | None:
     """Gains or offsets; one counts for all bands."""
     field = found.get(key)
     if field is None or not field.text.strip("{}[]() \n\t"):
@@ -290,6 +294,9 @@ def _per_band(found: dict[str, Field], key: str, path: Path, bands: int) -> tupl
         numbers = _numbers(field.text, bands, shared=MOST_BANDS)
         if numbers.unit:
             raise ValueError(f"its entries have a unit: {numbers.unit}")
+        if "gain" in key and not any(numbers.values):
+            doubts.append(left_out(found.pop(key), "gains of 0 say nothing"))
+            return None
         if "gain" in key and 0.0 in numbers.values:
             raise ValueError(f"entry {numbers.values.index(0.0) + 1} is 0")
     except ValueError as error:

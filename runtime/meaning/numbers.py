@@ -157,7 +157,7 @@ def _gains(stated: Stated) -> tuple[str, Doubles | None, Doubles | None]:
             for values, nothing in ((gains, 1), (offsets, 0))
         ]
         if any(values is not None for values in does):
-            found.append((key, does[0], does[1]))
+            found.append((key if does[0] is not None else key.replace("gain", "offset"), does[0], does[1]))
     if len(found) > 1:
         raise CubeError(
             "the file states two sets of gains",

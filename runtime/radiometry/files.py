@@ -85,6 +85,10 @@ def read_detector_image(
     if suffix in (".npz", ".mat"):
         raise refused("is not a format of calibration files", path, key, _what_fits(format, averaged), suffix)
     header = read_header(path)
+    gains, offsets = (header.gains, header.reflectance_gains), (header.offsets, header.reflectance_offsets)
+    if any(set(values or ()) - {nothing} for both, nothing in ((gains, 1.0), (offsets, 0.0)) for values in both):
+        remedy = "write it with its gains applied, or delete them where the numbers have them already"
+        raise refused("states gains or offsets, which are not applied here", path, key, remedy)
     if (header.bands, header.samples) == format.shape and (averaged or header.lines == 1):
         _check_wavelengths(header, format, path, key)
         return _mean(_lines(header), header.lines, limit, header.data_ignore_value)

@@ -347,6 +347,17 @@ def test_what_is_refused_and_what_the_user_reads(
     assert caught.value.file in (str(header), str(tmp_path / "cube.img"))
 
 
+def test_one_number_as_a_list_and_gains_of_nothing(tmp_path: Path) -> None:
+    header = read_header(
+        edited(write_pair(tmp_path, sample("u2"), 12), "data ignore value = {-9999, -9999.0, -9.999e3}")
+    )
+    assert header.data_ignore_value == -9999
+    with pytest.raises(CubeFileError, match="is not a number"):
+        read_header(edited(write_pair(tmp_path, sample("u2"), 12), "data ignore value = {-9999, 0}"))
+    header = read_header(edited(write_pair(tmp_path, sample("u2"), 12), "data gain values = {0}"))
+    assert header.gains is None and "gains of 0 say nothing" in header.doubts[0]
+
+
 def test_values_that_are_tolerated(tmp_path: Path) -> None:
     header = edited(
         write_pair(tmp_path, sample("u2"), 12),

@@ -85,6 +85,13 @@ def test_good_recordings_have_no_bad_pixels_and_no_doubts(recordings: Recordings
         assert made.describe()["replaced"] == "0 of 600" and made.doubts == ()
 
 
+@pytest.mark.parametrize("key", KEYS)
+def test_references_with_gains_are_refused(recordings: Recordings, key: str) -> None:
+    with pytest.raises(CubeFileError, match=f"radiometry.{key}: states gains"):
+        recordings.load(key, fields={"data gain values": "{" + ", ".join(["4"] * BANDS) + "}"})
+    recordings.load(key, fields={"data gain values": "{" + ", ".join(["1"] * BANDS) + "}"})
+
+
 LIMITS: dict[str, Callable[[], dict[str, Any]]] = {
     "settings": lambda: {"saturation": LIMIT},
     "the lines' format": lambda: {"format": replace(FORMAT, saturation=4000.5)},
