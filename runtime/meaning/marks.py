@@ -137,7 +137,7 @@ def _alone(cube: NDArray[Any], mark: Mark) -> bool:
         found = mark.found(band)
         whole &= found
         some |= found
-    return bool((whole == some).all()) or far(cube, mark, [])
+    return bool((whole == some).all()) or far(list(cube), mark, [])
 
 
 def seen_marks(cube: NDArray[Any], marks: Sequence[Mark], bands: Bools) -> list[Mark]:
@@ -149,7 +149,8 @@ def seen_marks(cube: NDArray[Any], marks: Sequence[Mark], bands: Bools) -> list[
         bands: bool [bands], those that are looked at.
     """
     found: list[Mark] = []
-    looked = cube[bands]
+    # Views: a cube is not copied for being looked at.
+    looked = [cube[band] for band in np.flatnonzero(bands)]
     for _ in range(4):
         known = [*marks, *found]
         extremes = [e for band in looked if (e := _extremes(band, known)) is not None]
@@ -163,7 +164,7 @@ def seen_marks(cube: NDArray[Any], marks: Sequence[Mark], bands: Bools) -> list[
     return found
 
 
-def _cluster(cube: NDArray[Any], end: float, inwards: int, marks: Sequence[Mark]) -> Mark | None:
+def _cluster(cube: Sequence[NDArray[Any]], end: float, inwards: int, marks: Sequence[Mark]) -> Mark | None:
     """The mark at one end of the values, one number or those within `CLOSE` of it; None of measurements."""
     if not end:
         return None
@@ -192,7 +193,7 @@ def measured(band: NDArray[Any], marks: Sequence[Mark]) -> NDArray[Any]:
     return band[~out] if out.any() else band.reshape(-1)
 
 
-def far(cube: NDArray[Any], mark: Mark, marks: Sequence[Mark]) -> bool:
+def far(cube: Sequence[NDArray[Any]], mark: Mark, marks: Sequence[Mark]) -> bool:
     """Whether extreme values lie so far from all the others that they are no measurements.
 
     They are compared with the nearest other value and with the range of the values' body; infinite ones always do.
@@ -217,13 +218,13 @@ def far(cube: NDArray[Any], mark: Mark, marks: Sequence[Mark]) -> bool:
     if math.isinf(mark.low):
         return True
     gap = above - mark.high if math.isinf(below) else mark.low - below
-    step = max(1, cube.size // SAMPLED)
+    step, dtype = max(1, sum(band.size for band in cube) // SAMPLED), cube[0].dtype
     body = np.concatenate([measured(band.reshape(-1)[i % step :: step], others) for i, band in enumerate(cube)])
     if body.size < REPEATED:
         return False
     low, high = np.percentile(body.astype(np.float64), (0.1, 99.9))
     span = max(high - low, 1e-3 * abs(high))
-    fills = [held(fill, cube.dtype) for fill in (*FILLS, *_limits(cube.dtype))]
+    fills = [held(fill, dtype) for fill in (*FILLS, *_limits(dtype))]
     if any(fill is not None and mark.low <= fill <= mark.high for fill in fills):
         return bool(gap > OF_FILL * span)
     # Among few levels every one lies far from the next.
