@@ -797,11 +797,12 @@ def test_our_graphs_have_nothing_to_find(tiny_bundle: Path, precision: str) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["additive, reference15, top-2", "bias free", "no latent block", "one band"])
 def test_graphs_of_other_configurations_have_nothing_to_find(name: str) -> None:
+    from export.networks import network_of
     from export.onnx import export_graph
     from tests.export.checkpoints import network
     from tests.export.test_onnx import CONFIGURATIONS
 
-    data = export_graph(network(CONFIGURATIONS[name]), 64, 64).data
+    data = export_graph(network_of(network(CONFIGURATIONS[name])), 64, 64).data
     for graph in (data, half_precision(data).data):
         assert lint(graph, **ORIN) == [] == lint(graph, **RTX)
 
