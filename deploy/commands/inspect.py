@@ -1,7 +1,7 @@
 """`deploy inspect`: what a bundle says of itself, after every byte of it was checked."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -31,6 +31,7 @@ from .options import PositiveNumber, engine_option, examples, ignore_option, jso
 @engine_option
 @click.option("--scale", type=PositiveNumber(), help="Of a cube: number that stands for 1.0.")
 @ignore_option
+@click.option("--constant-bands", type=click.Choice(["leave", "restore"]), help="Of a cube: bands of one value.")
 @click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
 @click.option("--key", help="Name of the array in .npz and .mat files.")
 @json_option
@@ -39,6 +40,7 @@ def command(
     engine: str | None,
     scale: float | None,
     marks: tuple[float, ...] | None,
+    constant_bands: Literal["leave", "restore"] | None,
     layout: str,
     key: str | None,
 ) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def command(
     Of a cube file: what its numbers are taken to mean, band by band; exit 1 where something is doubtful.
     """
     if is_cube(bundle):
-        return inspect_cube(bundle, Asked(scale, marks), layout, key)
+        return inspect_cube(bundle, Asked(scale, marks, constant_bands), layout, key)
     if is_checkpoint(bundle):
         return inspect_checkpoint(bundle)
     contents = verified_bundle(bundle)

@@ -102,7 +102,7 @@ def _show(source: CubeFile, meaning: Meaning | None, marks: tuple[Mark, ...], ba
     for label, text in (
         ("cube", f"{shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {source.cube.dtype}, {source.format}"),
         ("wavelengths", f"{nm[0]:g} to {nm[-1]:g} nm" if nm else "not told"),
-        ("1.0 is", _scale(meaning)),
+        ("scale", _scale(meaning)),
         ("missing", f"{named or 'no mark'}; {words.pixels(int(meaning.missing.sum())) if meaning else 'not counted'}"),
         ("bad bands", words.bands(meaning.bad) if meaning and meaning.bad else "none"),
         *(("note", note) for note in (meaning.notes if meaning else ())),
@@ -115,7 +115,7 @@ def _show(source: CubeFile, meaning: Meaning | None, marks: tuple[Mark, ...], ba
         low, high = ([b[key] for b in part if b[key] is not None] for key in ("min", "max"))
         which = f"{first + 1}" if len(part) == 1 else f"{first + 1} to {first + len(part)}"
         share = max(b["missing"] for b in part)
-        rows.append((which, f"{min(low):g}" if low else "-", f"{max(high):g}" if high else "-", f"{100 * share:.2g} %"))
+        rows.append((which, f"{min(low):g}" if low else "-", f"{max(high):g}" if high else "-", f"{100 * share:.3g} %"))
     console.table("numbers as they are stored", ("bands", "min", "max", "missing at most"), rows)
 
 
@@ -124,8 +124,6 @@ def _scale(meaning: Meaning | None) -> str:
         return "not clear, see below"
     if meaning.scale_from == NOBODY:
         return "not told: the bundle's scale is taken, or --scale"
-    if meaning.scale_from is None:
-        return "1: floats are taken as they are"
     made = meaning.conversion
-    linear = " behind its gains and offsets" if made.gains is not None or made.offsets is not None else ""
-    return f"{made.scale:g}{linear} (from the {meaning.scale_from})"
+    linear = made.gains is not None or made.offsets is not None
+    return words.of_scale(meaning.scale_from, made.scale, linear=linear)

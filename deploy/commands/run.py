@@ -12,10 +12,9 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.errors import MachineError
 from runtime.files import CubeFile, read_cube, write_cube, written_type
 from runtime.files.disk import available_memory
-from runtime.files.envi_text import CONVERTING
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.manifest import Manifest
-from runtime.meaning import Asked, Meaning
+from runtime.meaning import Asked, Meaning, header_fields, words
 from runtime.restore import Restored
 from runtime.restore_file import meaning_of_file, restore_file
 from runtime.signature import Signature
@@ -49,9 +48,7 @@ ENGINE_BYTES = 512 << 20
 @click.option(
     "--constant-bands",
     type=click.Choice(["leave", "restore"]),
-    default="leave",
-    show_default=True,
-    help="Bands of one value: leave them as they are, or let the network restore them.",
+    help="Bands of one value: leave them as they are (with a warning if not said), or let the network restore them.",
 )
 @click.option(
     "--output-type",
@@ -74,7 +71,7 @@ def command(
     layout: str,
     key: str | None,
     marks: tuple[float, ...] | None,
-    constant_bands: Literal["leave", "restore"],
+    constant_bands: Literal["leave", "restore"] | None,
     output_type: str,
     clip: bool,
     threads: int | None,
@@ -110,10 +107,10 @@ def command(
     by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
     console.say(f"restored    {restored.frames} frame{'s' * (restored.frames != 1)} in {seconds:.2f} s{by}")
     if restored.missing:
-        console.say(f"missing     {restored.missing} pixels hold the file's ignore value and stay as they are")
+        console.say(f"missing     {restored.missing} pixels are missing and stay as they are")
     if restored.moved:
         console.warn(
-            f"{restored.moved} restored values equalled the ignore value and were set to the number next to it"
+            f"{restored.moved} restored values equalled a mark of missing pixels and were set to the number next to it"
         )
     if restored.saturated:
         console.warn(f"{restored.saturated} values do not fit {source.cube.dtype} and were set to its limit")
@@ -170,8 +167,9 @@ def tell(bundle: Bundle, source: CubeFile, meaning: Meaning) -> None:
     """Say what is restored, what its numbers are taken to mean, and what is doubtful about it."""
     shape, bands = source.cube.shape, bundle.manifest.signature.measured.bands
     console.say(f"cube        {shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {source.cube.dtype}")
-    if meaning.scale_from is not None:
-        console.say(f"scale       {meaning.conversion.scale:g} stands for 1.0 (from the {meaning.scale_from})")
+    made = meaning.conversion
+    linear = made.gains is not None or made.offsets is not None
+    console.say(f"scale       {words.of_scale(meaning.scale_from, made.scale, linear=linear)}")
     for note in meaning.notes:
         console.say(f"note        {note}")
     for doubt in meaning.doubts:
@@ -183,9 +181,8 @@ def tell(bundle: Bundle, source: CubeFile, meaning: Meaning) -> None:
 def write(out: Path, source: CubeFile, restored: Restored, manifest: Manifest, layout: str = DEFAULT_LAYOUT) -> None:
     """Write a restored cube with what its source's file, or its bundle, says of bands and place."""
     fields: dict[str, str | None] = {}
-    if restored.unit:
-        # The numbers have been converted: nobody is to do it again.
-        fields |= dict.fromkeys(CONVERTING)
+    if restored.meaning is not None:
+        fields |= header_fields(restored.meaning, source.cube, unit=restored.unit)
     if not manifest.signature.alike and manifest.wavelengths:
         centres = ", ".join(f"{nanometres:g}" for nanometres in manifest.wavelengths)
         fields |= {"wavelength": f"{{{centres}}}", "wavelength units": "Nanometers"}

@@ -4,8 +4,8 @@
 knows and what is seen in the data, and refuses what has no single reading. What is doubtful is told in one list.
 """
 
-from runtime.meaning.cube import Meaning, look, meaning_of
+from runtime.meaning.cube import Meaning, header_fields, look, meaning_of
 from runtime.meaning.marks import Mark
 from runtime.meaning.numbers import Asked, Known
 
-__all__ = ["Asked", "Known", "Mark", "Meaning", "look", "meaning_of"]
+__all__ = ["Asked", "Known", "Mark", "Meaning", "header_fields", "look", "meaning_of"]

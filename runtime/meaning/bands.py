@@ -15,7 +15,8 @@ FULL = 0.95
 """With this share of its values at its own limit, a band is dead or saturated."""
 FEWEST = 16
 """Of so few values nobody can say that they should differ."""
-LISTED = "marked bad in the header"
+LISTED, ONE_VALUE = "marked bad in the header", "of one value"
+"""What is wrong with a band, for people."""
 
 
 def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], *, constant: bool) -> dict[int, str]:
@@ -46,8 +47,13 @@ def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], 
         elif count < HARDLY * pixels:
             found[number] = f"without a value in {100 * (1 - count / pixels):.0f} % of the pixels"
         elif constant and (value := single[number]) is not None and None in single:
-            found[number] = f"of one value, {value:g}"
+            found[number] = f"{ONE_VALUE}, {value:g}"
     return found
+
+
+def clipped(values: NDArray[Any]) -> float:
+    """Share of a band's values that are its largest; 0 of few."""
+    return float(np.mean(values == values.max())) if values.size >= FEWEST else 0.0
 
 
 def usual(values: NDArray[Any]) -> float | None:

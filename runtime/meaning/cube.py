@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
+from runtime.files.envi_text import CONVERTING
 from runtime.meaning import words
-from runtime.meaning.bands import FEWEST, bad_bands, bridged
-from runtime.meaning.marks import Mark, marked, seen_marks, told_mark
+from runtime.meaning.bands import FEWEST, FULL, bad_bands, bridged, clipped
+from runtime.meaning.marks import Mark, marked, measured, seen_marks, told_mark
 from runtime.meaning.numbers import Asked, Known, Values, judged, of_numbers
 from runtime.scaling import Conversion, next_to
 from runtime.stated import NOTHING, Stated
 
+CLIPPED = 0.25
+"""With this share of its values at its largest one, a band is doubted."""
 FEWEST_BANDS = 4
 """In so many bands no measured spectrum is one and the same value."""
 
@@ -107,6 +110,24 @@ class Meaning:
         return converted
 
 
+def header_fields(meaning: Meaning, source: NDArray[Any], *, unit: bool) -> dict[str, str | None]:
+    """ENVI header fields that say what restored numbers are, where the source's do not: None drops one.
+
+    Args:
+        meaning: of the source.
+        source: its cube.
+        unit: the numbers are in the unit range.
+    """
+    fields: dict[str, str | None] = dict.fromkeys(CONVERTING) if unit else {}
+    made = meaning.conversion
+    if not unit and made.gains is None and made.offsets is None and meaning.scale_from in ("flag", "file"):
+        fields = {**dict.fromkeys(CONVERTING), CONVERTING[0]: None if made.scale == 1 else f"{made.scale:.15g}"}
+    marks = [mark for mark in meaning.marks if any(bool(mark.found(band).any()) for band in source)]
+    if marks:
+        fields["data ignore value"] = repr(marks[0].value)
+    return fields
+
+
 def meaning_of(
     cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None, known: Known | None = None
 ) -> Meaning:
@@ -132,6 +153,7 @@ def meaning_of(
     missing, counts = _missing(cube, marks, bad)
     if missing.all():
         raise CubeError("every pixel is marked as missing", key="data ignore value", remedy="give a cube with data")
+    of_bad, bad_doubts = words.of_bad(bad)
     whose, conversion, notes = of_numbers(cube.dtype, len(cube), stated, asked, known)
     conversion, doubt = judged(whose, conversion, Values.of(cube, marks, bad), stated, known)
     return Meaning(
@@ -141,14 +163,15 @@ def meaning_of(
         bad,
         missing,
         stated.wavelengths,
-        notes=(*notes, *words.of_bad(bad, seen=False)),
+        notes=(*notes, *of_bad),
         doubts=tuple(
             filter(
                 None,
                 (
                     *stated.doubts,
                     *(words.of_mark(mark, count, cube.dtype) for mark, count in zip(marks, counts, strict=True)),
-                    *words.of_bad(bad, seen=True),
+                    *(bad_doubts if asked.constant_bands is None else ()),
+                    _clipped(cube, marks, bad),
                     _flat_spectra(cube, bad, missing) if asked.marks != () else None,
                     doubt,
                     words.axis_doubt(cube.shape, known.bands, told=stated.axes) if known.bands else None,
@@ -175,12 +198,25 @@ def _flat_spectra(cube: NDArray[Any], bad: Mapping[int, str], missing: Bools) ->
     )
 
 
+def _clipped(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) -> str | None:
+    """Bands that hold their largest value in so many pixels that a detector's limit is likely."""
+    found = {n: clipped(measured(band, marks)) for n, band in enumerate(cube) if n not in bad}
+    found = {number: share for number, share in found.items() if share <= FULL}
+    much = [number for number, share in found.items() if share > CLIPPED]
+    # A scene that is dark in all bands has many values alike.
+    if not much or len(much) == len(found):
+        return None
+    share = 100 * max(found[number] for number in much)
+    many = "hold their largest value in up to" if len(much) > 1 else "holds its largest value in"
+    return f"{words.bands(much)} {many} {share:.0f} % of the pixels, as a saturated detector does"
+
+
 def look(cube: NDArray[Any], stated: Stated, asked: Asked) -> tuple[list[Mark], dict[int, str]]:
     """The marks of a cube [bands, lines, samples], told and seen, and its bad bands."""
     marks = _told_marks(cube, stated, asked)
     while True:
         # Bands first: one of a single far value is a bad band, not a mark. Then again, behind the marks.
-        bad = bad_bands(cube, marks, stated.bad, constant=asked.constant_bands == "leave")
+        bad = bad_bands(cube, marks, stated.bad, constant=asked.constant_bands != "restore")
         looked = np.array([band not in bad for band in range(len(cube))])
         new = seen_marks(cube, marks, looked) if looked.any() and asked.marks != () else []
         if not new:
@@ -195,15 +231,18 @@ def _told_marks(cube: NDArray[Any], stated: Stated, asked: Asked) -> list[Mark]:
 
 
 def _missing(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) -> tuple[Bools, list[int]]:
-    """Pixels that are marked in a good band, and how many hold each mark.
+    """Pixels that are marked in a good band, and how many hold each mark in any.
 
     Raises:
         CubeError: values are not finite, and nobody called them missing.
     """
     found = np.zeros((len(marks), *cube.shape[1:]), np.bool_)
+    anywhere = np.zeros_like(found)
     wild = np.zeros(cube.shape[1:], np.bool_)
     first: tuple[int, float] | None = None
     for number, band in enumerate(cube):
+        for mark, pixels in zip(marks, anywhere, strict=True):
+            pixels |= mark.found(band)
         if number in bad:
             continue
         for mark, pixels in zip(marks, found, strict=True):
@@ -221,4 +260,4 @@ def _missing(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) 
             remedy=f"where they are missing pixels say --ignore-value {first[1]:g}, else leave those bands out",
         )
     missing: Bools = np.asarray(found.any(axis=0))
-    return missing, [int(np.count_nonzero(pixels)) for pixels in found]
+    return missing, [int(np.count_nonzero(pixels)) for pixels in anywhere]

@@ -57,7 +57,8 @@ class Mark:
         if self.low == self.high:
             mark = held(self.low, values.dtype)
             return np.zeros(values.shape, np.bool_) if mark is None else np.asarray(values == mark)
-        return np.asarray((values >= self.low) & (values <= self.high))
+        with np.errstate(over="ignore"):
+            return np.asarray((values >= self.low) & (values <= self.high))
 
 
 def held(number: float, dtype: np.dtype[Any]) -> Any:

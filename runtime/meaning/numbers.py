@@ -29,12 +29,12 @@ class Asked:
     Attributes:
         scale: number that stands for 1.0.
         marks: values that mark missing pixels, possibly NaN; none at all where it is empty.
-        constant_bands: bands of one value are left out, or `restore`d like all others.
+        constant_bands: bands of one value are left out, which is told unless it is asked for, or `restore`d.
     """
 
     scale: float | None = None
     marks: tuple[float, ...] | None = None
-    constant_bands: Literal["leave", "restore"] = "leave"
+    constant_bands: Literal["leave", "restore"] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.meaning.bands import LISTED
+from runtime.meaning.bands import ONE_VALUE
 from runtime.meaning.marks import NEAR, Mark, held
 
 FAR_NANOMETRES = 5.0
@@ -25,34 +25,47 @@ def pixels(count: int) -> str:
     return f"{count} pixel{'s' * (count != 1)}"
 
 
-def of_bad(bad: Mapping[int, str], *, seen: bool) -> list[str]:
-    """What is said of bad bands: those that were `seen` in the data alone, or those that the file tells of."""
-    told = []
+def of_bad(bad: Mapping[int, str]) -> tuple[list[str], list[str]]:
+    """What is said of bad bands: notes of those that the file or its marks tell, doubts of those that nobody named."""
+    notes, doubts = list[str](), list[str]()
     for why in dict.fromkeys(bad.values()):
-        if (why != LISTED and "single value" not in why) == seen:
-            which = [band for band, other in bad.items() if other == why]
-            are = "is" if len(which) == 1 else "are"
-            told.append(f"{bands(which)} {are} {why} ({len(which)} in all): {BRIDGED}")
-    return told
+        which = [band for band, other in bad.items() if other == why]
+        many = f"are {why} ({len(which)} in all)" if len(which) > 1 else f"is {why}"
+        told = f"{bands(which)} {many}: {BRIDGED}"
+        if why.startswith(ONE_VALUE):
+            doubts.append(f"{told}; say --constant-bands leave if that is right, or restore")
+        else:
+            notes.append(told)
+    return notes, doubts
 
 
 def of_mark(mark: Mark, count: int, dtype: np.dtype[Any]) -> str | None:
-    """What is said of a mark that `count` pixels hold; None where the file means just that."""
-    value = f"{mark.low:g}" if mark.low == mark.high else ""
+    """What is said of a mark that `count` pixels hold; None where it means just what was said."""
     if mark.whence == "data" and count:
         values = number(mark.low) if mark.low == mark.high else f"{number(mark.low)} to {number(mark.high)}"
         return (
             f"{pixels(count)} hold {values}, far from all other values, and nothing says what it means: "
             f"taken as missing; confirm it with --ignore-value {number(mark.low)}, or say --ignore-value none"
         )
+    if mark.whence == "flag":
+        return None if count else f"no value is the {number(mark.named or mark.low)} that --ignore-value says"
     if mark.named is None or not count:
         return None
     unable = "" if held(mark.named, dtype) is not None else f", and {dtype} cannot hold it"
-    lie = f"hold {number(mark.low)}" if value else f"lie within {100 * NEAR:g} % of it"
+    single = mark.low == mark.high
+    lie = f"hold {number(mark.low)}" if single else f"lie within {100 * NEAR:g} % of it"
     return (
         f"the mark of missing pixels is said to be {number(mark.named)}, no value equals it{unable}; "
-        f"{pixels(count)} {lie} and are taken as missing"
+        f"{pixels(count)} {lie} and are taken as missing; confirm it with --ignore-value "
+        f"{number(mark.low if single else mark.named)}"
     )
+
+
+def of_scale(whose: str | None, scale: float, *, linear: bool) -> str:
+    """What stands for 1.0."""
+    if whose is None:
+        return "1: floats are taken as they are"
+    return f"{scale:g} stands for 1.0{' behind its gains and offsets' * linear} (from the {whose})"
 
 
 def number(value: float) -> str:

@@ -215,7 +215,11 @@ def fit(
             "the source has fewer bands than the network" if chosen is None else "fewer bands than the network has"
         )
         raise CubeError(problem, key="bands", value=count, remedy=remedy)
-    meaning = source_meaning(source, asked, manifest.scale, converts=not radiometry)
+    try:
+        meaning = source_meaning(source, asked, manifest.scale, converts=not radiometry)
+    except CubeError as error:
+        error.file = error.file or source.describe().get("path")
+        raise
     lines = replace(
         lines,
         scale=lines.scale if asked.scale is None else asked.scale,

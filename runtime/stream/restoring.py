@@ -288,7 +288,8 @@ class FrameRestorer:
         }
         new = {self._number(band): reason for band, reason in why.items() if self._number(band) not in self._told}
         self._told |= new
-        return (*told, *words.of_bad(new, seen=True), *words.of_bad(new, seen=False))
+        notes, doubts = words.of_bad(new)
+        return (*told, *notes, *doubts)
 
     def _number(self, band: int) -> int:
         return band if self._chosen is None else int(self._chosen[band])

@@ -54,7 +54,7 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
         counts = [int(np.count_nonzero(mark.found(sample).any(axis=0))) for mark in marks]
         seen = [words.of_mark(mark, count, sample.dtype) for mark, count in zip(marks, counts, strict=True)]
         doubts += [f"of {sample.shape[1]} lines looked at, {text}" for text in seen if text]
-        doubts += words.of_bad(bad, seen=True)
+        doubts += words.of_bad(bad)[1]
         good = np.setdiff1d(np.arange(format.bands), list(bad))
         wild = ~np.isfinite(sample[good]) & ~marked(sample[good], marks)
         if wild.any():
@@ -77,7 +77,7 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
         doubts.append(
             "the source's gains and offsets are not applied: radiometry takes its numbers as they are recorded"
         )
-    notes += words.of_bad(bad, seen=False)
+    notes += words.of_bad(bad)[0]
     if source.several:
         # What follows may have other bands; they are looked at frame by frame.
         bad = {band: why for band, why in bad.items() if why == LISTED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ def test_a_cube_without_doubt_is_shown_on_one_screen(capsys: Capsys) -> None:
     write_cube("scene.hdr", cube, fields={**fields, "wavelength": f"{{{centres}}}"})
     done = invoke(capsys, "inspect", "scene.hdr")
     assert done.code == 0 and len(done.out.splitlines()) <= 30
-    for part in ("200 bands x 24 lines x 20 samples", "400 to 1395 nm", "10000 (from the file)", "-9999", "40 pixels",
-                 "bands 51 to 53"):  # fmt: skip
+    for part in (
+        "200 bands x 24 lines x 20 samples", "400 to 1395 nm", "10000 stands for 1.0 (from the file)", "-9999",
+        "40 pixels", "bands 51 to 53",
+    ):  # fmt: skip
         assert part in done.out
     told = invoke(capsys, "inspect", "scene.hdr", "--json").json
     assert told["doubts"] == [] and told["missing_pixels"] == 40 and list(told["bad_bands"]) == ["51", "52", "53"]
@@ -146,3 +149,52 @@ def test_other_readers_see_the_values_that_were_written(
     # Spectral Python divides by the factor, and leaves gains aside.
     if meant == "factor" or output == "float32":
         np.testing.assert_allclose(other, 2 * truth, atol=5e-4)
+
+
+def test_what_was_said_and_seen_stands_in_the_header_of_what_comes_out(capsys: Capsys, doubling: Path) -> None:
+    cube = scene(3)
+    cube[:, :2] = -9999
+    write_cube("scene.hdr", cube, fields={"reflectance scale factor": "123"})
+    done = invoke(capsys, "run", doubling, "scene.hdr", "--out", "out.hdr", "--scale", 10000, "--ignore-value", "-9999")
+    assert done.code == 0 and "(from the flag)" in done.out and "40 pixels are missing" in done.out
+    made = read_cube("out.hdr")
+    assert made.scale == 10000 and made.ignore_value == -9999
+    # It is understood without a flag, and gives itself back.
+    assert invoke(capsys, "inspect", "out.hdr").code == 0
+    write_cube("wrong.hdr", cube, fields={"data ignore value": "-9998"})
+    assert invoke(capsys, "run", doubling, "wrong.hdr", "--out", "mended.hdr").code == 0
+    found = read_cube("mended.hdr")
+    assert (found.cube[:, :2] == -9999).all() and found.ignore_value in (-9998, -9999)
+    write_cube("floats.hdr", scene(3, "f4"), fields={"reflectance scale factor": "10000"})
+    assert invoke(capsys, "run", doubling, "floats.hdr", "--out", "unit.hdr", "--scale", 1).code == 0
+    assert read_cube("unit.hdr").scale is None
+
+
+def test_every_doubt_names_a_flag_that_ends_it(capsys: Capsys) -> None:
+    constant, border, clipped = scene(), scene(), scene()
+    constant[4] = 0
+    border[:, :2] = -9999
+    clipped[7] = np.minimum(clipped[7], 2400)
+    for name, cube, flags in (
+        ("constant", constant, ("--constant-bands", "leave")), ("border", border, ("--ignore-value", "-9999")),
+    ):  # fmt: skip
+        write_cube(f"{name}.hdr", cube)
+        doubted = invoke(capsys, "inspect", f"{name}.hdr", "--json")
+        assert doubted.code == 1 and all(flags[0] in doubt for doubt in doubted.json["doubts"])
+        assert invoke(capsys, "inspect", f"{name}.hdr", *flags).code == 0
+    write_cube("clipped.hdr", clipped)
+    done = invoke(capsys, "inspect", "clipped.hdr", "--json")
+    assert done.code == 1 and "band 8 holds its largest value" in done.json["doubts"][0]
+    # One that was said and is nowhere is told.
+    done = invoke(capsys, "inspect", "border.hdr", "--ignore-value", "-7", "--json")
+    assert any("no value is the -7" in doubt for doubt in done.json["doubts"])
+
+
+def test_a_rounded_lowest_float_is_a_mark_without_noise(capsys: Capsys) -> None:
+    cube = scene(5, "f4")
+    cube[:, :2] = np.finfo(np.float32).min
+    write_cube("scene.hdr", cube, fields={"data ignore value": "-3.40282e+38"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = invoke(capsys, "inspect", "scene.hdr", "--ignore-value", "-3.40282e+38", "--json")
+    assert done.code == 0 and done.json["missing_pixels"] == 40
