@@ -292,7 +292,7 @@ def test_gains_that_cannot_be_read_are_refused(key: str, text: str, why: str) ->
 
 
 @pytest.mark.parametrize("key", [key for key in GAINS if "gain" in key])
-@pytest.mark.parametrize("text", ["{1, 0, 1}", "{0}", "{-0.0, 1, 1}"])
+@pytest.mark.parametrize("text", ["{1, 0, 1}", "{-0.0, 1, 1}"])
 def test_a_gain_of_zero_is_refused(key: str, text: str) -> None:
     with pytest.raises(CubeFileError, match=rf"line 7, {key}: entry \d is 0 \(found .*delete the key if"):
         parsed(3, f"{key} = {text}")
