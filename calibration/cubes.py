@@ -10,7 +10,6 @@ from runtime.arrays import Float32
 from runtime.errors import CubeError, InputError, plain
 from runtime.files import READERS, read_cube
 from runtime.files.foreign import refuse_foreign
-from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.meaning import Asked, Known, meaning_of
 from runtime.meaning.words import bands, number, pixels
 
@@ -28,7 +27,7 @@ class Wanted:
         scale: number that stands for 1.0 in cubes of integers, above all others; None if nobody said.
         model_scale: the same as the model tells it, below the file's own.
         wavelengths: of the network's bands in nm, None if not told.
-        layout: axes of .npy, .npz and .mat files.
+        layout: axes of .npy, .npz and .mat files; None if nobody said.
         key: name of the array in .npz and .mat files.
         marks: of missing pixels, above what the file says; None if nobody said.
     """
@@ -37,7 +36,7 @@ class Wanted:
     scale: float | None = None
     model_scale: float | None = None
     wavelengths: tuple[float, ...] | None = None
-    layout: str = DEFAULT_LAYOUT
+    layout: str | None = None
     key: str | None = None
     marks: tuple[float, ...] | None = None
 

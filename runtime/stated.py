@@ -14,7 +14,7 @@ class Stated:
         marks: values of missing pixels, possibly NaN.
         bad: bands that it calls bad, from 0.
         wavelengths: nm, one per band.
-        axes: it says which axis is which.
+        axes: it, or who had it read, says which axis is which; None where there is no file.
         doubts: what its reader could not take as it stands.
     """
 
@@ -26,7 +26,7 @@ class Stated:
     marks: tuple[float, ...] = ()
     bad: tuple[int, ...] = ()
     wavelengths: tuple[float, ...] | None = None
-    axes: bool = False
+    axes: bool | None = None
     doubts: tuple[str, ...] = ()
 
 

@@ -38,7 +38,8 @@ def open_calibration(
     asked = dataset.Asked(told.dir, told.cubes, told.samples, told.judged, told.seed, told.on_bad, told.band_groups)
     wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
     # The scale of the build: the flag's or the configuration's beats the files', the model's does not.
-    wanted = cube_files.Wanted(net.smallest.restored.bands, config.input.scale, scale, wavelengths)
+    bands, said = net.smallest.restored.bands, config.input
+    wanted = cube_files.Wanted(bands, said.scale, scale, wavelengths, said.layout, said.key, said.ignore_value)
     way, scene_size = _measured(config, net, whole=whole)
     if asked.cubes == "as_flown" and way.measure is not None:
         raise InputError(

@@ -28,7 +28,6 @@ def check(
     data: Path | None = None,
     scenes: tuple[str, ...] | None = None,
     wanted: tuple[str, ...] = VARIANTS,
-    marks: tuple[float, ...] | None = None,
     pictured: bool = True,
 ) -> Comparison:
     """Run the degradations of `config.check` through PyTorch and every wanted variant. Raises DeployError.
@@ -39,7 +38,6 @@ def check(
         data: folder of clean cubes, instead of a simulated scene.
         scenes: of `data`, by name; all where it is None.
         wanted: variants besides the one that flies.
-        marks: of missing pixels in `data`, above what its files say.
         pictured: keep the first cube's results, for a page.
     """
     if config.model.checkpoint is None:
@@ -61,7 +59,7 @@ def check(
             )  # fmt: skip
     console.say(f"checks     {len(tasks)} degradations, each by PyTorch and by every variant")
     doubts = list[str]()
-    count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes, marks, doubts)
+    count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes, doubts)
     seed, of_files = config.check.seed, data is not None
     found = compare(bundle, net, cubes, count, tasks, wanted, seed, of_files=of_files, pictured=pictured)
     return replace(found, doubts=tuple(doubts))
@@ -81,14 +79,14 @@ def _read(
     config: Config,
     data: Path,
     scenes: tuple[str, ...] | None,
-    marks: tuple[float, ...] | None,
     doubts: list[str],
 ) -> tuple[int, Iterator[tuple[str, Float32]]]:
     """The cubes of a folder; all are looked at before the first is restored, and `doubts` filled."""
     m = bundle.manifest
     bands = m.signature.restored.bands
     centres = tuple(m.wavelengths) if m.wavelengths else None
-    wanted = cube_files.Wanted(bands, config.input.scale, m.scale, centres, marks=marks)
+    told = config.input
+    wanted = cube_files.Wanted(bands, told.scale, m.scale, centres, told.layout, told.key, told.ignore_value)
     files = cube_files.find_cubes(data, scenes)
     for file in files.values():
         looked = cube_files.unit_cube(file, wanted)

@@ -16,6 +16,8 @@ from .options import (
     network_option,
     parse_size,
     read_config,
+    reading_flags,
+    reading_options,
     remote_options,
     with_flags,
 )
@@ -40,13 +42,13 @@ from .options import (
 @click.option(
     "--calibration", help="Folder of cubes that int8 is calibrated with, or `simulated` for simulated scenes."
 )
+@reading_options
 @click.option("--engine", help="On CPUs onnxruntime, openvino or auto to time them here; on GPUs onnxruntime-cuda.")
 @click.option(
     "--metrics",
     type=click.Choice(["host", "graph"]),
     help="What computes the metrics of a frame: NumPy, or a graph in the engine.  [default: the target's own]",
 )
-@click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: build/bundle]")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
 @remote_options
@@ -61,6 +63,9 @@ def command(
     overlap: int | None,
     precision: str | None,
     calibration: str | None,
+    layout: str | None,
+    key: str | None,
+    marks: tuple[float, ...] | None,
     engine: str | None,
     metrics: str | None,
     scale: float | None,
@@ -86,7 +91,7 @@ def command(
         "input.overlap": overlap,
         "precision": precision,
         "calibration.dir": calibration,
-        "input.scale": scale,
+        **reading_flags(layout, key, scale, marks),
     }
     there = None if remote is None else parse_remote(remote, remote_command, ssh_config)
     done = build(

@@ -20,11 +20,12 @@ from .options import (
     config_option,
     engine_option,
     examples,
-    ignore_option,
     json_option,
     network_flags,
     network_option,
     read_config,
+    reading_flags,
+    reading_options,
     with_flags,
 )
 
@@ -47,8 +48,7 @@ if TYPE_CHECKING:
 @network_option
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of clean cubes, instead of a simulated scene.")
 @click.option("--scenes", help="Comma list of the cubes of --data to take, by name without suffix; all by default.")
-@click.option("--scale", type=float, help="Number that stands for 1.0 in cubes of integers; beats file's and bundle's.")
-@ignore_option
+@reading_options
 @click.option("--variants", help="Comma list of fp32, fp16, int8 to compare besides what flies; all by default.")
 @engine_option
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with pictures and tables there.")
@@ -62,6 +62,8 @@ def command(
     data: Path | None,
     scenes: str | None,
     scale: float | None,
+    layout: str | None,
+    key: str | None,
     marks: tuple[float, ...] | None,
     variants: str | None,
     engine: str | None,
@@ -77,7 +79,9 @@ def command(
     from ..checking.check import check, judged
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
-    config = with_flags(config, {**network_flags(checkpoint, options, top_k), "input.scale": scale})
+    config = with_flags(
+        config, {**network_flags(checkpoint, options, top_k), **reading_flags(layout, key, scale, marks)}
+    )
     wanted = _wanted(variants)
     if report is not None and not report.absolute().parent.is_dir():
         raise InputError("no such folder", file=report, key="--report", remedy="make the folder first")
@@ -90,7 +94,6 @@ def command(
             data=data,
             scenes=comma_list(scenes),
             wanted=wanted,
-            marks=marks,
             pictured=report is not None,
         )
         gates = judged(found, config)

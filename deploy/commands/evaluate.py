@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.errors import InputError
-from runtime.files.layout import DEFAULT_LAYOUT
 
 from .. import console
 from ..reporting.plots import require_plots
-from .options import comma_list, examples, ignore_option, json_option, network_option, network_options, parse_size
+from .options import comma_list, examples, json_option, network_option, network_options, parse_size, reading_options
 
 if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show this command's help.
@@ -34,10 +33,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for tables and pictures [evaluation/MODEL].")
 @click.option("--scenes", help="Comma list of the cubes to take, by name without suffix; all by default.")
 @click.option("--tasks", help="Comma list of degradations; all seven by default.")
-@click.option("--scale", type=float, help="Number that stands for 1.0 in cubes of integers; beats file's and model's.")
-@ignore_option
-@click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
-@click.option("--key", help="Name of the array in .npz and .mat files.")
+@reading_options
 @click.option(
     "--size", help="Lines x samples of a checkpoint's frames [whole scenes, or 256x256 where frames have one place]."
 )
@@ -53,7 +49,7 @@ def command(
     tasks: str | None,
     scale: float | None,
     marks: tuple[float, ...] | None,
-    layout: str,
+    layout: str | None,
     key: str | None,
     size: str | None,
     top_k: int | None,
@@ -90,10 +86,9 @@ def command(
         console.say(f"judges     {measured.part}")
         found = evaluated(measured, files, wanted, chosen, seed)
     _show(found.rows)
-    told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--size", size)]
-    told += [("--top-k", top_k), *(("--option", option) for option in options), ("--seed", seed)]
+    told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--layout", layout)]
+    told += [("--size", size), ("--top-k", top_k), *(("--option", option) for option in options), ("--seed", seed)]
     told += [("--ignore-value", mark) for mark in marks or ()]
-    told += [("--layout", layout)] if layout != DEFAULT_LAYOUT else []
     again = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in told if value is not None)
     line = f"deploy evaluate {shlex.quote(model)} --data DIR {again}"
     write_evaluation(folder, measured, found, line)

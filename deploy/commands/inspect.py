@@ -8,7 +8,6 @@ import click
 from runtime.bundle import Contents, load_bundle, unlisted_files, verified_bundle
 from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
-from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.manifest import Manifest
 from runtime.meaning import Asked
 from runtime.signature import plane_text
@@ -16,7 +15,7 @@ from runtime.signature import plane_text
 from .. import console
 from .inspect_checkpoint import inspect_checkpoint, is_checkpoint
 from .inspect_cube import inspect_cube, is_cube
-from .options import PositiveNumber, engine_option, examples, ignore_option, json_option
+from .options import engine_option, examples, json_option, reading_options
 
 
 @click.command(
@@ -29,11 +28,8 @@ from .options import PositiveNumber, engine_option, examples, ignore_option, jso
 )
 @click.argument("bundle", metavar="BUNDLE|CHECKPOINT|CUBE", type=click.Path(path_type=Path))
 @engine_option
-@click.option("--scale", type=PositiveNumber(), help="Of a cube: number that stands for 1.0.")
-@ignore_option
+@reading_options
 @click.option("--constant-bands", type=click.Choice(["leave", "restore"]), help="Of a cube: bands of one value.")
-@click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
-@click.option("--key", help="Name of the array in .npz and .mat files.")
 @json_option
 def command(
     bundle: Path,
@@ -41,7 +37,7 @@ def command(
     scale: float | None,
     marks: tuple[float, ...] | None,
     constant_bands: Literal["leave", "restore"] | None,
-    layout: str,
+    layout: str | None,
     key: str | None,
 ) -> dict[str, Any]:
     """Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first.

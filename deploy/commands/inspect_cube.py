@@ -28,7 +28,7 @@ def is_cube(path: Path) -> bool:
         return False
 
 
-def inspect_cube(path: Path, asked: Asked, layout: str, key: str | None) -> dict[str, Any]:
+def inspect_cube(path: Path, asked: Asked, layout: str | None, key: str | None) -> dict[str, Any]:
     """Show what a cube file is taken to mean; returns what `--json` prints.
 
     Raises:

@@ -18,17 +18,14 @@ from ..config.yaml_lines import parse_yaml
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class PositiveNumber(click.FloatRange):
+class PositiveNumber(click.types.FloatParamType):
     """A number above 0 that is finite: click's own range takes `nan`."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number. Raises click.BadParameter."""
         number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
+        if not (math.isfinite(number) and number > 0):
+            self.fail(f"{value} is not a positive number.", param, ctx)
         return number
 
 
@@ -49,6 +46,27 @@ def engine_option(command: F) -> F:
     return click.option(
         "--engine", help="Run the bundle's graph in this engine, for example onnxruntime, instead of the target's own."
     )(command)
+
+
+def reading_options(command: F) -> F:
+    """`--layout`, `--key`, `--scale` and `--ignore-value`: how files of cubes are read."""
+    for option in (
+        ignore_option,
+        click.option(
+            "--scale", type=PositiveNumber(), help="Number that stands for 1.0; beats what file, bundle and model say."
+        ),
+        click.option("--key", help="Name of the array in .npz and .mat files."),
+        click.option("--layout", help="Axes of .npy, .npz and .mat files.  [default: lines,samples,bands]"),
+    ):
+        command = option(command)
+    return command
+
+
+def reading_flags(
+    layout: str | None, key: str | None, scale: float | None, marks: tuple[float, ...] | None
+) -> dict[str, object]:
+    """What `reading_options` say, by the keys of a deploy.yaml."""
+    return {"input.layout": layout, "input.key": key, "input.scale": scale, "input.ignore_value": marks}
 
 
 def ignore_option(command: F) -> F:
@@ -127,6 +145,7 @@ def network_flags(checkpoint: str | None, texts: Sequence[str], top_k: int | Non
 
 FLAGS = {
     "input.frame": "--size", "input.overlap": "--overlap", "input.scale": "--scale", "calibration.dir": "--calibration",
+    "input.layout": "--layout", "input.key": "--key", "input.ignore_value": "--ignore-value",
     "precision": "--precision", "target": "--target", "model.checkpoint": "--checkpoint",
 }  # fmt: skip
 """What the keys of a deploy.yaml are called on the command line."""

@@ -21,7 +21,7 @@ from runtime.signature import Signature
 
 from .. import console
 from ..folders import refuse_cube_output
-from .options import engine_option, examples, ignore_option, json_option
+from .options import engine_option, examples, json_option, reading_options
 
 ELEMENT_BYTES = 10
 """Of memory that restoring takes for every element, beside the cube and what becomes of it: measured, 8.5."""
@@ -41,10 +41,7 @@ ENGINE_BYTES = 512 << 20
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="ENVI (.hdr, .bil, .bip, .bsq, ...) or .npy."
 )
-@click.option("--scale", type=float, help="Number that stands for 1.0; beats the file's and the bundle's.")
-@click.option("--layout", default=DEFAULT_LAYOUT, show_default=True, help="Axes of .npy, .npz and .mat files.")
-@click.option("--key", help="Name of the array in .npz and .mat files.")
-@ignore_option
+@reading_options
 @click.option(
     "--constant-bands",
     type=click.Choice(["leave", "restore"]),
@@ -68,7 +65,7 @@ def command(
     cube: Path,
     out: Path,
     scale: float | None,
-    layout: str,
+    layout: str | None,
     key: str | None,
     marks: tuple[float, ...] | None,
     constant_bands: Literal["leave", "restore"] | None,
@@ -103,7 +100,7 @@ def command(
             restored = restore_file(loaded, source, meaning, clip=clip, unit=output_type == "float32", progress=moved)
         seconds = time.monotonic() - began
         manifest = loaded.manifest
-    write(out, source, restored, manifest, layout)
+    write(out, source, restored, manifest, layout or DEFAULT_LAYOUT)
     by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
     console.say(f"restored    {restored.frames} frame{'s' * (restored.frames != 1)} in {seconds:.2f} s{by}")
     if restored.missing:

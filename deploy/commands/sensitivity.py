@@ -18,6 +18,8 @@ from .options import (
     network_option,
     parse_size,
     read_config,
+    reading_flags,
+    reading_options,
     with_flags,
 )
 
@@ -35,7 +37,7 @@ SHOWN = 12
 @network_option
 @click.option("--calibration", help="Folder of cubes, or `simulated` for simulated scenes.")
 @click.option("--size", help=f"Lines x samples of a frame.  [default: {SEARCHED_SIDE}x{SEARCHED_SIDE}]")
-@click.option("--scale", type=float, help="Digital number that stands for 1.0 in cubes of integers.")
+@reading_options
 @click.option(
     "--precision", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True, help="What to measure."
 )
@@ -47,6 +49,9 @@ def command(
     top_k: int | None,
     options: tuple[str, ...],
     calibration: str | None,
+    layout: str | None,
+    key: str | None,
+    marks: tuple[float, ...] | None,
     size: str | None,
     scale: float | None,
     precision: str,
@@ -70,7 +75,7 @@ def command(
         "calibration.dir": calibration,
         "input.frame": parse_size(size or f"{SEARCHED_SIDE}x{SEARCHED_SIDE}"),
         "input.overlap": 0,
-        "input.scale": scale,
+        **reading_flags(layout, key, scale, marks),
     }
     config = with_flags(config, flags)
     if config.model.checkpoint is None:

@@ -25,6 +25,7 @@ from .types import (
     Wavelengths,
     Whole,
     distinct,
+    layout_text,
     printable_text,
     versions_text,
 )
@@ -114,6 +115,19 @@ class InputSection(Section):
     )
     scale: Annotated[Number, Field(gt=0)] | None = Field(
         default=None, description="Digital number that stands for 1.0 in cubes of integers.", examples=[4095]
+    )
+    layout: Annotated[str, Strict(), AfterValidator(layout_text)] | None = Field(
+        default=None,
+        description="Axes of .npy, .npz and .mat files that are read; null takes lines,samples,bands and says so.",
+        examples=["bands,lines,samples"],
+    )
+    key: Annotated[str, Strict(), StringConstraints(min_length=1, max_length=1000)] | None = Field(
+        default=None, description="Name of the array in .npz and .mat files that are read.", examples=["cube"]
+    )
+    ignore_value: tuple[Annotated[float, Strict()], ...] | None = Field(
+        default=None,
+        description="Numbers that mark missing pixels in cubes that are read, .nan among them; [] where nothing is.",
+        examples=[[-9999.0]],
     )
     frame: Frame = Field(
         default=Frame(),

@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from runtime.files.layout import LAYOUTS
 from runtime.precisions import PrecisionName
 from runtime.versions import satisfiable
 
@@ -34,6 +35,12 @@ def printable_text(text: str) -> str:
 def versions_text(text: str) -> str:
     if not satisfiable(text):
         raise PydanticCustomError("versions", "must be bounds such as >=10.3,<12")
+    return text
+
+
+def layout_text(text: str) -> str:
+    if text not in LAYOUTS:
+        raise PydanticCustomError("layout", "must be the three axes in their order, such as bands,lines,samples")
     return text
 
 

@@ -5,7 +5,7 @@ Every file is taken as a stranger's: nothing in it is executed, and it cannot cl
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +108,15 @@ READERS: dict[str, Callable[[Path, Order, str | None], CubeFile]] = {
 """Suffix in lower case -> reader(path, order of the axes, key)."""
 
 
-def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None = None) -> CubeFile:
+def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = None) -> CubeFile:
     """Read a cube file of any known format, chosen by its suffix.
 
     A file with another suffix, or none, is read as ENVI data where a header lies beside it.
 
     Args:
         path: the file; for ENVI the header or the data file.
-        layout: order of the axes in `.npy`, `.npz` and `.mat` files; an ENVI header states its own.
+        layout: order of the axes in `.npy`, `.npz` and `.mat` files, `lines,samples,bands` where nobody says; an ENVI
+            header states its own.
         key: name of the array in `.npz` (default `cube`) and `.mat` (default: the only 3-D array outside structs, see
             `matlab.read_mat` for others).
 
@@ -123,7 +124,7 @@ def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None
         CubeFileError: the file is missing, damaged, of an unknown format, not a cube or too large for this machine.
     """
     path = Path(path)
-    order = checked_layout(layout, path)
+    order = checked_layout(DEFAULT_LAYOUT if layout is None else layout, path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         try:
@@ -139,7 +140,12 @@ def read_cube(path: str | Path, *, layout: str = DEFAULT_LAYOUT, key: str | None
                 ) from error
             raise
         reader = _read_envi
-    return reader(path, order, key)
+    found = reader(path, order, key)
+    if found.format == "envi":
+        return found
+    # All that these formats' readers doubt is which axis is which.
+    stated = replace(found.stated, axes=False) if layout is None else replace(found.stated, axes=True, doubts=())
+    return replace(found, stated=stated)
 
 
 def _write_envi(

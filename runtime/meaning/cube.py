@@ -20,6 +20,8 @@ from runtime.stated import NOTHING, Stated
 
 CLIPPED = 0.25
 """With this share of its values at its largest one, a band is doubted."""
+EDGE = 0.5
+"""So many ranges of the others below them, negative values above a mark are doubted."""
 FEWEST_BANDS = 4
 """In so many bands no measured spectrum is one and the same value."""
 
@@ -155,7 +157,8 @@ def meaning_of(
         raise CubeError("every pixel is marked as missing", key="data ignore value", remedy="give a cube with data")
     of_bad, bad_doubts = words.of_bad(bad)
     whose, conversion, notes = of_numbers(cube.dtype, len(cube), stated, asked, known)
-    conversion, doubt = judged(whose, conversion, Values.of(cube, marks, bad), stated, known)
+    values = Values.of(cube, marks, bad)
+    conversion, doubt = judged(whose, conversion, values, stated, known)
     return Meaning(
         conversion,
         whose,
@@ -172,9 +175,10 @@ def meaning_of(
                     *(words.of_mark(mark, count, cube.dtype) for mark, count in zip(marks, counts, strict=True)),
                     *(bad_doubts if asked.constant_bands is None else ()),
                     _clipped(cube, marks, bad),
+                    _edges(cube, marks, values),
                     _flat_spectra(cube, bad, missing) if asked.marks != () else None,
                     doubt,
-                    words.axis_doubt(cube.shape, known.bands, told=stated.axes) if known.bands else None,
+                    words.axis_doubt(cube.shape, known.bands, stated.axes) if known.bands else None,
                     words.wavelength_doubt("the file's", stated.wavelengths, known.wavelengths),
                 ),
             )
@@ -209,6 +213,26 @@ def _clipped(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) 
     share = 100 * max(found[number] for number in much)
     many = "hold their largest value in up to" if len(much) > 1 else "holds its largest value in"
     return f"{words.bands(much)} {many} {share:.0f} % of the pixels, as a saturated detector does"
+
+
+def _edges(cube: NDArray[Any], marks: Sequence[Mark], values: Values) -> str | None:
+    """Negative values between a mark below all others and these: what interpolation makes of pixels beside the mark."""
+    lowest = min((mark.value for mark in marks if math.isfinite(mark.low)), default=0.0)
+    every = np.concatenate(list(values.bands.values()))
+    low, high = np.percentile(every[np.isfinite(every)], (5, 95))
+    limit = min(0.0, low - EDGE * (high - low))
+    if lowest >= limit:
+        return None
+    between = np.zeros(cube.shape[1:], np.bool_)
+    for number, band in enumerate(cube):
+        if number in values.bands and values.bands[number].min() < limit:
+            between |= (band > lowest) & (band < limit) & ~marked(band, marks)
+    if not between.any():
+        return None
+    return (
+        f"{words.pixels(int(between.sum()))} hold values between the mark {words.number(lowest)} and all others, as "
+        "resampling makes them beside it, and are restored: resample with the mark masked, or by the nearest pixel"
+    )
 
 
 def look(cube: NDArray[Any], stated: Stated, asked: Asked) -> tuple[list[Mark], dict[int, str]]:

@@ -221,6 +221,7 @@ def far(cube: Sequence[NDArray[Any]], mark: Mark, marks: Sequence[Mark]) -> bool
     gap = above - mark.high if math.isinf(below) else mark.low - below
     step, dtype = max(1, sum(band.size for band in cube) // SAMPLED), cube[0].dtype
     body = np.concatenate([measured(band.reshape(-1)[i % step :: step], others) for i, band in enumerate(cube)])
+    body = body[np.isfinite(body)]
     if body.size < REPEATED:
         return False
     low, high = np.percentile(body.astype(np.float64), (0.1, 99.9))

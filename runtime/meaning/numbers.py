@@ -196,7 +196,10 @@ def judged(
     if whose == "file" and not linear and conversion.scale < 1 and found.middle > UNIT_LIMIT:
         turned = Conversion(1 / conversion.scale)
         if values.reach(turned).high <= UNIT_LIMIT:
-            return turned, f"the file's reflectance scale factor {conversion.scale:g} is taken as a multiplier"
+            return turned, (
+                f"the file's reflectance scale factor {conversion.scale:g} is taken as a multiplier; say --scale "
+                f"{turned.scale:g} if that is right"
+            )
     if found.middle > UNIT_LIMIT:
         whole = f"by the file's {key}" if whose == "file" else f"by the {whose}'s scale" if whose else "as they are"
         example = next((f"{usual}" for usual in USUAL if found.high <= 1.3 * usual), f"{found.high:.4g}")

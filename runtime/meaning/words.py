@@ -92,8 +92,16 @@ def wavelength_doubt(whose: str, found: Sequence[float] | None, trained: Sequenc
     )
 
 
-def axis_doubt(shape: Sequence[int], bands: int, *, told: bool) -> str | None:
-    """Another axis than the first has the network's bands; `told` where the file itself says which axis is which."""
-    if not told and shape[0] != bands and bands in shape[1:]:
+def axis_doubt(shape: Sequence[int], bands: int, told: bool | None) -> str | None:
+    """Another axis may be the bands; `told` is False of a file that does not say, None where there is no file."""
+    if told or shape[0] == bands:
+        return None
+    if bands in shape[1:]:
         return f"another axis has the network's {bands} bands: is --layout right?"
-    return None
+    # Where it is much the shortest, it is surely that of the bands.
+    if told is None or 2 * shape[0] <= min(shape[1:]):
+        return None
+    return (
+        f"no axis has the network's {bands} bands, and the file does not say which one is which: "
+        f"{shape[0]} bands of {shape[1]} lines x {shape[2]} samples are read; say --layout"
+    )

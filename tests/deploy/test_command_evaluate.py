@@ -162,7 +162,7 @@ def test_the_worst_cube_is_refused_before_any_is_restored(
     done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", tmp_path, "--out", tmp_path / "out")
     assert_failed(done, 2, "b.npy")
     done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", cubes, "--scale", 0, "--out", tmp_path / "out")
-    assert_failed(done, 2, "digital.npz", "scale", "not a positive number")
+    assert_failed(done, 2, "--scale", "not a positive number")
 
 
 def test_without_matplotlib_it_says_so_before_any_work(

@@ -222,7 +222,7 @@ def test_integers_without_any_scale_are_refused(capsys: Capsys, identity: Path, 
 def test_a_scale_that_is_no_scale_is_refused(capsys: Capsys, identity: Path, scale: str, more: tuple[str, ...]) -> None:
     write_cube("bare.hdr", numbers())
     done = invoke(capsys, "run", identity, "bare.hdr", "--out", "out.hdr", "--scale", scale, *more)
-    assert_failed(done, 2, "the scale is not a positive number")
+    assert_failed(done, 2, "--scale", "not a positive number")
 
 
 def test_floats_come_back_in_the_scale_that_was_said(capsys: Capsys, identity: Path) -> None:

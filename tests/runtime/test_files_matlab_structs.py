@@ -277,19 +277,19 @@ def test_no_bit_of_a_compressed_struct_flips_unseen(tmp_path: Path) -> None:
 # Who wrote it
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_axes_that_another_program_wrote_are_doubtful(tmp_path: Path, layout: str) -> None:
+def test_axes_that_another_program_wrote_are_doubtful(tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
     with h5py.File(path, "w") as file:
         file["cube"] = CUBE
         file.create_group("group")["cube"] = CUBE
-    turned = ",".join(reversed(layout.split(",")))
     for key, name in ((None, "cube"), ("group/cube", "group.cube")):
-        (doubt,) = read_cube(path, layout=layout, key=key).doubts
+        (doubt,) = read_cube(path, key=key).doubts
         assert doubt == (
             f"nothing in the file says that MATLAB wrote {name}, so its axes may be reversed: "
-            f"--layout {turned} turns them"
+            "--layout bands,samples,lines turns them"
         )
+        # What was said is not doubted.
+        assert not any(read_cube(path, layout=layout, key=key).doubts for layout in LAYOUTS)
     np.testing.assert_array_equal(read_cube(path, layout="samples,lines,bands").cube, CUBE)
 
 
@@ -391,10 +391,11 @@ def test_where_either_axis_may_be_the_pixels_the_layout_says_which(tmp_path: Pat
     array = np.arange(36.0).reshape(6, 6)
     path = write(tmp_path / "a.mat", "level 5", {"Y": array})
     last, first = "lines,samples,bands", "bands,lines,samples"
-    for layout, other, expected in ((last, first, array.T), (first, last, array)):
+    for layout, expected in ((None, array.T), (last, array.T), (first, array)):
         read = read_cube(path, key="Y:2x3", layout=layout)
         np.testing.assert_array_equal(read.cube, expected.reshape(6, 3, 2).transpose(0, 2, 1))
-        assert read.doubts == (f"either axis of Y may be its pixels: --layout {other} takes the other one",)
+        doubt = f"either axis of Y may be its pixels: --layout {first} takes the other one"
+        assert read.doubts == (() if layout else (doubt,))
 
 
 # Damage

@@ -431,6 +431,37 @@ def test_what_readers_doubt_and_axes_and_wavelengths_are_told() -> None:
     assert any("--layout" in doubt for doubt in turned.doubts)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes", "doubtful"),
+    [
+        ((BANDS + 7, 40, 30), False, True),
+        ((BANDS + 7, 40, 30), True, False),
+        ((BANDS + 7, 40, 30), None, False),
+        ((BANDS + 1, 64, 64), False, False),
+        ((64, BANDS, 64), None, True),
+        ((64, BANDS, 64), True, False),
+    ],
+)
+def test_axes_that_nobody_said_are_doubted_where_another_may_be_the_bands(
+    shape: tuple[int, int, int], axes: bool | None, doubtful: bool
+) -> None:
+    cube = np.random.default_rng(0).random(shape, np.float32)
+    doubts = meaning_of(cube, Stated(axes=axes), known=replace(KNOWN, bands=BANDS)).doubts
+    assert any("--layout" in doubt for doubt in doubts) is doubtful
+
+
+@pytest.mark.parametrize(("dtype", "scale", "top"), [("f4", None, 1.0), ("i2", 10_000.0, 10_000)])
+def test_what_resampling_makes_beside_a_mark_is_told(dtype: str, scale: float | None, top: float) -> None:
+    cube = (np.random.default_rng(1).random((BANDS, 24, 24)) * top).astype(dtype)
+    cube[:, :, :4] = -9999
+    asked = Asked(scale)
+    assert not any("resampling" in doubt for doubt in meaning_of(cube, Stated(marks=(-9999.0,)), asked).doubts)
+    weight = np.linspace(0.4, 0.6, 6)
+    cube[:, 3:9, 4] = cube[:, 3:9, 4] * (1 - weight) - 9999 * weight
+    (doubt,) = (d for d in meaning_of(cube, Stated(marks=(-9999.0,)), asked).doubts if "resampling" in d)
+    assert "pixels hold values between the mark -9999 and all others" in doubt
+
+
 # Back
 
 
