@@ -9,16 +9,15 @@ scene; the docstrings give those means. scikit-image, of the extra `report`, is 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, zoom
 
-from calibration.degradations import SR_FACTORS, Cube, lost_bands
-from runtime.errors import MachineError
+from calibration.degradations import SR_FACTORS, lost_bands
+from calibration.photograph_baselines import clear_haze, lighten, refocus, take_the_median
+from calibration.severity import Cube, needed
 
 SMALLEST_PLANE = 8
 """Lines and samples below which a plane holds too little to tell signal from noise or blur; it is left as it is."""
@@ -46,7 +45,7 @@ def remove_noise(cube: Cube) -> Cube:
     """
     if _is_small(cube) or not np.ptp(cube):
         return cube
-    restoration = _skimage("restoration")
+    restoration = needed("restoration")
     sigma = float(np.nan_to_num(np.mean(restoration.estimate_sigma(cube, channel_axis=0))))
     if sigma == 0:
         return cube
@@ -70,7 +69,7 @@ def remove_photon_noise(cube: Cube) -> Cube:
     """
     if _is_small(cube):
         return cube
-    restoration = _skimage("restoration")
+    restoration = needed("restoration")
 
     def shrunk(band: Cube) -> Cube:
         made = restoration.denoise_wavelet(band, method="BayesShrink", mode="soft", rescale_sigma=True)
@@ -90,7 +89,7 @@ def sharpen_smeared(cube: Cube) -> Cube:
 
 
 def _unsharp(cube: Cube, radius: float, amount: float) -> Cube:
-    filters = _skimage("filters")
+    filters = needed("filters")
     sharpened = [filters.unsharp_mask(band, radius, amount, preserve_range=True) for band in cube]
     return np.asarray(np.stack(sharpened), np.float32)
 
@@ -142,23 +141,19 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         "bandloss": Baseline("linear interpolation over bands", interpolate_bands),
         "poisson": Baseline("wavelet shrinkage", remove_photon_noise),
         "motionblur": Baseline("unsharp masking", sharpen_smeared),
+        "haze": Baseline("dark channel prior", clear_haze),
+        "rain": Baseline("median", take_the_median),
+        "snow": Baseline("median", take_the_median),
+        "lowlight": Baseline("CLAHE", lighten),
+        "defocus": Baseline("Wiener filter", refocus),
+        "grain": Baseline("non-local means", remove_noise),
+        "jpeg": Baseline("non-local means", remove_noise),
     }
 )
 
 
 def _is_small(cube: Cube) -> bool:
     return bool(min(cube.shape[1:]) < SMALLEST_PLANE)
-
-
-def _skimage(module: str) -> Any:
-    try:
-        return import_module(f"skimage.{module}")
-    except ImportError as error:
-        raise MachineError(
-            "scikit-image is not installed, so nothing can be restored the classical way",
-            key="scikit-image",
-            remedy='pip install "damp-deploy[report]"',
-        ) from error
 
 
 def _repeats(full: int, factor: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

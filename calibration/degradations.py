@@ -7,21 +7,22 @@ what is no finite, non-empty float cube.
 
 noise, blur, sr, inpaint and bandloss, with their severities, are the training tasks of DAMP (arXiv 2512.20251);
 motionblur and poisson are its unseen tasks, for which the paper gives no severity: length and peak are our choice, as
-are the sensor faults stripes, deadlines and mixed.
+are the sensor faults stripes, deadlines and mixed. Those of photographs are in `calibration.photographs`.
 """
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 
-from runtime.errors import CubeError, InputError
+from calibration import photographs
+from calibration.severity import BRIGHTEST, Cube, checked, whole, within
+from runtime.errors import InputError
 
-Cube: TypeAlias = NDArray[np.float32]
 Degradation: TypeAlias = Callable[[Cube, np.random.Generator], Cube]
 
 NOISE_SIGMAS = (30 / 255, 70 / 255)
@@ -32,7 +33,6 @@ BANDLOSS_RATES = (0.1, 0.2)
 POISSON_PEAK = 10.0
 MOTION_LENGTH = 15
 BICUBIC_A = -0.75
-BRIGHTEST = 1e6
 
 
 def noise(cube: Cube, rng: np.random.Generator, *, sigma: float | None = None) -> Cube:
@@ -44,10 +44,10 @@ def noise(cube: Cube, rng: np.random.Generator, *, sigma: float | None = None) -
     Raises:
         InputError: sigma is negative or not finite.
     """
-    cube = _checked(cube)
+    cube = checked(cube)
     if sigma is None:
         sigma = rng.uniform(*NOISE_SIGMAS)
-    _within("sigma", sigma, 0, BRIGHTEST)
+    within("sigma", sigma, 0, BRIGHTEST)
     noisy = rng.standard_normal(cube.shape, dtype=np.float32)
     noisy *= np.float32(sigma)
     noisy += cube
@@ -63,10 +63,10 @@ def blur(cube: Cube, rng: np.random.Generator, *, size: int | None = None) -> Cu
     Raises:
         InputError: size is even or outside 1 to 999.
     """
-    cube = _checked(cube)
+    cube = checked(cube)
     if size is None:
         size = int(rng.choice(BLUR_SIZES))
-    _whole("size", size, 1, 999)
+    whole("size", size, 1, 999)
     if size % 2 == 0:
         raise InputError("the kernel size is even", key="size", value=size, remedy="give an odd number of pixels")
     kernel = gaussian_kernel(size)
@@ -94,10 +94,10 @@ def sr(cube: Cube, rng: np.random.Generator, *, factor: int | None = None) -> Cu
     Raises:
         InputError: factor is outside 1 to 64 or no whole number.
     """
-    cube = _checked(cube)
+    cube = checked(cube)
     if factor is None:
         factor = int(rng.choice(SR_FACTORS))
-    _whole("factor", factor, 1, 64)
+    whole("factor", factor, 1, 64)
     return _coarsened(_coarsened(cube, factor, axis=1), factor, axis=2)
 
 
@@ -110,10 +110,10 @@ def inpaint(cube: Cube, rng: np.random.Generator, *, rate: float | None = None) 
     Raises:
         InputError: rate is outside [0, 1].
     """
-    cube = _checked(cube)
+    cube = checked(cube)
     if rate is None:
         rate = float(rng.choice(INPAINT_RATES))
-    _within("rate", rate, 0, 1)
+    within("rate", rate, 0, 1)
     return np.asarray(cube * (rng.random(cube.shape, dtype=np.float32) >= rate), np.float32)
 
 
@@ -126,10 +126,10 @@ def bandloss(cube: Cube, rng: np.random.Generator, *, rate: float | None = None)
     Raises:
         InputError: rate is outside [0, 1].
     """
-    cube = _checked(cube)
+    cube = checked(cube)
     if rate is None:
         rate = float(rng.choice(BANDLOSS_RATES))
-    _within("rate", rate, 0, 1)
+    within("rate", rate, 0, 1)
     lost: Cube = np.array(cube)
     lost[rng.choice(len(cube), max(1, round(rate * len(cube))), replace=False)] = 0
     return lost
@@ -147,7 +147,7 @@ def motionblur(
     Raises:
         InputError: length is no whole number from 1 to 999, or angle is not finite.
     """
-    cube = _checked(cube)
+    cube = checked(cube)
     if angle is None:
         angle = rng.uniform(0, 180)
     kernel = motion_kernel(length, angle)
@@ -170,8 +170,8 @@ def motion_kernel(length: int, angle: float) -> NDArray[np.float32]:
     Raises:
         InputError: length is no whole number from 1 to 999, or angle is not finite.
     """
-    _whole("length", length, 1, 999)
-    _within("angle", angle, -1e6, 1e6)
+    whole("length", length, 1, 999)
+    within("angle", angle, -1e6, 1e6)
     reach = length // 2
     # Rounding puts a path along an axis exactly on it, without a fringe of weights near zero.
     direction = np.round([np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))], 12)
@@ -195,8 +195,8 @@ def poisson(cube: Cube, rng: np.random.Generator, *, peak: float = POISSON_PEAK)
     Raises:
         InputError: peak is outside (0, 1e6].
     """
-    cube = _checked(cube)
-    _within("peak", peak, 1e-6, BRIGHTEST)
+    cube = checked(cube)
+    within("peak", peak, 1e-6, BRIGHTEST)
     counts = rng.poisson(np.maximum(cube, 0) * peak)
     return np.asarray(counts / peak, np.float32)
 
@@ -213,9 +213,9 @@ def stripes(cube: Cube, rng: np.random.Generator, *, gain: float = 0.05, offset:
     Raises:
         InputError: gain or offset is outside [0, 1].
     """
-    cube = _checked(cube)
-    _within("gain", gain, 0, 1)
-    _within("offset", offset, 0, 1)
+    cube = checked(cube)
+    within("gain", gain, 0, 1)
+    within("offset", offset, 0, 1)
     detector = (2, len(cube), 1, cube.shape[2])
     gains, offsets = rng.standard_normal(detector, dtype=np.float32)
     return np.asarray(cube * (1 + gain * gains) + offset * offsets, np.float32)
@@ -233,9 +233,9 @@ def deadlines(cube: Cube, rng: np.random.Generator, *, bands: float = 0.3, sampl
     Raises:
         InputError: bands or samples is outside [0, 1].
     """
-    cube = _checked(cube).copy()
-    _within("bands", bands, 0, 1)
-    _within("samples", samples, 0, 1)
+    cube = checked(cube).copy()
+    within("bands", bands, 0, 1)
+    within("samples", samples, 0, 1)
     count, width = len(cube), cube.shape[2]
     dead = max(1, round(samples * width))
     for band in rng.choice(count, max(1, round(bands * count)), replace=False):
@@ -259,11 +259,17 @@ def mixed(cube: Cube, rng: np.random.Generator) -> Cube:
 DEGRADATIONS: Mapping[str, Degradation] = MappingProxyType(
     {
         function.__name__: function
-        for function in (noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed)
+        for function in (
+            noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed,
+            photographs.haze, photographs.rain, photographs.snow, photographs.lowlight, photographs.defocus,
+            photographs.grain, photographs.jpeg,
+        )
     }
-)
+)  # fmt: skip
 TRAINING = ("noise", "blur", "sr", "inpaint", "bandloss")
 UNSEEN = ("motionblur", "poisson")
+PHOTOGRAPHS = ("haze", "rain", "snow", "lowlight", "motionblur", "defocus", "grain", "jpeg")
+"""What cameras and weather do to photographs; `motionblur` is that of cubes."""
 
 
 def degrade(cube: Cube, names: str | Sequence[str], rng: np.random.Generator) -> Cube:
@@ -330,34 +336,3 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     near = ((BICUBIC_A + 2) * distance - (BICUBIC_A + 3)) * distance**2 + 1
     far = BICUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
-
-
-def _checked(cube: Any) -> Cube:
-    cube = np.asarray(cube)
-    if cube.ndim != 3 or cube.size == 0:
-        raise CubeError(
-            "not a cube", key="shape", value=list(cube.shape), remedy="give an array [bands, lines, samples]"
-        )
-    if cube.dtype.kind != "f":
-        raise CubeError(
-            "the cube is not floating point", key="dtype", value=cube.dtype, remedy="scale it to [0, 1] as float32"
-        )
-    # One pass: NaN and infinity fail the comparison as well.
-    if not max(-float(cube.min()), float(cube.max())) <= BRIGHTEST:
-        raise CubeError(
-            "the cube holds NaN, infinity or values far outside [0, 1]",
-            key="cube",
-            remedy="mask or repair it and scale it to [0, 1]",
-        )
-    return np.asarray(cube, np.float32)
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError("out of range", key=key, value=value, remedy=f"give a number from {low:g} to {high:g}")
-
-
-def _whole(key: str, value: float, low: int, high: int) -> None:
-    _within(key, value, low, high)
-    if value != int(value):
-        raise InputError("not a whole number", key=key, value=value, remedy=f"give one from {low} to {high}")

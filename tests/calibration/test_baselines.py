@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from calibration import degradations
 from calibration.baselines import BASELINES
-from calibration.degradations import TRAINING, UNSEEN, degrade
+from calibration.degradations import PHOTOGRAPHS, TRAINING, UNSEEN, degrade
 from calibration.quality import psnr
 from runtime.errors import MachineError
 from runtime.simulation.simulator import simulate_scene
@@ -43,7 +43,7 @@ def straight():
 
 
 def test_there_is_one_for_every_task():
-    assert set(BASELINES) == {*TRAINING, *UNSEEN}
+    assert set(BASELINES) == {*TRAINING, *UNSEEN, *PHOTOGRAPHS}
     assert all(each.name for each in BASELINES.values())
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import convolve
 
 from calibration import degradations
-from calibration.degradations import DEGRADATIONS, TRAINING, UNSEEN, degrade, lost_bands, motion_kernel
+from calibration.degradations import DEGRADATIONS, PHOTOGRAPHS, TRAINING, UNSEEN, degrade, lost_bands, motion_kernel
 from runtime.errors import CubeError, InputError
 
 SHAPE = (31, 40, 48)
@@ -205,7 +205,7 @@ def test_mixed_has_every_fault(clean):
 def test_the_registry_is_what_training_and_gates_count_on():
     assert TRAINING == ("noise", "blur", "sr", "inpaint", "bandloss")
     assert UNSEEN == ("motionblur", "poisson")
-    assert set(DEGRADATIONS) == {*TRAINING, *UNSEEN, "stripes", "deadlines", "mixed"}
+    assert set(DEGRADATIONS) == {*TRAINING, *UNSEEN, *PHOTOGRAPHS, "stripes", "deadlines", "mixed"}
 
 
 def test_degrade_applies_a_list_in_order(clean):
