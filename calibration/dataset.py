@@ -131,7 +131,8 @@ class CalibrationSet:
         """What of the network decides a frame."""
         way, signature = self.measuring, self.measuring.signature
         planes = [(plane.name, plane.bands) for plane in (signature.measured, signature.restored)]
-        constants = {name: hashlib.sha256(of.tobytes()).hexdigest() for name, of in way.prompts.constants.items()}
+        told = {name: one.constants for name, one in way.prompts.conditions.items()} or {"": way.prompts.constants}
+        constants = {n: {p: hashlib.sha256(a.tobytes()).hexdigest() for p, a in of.items()} for n, of in told.items()}
         measure = getattr(way.measure, "__qualname__", "")
         return (planes, [asdict(p) for p in signature.prompts], constants, way.tasks, measure)
 
@@ -188,7 +189,7 @@ class CalibrationSet:
         clean = Tiling((part.shape[1], part.shape[2]), plane.size, 0).cut(part, tile)[0]
         rng = np.random.default_rng([self.asked.seed, zlib.crc32(repr(origin).encode())])
         flown = origin.task == AS_FLOWN
-        feeds = self.measuring.feeds(clean if flown else self.measuring.measured(origin.task, clean, rng))
+        feeds = self.measuring.feeds(clean if flown else self.measuring.measured(origin.task, clean, rng), origin.task)
         frame = feeds[self.measuring.signature.measured.name]
         return Sample(origin, feeds, None if flown else clean, hashlib.sha256(frame.tobytes()).hexdigest())
 

@@ -16,10 +16,11 @@ from calibration.measuring import Measuring, bands_measured, fitting
 from calibration.quality import Quality, quality
 from runtime.arrays import Float32
 from runtime.errors import CubeError
+from runtime.prompts import Prompts
 
 Contenders = tuple[Quality | None, Quality | None, Quality]
 """Of the input, the classical method and the model."""
-Restore = Callable[[Float32], tuple[Float32, Float32]]
+Restore = Callable[[Float32, Prompts], tuple[Float32, Float32]]
 """Cube [bands, lines, samples] -> restored cube and experts' weights [layers, experts], averaged over tiles."""
 
 
@@ -81,7 +82,7 @@ def evaluate(
             bands = bands_measured(task, degraded, truth)
             alike = measuring.measure is None
             classical = BASELINES[task].restore(degraded) if alike else None
-            restored, routing = restore(degraded)
+            restored, routing = restore(degraded, measuring.prompts.for_task(task))
             if not np.isfinite(restored).all():
                 raise CubeError(
                     f"the model's output after {task} is not finite", file=name, remedy="check the model's weights"

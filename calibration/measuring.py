@@ -59,9 +59,10 @@ class Measuring:
             return clean
         return DEGRADATIONS[task](clean, rng) if self.measure is None else self.measure(task, clean, rng)
 
-    def feeds(self, measured: Float32) -> dict[str, Float32]:
-        """What the engine is fed with for a measured frame [bands, lines, samples]."""
-        return {self.signature.measured.name: np.ascontiguousarray(measured[None]), **self.prompts(measured)}
+    def feeds(self, measured: Float32, task: str | None = None) -> dict[str, Float32]:
+        """What the engine is fed with for a measured frame [bands, lines, samples], of a task where it is of one."""
+        prompts = self.prompts if task is None else self.prompts.for_task(task)
+        return {self.signature.measured.name: np.ascontiguousarray(measured[None]), **prompts(measured)}
 
 
 def fitting(signature: Signature, clean: Float32, file: Path | None = None) -> Float32:

@@ -44,7 +44,7 @@ def _guided(guide: NDArray[np.floating], values: NDArray[np.floating]) -> NDArra
 
     middle, level = mean(guide), mean(values)
     slope = (mean(guide * values) - middle * level) / (mean(guide * guide) - middle**2 + GUIDE_EDGE)
-    return mean(slope) * guide + mean(level - slope * middle)
+    return np.asarray(mean(slope) * guide + mean(level - slope * middle))
 
 
 def take_the_median(picture: Cube) -> Cube:

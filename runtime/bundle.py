@@ -23,7 +23,7 @@ from .made import MADE, Choice, Made, parse_made
 from .manifest import LARGEST, MANIFEST, FileRecord, Manifest, dump, parse
 from .meaning import Asked, Known, Meaning, meaning_of
 from .metrics import prompt_metrics
-from .prompts import TOLERANCES, Given, Prompts, beyond, differences
+from .prompts import TOLERANCES, Condition, Given, Prompts, beyond, differences
 from .restore import Progress, Restored, check_fits, restore_cube
 from .stated import NOTHING, Stated
 from .untrusted import IrregularError, TooLargeError, read_untrusted
@@ -91,6 +91,7 @@ class Bundle(Closing):
         cube: ArrayLike,
         prompts: Given | None = None,
         *,
+        prompt: str | None = None,
         scale: float | None = None,
         ignore_value: float | None = None,
         meaning: Meaning | None = None,
@@ -106,6 +107,7 @@ class Bundle(Closing):
                 and numbers.
             prompts: {name: array} to use in place of the cube's own; or metrics alone, [M] or [1, M]; with band groups
                 also [groups, M].
+            prompt: name of the prompt to use in place of the one that was chosen at the opening.
             scale: number that stands for 1.0, instead of the bundle's.
             ignore_value: pixels that hold it in any band are missing: kept from the network and left as they are.
             meaning: of the cube's numbers, from `meaning`, in place of both; without it, doubts are warnings too.
@@ -115,6 +117,7 @@ class Bundle(Closing):
 
         Raises:
             CubeError: the cube, the prompts or the scale cannot be used.
+            InputError: there is no such prompt, or several and none was chosen.
             MachineError: the engine failed.
         """
         try:
@@ -135,7 +138,7 @@ class Bundle(Closing):
             self.engine.infer,
             m.signature,
             overlap=m.overlap,
-            prompts=self.prompts,
+            prompts=self.prompts if prompt is None else self.prompts.of(prompt),
             given=prompts,
             progress=progress,
         )
@@ -233,7 +236,9 @@ def check_golden_metrics(prompts: Prompts, contents: Contents, path: Path) -> No
         )
 
 
-def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | None = None) -> Bundle:
+def load_bundle(
+    path: str | Path, *, threads: int | None = None, engine: str | None = None, prompt: str | None = None
+) -> Bundle:
     """Open a bundle: check the manifest and the hash of every file, then load the very bytes that were hashed.
 
     Args:
@@ -241,8 +246,10 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
         threads: CPU threads of the engine instead of the target's.
         engine: run the bundle's graph in this engine instead of the target's; never done unasked. Where it computes
             no metrics, NumPy does (`Bundle.prompts.told`).
+        prompt: name of the prompt, where the bundle holds several (`manifest.prompts`).
 
     Raises:
+        InputError: there is no such prompt.
         BundleError: something is missing, damaged, altered or of an unknown version.
         MachineError: the engine is not installed, was not built yet or cannot run here.
     """
@@ -264,7 +271,18 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
         )
     options = EngineOptions(threads or manifest.target.threads, choice.precision, built)
     signature, of_metrics = manifest.signature, manifest.metrics_graph if name in METRICS_ENGINES else None
-    constants = {p.name: stored_array(files[p.of], folder / p.of, p.shape) for p in signature.constants}
+    shapes = {p.name: p.shape for p in signature.constants}
+
+    def stored(arrays: Mapping[str, str]) -> dict[str, Float32]:
+        return {name: stored_array(files[of], folder / of, shapes[name]) for name, of in arrays.items()}
+
+    told = Prompts(
+        signature,
+        stored({p.name: p.of for p in signature.constants}),
+        None,
+        {name: Condition(stored(p.arrays), tuple(p.tasks), p.about) for name, p in manifest.prompts.items()},
+    )
+    told = told if prompt is None else told.of(prompt)
     try:
         with ExitStack() as undo:
             opened = undo.enter_context(open_engine(name, files[program], signature, options))
@@ -282,7 +300,7 @@ def load_bundle(path: str | Path, *, threads: int | None = None, engine: str | N
         ) from error
     # The graphs are the engine's now; only the golden arrays are kept.
     kept = replace(contents, files={name: files[name] for name in manifest.golden.arrays.values()})
-    return Bundle(folder, kept, opened, Prompts(signature, constants, graph))
+    return Bundle(folder, kept, opened, told.by_graph(graph))
 
 
 def verified_bundle(path: str | Path) -> Contents:
@@ -298,6 +316,7 @@ def verified_bundle(path: str | Path) -> Contents:
     needed = [*map(manifest.graphs.get, manifest.tolerances), *manifest.graphs.values()]
     needed += [] if manifest.metrics_graph is None else [manifest.metrics_graph]
     needed += [*manifest.golden.arrays.values(), *(p.of for p in manifest.signature.constants)]
+    needed += [of for named in manifest.prompts.values() for of in named.arrays.values()]
     for name in needed:
         if name is None or name not in files:
             raise BundleError("the manifest does not list a file it needs", file=folder, key=name, remedy=MEND)

@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import BundleError
+from .errors import BundleError, InputError
 from .prompts import TOLERANCES
-from .signature import InnerPath, Signature
+from .signature import InnerPath, Name, Signature
 
 MANIFEST, SEAL = "manifest.json", "seal"
 LARGEST = 4 << 20
@@ -86,6 +86,20 @@ class Golden(Part):
     tolerance: Annotated[float, Field(gt=0, le=1)]
 
 
+class NamedPrompt(Part):
+    """What the network is told of one purpose.
+
+    Attributes:
+        arrays: {prompt: file} of the constant prompts.
+        tasks: it is measured by with them.
+        about: where they came from.
+    """
+
+    arrays: dict[str, InnerPath]
+    tasks: list[str] = []
+    about: dict[str, Any] = {}
+
+
 class FileRecord(Part):
     """Size and hash of a file of the bundle."""
 
@@ -107,6 +121,8 @@ class Manifest(Sealed):
         files: every file of the bundle but this one and what `made.json` lists.
         deferred: why no engine was built, where it is to be built on the target.
         metrics_graph: ONNX file that computes the metrics of a frame in the target's engine; None where NumPy does.
+        prompts: constant prompts by name, where the bundle holds them for several purposes; the signature's own files
+            are those of one of them.
     """
 
     called: ClassVar[str] = "the manifest"
@@ -127,11 +143,22 @@ class Manifest(Sealed):
     files: dict[InnerPath, FileRecord]
     deferred: str | None = None
     metrics_graph: InnerPath | None = None
+    prompts: dict[Name, NamedPrompt] = {}
 
     @property
     def tolerances(self) -> dict[str, float]:
         """Precision -> how far the golden frame may be off in it, for those that may fly."""
         return {**self.precision.rivals, self.precision.chosen: self.golden.tolerance}
+
+    def constants(self, prompt: str | None) -> dict[str, str]:
+        """{prompt: file} of the constant prompts by that name, or of the only ones. Raises InputError."""
+        if prompt is None and len(self.prompts) < 2:
+            return {p.name: p.of for p in self.signature.constants}
+        if prompt not in self.prompts:
+            problem = "there is no such prompt" if prompt else "there are prompts for several purposes"
+            told = f"say which: {', '.join(self.prompts)}" if self.prompts else "leave it out"
+            raise InputError(problem, key="--prompt", value=prompt, remedy=told)
+        return dict(self.prompts[prompt].arrays)
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:
@@ -144,6 +171,11 @@ class Manifest(Sealed):
             raise ValueError("the golden arrays are others than the signature's tensors")
         if any(self.golden.arrays[p.name] != p.of for p in signature.constants):
             raise ValueError("a golden constant is another than the network's own")
+        own = {p.name: p.of for p in signature.constants}
+        if any(named.arrays.keys() != own.keys() for named in self.prompts.values()) or (
+            self.prompts and own not in [named.arrays for named in self.prompts.values()]
+        ):
+            raise ValueError("the prompts by name are others than the signature's")
         if 2 * self.overlap > min(signature.measured.size) or (self.overlap and signature.tiling == "fixed"):
             raise ValueError("frames overlap by more than half of their side, or have one place only and overlap")
         if sum(record.bytes for record in self.files.values()) > 2 * LARGEST_PART:

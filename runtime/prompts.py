@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .arrays import Float32
 from .engines.onnxruntime_session import BoundSession
-from .errors import CubeError
+from .errors import CubeError, InputError
 from .metrics import LOGARITHMS, METRIC_SETS, finite_metrics, prompt_metrics
 from .signature import Signature
 
@@ -32,15 +33,35 @@ LEAST = 5e-3
 """Smaller metrics are compared as if they were so large: of nothing, nothing is a share."""
 
 
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What a network is told of one purpose.
+
+    Attributes:
+        constants: {prompt: array} of its constant prompts.
+        tasks: it is measured by with them; empty where that is not known.
+        about: plain values, for people and the manifest.
+    """
+
+    constants: Mapping[str, Float32]
+    tasks: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Prompts:
     """Makes what a network takes beside the frame: `prompts(part) -> {name: array}`. Not for two threads at once.
 
     Metrics are of a whole cube, so NumPy's are those of any size. A graph computes the same for a part that is exactly
-    its frame, and only that. Constants are what they are.
+    its frame, and only that. Constants are what they are; of several conditions one is chosen.
     """
 
     def __init__(
-        self, signature: Signature, constants: Mapping[str, Float32] | None = None, graph: BoundSession | None = None
+        self,
+        signature: Signature,
+        constants: Mapping[str, Float32] | None = None,
+        graph: BoundSession | None = None,
+        conditions: Mapping[str, Condition] | None = None,
+        chosen: str | None = None,
     ) -> None:
         """Keep what prompts are made of.
 
@@ -48,10 +69,34 @@ class Prompts:
             signature: of the network.
             constants: {name: array} of its constant prompts.
             graph: frame -> metrics, which is this object's from now on.
+            conditions: the same as `constants` by name, for several purposes, in place of it.
+            chosen: one of them; without it the only one, or none.
         """
         self.signature, self._graph = signature, graph
-        self.constants = {p.name: (constants or {})[p.name] for p in signature.constants}
+        self.conditions = conditions or {}
+        self.chosen = chosen or (next(iter(self.conditions)) if len(self.conditions) == 1 else None)
+        told = self.conditions[self.chosen].constants if self.chosen else constants or {}
+        self._unsaid = bool(self.conditions) and self.chosen is None
+        self.constants = {} if self._unsaid else {p.name: told[p.name] for p in signature.constants}
         self.names = signature.metric_names
+
+    def of(self, name: str) -> Prompts:
+        """The same for another condition. Raises InputError where there is no such."""
+        if name not in self.conditions:
+            told = f"choose from {', '.join(self.conditions)}" if self.conditions else "leave it out"
+            raise InputError("there is no such prompt", key="prompt", value=name, remedy=told)
+        return Prompts(self.signature, None, self._graph, self.conditions, name)
+
+    def for_task(self, task: str) -> Prompts:
+        """The same for the first condition that is measured by a task, or by nobody knows what; else itself."""
+        fit = (name for name, one in self.conditions.items() if task in one.tasks or not one.tasks)
+        return next((self.of(name) for name in fit), self)
+
+    def check_chosen(self) -> None:
+        """Refuse to guess. Raises InputError where there are several conditions and none was chosen."""
+        if self._unsaid:
+            remedy = f"say which: {', '.join(self.conditions)}"
+            raise InputError("there are prompts for several purposes", key="prompt", remedy=remedy)
 
     def by(self, shape: tuple[int, ...]) -> MetricsBy:
         """What computes the metrics of a part of this shape."""
@@ -65,8 +110,10 @@ class Prompts:
 
         Raises:
             CubeError: as `prompt_metrics`; the graph's float32 sums overflow a little earlier.
+            InputError: of several conditions none was chosen.
             MachineError: the graph failed.
         """
+        self.check_chosen()
         made = dict(self.constants)
         if (metrics := self.signature.metrics) is not None:
             made[metrics.name] = self.metrics(part)[None]
@@ -84,7 +131,11 @@ class Prompts:
 
     def on_host(self) -> Prompts:
         """The same without a graph: metrics by NumPy."""
-        return Prompts(self.signature, self.constants)
+        return self.by_graph(None)
+
+    def by_graph(self, graph: BoundSession | None) -> Prompts:
+        """The same with a graph for the metrics, which is the new object's."""
+        return Prompts(self.signature, self.constants, graph, self.conditions, self.chosen)
 
     @property
     def told(self) -> str:

@@ -25,7 +25,7 @@ FLYING = ("deploy", "runtime")
 REGISTRIES = {
     "deploy/__init__.py", "deploy/cli.py", "runtime/engines/__init__.py", "runtime/engines/onnxruntime_gpu.py",
     "runtime/engines/tensorrt_libraries.py", "runtime/sources/__init__.py", "runtime/sinks/__init__.py",
-    "calibration/baselines.py",
+    "calibration/severity.py",
 }  # fmt: skip
 """Files that load by name: tables of engines, sources, sinks and commands, and libraries that may not be there."""
 GROUND = ("torch", "onnx", "onnxscript", "safetensors", "export", "calibration", "training")

@@ -17,7 +17,7 @@ from runtime.bundle import install_bundle, install_engine, verified_bundle, writ
 from runtime.engines import GPU_ENGINES, PORTABLE
 from runtime.errors import CheckpointError, GateError, InputError
 from runtime.made import MADE, Choice
-from runtime.manifest import MANIFEST, Golden, Manifest, NetworkMade, Precision, TargetMade
+from runtime.manifest import MANIFEST, Golden, Manifest, NamedPrompt, NetworkMade, Precision, TargetMade
 from runtime.precisions import PRECISIONS
 from runtime.signature import Signature
 
@@ -29,7 +29,7 @@ from ..finalizing.targets import known_targets
 from ..folders import refuse_existing
 from .calibration_frames import open_calibration
 from .engines import check_engine, check_metrics
-from .golden import golden_arrays, golden_files, golden_tolerance
+from .golden import golden_arrays, golden_files, golden_tolerance, prompt_files, prompt_paths
 from .graphs import Graphs, make_graphs, measure, metrics_graph, probe_frames
 from .plan import Plan, refuse_foreign, used_tools, workplace
 from .precision import Decision
@@ -151,7 +151,7 @@ def build(
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
         files |= variants.files
-        files |= golden_files(net, plan, graphs, diverse)
+        files |= golden_files(net, plan, graphs, diverse) | prompt_files(net, signature)
         write_bundle(finished, files, manifest)
         if step.record is not None:
             choice = Choice(precision=precision, why=why, tolerance=manifest.golden.tolerance, engine=step.record)
@@ -261,6 +261,10 @@ def _manifest(
         files={},
         deferred=deferred,
         metrics_graph=METRICS_GRAPH if facts["metrics_apart"] else None,
+        prompts={
+            name: NamedPrompt(arrays=paths, tasks=list(told.tasks), about=dict(told.about))
+            for (name, paths), told in zip(prompt_paths(net, signature).items(), net.conditions.values(), strict=True)
+        },
     )
 
 

@@ -59,6 +59,24 @@ def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) 
     return {places[name]: array_bytes(array) for name, array in {**probe, **made}.items()}
 
 
+def prompt_paths(net: Network, signature: Signature) -> dict[str, dict[str, str]]:
+    """{condition: {prompt: its file in the bundle}}; those of the first are the signature's own."""
+    first = next(iter(net.conditions), None)
+    return {
+        name: {p.name: p.of if name == first else f"prompts/{name}/{p.name}.npy" for p in signature.constants}
+        for name in net.conditions
+    }
+
+
+def prompt_files(net: Network, signature: Signature) -> dict[str, bytes]:
+    """{file in the bundle: content} of the constant prompts of every condition."""
+    return {
+        file: array_bytes(net.conditions[name].constants[prompt])
+        for name, paths in prompt_paths(net, signature).items()
+        for prompt, file in paths.items()
+    }
+
+
 def golden_arrays(signature: Signature) -> dict[str, str]:
     """{tensor: its file in the bundle}; constants are the network's own, so that the proof is of what flies."""
     return {name: f"golden/{name}.npy" for name in signature.ports.shapes} | {p.name: p.of for p in signature.constants}

@@ -50,12 +50,12 @@ def check(
     refuse_other_network(bundle, net)
     for doubt in net.facts.doubts:
         console.warn(doubt)
-    tasks = config.check.degradations or net.architecture.tasks
+    tasks = config.check.degradations or net.tasks
     for task in tasks:
-        if task not in net.architecture.tasks:
+        if task not in net.tasks:
             raise InputError(
                 "the network is not measured by this task", key="check.degradations", value=task,
-                remedy=f"choose from {', '.join(net.architecture.tasks)}",
+                remedy=f"choose from {', '.join(net.tasks)}",
             )  # fmt: skip
     console.say(f"checks     {len(tasks)} degradations, each by PyTorch and by every variant")
     doubts = list[str]()

@@ -224,7 +224,7 @@ def compare(
                     seeds = (seed, place, *([zlib.crc32(name.encode())] if of_files else []))
                     degraded = way.measured(task, truth, np.random.default_rng(seeds))
                     bands = bands_measured(task, degraded, truth)
-                    own = _by_pytorch(bundle, net, degraded)
+                    own = _by_pytorch(bundle, net, degraded, task)
                     margins[task].append(own.margins.ravel())
                     before = quality(degraded, truth, bands) if way.measure is None else None
                     after, untiled = (quality(cube, truth, bands) for cube in (own.cube, own.untiled))
@@ -243,7 +243,7 @@ def compare(
                         tiles.setdefault(precision, []).extend(_distances(bundle, apart, span, name, task))
                         worst = max(tiles[precision][-1].distance, probes.get(precision, (0.0,))[0])
                         if precision not in probes or worst > probes[precision][0]:
-                            probes[precision] = (worst, _probe(bundle, degraded, tiles[precision][-1]))
+                            probes[precision] = (worst, _probe(bundle, degraded, tiles[precision][-1], task))
                     if number == 0 and pictured:
                         shown = degraded if way.measure is None else None
                         kept.append(_case(task, shown, truth, restored, chosen, own.cube))
@@ -318,7 +318,7 @@ class _Own:
     untiled: Float32
 
 
-def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32) -> _Own:
+def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32, task: str) -> _Own:
     signature, prompts = bundle.manifest.signature, bundle.prompts.on_host()
     frame = signature.measured.size
     engine = TorchEngine(net, *frame)
@@ -330,14 +330,14 @@ def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32) -> _Own:
         margins.append(leads)
         return made
 
-    done = _restored(degraded, _Way(infer, signature, bundle.manifest.overlap, "pytorch", prompts))
+    done = _restored(degraded, _Way(infer, signature, bundle.manifest.overlap, "pytorch", prompts), task)
     cube, routing = np.asarray(done.cube, np.float32), _routing(done)
     leads = np.stack(margins).reshape(routing.shape[:-1]) if routing.size else np.zeros(0, np.float32)
     alone = signature.tiling == "fixed" or net.architecture.size(net.module) is not None
     if alone or (degraded.shape[1] <= frame[0] and degraded.shape[2] <= frame[1]):
         return _Own(cube, routing, leads, cube)
     whole = TorchEngine(net, *net.frame(*degraded.shape[1:]))
-    untiled = _restored(degraded, _Way(whole.infer, whole.signature, 0, "pytorch", prompts))
+    untiled = _restored(degraded, _Way(whole.infer, whole.signature, 0, "pytorch", prompts), task)
     return _Own(cube, routing, leads, np.asarray(untiled.cube, np.float32))
 
 
@@ -351,7 +351,7 @@ def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str)
     done: dict[str, Restored] = {}
     for precision, way in list(ways.items()):
         try:
-            done[precision] = _restored(degraded, way)
+            done[precision] = _restored(degraded, way, task)
         except MachineError as error:  # noqa: PERF203
             if precision == bundle.choice.precision:
                 raise GateError(
@@ -366,8 +366,9 @@ def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str)
     return done
 
 
-def _restored(cube: Float32, way: _Way) -> Restored:
-    return restore_cube(cube, way.infer, way.signature, overlap=way.overlap, prompts=way.prompts)
+def _restored(cube: Float32, way: _Way, task: str) -> Restored:
+    prompts = way.prompts.for_task(task)
+    return restore_cube(cube, way.infer, way.signature, overlap=way.overlap, prompts=prompts)
 
 
 def _metrics_apart(bundle: Bundle, degraded: Float32) -> dict[str, float]:
@@ -399,13 +400,13 @@ def _distances(bundle: Bundle, apart: Float32, span: float, name: str, task: str
     return sorted(found, key=lambda t: t.distance)
 
 
-def _probe(bundle: Bundle, degraded: Float32, worst: WorstTile) -> Probe:
+def _probe(bundle: Bundle, degraded: Float32, worst: WorstTile, task: str) -> Probe:
     """The frame of a tile, of the first bands where there are more than the network's, and the cube's prompts."""
     measured = bundle.manifest.signature.measured
     part = degraded[: measured.bands]
     tiling = _tiling(bundle, part)
     tile = next(t for t in tiling.tiles() if (t.line, t.sample) == (worst.line, worst.sample))
-    return {measured.name: tiling.cut(part, tile), **bundle.prompts.on_host()(part)}
+    return {measured.name: tiling.cut(part, tile), **bundle.prompts.on_host().for_task(task)(part)}
 
 
 def _case(

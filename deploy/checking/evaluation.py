@@ -20,6 +20,7 @@ from export.torch_engine import TorchEngine
 from runtime.arrays import Float32
 from runtime.bundle import load_bundle
 from runtime.errors import InputError
+from runtime.prompts import Prompts
 from runtime.restore import Restored, restore_cube
 
 from .. import console
@@ -37,7 +38,7 @@ class Model:
     Attributes:
         name: as it was given.
         about: one line on its training.
-        restore: cube -> restored cube and experts' weights [layers, experts].
+        restore: (cube, prompts) -> restored cube and experts' weights [layers, experts].
         measuring: how its frames come from clean cubes.
         scale: number that stands for 1.0 in cubes of integers, None if not told.
         wavelengths: band centres in nm, None if not told.
@@ -88,12 +89,13 @@ def opened(model: str, options: Mapping[str, Any], size: Mapping[str, int] | Non
                 value=m.network.architecture,
                 remedy=f"known: {', '.join(networks.ARCHITECTURES)}",
             )
-        way: Measuring = Measuring(bundle.prompts, architecture.tasks, architecture.measure)
+        told = dict.fromkeys(task for prompt in m.prompts.values() for task in prompt.tasks)
+        way: Measuring = Measuring(bundle.prompts, tuple(told) or architecture.tasks, architecture.measure)
 
-        def restore(cube: Float32) -> tuple[Float32, Float32]:
+        def restore(cube: Float32, prompts: Prompts) -> tuple[Float32, Float32]:
             # In the unit range, and damaged by us: nothing of it is missing.
             return _mean_routing(
-                restore_cube(cube, bundle.engine.infer, m.signature, overlap=m.overlap, prompts=bundle.prompts)
+                restore_cube(cube, bundle.engine.infer, m.signature, overlap=m.overlap, prompts=prompts)
             )
 
         centres = tuple(m.wavelengths) if m.wavelengths else None
@@ -110,13 +112,13 @@ def _from_checkpoint(name: str, options: Mapping[str, Any], size: Mapping[str, i
     check_size(net, *frame)
     way = measuring(net, *frame)
 
-    def restore(cube: Float32) -> tuple[Float32, Float32]:
+    def restore(cube: Float32, prompts: Prompts) -> tuple[Float32, Float32]:
         lines, samples = cube.shape[1:]
         own = frame if size or way.signature.tiling == "fixed" else _largest(net, lines, samples)
         engine = TorchEngine(net, *own)
         alone = way.signature.tiling == "fixed" or (lines <= own[0] and samples <= own[1])
         overlap = 0 if alone else min(FRAME_OVERLAP, min(own) // 2)
-        return _mean_routing(restore_cube(cube, engine.infer, engine.signature, overlap=overlap, prompts=way.prompts))
+        return _mean_routing(restore_cube(cube, engine.infer, engine.signature, overlap=overlap, prompts=prompts))
 
     shares = architecture.routing.balances(net.module) if architecture.routing else None
     return Model(name, facts.about, restore, way, facts.scale, facts.wavelengths or None, shares)

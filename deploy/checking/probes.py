@@ -7,7 +7,6 @@ import numpy as np
 from calibration.measuring import Measuring
 from export.networks import Network
 from export.onnx import Probe
-from runtime.prompts import Prompts
 from runtime.simulation.simulator import simulate_scene
 
 PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
@@ -15,8 +14,8 @@ PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
 
 def measuring(net: Network, lines: int, samples: int) -> Measuring:
     """How frames of a size come from clean cubes for a network."""
-    signature, architecture = net.signature(lines, samples), net.architecture
-    made: Measuring = Measuring(Prompts(signature, net.constants), architecture.tasks, architecture.measure)
+    signature = net.signature(lines, samples)
+    made: Measuring = Measuring(net.prompts(signature), net.tasks, net.architecture.measure)
     return made
 
 
@@ -26,5 +25,8 @@ def simulated_probes(net: Network, size: tuple[int, int], wavelengths: Sequence[
     restored = way.signature.restored
     centres = wavelengths if len(wavelengths) == restored.bands else None
     scene = simulate_scene(0, restored.bands, *restored.size, centres).truth
-    tasks = PROBE_DEGRADATIONS if way.measure is None else way.tasks
-    return [way.feeds(way.measured(task, scene, np.random.default_rng([0, index]))) for index, task in enumerate(tasks)]
+    tasks = PROBE_DEGRADATIONS if way.measure is None and not net.conditions else way.tasks
+    return [
+        way.feeds(way.measured(task, scene, np.random.default_rng([0, index])), task)
+        for index, task in enumerate(tasks)
+    ]

@@ -30,7 +30,7 @@ from ..checking.latency import (
 )
 from ..folders import refuse_folder, write_folder
 from ..reporting.plots import latency_plot
-from .options import engine_option, examples, json_option
+from .options import engine_option, examples, json_option, prompt_option
 
 GPU_UNITS = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C", "memory_mib": "MiB in use"}
 """Figure of a GPU -> what the table calls it."""
@@ -62,6 +62,7 @@ GPU_UNITS = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C", "memory
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine, and of PyTorch.")
 @engine_option
+@prompt_option
 @click.option("--checkpoint", help="Compare with PyTorch: the checkpoint that the bundle was built from.")
 @click.option("--torch-device", help="Where PyTorch runs, for example cuda.  [default: cpu]")
 @click.option(
@@ -82,6 +83,7 @@ def command(
     warmup: int,
     threads: int | None,
     engine: str | None,
+    prompt: str | None,
     checkpoint: str | None,
     torch_device: str | None,
     torch_form: str | None,
@@ -110,7 +112,8 @@ def command(
     cubes = bench_frames(bundle)
     # What made the frames does not fly.
     counted = forget_peak_memory()
-    with load_bundle(bundle, threads=threads, engine=engine) as loaded:
+    with load_bundle(bundle, threads=threads, engine=engine, prompt=prompt) as loaded:
+        loaded.prompts.check_chosen()
         manifest = loaded.manifest
         measured = measure(loaded, cubes, limit, warmup, reference, threads or manifest.target.threads)
     if not counted:

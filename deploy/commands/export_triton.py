@@ -24,7 +24,7 @@ from ..triton.repository import (
     refuse_overlap,
     repository_files,
 )
-from .options import examples, json_option
+from .options import examples, json_option, prompt_option
 
 
 @click.command(
@@ -39,9 +39,12 @@ from .options import examples, json_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the model repository.")
 @click.option("--name", help="Name of the models.  [default: the checkpoint's]")
 @click.option("--graph", is_flag=True, help="Serve the ONNX graph in ONNX Runtime, whatever the bundle's engine is.")
+@prompt_option
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
 @json_option
-def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: bool) -> dict[str, Any]:
+def command(
+    bundle: Path, out: Path, name: str | None, graph: bool, prompt: str | None, replace: bool
+) -> dict[str, Any]:
     """Write a model repository for Triton Inference Server: frame in, restored frame and experts' weights out.
 
     The repository's README says how to serve it and how to query it.
@@ -54,7 +57,7 @@ def command(bundle: Path, out: Path, name: str | None, graph: bool, replace: boo
     served = choose_engine(contents, bundle, graph=graph)
     if served.precision != plain(contents.choice.precision):
         console.warn(OTHER_PRECISION)
-    repository = repository_files(manifest, contents.files, served, chosen)
+    repository = repository_files(manifest, contents.files, served, chosen, prompt)
     write_folder(out, repository, replace=replace)
     ports = manifest.signature.ports
     console.say(f"ensemble   {chosen}: {' -> '.join(ports.inputs)} -> {', '.join(ports.outputs)}")

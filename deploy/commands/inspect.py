@@ -1,5 +1,6 @@
 """`deploy inspect`: what a bundle says of itself, after every byte of it was checked."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,7 @@ def command(
         ("wavelengths", f"{m.wavelengths[0]:g} to {m.wavelengths[-1]:g} nm" if m.wavelengths else "not told"),
         ("scale", f"{m.scale:g} (from the {m.scale_from})" if m.scale else "none"),
         ("metrics", _metrics(m)),
+        *(("prompt", _prompt(name, m.prompts[name].about)) for name in m.prompts),
         ("experts", "none" if routing is None else f"{routing.shape[0]} layers of {routing.shape[1]}"),
     ]
     for label, text in rows:
@@ -125,6 +127,12 @@ def _metrics(manifest: Manifest) -> str:
         return f"{told}, by NumPy on the host"
     engines = " or ".join(METRICS_ENGINES)
     return f"{told}, by {manifest.metrics_graph} of whole frames in {engines}, else by NumPy on the host"
+
+
+def _prompt(name: str, about: Mapping[str, Any]) -> str:
+    """A prompt by name; what the manifest says of it may be a stranger's."""
+    told = [f"{key} {about[key]}" for key in sorted(about) if isinstance(about[key], str | int | float)]
+    return ", ".join((name, *told))
 
 
 def _int8(manifest: Manifest) -> str:

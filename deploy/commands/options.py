@@ -69,6 +69,13 @@ def reading_flags(
     return {"input.layout": layout, "input.key": key, "input.scale": scale, "input.ignore_value": marks}
 
 
+def prompt_option(command: F) -> F:
+    """`--prompt NAME`."""
+    return click.option("--prompt", metavar="NAME", help="What the network is told, where a bundle holds several.")(
+        command
+    )
+
+
 def ignore_option(command: F) -> F:
     """`--ignore-value V`, as often as there are marks: all of them, none for `none`, None where it is not given."""
     return click.option(

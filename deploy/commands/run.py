@@ -21,7 +21,7 @@ from runtime.signature import Signature
 
 from .. import console
 from ..folders import refuse_cube_output
-from .options import engine_option, examples, json_option, reading_options
+from .options import engine_option, examples, json_option, prompt_option, reading_options
 
 ELEMENT_BYTES = 10
 """Of memory that restoring takes for every element, beside the cube and what becomes of it: measured, 8.5."""
@@ -57,6 +57,7 @@ ENGINE_BYTES = 512 << 20
 @click.option("--clip", is_flag=True, help="Clip the restored cube to [0, 1] (in the unit range).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine.")
 @engine_option
+@prompt_option
 @click.option("--self-test/--no-self-test", default=True, show_default=True, help="Restore the golden frame first.")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
 @json_option
@@ -73,6 +74,7 @@ def command(
     clip: bool,
     threads: int | None,
     engine: str | None,
+    prompt: str | None,
     self_test: bool,
     replace: bool,
 ) -> dict[str, Any]:
@@ -85,7 +87,8 @@ def command(
     source = read_cube(cube, layout=layout, key=key)
     source = _as_written(source, out, unit=output_type == "float32")
     _refuse_unfit(source, out)
-    with load_bundle(bundle, threads=threads, engine=engine) as loaded:
+    with load_bundle(bundle, threads=threads, engine=engine, prompt=prompt) as loaded:
+        loaded.prompts.check_chosen()
         described = loaded.engine.describe()
         for key_, value in described.items():
             console.say(f"{key_:<11} {value}")
@@ -99,7 +102,7 @@ def command(
         with console.progress("restoring") as moved:
             restored = restore_file(loaded, source, meaning, clip=clip, unit=output_type == "float32", progress=moved)
         seconds = time.monotonic() - began
-        manifest = loaded.manifest
+        manifest, chosen_prompt = loaded.manifest, loaded.prompts.chosen
     write(out, source, restored, manifest, layout or DEFAULT_LAYOUT)
     by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
     console.say(f"restored    {restored.frames} frame{'s' * (restored.frames != 1)} in {seconds:.2f} s{by}")
@@ -119,6 +122,7 @@ def command(
         "seconds": round(seconds, 3),
         "metrics": metrics_by_name(manifest.signature, restored),
         "metrics_by": restored.metrics_by,
+        "prompt": chosen_prompt,
         "experts": chosen_experts(manifest.signature, restored),
         "missing_pixels": restored.missing,
         "bad_bands": {band + 1: why for band, why in meaning.bad.items()},
@@ -167,6 +171,8 @@ def tell(bundle: Bundle, source: CubeFile, meaning: Meaning) -> None:
     made = meaning.conversion
     linear = made.gains is not None or made.offsets is not None
     console.say(f"scale       {words.of_scale(meaning.scale_from, made.scale, linear=linear)}")
+    if bundle.prompts.chosen is not None:
+        console.say(f"prompt      {bundle.prompts.chosen}")
     for note in meaning.notes:
         console.say(f"note        {note}")
     for doubt in meaning.doubts:

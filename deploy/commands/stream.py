@@ -29,7 +29,16 @@ from ..answers import leave
 from ..config import Config
 from ..streaming.parts import Outward, Parts, make_parts
 from ..streaming.view import LiveView
-from .options import PositiveNumber, config_option, engine_option, examples, ignore_option, json_option, read_config
+from .options import (
+    PositiveNumber,
+    config_option,
+    engine_option,
+    examples,
+    ignore_option,
+    json_option,
+    prompt_option,
+    read_config,
+)
 
 LOG_NAME = "stream.jsonl"
 OWN_SUFFIXES = ("", ".raw", ".hdr", ".idx", ".lock", ".reserve")
@@ -63,6 +72,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
 @click.option("--log", type=click.Path(path_type=Path), help=f"JSON lines; default {LOG_NAME} beside the record.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine.")
 @engine_option
+@prompt_option
 @click.option("--self-test/--no-self-test", default=True, show_default=True, help="Restore the golden frame first.")
 @config_option
 @json_option
@@ -84,6 +94,7 @@ def command(
     log: Path | None,
     threads: int | None,
     engine: str | None,
+    prompt: str | None,
     self_test: bool,
     config_file: Path | None,
 ) -> dict[str, Any]:
@@ -116,7 +127,8 @@ def command(
         raise InputError("the port of --prometheus too", key="--web", value=web, remedy="give each a port of its own")
     asked = Asked(scale, marks)
     outward = Outward(tuple(one for _, one in sinks), prometheus, web)
-    with load_bundle(bundle, threads=threads, engine=engine) as loaded:
+    with load_bundle(bundle, threads=threads, engine=engine, prompt=prompt or config.stream.prompt) as loaded:
+        loaded.prompts.check_chosen()
         if self_test:
             with console.progress("self-test"):
                 difference = loaded.self_test()

@@ -31,6 +31,11 @@ class StreamSection(Section):
     scale: Annotated[Number, Field(gt=0)] | None = Field(
         default=None, description="Digital number that stands for 1.0; beats source and bundle.", examples=[4095]
     )
+    prompt: Annotated[str, Strict(), Field(min_length=1, max_length=64)] | None = Field(
+        default=None,
+        description="What the network is told, where the bundle holds several prompts.",
+        examples=["derain"],
+    )
     saturation: Annotated[Number, Field(gt=0)] | None = Field(
         default=None, description="Digital number at which the detector is at its limit.", examples=[4095]
     )

@@ -123,8 +123,10 @@ def choose_engine(contents: Contents, bundle: Path, *, graph: bool) -> Served:
     )
 
 
-def repository_files(manifest: Manifest, contents: Mapping[str, bytes], served: Served, name: str) -> dict[str, bytes]:
-    """The model repository: path inside it -> content. `name` is one that `model_name` gave.
+def repository_files(
+    manifest: Manifest, contents: Mapping[str, bytes], served: Served, name: str, prompt: str | None = None
+) -> dict[str, bytes]:
+    """The model repository: path inside it -> content. `name` is one that `model_name` gave, `prompt` of the bundle's.
 
     A network that takes a frame alone is served as one model; others as an ensemble, whose other model makes what they
     take beside it.
@@ -176,7 +178,7 @@ def repository_files(manifest: Manifest, contents: Mapping[str, bytes], served: 
         f"{name}/1/.keep": b"",
         f"{metrics_model}/{CONFIG}": _lines(metrics),
         f"{metrics_model}/1/model.py": _packaged("model.py").encode(),
-        **{f"{metrics_model}/1/{p.name}.npy": contents[p.of] for p in signature.constants},
+        **{f"{metrics_model}/1/{p}.npy": contents[of] for p, of in manifest.constants(prompt).items()},
     }
 
 

@@ -6,6 +6,7 @@ An architecture is a package beside this file with one `Architecture`, and its l
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from runtime.arrays import Float32
 from runtime.errors import CheckpointError
+from runtime.prompts import Condition, Prompts
 from runtime.signature import Signature
 
 from .reading import CheckpointFacts
@@ -63,6 +65,8 @@ class Architecture:
         options: what may be said when it is loaded: {name: meaning}.
         chosen: options that a loaded network was given, or took from its checkpoint.
         constants: {prompt: array} of the network's constant prompts.
+        conditions: {name: constant prompts} of a network that is told its purpose, in place of `constants`; Raises
+            CheckpointError where nobody said one.
         measure: (task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of it; None
             where damages of the cube itself are what it restores.
         routing: None without experts.
@@ -84,6 +88,7 @@ class Architecture:
     options: Mapping[str, str] = field(default_factory=dict)
     chosen: Callable[[Any], dict[str, Option]] = lambda module: {}
     constants: Callable[[Any], Mapping[str, Float32]] = lambda module: {}
+    conditions: Callable[[Any], Mapping[str, Condition]] = lambda module: {}
     measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
     routing: Routing | None = None
 
@@ -151,8 +156,24 @@ class Network:
 
     @property
     def constants(self) -> Mapping[str, Float32]:
-        """{prompt: array} of its constant prompts."""
-        return self.architecture.constants(self.module)
+        """{prompt: array} of its constant prompts; those of its first condition."""
+        first = next(iter(self.conditions.values()), None)
+        return self.architecture.constants(self.module) if first is None else first.constants
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Condition]:
+        """{name: constant prompts} where it is told its purpose."""
+        return self.architecture.conditions(self.module)
+
+    def prompts(self, signature: Signature) -> Prompts:
+        """What makes its prompts; of several conditions the first is chosen until a task or a name says another."""
+        return Prompts(signature, self.constants, None, self.conditions, next(iter(self.conditions), None))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it is measured by."""
+        told = dict.fromkeys(task for condition in self.conditions.values() for task in condition.tasks)
+        return tuple(told) or self.architecture.tasks
 
     @property
     def parameters(self) -> int:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration.baselines import BASELINES
-from calibration.degradations import DEGRADATIONS, lost_bands
+from calibration.degradations import DEGRADATIONS, PHOTOGRAPHS, lost_bands
 from calibration.evaluation import choices, evaluate, means
 from calibration.measuring import TASKS, Measuring, bands_measured
 from calibration.quality import psnr, sam, ssim
@@ -25,7 +25,7 @@ def scenes() -> dict[str, Float32]:
     return {name: simulate_scene(seed, 8, 64, 72).truth for seed, name in enumerate(("a", "b"))}
 
 
-def half(cube: Float32) -> tuple[Float32, Float32]:
+def half(cube: Float32, prompts: Prompts) -> tuple[Float32, Float32]:
     """Half the cube, by an expert that follows from its brightness."""
     gates = np.zeros((2, 3), np.float32)
     gates[:, 0 if cube.mean() > 0.1 else 2] = 0.7
@@ -33,7 +33,7 @@ def half(cube: Float32) -> tuple[Float32, Float32]:
 
 
 def test_every_task_is_measured_and_has_a_baseline(scenes: dict[str, Float32]) -> None:
-    assert set(TASKS) == set(BASELINES) <= set(DEGRADATIONS)
+    assert {*TASKS, *PHOTOGRAPHS} == set(BASELINES) <= set(DEGRADATIONS)
     rows = [row for row, _ in evaluate([("a", scenes["a"])], half, MEASURING)]
     assert [row.task for row in rows] == list(TASKS)
 
@@ -69,7 +69,7 @@ def test_a_band_that_was_dark_before_is_not_a_lost_one(scenes: dict[str, Float32
 
 
 def test_a_model_that_diverges_is_named_with_its_scene_and_task(scenes: dict[str, Float32]) -> None:
-    def diverge(cube: Float32) -> tuple[Float32, Float32]:
+    def diverge(cube: Float32, prompts: Prompts) -> tuple[Float32, Float32]:
         return cube * np.float32(np.nan), np.zeros((1, 2), np.float32)
 
     with pytest.raises(CubeError, match="after noise is not finite") as caught:

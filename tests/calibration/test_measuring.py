@@ -129,7 +129,7 @@ def test_frames_that_lie_anywhere_leave_a_cube_as_it_is(size: tuple[int, int]) -
 # Evaluation
 
 
-def restored(shot: Float32) -> tuple[Float32, Float32]:
+def restored(shot: Float32, prompts: Prompts) -> tuple[Float32, Float32]:
     assert shot.shape == (MEASURED, *SIZE)
     return unmixed(shot), NO_ROUTING
 

@@ -13,7 +13,9 @@ from torch import nn
 from export.networks import ARCHITECTURES, save_checkpoint
 from runtime import load_bundle
 from runtime.bundle import read_manifest
+from runtime.errors import InputError
 from runtime.files import read_cube, write_cube
+from runtime.prompts import Condition
 from runtime.signature import Signature
 from runtime.simulation.simulator import simulate_scene
 from tests.contracts.command import assert_failed, invoke
@@ -230,3 +232,100 @@ def test_overlap_and_a_graph_of_metrics_are_refused(
     options = ["--checkpoint", checkpoint, "--size", f"{SIDE}x{SIDE}", "--out", tmp_path / "bundle"]
     assert_failed(invoke(capsys, "build", *options, "--overlap", 8), 2, "one place only")
     assert_failed(invoke(capsys, "build", *options, "--metrics", "graph"), 2, "takes no metrics")
+
+
+TOLD = {
+    "still_air": Condition({"code": CODE}, ("still",), {"sentence": "nothing moves", "order": [2, 0, 1]}),
+    "dusk": Condition({"code": -CODE}, ("dim",)),
+}
+"""What a network is told of two purposes."""
+
+
+@pytest.fixture(scope="module")
+def of_two(checkpoint: Path) -> Iterator[Path]:
+    """A bundle with both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, STRANGER.id, replace(STRANGER, conditions=lambda net: TOLD))
+        done = build_of(checkpoint, "two")
+        yield done
+
+
+def build_of(checkpoint: Path, name: str) -> Path:
+    from deploy.building.build import build
+    from deploy.config import Config, with_overrides
+
+    out = checkpoint.with_name(name)
+    build(with_overrides(Config(), {"model.checkpoint": str(checkpoint), "input.frame": f"{SIDE}x{SIDE}"}), out)
+    return out
+
+
+def test_one_bundle_holds_several_prompts_and_guesses_none(
+    of_two: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    m = read_manifest(of_two)
+    assert {name: prompt.tasks for name, prompt in m.prompts.items()} == {"still_air": ["still"], "dusk": ["dim"]}
+    assert m.prompts["still_air"].about == {"sentence": "nothing moves", "order": [2, 0, 1]}
+    # What they share is there once.
+    assert sum(record.bytes for record in m.files.values()) < 1.1 * sum(
+        record.bytes for record in read_manifest(bundle).files.values()
+    )
+    shot = shots()
+    with load_bundle(of_two, prompt="dusk") as loaded:
+        assert loaded.self_test() < 1e-3
+        dusk, still = loaded.restore(shot), loaded.restore(shot, prompt="still_air")
+        given = loaded.restore(shot, {"code": -CODE})
+        with pytest.raises(InputError, match=r"no such prompt.*choose from"):
+            loaded.restore(shot, prompt="dawn")
+    np.testing.assert_array_equal(dusk.cube, given.cube)
+    with load_bundle(bundle) as loaded:
+        np.testing.assert_array_equal(still.cube, loaded.restore(shot).cube)
+        with pytest.raises(InputError, match="leave it out"):
+            loaded.restore(shot, prompt="dusk")
+    write_cube(tmp_path / "shot.hdr", shot)
+    run = ("run", of_two, tmp_path / "shot.hdr", "--out", tmp_path / "out.hdr")
+    assert_failed(invoke(capsys, *run), 2, "prompts for several purposes", "dusk, still_air")
+    assert_failed(invoke(capsys, *run, "--prompt", "dawn"), 2, "no such prompt", "dusk, still_air")
+    assert_failed(invoke(capsys, *run[:1], bundle, *run[2:], "--prompt", "dusk"), 2, "no such prompt", "leave it out")
+    done = invoke(capsys, *run, "--prompt", "dusk", "--json")
+    assert done.code == 0 and done.json["prompt"] == "dusk" and "prompt      dusk" in done.err
+    np.testing.assert_array_equal(read_cube(tmp_path / "out.hdr").cube, dusk.cube)
+    told = invoke(capsys, "inspect", of_two)
+    assert "still_air, sentence nothing moves" in told.err + told.out and "dusk" in told.err + told.out
+    assert_failed(invoke(capsys, "export-triton", of_two, "--out", tmp_path / "models"), 2, "dusk, still_air")
+    assert invoke(capsys, "export-triton", of_two, "--out", tmp_path / "models", "--prompt", "dusk").code == 0
+    (stored,) = (tmp_path / "models").glob("*/1/code.npy")
+    np.testing.assert_array_equal(np.load(stored), -CODE)
+
+
+def test_each_task_is_measured_with_its_own_prompt(
+    of_two: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = invoke(capsys, "check", of_two, "--checkpoint", checkpoint, "--json")
+    assert done.code == 0, done.err
+    assert all(abs(t["engine"]["psnr"] - t["pytorch"]["psnr"]) < 0.01 for t in done.json["tasks"].values())
+    (tmp_path / "cubes").mkdir()
+    write_cube(tmp_path / "cubes" / "one.hdr", simulate_scene(5, 5, SIDE, SIDE, CENTRES).truth)
+    given = ("evaluate", of_two, "--data", tmp_path / "cubes", "--out", tmp_path / "out", "--json")
+    both = invoke(capsys, *given).json["tasks"]
+    with pytest.MonkeyPatch.context() as patch:
+        swapped = {
+            "still_air": replace(TOLD["still_air"], tasks=("dim",)),
+            "dusk": replace(TOLD["dusk"], tasks=("still",)),
+        }
+        patch.setitem(ARCHITECTURES, STRANGER.id, replace(STRANGER, conditions=lambda net: swapped))
+        turned = build_of(checkpoint, "turned")
+    other = invoke(capsys, *given[:1], turned, *given[2:4], "--out", tmp_path / "turned", "--json").json["tasks"]
+    assert set(both) == set(other) == {"still", "dim"}
+    assert both["still"]["model"]["psnr"] != other["still"]["model"]["psnr"]
+
+
+def test_a_streams_prompt_is_said(of_two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cube(tmp_path / "shot.bil", shots())
+    stream = ("stream", of_two, "--source", f"envi:{tmp_path / 'shot.bil'}", "--scale", 1000)
+    assert_failed(invoke(capsys, *stream, "--restored", tmp_path / "no"), 2, "say which")
+    found = {}
+    for name in TOLD:
+        done = invoke(capsys, *stream, "--restored", tmp_path / name, "--prompt", name, "--json")
+        assert done.code == 0, done.err
+        found[name] = read_cube(tmp_path / name / "restored.hdr").cube
+    assert not np.array_equal(found["dusk"], found["still_air"])
