@@ -18,6 +18,9 @@ FAR = 100.0
 SUFFIXES = (".hdr", ".npy", ".npz", ".mat")
 
 
+WITHOUT = "cut them away, or name the other cubes (--scenes)"
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a network asks of a cube, and how files are to be read.
@@ -107,6 +110,8 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
         )
     except CubeError as error:
         error.file = error.file or str(file)
+        if error.key == "cube" and "--ignore-value" in error.remedy:
+            error.remedy = WITHOUT
         raise
     if meaning.missing.any():
         raise InputError(
@@ -114,7 +119,7 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
             file=file,
             key="--ignore-value",
             value=", ".join(number(mark.low) for mark in meaning.marks),
-            remedy="cut them away, or leave the cube out; --ignore-value none where they are measurements",
+            remedy=f"{WITHOUT}; --ignore-value none where they are measurements",
         )
     if meaning.bad:
         raise InputError(
@@ -122,7 +127,7 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
             file=file,
             key="bands",
             value=bands(meaning.bad),
-            remedy="cut them away, or leave the cube out",
+            remedy=WITHOUT,
         )
     cube = meaning.unit(source.cube)
     if len(cube) < wanted.bands:

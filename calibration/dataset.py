@@ -308,7 +308,8 @@ def _refuse_unfit(file: Path, cube: Float32, wanted: Wanted, asked: Asked) -> No
             f"has {len(cube)} bands, the network restores {wanted.bands}",
             file=file,
             key="bands",
-            remedy="say calibration.band_groups: true where the network restores groups of bands",
+            remedy="say calibration.band_groups: true where the network restores groups of bands, or --layout where an "
+            "array's axes are others",
         )
     if min(cube.shape[1:]) < 2 or float(np.ptp(cube)) == 0:
         raise InputError("holds no picture", file=file, key="cube", remedy="leave it out")

@@ -33,6 +33,11 @@ class Conversion:
             )
 
     @property
+    def alike(self) -> bool:
+        """Gains and offsets are the same in all bands."""
+        return all(values is None or bool((values == values[0]).all()) for values in (self.gains, self.offsets))
+
+    @property
     def plain(self) -> bool:
         """Numbers are taken as they are."""
         return self.scale == 1 and self.gains is None and self.offsets is None

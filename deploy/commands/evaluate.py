@@ -88,7 +88,7 @@ def command(
     _show(found.rows)
     told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--layout", layout)]
     told += [("--size", size), ("--top-k", top_k), *(("--option", option) for option in options), ("--seed", seed)]
-    told += [("--ignore-value", mark) for mark in marks or ()]
+    told += [("--ignore-value", mark) for mark in (marks or ("none",) if marks is not None else ())]
     again = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in told if value is not None)
     line = f"deploy evaluate {shlex.quote(model)} --data DIR {again}"
     write_evaluation(folder, measured, found, line)

@@ -9,6 +9,7 @@ import click
 from runtime.bundle import Contents, load_bundle, unlisted_files, verified_bundle
 from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
+from runtime.files.foreign import refuse_foreign
 from runtime.manifest import Manifest
 from runtime.meaning import Asked
 from runtime.signature import plane_text
@@ -16,7 +17,15 @@ from runtime.signature import plane_text
 from .. import console
 from .inspect_checkpoint import inspect_checkpoint, is_checkpoint
 from .inspect_cube import inspect_cube, is_cube
-from .options import engine_option, examples, json_option, reading_options
+from .options import (
+    constant_bands_option,
+    engine_option,
+    examples,
+    json_option,
+    network_option,
+    network_options,
+    reading_options,
+)
 
 
 @click.command(
@@ -30,7 +39,10 @@ from .options import engine_option, examples, json_option, reading_options
 @click.argument("bundle", metavar="BUNDLE|CHECKPOINT|CUBE", type=click.Path(path_type=Path))
 @engine_option
 @reading_options
-@click.option("--constant-bands", type=click.Choice(["leave", "restore"]), help="Of a cube: bands of one value.")
+@constant_bands_option
+@click.option("--bundle", "judged_for", type=click.Path(path_type=Path), help="Of a cube: judge it for this bundle.")
+@click.option("--top-k", type=int, help="Of a checkpoint that does not tell it.")
+@network_option
 @json_option
 def command(
     bundle: Path,
@@ -38,6 +50,9 @@ def command(
     scale: float | None,
     marks: tuple[float, ...] | None,
     constant_bands: Literal["leave", "restore"] | None,
+    judged_for: Path | None,
+    top_k: int | None,
+    options: tuple[str, ...],
     layout: str | None,
     key: str | None,
 ) -> dict[str, Any]:
@@ -48,9 +63,11 @@ def command(
     Of a cube file: what its numbers are taken to mean, band by band; exit 1 where something is doubtful.
     """
     if is_cube(bundle):
-        return inspect_cube(bundle, Asked(scale, marks, constant_bands), layout, key)
+        known = None if judged_for is None else verified_bundle(judged_for).manifest
+        return inspect_cube(bundle, Asked(scale, marks, constant_bands), layout, key, known)
     if is_checkpoint(bundle):
-        return inspect_checkpoint(bundle)
+        return inspect_checkpoint(bundle, network_options(options, top_k))
+    refuse_foreign(bundle)
     contents = verified_bundle(bundle)
     m, made, choice = contents.manifest, contents.made, contents.choice
     here, refusal = _engine_here(bundle, engine)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import CheckpointError
@@ -28,8 +29,8 @@ def is_checkpoint(path: Path) -> bool:
     return not path.is_dir() and (path.suffix in SUFFIXES or packaged)
 
 
-def inspect_checkpoint(name: Path) -> dict[str, Any]:
-    """Show a checkpoint; returns what `--json` prints.
+def inspect_checkpoint(name: Path, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Show a checkpoint, loaded with these options; returns what `--json` prints.
 
     Raises:
         CheckpointError: it cannot be read, or no architecture takes it; `report` has its keys by prefix.
@@ -42,9 +43,10 @@ def inspect_checkpoint(name: Path) -> dict[str, Any]:
     content = read_checkpoint(file)
     state, facts = content.tensors, content.facts
     try:
-        found = find_weights(content, ARCHITECTURES)
+        chosen = options.get("weights")
+        found = find_weights(content, ARCHITECTURES, None if chosen is None else str(chosen))
         state, facts = found.state, found.facts
-        net = load_checkpoint(file)
+        net = load_checkpoint(file, **options)
     except CheckpointError as error:
         told = _told(state, facts)
         rows = [(key, str(of["count"]), ", ".join(map(str, of["shapes"]))) for key, of in told["keys"].items()]

@@ -8,8 +8,10 @@ import numpy as np
 from runtime.errors import CubeError, CubeFileError, GateError
 from runtime.files import READERS, CubeFile, read_cube
 from runtime.files.envi import pair_of
+from runtime.manifest import Manifest
 from runtime.meaning import Asked, Known, Mark, Meaning, meaning_of, words
 from runtime.meaning.marks import marked, measured
+from runtime.restore import check_fits
 
 from .. import console
 
@@ -20,16 +22,18 @@ NOBODY = "nobody"
 
 def is_cube(path: Path) -> bool:
     """Whether this names a cube file: by its suffix, or by the header that lies beside it."""
-    if not path.is_file():
-        return False
+    if path.suffix.lower() in READERS:
+        return not path.is_dir()
     try:
-        return path.suffix.lower() in READERS or bool(pair_of(path))
+        return path.is_file() and bool(pair_of(path))
     except CubeFileError:
         return False
 
 
-def inspect_cube(path: Path, asked: Asked, layout: str | None, key: str | None) -> dict[str, Any]:
-    """Show what a cube file is taken to mean; returns what `--json` prints.
+def inspect_cube(
+    path: Path, asked: Asked, layout: str | None, key: str | None, bundle: Manifest | None = None
+) -> dict[str, Any]:
+    """Show what a cube file is taken to mean, to a bundle where one is given; returns what `--json` prints.
 
     Raises:
         CubeFileError: it cannot be read.
@@ -39,7 +43,12 @@ def inspect_cube(path: Path, asked: Asked, layout: str | None, key: str | None) 
     largest = float(np.max(np.abs(source.cube, dtype=np.float64), initial=1, where=np.isfinite(source.cube)))
     try:
         # Nobody's scale is refused here: integers may get one from the bundle.
-        found = meaning_of(source.cube, source.stated, asked, Known(NOBODY, largest))
+        known = Known(NOBODY, largest)
+        if bundle is not None:
+            measured = bundle.signature.measured
+            known = Known("bundle", bundle.scale, bundle.wavelengths, measured.bands)
+            check_fits(source.cube.shape, bundle.signature)
+        found = meaning_of(source.cube, source.stated, asked, known)
         meaning: Meaning | None = found
         doubts = list(found.doubts)
     except CubeError as error:

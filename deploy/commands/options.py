@@ -56,7 +56,10 @@ def reading_options(command: F) -> F:
             "--scale", type=PositiveNumber(), help="Number that stands for 1.0; beats what file, bundle and model say."
         ),
         click.option("--key", help="Name of the array in .npz and .mat files."),
-        click.option("--layout", help="Axes of .npy, .npz and .mat files.  [default: lines,samples,bands]"),
+        click.option(
+            "--layout",
+            help="Axes of .npy, .npz and .mat files, as bands,lines,samples  [default: lines,samples,bands]",
+        ),
     ):
         command = option(command)
     return command
@@ -96,6 +99,15 @@ def _marks(texts: Sequence[str]) -> tuple[float, ...] | None:
     except ValueError as error:
         remedy = "give numbers or nan, or none alone"
         raise InputError("not a value", key="--ignore-value", value=", ".join(texts), remedy=remedy) from error
+
+
+def constant_bands_option(command: F) -> F:
+    """`--constant-bands WHAT`."""
+    return click.option(
+        "--constant-bands",
+        type=click.Choice(["leave", "restore"]),
+        help="Bands of one value: leave them as they are (warned of if not said), or let the network restore them.",
+    )(command)
 
 
 def network_option(command: F) -> F:

@@ -21,7 +21,7 @@ from runtime.signature import Signature
 
 from .. import console
 from ..folders import refuse_cube_output
-from .options import engine_option, examples, json_option, prompt_option, reading_options
+from .options import constant_bands_option, engine_option, examples, json_option, prompt_option, reading_options
 
 ELEMENT_BYTES = 10
 """Of memory that restoring takes for every element, beside the cube and what becomes of it: measured, 8.5."""
@@ -42,11 +42,7 @@ ENGINE_BYTES = 512 << 20
     "--out", type=click.Path(path_type=Path), required=True, help="ENVI (.hdr, .bil, .bip, .bsq, ...) or .npy."
 )
 @reading_options
-@click.option(
-    "--constant-bands",
-    type=click.Choice(["leave", "restore"]),
-    help="Bands of one value: leave them as they are (with a warning if not said), or let the network restore them.",
-)
+@constant_bands_option
 @click.option(
     "--output-type",
     type=click.Choice(["input", "float32"]),

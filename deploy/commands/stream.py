@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -32,6 +32,7 @@ from ..streaming.view import LiveView
 from .options import (
     PositiveNumber,
     config_option,
+    constant_bands_option,
     engine_option,
     examples,
     ignore_option,
@@ -61,6 +62,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
 @click.option("--spool-limit", help="The record is a ring of so much, such as 20GiB: the oldest verified part goes.")
 @click.option("--scale", type=PositiveNumber(), help="Number that stands for 1.0.")
 @ignore_option
+@constant_bands_option
 @click.option("--quicklook", type=click.Path(path_type=Path), help="PNG of the newest restored lines.")
 @click.option("--publish", metavar="PORT", help="ZeroMQ publisher: a port of this machine, or a full address.")
 @click.option("--packets", metavar="FILE|HOST:PORT", help="CCSDS space packets, to a file or by UDP.")
@@ -85,6 +87,7 @@ def command(
     spool_limit: str | None,
     scale: float | None,
     marks: tuple[float, ...] | None,
+    constant_bands: Literal["leave", "restore"] | None,
     quicklook: Path | None,
     publish: str | None,
     packets: str | None,
@@ -125,7 +128,9 @@ def command(
         )
     if web and web == prometheus:
         raise InputError("the port of --prometheus too", key="--web", value=web, remedy="give each a port of its own")
-    asked = Asked(scale, marks)
+    scales = (scale, config.stream.scale, config.input.scale)
+    scale = next((told for told in scales if told is not None), None)
+    asked = Asked(scale, config.input.ignore_value if marks is None else marks, constant_bands)
     outward = Outward(tuple(one for _, one in sinks), prometheus, web)
     with load_bundle(bundle, threads=threads, engine=engine, prompt=prompt or config.stream.prompt) as loaded:
         loaded.prompts.check_chosen()
@@ -186,7 +191,7 @@ def _source_options(config: Config, scale: float | None) -> SourceOptions:
     told = config.stream
     return SourceOptions(
         wavelengths=told.wavelengths,
-        scale=scale if scale is not None else told.scale,
+        scale=scale,
         saturation=told.saturation,
         rate=told.rate,
         idle_seconds=told.idle_seconds,

@@ -39,9 +39,10 @@ def versions_text(text: str) -> str:
 
 
 def layout_text(text: str) -> str:
-    if text not in LAYOUTS:
+    order = ",".join(axis.strip().lower() for axis in text.split(","))
+    if order not in LAYOUTS:
         raise PydanticCustomError("layout", "must be the three axes in their order, such as bands,lines,samples")
-    return text
+    return order
 
 
 def scalar(value: object) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,6 @@ def make_parts(
 ) -> Parts:
     """Open the files and sinks of a stream; `opened` closes them. Raises DeployError."""
     manifest, signature = bundle.manifest, bundle.manifest.signature
-    asked = replace(asked, scale=told.scale if asked.scale is None else asked.scale)
     chosen = told.bands
     if told.nearest_bands:
         if chosen is not None:

@@ -12,18 +12,12 @@ from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
 from runtime.files.envi_text import CONVERTING
 from runtime.meaning import words
-from runtime.meaning.bands import FEWEST, FULL, bad_bands, bridged, clipped
-from runtime.meaning.marks import Mark, marked, measured, seen_marks, told_mark
+from runtime.meaning.bands import LISTED, bad_bands, bridged
+from runtime.meaning.doubtful import doubtful
+from runtime.meaning.marks import Mark, marked, seen_marks, told_mark
 from runtime.meaning.numbers import Asked, Known, Values, judged, of_numbers
 from runtime.scaling import Conversion, next_to
 from runtime.stated import NOTHING, Stated
-
-CLIPPED = 0.25
-"""With this share of its values at its largest one, a band is doubted."""
-EDGE = 0.5
-"""So many ranges of the others below them, negative values above a mark are doubted."""
-FEWEST_BANDS = 4
-"""In so many bands no measured spectrum is one and the same value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +121,8 @@ def header_fields(meaning: Meaning, source: NDArray[Any], *, unit: bool) -> dict
     marks = [mark for mark in meaning.marks if any(bool(mark.found(band).any()) for band in source)]
     if marks:
         fields["data ignore value"] = repr(marks[0].value)
+    if any(why != LISTED for why in meaning.bad.values()):
+        fields["bbl"] = "{" + ", ".join(str(int(band not in meaning.bad)) for band in range(len(source))) + "}"
     return fields
 
 
@@ -155,7 +151,7 @@ def meaning_of(
     missing, counts = _missing(cube, marks, bad)
     if missing.all():
         raise CubeError("every pixel is marked as missing", key="data ignore value", remedy="give a cube with data")
-    of_bad, bad_doubts = words.of_bad(bad)
+    of_bad, bad_doubts = words.of_bad(bad, said=asked.constant_bands is not None)
     whose, conversion, notes = of_numbers(cube.dtype, len(cube), stated, asked, known)
     values = Values.of(cube, marks, bad)
     conversion, doubt = judged(whose, conversion, values, stated, known)
@@ -172,66 +168,15 @@ def meaning_of(
                 None,
                 (
                     *stated.doubts,
-                    *(words.of_mark(mark, count, cube.dtype) for mark, count in zip(marks, counts, strict=True)),
-                    *(bad_doubts if asked.constant_bands is None else ()),
-                    _clipped(cube, marks, bad),
-                    _edges(cube, marks, values),
-                    _flat_spectra(cube, bad, missing) if asked.marks != () else None,
+                    *words.of_marks(marks, counts, cube.dtype),
+                    *bad_doubts,
+                    *doubtful(cube, marks, bad, missing, values, asked),
                     doubt,
                     words.axis_doubt(cube.shape, known.bands, stated.axes) if known.bands else None,
                     words.wavelength_doubt("the file's", stated.wavelengths, known.wavelengths),
                 ),
             )
         ),
-    )
-
-
-def _flat_spectra(cube: NDArray[Any], bad: Mapping[int, str], missing: Bools) -> str | None:
-    """Pixels that are one and the same value in every good band, which nobody called missing."""
-    good = [band for number, band in enumerate(cube) if number not in bad]
-    flat = ~missing
-    for band in good[1:]:
-        flat &= band == good[0]
-    values, counts = np.unique(good[0][flat], return_counts=True)
-    if len(good) < FEWEST_BANDS or flat.all() or not len(counts) or counts.max() < max(FEWEST, 0.9 * counts.sum()):
-        return None
-    value = words.number(float(values[counts.argmax()]))
-    return (
-        f"{words.pixels(int(counts.max()))} hold {value} in every band, and are restored: if they are missing, say "
-        f"--ignore-value {value}"
-    )
-
-
-def _clipped(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) -> str | None:
-    """Bands that hold their largest value in so many pixels that a detector's limit is likely."""
-    found = {n: clipped(measured(band, marks)) for n, band in enumerate(cube) if n not in bad}
-    found = {number: share for number, share in found.items() if share <= FULL}
-    much = [number for number, share in found.items() if share > CLIPPED]
-    # A scene that is dark in all bands has many values alike.
-    if not much or len(much) == len(found):
-        return None
-    share = 100 * max(found[number] for number in much)
-    many = "hold their largest value in up to" if len(much) > 1 else "holds its largest value in"
-    return f"{words.bands(much)} {many} {share:.0f} % of the pixels, as a saturated detector does"
-
-
-def _edges(cube: NDArray[Any], marks: Sequence[Mark], values: Values) -> str | None:
-    """Negative values between a mark below all others and these: what interpolation makes of pixels beside the mark."""
-    lowest = min((mark.value for mark in marks if math.isfinite(mark.low)), default=0.0)
-    every = np.concatenate(list(values.bands.values()))
-    low, high = np.percentile(every[np.isfinite(every)], (5, 95))
-    limit = min(0.0, low - EDGE * (high - low))
-    if lowest >= limit:
-        return None
-    between = np.zeros(cube.shape[1:], np.bool_)
-    for number, band in enumerate(cube):
-        if number in values.bands and values.bands[number].min() < limit:
-            between |= (band > lowest) & (band < limit) & ~marked(band, marks)
-    if not between.any():
-        return None
-    return (
-        f"{words.pixels(int(between.sum()))} hold values between the mark {words.number(lowest)} and all others, as "
-        "resampling makes them beside it, and are restored: resample with the mark masked, or by the nearest pixel"
     )
 
 
@@ -242,7 +187,8 @@ def look(cube: NDArray[Any], stated: Stated, asked: Asked) -> tuple[list[Mark], 
         # Bands first: one of a single far value is a bad band, not a mark. Then again, behind the marks.
         bad = bad_bands(cube, marks, stated.bad, constant=asked.constant_bands != "restore")
         looked = np.array([band not in bad for band in range(len(cube))])
-        new = seen_marks(cube, marks, looked) if looked.any() and asked.marks != () else []
+        seen = seen_marks(cube, marks, looked) if looked.any() and asked.marks != () else []
+        new = [mark for mark in seen if mark not in marks]
         if not new:
             return marks, bad
         marks += new
@@ -277,11 +223,13 @@ def _missing(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) 
                 wild |= unknown
                 first = first or (number, float(band[unknown][0]))
     if first is not None:
+        known = [mark.value for mark in marks]
         raise CubeError(
             f"values are not finite in {words.pixels(int(wild.sum()))}, the first in band {first[0] + 1}",
             key="cube",
             value=f"{first[1]:g}",
-            remedy=f"where they are missing pixels say --ignore-value {first[1]:g}, else leave those bands out",
+            remedy=f"where they are missing pixels say {words.flags([first[1], *known], cube.dtype)}, else leave those "
+            "bands out",
         )
     missing: Bools = np.asarray(found.any(axis=0))
     return missing, [int(np.count_nonzero(pixels)) for pixels in anywhere]

@@ -67,8 +67,16 @@ def held(number: float, dtype: np.dtype[Any]) -> Any:
         with np.errstate(over="ignore"):
             return dtype.type(number)
     limits = np.iinfo(dtype)
-    fits = math.isfinite(number) and number == int(number) and limits.min <= int(number) <= limits.max
-    return dtype.type(int(number)) if fits else None
+    if not math.isfinite(number) or number != int(number):
+        return None
+    # As a float the largest number of 64 bits is the one behind it.
+    whole = limits.max if number == float(limits.max) else int(number)
+    return dtype.type(whole) if limits.min <= whole <= limits.max else None
+
+
+def standing(marks: Iterable[Mark], dtype: np.dtype[Any]) -> float | None:
+    """What stands for missing values in lines of a type: the first mark that it can hold; None without any."""
+    return next((mark.value for mark in marks if held(mark.value, dtype) is not None), None)
 
 
 def marked(values: NDArray[Any], marks: Iterable[Mark]) -> Bools:

@@ -109,7 +109,7 @@ def of_numbers(
     """
     key, gains, offsets = _gains(stated)
     linear = gains is not None or offsets is not None
-    alike = all(values is None or bool((values == values[0]).all()) for values in (gains, offsets))
+    alike = Conversion(1.0, gains, offsets).alike
     if asked.scale is not None:
         if not linear or alike:
             told = (
@@ -180,6 +180,9 @@ def judged(
     key = _gains(stated)[0] if linear else "reflectance scale factor" if whose == "file" else "scale"
     low = f"values reach down to {found.low:.4g}: if they mark missing pixels, say --ignore-value"
     if whose == "flag":
+        if conversion.scale == 1 and not linear:
+            # They are to be taken as they are.
+            return conversion, None
         if found.middle > UNIT_LIMIT or found.bright < DARK:
             return conversion, f"values reach {found.high:.2g} times what --scale says stands for 1.0"
         return conversion, low if found.low < -UNIT_LIMIT else None
@@ -191,7 +194,9 @@ def judged(
             "already",
             key=key,
             value=value,
-            remedy="say --scale 1 if they are" + ("; else delete the gains" if linear else f", --scale {value} if not"),
+            remedy=f"delete {key} from the header, if they are"
+            if linear
+            else f"say --scale 1 if they are, --scale {value} if not",
         )
     if whose == "file" and not linear and conversion.scale < 1 and found.middle > UNIT_LIMIT:
         turned = Conversion(1 / conversion.scale)
@@ -202,7 +207,9 @@ def judged(
             )
     if found.middle > UNIT_LIMIT:
         whole = f"by the file's {key}" if whose == "file" else f"by the {whose}'s scale" if whose else "as they are"
-        example = next((f"{usual}" for usual in USUAL if found.high <= 1.3 * usual), f"{found.high:.4g}")
+        # In place of one gain for all bands a flag is of the numbers as they stand.
+        high = plain.high if linear and conversion.alike else found.high
+        example = next((f"{usual}" for usual in USUAL if high <= 1.3 * usual), f"{high:.4g}")
         raise CubeError(
             f"the numbers reach {found.high:.4g} where 1.0 is expected, {whole}",
             key=key,
@@ -217,7 +224,7 @@ def judged(
         return conversion, low
     if whose == known.whose and found.high < DIM_SHARE:
         return conversion, (
-            f"the largest number is {plain.high:g}, {100 * found.high:.1g} % of the {whose}'s scale "
+            f"the largest number is {plain.high:g}, {100 * found.high:.2g} % of the {whose}'s scale "
             f"{conversion.scale:g}; if this sensor has another scale, say it: --scale"
         )
     return conversion, None

@@ -10,6 +10,7 @@ from runtime.meaning.bands import ONE_VALUE
 from runtime.meaning.marks import NEAR, Mark, held
 
 FAR_NANOMETRES = 5.0
+DOUBLE = np.dtype(np.float64)
 BRIDGED = "interpolated for the network, given back as they came"
 
 
@@ -25,39 +26,58 @@ def pixels(count: int) -> str:
     return f"{count} pixel{'s' * (count != 1)}"
 
 
-def of_bad(bad: Mapping[int, str]) -> tuple[list[str], list[str]]:
-    """What is said of bad bands: notes of those that the file or its marks tell, doubts of those that nobody named."""
+def of_bad(bad: Mapping[int, str], *, said: bool) -> tuple[list[str], list[str]]:
+    """What is said of bad bands: notes of those that somebody told of, doubts of those that nobody named.
+
+    Args:
+        bad: {band: why}.
+        said: what becomes of bands of one value.
+    """
     notes, doubts = list[str](), list[str]()
     for why in dict.fromkeys(bad.values()):
         which = [band for band, other in bad.items() if other == why]
         many = f"are {why} ({len(which)} in all)" if len(which) > 1 else f"is {why}"
         told = f"{bands(which)} {many}: {BRIDGED}"
-        if why.startswith(ONE_VALUE):
+        if why.startswith(ONE_VALUE) and not said:
             doubts.append(f"{told}; say --constant-bands leave if that is right, or restore")
         else:
             notes.append(told)
     return notes, doubts
 
 
-def of_mark(mark: Mark, count: int, dtype: np.dtype[Any]) -> str | None:
-    """What is said of a mark that `count` pixels hold; None where it means just what was said."""
+def flags(values: Iterable[float], dtype: np.dtype[Any]) -> str:
+    """What names these values of a type as missing."""
+    return " ".join(f"--ignore-value {number(value, dtype)}" for value in dict.fromkeys(values))
+
+
+def of_marks(marks: Sequence[Mark], counts: Sequence[int], dtype: np.dtype[Any]) -> list[str]:
+    """What is said of marks, each of which `counts` pixels hold; nothing of one that means just what was said."""
+    every = flags((mark.value for mark in marks), dtype)
+    told = (_of_mark(mark, count, dtype, every) for mark, count in zip(marks, counts, strict=True))
+    return [text for text in told if text]
+
+
+def _of_mark(mark: Mark, count: int, dtype: np.dtype[Any], every: str) -> str | None:
     if mark.whence == "data" and count:
-        values = number(mark.low) if mark.low == mark.high else f"{number(mark.low)} to {number(mark.high)}"
+        low, high = number(mark.low, dtype), number(mark.high, dtype)
+        values = low if mark.low == mark.high else f"{low} to {high}"
         return (
             f"{pixels(count)} hold {values}, far from all other values, and nothing says what it means: "
-            f"taken as missing; confirm it with --ignore-value {number(mark.low)}, or say --ignore-value none"
+            f"taken as missing; confirm it with {every}, or say --ignore-value none"
         )
     if mark.whence == "flag":
         return None if count else f"no value is the {number(mark.named or mark.low)} that --ignore-value says"
     if mark.named is None or not count:
         return None
+    if mark.low < mark.high:
+        return (
+            f"{pixels(count)} lie within {100 * NEAR:g} % of the mark of missing pixels, {number(mark.named)}, and are "
+            f"taken as missing; confirm it with {every}"
+        )
     unable = "" if held(mark.named, dtype) is not None else f", and {dtype} cannot hold it"
-    single = mark.low == mark.high
-    lie = f"hold {number(mark.low)}" if single else f"lie within {100 * NEAR:g} % of it"
     return (
-        f"the mark of missing pixels is said to be {number(mark.named)}, no value equals it{unable}; "
-        f"{pixels(count)} {lie} and are taken as missing; confirm it with --ignore-value "
-        f"{number(mark.low if single else mark.named)}"
+        f"the mark of missing pixels is said to be {number(mark.named)}, no value equals it{unable}; {pixels(count)} "
+        f"hold {number(mark.low, dtype)} and are taken as missing; confirm it with {every}"
     )
 
 
@@ -68,9 +88,11 @@ def of_scale(whose: str | None, scale: float, *, linear: bool) -> str:
     return f"{scale:g} stands for 1.0{' behind its gains and offsets' * linear} (from the {whose})"
 
 
-def number(value: float) -> str:
-    """A number with all that people need of it: whole ones in full."""
-    return f"{value:.0f}" if np.isfinite(value) and value == int(value) and abs(value) < 1e15 else f"{value:.7g}"
+def number(value: float, dtype: np.dtype[Any] = DOUBLE) -> str:
+    """A number that reads back as itself into a type: whole ones in full."""
+    if np.isfinite(value) and value == int(value) and abs(value) < 1e15:
+        return f"{value:.0f}"
+    return str(dtype.type(value)) if dtype.kind == "f" else repr(float(value))
 
 
 def far_bands(found: Sequence[float] | None, trained: Sequence[float] | None) -> float | None:
@@ -86,6 +108,8 @@ def wavelength_doubt(whose: str, found: Sequence[float] | None, trained: Sequenc
     apart = far_bands(found, trained)
     if apart is None or not trained:
         return None
+    if np.allclose(np.asarray(found)[::-1], trained, rtol=0, atol=FAR_NANOMETRES):
+        return f"{whose} bands are those of the network in reverse order: turn the cube around"
     return (
         f"{whose} bands lie up to {apart:.0f} nm from those that the network was made for "
         f"({trained[0]:g} to {trained[-1]:g} nm)"
@@ -94,12 +118,11 @@ def wavelength_doubt(whose: str, found: Sequence[float] | None, trained: Sequenc
 
 def axis_doubt(shape: Sequence[int], bands: int, told: bool | None) -> str | None:
     """Another axis may be the bands; `told` is False of a file that does not say, None where there is no file."""
-    if told or shape[0] == bands:
+    if told or (shape[0] == bands and (told is None or bands not in shape[1:])):
         return None
     if bands in shape[1:]:
         return f"another axis has the network's {bands} bands: is --layout right?"
-    # Where it is much the shortest, it is surely that of the bands.
-    if told is None or 2 * shape[0] <= min(shape[1:]):
+    if told is None:
         return None
     return (
         f"no axis has the network's {bands} bands, and the file does not say which one is which: "

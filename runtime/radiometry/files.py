@@ -37,12 +37,14 @@ class DetectorImage:
         saturated: [bands, samples], share of the lines in which it is at the detector's limit.
         scatter: [bands, samples], standard deviation from line to line; NaN where it is not known, 0 for a single line.
         lines: how many lines they are the mean of.
+        levels: [lines], mean of each of them.
     """
 
     values: Doubles
     saturated: Doubles
     scatter: Doubles
     lines: int
+    levels: Doubles
 
     @property
     def noise(self) -> float | None:
@@ -89,6 +91,10 @@ def read_detector_image(
     if any(set(values or ()) - {nothing} for both, nothing in ((gains, 1.0), (offsets, 0.0)) for values in both):
         remedy = "write it with its gains applied, or delete them where the numbers have them already"
         raise refused("states gains or offsets, which are not applied here", path, key, remedy)
+    if header.reflectance_scale_factor not in (None, 1.0, format.scale):
+        remedy = "delete it from the header if the numbers are counts as the camera gives them"
+        factor = f"{header.reflectance_scale_factor:g}"
+        raise refused("states a reflectance scale factor, which is not applied here", path, key, remedy, factor)
     if (header.bands, header.samples) == format.shape and (averaged or header.lines == 1):
         _check_wavelengths(header, format, path, key)
         return _mean(_lines(header), header.lines, limit, header.data_ignore_value)
@@ -155,8 +161,8 @@ def _lines(header: EnviHeader) -> Iterator[NDArray[Any]]:
 def _mean(lines: Iterable[NDArray[Any]], count: int, limit: float | None, ignored: float | None) -> DetectorImage:
     """Mean and scatter of the lines, by Welford's running sums (Technometrics 4, 1962), and what is at their limit."""
     mean: Doubles | None = None
-    top = -math.inf
-    for number, line in enumerate(lines, 1):
+    top, levels = -math.inf, list[float]()
+    for line in lines:
         values = line.astype(np.float64)
         values[~np.isfinite(values)] = np.nan
         if ignored is not None:
@@ -165,18 +171,24 @@ def _mean(lines: Iterable[NDArray[Any]], count: int, limit: float | None, ignore
             own = float(np.iinfo(line.dtype).max) if line.dtype.kind in "iu" else math.inf
             lowest = own if limit is None else min(own, limit)
             mean, squares = np.zeros(line.shape), np.zeros(line.shape)
-            limited, topmost = np.zeros(line.shape, np.int64), np.zeros(line.shape, np.int64)
-        limited += values >= lowest
+            limited, topmost, taken = (np.zeros(line.shape, np.int64) for _ in range(3))
+        at_limit = values >= lowest
+        limited += at_limit
+        # A value at the limit is no measurement; what is not a number is to be seen in the mean.
+        taken += ~at_limit
+        levels.append(float(np.nanmean(values)) if not np.isnan(values).all() else math.nan)
         highest = float(np.fmax.reduce(values, axis=None))
         if highest > top:
             top = highest
             topmost[:] = 0
         topmost += values == top
-        difference = values - mean
-        mean += difference / number
-        squares += difference * (values - mean)
+        difference = np.where(at_limit, 0, values - mean)
+        mean += difference / np.maximum(taken, 1)
+        squares += difference * np.where(at_limit, 0, values - mean)
     assert mean is not None, "a recording has lines"
-    found = DetectorImage(mean, limited / count, np.sqrt(squares / max(count - 1, 1)), count)
+    mean[taken == 0] = lowest
+    scatter = np.sqrt(squares / np.maximum(taken - 1, 1))
+    found = DetectorImage(mean, limited / count, scatter, count, np.array(levels))
     if is_plateau(topmost == count, mean, squares > 0, found.noise or 0.0, count):
         return replace(found, saturated=np.maximum(limited, topmost) / count)
     return found

@@ -29,6 +29,8 @@ DOUBTFUL = ("saturated", PARTLY, "missing", "zero", "below the noise")
 """A fault of elements that do not respond as the others do, and those of a recording that could be better."""
 LARGEST_LIMITED = 0.01
 """Share of the lines of a recording; the mean of an element that is saturated in more of them is too low."""
+ALIKE, UNLIKE = 0.9, 0.5
+"""Light of a white's darkest line, as a share of its brightest one's: below these it is doubted, and refused."""
 LEAST_LIGHT = 5.0
 """What a white is above its dark at least, times the noise of their means in that band."""
 
@@ -181,13 +183,29 @@ class _Loading:
         panel = self._values("panel_reflectance")
         assert darks is not None and panel is not None, "checked_settings asks for both"
         image = self._read("white", averaged=True)
-        lit = image.values - darks.at("white_time_ms")
+        dark = darks.at("white_time_ms")
+        self._judge_levels(image.levels - float(np.nanmean(dark)))
+        lit = image.values - dark
         dim = lit < LEAST_LIGHT * self.noise
         bad = unusable(np.where(dim, np.nan, lit), self.settings.response_range, relative=False)
         self._judge("white", image, {"not above 0": lit <= 0, "below the noise": dim, OUTSIDE: bad})
         factor = _inverse(lit) * panel
         own, lines = darks.times["white_time_ms"], darks.times["integration_time_ms"]
         return factor if own is None or lines is None else factor * own / lines
+
+    def _judge_levels(self, levels: Doubles) -> None:
+        """A white is one panel under one light: refuse or doubt lines that are darker than the others."""
+        brightest = float(np.nanmax(levels))
+        # What has no light at all is judged element by element.
+        share = float(np.nanmin(levels)) / brightest if brightest > 0 else 1.0
+        if share >= ALIKE:
+            return
+        path = self.folder / str(self.settings.white)
+        few = int(np.count_nonzero(levels < ALIKE * brightest))
+        told = f"{few} of its {len(levels)} lines are darker than the brightest, down to {100 * share:.0f} %"
+        if share < UNLIKE:
+            raise refused(told, path, "white", "cut it to the lines of the panel under the full light")
+        self.doubts.append(f"{path}: {told}")
 
     def _judge(self, key: str, image: DetectorImage | None, faults: Mapping[str, Bools]) -> None:
         """Keep what cannot be believed as bad pixels, unless it is too much; of an element the first fault counts."""

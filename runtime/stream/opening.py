@@ -15,6 +15,7 @@ from runtime.files.disk import available_memory
 from runtime.files.envi_text import GAIN_KEYS, listed
 from runtime.lines import LineFormat
 from runtime.meaning import Asked
+from runtime.meaning.marks import standing
 from runtime.radiometry import Calibration, Radiometry, load_radiometry
 from runtime.record.writer import LineWriter, open_line_writer
 from runtime.sinks.callback import Callback
@@ -154,9 +155,12 @@ def open_files(
         )
         opened.enter_context(raw)
     if restored is not None:
-        fields = {"description": f"lines of {told} restored by {fitted.about}"}
+        fields: dict[str, str | None] = {"description": f"lines of {told} restored by {fitted.about}"}
         if fitted.output.bands == len(facts.chosen or range(fitted.lines.bands)):
             fields |= _bad_fields(source.stated.bad, facts.chosen or range(fitted.lines.bands))
+        if fitted.unsaid:
+            # A scale that nobody said does not become the file's word.
+            fields["reflectance scale factor"] = None
         places = "all" if facts.chosen is None else ",".join(map(str, facts.chosen))
         network, radiometry = bundle.manifest.network.checkpoint_sha256[:12], fitted.radiometry.digest()[:12]
         meaning = f"network {network}, bands {places}, radiometry {radiometry}"
@@ -223,7 +227,7 @@ def fit(
     lines = replace(
         lines,
         scale=lines.scale if asked.scale is None else asked.scale,
-        ignore_value=meaning.marks[0].value if meaning.marks else None,
+        ignore_value=standing(meaning.marks, lines.dtype),
     )
     bare = not floats and lines.scale is None
     unsaid = meaning.scale_from == "bundle" or (
@@ -243,7 +247,8 @@ def fit(
             lines.wavelengths,
             meaning.marks,
             tuple(meaning.bad),
-            learns=asked.marks != (),
+            asked.marks != (),
+            asked.constant_bands,
         ),
         radiometric,
         _output(bundle, lines, chosen, radiometric.scale, radiometry, output, linear="gains" in radiometric.describe()),

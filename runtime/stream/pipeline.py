@@ -194,12 +194,7 @@ class Stream:
         self._recorder = Recorder(
             self._incoming,
             writer,
-            Screen(
-                source.format,
-                radiometric.saturation,
-                _judged(radiometric, facts),
-                nan_is_missing=restorer.nan_is_missing,
-            ),
+            Screen(source.format, radiometric.saturation, _judged(radiometric, facts), restorer.marks),
             Assembler(lines, overlap, options.bridge),
             self._frames,
             self._books,

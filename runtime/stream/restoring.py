@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,7 @@ from runtime.errors import CubeError
 from runtime.lines import UNFIT, Flag, Line, LineFormat
 from runtime.meaning import words
 from runtime.meaning.bands import FULL, bridged
-from runtime.meaning.marks import BELOW, Mark, marked, seen_marks
-from runtime.meaning.numbers import UNIT_LIMIT
+from runtime.meaning.marks import OF_FILL, Mark, marked, seen_marks, standing
 from runtime.prompts import Prompts
 from runtime.radiometry import Radiometry
 from runtime.restore import Infer
@@ -43,6 +42,8 @@ class RestorerFacts:
         marks: of missing values; None for the ignore value of the lines.
         bad: bands of the source that no network should see, from 0.
         learns: whether marks that nobody named are looked for.
+        constant_bands: what somebody asks for bands of one value: to `leave` them as they are, which is done with a
+            doubt where nobody does, or to `restore` them.
     """
 
     signature: Signature
@@ -53,6 +54,7 @@ class RestorerFacts:
     marks: tuple[Mark, ...] | None = None
     bad: tuple[int, ...] = ()
     learns: bool = True
+    constant_bands: Literal["leave", "restore"] | None = None
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -92,8 +94,8 @@ class FrameRestorer:
 
     Attributes:
         bands: of the restored lines.
+        marks: of missing values that are known.
         mark: what stands for missing values; None until one is known.
-        nan_is_missing: one of the marks is NaN.
         passes_through: what cannot be restored may come out as it came in.
         runs: of the engine, for one frame.
     """
@@ -107,9 +109,9 @@ class FrameRestorer:
         self.bands = taken if facts.signature.band_groups else restored.bands
         self._chosen = None if facts.chosen is None else np.array(facts.chosen, np.intp)
         ignored = () if format.ignore_value is None else (Mark(format.ignore_value, format.ignore_value, "file"),)
-        self._marks = list(ignored if facts.marks is None else facts.marks)
-        self.mark = self._marks[0].value if self._marks else None
-        self.nan_is_missing = any(np.isnan(mark.low) for mark in self._marks)
+        self.marks = list(ignored if facts.marks is None else facts.marks)
+        self.mark = standing(self.marks, format.dtype)
+        self._seen = (np.inf, -np.inf)
         self._centres = facts.wavelengths
         if self._chosen is not None and self._centres is not None:
             self._centres = tuple(self._centres[band] for band in self._chosen)
@@ -249,9 +251,9 @@ class FrameRestorer:
 
     def _find_missing(self, line: Line, found: Bools) -> None:
         """Values that draw on a mark, into `found` [bands, samples]."""
-        if not self._marks:
+        if not self.marks:
             return
-        np.copyto(self._mask, marked(line, self._marks))
+        np.copyto(self._mask, marked(line, self.marks))
         if self._mask.any():
             np.copyto(found, self._selected(self._radiometric.drawn(self._mask)))
         else:
@@ -267,9 +269,7 @@ class FrameRestorer:
         whole = len(places) == len(self._unit[0])
         lines = self._unit if whole else self._unit[:, places]
         low, high = lines.min(axis=(1, 2)), lines.max(axis=(1, 2))
-        told = []
-        if self._facts.learns and (np.fmin.reduce(low) < -BELOW or np.fmax.reduce(high) > UNIT_LIMIT):
-            told += self._learn(came)
+        told = self._learn(came, lines, places) if self._facts.learns else []
         constant = low == high
         for value in (low, high):
             constant |= (lines == value[:, None, None]).mean(axis=(1, 2)) > FULL
@@ -279,7 +279,7 @@ class FrameRestorer:
             if slot.flags & Flag.DEAD_BANDS:
                 wild |= ~np.isfinite(self._unit[:, place]).any(axis=1)
         several = len(places) > 1 and not constant.all()
-        self._bad = self._listed | missing | wild | (constant & several)
+        self._bad = self._listed | missing | wild | (constant & several & (self._facts.constant_bands != "restore"))
         if self._bad.all():
             self._bad = self._listed & ~self._listed.all()
         why = {
@@ -288,26 +288,38 @@ class FrameRestorer:
         }
         new = {self._number(band): reason for band, reason in why.items() if self._number(band) not in self._told}
         self._told |= new
-        notes, doubts = words.of_bad(new)
+        notes, doubts = words.of_bad(new, said=self._facts.constant_bands is not None)
         return (*told, *notes, *doubts)
 
     def _number(self, band: int) -> int:
         return band if self._chosen is None else int(self._chosen[band])
 
-    def _learn(self, came: Sequence[tuple[int, Slot]]) -> list[str]:
-        """Marks that are seen in the lines and were not known; returns what people should know."""
+    def _learn(self, came: Sequence[tuple[int, Slot]], lines: Float32, places: Sequence[int]) -> list[str]:
+        """Marks that are seen in the lines and were not known; returns what people should know.
+
+        They are looked for where values lie farther out than any before, as a mark that is seen lies farther out than
+        all others.
+        """
+        missing = self._missing[:, places]
+        there = lines[~missing] if self.marks and missing.any() else lines
+        low = float(np.fmin.reduce(there, axis=None, initial=np.inf))
+        high = float(np.fmax.reduce(there, axis=None, initial=-np.inf))
+        before, margin = self._seen, OF_FILL * max(self._seen[1] - self._seen[0], 0)
+        self._seen = min(low, before[0]), max(high, before[1])
+        if low >= before[0] - margin and high <= before[1] + margin:
+            return []
         raw = np.stack([self._selected(slot.line) for _, slot in came], axis=1)
-        new = seen_marks(raw, self._marks, np.ones(len(raw), np.bool_))
+        new = seen_marks(raw, self.marks, ~self._listed)
         if not new:
             return []
-        self._marks += new
-        self.mark = self._marks[0].value if self.mark is None else self.mark
+        # What they made of the range says nothing of the values.
+        self._seen = before
+        self.marks += new
+        self.mark = standing(self.marks, raw.dtype) if self.mark is None else self.mark
         for place, slot in came:
             self._find_missing(slot.line, self._missing[:, place])
         counts = [int(mark.found(raw).any(axis=0).sum()) for mark in new]
-        return [
-            text for mark, count in zip(new, counts, strict=True) if (text := words.of_mark(mark, count, raw.dtype))
-        ]
+        return words.of_marks(new, counts, raw.dtype)
 
     def _selected(self, mask: Bools) -> Bools:
         return mask if self._chosen is None else mask[self._chosen]
@@ -393,7 +405,7 @@ class FrameRestorer:
         for keep in kept:
             np.copyto(values[:, keep.place], keep.values, where=keep.mask)
         values[self._bad] = self._came
-        if self._marks and any(frame.taken):
+        if self.marks and any(frame.taken):
             taken = np.flatnonzero(frame.taken)
             for place in np.flatnonzero(~np.array(frame.taken)):
                 # What lies between two lines is missing where either is.

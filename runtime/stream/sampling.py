@@ -7,6 +7,7 @@ import numpy as np
 from runtime.errors import CubeError
 from runtime.meaning import Asked, Known, Mark, look, words
 from runtime.meaning.bands import LISTED
+from runtime.meaning.doubtful import doubtful
 from runtime.meaning.marks import marked
 from runtime.meaning.numbers import Values, judged, of_numbers
 from runtime.scaling import Conversion
@@ -51,16 +52,21 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
         bad = dict.fromkeys(stated.bad, LISTED)
     else:
         marks, bad = look(sample, stated, asked)
-        counts = [int(np.count_nonzero(mark.found(sample).any(axis=0))) for mark in marks]
-        seen = [words.of_mark(mark, count, sample.dtype) for mark, count in zip(marks, counts, strict=True)]
-        doubts += [f"of {sample.shape[1]} lines looked at, {text}" for text in seen if text]
-        doubts += words.of_bad(bad)[1]
+        found = [np.logical_or.reduce([mark.found(band) for band in sample]) for mark in marks]
+        seen = words.of_marks(marks, [int(np.count_nonzero(pixels)) for pixels in found], sample.dtype)
+        values = Values.of(sample, marks, bad)
+        if values.bands:
+            missing = np.logical_or.reduce([np.zeros(sample.shape[1:], np.bool_), *found])
+            seen += doubtful(sample, marks, bad, missing, values, asked)
+        doubts += [f"of {sample.shape[1]} lines looked at, {text}" for text in seen]
+        doubts += words.of_bad(bad, said=asked.constant_bands is not None)[1]
         good = np.setdiff1d(np.arange(format.bands), list(bad))
         wild = ~np.isfinite(sample[good]) & ~marked(sample[good], marks)
         if wild.any():
             doubts.append(
                 f"{int(wild.any(axis=(0, 2)).sum())} of {sample.shape[1]} lines looked at hold values that are not "
-                "finite: they pass unrestored; where they are missing pixels, say --ignore-value nan"
+                "finite: they pass unrestored; where they are missing pixels, say "
+                + words.flags([float("nan"), *(mark.value for mark in marks)], sample.dtype)
             )
         if len(bad) == format.bands:
             raise CubeError(
@@ -70,14 +76,14 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
     conversion, notes = Conversion(), list[str]()
     if converts:
         whose, conversion, notes = of_numbers(format.dtype, format.bands, stated, asked, known)
-        if sample is not None and (values := Values.of(sample, marks, bad)).bands:
+        if sample is not None and values.bands:
             conversion, doubt = judged(whose, conversion, values, stated, known)
             doubts += [doubt] if doubt else []
     elif any((stated.gains, stated.offsets, stated.reflectance_gains, stated.reflectance_offsets)):
         doubts.append(
             "the source's gains and offsets are not applied: radiometry takes its numbers as they are recorded"
         )
-    notes += words.of_bad(bad)[0]
+    notes += words.of_bad(bad, said=asked.constant_bands is not None)[0]
     if source.several:
         # What follows may have other bands; they are looked at frame by frame.
         bad = {band: why for band, why in bad.items() if why == LISTED}

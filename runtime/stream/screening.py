@@ -1,9 +1,13 @@
 """What a line's numbers say of it: lines that no network should see are found before anything is made of them."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.lines import NO_FLAGS, Flag, Line, LineFormat
+from runtime.meaning import Mark
 
 SATURATED_SHARE = 0.25
 """A line with more of its values at the detector's limit is passed through as a whole."""
@@ -21,7 +25,7 @@ class Screen:
         saturation: digital number at which the detector is at its limit; None where nobody knows it.
         judged: bool [bands, samples], elements that say something of the line: of bands that are restored, and not
             replaced; None for all.
-        nan_is_missing: NaN marks missing values, which are no fault of the line.
+        marks: of missing values, which are no fault of the line.
     """
 
     def __init__(
@@ -29,10 +33,9 @@ class Screen:
         format: LineFormat,
         saturation: float | None,
         judged: NDArray[np.bool_] | None = None,
-        *,
-        nan_is_missing: bool = False,
+        marks: Sequence[Mark] = (),
     ) -> None:
-        self._nan_is_missing = nan_is_missing
+        self._wild = [mark for mark in marks if not math.isfinite(mark.low)]
         self._saturation = saturation
         self._floats = format.dtype.kind == "f"
         self._mask = np.empty(format.shape, np.bool_)
@@ -86,8 +89,8 @@ class Screen:
         np.isfinite(line, out=self._mask)
         if self._ignored is not None:
             np.logical_or(self._mask, self._ignored, out=self._mask)
-        if self._nan_is_missing:
-            self._mask |= np.isnan(line)
+        for mark in self._wild:
+            self._mask |= mark.found(line)
         return bool(self._mask.all())
 
     def _whole_bands(self, line: Line) -> bool:

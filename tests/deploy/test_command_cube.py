@@ -76,7 +76,7 @@ def test_what_cannot_be_restored_is_shown_all_the_same(capsys: Capsys) -> None:
     done = invoke(capsys, "inspect", "scene.npy", "--json")
     assert done.code == 1 and "--scale" in done.json["doubts"][0] and done.json["bands"][0]["max"] > 20
     assert invoke(capsys, "inspect", "scene.npy", "--scale", 100).code == 0
-    assert_failed(invoke(capsys, "inspect", "lost.npy"), 2, "no such bundle")
+    assert_failed(invoke(capsys, "inspect", "lost.npy"), 2, "no such file")
 
 
 def test_run_lists_its_doubts_and_bad_bands(capsys: Capsys, doubling: Path) -> None:
@@ -198,3 +198,49 @@ def test_a_rounded_lowest_float_is_a_mark_without_noise(capsys: Capsys) -> None:
         warnings.simplefilter("error")
         done = invoke(capsys, "inspect", "scene.hdr", "--ignore-value", "-3.40282e+38", "--json")
     assert done.code == 0 and done.json["missing_pixels"] == 40
+
+
+def test_a_cube_is_judged_for_a_bundle(capsys: Capsys, doubling: Path) -> None:
+    dim = np.rint(scene() * 0.02).astype(np.int16)
+    write_cube("dim.hdr", dim)
+    assert invoke(capsys, "inspect", "dim.hdr").code == 0
+    done = invoke(capsys, "inspect", "dim.hdr", "--bundle", doubling, "--json")
+    assert done.code == 1 and "of the bundle's scale" in done.json["doubts"][0]
+    write_cube("few.hdr", scene()[:2])
+    assert "fewer bands than the network" in invoke(capsys, "inspect", "few.hdr", "--bundle", doubling).err
+    np.save("first.npy", scene(dtype="f4"))
+    told = invoke(capsys, "inspect", "first.npy", "--bundle", doubling)
+    assert told.code == 1 and "say --layout" in told.err
+    flags = ("--bundle", doubling, "--layout", "bands,lines,samples")
+    assert invoke(capsys, "inspect", "first.npy", *flags).code == 0
+
+
+def test_files_of_other_programs_are_named_with_what_reads_them(capsys: Capsys, tmp_path: Path) -> None:
+    (tmp_path / "scene.nc").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    assert_failed(invoke(capsys, "inspect", "scene.nc"), 2, "scene.nc", "python -c")
+
+
+def test_a_stream_takes_what_deploy_yaml_says_is_missing(capsys: Capsys, doubling: Path, tmp_path: Path) -> None:
+    cube = scene()
+    cube[:, 2:5, :3] = 0
+    cube[4] = 77
+    write_cube("scene.bil", cube)
+    (tmp_path / "deploy.yaml").write_text("input: {ignore_value: [0]}")
+    stream = ("stream", doubling, "--source", "envi:scene.bil", "--config", "deploy.yaml", "--json")
+    done = invoke(capsys, *stream, "--restored", "one")
+    assert done.code == 0 and any("--constant-bands leave" in doubt for doubt in done.json["doubts"])
+    found = read_cube("one/restored.hdr")
+    assert found.ignore_value == 0 and (np.delete(found.cube, 4, axis=0)[:, 2:5, :3] == 0).all()
+    assert (found.cube[4] == 77).all()
+    done = invoke(capsys, *stream, "--restored", "two", "--constant-bands", "restore")
+    assert done.code == 0 and done.json["doubts"] == []
+    assert (read_cube("two/restored.hdr").cube[4, 10:] == 154).all()
+
+
+def test_bands_that_were_left_out_are_bad_in_what_is_written(capsys: Capsys, doubling: Path) -> None:
+    cube = scene()
+    cube[4] = 77
+    write_cube("scene.hdr", cube)
+    assert invoke(capsys, "run", doubling, "scene.hdr", "--out", "out.hdr", "--constant-bands", "leave").code == 0
+    assert read_cube("out.hdr").stated.bad == (4,)
+    assert invoke(capsys, "inspect", "out.hdr").code == 0

@@ -122,7 +122,7 @@ def test_mistakes_are_said_in_one_line(
     refused("--data", holes, parts=("pixels missing", "holes.npy", "-9999", "--ignore-value none"))
     cube[:2] = np.nan
     np.save(holes / "holes.npy", cube)
-    refused("--data", holes, parts=("not finite", "holes.npy", "--ignore-value nan"))
+    refused("--data", holes, parts=("not finite", "holes.npy", "cut them away", "--scenes"))
     cube = np.load(cubes / "floats.npy")
     cube[..., 4] = 0
     np.save(holes / "holes.npy", cube)

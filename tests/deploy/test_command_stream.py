@@ -372,7 +372,7 @@ ERRORS: list[tuple[list[str], int, tuple[str, ...]]] = [
     (["--source", SIM, "--packets", "5005"], 2, ("--packets", "neither a file nor HOST:PORT", "127.0.0.1:5005")),
     (["--source", SIM, "--web", "18080", "--prometheus", "18080"], 2, ("--web", "the port of --prometheus too")),
     (["--source", SIM, "--quicklook", "now.txt"], 2, ("--quicklook", ".png")),
-    (["--source", SIM, "--restored", "out", "--scale", "nan"], 2, ("--scale", "not a finite number")),
+    (["--source", SIM, "--restored", "out", "--scale", "nan"], 2, ("--scale", "not a positive number")),
     (["--source", SIM, "--record", "out", "--log", "out/lines.raw"], 2, ("--log", "would be written into the lines")),
     (["--source", SIM, "--record", "out", "--packets", "out/lines.idx"], 2, ("--packets", "into the lines")),
     (["--source", "envi:out/lines.hdr", "--record", "out"], 2, ("would read what it writes",)),

@@ -13,7 +13,7 @@ from tests.contracts.command import invoke
 @pytest.mark.parametrize(
     ("cube", "flags", "warned"),
     [
-        (np.full((64, 64, 31), 4000, np.uint16), (), "6 % of the bundle's scale 65535"),
+        (np.full((64, 64, 31), 4000, np.uint16), (), "6.1 % of the bundle's scale 65535"),
         (np.full((64, 64, 31), 4000, np.uint16), ("--scale", 4095), None),
         (np.full((64, 64, 31), 40000, np.uint16), (), None),
         (np.where(np.arange(31) == 4, 9.0, np.full((64, 64, 31), 0.5)).astype(np.float32), (), "values reach 9 "),

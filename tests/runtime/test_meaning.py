@@ -411,7 +411,7 @@ def test_what_is_not_a_real_number_is_refused(dtype: Any) -> None:
 
 def test_scales_that_do_not_look_right_are_doubted() -> None:
     dim = understood(numbers("i2", 500))
-    assert any("5 % of the bundle's scale 10000" in doubt for doubt in dim.doubts)
+    assert any(" % of the bundle's scale 10000" in doubt for doubt in dim.doubts)
     spiky = numbers("f4")
     spiky[2, 3, 4] = 30
     assert any("values reach 30" in doubt and "--scale" in doubt for doubt in understood(spiky).doubts)
@@ -437,7 +437,9 @@ def test_what_readers_doubt_and_axes_and_wavelengths_are_told() -> None:
         ((BANDS + 7, 40, 30), False, True),
         ((BANDS + 7, 40, 30), True, False),
         ((BANDS + 7, 40, 30), None, False),
-        ((BANDS + 1, 64, 64), False, False),
+        ((BANDS + 1, 64, 64), False, True),
+        ((BANDS, 40, BANDS), False, True),
+        ((BANDS, 40, BANDS), None, False),
         ((64, BANDS, 64), None, True),
         ((64, BANDS, 64), True, False),
     ],
@@ -452,14 +454,14 @@ def test_axes_that_nobody_said_are_doubted_where_another_may_be_the_bands(
 
 @pytest.mark.parametrize(("dtype", "scale", "top"), [("f4", None, 1.0), ("i2", 10_000.0, 10_000)])
 def test_what_resampling_makes_beside_a_mark_is_told(dtype: str, scale: float | None, top: float) -> None:
-    cube = (np.random.default_rng(1).random((BANDS, 24, 24)) * top).astype(dtype)
+    cube = ((0.2 + 0.3 * np.random.default_rng(1).random((BANDS, 24, 24))) * top).astype(dtype)
     cube[:, :, :4] = -9999
     asked = Asked(scale)
     assert not any("resampling" in doubt for doubt in meaning_of(cube, Stated(marks=(-9999.0,)), asked).doubts)
     weight = np.linspace(0.4, 0.6, 6)
     cube[:, 3:9, 4] = cube[:, 3:9, 4] * (1 - weight) - 9999 * weight
     (doubt,) = (d for d in meaning_of(cube, Stated(marks=(-9999.0,)), asked).doubts if "resampling" in d)
-    assert "pixels hold values between the mark -9999 and all others" in doubt
+    assert "pixels beside the mark -9999 hold values between it and all others" in doubt
 
 
 # Back
@@ -499,3 +501,60 @@ def test_a_restored_value_never_becomes_a_mark(dtype: Any, unit: bool) -> None:
 def test_a_mark_at_the_end_of_the_type_is_left_downwards() -> None:
     cube, saturated, moved = given_back(np.array([[[255, 7]]], np.uint8), 3.0, 255, 100.0)
     assert cube.tolist() == [[[255, 254]]] and (saturated, moved) == (2, 1)
+
+
+@pytest.mark.parametrize(("dtype", "mark"), [("u8", 2**64 - 1), ("i8", 2**63 - 1), ("i8", -(2**63))])
+def test_the_ends_of_64_bits_are_marks_like_others(dtype: str, mark: int) -> None:
+    cube = numbers("i4").astype(dtype)
+    cube[:, :4, :3] = mark
+    found = understood(cube, scale=10000.0)
+    assert int(found.missing.sum()) == 12 and len(found.doubts) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mark"), [("f4", -3.4028234663852886e38), ("f4", -12345.68), ("f8", -12345.678901234)]
+)
+def test_a_mark_that_is_confirmed_as_it_is_told_is_silent(dtype: str, mark: float) -> None:
+    cube = numbers(dtype)
+    cube[:, :4, :3] = mark
+    (doubt,) = understood(cube).doubts
+    said = float(doubt.rpartition("confirm it with --ignore-value ")[2].partition(",")[0])
+    again = meaning_of(cube, NOTHING, Asked(marks=(said,)), KNOWN)
+    assert not again.doubts and int(again.missing.sum()) == 12
+
+
+def test_what_is_said_besides_the_files_marks_is_told_with_them() -> None:
+    cube = numbers("f4")
+    cube[:, :2, :3] = 0
+    cube[:, 4, 4] = np.nan
+    with pytest.raises(CubeError) as caught:
+        meaning_of(cube, Stated(marks=(0.0,)), known=KNOWN)
+    assert "--ignore-value nan --ignore-value 0" in caught.value.remedy
+
+
+def test_edges_are_doubted_beside_a_mark_alone() -> None:
+    rng = np.random.default_rng(3)
+    cube = (0.3 + 0.05 * rng.standard_normal((BANDS, 30, 30))).astype("f4")
+    cube[4] += 0.3 * rng.standard_normal((30, 30))
+    # A noisy band and a mark that no pixel holds, or one far from it.
+    assert not meaning_of(cube, Stated(marks=(-9999.0,)), known=KNOWN).doubts
+    upper = np.rint(cube * 10000).clip(0, 20000).astype("u2")
+    upper[:, :, :5] = 65535
+    assert not any("resampling" in d for d in meaning_of(upper, Stated(scale=1e4, marks=(65535.0,))).doubts)
+    upper[:, 3:9, 5] = (0.8 * upper[:, 3:9, 5] + 0.2 * 65535).astype("u2")
+    assert any(
+        "6 pixels beside the mark 65535" in d for d in meaning_of(upper, Stated(scale=1e4, marks=(65535.0,))).doubts
+    )
+
+
+def test_remedies_about_scales_work_when_they_are_followed() -> None:
+    cube = numbers("i2")
+    gains = tuple([0.01] * BANDS)
+    with pytest.raises(CubeError) as caught:
+        meaning_of(cube, Stated(gains=gains), known=KNOWN)
+    scale = float(caught.value.remedy.partition("--scale ")[2].split(",")[0])
+    assert not meaning_of(cube, Stated(gains=gains), Asked(scale), KNOWN).doubts
+    assert not meaning_of(numbers("f4") * 100, NOTHING, Asked(1.0), KNOWN).doubts
+    varying = tuple(np.linspace(1e-5, 2e-5, BANDS).tolist())
+    with pytest.raises(CubeError, match=r"converted already.*delete data gain values from the header"):
+        meaning_of(numbers("f4"), Stated(gains=varying), known=KNOWN)

@@ -274,3 +274,35 @@ def test_reflectance_is_right_where_the_white_was_saturated(recordings: Recordin
     made.apply_line(np.rint(dark + light * truth).astype(np.uint16), out)
     assert made.bad.sum() > 20 and folder.is_dir()
     np.testing.assert_allclose(out, truth, atol=0.005)
+
+
+def test_a_dark_with_some_lines_at_the_limit_has_its_own_mean(recordings: Recordings) -> None:
+    recordings.made["dark"] = np.tile(recordings.made["dark"], (5, 1, 1))
+    recordings.put("dark", LIMIT, *SOME, lines=1)
+    dark = recordings.load("dark", saturation=LIMIT)
+    line = np.full(SHAPE, 1000, np.uint16)
+    out = np.empty(SHAPE, np.float32)
+    dark.apply_line(line, out)
+    expected = (1000 - recordings.means["dark"]) / 4095
+    assert max(abs(out[place] - expected[place]) for place in SOME) < 1e-3
+
+
+@pytest.mark.parametrize(("light", "refused"), [(0.02, True), (0.8, False)])
+def test_a_white_whose_lines_are_not_alike(recordings: Recordings, light: float, refused: bool) -> None:
+    dark = recordings.means["dark"]
+    recordings.made["white"][:20] = dark + light * (recordings.made["white"][:20] - dark)
+    if refused:
+        with pytest.raises(
+            CubeFileError, match=r"20 of its 40 lines are darker than the brightest, down to 2 %.*cut it"
+        ):
+            recordings.load("white")
+    else:
+        assert any("20 of its 40 lines are darker" in doubt for doubt in recordings.load("white").doubts)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_references_with_a_factor_of_their_own_are_refused(recordings: Recordings, key: str) -> None:
+    with pytest.raises(CubeFileError, match=r"reflectance scale factor.*not applied.*found '4'"):
+        recordings.load(key, fields={"reflectance scale factor": "4"})
+    for same in ("1", "4095"):
+        recordings.load(key, fields={"reflectance scale factor": same})

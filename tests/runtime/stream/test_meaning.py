@@ -237,3 +237,63 @@ def test_lines_with_dead_bands_say_so_in_their_flags(doubling: runtime.Bundle, t
         runtime.open_stream(doubling, source, sinks=[seen.append], options=WHOLE).run()
     flags = np.concatenate([block.flags for block in seen])
     assert ((flags & Flag.DEAD_BANDS) > 0).all() and ((flags & Flag.RESTORED) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mark", "said"),
+    [("u2", "-9999", None), ("u2", "nan", None), ("u2", "1e20", None), ("u2", None, [np.nan]), ("i2", "65535", None)],
+)
+def test_a_mark_that_the_lines_cannot_hold_marks_nothing(
+    doubling: runtime.Bundle, tmp_path: Path, dtype: str, mark: str | None, said: list[float] | None
+) -> None:
+    cube = scene(dtype)
+    fields = {} if mark is None else {"data_ignore_value": mark}
+    restored, _, found = given(of_file(tmp_path, cube, **fields), doubling, tmp_path, ignore_values=said)
+    np.testing.assert_array_equal(restored, 2 * cube)
+    assert found.ignore_value is None
+
+
+@pytest.mark.parametrize(("dtype", "mark"), [("i2", -999), ("u2", 12000), ("f4", -0.3), ("i2", -9999)])
+def test_a_mark_within_the_unit_range_is_seen_where_it_comes_first(
+    doubling: runtime.Bundle, tmp_path: Path, dtype: str, mark: float
+) -> None:
+    cube = scene(dtype)
+    cube[:, 25:30, 4:7] = mark
+    restored, stream, _ = given(of_lines(cube), doubling, tmp_path)
+    there = cube == np.dtype(dtype).type(mark)
+    np.testing.assert_array_equal(restored[there], cube[there])
+    np.testing.assert_allclose(restored[~there], 2 * cube[~there], rtol=1e-5)
+    assert len(stream.snapshot().doubts) == 1
+
+
+@pytest.mark.parametrize("scheme", ["said", "seen"])
+def test_infinite_values_are_marks_like_others(doubling: runtime.Bundle, tmp_path: Path, scheme: str) -> None:
+    cube = scene()
+    cube[:, 3:9, 5] = np.inf
+    said = [np.inf] if scheme == "said" else None
+    restored, _, _ = given(of_file(tmp_path, cube), doubling, tmp_path, ignore_values=said)
+    there = np.isinf(cube)
+    assert np.isinf(restored[there]).all()
+    np.testing.assert_allclose(restored[~there], 2 * cube[~there], rtol=1e-5)
+
+
+def test_what_looks_wrong_is_doubted_as_in_files(doubling: runtime.Bundle, tmp_path: Path) -> None:
+    cube = scene()
+    cube[4] = np.minimum(cube[4], np.quantile(cube[4], 0.4))
+    cube[:, 2:12, 3:6] = 0
+    with of_file(tmp_path, cube) as source, pytest.warns(UserWarning) as told:
+        runtime.open_stream(doubling, source)
+    texts = [str(one.message) for one in told]
+    assert any("band 5 holds its largest value in" in text for text in texts)
+    assert any("30 pixels hold 0 in every band" in text and "--ignore-value 0" in text for text in texts)
+
+
+def test_a_scale_that_nobody_said_does_not_become_the_files_word(doubling: runtime.Bundle, tmp_path: Path) -> None:
+    restored, _, found = given(of_file(tmp_path, scene("u2")), doubling, tmp_path)
+    assert found.scale is None
+    np.testing.assert_array_equal(restored, 2 * scene("u2"))
+    again = of_file(tmp_path, scene("u2"), reflectance_scale_factor="10000")
+    with again:
+        stream = runtime.open_stream(doubling, again, restored=tmp_path / "said", options=WHOLE)
+        stream.run()
+    assert read_cube(tmp_path / "said" / "restored.hdr").scale == 10000
