@@ -151,5 +151,3 @@ def _checked(key: str, value: Tensor, blank: Tensor, file: Path) -> Tensor:
         )
     # A state dict may hold views of one storage; ours must not write through to another key.
     return value.detach().to(blank.dtype).contiguous().clone()
-
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Tokenizer:
     def _merged(self, word: str) -> list[str]:
         parts = [*word[:-1], word[-1] + WORD_END]
         while len(parts) > 1:
-            pairs = [(self.ranks.get(pair, len(self.ranks)), pair) for pair in zip(parts, parts[1:], strict=False)]
+            pairs = [(self.ranks.get(pair, len(self.ranks)), pair) for pair in pairwise(parts)]
             rank, pair = min(pairs)
             if rank == len(self.ranks):
                 break

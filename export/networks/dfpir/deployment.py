@@ -60,6 +60,11 @@ def convolution(weight: Tensor, bias: Tensor | None, like: nn.Conv2d) -> nn.Conv
     return made
 
 
+def _half(conv: nn.Conv2d, half: int) -> nn.Conv2d:
+    """A convolution that gives the first (0) or second half (1) of the channels."""
+    return convolution(conv.weight.chunk(2)[half], None if conv.bias is None else conv.bias.chunk(2)[half], conv)
+
+
 @torch.no_grad()
 def folded(norm: ChannelNorm, conv: nn.Conv2d) -> nn.Conv2d:
     """A 1x1 convolution with the gain and bias of the norm before it; summed in float64."""
@@ -103,15 +108,8 @@ class StaticFeedForward(nn.Module):
         super().__init__()
         wide, self.project_out = folded(norm, module.project_in), module.project_out
         self.gate, self.value = (
-            nn.Sequential(
-                *(
-                    convolution(conv.weight.chunk(2)[half], conv.bias if conv.bias is None else conv.bias.chunk(2)[half],
-                                conv)
-                    for conv in (wide, module.dwconv)
-                )
-            )
-            for half in (0, 1)
-        )  # fmt: skip
+            nn.Sequential(*(_half(conv, half) for conv in (wide, module.dwconv))) for half in (0, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project_out(F.gelu(self.gate(x)) * self.value(x))

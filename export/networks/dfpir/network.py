@@ -43,8 +43,8 @@ class Up(nn.Module):
 class Dfpir(nn.Module):
     """A U-Net of channel attention whose latent features and skips are perturbed as a text code says.
 
-    `forward(frame [B, bands, H, W], perturbation [1 or B, n]) -> restored [B, bands, H, W]`; H and W are multiples of 8.
-    `perturbation(code)` makes the latter: the matrix and bias of every perturbation block, in the order of PERTURBED.
+    `forward(frame [B, bands, H, W], perturbation [1 or B, n]) -> restored [B, bands, H, W]`; H and W are multiples of
+    8. `perturbation(code)` makes the latter: matrix and bias of every perturbation block, in the order of PERTURBED.
 
     Attributes:
         config: its hyper-parameters.

@@ -1,6 +1,6 @@
 """Text codes: what tells a DFPIR which degradation to take away. A code is data, and never made up.
 
-Codes come from files by the user's own hand, from the checkpoint, or from the text tower of a local CLIP, in this order.
+Codes come from files that the user names, from the checkpoint, or from the text tower of a local CLIP, in this order.
 """
 
 from __future__ import annotations
