@@ -154,11 +154,8 @@ def test_what_goes_through_the_network_is_the_references(
     published: Dfpir, perturbations: dict[str, torch.Tensor]
 ) -> None:  # fmt: skip
     exact = copy.deepcopy(published).double()
-    names = {
-        "encoder_level1": "e1", "latent": "latent", "latent_shuffle_channel": "dgpb_latent",
-        "encoder_shuffle_channel3": "dgpb_3", "encoder_shuffle_channel2": "dgpb_2", "encoder_shuffle_channel1": "dgpb_1",
-        "decoder_level3": "d3", "decoder_level2": "d2", "decoder_level1": "d1",
-    }  # fmt: skip
+    names = {block: f"dgpb_{level}" for block, level in ORDERS.items()}
+    names |= {"encoder_level1": "e1", "latent": "latent"} | {f"decoder_level{n}": f"d{n}" for n in (1, 2, 3)}
     seen: dict[str, np.ndarray] = {}
     for part, name in names.items():
         exact.get_submodule(part).register_forward_hook(
@@ -269,6 +266,7 @@ def test_the_smallest_gap_is_that_of_the_nearest_two_scores() -> None:
 
     for block in net.perturbing().values():
         block.select_attn.softmax.register_forward_hook(look)
+    net.requires_grad_(False)
     assert smallest_gap(net, frame, perturbation) == pytest.approx(min(scores), rel=1e-6)
     assert min(scores) > 0
     with gaps(net) as seen:
@@ -339,6 +337,7 @@ def test_three_bands_are_a_photograph_and_others_a_cube() -> None:
         {"hidden": (16, 32, 64, 0)},
         {"dim": 7},
         {"dim": 0},
+        {"dim": 112},
         {"bands": 0},
         {"text": 0},
         {"refinement_blocks": -1},

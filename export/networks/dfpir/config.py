@@ -15,6 +15,9 @@ PERTURBED = {
 }  # fmt: skip
 """{perturbation block: its level}, in the order in which they run and lie in the prompt."""
 
+LARGEST_PROMPT = 1 << 20
+"""Numbers of the prompt, as a signature allows; reached at dim 111."""
+
 Norm = Literal["WithBias", "BiasFree"]
 
 
@@ -60,6 +63,8 @@ class DfpirConfig:
         for level, heads in enumerate(self.heads):
             if self.width(level) % heads or self.width(level) // heads < 2:
                 raise ValueError(f"heads of level {level} must share {self.width(level)} channels, not {heads}")
+        if sum(self.perturbation) > LARGEST_PROMPT:
+            raise ValueError(f"dim must be smaller: the prompt would have {sum(self.perturbation)} numbers")
 
     def width(self, level: int) -> int:
         """Channels of a level, 0 (shallowest) to 3 (latent)."""

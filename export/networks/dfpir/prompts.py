@@ -88,15 +88,17 @@ def stored_codes(state: Mapping[str, Tensor], told: object, text: int, file: Pat
     Raises:
         CheckpointError: a code is misshapen or not finite, or the list is not that of the codes.
     """
-    entries = [*told] if isinstance(told, (list, tuple)) else []
-    sentences = {e["name"]: e["sentence"] for e in entries if isinstance(e, dict) and {*e} == {"name", "sentence"}}
-    fits = all(isinstance(s, str) and len(s) <= LONGEST_SENTENCE for s in sentences.values())
-    if len(sentences) != len(entries) or not fits or {STORED + str(name) for name in sentences} != {*state}:
+    try:
+        sentences = {str(entry["name"]): entry["sentence"] for entry in told}  # type: ignore[attr-defined]
+    except (TypeError, KeyError):
+        sentences = {}
+    fits = all(isinstance(sentence, str) and len(sentence) <= LONGEST_SENTENCE for sentence in sentences.values())
+    if not fits or {STORED + name for name in sentences} != {*state}:
         raise CheckpointError(
             "the prompts of the configuration are not those of the codes",
             file=file,
             key="prompts",
-            value=", ".join(map(str, sentences)) or "none",
+            value=", ".join(sentences) or "none",
             remedy="save it again with export.networks.save_checkpoint",
         )
     codes = {}
