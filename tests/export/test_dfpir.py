@@ -15,18 +15,21 @@ import onnx
 import pytest
 import torch
 
+from calibration.typed import half_precision
 from export.networks import Network, load_checkpoint, network_of
 from export.networks.architecture import Option
 from export.networks.dfpir import ARCHITECTURE, Dfpir, DfpirConfig, gaps, smallest_gap
 from export.networks.dfpir.blocks import KeptSoftmax
 from export.networks.dfpir.config import kept
 from export.onnx import export_graph
+from export.tensorrt.lint import lint
 from export.torch_engine import TorchEngine
 from runtime.engines import EngineOptions, open_engine
 from runtime.engines.onnx_guard import check_onnx
 from runtime.errors import CheckpointError, CubeError
 from tests.contracts.network import NetworkContract
 from tests.export.dfpir import PROMPTS, SMALL, code, network, restated
+from tests.export.test_tensorrt_lint import ORIN, RTX
 from tests.golden.dfpir_state import golden_state, text_code
 from tests.golden.scene import KINDS, degraded, scene
 
@@ -283,6 +286,8 @@ def test_one_graph_serves_every_prompt_and_neither_sorts_nor_gathers_channels() 
     net = network_of(network(config, PROMPTS))
     graph, module, signature = export_graph(net, 16, 16), net.module, net.signature(16, 16)
     check_onnx(graph.data)
+    for data in (graph.data, half_precision(graph.data).data):
+        assert lint(data, **ORIN) == [] == lint(data, **RTX)
     model = onnx.load_model_from_string(graph.data)
     found = Counter(node.op_type for node in model.graph.node)
     assert not {"Gather", "GatherElements", "GatherND", "ScatterElements", "Equal", "Cast", "Expand"} & set(found)
