@@ -68,7 +68,7 @@ class DfpirConfig:
 
     def width(self, level: int) -> int:
         """Channels of a level, 0 (shallowest) to 3 (latent)."""
-        return self.dim * 2**level
+        return self.dim << level
 
     @property
     def perturbation(self) -> tuple[int, ...]:

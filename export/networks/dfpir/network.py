@@ -82,7 +82,7 @@ class Dfpir(nn.Module):
 
     def perturbing(self) -> dict[str, PerturbationBlock]:
         """The perturbation blocks by name, in the order of the prompt."""
-        return {name: self.get_submodule(name) for name in PERTURBED}  # type: ignore[misc]
+        return {name: self.get_submodule(name) for name in PERTURBED}
 
     def perturbation(self, code: Tensor) -> Tensor:
         """The prompt [B, n] of text codes [B, text]. Gradients reach the convolutions, not what orders channels."""

@@ -148,7 +148,8 @@ def chosen_codes(
             code = TextCode(read_code(saved[name], text), code.sentence if code else sentence)
         known = code.sentence if code else sentence
         made = tower.code(known) if tower is not None and known else None
-        if code is None and made is None:
+        values = made if code is None else code.values
+        if values is None:
             raise CheckpointError(
                 "there is no code for this prompt" + ("" if known else ", and it has no sentence that we know"),
                 file=file,
@@ -156,7 +157,7 @@ def chosen_codes(
                 value=name,
                 remedy=f"the checkpoint brings {', '.join(stored)}; or {WANTED}" if stored else WANTED,
             )
-        codes[name] = TextCode(made, known) if code is None else TextCode(code.values, known, made)
+        codes[name] = TextCode(values, known, None if code is None else made)
     return codes
 
 
