@@ -159,9 +159,10 @@ def count_nodes(data: bytes) -> int:
 def _name_nodes(model: onnx.ModelProto, root: str, module_name: Callable[[str], str]) -> None:
     """Name every node by the network's module that it computes: `module/operator`, with a number where that repeats.
 
-    The exporter notes the static form's parts at each node; what its optimiser put in belongs to the node before it.
+    The exporter notes the static form's parts at each node; what its optimiser put in belongs to the node before it, or
+    to the module itself.
     """
-    module, used = "", Counter[str]()
+    module, used = root, Counter[str]()
     for node in model.graph.node:
         noted = {p.key: p.value for p in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
         if noted is not None:

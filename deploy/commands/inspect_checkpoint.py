@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from export.networks import CheckpointFacts
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
 MODELS = Path(__file__).parents[2] / "export/models"
 DEPTH, SHOWN = 2, 3
 """Keys are grouped by so many of their parts, and so many shapes of a group are shown."""
@@ -26,7 +26,7 @@ DEPTH, SHOWN = 2, 3
 def is_checkpoint(path: Path) -> bool:
     """Whether this names a checkpoint rather than a bundle: a file by its suffix, or a packaged model."""
     packaged = path.name == str(path) and (MODELS / f"{path}.safetensors").is_file()
-    return not path.is_dir() and (path.suffix in SUFFIXES or packaged)
+    return not path.is_dir() and (path.name.endswith(SUFFIXES) or packaged)
 
 
 def inspect_checkpoint(name: Path, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

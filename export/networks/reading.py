@@ -272,10 +272,13 @@ def _check_archive(file: Path, data: bytes) -> None:
 def _entries(content: Any, file: Path) -> tuple[tuple[str, object], ...]:
     """(dotted path, leaf) of all that the dictionaries in it hold, each of which is looked into once."""
     entries: list[tuple[str, object]] = []
+    empty: list[str] = []
     seen: set[int] = set()
 
     def collect(found: object, prefix: str, depth: int) -> None:
         seen.add(id(found))
+        if not dict.__len__(found):
+            empty.append(prefix[:-1])
         # Methods of the type, not of the instance: a pickle can put anything in their place.
         for key, value in dict.items(found):
             path = f"{prefix}{key if isinstance(key, (str, int)) else type(key).__name__}"
@@ -291,11 +294,15 @@ def _entries(content: Any, file: Path) -> tuple[tuple[str, object], ...]:
     if isinstance(content, dict):
         collect(content, "", 1)
     if not any(isinstance(value, Tensor) for _, value in entries):
+        # Some trainers write such a file where an evaluation did not improve.
+        bare = next((path for path in empty if not path or "state_dict" in path), None)
         raise CheckpointError(
-            "the file holds no state dict",
+            "the file holds no state dict" + ("" if bare is None else ": it is empty"),
             file=file,
+            key=bare or None,
             value=type(content).__name__,
-            remedy="save the weights with torch.save(model.state_dict(), path)",
+            remedy="save the weights with torch.save(model.state_dict(), path)"
+            + ("" if bare is None else ", or take another checkpoint of that training"),
         )
     return tuple(entries)
 

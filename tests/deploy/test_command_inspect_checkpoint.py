@@ -10,6 +10,7 @@ import torch
 
 from export.networks import load_checkpoint
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke
+from tests.export.dfpir import SMALL, network
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -33,6 +34,14 @@ def test_machines_get_all_of_it_of_a_packaged_model_too(
     assert told["sha256"] == net.facts.sha256 and told["scale"] == net.facts.scale
     assert sum(group["count"] for group in told["keys"].values()) >= len(list(net.module.parameters()))
     assert_finite(told)
+
+
+def test_a_network_without_its_prompt_is_shown(capsys: Capsys, tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": network(SMALL).state_dict()}, tmp_path / "best.pth.tar")
+    done = invoke(capsys, "inspect", tmp_path / "best.pth.tar")
+    assert done.code == 0 and done.err == ""
+    for part in ("dfpir: 8 channels, prompts: none", "weights under state_dict", "constant prompts/perturbation.npy"):
+        assert part in done.out, part
 
 
 def test_weights_that_nothing_takes_are_shown_by_their_keys(capsys: Capsys, tmp_path: Path) -> None:
