@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -91,8 +93,17 @@ def export_graph(net: Network, lines: int, samples: int) -> Graph:
         InputError: the network does not take frames of this size.
     """
     check_size(net, lines, samples)
-    static, ports = net.architecture.static(net.module), net.signature(lines, samples).ports
-    return as_graph(static, ports, "restoration", module_name=net.architecture.module_name)
+    kind, ports = net.architecture, net.signature(lines, samples).ports
+    return as_graph(
+        kind.static(net.module), ports, "restoration", module_name=kind.module_name, translations=kind.translations
+    )
+
+
+def export_extractor(net: Network, signature: Signature) -> Graph:
+    """Frame -> embedding of the signature, mean over the frame included, in float32 whatever the network computes in."""
+    prompt, extractor = signature.embedding, net.architecture.extractor
+    assert prompt is not None and extractor is not None, "it takes an embedding"
+    return as_graph(extractor(net.module).eval(), signature.embedding_ports, prompt.of, root=prompt.of)
 
 
 def as_graph(
@@ -102,6 +113,7 @@ def as_graph(
     root: str = "network",
     module_name: Callable[[str], str] = lambda scope: scope,
     opset: int = OPSET,
+    translations: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
 ) -> Graph:
     """A module as an ONNX graph.
 
@@ -112,6 +124,7 @@ def as_graph(
         root: what nodes of the module itself are named by.
         module_name: name of one of its parts for the names of nodes.
         opset: of the graph.
+        translations: {PyTorch operator: the function that writes its nodes}.
     """
     example = tuple(torch.zeros(shape) for shape in ports.inputs.values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -125,6 +138,7 @@ def as_graph(
             output_names=list(ports.outputs),
             opset_version=opset,
             verbose=False,
+            custom_translation_table=dict(translations),
         )
     if program is None:
         raise RuntimeError("the exporter gave no program")

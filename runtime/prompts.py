@@ -36,7 +36,7 @@ class Prompts:
     """Makes what a network takes beside the frame: `prompts(part) -> {name: array}`. Not for two threads at once.
 
     Metrics are of a whole cube, so NumPy's are those of any size. A graph computes the same for a part that is exactly
-    its frame, and only that. Constants are what they are.
+    its frame, and only that. Constants are what they are. An embedding is not made here: its graph is the network's own.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Prompts:
         return "graph" if self._graph is not None and self._graph.ports.inputs[name] == (1, *shape) else "host"
 
     def __call__(self, part: Float32) -> dict[str, Float32]:
-        """Prompts of a float32 part [bands, lines, samples], each of the shape that the network takes.
+        """Prompts of a float32 part [bands, lines, samples] but an embedding, each of the shape that the network takes.
 
         Raises:
             CubeError: as `prompt_metrics`; the graph's float32 sums overflow a little earlier.

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from runtime.errors import CheckpointError, plain
 
-from . import damp
+from . import damp, dpmambair
 from .architecture import Architecture, Network, Option
 from .places import Weights, find_weights
 from .reading import CheckpointFacts, read_checkpoint, write_safetensors
 
-ARCHITECTURES: dict[str, Architecture] = {a.id: a for a in (damp.ARCHITECTURE,)}
+ARCHITECTURES: dict[str, Architecture] = {a.id: a for a in (damp.ARCHITECTURE, dpmambair.ARCHITECTURE)}
 PACKAGED = Path(__file__).resolve().parent.parent / "models"
 
 __all__ = [

@@ -66,6 +66,8 @@ class Architecture:
         measure: (task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of it; None
             where damages of the cube itself are what it restores.
         routing: None without experts.
+        extractor: what makes the embedding of a frame, `frame -> embedding`, in eval mode; None without such a prompt.
+        translations: {PyTorch operator: the function that writes its nodes}, of operators of the network's own.
     """
 
     id: str
@@ -86,6 +88,8 @@ class Architecture:
     constants: Callable[[Any], Mapping[str, Float32]] = lambda module: {}
     measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
     routing: Routing | None = None
+    extractor: Callable[[Any], nn.Module] | None = None
+    translations: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
 
     def check_options(self, options: Mapping[str, Option], file: Path) -> None:
         """Refuse options that the architecture does not have. Raises CheckpointError."""

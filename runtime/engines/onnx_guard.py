@@ -12,10 +12,11 @@ OPSETS = range(18, 21)
 DEEPEST = 32
 # fmt: off
 OPERATORS = frozenset((
-    "Abs", "Add", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DequantizeLinear", "Div",
-    "Equal", "Erf", "Exp", "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization", "Log", "MatMul", "Max",
-    "Min", "Mul", "Neg", "Pow", "QuantizeLinear", "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum", "Relu",
-    "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Unsqueeze",
+    "Abs", "Add", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DepthToSpace", "DequantizeLinear",
+    "Div", "Equal", "Erf", "Exp", "Gather", "Gelu", "Gemm", "Greater", "Identity", "LayerNormalization", "Log",
+    "MatMul", "Max", "Min", "Mul", "Neg", "Pow", "QuantizeLinear", "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum",
+    "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK",
+    "Transpose", "Unsqueeze", "Where",
 ))
 # fmt: on
 """What a graph may consist of: no loops, no randomness, nothing that makes large tensors out of nothing."""
