@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.networks import Network
+from export.networks.nodes import Writer, write_operators
 from export.torch_engine import TorchEngine
 from runtime.arrays import Float32
 from runtime.engines import EngineOptions, open_engine
@@ -94,13 +94,12 @@ def export_graph(net: Network, lines: int, samples: int) -> Graph:
     """
     check_size(net, lines, samples)
     kind, ports = net.architecture, net.signature(lines, samples).ports
-    return as_graph(
-        kind.static(net.module), ports, "restoration", module_name=kind.module_name, translations=kind.translations
-    )
+    static, names = kind.static(net.module), kind.module_name
+    return as_graph(static, ports, "restoration", module_name=names, operators=kind.operators)
 
 
 def export_extractor(net: Network, signature: Signature) -> Graph:
-    """Frame -> embedding of the signature, mean over the frame included, in float32 whatever the network computes in."""
+    """Frame -> embedding of the signature, its mean over the frame included, in float32 for every precision."""
     prompt, extractor = signature.embedding, net.architecture.extractor
     assert prompt is not None and extractor is not None, "it takes an embedding"
     return as_graph(extractor(net.module).eval(), signature.embedding_ports, prompt.of, root=prompt.of)
@@ -113,7 +112,7 @@ def as_graph(
     root: str = "network",
     module_name: Callable[[str], str] = lambda scope: scope,
     opset: int = OPSET,
-    translations: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
+    operators: Mapping[str, Writer] = MappingProxyType({}),
 ) -> Graph:
     """A module as an ONNX graph.
 
@@ -124,7 +123,7 @@ def as_graph(
         root: what nodes of the module itself are named by.
         module_name: name of one of its parts for the names of nodes.
         opset: of the graph.
-        translations: {PyTorch operator: the function that writes its nodes}.
+        operators: {name: what writes its nodes} of the network's own.
     """
     example = tuple(torch.zeros(shape) for shape in ports.inputs.values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -138,11 +137,11 @@ def as_graph(
             output_names=list(ports.outputs),
             opset_version=opset,
             verbose=False,
-            custom_translation_table=dict(translations),
         )
     if program is None:
         raise RuntimeError("the exporter gave no program")
     model = program.model_proto
+    write_operators(model, operators)
     _name_nodes(model, root, module_name)
     _strip(model, name)
     if model.ir_version > IR_VERSION:

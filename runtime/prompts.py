@@ -36,7 +36,7 @@ class Prompts:
     """Makes what a network takes beside the frame: `prompts(part) -> {name: array}`. Not for two threads at once.
 
     Metrics are of a whole cube, so NumPy's are those of any size. A graph computes the same for a part that is exactly
-    its frame, and only that. Constants are what they are. An embedding is not made here: its graph is the network's own.
+    its frame, and only that. Constants are what they are. An embedding is not made here.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from runtime.arrays import Float32
 from runtime.errors import CheckpointError
 from runtime.signature import Signature
 
+from .nodes import Writer
 from .reading import CheckpointFacts
 
 Option = str | int | float | bool
@@ -67,7 +68,7 @@ class Architecture:
             where damages of the cube itself are what it restores.
         routing: None without experts.
         extractor: what makes the embedding of a frame, `frame -> embedding`, in eval mode; None without such a prompt.
-        translations: {PyTorch operator: the function that writes its nodes}, of operators of the network's own.
+        operators: {name: what writes its nodes} of operators of its own, see `nodes.own_operator`.
     """
 
     id: str
@@ -89,7 +90,7 @@ class Architecture:
     measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
     routing: Routing | None = None
     extractor: Callable[[Any], nn.Module] | None = None
-    translations: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
+    operators: Mapping[str, Writer] = field(default_factory=dict)
 
     def check_options(self, options: Mapping[str, Option], file: Path) -> None:
         """Refuse options that the architecture does not have. Raises CheckpointError."""

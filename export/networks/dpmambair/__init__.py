@@ -1,7 +1,5 @@
 """DPMambaIR after the paper (arXiv 2504.17732): network, checkpoint detection, static deployment form."""
 
-import torch
-
 from runtime.signature import Plane, Prompt, Signature
 
 from ..architecture import Architecture
@@ -50,5 +48,5 @@ ARCHITECTURE = Architecture(
     chosen=lambda net: {name: getattr(net.config, name) for name in ("delta", "discretisation", "order", "theta")},
     tasks=("noise", "blur", "motionblur"),
     extractor=lambda net: merged(net.extractor, net.config),
-    translations={torch.ops.damp_deploy.scan.default: scan_nodes},
+    operators={"Scan": scan_nodes},
 )

@@ -1,4 +1,4 @@
-"""What a DPMambaIR is made of. What the paper leaves open is a key, and its default is our choice: docs/dpmambair.md."""
+"""What a DPMambaIR is made of; what the paper leaves open is a key whose default is our choice: docs/dpmambair.md."""
 
 from __future__ import annotations
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..nodes import own_operator
 from .config import LEVELS, DPMambaConfig
 from .network import NORM_EPS, Block, ChannelNorm, DPMambaIR, FeedForward, HighFrequency, StateSpace
-from .scan import chunk, scan_op
+from .scan import scan
 
 
 def _conv(weight: Tensor, bias: Tensor | None = None, **options: int) -> nn.Conv2d:
@@ -49,8 +50,11 @@ class Scan(nn.Module):
         if alpha is not None:
             delta = alpha * delta
         given = [t.transpose(2, 3) if self.turned else t for t in (u, delta, b, c)]
-        x, delta, b, c = (t.flatten(2) for t in given)
-        y = scan_op(x, delta, self.a, b, c, self.how).reshape(given[0].shape)
+        if torch.onnx.is_in_onnx_export():
+            y = own_operator("Scan", (*given[:2], self.a, *given[2:]), given[0].shape, how=self.how)
+        else:
+            x, delta, b, c = (t.flatten(2) for t in given)
+            y = scan(x, delta, self.a, b, c, self.how).reshape(given[0].shape)
         return (y.transpose(2, 3) if self.turned else y) + self.skip * u
 
 

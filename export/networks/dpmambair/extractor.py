@@ -1,6 +1,7 @@
 """The degradation extractor: a frame to its embedding E_d, with branches while it is trained and merged afterwards."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,7 @@ class Extractor(nn.Module):
         else:
             self.enter = _conv(config.bands, widths[0], max(config.kernels))
         self.stages = nn.ModuleList(
-            nn.ModuleList([_conv(narrow, wide, 3, stride=2), _conv(wide, wide, 3)])
-            for narrow, wide in zip(widths, widths[1:], strict=False)
+            nn.ModuleList([_conv(narrow, wide, 3, stride=2), _conv(wide, wide, 3)]) for narrow, wide in pairwise(widths)
         )
         self.embed = nn.Linear(widths[-1], config.embedding)
 

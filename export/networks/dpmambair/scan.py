@@ -9,12 +9,12 @@ Delta, and what underflows is zero in truth. Three tensors of [D, N, L] live at 
 
 from collections.abc import Sequence
 
-import onnxscript
+import numpy as np
 import torch
-from onnxscript import opset20 as op
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..nodes import Nodes
 from .config import Discretisation
 
 LONG, SHORT, MANY = 16, 8, 1024
@@ -47,11 +47,9 @@ def scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, how: Discret
     x, delta, b, c = chunked(x, 3), chunked(delta, 3), chunked(b, 2), chunked(c, 2)
     exponent = delta * a
     decays = exponent.exp()
-    if how == "euler":
-        news = delta * x * b
-    else:
-        # (exp(u) - 1) / A without the cancellation of small u.
-        news = torch.tanh(exponent / 2) * (decays + 1) * (1 / a) * x * b
+    # With zero-order hold (exp(u) - 1) / A, without the cancellation of small u.
+    gain = delta if how == "euler" else torch.tanh(exponent / 2) * (decays + 1) * (1 / a)
+    news = gain * x * b
     decay, new = decays.unbind(), news.unbind()
     entering = _entering(decay, new, (delta.sum(0) * a).exp()) if x.shape[-1] > 1 else None
     states = []
@@ -76,30 +74,24 @@ def _entering(decay: Sequence[Tensor], new: Sequence[Tensor], through: Tensor) -
     return F.pad(end, (1, 0))
 
 
-@torch.library.custom_op("damp_deploy::scan", mutates_args=())
-def scan_op(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, how: str) -> Tensor:
-    """`scan` as one node of a traced program, which `scan_nodes` writes into a graph; without gradients."""
-    return scan(x, delta, a, b, c, how).contiguous()  # type: ignore[arg-type]
-
-
-@scan_op.register_fake
-def _(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, how: str) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def scan_nodes(x, delta, a, b, c, how: str):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """The nodes of `scan` for one frame: x, delta [1, D, L], a [D, N], b, c [1, N, L] -> y [1, D, L]."""
-    _, channels, length = x.shape
-    states, size = a.shape[1], chunk(length)
+def scan_nodes(op: Nodes, x: str, delta: str, a: str, b: str, c: str, shapes: Sequence[Sequence[int]], how: str) -> str:
+    """Write the nodes of `scan` for one frame: x, delta [1, D, H, W], a [D, N], b, c [1, N, H, W] -> y [1, D, H, W]."""
+    (_, channels, height, width), states = shapes[0], shapes[2][1]
+    length = height * width
+    size = chunk(length)
     fill = -length % size
     count = (length + fill) // size
 
-    def chunked(t, features: int, shape: list[int]):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def chunked(t: str, features: int, shape: list[int]) -> str:
         if fill:
-            zeros = op.Constant(value=onnxscript.ir.tensor(torch.zeros(1, features, fill).numpy()))
-            t = op.Concat(t, zeros, axis=2)
-        t = op.Transpose(op.Reshape(t, [features, count, size]), perm=[2, 0, 1])
-        return op.Reshape(t, shape)
+            t = op.Concat(op.Reshape(t, [1, features, length]), np.zeros((1, features, fill)), axis=2)
+        return op.Reshape(op.Transpose(op.Reshape(t, [features, count, size]), perm=[2, 0, 1]), shape)
+
+    def part(t: str, start: int, end: int) -> str:
+        return op.Slice(t, [start], [end], [3])
+
+    def steps(t: str) -> list[str]:
+        return [t] if size == 1 else op.Split(t, outputs=size, axis=0, num_outputs=size)
 
     row, column = [size, channels, 1, count], [size, 1, states, count]
     x, delta = chunked(x, channels, row), chunked(delta, channels, row)
@@ -108,33 +100,31 @@ def scan_nodes(x, delta, a, b, c, how: str):  # type: ignore[no-untyped-def]  # 
     exponent = op.Mul(delta, a)
     decays = op.Exp(exponent)
     if how == "euler":
-        news = op.Mul(op.Mul(delta, x), b)
+        gain = delta
     else:
-        gain = op.Mul(op.Tanh(op.Mul(exponent, 0.5)), op.Add(decays, 1.0))
-        news = op.Mul(op.Mul(op.Mul(gain, op.Reciprocal(a)), x), b)
-    decay, new = ([t] if size == 1 else op.Split(t, axis=0, num_outputs=size) for t in (decays, news))
-    before = None
+        gain = op.Mul(op.Mul(op.Tanh(op.Mul(exponent, 0.5)), op.Add(decays, 1.0)), op.Reciprocal(a))
+    news = op.Mul(op.Mul(gain, x), b)
+    decay, new = steps(decays), steps(news)
+    before = ""
     if count > 1:
         end = new[0]
         for t in range(1, size):
             end = op.Add(op.Mul(end, decay[t]), new[t])
         through = op.Exp(op.Mul(op.ReduceSum(delta, [0], keepdims=1), a))
-        end, through = op.Slice(end, [0], [-1], [3]), op.Slice(through, [1], [-1], [3])
-        step = 1
+        end, through, step = part(end, 0, -1), part(through, 1, -1), 1
         while step < count - 1:
-            head = op.Slice(end, [0], [step], [3])
-            tail = op.Add(op.Slice(end, [step], [count], [3]), op.Mul(through, op.Slice(end, [0], [-step], [3])))
-            end = op.Concat(head, tail, axis=3)
+            later = op.Add(part(end, step, count), op.Mul(through, part(end, 0, -step)))
+            end = op.Concat(part(end, 0, step), later, axis=3)
             if 2 * step < count - 1:
-                through = op.Mul(op.Slice(through, [step], [count], [3]), op.Slice(through, [0], [-step], [3]))
+                through = op.Mul(part(through, step, count), part(through, 0, -step))
             step *= 2
-        nothing = op.Constant(value=onnxscript.ir.tensor(torch.zeros(1, channels, states, 1).numpy()))
-        before = op.Concat(nothing, end, axis=3)
+        before = op.Concat(np.zeros((1, channels, states, 1)), end, axis=3)
     along = []
     for t in range(size):
-        before = new[t] if before is None else op.Add(op.Mul(before, decay[t]), new[t])
+        before = op.Add(op.Mul(before, decay[t]), new[t]) if before else new[t]
         along.append(before)
-    y = op.Concat(*along, axis=0) if size > 1 else along[0]
-    y = op.ReduceSum(op.Mul(y, c), [2], keepdims=0)
-    y = op.Reshape(op.Transpose(y, perm=[1, 2, 0]), [1, channels, count * size])
-    return op.Slice(y, [0], [length], [2]) if fill else y
+    y = op.Concat(*along, axis=0) if size > 1 else before
+    y = op.Transpose(op.ReduceSum(op.Mul(y, c), [2], keepdims=0), perm=[1, 2, 0])
+    if fill:
+        y = op.Slice(op.Reshape(y, [channels, count * size]), [0], [length], [1])
+    return op.Reshape(y, [1, channels, height, width])
