@@ -144,7 +144,7 @@ def _kernels(told: Mapping[str, Any], shape: Any, central: int, merged: bool) ->
         return {"cdc_kernels": sizes, "plain_kernel": shape(PLAIN, 4)[-1]}
     size, usual = shape(ENTER, 4)[-1], DPMambaConfig()
     said = {name: told.get(name, getattr(usual, name)) for name in ("cdc_kernels", "plain_kernel")}
-    if max(*said["cdc_kernels"], said["plain_kernel"]) == size:
+    if max((*said["cdc_kernels"], said["plain_kernel"])) == size:
         return said
     return {"cdc_kernels": (), "plain_kernel": size}
 
