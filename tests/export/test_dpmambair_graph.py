@@ -22,9 +22,7 @@ from tests.contracts.engine import inputs
 from tests.export.dpmambair import SPANS, TINY, dpmambair, exactly, scanned, sequential
 
 LIMIT = 2e-6
-DEEP = replace(
-    TINY, encoder_blocks=(1, 1, 1, 2), decoder_blocks=(1, 1, 1), refinement_blocks=1, states=16, embedding=32
-)
+DEEP = replace(TINY, encoder_blocks=(1, 0, 1, 1), decoder_blocks=(1, 0, 0), states=16)
 
 
 class Alone(nn.Module):

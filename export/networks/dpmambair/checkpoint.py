@@ -17,7 +17,8 @@ from .network import DPMambaIR
 
 SCAN = re.compile(r"(?:encoder\.\d+|latent|decoder\.\d+|refinement)\.blocks\.\d+\.ssm\.A_log$")
 """Keys of our blocks; MambaIR's are `self_attention.A_logs`, of four directions."""
-EXTRACTOR, CENTRAL, PLAIN = "extractor.", "extractor.branches.central.", "extractor.branches.plain.weight"
+EXTRACTOR, BRANCHES = "extractor.", "extractor.branches."
+CENTRAL, PLAIN = f"{BRANCHES}central.", f"{BRANCHES}plain.weight"
 ENTER = "extractor.enter.weight"
 UNTOLD = ("delta", "discretisation", "order", "theta")
 """What shapes do not tell: an option, else what came with the weights, else our default."""
@@ -42,7 +43,7 @@ def build(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mappin
         CheckpointError: see `export.networks.load_checkpoint`.
     """
     config = configuration(state, given, options, file)
-    branched = any(key.startswith("extractor.branches.") for key in state)
+    branched = _branched(state)
     with torch.device("meta"):
         net = DPMambaIR(config)
         expected = (DPMambaIR(config, branched=True) if branched else net).state_dict()
@@ -104,7 +105,7 @@ def _from_shapes(state: Mapping[str, Tensor], told: Mapping[str, Any], file: Pat
     modulated, embedding = shape(f"{block}.ssm.modulation.weight", 2)
     rank = shape(f"{block}.ssm.dt_proj.weight", 4)[1]
     enhanced = [name for name in ("before_ffn", "after_ssm") if f"{block}.{name}.gain" in state]
-    widths = [shape(PLAIN if PLAIN in state else ENTER, 4)[0]]
+    widths = [shape(PLAIN if _branched(state) else ENTER, 4)[0]]
     widths += [shape(f"extractor.stages.{i}.0.weight", 4)[0] for i in range(count("extractor.stages."))]
     read = {
         "bands": bands,
@@ -119,7 +120,7 @@ def _from_shapes(state: Mapping[str, Tensor], told: Mapping[str, Any], file: Pat
         "modulation": "rank" if modulated == rank + 2 * states else "full",
         "embedding": embedding,
         "extractor_widths": tuple(widths),
-        **_kernels(told, shape, count(CENTRAL), merged=PLAIN not in state),
+        **_kernels(told, shape, count(CENTRAL), merged=not _branched(state)),
     }
     for key, value in told.items():
         found = read.get(key, value)
@@ -135,6 +136,10 @@ def _from_shapes(state: Mapping[str, Tensor], told: Mapping[str, Any], file: Pat
         if factor:
             read[key] = value
     return read
+
+
+def _branched(state: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith(BRANCHES) for key in state)
 
 
 def _kernels(told: Mapping[str, Any], shape: Any, central: int, merged: bool) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def deployment_form(net: DPMambaIR) -> StaticDPMambaIR:
     return StaticDPMambaIR(net).eval()
 
 
-_ALONE, _AGAIN, _ZOH = 9.0, 24.0, 1.1
+_ALONE, _AGAIN, _ZOH = 9.0, 25.0, 1.1
 """Tensors of [D, N, L] that ONNX Runtime holds for a scan, and where another of the same size follows.
 
 Measured with 1.31: 3 are needed and 4.3 live at once. Buffers that it plans to use again, other scans' among them, stay

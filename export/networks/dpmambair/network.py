@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from runtime.errors import CubeError
 
@@ -103,10 +102,7 @@ class StateSpace(nn.Module):
         turned = self.config.order == "columns"
         inputs = [t.transpose(2, 3) if turned else t for t in (u, delta, b, c)]
         x, delta, b, c = (t.flatten(2) for t in inputs)
-        given = x, delta, -self.A_log.exp(), b, c, self.config.discretisation
-        # What a scan keeps for its gradient is many times what it takes: it is made again.
-        learning = torch.is_grad_enabled() and x.requires_grad
-        y = checkpoint(scan, *given, use_reentrant=False) if learning else scan(*given)
+        y = scan(x, delta, -self.A_log.exp(), b, c, self.config.discretisation)
         y = y.unflatten(2, inputs[0].shape[2:])
         return y.transpose(2, 3) if turned else y
 

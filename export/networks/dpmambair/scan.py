@@ -8,17 +8,21 @@ Delta, and what underflows is zero in truth. Three tensors of [D, N, L] live at 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..nodes import Nodes
 from .config import Discretisation
 
 LONG, SHORT, MANY = 16, 8, 1024
 """Pixels of a chunk, where there are more than `MANY` and where not."""
+CACHED = 1 << 19
+"""Numbers of a tensor [B, D, N, L] that PyTorch works on at once."""
 
 
 def chunk(length: int) -> int:
@@ -36,8 +40,18 @@ def scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, how: Discret
         how: the discretisation of B.
         size: pixels of a chunk; 0 takes `chunk`.
     """
+    size = size or chunk(x.shape[-1])
+    # Channels do not know each other: so many at once as a processor's cache holds.
+    group = max(1, CACHED // (b.shape[0] * b.shape[1] * b.shape[2]))
+    groups = zip(x.split(group, 1), delta.split(group, 1), a.split(group), strict=True)
+    # What a scan keeps for its gradient is many times what it takes: it is made again.
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (x, delta, a, b, c))
+    run = partial(checkpoint, _chunked, use_reentrant=False) if learning else _chunked
+    return torch.cat([run(*given, b, c, how, size) for given in groups], 1)
+
+
+def _chunked(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, how: Discretisation, size: int) -> Tensor:
     batch, channels, length = x.shape
-    size = size or chunk(length)
     fill, a = -length % size, a[:, :, None]
 
     def chunked(t: Tensor, axis: int) -> Tensor:
