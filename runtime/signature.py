@@ -96,7 +96,7 @@ class Prompt:
         if self.kind == "constant":
             _inside(self.of)
         elif self.kind == "embedding":
-            if not re.match(NAME, self.of) or len(self.shape) != 2 or self.shape[0] != 1:
+            if not re.fullmatch(NAME, self.of) or len(self.shape) != 2 or self.shape[0] != 1:
                 raise ValueError("an embedding is [1, numbers] and of a graph's name")
         elif self.of not in METRIC_SETS or self.shape != (1, len(METRIC_SETS[self.of])):
             raise ValueError(f"metric set {plain(self.of)!r} does not have shape {self.shape}")
@@ -148,7 +148,7 @@ class Signature:
             raise ValueError("groups of bands come out with as many bands as they went in")
         computed = [prompt.kind for prompt in self.prompts if prompt.kind != "constant"]
         if len(set(computed)) < len(computed) or len(self.side) > 1:
-            raise ValueError("one set of metrics, one embedding and one routing at most")
+            raise ValueError("one set of metrics and one routing at most, and one embedding")
 
     @cached_property
     def ports(self) -> Ports:

@@ -62,8 +62,8 @@ def write_operators(model: onnx.ModelProto, writers: Mapping[str, Writer]) -> No
     known = (*graph.value_info, *graph.input, *graph.output)
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in known}
     shapes |= {i.name: tuple(i.dims) for i in graph.initializer}
-    nodes, before = Nodes(graph), [*graph.node]
-    for node in before:
+    nodes = Nodes(graph)
+    for node in graph.node:
         if node.domain != DOMAIN:
             nodes.written.append(node)
             continue
@@ -71,10 +71,11 @@ def write_operators(model: onnx.ModelProto, writers: Mapping[str, Writer]) -> No
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         told = {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()}
         made = writers[node.op_type](nodes, *node.input, shapes=[shapes[name] for name in node.input], **told)
-        nodes.written[-1].output[:] = node.output
+        last = nodes.written[-1]
+        assert [*last.output] == [made], "the last node gives the result"
+        last.output[:] = node.output
         for own in nodes.written[start:]:
             own.metadata_props.extend(node.metadata_props)
-        assert made not in shapes, "the last node is the result"
     del graph.node[:]
     graph.node.extend(nodes.written)
     kept = [o for o in model.opset_import if o.domain != DOMAIN]
