@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.networks import Network
+from export.networks.nodes import Writer, write_operators
 from export.torch_engine import TorchEngine
 from runtime.arrays import Float32
 from runtime.engines import EngineOptions, open_engine
@@ -91,8 +93,16 @@ def export_graph(net: Network, lines: int, samples: int) -> Graph:
         InputError: the network does not take frames of this size.
     """
     check_size(net, lines, samples)
-    static, ports = net.architecture.static(net.module), net.signature(lines, samples).ports
-    return as_graph(static, ports, "restoration", module_name=net.architecture.module_name)
+    kind, ports = net.architecture, net.signature(lines, samples).ports
+    static, names = kind.static(net.module), kind.module_name
+    return as_graph(static, ports, "restoration", module_name=names, operators=kind.operators)
+
+
+def export_extractor(net: Network, signature: Signature) -> Graph:
+    """Frame -> embedding of the signature, its mean over the frame included, in float32 for every precision."""
+    prompt, extractor = signature.embedding, net.architecture.extractor
+    assert prompt is not None and extractor is not None, "it takes an embedding"
+    return as_graph(extractor(net.module).eval(), signature.embedding_ports, prompt.of, root=prompt.of)
 
 
 def as_graph(
@@ -102,6 +112,7 @@ def as_graph(
     root: str = "network",
     module_name: Callable[[str], str] = lambda scope: scope,
     opset: int = OPSET,
+    operators: Mapping[str, Writer] = MappingProxyType({}),
 ) -> Graph:
     """A module as an ONNX graph.
 
@@ -112,6 +123,7 @@ def as_graph(
         root: what nodes of the module itself are named by.
         module_name: name of one of its parts for the names of nodes.
         opset: of the graph.
+        operators: {name: what writes its nodes} of the network's own.
     """
     example = tuple(torch.zeros(shape) for shape in ports.inputs.values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -129,6 +141,7 @@ def as_graph(
     if program is None:
         raise RuntimeError("the exporter gave no program")
     model = program.model_proto
+    write_operators(model, operators)
     _name_nodes(model, root, module_name)
     _strip(model, name)
     if model.ir_version > IR_VERSION:

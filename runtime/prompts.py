@@ -106,7 +106,7 @@ class Prompts:
         return "graph" if self._graph is not None and self._graph.ports.inputs[name] == (1, *shape) else "host"
 
     def __call__(self, part: Float32) -> dict[str, Float32]:
-        """Prompts of a float32 part [bands, lines, samples], each of the shape that the network takes.
+        """Prompts of a float32 part [bands, lines, samples] but an embedding, each of the shape that the network takes.
 
         Raises:
             CubeError: as `prompt_metrics`; the graph's float32 sums overflow a little earlier.

@@ -3,6 +3,7 @@
 Engines, bundles, the stream and the ground know a network by its signature alone.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,8 @@ from .metrics import METRIC_SETS
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+NAME = r"^[a-z][a-z0-9_]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 Shape = Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)]
 
 
@@ -80,18 +82,22 @@ class Prompt:
 
     Attributes:
         name, shape: of the graph's tensor.
-        kind: `metrics` are computed from the frame, a `constant` is an array of the bundle.
-        of: name of the metric set, or path of the array inside the bundle.
+        kind: `metrics` are computed from the frame, a `constant` is an array of the bundle, an `embedding` [1, E] is
+            computed from the frame by a graph of the network's own.
+        of: name of the metric set, path of the array inside the bundle, or name of the graph.
     """
 
     name: Name
     shape: Shape
-    kind: Literal["metrics", "constant"]
+    kind: Literal["metrics", "constant", "embedding"]
     of: Annotated[str, Field(max_length=300)]
 
     def __post_init__(self) -> None:
         if self.kind == "constant":
             _inside(self.of)
+        elif self.kind == "embedding":
+            if not re.fullmatch(NAME, self.of) or len(self.shape) != 2 or self.shape[0] != 1:
+                raise ValueError("an embedding is [1, numbers] and of a graph's name")
         elif self.of not in METRIC_SETS or self.shape != (1, len(METRIC_SETS[self.of])):
             raise ValueError(f"metric set {plain(self.of)!r} does not have shape {self.shape}")
 
@@ -115,7 +121,7 @@ class Signature:
 
     Attributes:
         measured, restored: planes in and out; of one size unless tiling is `fixed`.
-        prompts: what goes in beside the frame, at most one of metrics.
+        prompts: what goes in beside the frame, at most one of metrics and one embedding.
         side: what comes out beside the restored frame, at most one routing.
         tiling: `free` where a frame may lie anywhere in a larger cube, `fixed` where it has one place, as with a mask
             that is part of the network.
@@ -140,8 +146,9 @@ class Signature:
             raise ValueError("frames that may lie anywhere come out as large as they went in")
         if self.band_groups and self.measured.bands != self.restored.bands:
             raise ValueError("groups of bands come out with as many bands as they went in")
-        if sum(prompt.kind == "metrics" for prompt in self.prompts) > 1 or len(self.side) > 1:
-            raise ValueError("one set of metrics and one routing at most")
+        computed = [prompt.kind for prompt in self.prompts if prompt.kind != "constant"]
+        if len(set(computed)) < len(computed) or len(self.side) > 1:
+            raise ValueError("one set of metrics and one routing at most, and one embedding")
 
     @cached_property
     def ports(self) -> Ports:
@@ -155,6 +162,11 @@ class Signature:
     def metrics(self) -> Prompt | None:
         """The prompt that is computed from the frame."""
         return next((p for p in self.prompts if p.kind == "metrics"), None)
+
+    @property
+    def embedding(self) -> Prompt | None:
+        """The prompt that a graph of the network's own computes from the frame."""
+        return next((p for p in self.prompts if p.kind == "embedding"), None)
 
     @property
     def constants(self) -> tuple[Prompt, ...]:
@@ -177,6 +189,13 @@ class Signature:
         metrics = self.metrics
         assert metrics is not None, "there are metrics"
         return Ports({self.measured.name: self.measured.shape}, {metrics.name: metrics.shape})
+
+    @property
+    def embedding_ports(self) -> Ports:
+        """Of the graph that computes a frame's embedding."""
+        embedding = self.embedding
+        assert embedding is not None, "there is an embedding"
+        return Ports({self.measured.name: self.measured.shape}, {embedding.name: embedding.shape})
 
     @property
     def alike(self) -> bool:

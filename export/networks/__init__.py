@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from runtime.errors import CheckpointError, plain
 
-from . import damp, dfpir
+from . import damp, dfpir, dpmambair
 from .architecture import Architecture, Network, Option
 from .places import Weights, find_weights
 from .reading import CheckpointFacts, read_checkpoint, write_safetensors
 
-ARCHITECTURES: dict[str, Architecture] = {a.id: a for a in (damp.ARCHITECTURE, dfpir.ARCHITECTURE)}
+ARCHITECTURES: dict[str, Architecture] = {
+    a.id: a for a in (damp.ARCHITECTURE, dfpir.ARCHITECTURE, dpmambair.ARCHITECTURE)
+}
 PACKAGED = Path(__file__).resolve().parent.parent / "models"
 
 __all__ = [

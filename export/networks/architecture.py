@@ -19,6 +19,7 @@ from runtime.errors import CheckpointError
 from runtime.prompts import Condition, Prompts
 from runtime.signature import Signature
 
+from .nodes import Writer
 from .reading import CheckpointFacts
 
 Option = str | int | float | bool
@@ -70,6 +71,8 @@ class Architecture:
         measure: (task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of it; None
             where damages of the cube itself are what it restores.
         routing: None without experts.
+        extractor: what makes the embedding of a frame, `frame -> embedding`, in eval mode; None without such a prompt.
+        operators: {name: what writes its nodes} of operators of its own, see `nodes.own_operator`.
     """
 
     id: str
@@ -91,6 +94,8 @@ class Architecture:
     conditions: Callable[[Any], Mapping[str, Condition]] = lambda module: {}
     measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
     routing: Routing | None = None
+    extractor: Callable[[Any], nn.Module] | None = None
+    operators: Mapping[str, Writer] = field(default_factory=dict)
 
     def check_options(self, options: Mapping[str, Option], file: Path) -> None:
         """Refuse options that the architecture does not have. Raises CheckpointError."""

@@ -167,6 +167,29 @@ def test_a_path_has_a_length() -> None:
     refused(lambda: constant(of="a" * 301), "of")
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_embedding_is_of_a_graph_by_its_name(name: str) -> None:
+    assert Prompt("embedding", (1, 512), "embedding", "extractor").of == "extractor"
+    with pytest.raises(ValidationError):
+        Prompt("embedding", (1, 512), "embedding", name)
+
+
+@pytest.mark.parametrize("shape", [(512,), (2, 512), (1, 2, 3)])
+def test_an_embedding_is_one_row(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError):
+        Prompt("embedding", shape, "embedding", "extractor")
+
+
+def test_a_network_takes_one_embedding() -> None:
+    embedding = Prompt("embedding", (1, 8), "embedding", "extractor")
+    signature = Signature(FRAME, RESTORED, (CODE, embedding))
+    assert signature.embedding == embedding and signature.metrics is None and signature.constants == (CODE,)
+    assert signature.embedding_ports == Ports({"frame": FRAME.shape}, {"embedding": (1, 8)})
+    assert Signature(FRAME, RESTORED, (METRICS,)).embedding is None
+    with pytest.raises(ValidationError, match="one embedding"):
+        Signature(FRAME, RESTORED, (embedding, Prompt("other", (1, 8), "embedding", "extractor")))
+
+
 @pytest.mark.parametrize("metric_set", METRIC_SETS)
 def test_metrics_have_the_shape_of_their_set(metric_set: str) -> None:
     count = len(METRIC_SETS[metric_set])
