@@ -174,7 +174,7 @@ def meaning_of(
                     *stated.doubts,
                     *(words.of_mark(mark, count, cube.dtype) for mark, count in zip(marks, counts, strict=True)),
                     *(bad_doubts if asked.constant_bands is None else ()),
-                    _clipped(cube, marks, bad),
+                    None if stated.photograph else _clipped(cube, marks, bad),
                     _edges(cube, marks, values),
                     _flat_spectra(cube, bad, missing) if asked.marks != () else None,
                     doubt,
@@ -238,11 +238,13 @@ def _edges(cube: NDArray[Any], marks: Sequence[Mark], values: Values) -> str | N
 def look(cube: NDArray[Any], stated: Stated, asked: Asked) -> tuple[list[Mark], dict[int, str]]:
     """The marks of a cube [bands, lines, samples], told and seen, and its bad bands."""
     marks = _told_marks(cube, stated, asked)
+    constant = asked.constant_bands == "leave" if stated.photograph else asked.constant_bands != "restore"
+    wanted = asked.marks != () and not stated.photograph
     while True:
         # Bands first: one of a single far value is a bad band, not a mark. Then again, behind the marks.
-        bad = bad_bands(cube, marks, stated.bad, constant=asked.constant_bands != "restore")
+        bad = bad_bands(cube, marks, stated.bad, constant=constant)
         looked = np.array([band not in bad for band in range(len(cube))])
-        new = seen_marks(cube, marks, looked) if looked.any() and asked.marks != () else []
+        new = seen_marks(cube, marks, looked) if looked.any() and wanted else []
         if not new:
             return marks, bad
         marks += new
