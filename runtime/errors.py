@@ -106,7 +106,7 @@ class CubeError(InputError):
 
 
 class CubeFileError(InputError):
-    """A cube file (ENVI, .npy, .npz, .mat) that cannot be read or written."""
+    """A cube file (ENVI, .npy, .npz, .mat) or a photograph that cannot be read or written."""
 
 
 class CheckpointError(InputError):

@@ -15,6 +15,8 @@ class Stated:
         bad: bands that it calls bad, from 0.
         wavelengths: nm, one per band.
         axes: it, or who had it read, says which axis is which; None where there is no file.
+        photograph: it is no measurement: black, white and one value all over are what the picture shows, not marks of
+            missing pixels, bad bands or a saturated detector, which nobody looks for then.
         doubts: what its reader could not take as it stands.
     """
 
@@ -27,6 +29,7 @@ class Stated:
     bad: tuple[int, ...] = ()
     wavelengths: tuple[float, ...] | None = None
     axes: bool | None = None
+    photograph: bool = False
     doubts: tuple[str, ...] = ()
 
 

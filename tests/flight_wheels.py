@@ -19,7 +19,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 DISTRIBUTION = "damp-deploy"
-EXTRA = "cpu"
+EXTRAS = ("cpu", "photographs")
+SOURCES = {"pyvips": "cffi>=1"}
+"""Of pure Python and published as source alone, with what it needs: pip makes the wheel on the flight computer."""
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 
@@ -89,7 +91,8 @@ def resolve(computer: Computer, wanted: list[str], constraints: Path) -> list[di
 def flight_install(computer: Computer) -> list[dict[str, Any]]:
     """Everything that the flight install brings to a computer, as pip reports it."""
     own = [Requirement(text) for text in requires(DISTRIBUTION) or []]
-    wanted = {bare(item) for item in own if computer.wants(item) or computer.wants(item, EXTRA)}
+    asked = {bare(item) for item in own if any(computer.wants(item, extra) for extra in ("", *EXTRAS))}
+    wanted = {SOURCES.get(Requirement(item).name, item) for item in asked}
     pins = [Requirement(line) for line in CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "constraints.txt")

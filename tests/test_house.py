@@ -110,6 +110,7 @@ def declared(extra: str = "") -> dict[str, Requirement]:
         ("export", {"jinja2", "onnx", "onnxscript", "safetensors", "torch"}),
         ("report", {"matplotlib", "pywavelets", "scikit-image", "scikit-learn"}),
         ("stream", {"prometheus-client", "pyzmq", "spacepackets"}),
+        ("photographs", {"pyvips", "pyvips-binary"}),
         ("genicam", set()),
     ],
 )

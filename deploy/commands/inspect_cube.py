@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import CubeError, CubeFileError, GateError
-from runtime.files import READERS, CubeFile, read_cube
+from runtime.files import READERS, CubeFile, Photograph, read_cube
 from runtime.files.envi import pair_of
 from runtime.manifest import Manifest
 from runtime.meaning import Asked, Known, Mark, Meaning, meaning_of, words
@@ -101,6 +101,7 @@ def _told(source: CubeFile, meaning: Meaning | None, marks: tuple[Mark, ...]) ->
         "missing_pixels": int(meaning.missing.sum()) if meaning else None,
         "bad_bands": {band + 1: why for band, why in meaning.bad.items()} if meaning else {},
         "wavelengths": list(stated.wavelengths) if stated.wavelengths else None,
+        "photograph": _beside(source.photograph) if source.photograph else None,
         "notes": list(meaning.notes) if meaning else [],
     }
 
@@ -114,6 +115,7 @@ def _show(source: CubeFile, meaning: Meaning | None, marks: tuple[Mark, ...], ba
         ("scale", _scale(meaning)),
         ("missing", f"{named or 'no mark'}; {words.pixels(int(meaning.missing.sum())) if meaning else 'not counted'}"),
         ("bad bands", words.bands(meaning.bad) if meaning and meaning.bad else "none"),
+        *((("photograph", _beside(source.photograph)),) if source.photograph else ()),
         *(("note", note) for note in (meaning.notes if meaning else ())),
     ):
         console.say(f"{label:<11} {text}")
@@ -126,6 +128,19 @@ def _show(source: CubeFile, meaning: Meaning | None, marks: tuple[Mark, ...], ba
         share = max(b["missing"] for b in part)
         rows.append((which, f"{min(low):g}" if low else "-", f"{max(high):g}" if high else "-", f"{100 * share:.3g} %"))
     console.table("numbers as they are stored", ("bands", "min", "max", "missing at most"), rows)
+
+
+def _beside(photograph: Photograph) -> str:
+    """What a photograph's file holds beside its numbers."""
+    there = {
+        "grey": photograph.grey,
+        f"turned upright by orientation {photograph.orientation}": photograph.orientation != 1,
+        "transparency": photograph.alpha is not None,
+        "a colour profile": bool(photograph.icc),
+        "EXIF": bool(photograph.exif),
+        "XMP": bool(photograph.xmp),
+    }
+    return ", ".join((photograph.kind.upper(), *(what for what, so in there.items() if so)))
 
 
 def _scale(meaning: Meaning | None) -> str:

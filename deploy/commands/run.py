@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+import numpy as np
 
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import MachineError
-from runtime.files import CubeFile, read_cube, write_cube, written_type
+from runtime.files import CubeFile, check_written, left_behind, read_cube, write_cube, written_type
 from runtime.files.disk import available_memory
 from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.manifest import Manifest
@@ -32,6 +33,7 @@ ENGINE_BYTES = 512 << 20
 @click.command(
     epilog=examples(
         "deploy run build/bundle scene.hdr --out restored.hdr",
+        "deploy run build/bundle photo.jpg --out restored.png",
         "deploy run build/bundle scene.npy --layout bands,lines,samples --out restored.npy",
         "deploy run build/bundle raw.hdr --scale 4095 --output-type float32 --out restored.hdr --json",
     )
@@ -39,7 +41,10 @@ ENGINE_BYTES = 512 << 20
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("cube", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="ENVI (.hdr, .bil, .bip, .bsq, ...) or .npy."
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="ENVI (.hdr, .bil, .bip, .bsq, ...), .npy, .png or .tif.",
 )
 @reading_options
 @constant_bands_option
@@ -77,7 +82,8 @@ def command(
     """Restore a cube with a bundle.
 
     Integer cubes come back in their own type and scale, with wavelengths and georeferencing; pixels that the file marks
-    with `data ignore value` stay as they are.
+    with `data ignore value` stay as they are. Photographs (PNG, JPEG, TIFF) come back as they were turned, with their
+    transparency, colour profile and EXIF.
     """
     refuse_cube_output(out, replace)
     source = read_cube(cube, layout=layout, key=key)
@@ -88,6 +94,7 @@ def command(
         described = loaded.engine.describe()
         for key_, value in described.items():
             console.say(f"{key_:<11} {value}")
+        _refuse_unwritable(source, out, loaded.manifest.signature, unit=output_type == "float32")
         meaning = meaning_of_file(loaded, source, Asked(scale, marks, constant_bands))
         if self_test:
             with console.progress("self-test"):
@@ -109,7 +116,9 @@ def command(
             f"{restored.moved} restored values equalled a mark of missing pixels and were set to the number next to it"
         )
     if restored.saturated:
-        console.warn(f"{restored.saturated} values do not fit {source.cube.dtype} and were set to its limit")
+        # Skies and lamps of photographs are at the limit before: that it is overshot is no news.
+        tell_ = console.warn if source.photograph is None else console.say
+        tell_(f"{restored.saturated} values do not fit {source.cube.dtype} and were set to its limit")
     console.say(f"wrote       {out}", "bold green")
     return {
         "out": str(out),
@@ -137,6 +146,16 @@ def _as_written(source: CubeFile, out: Path, *, unit: bool) -> CubeFile:
         return source
     console.warn(f"{out.suffix} holds no {own}: {wider} is written")
     return replaced(source, cube=source.cube.astype(wider))
+
+
+def _refuse_unwritable(source: CubeFile, out: Path, signature: Signature, *, unit: bool) -> None:
+    """Refuse before anything is restored what `out` cannot hold; say what of the source it does not."""
+    shape = source.cube.shape
+    bands = shape[0] if signature.alike or signature.band_groups else signature.restored.bands
+    made = np.dtype(np.float32) if unit or not signature.alike else source.cube.dtype
+    check_written(out, (bands, *shape[1:]), made, source)
+    for what in left_behind(out, source):
+        console.warn(f"{out.suffix} does not hold {what} of {source.path.name}")
 
 
 def _refuse_unfit(source: CubeFile, out: Path) -> None:

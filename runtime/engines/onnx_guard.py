@@ -14,8 +14,8 @@ DEEPEST = 32
 OPERATORS = frozenset((
     "Abs", "Add", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DepthToSpace", "DequantizeLinear",
     "Div", "Equal", "Erf", "Exp", "Gather", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity",
-    "LayerNormalization", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Pow", "QuantizeLinear", "Reciprocal", "ReduceL2",
-    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze",
+    "LayerNormalization", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Pow", "QuantizeLinear", "Reciprocal",
+    "ReduceL2", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze",
     "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
 ))
 # fmt: on

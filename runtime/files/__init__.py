@@ -1,4 +1,4 @@
-"""Cubes in files: ENVI pairs, NumPy and MATLAB files, by one pair of functions.
+"""Cubes in files: ENVI pairs, NumPy and MATLAB files, and photographs, by one pair of functions.
 
 Every file is taken as a stranger's: nothing in it is executed, and it cannot claim more memory than it holds.
 """
@@ -14,15 +14,29 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.arrays import read_npy, read_npz, write_npy
+from runtime.files.disk import refuse_inputs
 from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, target_pair, write_envi
 from runtime.files.envi_header import stated_by
 from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
 from runtime.files.foreign import refuse_foreign
 from runtime.files.layout import DEFAULT_LAYOUT, Order, checked_layout
 from runtime.files.matlab import read_mat
+from runtime.files.photographs import SUFFIXES, Photograph, is_photograph, read_photograph
+from runtime.files.pictures import check_picture, write_picture
 from runtime.stated import NOTHING, Stated
 
-__all__ = ["READERS", "WRITERS", "CubeFile", "read_cube", "write_cube", "written_files", "written_type"]
+__all__ = [
+    "READERS",
+    "WRITERS",
+    "CubeFile",
+    "Photograph",
+    "check_written",
+    "left_behind",
+    "read_cube",
+    "write_cube",
+    "written_files",
+    "written_type",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +46,10 @@ class CubeFile:
     Attributes:
         cube: [bands, lines, samples], native byte order, the file's own type, C-contiguous.
         path: the file as it was named.
-        format: 'envi', 'npy', 'npz' or 'mat'.
+        format: 'envi', 'npy', 'npz', 'mat' or 'photograph'.
         stated: what it says of its numbers.
         fields: the ENVI header (`EnviHeader.fields`), name -> text, looked up in any case; empty for other formats.
+        photograph: what it holds beside its numbers, where it is one.
     """
 
     cube: NDArray[Any]
@@ -42,6 +57,7 @@ class CubeFile:
     format: str
     stated: Stated = NOTHING
     fields: Mapping[str, str] = field(default_factory=lambda: Fields({}))
+    photograph: Photograph | None = None
 
     @property
     def wavelengths(self) -> tuple[float, ...] | None:
@@ -91,6 +107,12 @@ def _read_mat(path: Path, order: Order, key: str | None) -> CubeFile:
     return CubeFile(cube, path, "mat", Stated(doubts=doubts))
 
 
+def _read_photograph(path: Path, order: Order, key: str | None) -> CubeFile:
+    _no_key(path, key)
+    cube, photograph, stated = read_photograph(path)
+    return CubeFile(cube, path, "photograph", stated, photograph=photograph)
+
+
 def _no_key(path: Path, key: str | None) -> None:
     if key is not None:
         raise CubeFileError(
@@ -104,6 +126,7 @@ READERS: dict[str, Callable[[Path, Order, str | None], CubeFile]] = {
     ".mat": _read_mat,
     ".hdr": _read_envi,
     **dict.fromkeys(DATA_SUFFIXES, _read_envi),
+    **dict.fromkeys(SUFFIXES, _read_photograph),
 }
 """Suffix in lower case -> reader(path, order of the axes, key)."""
 
@@ -126,7 +149,8 @@ def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = 
     path = Path(path)
     order = checked_layout(DEFAULT_LAYOUT if layout is None else layout, path)
     reader = READERS.get(path.suffix.lower())
-    if reader is None:
+    # Rows of numbers may have any name where an ENVI header lies beside them.
+    if reader is None or (reader is _read_photograph and not is_photograph(path)):
         try:
             pair_of(path)
         except CubeFileError as error:
@@ -141,7 +165,7 @@ def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = 
             raise
         reader = _read_envi
     found = reader(path, order, key)
-    if found.format == "envi":
+    if found.format in ("envi", "photograph"):
         return found
     # All that these formats' readers doubt is which axis is which.
     stated = replace(found.stated, axes=False) if layout is None else replace(found.stated, axes=True, doubts=())
@@ -185,10 +209,17 @@ def _write_npy(
     write_npy(path, cube, order, _inputs(like))
 
 
+def _write_picture(
+    path: Path, cube: NDArray[Any], like: CubeFile | None, order: Order, fields: Mapping[str, str | None]
+) -> None:
+    write_picture(path, cube, None if like is None else like.photograph, _inputs(like))
+
+
 Writer = Callable[[Path, NDArray[Any], CubeFile | None, Order, Mapping[str, str | None]], None]
 WRITERS: dict[str, Writer] = {
     ".npy": _write_npy,
     **dict.fromkeys((".hdr", ".img", ".raw", ".dat", ".bsq", ".bil", ".bip"), _write_envi),
+    **dict.fromkeys((".png", ".tif", ".tiff"), _write_picture),
 }
 """Suffix in lower case -> writer(path, cube, like, order of the axes, fields)."""
 
@@ -204,10 +235,12 @@ def write_cube(
     """Write a cube, in the format of the suffix: whole afterwards, or nothing has changed.
 
     Args:
-        path: `.npy`, or for ENVI the data file (its header gets `.hdr`) or the header (its data file gets `.img`).
+        path: `.npy`, `.png`, `.tif`, or for ENVI the data file (its header gets `.hdr`) or the header (its data file
+            gets `.img`).
         cube: [bands, lines, samples].
         like: the cube it was made from. Its header fields are carried along where they stay true (`envi.carried`), its
-            interleave is kept unless the suffix names another, and its files are never overwritten.
+            interleave is kept unless the suffix names another, and its files are never overwritten. Of a photograph a
+            picture carries transparency, profile, EXIF, XMP and orientation.
         layout: order of the axes in a `.npy` file.
         fields: more ENVI header fields, over those of `like`; None drops one. A caller that changes the scale of the
             values must say so here (`reflectance scale factor`, `data ignore value`).
@@ -236,12 +269,52 @@ def written_files(path: str | Path) -> tuple[Path, ...]:
 
 def written_type(path: str | Path, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type in which `write_cube` can write numbers of `dtype`: itself, or the next that holds them all."""
-    wider = {"f2": "f4", "i1": "i2"} if _writer(Path(path)) is _write_envi else {}
+    writer = _writer(Path(path))
+    wider = {"f2": "f4", "i1": "i2"} if writer is _write_envi else {"f2": "f4"} if writer is _write_picture else {}
     name = dtype.newbyteorder("=").str[1:]
     return np.dtype(wider.get(name, dtype))
 
 
+def check_written(path: str | Path, shape: tuple[int, ...], dtype: np.dtype[Any], like: CubeFile) -> None:
+    """Refuse, before it is made, a cube that `write_cube` could not write.
+
+    Args:
+        path: as for `write_cube`.
+        shape: [bands, lines, samples].
+        dtype: of its numbers, as `written_type` has it.
+        like: the cube that it will be made from.
+
+    Raises:
+        CubeFileError: a picture cannot hold it, or the target is the input.
+    """
+    path = Path(path)
+    if _writer(path) is _write_picture:
+        check_picture(path, shape, dtype, like.photograph)
+        refuse_inputs(path, _inputs(like))
+
+
+def left_behind(path: str | Path, like: CubeFile) -> tuple[str, ...]:
+    """What of a photograph `write_cube` does not keep in this format, for people."""
+    photograph, writer, picture = like.photograph, _writer(Path(path)), Path(path).suffix.lower() == ".png"
+    if photograph is None:
+        return ()
+    kept = writer is _write_picture
+    found = {
+        "the transparency": photograph.alpha is not None and not kept,
+        "the colour profile": bool(photograph.icc) and not kept,
+        "the place on Earth": photograph.placed and (picture or not kept),
+    }
+    return tuple(what for what, lost in found.items() if lost)
+
+
 def _writer(path: Path) -> Writer:
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise CubeFileError(
+            "JPEG would lose what was restored, and is not written",
+            file=path,
+            value=path.suffix,
+            remedy="use .png or .tif",
+        )
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         raise CubeFileError(

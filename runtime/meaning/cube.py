@@ -170,7 +170,7 @@ def meaning_of(
                     *stated.doubts,
                     *words.of_marks(marks, counts, cube.dtype),
                     *bad_doubts,
-                    *doubtful(cube, marks, bad, missing, values, asked),
+                    *([] if stated.photograph else doubtful(cube, marks, bad, missing, values, asked)),
                     doubt,
                     words.axis_doubt(cube.shape, known.bands, stated.axes) if known.bands else None,
                     words.wavelength_doubt("the file's", stated.wavelengths, known.wavelengths),
@@ -183,11 +183,13 @@ def meaning_of(
 def look(cube: NDArray[Any], stated: Stated, asked: Asked) -> tuple[list[Mark], dict[int, str]]:
     """The marks of a cube [bands, lines, samples], told and seen, and its bad bands."""
     marks = _told_marks(cube, stated, asked)
+    constant = asked.constant_bands == "leave" if stated.photograph else asked.constant_bands != "restore"
+    wanted = asked.marks != () and not stated.photograph
     while True:
         # Bands first: one of a single far value is a bad band, not a mark. Then again, behind the marks.
-        bad = bad_bands(cube, marks, stated.bad, constant=asked.constant_bands != "restore")
+        bad = bad_bands(cube, marks, stated.bad, constant=constant)
         looked = np.array([band not in bad for band in range(len(cube))])
-        seen = seen_marks(cube, marks, looked) if looked.any() and asked.marks != () else []
+        seen = seen_marks(cube, marks, looked) if looked.any() and wanted else []
         new = [mark for mark in seen if mark not in marks]
         if not new:
             return marks, bad

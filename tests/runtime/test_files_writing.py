@@ -183,7 +183,7 @@ def test_cubes_that_envi_does_not_hold(tmp_path: Path, cube: NDArray[Any]) -> No
 
 
 def test_suffixes_and_layouts_that_are_not_known(tmp_path: Path) -> None:
-    for name in ("out.tif", "out", "out.npz"):
+    for name in ("out.gif", "out", "out.npz"):
         with pytest.raises(CubeFileError, match=r"use one of these suffixes: \.npy \.hdr \.img"):
             write_cube(tmp_path / name, sample("u1"))
     with pytest.raises(CubeFileError, match="use one of lines,samples,bands lines,bands,samples"):
