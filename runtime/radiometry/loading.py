@@ -195,9 +195,9 @@ class _Loading:
 
     def _judge_levels(self, levels: Doubles) -> None:
         """A white is one panel under one light: refuse or doubt lines that are darker than the others."""
-        brightest = float(np.nanmax(levels))
+        brightest = float(np.fmax.reduce(levels))
         # What has no light at all is judged element by element.
-        share = float(np.nanmin(levels)) / brightest if brightest > 0 else 1.0
+        share = float(np.fmin.reduce(levels)) / brightest if brightest > 0 else 1.0
         if share >= ALIKE:
             return
         path = self.folder / str(self.settings.white)
