@@ -17,7 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 from .arrays import Float32
 from .closing import Closing
 from .durable import fill_folder, swap, sync_folder, write_bytes
-from .engines import GPU_ENGINES, METRICS_ENGINES, Built, Engine, EngineOptions, open_engine, open_metrics
+from .engines import (
+    GPU_ENGINES,
+    METRICS_ENGINES,
+    PORTABLE,
+    Built,
+    Engine,
+    EngineOptions,
+    open_engine,
+    open_extractor,
+    open_metrics,
+)
 from .errors import BundleError, CubeError, GateError, MachineError
 from .made import MADE, Choice, Made, parse_made
 from .manifest import LARGEST, MANIFEST, FileRecord, Manifest, dump, parse
@@ -29,6 +39,8 @@ from .stated import NOTHING, Stated
 from .untrusted import IrregularError, TooLargeError, read_untrusted
 
 MEND = "copy or build the bundle again"
+EMBEDDING_TOLERANCE = 1e-3
+"""Of a golden embedding, in float32: twenty times what other processors' sums leave."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,7 @@ class Bundle(Closing):
         return replace(told, cube=out, saturated=saturated, moved=moved)
 
     def self_test(self) -> float:
-        """Run the golden frame through the engine, and through the metrics' graph where there is one.
+        """Run the golden frame through the engine, and through the graphs of its prompts where there are such.
 
         Returns:
             largest difference from the recorded output, as a share of its range.
@@ -165,9 +177,10 @@ class Bundle(Closing):
         Raises:
             BundleError: the golden arrays are damaged, not finite or of other shapes than the engine's.
             GateError: the difference is above the choice's tolerance, other experts were chosen, or the graph's
-                metrics are not NumPy's within `runtime.prompts.TOLERANCES`.
+                metrics are not NumPy's within `runtime.prompts.TOLERANCES`, or its embedding is another.
         """
         check_golden_metrics(self.prompts, self.contents, self.path)
+        check_golden_embedding(self.prompts, self.contents, self.path)
         return golden_difference(self.engine, self.contents, self.choice.tolerance, self.path)
 
     def close(self) -> None:
@@ -236,6 +249,24 @@ def check_golden_metrics(prompts: Prompts, contents: Contents, path: Path) -> No
         )
 
 
+def check_golden_embedding(prompts: Prompts, contents: Contents, path: Path) -> None:
+    """Hold the embedding that the graph computes of the golden frame against the recorded one. Raises GateError."""
+    signature = contents.manifest.signature
+    if signature.embedding is None:
+        return
+    frame = _golden(contents, signature.measured.name, signature.measured.shape, path)[0]
+    expected = _golden(contents, signature.embedding.name, signature.embedding.shape, path)
+    apart = float(np.abs(prompts.embedding(frame) - expected).max()) / (float(np.abs(expected).max()) or 1.0)
+    if not apart <= EMBEDDING_TOLERANCE:
+        raise GateError(
+            "this machine does not compute the golden frame's embedding as it was recorded",
+            file=path,
+            key=signature.embedding.name,
+            value=apart,
+            remedy=f"at most {EMBEDDING_TOLERANCE:g} of its largest number; do not fly this bundle here",
+        )
+
+
 def load_bundle(
     path: str | Path, *, threads: int | None = None, engine: str | None = None, prompt: str | None = None
 ) -> Bundle:
@@ -276,17 +307,20 @@ def load_bundle(
     def stored(arrays: Mapping[str, str]) -> dict[str, Float32]:
         return {name: stored_array(files[of], folder / of, shapes[name]) for name, of in arrays.items()}
 
-    told = Prompts(
-        signature,
-        stored({p.name: p.of for p in signature.constants}),
-        None,
-        {name: Condition(stored(p.arrays), tuple(p.tasks), p.about) for name, p in manifest.prompts.items()},
-    )
-    told = told if prompt is None else told.of(prompt)
+    constants = stored({p.name: p.of for p in signature.constants})
+    conditions = {n: Condition(stored(p.arrays), tuple(p.tasks), p.about) for n, p in manifest.prompts.items()}
+    if prompt is not None:
+        # Before anything is opened.
+        Prompts(signature, constants, None, conditions).of(prompt)
     try:
         with ExitStack() as undo:
             opened = undo.enter_context(open_engine(name, files[program], signature, options))
-            graph = None if of_metrics is None else open_metrics(name, files[of_metrics], signature, options)
+            graph = extractor = None
+            if of_metrics is not None:
+                graph = undo.enter_context(open_metrics(name, files[of_metrics], signature, options))
+            if manifest.extractor_graph is not None:
+                by = name if name in METRICS_ENGINES else PORTABLE
+                extractor = open_extractor(by, files[manifest.extractor_graph], signature, options)
             undo.pop_all()
     except MachineError as error:
         if name != manifest.target.engine or name not in GPU_ENGINES:
@@ -300,7 +334,7 @@ def load_bundle(
         ) from error
     # The graphs are the engine's now; only the golden arrays are kept.
     kept = replace(contents, files={name: files[name] for name in manifest.golden.arrays.values()})
-    return Bundle(folder, kept, opened, told.by_graph(graph))
+    return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor))
 
 
 def verified_bundle(path: str | Path) -> Contents:
@@ -314,7 +348,7 @@ def verified_bundle(path: str | Path) -> Contents:
     manifest, made = parse(data, Manifest, file=folder / MANIFEST), None
     files = {MANIFEST: data, **{name: _verified(folder, name, record) for name, record in manifest.files.items()}}
     needed = [*map(manifest.graphs.get, manifest.tolerances), *manifest.graphs.values()]
-    needed += [] if manifest.metrics_graph is None else [manifest.metrics_graph]
+    needed += [graph for graph in (manifest.metrics_graph, manifest.extractor_graph) if graph is not None]
     needed += [*manifest.golden.arrays.values(), *(p.of for p in manifest.signature.constants)]
     needed += [of for named in manifest.prompts.values() for of in named.arrays.values()]
     for name in needed:

@@ -121,6 +121,7 @@ class Manifest(Sealed):
         files: every file of the bundle but this one and what `made.json` lists.
         deferred: why no engine was built, where it is to be built on the target.
         metrics_graph: ONNX file that computes the metrics of a frame in the target's engine; None where NumPy does.
+        extractor_graph: ONNX file that computes the embedding of a frame, where the network takes one.
         prompts: constant prompts by name, where the bundle holds them for several purposes; the signature's own files
             are those of one of them.
     """
@@ -143,6 +144,7 @@ class Manifest(Sealed):
     files: dict[InnerPath, FileRecord]
     deferred: str | None = None
     metrics_graph: InnerPath | None = None
+    extractor_graph: InnerPath | None = None
     prompts: dict[Name, NamedPrompt] = {}
 
     @property
@@ -167,6 +169,8 @@ class Manifest(Sealed):
             signature.metrics is None or not TOLERANCES.keys() >= set(signature.metric_names)
         ):
             raise ValueError("no graph computes the metrics of this network")
+        if (self.extractor_graph is None) != (signature.embedding is None):
+            raise ValueError("a graph computes the embedding where the network takes one, and only there")
         if self.golden.arrays.keys() != signature.ports.shapes.keys():
             raise ValueError("the golden arrays are others than the signature's tensors")
         if any(self.golden.arrays[p.name] != p.of for p in signature.constants):

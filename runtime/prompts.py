@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +14,7 @@ from .engines.onnxruntime_session import BoundSession
 from .errors import CubeError, InputError
 from .metrics import LOGARITHMS, METRIC_SETS, finite_metrics, prompt_metrics
 from .signature import Signature
+from .tiles import Tiling
 
 MetricsBy = Literal["host", "graph", "given", "none"]
 Given = ArrayLike | Mapping[str, ArrayLike]
@@ -48,11 +49,22 @@ class Condition:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Extractor(Protocol):
+    """Computes the embedding of a frame."""
+
+    def compute(self, *inputs: Float32) -> tuple[Float32, ...]:
+        """(embedding [1, E]) of a frame [1, bands, lines, samples]. Raises MachineError."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+
 class Prompts:
     """Makes what a network takes beside the frame: `prompts(part) -> {name: array}`. Not for two threads at once.
 
     Metrics are of a whole cube, so NumPy's are those of any size. A graph computes the same for a part that is exactly
-    its frame, and only that. Constants are what they are; of several conditions one is chosen.
+    its frame, and only that. Constants are what they are; of several conditions one is chosen. An embedding is a mean
+    over the picture, so that of a larger part is the mean of those of its frames.
     """
 
     def __init__(
@@ -62,6 +74,7 @@ class Prompts:
         graph: BoundSession | None = None,
         conditions: Mapping[str, Condition] | None = None,
         chosen: str | None = None,
+        extractor: Extractor | None = None,
     ) -> None:
         """Keep what prompts are made of.
 
@@ -71,8 +84,9 @@ class Prompts:
             graph: frame -> metrics, which is this object's from now on.
             conditions: the same as `constants` by name, for several purposes, in place of it.
             chosen: one of them; without it the only one, or none.
+            extractor: what computes the embedding, where the network takes one; this object's from now on.
         """
-        self.signature, self._graph = signature, graph
+        self.signature, self._graph, self._extractor = signature, graph, extractor
         self.conditions = conditions or {}
         self.chosen = chosen or (next(iter(self.conditions)) if len(self.conditions) == 1 else None)
         told = self.conditions[self.chosen].constants if self.chosen else constants or {}
@@ -85,7 +99,7 @@ class Prompts:
         if name not in self.conditions:
             told = f"choose from {', '.join(self.conditions)}" if self.conditions else "leave it out"
             raise InputError("there is no such prompt", key="prompt", value=name, remedy=told)
-        return Prompts(self.signature, None, self._graph, self.conditions, name)
+        return Prompts(self.signature, None, self._graph, self.conditions, name, self._extractor)
 
     def for_task(self, task: str) -> Prompts:
         """The same for the first condition that is measured by a task, or by nobody knows what; else itself."""
@@ -106,7 +120,7 @@ class Prompts:
         return "graph" if self._graph is not None and self._graph.ports.inputs[name] == (1, *shape) else "host"
 
     def __call__(self, part: Float32) -> dict[str, Float32]:
-        """Prompts of a float32 part [bands, lines, samples] but an embedding, each of the shape that the network takes.
+        """Prompts of a float32 part [bands, lines, samples], each of the shape that the network takes.
 
         Raises:
             CubeError: as `prompt_metrics`; the graph's float32 sums overflow a little earlier.
@@ -117,7 +131,20 @@ class Prompts:
         made = dict(self.constants)
         if (metrics := self.signature.metrics) is not None:
             made[metrics.name] = self.metrics(part)[None]
+        if (embedding := self.signature.embedding) is not None:
+            made[embedding.name] = self.embedding(part)
         return made
+
+    def embedding(self, part: Float32) -> Float32:
+        """The embedding [1, E] of a part [bands, lines, samples] of any size. Raises MachineError."""
+        told, measured = self.signature.embedding, self.signature.measured
+        assert told is not None and self._extractor is not None, "the network takes one, and something computes it"
+        tiling, total, area = Tiling((part.shape[1], part.shape[2]), measured.size, 0), np.zeros(told.shape), 0.0
+        for tile, share in zip(tiling.tiles(), tiling.shares(), strict=True):
+            weight = float(share.sum())
+            total += weight * self._extractor.compute(tiling.cut(part, tile))[0]
+            area += weight
+        return np.asarray(total / area, np.float32)
 
     def metrics(self, part: Float32) -> Float32:
         """The metrics [M] of a part; empty where the network takes none."""
@@ -135,7 +162,7 @@ class Prompts:
 
     def by_graph(self, graph: BoundSession | None) -> Prompts:
         """The same with a graph for the metrics, which is the new object's."""
-        return Prompts(self.signature, self.constants, graph, self.conditions, self.chosen)
+        return Prompts(self.signature, self.constants, graph, self.conditions, self.chosen, self._extractor)
 
     @property
     def told(self) -> str:
@@ -149,9 +176,10 @@ class Prompts:
         return f"a graph in {told['engine']}, {told['device']}; of other sizes than {lines}x{samples} NumPy on the host"
 
     def close(self) -> None:
-        """Give back the graph."""
-        if self._graph is not None:
-            self._graph.close()
+        """Give back the graphs."""
+        for graph in (self._graph, self._extractor):
+            if graph is not None:
+                graph.close()
 
 
 def given_prompts(prompts: Given, signature: Signature, groups: int) -> list[dict[str, Float32]]:

@@ -15,7 +15,8 @@ from export.networks import Network
 from export.tensorrt import build as builder
 from runtime.bundle import install_bundle, install_engine, verified_bundle, write_bundle
 from runtime.engines import GPU_ENGINES, PORTABLE
-from runtime.errors import CheckpointError, GateError, InputError
+from runtime.errors import CheckpointError, GateError, InputError, MachineError
+from runtime.files.disk import available_memory
 from runtime.made import MADE, Choice
 from runtime.manifest import MANIFEST, Golden, Manifest, NamedPrompt, NetworkMade, Precision, TargetMade
 from runtime.precisions import PRECISIONS
@@ -29,13 +30,13 @@ from ..finalizing.targets import known_targets
 from ..folders import refuse_existing
 from .calibration_frames import open_calibration
 from .engines import check_engine, check_metrics
-from .golden import golden_arrays, golden_files, golden_tolerance, prompt_files, prompt_paths
-from .graphs import Graphs, make_graphs, measure, metrics_graph, probe_frames
+from .golden import golden_arrays, golden_files, golden_tolerance, prompt_files, prompt_paths, prompts_digest
+from .graphs import Graphs, extractor_graph, make_graphs, measure, metrics_graph, probe_frames
 from .plan import Plan, refuse_foreign, used_tools, workplace
 from .precision import Decision
 from .variants import decide, make_variants
 
-METRICS_GRAPH = "graphs/metrics.onnx"
+METRICS_GRAPH, EXTRACTOR_GRAPH = "graphs/metrics.onnx", "graphs/extractor.onnx"
 OWN = (MANIFEST, MADE, "graphs", "golden", "engine", "report")
 """What a bundle keeps for its own files."""
 ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32, on the CPU"}}
@@ -91,6 +92,7 @@ def build(
         net: Network = networks.load_checkpoint(config.model.checkpoint, **config.model.said)
     frame = config.input.frame
     exporting.check_size(net, frame.lines, frame.samples)
+    _check_memory(net, frame.lines, frame.samples)
     _check_bands(config, net)
     signature = net.signature(frame.lines, frame.samples)
     _check_constants(signature)
@@ -116,6 +118,7 @@ def build(
         frames.digest() if frames else None,
         json.dumps([config.gates.model_dump(), config.calibration.max_drop.model_dump()], sort_keys=True),
         used_tools(),
+        prompts_digest(net),
     )
     if is_built and not target.made_there:
         # Before the long work: without its builder this machine cannot make the bundle.
@@ -150,6 +153,8 @@ def build(
         paths = graphs.paths()
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
+        if signature.embedding is not None:
+            files[EXTRACTOR_GRAPH] = extractor_graph(net, signature, probes, work)
         files |= variants.files
         files |= golden_files(net, plan, graphs, diverse) | prompt_files(net, signature)
         write_bundle(finished, files, manifest)
@@ -261,6 +266,7 @@ def _manifest(
         files={},
         deferred=deferred,
         metrics_graph=METRICS_GRAPH if facts["metrics_apart"] else None,
+        extractor_graph=None if signature.embedding is None else EXTRACTOR_GRAPH,
         prompts={
             name: NamedPrompt(arrays=paths, tasks=list(told.tasks), about=dict(told.about))
             for (name, paths), told in zip(prompt_paths(net, signature).items(), net.conditions.values(), strict=True)
@@ -307,6 +313,20 @@ def _check_bands(config: Config, net: Network) -> None:
             key="input.wavelengths",
             remedy="give one wavelength per band",
         )
+
+
+def _check_memory(net: Network, lines: int, samples: int) -> None:
+    """Say what the graph will take where that is much, and refuse what is not there. Raises MachineError."""
+    if net.architecture.memory is None:
+        return
+    needed, there = net.architecture.memory(net.module, lines, samples), available_memory()
+    told = f"its graph takes about {needed / 2**30:.1f} GiB at {lines}x{samples}"
+    if needed > there:
+        raise MachineError(
+            f"{told}, {there / 2**30:.1f} GiB are free here", key="--size", value=f"{lines}x{samples}",
+            remedy="choose a smaller --size: larger pictures are restored in tiles",
+        )  # fmt: skip
+    console.say(f"memory     {told}, in ONNX Runtime on a CPU")
 
 
 def _check_constants(signature: Signature) -> None:

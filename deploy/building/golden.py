@@ -1,5 +1,7 @@
 """The golden frame of a bundle: which it is, what it must become, how far it may be off elsewhere."""
 
+import hashlib
+
 import numpy as np
 
 from calibration.half_arithmetic import half_arithmetic
@@ -66,6 +68,15 @@ def prompt_paths(net: Network, signature: Signature) -> dict[str, dict[str, str]
         name: {p.name: p.of if name == first else f"prompts/{name}/{p.name}.npy" for p in signature.constants}
         for name in net.conditions
     }
+
+
+def prompts_digest(net: Network) -> str:
+    """Short hash of the constant prompts."""
+    digest = hashlib.sha256()
+    for name, condition in ({"": net} | dict(net.conditions)).items():
+        for prompt, array in condition.constants.items():
+            digest.update(f"{name}/{prompt}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def prompt_files(net: Network, signature: Signature) -> dict[str, bytes]:

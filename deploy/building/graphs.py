@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calibration.half_arithmetic import half_arithmetic
 from export import onnx as exporting
 from export.metrics import PromptMetrics
@@ -18,7 +20,7 @@ from export.metrics_graph import compare_metrics, export_metrics
 from export.networks import Network
 from export.onnx import Agreement, Graph, Probe
 from runtime.durable import write_bytes
-from runtime.engines import PORTABLE
+from runtime.engines import PORTABLE, open_extractor
 from runtime.errors import GateError, MachineError
 from runtime.precisions import PRECISIONS, computes_half
 from runtime.prompts import TOLERANCES
@@ -28,6 +30,8 @@ from .. import console
 from ..checking.half import in_half
 from ..checking.probes import simulated_probes
 from .plan import Plan
+
+EMBEDDING_LIMIT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def make_graphs(net: Network, plan: Plan, work: Path) -> Graphs:
     graphs = Graphs({"fp32": graph}, seconds)
     if plan.precision == "fp16" or (plan.precision == "auto" and "fp16" in plan.target.precisions):
         try:
-            graphs = graphs.having("fp16", in_half(graph.data, "fp16", probe_frames(net, plan)))
+            graphs = graphs.having("fp16", in_half(graph.data, "fp16", probe_frames(net, plan), net))
         except MachineError as error:
             if plan.precision == "fp16":
                 raise
@@ -138,6 +142,31 @@ def metrics_graph(
         f"{apart[name]:.1e} from NumPy's (limit {TOLERANCES[name]:.0e})"
     )
     return graph.data, apart
+
+
+def extractor_graph(net: Network, signature: Signature, probes: Sequence[Probe], work: Path) -> bytes:
+    """The graph of a frame's embedding, held against PyTorch on these probes. Raises GateError."""
+    graph, _ = exported(lambda: exporting.export_extractor(net, signature), work, "extractor")
+    embedding = signature.embedding
+    assert embedding is not None, "the network takes one"
+    apart = 0.0
+    with open_extractor(PORTABLE, graph.data, signature) as session:
+        for probe in probes:
+            expected = probe[embedding.name]
+            found = session.compute(probe[signature.measured.name])[0]
+            apart = max(apart, float(np.abs(found - expected).max()) / (float(np.abs(expected).max()) or 1.0))
+    if not apart <= EMBEDDING_LIMIT:
+        raise GateError(
+            "the extractor's graph does not compute what PyTorch does",
+            key=embedding.name,
+            value=apart,
+            remedy=f"at most {EMBEDDING_LIMIT:g} of its largest number; nothing was written; report this",
+        )
+    console.say(
+        f"extractor  a graph of {graph.nodes} nodes, opset {graph.opset}; its {embedding.shape[1]} numbers differ from "
+        f"PyTorch's by at most {apart:.1e} of the largest (limit {EMBEDDING_LIMIT:.0e})"
+    )
+    return graph.data
 
 
 def probe_frames(net: Network, plan: Plan) -> list[Probe]:

@@ -38,6 +38,7 @@ class Plan:
         calibration: hash of the calibration frames, or None.
         limits: of gates and search, as JSON.
         tools: versions of what the build used.
+        prompts: hash of the constant prompts.
     """
 
     checkpoint_sha256: str
@@ -54,6 +55,7 @@ class Plan:
     calibration: str | None
     limits: str
     tools: dict[str, str]
+    prompts: str
 
     def recipe(self) -> str:
         """Short hash of the plan."""

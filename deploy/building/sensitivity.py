@@ -17,6 +17,7 @@ from calibration.typed import half_precision
 from export.networks import Network
 
 from .. import console
+from ..checking.half import exact_nodes
 from ..checking.probes import simulated_probes
 from ..config import Config
 from .calibration_frames import cases
@@ -73,13 +74,14 @@ def fp16_costs(net: Network, graph: bytes, frames: CalibrationSet, config: Confi
     """What FP16 costs in every block alone, and in all of them."""
     probes = simulated_probes(net, frames.size, net.facts.wavelengths)
     names = [node.name for node in onnx.load_model_from_string(graph).graph.node]
+    exact = exact_nodes(graph, net)
     blocks = list(dict.fromkeys(block_of(name) for name in names))
     signature = net.signature(*frames.size)
     judged = list(cases(net, frames, frames.judge, None))
     costs: dict[str, Score] = {}
     with console.progress("measuring what FP16 costs") as moved:
         for number, block in enumerate((*blocks, "all")):
-            single = () if block == "all" else [name for name in names if block_of(name) != block]
+            single = exact if block == "all" else exact | {name for name in names if block_of(name) != block}
             typed = half_precision(with_corrected_biases(graph, probes, single), single)
             costs[block] = score_graph(half_arithmetic(typed.data), signature, judged, "onnxruntime", "fp32")
             moved(number + 1, len(blocks) + 1)

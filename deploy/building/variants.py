@@ -73,7 +73,7 @@ def make_variants(
         f"{len(facts['kept_in_higher_precision'])} groups stay in {'fp16' if plan.half else 'fp32'}"
     )
     try:
-        data = in_half(found.graph, "int8", probe_frames(net, plan)) if plan.half else found.graph
+        data = in_half(found.graph, "int8", probe_frames(net, plan), net) if plan.half else found.graph
     except MachineError as error:
         if plan.precision == "int8":
             raise

@@ -271,7 +271,7 @@ def _graphs(path: Path, net: Network, wanted: tuple[str, ...]) -> dict[str, byte
     if "fp16" in wanted and "fp16" not in graphs and "fp32" in graphs:
         try:
             probes = simulated_probes(net, manifest.signature.measured.size, manifest.wavelengths or ())
-            graphs["fp16"] = in_half(graphs["fp32"], "fp16", probes)
+            graphs["fp16"] = in_half(graphs["fp32"], "fp16", probes, net)
         except MachineError as error:
             console.warn(f"fp16 is left out: {error.problem}")
     return graphs

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -71,6 +72,8 @@ class Architecture:
         measure: (task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of it; None
             where damages of the cube itself are what it restores.
         routing: None without experts.
+        exact: whether a node of this name computes in float32 in every precision, beyond what `calibration.typed` sees.
+        memory: (network, lines, samples) -> bytes that its graph takes in ONNX Runtime; None where that is little.
         extractor: what makes the embedding of a frame, `frame -> embedding`, in eval mode; None without such a prompt.
         operators: {name: what writes its nodes} of operators of its own, see `nodes.own_operator`.
     """
@@ -94,6 +97,8 @@ class Architecture:
     conditions: Callable[[Any], Mapping[str, Condition]] = lambda module: {}
     measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
     routing: Routing | None = None
+    exact: Callable[[str], bool] = lambda node: False
+    memory: Callable[[Any, int, int], int] | None = None
     extractor: Callable[[Any], nn.Module] | None = None
     operators: Mapping[str, Writer] = field(default_factory=dict)
 
@@ -109,6 +114,20 @@ class Architecture:
                     value=value,
                     remedy=f"it has {known}",
                 )
+
+
+class _Extractor:
+    """A network's extractor in PyTorch, see `runtime.prompts.Extractor`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def compute(self, *inputs: Float32) -> tuple[Float32, ...]:
+        with torch.inference_mode():
+            return (self._module(*map(torch.from_numpy, inputs)).numpy(),)
+
+    def close(self) -> None:
+        """PyTorch holds nothing open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +191,9 @@ class Network:
 
     def prompts(self, signature: Signature) -> Prompts:
         """What makes its prompts; of several conditions the first is chosen until a task or a name says another."""
-        return Prompts(signature, self.constants, None, self.conditions, next(iter(self.conditions), None))
+        first, made = next(iter(self.conditions), None), self.architecture.extractor
+        extractor = None if made is None else _Extractor(made(self.module).eval())
+        return Prompts(signature, self.constants, None, self.conditions, first, extractor)
 
     @property
     def tasks(self) -> tuple[str, ...]:

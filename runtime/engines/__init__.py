@@ -5,7 +5,7 @@ from importlib import import_module
 from types import ModuleType
 
 from runtime.errors import BundleError
-from runtime.signature import Signature
+from runtime.signature import Ports, Signature
 
 from .contract import Built, Engine, EngineOptions
 from .onnxruntime_session import BoundSession
@@ -44,6 +44,7 @@ __all__ = [
     "available_engines",
     "extra_of",
     "open_engine",
+    "open_extractor",
     "open_metrics",
 ]
 
@@ -69,9 +70,18 @@ def open_metrics(name: str, graph: bytes, signature: Signature, options: EngineO
         BundleError: the graph is not what the specification says.
         MachineError: the engine is not installed or cannot run here.
     """
+    return _session(name, graph, signature.metrics_ports, options)
+
+
+def open_extractor(name: str, graph: bytes, signature: Signature, options: EngineOptions | None = None) -> BoundSession:
+    """Load a graph `frame` -> `embedding`; as `open_metrics`."""
+    return _session(name, graph, signature.embedding_ports, options)
+
+
+def _session(name: str, graph: bytes, ports: Ports, options: EngineOptions | None) -> BoundSession:
     module, kind = _backend(name)
     asked = EngineOptions((options or EngineOptions()).threads)
-    session: BoundSession = module.open_session(graph, signature.metrics_ports, asked, *kind)
+    session: BoundSession = module.open_session(graph, ports, asked, *kind)
     return session
 
 

@@ -17,7 +17,6 @@ from export.networks.places import WRAPPER
 from export.onnx import compare, export_graph
 from export.torch_engine import TorchEngine
 from runtime.errors import CheckpointError, InputError
-from runtime.prompts import Prompts
 from tests.contracts.engine import assert_equal, inputs
 
 
@@ -67,9 +66,9 @@ class NetworkContract:
         assert {name: array.shape for name, array in network.constants.items()} == shapes
         assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in network.constants.values())
         frame = np.random.default_rng(0).random(network.smallest.measured.shape[1:], np.float32)
-        made = Prompts(network.smallest, network.constants)(frame)
+        made = network.prompts(network.smallest)(frame)
         assert {name: array.shape for name, array in made.items()} == {
-            p.name: p.shape for p in network.smallest.prompts if p.kind != "embedding"
+            p.name: p.shape for p in network.smallest.prompts
         }
 
     @pytest.mark.parametrize("prefix", ["net.", "_orig_mod.module.", "a.b-c.0."])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from runtime.arrays import Float32
 from runtime.errors import CheckpointError
+from runtime.prompts import Condition
 from runtime.signature import Plane, Prompt, Signature
 
 from ..architecture import Architecture
@@ -27,25 +27,22 @@ __all__ = [
     "deployment_form", "gaps", "smallest_gap",
 ]  # fmt: skip
 
+TASKS = {
+    "denoise15": ("grain",), "denoise25": ("grain",), "denoise50": ("grain",), "noise": ("grain",),
+    "derain": ("rain",), "rain": ("rain",), "dehaze": ("haze",), "haze": ("haze",),
+    "deblur": ("motionblur",), "lowlight": ("lowlight",),
+}  # fmt: skip
+"""Prompt -> what a network is measured by with it."""
+PHOTOGRAPHS = ("haze", "rain", "lowlight", "motionblur", "grain")
 LEVEL_NAMES = ("level1", "level2", "level3", "latent")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What one prompt makes of a network.
-
-    Attributes:
-        constants: {prompt of the signature: array}.
-        about: plain values for a manifest: sentence, SHA-256 of the code, orders of channels and how near they are.
-    """
-
-    constants: Mapping[str, Float32]
-    about: Mapping[str, Any]
 
 
 def conditions(net: Dfpir) -> dict[str, Condition]:
     """{name: what it makes of the network} of the prompts that it was loaded with, in their order."""
-    return {name: Condition(_constants(net, code), _about_code(net, code)) for name, code in net.prompts.items()}
+    return {
+        name: Condition(_constants(net, code), TASKS.get(name, ()), _about_code(net, code))
+        for name, code in net.prompts.items()
+    }
 
 
 def constants(net: Dfpir) -> dict[str, Float32]:
@@ -121,5 +118,8 @@ ARCHITECTURE = Architecture(
     options=OPTIONS,
     chosen=chosen,
     constants=constants,
-    tasks=("noise", "blur", "motionblur"),
+    conditions=conditions,
+    # What chooses the scores that stay: in lower precisions others would.
+    exact=lambda node: node.rpartition("/")[0].endswith(".select_attn"),
+    tasks=PHOTOGRAPHS,
 )

@@ -46,7 +46,10 @@ ARCHITECTURE = Architecture(
         "theta": "of the extractor's central differences, where its branches are not merged yet",
     },
     chosen=lambda net: {name: getattr(net.config, name) for name in ("delta", "discretisation", "order", "theta")},
-    tasks=("noise", "blur", "motionblur"),
+    tasks=("haze", "rain", "snow", "lowlight", "motionblur", "grain", "jpeg"),
+    # The recurrence, and what the embedding makes of every block: slow decays would be rounded to none.
+    exact=lambda node: node.rpartition("/")[0].endswith(".ssm.scan") or node == "network/Gemm",
+    memory=lambda net, lines, samples: memory(net.config, lines, samples),
     extractor=lambda net: merged(net.extractor, net.config),
     operators={"Scan": scan_nodes},
 )
