@@ -114,6 +114,13 @@ class TorchEngine(Engine):
                 margins[layer] = float(ranked[k - 1] - ranked[k])
         return made, margins
 
+    def gap(self, feeds: Mapping[str, Float32]) -> float | None:
+        """How near the closest of the network's hard choices was to another one; None where it makes none."""
+        measure = self._net.architecture.gap
+        if measure is None:
+            return None
+        return measure(self._net.module, *(torch.from_numpy(feeds[name]) for name in self.signature.ports.inputs))
+
     def describe(self) -> dict[str, str]:
         place = f"CPU, {torch.get_num_threads()} threads"
         if self._device.type == "cuda":

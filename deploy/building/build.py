@@ -326,7 +326,8 @@ def _check_memory(net: Network, lines: int, samples: int) -> None:
             f"{told}, {there / 2**30:.1f} GiB are free here", key="--size", value=f"{lines}x{samples}",
             remedy="choose a smaller --size: larger pictures are restored in tiles",
         )  # fmt: skip
-    console.say(f"memory     {told}, in ONNX Runtime on a CPU")
+    if needed > 2**28:
+        console.say(f"memory     {told}, in ONNX Runtime on a CPU")
 
 
 def _check_constants(signature: Signature) -> None:

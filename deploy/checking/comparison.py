@@ -128,6 +128,10 @@ class Variant(Cost):
     int8_mac_share: float
 
 
+CLOSE_GAP = 5e-5
+"""Between scores of a mask: closer ones may swap in float32."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """All that was measured.
@@ -140,6 +144,8 @@ class Comparison:
         cubes: names.
         metrics_apart: metric -> how far what flies is from NumPy, on a frame of every degraded cube, at most (see
             `runtime.prompts.differences`); empty where NumPy flies.
+        gaps: task -> how near the closest of PyTorch's choices between scores was to another one, where the network
+            makes such: below `CLOSE_GAP` a difference may be a choice that rounding swapped, and no error.
         doubts: about the cubes' numbers.
     """
 
@@ -149,6 +155,7 @@ class Comparison:
     margins: Mapping[str, Float32]
     cubes: tuple[str, ...]
     metrics_apart: Mapping[str, float] = field(default_factory=dict)
+    gaps: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 
 
@@ -212,6 +219,7 @@ def compare(
     names: list[str] = []
     probes: dict[str, tuple[float, Probe]] = {}
     metrics_apart: dict[str, float] = {}
+    gaps: dict[str, float] = {}
     with ExitStack() as stack:
         ways = _ways(bundle, graphs, wanted, stack)
         with console.progress("checking") as moved:
@@ -226,6 +234,8 @@ def compare(
                     bands = bands_measured(task, degraded, truth)
                     own = _by_pytorch(bundle, net, degraded, task)
                     margins[task].append(own.margins.ravel())
+                    if own.gap is not None:
+                        gaps[task] = min(own.gap, gaps.get(task, own.gap))
                     before = quality(degraded, truth, bands) if way.measure is None else None
                     after, untiled = (quality(cube, truth, bands) for cube in (own.cube, own.untiled))
                     for metric, value in _metrics_apart(bundle, degraded).items():
@@ -260,6 +270,7 @@ def compare(
         {task: np.concatenate(values) for task, values in margins.items()},
         tuple(names),
         metrics_apart,
+        gaps,
     )
 
 
@@ -316,6 +327,7 @@ class _Own:
     routing: Float32
     margins: Float32
     untiled: Float32
+    gap: float | None
 
 
 def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32, task: str) -> _Own:
@@ -323,11 +335,14 @@ def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32, task: str) -> _
     frame = signature.measured.size
     engine = TorchEngine(net, *frame)
     margins: list[Float32] = []
+    gaps: list[float] = []
 
     def infer(feeds: Probe) -> Probe:
         made: Probe
         made, leads = engine.infer_with_margins(feeds)
         margins.append(leads)
+        if (gap := engine.gap(feeds)) is not None:
+            gaps.append(gap)
         return made
 
     done = _restored(degraded, _Way(infer, signature, bundle.manifest.overlap, "pytorch", prompts), task)
@@ -335,10 +350,10 @@ def _by_pytorch(bundle: Bundle, net: Network, degraded: Float32, task: str) -> _
     leads = np.stack(margins).reshape(routing.shape[:-1]) if routing.size else np.zeros(0, np.float32)
     alone = signature.tiling == "fixed" or net.architecture.size(net.module) is not None
     if alone or (degraded.shape[1] <= frame[0] and degraded.shape[2] <= frame[1]):
-        return _Own(cube, routing, leads, cube)
+        return _Own(cube, routing, leads, cube, min(gaps, default=None))
     whole = TorchEngine(net, *net.frame(*degraded.shape[1:]))
     untiled = _restored(degraded, _Way(whole.infer, whole.signature, 0, "pytorch", prompts), task)
-    return _Own(cube, routing, leads, np.asarray(untiled.cube, np.float32))
+    return _Own(cube, routing, leads, np.asarray(untiled.cube, np.float32), min(gaps, default=None))
 
 
 def _routing(done: Restored) -> Float32:

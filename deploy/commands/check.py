@@ -125,6 +125,7 @@ def show(found: Comparison, gates: Mapping[str, list[GateResult]]) -> None:
     """The tables for people: one screen. `gates` are those of every variant."""
     from calibration.figures import columns
 
+    from ..checking.comparison import CLOSE_GAP
     from ..checking.gates import failed
 
     variants = found.variants
@@ -161,6 +162,14 @@ def show(found: Comparison, gates: Mapping[str, list[GateResult]]) -> None:
         )
         for name, value in beyond(found.metrics_apart).items():
             console.warn(f"{name} of the metrics' graph differs from NumPy's by {value:.1e}, more than is usual")
+    if found.gaps:
+        near = ", ".join(f"{task} {gap:.1e}" for task, gap in found.gaps.items())
+        console.say(f"gaps       between scores that stay and go: {near}")
+        close = [task for task, gap in found.gaps.items() if gap < CLOSE_GAP]
+        if close:
+            console.say(
+                f"           of {', '.join(close)} a difference may be scores that rounding swapped, and no error"
+            )
     verdicts = {True: "passed", False: "FAILED", None: "not judged"}
     rows = [(g.figure.key, f"{g.measured:.3g}", g.allowed, verdicts[g.passed]) for g in gates[found.chosen]]
     console.table(f"{found.chosen} against PyTorch", ("gate", "measured", "limit", "verdict"), rows)
@@ -179,6 +188,7 @@ def conclude(found: Comparison, gates: Mapping[str, list[GateResult]], bundle: P
         "gates": {g.figure.key: g.as_json() for g in gates[found.chosen]},
         "tiling_drop_db": max(r.tiling_drop_db for r in tasks.values()),
         "metrics_apart": dict(found.metrics_apart),
+        "gaps": dict(found.gaps),
         "variants": {
             name: {**_variant_json(v), "passed": not failed(gates[name])} for name, v in found.variants.items()
         },

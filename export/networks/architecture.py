@@ -72,6 +72,8 @@ class Architecture:
         measure: (task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of it; None
             where damages of the cube itself are what it restores.
         routing: None without experts.
+        gap: (network, frame, *prompts) -> how near the closest of its hard choices between scores was to the other one,
+            tensors with a first axis of one; None where it makes no such choices.
         exact: whether a node of this name computes in float32 in every precision, beyond what `calibration.typed` sees.
         memory: (network, lines, samples) -> bytes that its graph takes in ONNX Runtime; None where that is little.
         extractor: what makes the embedding of a frame, `frame -> embedding`, in eval mode; None without such a prompt.
@@ -97,6 +99,7 @@ class Architecture:
     conditions: Callable[[Any], Mapping[str, Condition]] = lambda module: {}
     measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
     routing: Routing | None = None
+    gap: Callable[..., float] | None = None
     exact: Callable[[str], bool] = lambda node: False
     memory: Callable[[Any, int, int], int] | None = None
     extractor: Callable[[Any], nn.Module] | None = None

@@ -118,7 +118,8 @@ ARCHITECTURE = Architecture(
     chosen=chosen,
     constants=constants,
     conditions=conditions,
+    gap=smallest_gap,
     # What chooses the scores that stay: in lower precisions others would.
-    exact=lambda node: node.rpartition("/")[0].endswith(".select_attn"),
+    exact=lambda node: node.rpartition("/")[0].endswith((".select_attn", ".select_attn.softmax")),
     tasks=PHOTOGRAPHS,
 )
