@@ -132,6 +132,13 @@ def repository_files(
     take beside it.
     """
     signature = manifest.signature
+    if signature.embedding is not None:
+        raise InputError(
+            "the network's embedding is computed by a graph of its own, which is not served",
+            key="signature",
+            value=signature.embedding.name,
+            remedy="restore with `deploy run` or `deploy stream`",
+        )
     ports = signature.ports
     frame, restored = signature.measured.name, signature.restored.name
     # Callers know no axis of one frame.

@@ -144,6 +144,7 @@ def test_a_dpmambair_is_checked_run_and_streamed(
     seeing: tuple[Path, Path], photograph: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
     checkpoint, bundle = seeing
+    assert_failed(invoke(capsys, "export-triton", bundle, "--out", tmp_path / "models"), 2, "embedding", "not served")
     (tmp_path / "deploy.yaml").write_text("check: {degradations: [snow, jpeg], cube: 40x48}")
     flags = ("--checkpoint", checkpoint, "--config", tmp_path / "deploy.yaml", "--variants", "fp32", "--json")
     done = invoke(capsys, "check", bundle, *flags)
