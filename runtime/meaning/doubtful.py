@@ -51,8 +51,8 @@ def _clipped(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) 
     share = 100 * max(found[number] for number in much)
     many, are = ("hold their largest value in up to", "are") if len(much) > 1 else ("holds its largest value in", "is")
     return (
-        f"{words.bands(much)} {many} {share:.0f} % of the pixels, as a saturated detector does, and {are} restored; say "
-        "--constant-bands leave or restore if that is right"
+        f"{words.bands(much)} {many} {share:.0f} % of the pixels, as a saturated detector does, and {are} restored; "
+        "say --constant-bands leave or restore if that is right"
     )
 
 
