@@ -21,7 +21,8 @@ from training.console import console
 from training.curves import append_row, draw_curves, read_rows
 from training.loop import Errors, average, forget_after, go, learning_rate, locked, read_state, write_state
 from training.rgb.dfpir import DfpirLesson
-from training.rgb.draws import Draws, held_pictures, load_pictures
+from training.rgb.dpmambair import ExtractorLesson, RestorationLesson, read_extractor
+from training.rgb.draws import Draws, Held, held_pictures, load_pictures
 from training.rgb.lesson import Lesson
 from training.rgb.recipe import PhotographRecipe
 
@@ -73,7 +74,7 @@ def train(recipe: PhotographRecipe, data: Path | Sequence[Path], out: Path) -> P
         )  # fmt: skip
     names = list(pictures)
     held = held_pictures(recipe, {name: pictures.pop(name) for name in names[-recipe.data.held :]})
-    lesson: Lesson = DfpirLesson(recipe, held)
+    lesson = lesson_of(recipe, held, out)
     run, draws, state = begin(recipe, lesson), Draws(recipe, pictures), out / "state.pt"
     with locked(out):
         if state.exists():
@@ -84,6 +85,17 @@ def train(recipe: PhotographRecipe, data: Path | Sequence[Path], out: Path) -> P
             validate=partial(_validate, run, recipe, lesson, out), save=partial(save, run, recipe, state),
         )  # fmt: skip
         return lesson.write(run.averaged(), out / f"{recipe.name}.safetensors", recipe.about(run.step))
+
+
+def lesson_of(recipe: PhotographRecipe, held: Sequence[Held], out: Path) -> Lesson:
+    """What a recipe's architecture learns. Raises CheckpointError where an extractor is missing."""
+    if recipe.architecture == "dfpir":
+        return DfpirLesson(recipe, held)
+    if recipe.extractor is None:
+        return ExtractorLesson(recipe, held)
+    beside = out.parent / recipe.extractor / f"{recipe.extractor}.safetensors"
+    file = beside if beside.exists() else Path(recipe.extractor)
+    return RestorationLesson(recipe, held, read_extractor(file, recipe.config))
 
 
 def begin(recipe: PhotographRecipe, lesson: Lesson) -> Run:
