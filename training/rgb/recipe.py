@@ -139,7 +139,9 @@ class PhotographRecipe(Part):
 
     def digest(self) -> str:
         """SHA-256 of everything that decides the result; a run goes on only with the digest it began with."""
-        decides = self.model_dump(mode="json", exclude={"log_every", "validate_every", "save_seconds"})
+        # Without defaults: keys that come later change no digest of a recipe that does not have them.
+        cadence = {"log_every", "validate_every", "save_seconds"}
+        decides = self.model_dump(mode="json", exclude=cadence, exclude_defaults=True)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def about(self, steps: int) -> str:
