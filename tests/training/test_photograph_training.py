@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +22,14 @@ from export.networks import load_checkpoint
 from export.networks.dfpir import Dfpir
 from export.networks.dpmambair import DPMambaIR
 from runtime.errors import CheckpointError, ConfigError
+from training.rgb import judge, study
 from training.rgb import train as module
 from training.rgb.dfpir import KEPT, DfpirLesson, codes
 from training.rgb.dpmambair import ExtractorLesson, Learning, loss, read_extractor, told_apart
 from training.rgb.draws import Draws, held_pictures, load_pictures
 from training.rgb.recipe import PhotographRecipe, is_for_photographs, load_recipe
 from training.rgb.train import begin, train
+from training.study import load_study
 from training.train import main
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -295,3 +299,56 @@ def test_figures_of_a_network_that_adds_nothing_are_zero(photographs: Path) -> N
     figures = DfpirLesson(recipe, held).figures(DfpirLesson(recipe, held).begin())
     assert set(figures) == {"grain", "haze", "grain wrong prompt", "haze wrong prompt", "mean"}
     assert all(math.isclose(value, 0, abs_tol=1e-6) for value in figures.values())
+
+
+def test_every_prompt_is_judged_on_every_task(
+    photographs: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, prompts in (("dfpir", {"denoise25", "dehaze"}), ("dpmambair", {"embedding", "zeros"})):
+        run, file = runs / CONTENT[kind]["name"], tmp_path / f"{kind}.yaml"
+        file.write_text(yaml.safe_dump({"architecture": kind, **CONTENT[kind]}))
+        line = ["judge", "--recipe", file, "--run", run, "--data", photographs, "--pictures", "2", "--size", "16"]
+        monkeypatch.setattr(sys, "argv", [*map(str, line)])
+        judge.main()
+        found = json.loads((run / "judged.json").read_text())
+        (run / "judged.json").unlink()
+        assert set(found) == {"grain", "haze"} and set(found["haze"]) == {"input", *prompts}
+        assert f"| grain | {found['grain']['input']['psnr']:.2f} | **" in capsys.readouterr().out
+
+
+def test_an_extractor_is_judged_by_whether_it_tells_kinds_apart(photographs: Path) -> None:
+    recipe = made("dpmambair-extractor", tasks={"lowlight": 1, "haze": 1})
+    held = held_pictures(recipe, load_pictures(photographs, 16), 16)
+
+    class Brightness(torch.nn.Module):
+        def forward(self, frame: torch.Tensor) -> torch.Tensor:
+            return frame.mean((2, 3))
+
+    found = judge.separability(Brightness(), held, held)
+    assert found["nearest mean"] == found["head"] == 1 and found["confusion of the head"] == [[3, 0], [0, 3]]
+    assert "nearest mean 100.0%" in judge.separability_table(found)
+
+
+def test_a_study_trains_its_variants_beside_the_extractor(
+    photographs: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"architecture": "dpmambair", **CONTENT["dpmambair"]}))
+    shutil.copytree(runs / "told", tmp_path / "told")
+    variants = {"modulated": {"about": "whole"}, "zeroed": {"about": "zeros", "changes": {"modulated": False}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"recipe": "recipe.yaml", "seeds": [1], "variants": variants}))
+    line = ["study", "--study", tmp_path / "study.yaml", "--data", photographs, "--out", tmp_path / "tried"]
+    monkeypatch.setattr(sys, "argv", [*map(str, line)])
+    study.main()
+    printed = capsys.readouterr().out
+    assert "| modulated |" in printed and "| zeroed |" in printed
+    assert (tmp_path / "tried" / "zeroed-1" / "zeroed-1.safetensors").exists()
+    monkeypatch.setattr(module, "step", lambda *_: pytest.fail("a finished run is trained again"))
+    study.main()
+    assert capsys.readouterr().out == printed
+
+
+def test_the_shipped_study_differs_in_the_embedding_alone() -> None:
+    file = RECIPES.parent / "studies" / "modulation.yaml"
+    shipped = load_study(file)
+    one, two = (load_recipe(file.parent / shipped.recipe, **v.changes) for v in shipped.variants.values())
+    assert one.modulated and not two.modulated and one == two.model_copy(update={"modulated": True})

@@ -112,7 +112,8 @@ def told_apart(embeddings: np.ndarray, tasks: Sequence[str]) -> float:
     right = 0
     for index, task in enumerate(tasks):
         left = np.arange(len(tasks)) != index
-        away = {kind: np.linalg.norm(embeddings[index] - embeddings[own & left].mean(0)) for kind, own in kinds.items()}
+        others = {kind: embeddings[own & left] for kind, own in kinds.items()}
+        away = {kind: np.linalg.norm(embeddings[index] - of.mean(0)) for kind, of in others.items() if len(of)}
         right += min(away, key=lambda kind: away[kind]) == task
     return right / len(tasks)
 

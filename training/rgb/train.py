@@ -93,8 +93,10 @@ def lesson_of(recipe: PhotographRecipe, held: Sequence[Held], out: Path) -> Less
         return DfpirLesson(recipe, held)
     if recipe.extractor is None:
         return ExtractorLesson(recipe, held)
-    beside = out.parent / recipe.extractor / f"{recipe.extractor}.safetensors"
-    file = beside if beside.exists() else Path(recipe.extractor)
+    own = Path(recipe.extractor) / f"{recipe.extractor}.safetensors"
+    # Beside the run, or beside the study that it is part of.
+    places = [place for folder in (out.parent, out.parent.parent) if (place := folder / own).exists()]
+    file = next(iter(places), Path(recipe.extractor))
     return RestorationLesson(recipe, held, read_extractor(file, recipe.config))
 
 
