@@ -21,12 +21,13 @@ from calibration.degradations import DEGRADATIONS
 from export.networks import load_checkpoint
 from export.networks.dfpir import Dfpir
 from export.networks.dpmambair import DPMambaIR
-from runtime.errors import CheckpointError, ConfigError
+from runtime.errors import CheckpointError, ConfigError, InputError
 from training.rgb import judge, study
 from training.rgb import train as module
 from training.rgb.dfpir import KEPT, DfpirLesson, codes
 from training.rgb.dpmambair import ExtractorLesson, Learning, loss, read_extractor, told_apart
 from training.rgb.draws import Draws, held_pictures, load_pictures
+from training.rgb.pack import pack
 from training.rgb.recipe import PhotographRecipe, is_for_photographs, load_recipe
 from training.rgb.train import begin, train
 from training.study import load_study
@@ -310,10 +311,34 @@ def test_every_prompt_is_judged_on_every_task(
         line = ["judge", "--recipe", file, "--run", run, "--data", photographs, "--pictures", "2", "--size", "16"]
         monkeypatch.setattr(sys, "argv", [*map(str, line)])
         judge.main()
-        found = json.loads((run / "judged.json").read_text())
+        judged = json.loads((run / "judged.json").read_text())
+        found = judged["figures"]
+        assert (judged["pictures"], judged["size"]) == (2, 16)
         (run / "judged.json").unlink()
         assert set(found) == {"grain", "haze"} and set(found["haze"]) == {"input", *prompts}
         assert f"| grain | {found['grain']['input']['psnr']:.2f} | **" in capsys.readouterr().out
+
+
+def test_what_is_packaged_was_trained_to_its_end_and_judged_as_it_is(
+    photographs: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run = made("dfpir"), shutil.copytree(runs / "prompted", tmp_path / "run")
+    with pytest.raises(InputError, match="not judged"):
+        pack(recipe, run, "a moment", tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"architecture": "dfpir", **CONTENT["dfpir"]}))
+    line = ["judge", "--recipe", file, "--run", run, "--data", photographs, "--pictures", "2", "--size", "16"]
+    monkeypatch.setattr(sys, "argv", [*map(str, line)])
+    judge.main()
+    written = pack(recipe, run, "a moment", tmp_path)
+    assert written.read_bytes() == (run / "prompted.safetensors").read_bytes()
+    card = written.with_suffix(".md").read_text()
+    assert "not CLIP's" in card and "| grain |" in card and "costs less than 1 dB: haze, grain" in card
+    with pytest.raises(InputError, match="unfinished"):
+        pack(made("dfpir", optimiser={**COMMON["optimiser"], "steps": 5}), run, "a moment", tmp_path)
+    (run / "prompted.safetensors").write_bytes((run / "prompted-best.safetensors").read_bytes()[:-4] + b"\0" * 4)
+    with pytest.raises(CheckpointError):
+        pack(recipe, run, "a moment", tmp_path)
 
 
 def test_an_extractor_is_judged_by_whether_it_tells_kinds_apart(photographs: Path) -> None:

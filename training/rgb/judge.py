@@ -8,8 +8,9 @@ from). Tables go to standard output, figures to judged.json beside the run.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from training.rgb.recipe import PhotographRecipe, load_recipe
 Prompting = Mapping[str, Callable[[Tensor], Tensor]]
 """{name: what makes the prompt of a frame [1, 3, H, W]}."""
 HEAD_WIDTH, HEAD_STEPS, HEAD_RATE = 64, 1000, 1e-3
-INPUT = "input"
+INPUT, JUDGED = "input", "judged.json"
 
 
 def prompting(net: Network) -> Prompting:
@@ -109,6 +110,11 @@ def restoration_table(figures: Mapping[str, Mapping[str, Mapping[str, float]]], 
     return "\n".join(lines)
 
 
+def owned(recipe: PhotographRecipe, tasks: Iterable[str]) -> dict[str, str]:
+    """{task: its prompt}."""
+    return {t: n for n, t in recipe.prompts.tasks.items()} if recipe.prompts else dict.fromkeys(tasks, "embedding")
+
+
 def separability_table(found: Mapping[str, Any]) -> str:
     """Shares, and the head's answers: rows are true."""
     kinds = found["kinds"]
@@ -150,9 +156,13 @@ def main() -> None:
         else:
             net = load_checkpoint(file)
             found = restoration(net, held)
-            own = {task: name for name, task in recipe.prompts.tasks.items()} if recipe.prompts else {}
-            print(net.facts.about, restoration_table(found, own or dict.fromkeys(found, "embedding")), sep="\n\n")
-        write_bytes(arguments.run / "judged.json", json.dumps(found, indent=1).encode())
+            print(net.facts.about, restoration_table(found, owned(recipe, found)), sep="\n\n")
+        pictures = len(held) // len(recipe.tasks)
+        judged = {
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "pictures": pictures, "size": arguments.size,
+            "figures": found,
+        }  # fmt: skip
+        write_bytes(arguments.run / JUDGED, json.dumps(judged, indent=1).encode())
 
 
 if __name__ == "__main__":
