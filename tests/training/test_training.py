@@ -43,6 +43,7 @@ from training.degrading import DAMAGES
 from training.growth import grow, start_transparent
 from training.recipe import Data, Ease, Gates, Loss, Optimiser, Recipe, load_recipe
 from training.rgb.recipe import is_for_photographs
+from training.rgb.recipe import load_recipe as load_photograph_recipe
 from training.run import SPATIAL_ALPHA, Run, Way, average, balance, begin, damp_of, learning_rate, save, softened, step
 from training.train import main, train
 from training.validation import held_scenes, validate
@@ -896,7 +897,11 @@ def test_a_log_goes_on_in_the_middle_of_a_line(
 
 def test_recipes_of_packaged_models_are_still_theirs() -> None:
     for name in packaged_models():
-        recipe = load_recipe(ROOT / "training" / "recipes" / f"{name}.yaml")
+        file = ROOT / "training" / "recipes" / f"{name}.yaml"
+        if is_for_photographs(file):
+            assert load_photograph_recipe(file).digest()[:12] in load_checkpoint(name).facts.about
+            continue
+        recipe = load_recipe(file)
         assert recipe.digest()[:12] in load_checkpoint(name).facts.about
         assert recipe.on_device("cuda").digest() == recipe.digest()
 

@@ -33,9 +33,9 @@ def card(net: Network, recipe: PhotographRecipe, judged: Mapping[str, Any], took
         f"parameters, {size / 2**20:.1f} MiB. {net.architecture.about(net.module)}.",
         "## Data and recipe",
         f"Trained on {recipe.data.name}, data not included, {recipe.data.held} of them held out. "
-        f"{options.steps:,} steps of {recipe.patches.count} patches of {recipe.patches.size}x{recipe.patches.size} (AdamW, cosine from "
-        f"{options.learning_rate:g}, EMA {options.ema:g}, seed {recipe.seed}); {took}. Degradations are those of "
-        f"`calibration.photographs`: {', '.join(recipe.tasks)}.",
+        f"{options.steps:,} steps of {recipe.patches.count} patches of {recipe.patches.size}x{recipe.patches.size} "
+        f"(AdamW, cosine from {options.learning_rate:g}, EMA {options.ema:g}, seed {recipe.seed}); {took}. "
+        f"Degradations are those of `calibration.photographs`: {', '.join(recipe.tasks)}.",
     ]
     if recipe.prompts:
         parts.append(
