@@ -50,6 +50,19 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
     Raises:
         InputError: the file is no photograph, or another than 8 bits of RGB or grey without transparency, or too large.
     """
+    encoded = np.asarray(read_pixels(path), np.float32) / 255
+    light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    lines, samples = (n // HALVED for n in light.shape[:2])
+    blocks = light[: lines * HALVED, : samples * HALVED].reshape(lines, HALVED, samples, HALVED, 3).mean(axis=(1, 3))
+    return np.asarray(np.rint(np.sqrt(blocks) * 255), np.uint8).transpose(2, 0, 1)
+
+
+def read_pixels(path: Path) -> NDArray[np.uint8]:
+    """A photograph as it is, [lines, samples, 3].
+
+    Raises:
+        InputError: the file is no photograph, or another than 8 bits of RGB or grey without transparency, or too large.
+    """
     try:
         with Image.open(path) as image:
             if image.mode not in MODES or "transparency" in image.info or image.width * image.height > LARGEST:
@@ -58,13 +71,9 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
                     "is no photograph of 8 bits a colour, opaque, and of at most 64 megapixels", file=path, value=told,
                     remedy="convert it, or leave it out",
                 )  # fmt: skip
-            encoded = np.asarray(image.convert("RGB"), np.float32) / 255
+            return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError("is no photograph", file=path, value=error, remedy="leave it out") from error
-    light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    lines, samples = (n // HALVED for n in light.shape[:2])
-    blocks = light[: lines * HALVED, : samples * HALVED].reshape(lines, HALVED, samples, HALVED, 3).mean(axis=(1, 3))
-    return np.asarray(np.rint(np.sqrt(blocks) * 255), np.uint8).transpose(2, 0, 1)
 
 
 def spectra(wavelengths: Sequence[float]) -> Float32:

@@ -14,10 +14,10 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from calibration.degradations import DEGRADATIONS
 from export.networks.damp import DampConfig
 from export.networks.damp.config import SIZE_MULTIPLE
 from runtime.errors import ConfigError
+from training.degrading import DAMAGES
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -231,11 +231,11 @@ class Recipe(Part):
     @field_validator("tasks")
     @classmethod
     def _known(cls, tasks: dict[str, float]) -> dict[str, float]:
-        unknown = sorted(set(tasks) - set(DEGRADATIONS))
+        unknown = sorted(set(tasks) - set(DAMAGES))
         if unknown or not tasks:
-            raise ValueError(f"must be of {', '.join(DEGRADATIONS)}, not {', '.join(unknown) or 'empty'}")
+            raise ValueError(f"must be of {', '.join(DAMAGES)}, not {', '.join(unknown) or 'empty'}")
         # Draws follow the order, which the digest does not see.
-        return {name: tasks[name] for name in DEGRADATIONS if name in tasks}
+        return {name: tasks[name] for name in DAMAGES if name in tasks}
 
     @model_validator(mode="after")
     def _builds(self) -> Recipe:
@@ -243,8 +243,8 @@ class Recipe(Part):
         if self.data.wavelengths is not None and self.data.wavelengths.count != bands:
             raise ValueError(f"data.wavelengths.count is {self.data.wavelengths.count}, network.bands {bands}")
         for task, expert in self.gates.experts.items():
-            if task not in DEGRADATIONS:
-                raise ValueError(f"gates.experts: must be of {', '.join(DEGRADATIONS)}, not {task}")
+            if task not in DAMAGES:
+                raise ValueError(f"gates.experts: must be of {', '.join(DAMAGES)}, not {task}")
             if expert >= self.config.experts:
                 raise ValueError(f"gates.experts.{task} is {expert}, network.experts {self.config.experts}")
         if self.data.photographs is not None and self.data.wavelengths is None:

@@ -1,8 +1,5 @@
 """A training run: what changes from step to step, how it is saved, and one step of it."""
 
-import io
-import math
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,12 +14,12 @@ from torch._dynamo.exc import TorchDynamoException
 from export.networks import Network, load_checkpoint
 from export.networks.damp import Damp
 from export.networks.damp.blocks import DegradationAwareMixture, ExpertMixture, Router
-from runtime.durable import write_bytes
-from runtime.errors import ConfigError, InputError, MachineError
+from runtime.errors import ConfigError, MachineError
 from training.data import Batch, Draws
 from training.degrading import sent
 from training.growth import grow, start_transparent
-from training.recipe import Gates, Loss, Optimiser, Recipe
+from training.loop import average, learning_rate, read_state, write_state
+from training.recipe import Gates, Loss, Recipe
 from training.standard import Standard, identity, standard_of
 
 SPATIAL_ALPHA = 30.0
@@ -173,25 +170,12 @@ def save(run: Run, recipe: Recipe, file: Path) -> None:
         "steps": run.steps, "standard": [run.standard.mean, run.standard.deviation], "usage": run.usage,
         "recipe": recipe.digest(), "seen": run.seen, "adopted": run.adopted,
     }  # fmt: skip
-    # PyTorch says RuntimeError, without a cause, where a disk is full.
-    stream = io.BytesIO()
-    torch.save(state, stream)
-    write_bytes(file, stream.getvalue())
+    write_state(file, state)
 
 
 def resume(run: Run, recipe: Recipe, file: Path) -> None:
     """Bring `run` to where `file` says. Raises ConfigError where another recipe wrote it, InputError for no state."""
-    try:
-        state = torch.load(file, weights_only=True, map_location=run.device)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError("is no state of a run", file=file, remedy="remove it to begin anew") from error
-    if not isinstance(state, dict) or STATE - set(state):
-        raise InputError("is no state of a run", file=file, remedy="remove it to begin anew")
-    if state["recipe"] != recipe.digest():
-        raise ConfigError(
-            "another recipe wrote this run's state", file=file, key="recipe", value=state["recipe"],
-            remedy="give another --out, or the recipe that the run began with",
-        )  # fmt: skip
+    state = read_state(file, STATE, recipe.digest(), run.device)
     run.net.load_state_dict(state["net"])
     run.optimiser.load_state_dict(state["optimiser"])
     for key, value in run.ema.items():
@@ -237,16 +221,6 @@ def step(run: Run, recipe: Recipe, batch: Batch) -> Tensor:
     return errors.detach()
 
 
-def learning_rate(step: int, steps: int, options: Optimiser) -> float:
-    """Linear warm-up, a level where the recipe holds one, then a cosine down to the last learning rate."""
-    first, last, warmup = options.learning_rate, options.last_learning_rate, options.warmup
-    if step < warmup:
-        return first * (step + 1) / warmup
-    level = warmup + options.hold * max(0, steps - warmup)
-    progress = max(0.0, step - level) / max(1, steps - level)
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
 def softened(errors: Tensor, loss: Loss, progress: float) -> Tensor:
     """The loss of a batch from the L1 error [B] of its patches, `progress` 0 to 1 through the run; see `Loss`."""
     if loss.first_floor is None or loss.last_floor is None:
@@ -286,11 +260,6 @@ def guidance(experts: Mapping[str, int], tasks: Sequence[str], probabilities: Te
         return probabilities.sum() * 0
     p = probabilities[rows].gather(2, wanted[:, None, None].expand(-1, probabilities.shape[1], 1))
     return -p.clamp(min=1e-6).log().mean()
-
-
-def average(averaged: list[Tensor], present: list[Tensor], step: int, decay: float) -> None:
-    """Move averaged tensors towards the present ones; short memory at the start."""
-    torch._foreach_lerp_(averaged, present, 1 - min(decay, (1 + step) / (10 + step)))
 
 
 def averaged(run: Run, recipe: Recipe) -> Damp:

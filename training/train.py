@@ -7,30 +7,28 @@ GPU they are but for the order of atomic additions.
 """
 
 import argparse
-import fcntl
 import math
-import signal
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from export.devices import usable
 from export.networks import Network, load_checkpoint, network_of, save_checkpoint
 from export.networks.damp import Damp
-from runtime.errors import ConfigError, InputError, MachineError
+from runtime.errors import ConfigError, InputError
 from training.console import console, told
-from training.curves import append_row, draw_curves, drop_rows_after, read_rows
+from training.curves import append_row, draw_curves, read_rows
 from training.data import Draws, Scenes, load_scenes
+from training.loop import Errors, forget_after, go, locked
 from training.recipe import Recipe, load_recipe
+from training.rgb.recipe import is_for_photographs
+from training.rgb.recipe import load_recipe as rgb_recipe
+from training.rgb.train import train as train_photographs
 from training.run import WAYS, Run, adopt, averaged, begin, damp_of, resume, save, step
 from training.validation import HeldScene, held_scenes, validate
 
@@ -76,11 +74,7 @@ def train(
     draws = Draws(recipe, used, place)
     way = WAYS[place.type]
     run = begin(recipe, draws, replace(way, compiled=way.compiled and not eager))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot be made: {error.strerror}", file=out, remedy="give another --out") from error
-    with _locked(out):
+    with locked(out):
         ends = None if minutes is None else began + 60 * minutes
         return _train(run, recipe, draws, held_scenes(held, recipe), out, ends, given)
 
@@ -100,30 +94,21 @@ def _train(
     elif ends is not None:
         run.steps = _steps_until(ends, run, recipe, draws, held)
     draws.steps = run.steps
-    for log in ("training.csv", "validation.csv"):
-        drop_rows_after(out / log, run.step)
+    forget_after(out, run.step)
     if given is not None and run.adopted != given.facts.sha256:
         _adopt_better(run, recipe, held, given)
         run.adopted = given.facts.sha256
         save(run, recipe, state)
-    saved = time.monotonic()
-    with _stopping() as stopped, _progress(recipe, run) as moved:
-        console.print(f"{'going on' if run.step else 'beginning'} at step {run.step} of {run.steps}")
-        while run.step < run.steps:
-            batch = draws.batch(run.step)
-            errors = step(run, recipe, batch)
-            last = run.step == run.steps
-            moved(errors, batch.tasks, run.step % recipe.log_every == 0 or last, out / "training.csv")
-            validated = run.step % recipe.validate_every == 0 or last
-            if validated:
-                _validate(run, recipe, held, out)
-            # What validated best must not be forgotten by a run that goes back.
-            if validated or stopped or time.monotonic() - saved >= recipe.save_seconds:
-                save(run, recipe, state)
-                saved = time.monotonic()
-            if stopped:
-                raise KeyboardInterrupt
+    go(
+        run, recipe, out, tuple(recipe.tasks), step=lambda: _step(run, recipe, draws),
+        validate=lambda: _validate(run, recipe, held, out), save=lambda: save(run, recipe, state),
+    )  # fmt: skip
     return _write(averaged(run, recipe), recipe, run, out / f"{recipe.name}.safetensors")
+
+
+def _step(run: Run, recipe: Recipe, draws: Draws) -> Errors:
+    batch = draws.batch(run.step)
+    return step(run, recipe, batch), batch.tasks
 
 
 def _scenes(recipe: Recipe, data: Path | Sequence[Path]) -> tuple[Scenes, dict[str, Any]]:
@@ -149,20 +134,6 @@ def _scenes(recipe: Recipe, data: Path | Sequence[Path]) -> tuple[Scenes, dict[s
             "no photograph as large as a patch is among the data", key="data.photographs", remedy="add their folder"
         )
     return used, held
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Nobody else trains in this folder meanwhile; the system lets go of it however this process ends."""
-    try:
-        lock = (out / "lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise MachineError("another process is at this run", file=out, remedy="stop it, or wait for it") from error
-    except OSError as error:
-        raise InputError(f"cannot be locked: {error.strerror}", file=out, remedy="give another --out") from error
-    with lock:
-        yield
 
 
 def _steps_until(ends: float, run: Run, recipe: Recipe, draws: Draws, held: Sequence[HeldScene]) -> int:
@@ -229,59 +200,6 @@ def _write(net: Damp, recipe: Recipe, run: Run, file: Path) -> Path:
     )
 
 
-@contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """A list that is filled by the first SIGINT or SIGTERM; the second ends the process as usual."""
-    received: list[int] = []
-
-    def handle(number: int, _: Any) -> None:
-        received.append(number)
-        for each, before in previous.items():
-            signal.signal(each, before)
-        console.print("stopping after this step")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for each, before in previous.items():
-            signal.signal(each, before)
-
-
-@contextmanager
-def _progress(recipe: Recipe, run: Run) -> Iterator[Callable[[Tensor, tuple[str, ...], bool, Path], None]]:
-    """A bar for people at a terminal, lines in a log, and rows in training.csv.
-
-    Errors stay on their device until they are logged, so that a GPU is not waited for at every step.
-    """
-    columns = (TextColumn(recipe.name), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    began, first = time.monotonic(), run.step
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        shown = bar.add_task(recipe.name, total=run.steps, completed=first)
-
-        def moved(errors: Tensor, tasks: tuple[str, ...], log: bool, file: Path) -> None:
-            bar.update(shown, completed=run.step)
-            run.seen.append((errors, tasks))
-            if not log:
-                return
-            by = defaultdict[str, list[float]](list)
-            values = torch.cat([e for e, _ in run.seen]).double().cpu().tolist()
-            for name, error in zip((name for _, names in run.seen for name in names), values, strict=True):
-                by[name].append(error)
-            run.seen.clear()
-            if not np.isfinite(values).all():
-                raise MachineError(
-                    "the training has diverged: an error is not finite", file=file, key="step", value=run.step,
-                    remedy="a lower learning rate; the state is of the last save",
-                )  # fmt: skip
-            mean, pace = float(np.mean(values)), (time.monotonic() - began) / (run.step - first)
-            console.print(f"step {run.step}/{run.steps} L1 {mean:.5f} {pace:.2f} s/step")
-            each = {name: float(np.mean(by[name])) if by[name] else math.nan for name in recipe.tasks}
-            append_row(file, {"step": run.step, "loss": mean, **each})
-
-        yield moved
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="a YAML file; see training/recipes/")
@@ -297,6 +215,13 @@ def main() -> None:
     with told():
         if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
             raise InputError("is no time", key="--minutes", value=arguments.minutes, remedy="give minutes, above 0")
+        if is_for_photographs(arguments.recipe):
+            if arguments.minutes or arguments.weights or arguments.device != "cpu":
+                raise InputError("is trained on a CPU, by its recipe alone", file=arguments.recipe, key="architecture",
+                    remedy="leave out --minutes and --weights, and say --device cpu")  # fmt: skip
+            file = train_photographs(rgb_recipe(arguments.recipe), arguments.data, arguments.out)
+            console.print(f"wrote {file}", markup=False)
+            return
         file = train(
             load_recipe(arguments.recipe), arguments.data, arguments.out, arguments.device,
             minutes=arguments.minutes, weights=arguments.weights, eager=arguments.eager,

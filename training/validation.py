@@ -12,6 +12,7 @@ from calibration.quality import psnr
 from export.networks.damp import SIZE_MULTIPLE, Damp
 from runtime.arrays import Float32
 from runtime.metrics import prompt_metrics
+from training.degrading import DAMAGES
 from training.recipe import Recipe
 
 VALIDATION_SIZE = 128
@@ -40,7 +41,7 @@ def held_scenes(scenes: Mapping[str, Float32], recipe: Recipe) -> tuple[HeldScen
     Scenes smaller than a frame are left out.
     """
     config, held = recipe.config, []
-    for index, task in enumerate(DEGRADATIONS):
+    for index, task in enumerate(DAMAGES):
         for place, scene in enumerate(scenes.values()):
             size = min(VALIDATION_SIZE, min(scene.shape[1:]) // SIZE_MULTIPLE * SIZE_MULTIPLE)
             if size == 0:
@@ -56,7 +57,7 @@ def held_scenes(scenes: Mapping[str, Float32], recipe: Recipe) -> tuple[HeldScen
 
 def validate(net: Damp, held: Sequence[HeldScene]) -> dict[str, float]:
     """Gain in dB of every task, mean over its scenes; NaN where there is none."""
-    gains: dict[str, list[float]] = {task: [] for task in DEGRADATIONS}
+    gains: dict[str, list[float]] = {task: [] for task in DAMAGES}
     for scene in held:
         gains[scene.task].append(scene.gain(_restored(net, scene, [scene.metrics])[0]))
     return {task: float(np.mean(rows)) if rows else float("nan") for task, rows in gains.items()}

@@ -15,10 +15,15 @@ from runtime.errors import ConfigError
 from training import study as command
 from training.curves import read_rows
 from training.recipe import load_recipe
+from training.rgb.recipe import is_for_photographs
 from training.study import TASKS, Study, load_study, markdown, recipe_of
 from training.validation import COSTS
 
-STUDIES = sorted((Path(__file__).parents[2] / "training" / "studies").glob("*.yaml"))
+STUDIES = sorted(
+    file
+    for file in (Path(__file__).parents[2] / "training" / "studies").glob("*.yaml")
+    if not is_for_photographs(file.parent / load_study(file).recipe)
+)
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)

@@ -1,0 +1,1 @@
+"""Networks that restore photographs: what each learns, from which patches, and how it is judged."""

@@ -1,0 +1,185 @@
+"""DPMambaIR in two stages (arXiv 2504.17732): its extractor learns to tell degradations without labels, then is frozen.
+
+Stage 1: a reconstructor has to give the degraded picture again of the clean one and of the embedding of the degraded
+one. Only what the clean picture does not tell has to pass through the embedding: kind and strength of the damage. L1
+alone: the paper's perceptual loss needs weights that are not at hand (its lambda is 0 here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from calibration.quality import psnr
+from export.networks import network_of, save_checkpoint
+from export.networks.dpmambair import DPMambaConfig, DPMambaIR
+from export.networks.dpmambair.extractor import Extractor, merged
+from export.networks.reading import read_checkpoint, write_safetensors
+from runtime.errors import CheckpointError
+from training.rgb.draws import Batch, Held
+from training.rgb.lesson import gain, mean_by_task, one
+from training.rgb.recipe import PhotographRecipe, Reconstructor
+
+SQUARES, FREQUENCIES = 0.5, 0.001
+"""What squared errors and those of the spectrum weigh beside L1."""
+EXTRACTOR = "dpmambair-extractor"
+OF_EXTRACTOR = ("bands", "embedding", "extractor_widths", "cdc_kernels", "plain_kernel", "theta")
+"""Keys of the configuration that make an extractor."""
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a way around; scaled and shifted by an embedding where there is one."""
+
+    def __init__(self, width: int, embedding: int = 0) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.told = nn.Linear(embedding, 2 * width) if embedding else None
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        y = self.first(x)
+        if self.told is not None and embedding is not None:
+            scale, shift = self.told(embedding)[:, :, None, None].chunk(2, dim=1)
+            y = y * (1 + scale) + shift
+        return x + self.second(F.gelu(y))
+
+
+class Learning(nn.Module):
+    """An extractor with what it is trained by: `forward(degraded, clean) -> degraded again`."""
+
+    def __init__(self, config: DPMambaConfig, options: Reconstructor) -> None:
+        super().__init__()
+        self.extractor = Extractor(config, branched=True)
+        self.enter = nn.Conv2d(config.bands, options.width, 3, padding=1)
+        self.content = nn.ModuleList(Residual(options.width) for _ in range(2))
+        self.blocks = nn.ModuleList(Residual(options.width, config.embedding) for _ in range(options.blocks))
+        self.output = nn.Conv2d(options.width, config.bands, 3, padding=1)
+
+    def forward(self, degraded: Tensor, clean: Tensor) -> Tensor:
+        embedding, x = self.extractor(degraded), self.enter(clean)
+        for block in self.content:
+            x = block(x)
+        for block in self.blocks:
+            x = block(x, embedding)
+        return clean + self.output(x)
+
+
+class ExtractorLesson:
+    """Stage 1; see `training.rgb.lesson.Lesson`."""
+
+    def __init__(self, recipe: PhotographRecipe, held: Sequence[Held]) -> None:
+        self.recipe, self.held, self.columns = recipe, held, tuple(recipe.tasks)
+
+    def begin(self) -> Learning:
+        net = Learning(self.recipe.config, self.recipe.reconstructor)
+        with torch.no_grad():
+            net.output.weight.zero_()
+            net.output.bias.zero_()
+        return net
+
+    def learn(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        errors = (net(batch.degraded, batch.clean) - batch.degraded).abs().mean((1, 2, 3))
+        return errors.mean(), errors.detach(), batch.tasks
+
+    @torch.no_grad()
+    def figures(self, net: nn.Module) -> Mapping[str, float]:
+        """PSNR over that of the clean picture in dB, by which the best is chosen, and how well kinds are told apart."""
+        gains, embeddings = [], []
+        for each in self.held:
+            again = net(one(each.bad), one(each.clean))[0].numpy()
+            gains.append(psnr(again, each.bad) - psnr(each.clean, each.bad))
+            embeddings.append(net.extractor(one(each.bad))[0].numpy())  # type: ignore[operator]
+        made = mean_by_task(self.held, gains)
+        told = told_apart(np.stack(embeddings), [each.task for each in self.held])
+        return {**made, "told apart": told, "mean": float(np.mean(list(made.values())))}
+
+    def write(self, net: nn.Module, file: Path, about: str) -> Path:
+        """Of the extractor alone: what it was trained by is thrown away."""
+        assert isinstance(net, Learning)
+        state = {f"extractor.{key}": value for key, value in net.extractor.state_dict().items()}
+        metadata = {"architecture": EXTRACTOR, "configuration": self.recipe.config.as_dict(), "about": about}
+        return write_safetensors(file, state, metadata)
+
+
+def told_apart(embeddings: np.ndarray, tasks: Sequence[str]) -> float:
+    """Share of embeddings [N, E] that lie nearest to the mean of their own kind, each left out of its mean."""
+    kinds = {kind: np.array([task == kind for task in tasks]) for kind in dict.fromkeys(tasks)}
+    right = 0
+    for index, task in enumerate(tasks):
+        left = np.arange(len(tasks)) != index
+        others = {kind: embeddings[own & left] for kind, own in kinds.items()}
+        away = {kind: np.linalg.norm(embeddings[index] - of.mean(0)) for kind, of in others.items() if len(of)}
+        right += min(away, key=lambda kind: away[kind]) == task
+    return right / len(tasks)
+
+
+def read_extractor(file: Path, config: DPMambaConfig | None = None) -> Extractor:
+    """The extractor of a run of stage 1, merged and frozen, in eval mode.
+
+    Raises:
+        CheckpointError: it is none, or not that of the configuration.
+    """
+    content = read_checkpoint(file)
+    if content.architecture != EXTRACTOR:
+        raise CheckpointError(
+            "is no extractor", file=file, key="architecture", value=content.architecture, remedy="train stage 1 first"
+        )
+    theirs = DPMambaConfig.from_dict(content.given)
+    for key in OF_EXTRACTOR if config else ():
+        own, told = getattr(config, key), getattr(theirs, key)
+        if own != told:
+            raise CheckpointError(
+                "is another extractor than the recipe's", file=file, key=key, value=told, remedy=f"it says {own}"
+            )
+    extractor = Extractor(theirs, branched=True)
+    extractor.load_state_dict({key.removeprefix("extractor."): value for key, value in content.tensors.items()})
+    return merged(extractor, theirs).eval().requires_grad_(False)
+
+
+class RestorationLesson:
+    """Stage 2; see `training.rgb.lesson.Lesson`."""
+
+    def __init__(self, recipe: PhotographRecipe, held: Sequence[Held], extractor: Extractor) -> None:
+        self.recipe, self.held, self.extractor, self.columns = recipe, held, extractor, tuple(recipe.tasks)
+
+    def begin(self) -> DPMambaIR:
+        """Begins with nothing to add to the picture; the extractor is frozen."""
+        net = DPMambaIR(self.recipe.config)
+        net.extractor.load_state_dict(self.extractor.state_dict())
+        net.extractor.requires_grad_(False)
+        with torch.no_grad():
+            net.output.weight.zero_()
+        return net
+
+    def restored(self, net: nn.Module, frame: Tensor) -> Tensor:
+        """As the embedding says, or without one where the recipe tries what it is worth."""
+        with torch.no_grad():
+            embedding = net.extractor(frame)  # type: ignore[operator]
+        return net(frame, embedding if self.recipe.modulated else torch.zeros_like(embedding))  # type: ignore[no-any-return]
+
+    def learn(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        restored = self.restored(net, batch.degraded)
+        errors = (restored - batch.clean).abs().mean((1, 2, 3))
+        return loss(restored, batch.clean), errors.detach(), batch.tasks
+
+    @torch.no_grad()
+    def figures(self, net: nn.Module) -> Mapping[str, float]:
+        """Gain of every task in dB."""
+        gains = [gain(each, self.restored(net, one(each.bad))[0].numpy()) for each in self.held]
+        made = mean_by_task(self.held, gains)
+        return {**made, "mean": float(np.mean(list(made.values())))}
+
+    def write(self, net: nn.Module, file: Path, about: str) -> Path:
+        return save_checkpoint(network_of(net), file, about=about)
+
+
+def loss(restored: Tensor, clean: Tensor) -> Tensor:
+    """L1 + 0.5 L2 + 0.001 of the mean absolute difference of spectra, real and imaginary parts."""
+    difference = restored - clean
+    spectrum: Any = torch.view_as_real(torch.fft.fft2(difference))
+    return difference.abs().mean() + SQUARES * (difference**2).mean() + FREQUENCIES * spectrum.abs().mean()
