@@ -10,6 +10,7 @@ from runtime.errors import InputError
 from .options import constant_bands_option, engine_option, examples, json_option, prompt_option, reading_options
 from .run_cube import How, run_cube
 from .run_folder import run_folder
+from .run_video import is_video, run_video
 
 
 def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -26,6 +27,7 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
         "deploy run build/bundle scene.hdr --out restored.hdr",
         "deploy run build/bundle photo.jpg --out restored.png",
         "deploy run build/bundle photos/ --out restored/",
+        "deploy run build/bundle film.mp4 --out restored.mkv",
         "deploy run build/rgb scene.hdr --bands 24,17,10 --out restored.hdr",
         "deploy run build/bundle scene.npy --layout bands,lines,samples --out restored.npy",
         "deploy run build/bundle raw.hdr --scale 4095 --output-type float32 --out restored.hdr --json",
@@ -37,7 +39,7 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="ENVI (.hdr, .bil, .bip, .bsq, ...), .npy, .png or .tif; a folder for a folder.",
+    help="ENVI (.hdr, .bil, .bip, .bsq, ...), .npy, .png or .tif; a folder for a folder; .mkv, .mp4 or - for a video.",
 )
 @reading_options
 @constant_bands_option
@@ -59,12 +61,15 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
 @json_option
 def command(bundle: Path, cube: Path, out: Path, output_type: str, **options: Any) -> dict[str, Any]:
-    """Restore a cube, a photograph or a folder of photographs with a bundle.
+    """Restore a cube, a photograph, a folder of photographs or a video with a bundle.
 
     Integer cubes come back in their own type and scale, with wavelengths and georeferencing; pixels that the file marks
     with `data ignore value` stay as they are. Photographs (PNG, JPEG, TIFF) come back as they were turned, with their
     transparency, colour profile and EXIF. Of a folder each becomes a .png, or .tif of a TIFF, in the folder --out;
-    what is there already is left, so that a run which was interrupted goes on.
+    what is there already is left, so that a run which was interrupted goes on. Of a video, or `-` for one through a
+    pipe, every frame is restored and the sound is kept.
     """
     how = How(unit=output_type == "float32", **options)
-    return (run_folder if cube.is_dir() else run_cube)(bundle, cube, out, how)
+    if cube.is_dir():
+        return run_folder(bundle, cube, out, how)
+    return (run_video if is_video(cube) else run_cube)(bundle, cube, out, how)

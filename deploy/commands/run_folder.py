@@ -24,7 +24,7 @@ def run_folder(bundle: Path, folder: Path, out: Path, how: How) -> dict[str, Any
     """
     how.refuse_for("a folder")
     targets = _targets(folder, out)
-    done = {"out": str(out), "pictures": len(targets), "restored": 0, "skipped": 0, "frames": 0}
+    done = {"pictures": len(targets), "restored": 0, "skipped": 0, "frames": 0}
     failed: dict[str, str] = {}
     began = time.monotonic()
     with opened(bundle, how) as loaded:
@@ -52,12 +52,13 @@ def run_folder(bundle: Path, folder: Path, out: Path, how: How) -> dict[str, Any
             console.complain(f"deploy: {left} of {len(targets)} are left; the same command goes on with them")
             raise
         except DeployError as error:
-            error.report = {**done, "failed": failed}
+            error.report = {"out": str(out), **done, "failed": failed}
             raise
-    report = {**done, "failed": failed, "seconds": round(time.monotonic() - began, 3), **told}
+    seconds = round(time.monotonic() - began, 3)
+    report = {"out": str(out), **done, "failed": failed, "seconds": seconds, **told}
     if done["skipped"]:
         console.say(f"skipped     {done['skipped']} that are in {out} already; --replace restores them again")
-    console.say(f"restored    {done['restored']} photographs in {report['seconds']:.2f} s")
+    console.say(f"restored    {done['restored']} photographs in {seconds:.2f} s")
     if failed:
         wrong = InputError(
             f"{len(failed)} of {len(targets)} photographs were not restored: {', '.join(failed)}",

@@ -33,11 +33,12 @@ def taking(source: CubeFile, bands: Sequence[int]) -> CubeFile:
     told = source.stated
     stated = replace(
         told,
+        gains=taken(told.gains),
+        offsets=taken(told.offsets),
+        reflectance_gains=taken(told.reflectance_gains),
+        reflectance_offsets=taken(told.reflectance_offsets),
+        wavelengths=taken(told.wavelengths),
         bad=tuple(new for new, old in enumerate(bands) if old in told.bad),
-        **{
-            name: taken(getattr(told, name))
-            for name in ("gains", "offsets", "reflectance_gains", "reflectance_offsets", "wavelengths")
-        },
     )
     fields = {name: _listed(name, text, bands, count) for name, text in source.fields.items()}
     return replace(
