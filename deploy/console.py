@@ -86,7 +86,7 @@ def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]])
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on standard error; yields a function (done, in all or None). Time alone where no number is told."""
+    """A progress bar on standard error; yields a function (done, all if known). Time alone where no number is told."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from runtime.files.videos import Video
     from runtime.files.videos_out import Kind
 
-SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .mts .flv .wmv .ogv .y4m .mxf .nut .ivf .h264 .hevc".split()
-)
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".wmv",
+            ".ogv", ".y4m", ".mxf", ".nut", ".ivf", ".h264", ".hevc")  # fmt: skip
 PIPE = Path("-")
 STATED = Stated(scale=255.0, axes=True, photograph=True)
 """Of a frame's numbers."""

@@ -144,7 +144,7 @@ def test_every_frame_is_restored_in_its_own_colours(
 
 def test_sound_turning_title_and_shape_of_pixels_are_kept(capsys: Capsys, doubling: Path) -> None:
     video("in.mp4", sound="aac", turned=90, aspect=2, form="yuv420p")
-    _, times, sounds, stream = seen("in.mp4")
+    _, times, sounds, _ = seen("in.mp4")
     for out in ("out.mkv", "out.mp4"):
         told = restored(capsys, doubling, "in.mp4", "--out", out)
         assert told["encoder"].startswith("H.264")
