@@ -84,7 +84,8 @@ class Rows:
     @property
     def left(self) -> int:
         """Lines that are still to come; none after `close`."""
-        return self._end - self.next
+        left: int = self._end - self.next
+        return left
 
     def take(self, line: Line) -> Taken:
         """Put the next row into `line`, [3, samples]."""

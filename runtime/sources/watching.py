@@ -172,7 +172,7 @@ class Watch(Source):
                     f"no complete {self._folder.what} within {self._folder.patience:g} s"
                     + "".join(f"; {text}" for text in why),
                     file=self._path,
-                    remedy="start the program that writes them first, or allow more seconds of idleness (stream.idle_seconds)",
+                    remedy="start the recorder first, or allow more seconds of idleness (stream.idle_seconds)",
                 )
             time.sleep(POLL)
 

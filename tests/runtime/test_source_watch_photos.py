@@ -1,4 +1,4 @@
-"""`watch-photos:`: rows of pictures as lines, each picture for itself, whatever a camera's program does to the folder."""
+"""`watch-photos:`: rows of pictures as lines, each picture for itself, whatever its writer does to the folder."""
 
 from __future__ import annotations
 
