@@ -78,7 +78,7 @@ def of_bug(error: Exception) -> str:
 EXTRAS = {
     "torch": "export", "jinja2": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export",
     "skimage": "report", "sklearn": "report", "pywt": "report", "matplotlib": "report",
-    "pyvips": "photographs",
+    "pyvips": "photographs", "av": "video",
     "zmq": "stream", "spacepackets": "stream", "prometheus_client": "stream",
 }  # fmt: skip
 """Package -> the extra that brings it."""

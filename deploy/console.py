@@ -85,8 +85,8 @@ def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]])
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; yields a function (done, in all). Time alone where no number is told."""
+def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on standard error; yields a function (done, all if known). Time alone where no number is told."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -111,6 +111,7 @@ def declared(extra: str = "") -> dict[str, Requirement]:
         ("report", {"matplotlib", "pywavelets", "scikit-image", "scikit-learn"}),
         ("stream", {"prometheus-client", "pyzmq", "spacepackets"}),
         ("photographs", {"pyvips", "pyvips-binary"}),
+        ("video", {"av"}),
         ("genicam", set()),
     ],
 )

@@ -18,7 +18,7 @@ from runtime.restore_file import meaning_of_file, restore_file
 from .. import console
 from ..config import Config, with_overrides
 from ..reporting.quicklooks import png_bytes, rgb, save_bytes, side_by_side, stretch_limits
-from . import run, simulate
+from . import run_cube, simulate
 from .check import conclude, show
 from .options import examples, json_option
 
@@ -92,9 +92,9 @@ def demo(out: Path) -> dict[str, Any]:
         _step(lines[3])
         source = read_cube(scene)
         meaning = meaning_of_file(loaded, source)
-        run.tell(loaded, source, meaning)
+        run_cube.tell(loaded, source, meaning)
         fine = restore_file(loaded, source, meaning)
-        run.write(restored, source, fine, loaded.manifest)
+        run_cube.write(restored, source, fine, loaded.manifest)
     scale = fine.scale or 1.0
     degraded_cube = np.asarray(source.cube / scale, np.float32)
     restored_cube = np.asarray(read_cube(restored).cube / scale, np.float32)

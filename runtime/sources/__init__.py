@@ -10,6 +10,7 @@ SOURCES: dict[str, str] = {
     "envi": "runtime.sources.envi_file",
     "envi-live": "runtime.sources.envi_live",
     "watch": "runtime.sources.watch",
+    "watch-photos": "runtime.sources.watch_photos",
     "genicam": "runtime.sources.camera.genicam",
 }
 """Scheme -> module with `open_source(address, options)`."""

@@ -194,7 +194,13 @@ class Stream:
         self._recorder = Recorder(
             self._incoming,
             writer,
-            Screen(source.format, radiometric.saturation, _judged(radiometric, facts), restorer.marks),
+            Screen(
+                source.format,
+                radiometric.saturation,
+                _judged(radiometric, facts),
+                restorer.marks,
+                photograph=source.stated.photograph,
+            ),
             Assembler(lines, overlap, options.bridge),
             self._frames,
             self._books,

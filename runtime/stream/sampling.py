@@ -55,7 +55,7 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
         found = [np.logical_or.reduce([mark.found(band) for band in sample]) for mark in marks]
         seen = words.of_marks(marks, [int(np.count_nonzero(pixels)) for pixels in found], sample.dtype)
         values = Values.of(sample, marks, bad)
-        if values.bands:
+        if values.bands and not stated.photograph:
             missing = np.logical_or.reduce([np.zeros(sample.shape[1:], np.bool_), *found])
             seen += doubtful(sample, marks, bad, missing, values, asked)
         doubts += [f"of {sample.shape[1]} lines looked at, {text}" for text in seen]

@@ -26,6 +26,7 @@ class Screen:
         judged: bool [bands, samples], elements that say something of the line: of bands that are restored, and not
             replaced; None for all.
         marks: of missing values, which are no fault of the line.
+        photograph: one value all over, and a line like the one before, are what a picture shows, and no fault either.
     """
 
     def __init__(
@@ -34,7 +35,10 @@ class Screen:
         saturation: float | None,
         judged: NDArray[np.bool_] | None = None,
         marks: Sequence[Mark] = (),
+        *,
+        photograph: bool = False,
     ) -> None:
+        self._photograph = photograph
         self._wild = [mark for mark in marks if not math.isfinite(mark.low)]
         self._saturation = saturation
         self._floats = format.dtype.kind == "f"
@@ -55,12 +59,12 @@ class Screen:
             line: [bands, samples].
             checksum: of its bytes; two equal ones in a row are a line that was sent twice.
         """
-        found = self._repeated(line, checksum)
+        found = NO_FLAGS if self._photograph else self._repeated(line, checksum)
         if self._floats and not self._finite(line):
             if not self._whole_bands(line):
                 return found | Flag.NOT_FINITE
             found |= Flag.DEAD_BANDS
-        if self._constant(line):
+        if not self._photograph and self._constant(line):
             found |= Flag.EMPTY
         if self._saturation is not None and line.max() >= self._saturation:
             np.greater_equal(line, self._saturation, out=self._mask)

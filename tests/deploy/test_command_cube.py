@@ -117,7 +117,7 @@ def test_memory_and_disk_are_counted_before_anything_is_restored(
     write_cube("scene.hdr", scene())
     arguments = ("run", doubling, "scene.hdr", "--out", "out.hdr")
     with monkeypatch.context() as patch:
-        patch.setattr("deploy.commands.run.available_memory", lambda: 1 << 20)
+        patch.setattr("deploy.commands.run_cube.available_memory", lambda: 1 << 20)
         assert_failed(invoke(capsys, *arguments), 3, "memory", "GiB", "deploy stream")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
     assert_failed(invoke(capsys, *arguments), 3, "out.hdr", "--out", "free there")

@@ -1,4 +1,5 @@
-"""GenICam cameras, GigE Vision and USB3 Vision, through Aravis: one image of the slit is one line.
+"""GenICam cameras, GigE Vision and USB3 Vision, through Aravis: one image of the slit is one line; of a
+colour camera each row of an image is one.
 
 Two threads share the work. The one that calls `read` only takes buffers; a keeper of the source's own does what may
 take seconds on a camera that has died: closing, opening again, asking for the temperature.
@@ -7,20 +8,24 @@ take seconds on a camera that has died: closing, opening again, asking for the t
 import atexit
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.errors import InputError
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
 from runtime.sources.camera.aravis_library import AravisError
 from runtime.sources.camera.aravis_stream import filled
+from runtime.sources.camera.colours import Demosaic
 from runtime.sources.camera.keeper import Keeper
 from runtime.sources.camera.order import FrameIds, Image, Order, Restarts, Skipped
-from runtime.sources.camera.pixel_formats import pixel_format
+from runtime.sources.camera.pixel_formats import PixelFormat, pixel_format
 from runtime.sources.camera.session import Session, opened_first
 from runtime.sources.camera.settings import CameraSettings
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.pacing import check_buffer
+from runtime.stated import Stated
 
 LATE_SECONDS = 0.15
 """How long whole lines wait for one before them that has not come."""
@@ -37,6 +42,7 @@ class GenicamSource(Source):
         self._settings = CameraSettings.of(options.camera)
         session = opened_first(address, self._settings)
         try:
+            _refuse_colours(self._settings, session.form)
             lines, bands, samples = self._settings.shape(session.height, session.width)
             if options.wavelengths is not None and len(options.wavelengths) != bands:
                 raise InputError(
@@ -48,16 +54,20 @@ class GenicamSource(Source):
         except BaseException:
             session.close(stop=True)
             raise
+        picture = self._settings.geometry == "colour"
+        # Lamps and skies are at the limit in what is a picture, as in photographs.
+        limit = None if picture else session.form.largest
         self.format = LineFormat(
             bands,
             samples,
             session.form.dtype,
             scale=session.form.largest if options.scale is None else options.scale,
-            saturation=session.form.largest if options.saturation is None else options.saturation,
+            saturation=limit if options.saturation is None else options.saturation,
             wavelengths=options.wavelengths,
         )
+        self.stated = Stated(photograph=picture)
         self._lines, self._image_shape, self._address = lines, session.image, address
-        self._scratch = np.empty((session.height, session.width), session.form.dtype)
+        self._make_buffers(session)
         self._figures = {"reconnects": 0.0, "damaged": 0.0, "skipped": 0.0, "late": 0.0}
         self._figures_before = {"underruns": 0.0, "resent_packets": 0.0}
         self._figures_at = 0.0
@@ -200,7 +210,11 @@ class GenicamSource(Source):
     def _taken(self, line: Line, frame_id: int, image: Image) -> Taken:
         session, index = self._session, self._index
         assert session is not None and session.stream is not None
-        if session.form.packing is None:
+        if self._colours is not None:
+            if index == 0:
+                self._make_colours(session, image.place, self._colours)
+            self._settings.copy_line(self._colours, index, line)
+        elif session.form.packing is None:
             self._settings.copy_line(session.values(image.place), index, line)
         elif self._settings.plain:
             session.unpacker.unpack(session.memory[image.place], line)
@@ -216,6 +230,25 @@ class GenicamSource(Source):
             self._current = None
             session.stream.push(image.buffer)
         return Taken(frame_id * self._lines + index, image.utc_ns, flags)
+
+    def _make_buffers(self, session: Session) -> None:
+        size, form = (session.height, session.width), session.form
+        coloured = self._settings.geometry == "colour"
+        self._scratch = np.empty(size, form.dtype)
+        self._colours = np.empty((3, *size), form.dtype) if coloured else None
+        self._demosaic = Demosaic(form.colours, *size, form.largest) if coloured and form.values == 1 else None
+
+    def _make_colours(self, session: Session, place: int, out: NDArray[Any]) -> None:
+        """Fill `out`, [3, rows, columns], with what the image in a buffer shows."""
+        if session.form.packing is None:
+            pixels = session.values(place)
+        else:
+            pixels = self._scratch
+            session.unpacker.unpack(session.memory[place], pixels)
+        if self._demosaic is None:
+            np.copyto(out, np.moveaxis(pixels, 2, 0))
+        else:
+            self._demosaic.colours(pixels, out)
 
     def _count(self, session: Session) -> None:
         assert session.stream is not None
@@ -233,6 +266,21 @@ class GenicamSource(Source):
         self._next_id = self._order.next_id
         self._keeper.retire(session, why)
         return Broken(why)
+
+
+def _refuse_colours(settings: CameraSettings, form: PixelFormat) -> None:
+    """Raises InputError where geometry and pixel format do not go together; a Bayer pattern may be a mosaic of four."""
+    colour = settings.geometry == "colour"
+    if colour and not form.colours:
+        raise InputError(
+            "the camera sends no colours", key="camera.geometry", value="colour",
+            remedy=f"set a camera.pixel_format of colours; it sends {form.name}",
+        )  # fmt: skip
+    if not colour and form.colours and (form.values == 3 or settings.geometry == "line-scan"):
+        raise InputError(
+            f"the camera sends {form.name}", key="camera.geometry", value=settings.geometry,
+            remedy="set it to colour for pictures, or camera.pixel_format to a grey one",
+        )  # fmt: skip
 
 
 def open_source(address: str, options: SourceOptions) -> GenicamSource:

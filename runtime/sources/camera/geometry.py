@@ -21,7 +21,8 @@ class Geometry(BaseModel):
 
     Attributes:
         geometry: `line-scan`, an image behind a slit is one line; `mosaic`, a snapshot camera's filters repeat over its
-            pixels, and an image is as many lines as patterns lie above each other.
+            pixels, and an image is as many lines as patterns lie above each other; `colour`, an area camera with a
+            Bayer pattern or RGB: each row of an image is a line of red, green and blue.
         spectral_axis: of a line scan: along `rows` means that each row is a band.
         flip_bands: the last band of the image is the first of the line.
         flip_samples: the same across the slit.
@@ -32,7 +33,7 @@ class Geometry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    geometry: Literal["line-scan", "mosaic"] = "line-scan"
+    geometry: Literal["line-scan", "mosaic", "colour"] = "line-scan"
     spectral_axis: Literal["rows", "columns"] = "rows"
     flip_bands: StrictBool = False
     flip_samples: StrictBool = False
@@ -45,7 +46,9 @@ class Geometry(BaseModel):
         Raises:
             InputError: a mosaic without a pattern, keys of the other kind, or an order that is not a permutation.
         """
-        if self.geometry == "line-scan":
+        if self.geometry == "colour" and self.spectral_axis != "rows":
+            raise InputError("a colour image has no spectral axis", key="camera.spectral_axis", remedy="leave it out")
+        if self.geometry != "mosaic":
             for key in ("pattern", "band_order"):
                 if getattr(self, key) is not None:
                     raise InputError(
@@ -73,8 +76,12 @@ class Geometry(BaseModel):
         """Lines, bands and samples of an image of that size.
 
         Raises:
-            InputError: it does not hold the whole pattern once.
+            InputError: it does not hold the whole pattern once, or colours cannot be made of so few pixels.
         """
+        if self.geometry == "colour":
+            if min(height, width) < 3:
+                raise InputError("the image is too small for colours", key="camera", value=f"{height} x {width}")
+            return height, 3, width
         if self.pattern is None:
             return (1, height, width) if self.spectral_axis == "rows" else (1, width, height)
         rows, columns = self.pattern
@@ -89,11 +96,19 @@ class Geometry(BaseModel):
     @property
     def plain(self) -> bool:
         """An image is a line as it is."""
-        return not (self.pattern or self.flip_bands or self.flip_samples) and self.spectral_axis == "rows"
+        turned = self.flip_bands or self.flip_samples or self.spectral_axis != "rows"
+        return self.geometry == "line-scan" and not turned
 
     def copy_line(self, image: NDArray[Any], index: int, line: NDArray[Any]) -> None:
-        """Copy line `index` of an image [rows, columns] to `line`, [bands, samples] as `shape` says."""
+        """Copy line `index` of an image to `line`, [bands, samples] as `shape` says.
+
+        Args:
+            image: [rows, columns]; of colours [3, rows, columns].
+        """
         out = line[:: -1 if self.flip_bands else 1, :: -1 if self.flip_samples else 1]
+        if self.geometry == "colour":
+            np.copyto(out, image[:, index])
+            return
         if self.pattern is None:
             np.copyto(out, image if self.spectral_axis == "rows" else image.T)
             return

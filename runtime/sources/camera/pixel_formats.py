@@ -1,4 +1,4 @@
-"""Pixel formats of grey GenICam cameras, and how an image in one of them becomes an array.
+"""Pixel formats of grey and colour GenICam cameras, and how an image in one of them becomes an array.
 
 Values, names and bit order are those of the GenICam Pixel Format Naming Convention (PFNC 2.4, EMVA); `Packed` are the
 older ones of GigE Vision 1.2. `Mono10` to `Mono16` have each pixel in 16 bits, low byte first.
@@ -45,6 +45,7 @@ class PixelFormat:
         bits: that count; the largest value is 2**bits - 1.
         stored: bits of a pixel in the image.
         packing: None where each pixel has bytes of its own.
+        colours: of the first two pixels of a Bayer pattern, `RGB` where a pixel holds all three; empty of grey ones.
     """
 
     name: str
@@ -52,10 +53,16 @@ class PixelFormat:
     bits: int
     stored: int
     packing: Packing | None = None
+    colours: str = ""
+
+    @property
+    def values(self) -> int:
+        """Of a pixel."""
+        return 3 if self.colours == "RGB" else 1
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the line: uint8 for `Mono8`, uint16 for all others."""
+        """Of the line: uint8 for 8 bits, uint16 for all others."""
         return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
 
     @property
@@ -65,6 +72,25 @@ class PixelFormat:
     def image_bytes(self, pixels: int) -> int:
         """Bytes of an image of so many pixels, whose rows follow each other without padding."""
         return -(-pixels * self.stored // 8)
+
+
+_BAYER = {
+    # Of 8 bits, of 12 bits, packed as GigE Vision 1 did, and packed as the convention does.
+    "GR": (0x01080008, 0x01100010, 0x010C002A, 0x010C0057),
+    "RG": (0x01080009, 0x01100011, 0x010C002B, 0x010C0059),
+    "GB": (0x0108000A, 0x01100012, 0x010C002C, 0x010C0055),
+    "BG": (0x0108000B, 0x01100013, 0x010C002D, 0x010C0053),
+}
+
+
+def _bayer(colours: str, plain: int, unpacked: int, old: int, packed: int) -> tuple[PixelFormat, ...]:
+    name = f"Bayer{colours}"
+    return (
+        PixelFormat(f"{name}8", plain, 8, 8, None, colours),
+        PixelFormat(f"{name}12", unpacked, 12, 16, None, colours),
+        PixelFormat(f"{name}12Packed", old, 12, 12, _TWELVE_OLD, colours),
+        PixelFormat(f"{name}12p", packed, 12, 12, _TWELVE, colours),
+    )
 
 
 PIXEL_FORMATS: dict[int, PixelFormat] = {
@@ -79,6 +105,8 @@ PIXEL_FORMATS: dict[int, PixelFormat] = {
         PixelFormat("Mono16", 0x01100007, 16, 16),
         PixelFormat("Mono10p", 0x010A0046, 10, 10, _TEN),
         PixelFormat("Mono12p", 0x010C0047, 12, 12, _TWELVE),
+        *(form for colours, values in _BAYER.items() for form in _bayer(colours, *values)),
+        PixelFormat("RGB8", 0x02180014, 8, 24, None, "RGB"),
     )
 }
 """By PFNC value."""
@@ -122,7 +150,7 @@ class Unpacker:
         """Write the pixels of `data`, uint8 [at least image_bytes], to `out`.
 
         Args:
-            out: C-contiguous, of the format's type, with as many values as the image has pixels.
+            out: C-contiguous, of the format's type, with as many values as the image's pixels have.
         """
         flat = out.reshape(-1)
         packing = self.form.packing

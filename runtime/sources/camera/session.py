@@ -104,9 +104,10 @@ class Session:
         return Image(buffer, self._places[filled.data], filled.utc_ns)
 
     def values(self, place: int) -> NDArray[Any]:
-        """Image [rows, columns] of a buffer, where its pixels have bytes of their own."""
+        """Image [rows, columns], of RGB [rows, columns, 3], of a buffer whose pixels have bytes of their own."""
         data = self.memory[place, : self.unpacker.image_bytes]
-        return data.view("<u2" if self.form.stored == 16 else "u1").reshape(self.height, self.width)
+        values = data.view("<u2" if self.form.stored == 16 else "u1")
+        return values.reshape(self.height, self.width, *[3] * (self.form.values == 3))
 
     def close(self, *, stop: bool) -> None:
         """Give all back. Each step takes seconds where the camera does not answer; `stop` is one of them."""
