@@ -360,7 +360,7 @@ def test_an_unrestored_line_is_flagged(tiny_bundle: Path, tmp_path: Path, capsys
 
 
 ERRORS: list[tuple[list[str], int, tuple[str, ...]]] = [
-    (["--source", "usb:0"], 2, ("--source", "not a source", "usb:0", "envi-live, watch, genicam")),
+    (["--source", "usb:0"], 2, ("--source", "not a source", "usb:0", "envi-live, watch, watch-photos, genicam")),
     (["--source", "envi:nowhere.hdr"], 2, ("nowhere.hdr", "no such file")),
     (["--source", "sim:bands=30"], 2, ("fewer bands", "31")),
     (["--source", SIM, "--spool-limit", "20GiB"], 2, ("no record to limit", "--record")),

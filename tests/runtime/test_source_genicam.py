@@ -734,7 +734,7 @@ def test_settings() -> None:
         ({"frame_rate": 0}, r"camera.frame_rate: Input should be greater than 0 \(found 0\)"),
         ({"frame_rate": "330"}, "camera.frame_rate: Input should be a valid number"),
         ({"frame_rate": True}, "camera.frame_rate: "),
-        ({"pixel_format": "RGB8"}, "camera.pixel_format: not a pixel format that is read here.*Mono12p"),
+        ({"pixel_format": "YUV422_8"}, "camera.pixel_format: not a pixel format that is read here.*Mono12p"),
         ({"geometry": "whisk"}, "camera.geometry: Input should be 'line-scan', 'mosaic' or 'colour'"),
         ({"pattern": "4"}, "camera.pattern: "),
         ({"geometry": "mosaic"}, "camera.pattern: a mosaic needs"),

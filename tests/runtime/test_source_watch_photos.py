@@ -81,17 +81,17 @@ def test_each_picture_begins_anew_and_others_are_skipped(tmp_path: Path) -> None
 
 
 def test_half_written_pictures_are_waited_for_and_new_ones_under_an_old_name_are_read(tmp_path: Path) -> None:
-    path, seconds = tmp_path / "now.png", SourceOptions(idle_seconds=2.0)
+    path, seconds = tmp_path / "now.png", SourceOptions(idle_seconds=1.2)
     put(path, picture())
     whole = path.read_bytes()
     path.write_bytes(whole[:-300])
 
     def go_on() -> None:
-        time.sleep(0.7)
+        time.sleep(0.5)
         path.write_bytes(whole)
-        time.sleep(0.9)
+        time.sleep(0.6)
         path.touch()
-        time.sleep(0.9)
+        time.sleep(0.6)
         put(path, picture(5, seed=1))
 
     thread = threading.Thread(target=go_on)
