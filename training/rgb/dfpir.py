@@ -66,7 +66,7 @@ class DfpirLesson:
         right = [self.tasks[prompt] == task for prompt, task in zip(said, batch.tasks, strict=True)]
         wanted = torch.where(torch.tensor(right)[:, None, None, None], batch.clean, batch.degraded)
         kinds, places = np.unique(said, return_inverse=True)
-        prompts = net.perturbation(self.stacked[kinds])[places]  # type: ignore[operator]
+        prompts = net.perturbation(self.stacked[kinds])[places]
         errors = (net(batch.degraded, prompts) - wanted).abs().mean((1, 2, 3))
         columns = tuple(task if fits else KEPT for task, fits in zip(batch.tasks, right, strict=True))
         return errors.mean(), errors.detach(), columns
@@ -74,7 +74,7 @@ class DfpirLesson:
     @torch.no_grad()
     def figures(self, net: nn.Module) -> Mapping[str, float]:
         """Gain of every task in dB, and what a wrong prompt costs, the mean over all of them."""
-        prompts = net.perturbation(self.stacked)  # type: ignore[operator]
+        prompts = net.perturbation(self.stacked)
         own, costs = [], []
         for each in self.held:
             frame = one(each.bad).expand(len(prompts), -1, -1, -1)

@@ -93,7 +93,7 @@ class ExtractorLesson:
         for each in self.held:
             again = net(one(each.bad), one(each.clean))[0].numpy()
             gains.append(psnr(again, each.bad) - psnr(each.clean, each.bad))
-            embeddings.append(net.extractor(one(each.bad))[0].numpy())  # type: ignore[operator]
+            embeddings.append(net.extractor(one(each.bad))[0].numpy())
         made = mean_by_task(self.held, gains)
         told = told_apart(np.stack(embeddings), [each.task for each in self.held])
         return {**made, "told apart": told, "mean": float(np.mean(list(made.values())))}
@@ -159,8 +159,8 @@ class RestorationLesson:
     def restored(self, net: nn.Module, frame: Tensor) -> Tensor:
         """As the embedding says, or without one where the recipe tries what it is worth."""
         with torch.no_grad():
-            embedding = net.extractor(frame)  # type: ignore[operator]
-        return net(frame, embedding if self.recipe.modulated else torch.zeros_like(embedding))  # type: ignore[no-any-return]
+            embedding = net.extractor(frame)
+        return net(frame, embedding if self.recipe.modulated else torch.zeros_like(embedding))
 
     def learn(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         restored = self.restored(net, batch.degraded)

@@ -62,7 +62,7 @@ def degraded(
     task: str, clean: Float32, rng: np.random.Generator, severity: Mapping[str, Mapping[str, float]]
 ) -> Float32:
     """A picture degraded as a recipe says."""
-    return DEGRADATIONS[task](clean, rng, **severity.get(task, {}))  # type: ignore[call-arg]
+    return DEGRADATIONS[task](clean, rng, **severity.get(task, {}))
 
 
 class Draws:

@@ -44,8 +44,8 @@ def prompting(net: Network) -> Prompting:
     if isinstance(module, Dfpir):
         with torch.no_grad():
             made = {name: module.perturbation(code.tensor) for name, code in module.prompts.items()}
-        return {name: lambda _, prompt=prompt: prompt for name, prompt in made.items()}  # type: ignore[misc]
-    return {"embedding": module.extractor, "zeros": lambda frame: torch.zeros_like(module.extractor(frame))}  # type: ignore[operator]
+        return {name: lambda _, prompt=prompt: prompt for name, prompt in made.items()}
+    return {"embedding": module.extractor, "zeros": lambda frame: torch.zeros_like(module.extractor(frame))}
 
 
 @torch.no_grad()
