@@ -147,8 +147,8 @@ def gone(group: int, folder: Path, *, within: float) -> bool:
     [
         (lambda process: process.send_signal(signal.SIGINT), 130, 2),
         (lambda process: process.send_signal(signal.SIGTERM), 130, 2),
-        (lambda process: process.kill(), -signal.SIGKILL, 10),
-        (lambda process: [os.kill(pid, signal.SIGKILL) for pid in children(process.pid)], 3, 10),
+        (lambda process: process.kill(), -signal.SIGKILL, 60),
+        (lambda process: [os.kill(pid, signal.SIGKILL) for pid in children(process.pid)], 3, 60),
     ],
     ids=["Ctrl-C", "SIGTERM", "SIGKILL", "connection lost"],
 )
