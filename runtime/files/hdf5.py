@@ -7,6 +7,7 @@ import zlib
 from itertools import product
 from math import prod
 from pathlib import Path
+from struct import unpack
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +19,8 @@ from runtime.files.layout import check_type
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MEND = "save it again with save -v7 or -v7.3"
+BLOCK, MODULUS = 1 << 20, 65535
+"""Words of a checksum that are summed at a time, and what the sums are taken modulo."""
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
 
 
@@ -91,6 +94,17 @@ def _read_chunks(dataset: Any, array: NDArray[Any], filters: list[int], size: in
         array[inside] = values[tuple(slice(0, part.stop - part.start) for part in inside)]
 
 
+def _fletcher32(raw: bytes) -> tuple[int, int]:
+    """The two sums of HDF5's checksum (H5_checksum_fletcher32), modulo `MODULUS`: of words, of their running sums."""
+    words = np.frombuffer(raw + b"\0" * (len(raw) % 2), ">u2")
+    first = second = 0
+    for start in range(0, len(words), BLOCK):
+        block = words[start : start + BLOCK].astype(np.int64)
+        left = np.arange(len(words) - start, len(words) - start - len(block), -1) % MODULUS
+        first, second = first + int(block.sum()), second + int((block * left).sum())
+    return first % MODULUS, second % MODULUS
+
+
 def _unfiltered(
     raw: bytes, mask: int, filters: list[int], chunk: tuple[int, ...], dtype: np.dtype[Any], path: Path, name: str
 ) -> NDArray[Any]:
@@ -101,7 +115,12 @@ def _unfiltered(
             continue
         kind = _FILTERS[filters[index]]
         if kind == "fletcher32":
-            raw = raw[:-4]
+            raw, stored = raw[:-4], raw[-4:]
+            # Some versions of HDF5 wrote the bytes of each half in the other order.
+            if len(stored) < 4 or _fletcher32(raw) not in [
+                tuple(half % MODULUS for half in unpack(order, stored)) for order in ("<HH", ">HH")
+            ]:
+                raise damaged(path, "the checksum of a chunk is not that of its values", name)
         elif kind == "deflate":
             inflater = zlib.decompressobj()
             # A checksum may have been stored before the deflation, behind the values.

@@ -417,3 +417,19 @@ def test_damaged_structs_raise_one_kind_of_error(tmp_path: Path) -> None:
         except CubeFileError as error:
             assert error.remedy
             assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (4, 6, 2)])
+def test_a_checksum_that_is_stored_is_held(tmp_path: Path, shape: tuple[int, ...], compression: str | None) -> None:
+    values = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file.create_dataset("cube", data=values, chunks=shape, fletcher32=True, compression=compression)
+    np.testing.assert_array_equal(read_cube(tmp_path / "a.mat", layout="samples,lines,bands").cube, values)
+    with h5py.File(tmp_path / "a.mat") as file:
+        info = file["cube"].id.get_chunk_info(0)
+    whole = (tmp_path / "a.mat").read_bytes()
+    for at in range(info.byte_offset, info.byte_offset + info.size):
+        (tmp_path / "a.mat").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(CubeFileError):
+            read_cube(tmp_path / "a.mat")
