@@ -154,8 +154,20 @@ class _Choice:
             problem, remedy = f"{what}: {_listed(cubes)}", f"name one of them, as in --key {plain(cubes[0].name)}"
         else:
             problem = f"no 3-D numeric array among: {_listed(self._everything) or 'nothing'}"
-            remedy = "save the cube as a 3-D array" + (f", or {self._how(flat)}" if flat else "")
+            remedy = self._as_real() + (f", or {self._how(flat)}" if flat else "")
         return CubeFileError(problem, file=self.path, key="key", remedy=remedy)
+
+    def _as_real(self) -> str:
+        """How to save the cube, by what is there in its place."""
+        held = [v for v in self._everything if 0 not in v.shape and v.kind not in ("logical", "char")]
+        deep = next((v for v in held if len(v.shape) == 3), None)
+        nest = next((v for v in held if v.kind in ("cell", "struct array")), None)
+        if deep is not None:
+            return f"save it as real numbers, as in cube = single(real({deep.name}))"
+        if nest is not None:
+            inside = f"{nest.name}{{1}}" if nest.kind == "cell" else f"{nest.name}(1)"
+            return f"save one cube by itself, as in cube = {inside} or a field of it"
+        return "save the cube as a 3-D array"
 
     def _not_named(self, *, several: bool) -> CubeFileError:
         for variable in self._everything:

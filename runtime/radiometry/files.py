@@ -38,6 +38,7 @@ class DetectorImage:
         scatter: [bands, samples], standard deviation from line to line; NaN where it is not known, 0 for a single line.
         lines: how many lines they are the mean of.
         levels: [lines], mean of each of them.
+        listed: bands that its file calls bad, from 0.
     """
 
     values: Doubles
@@ -45,6 +46,7 @@ class DetectorImage:
     scatter: Doubles
     lines: int
     levels: Doubles
+    listed: tuple[int, ...] = ()
 
     @property
     def noise(self) -> float | None:
@@ -95,9 +97,10 @@ def read_detector_image(
         remedy = "delete it from the header if the numbers are counts as the camera gives them"
         factor = f"{header.reflectance_scale_factor:g}"
         raise refused("states a reflectance scale factor, which is not applied here", path, key, remedy, factor)
+    listed = tuple(band for band, good in enumerate(header.bbl or ()) if good == 0)
     if (header.bands, header.samples) == format.shape and (averaged or header.lines == 1):
         _check_wavelengths(header, format, path, key)
-        return _mean(_lines(header), header.lines, limit, header.data_ignore_value)
+        return replace(_mean(_lines(header), header.lines, limit, header.data_ignore_value), listed=listed)
     if (header.bands, header.lines, header.samples) == (1, *format.shape):
         return _mean([read_lines(header, 0, header.lines)[0]], 1, limit, header.data_ignore_value)
     found = f"{header.bands} bands x {header.lines} lines x {header.samples} samples"

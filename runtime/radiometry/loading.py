@@ -15,6 +15,7 @@ import numpy as np
 from runtime.arrays import Bools
 from runtime.errors import ConfigError
 from runtime.lines import LineFormat
+from runtime.meaning.words import bands
 from runtime.radiometry.bad_pixels import Doubles, unlit, unusable
 from runtime.radiometry.calibration import Calibration
 from runtime.radiometry.darks import Darks
@@ -210,6 +211,9 @@ class _Loading:
     def _judge(self, key: str, image: DetectorImage | None, faults: Mapping[str, Bools]) -> None:
         """Keep what cannot be believed as bad pixels, unless it is too much; of an element the first fault counts."""
         own: Mapping[str, Bools] = {}
+        if image is not None and image.listed:
+            named = self.folder / getattr(self.settings, key)
+            self.doubts.append(f"{named}: its header calls {bands(image.listed)} bad; they are used")
         if image is not None:
             share = image.saturated
             own = {"saturated": share == 1, PARTLY: share > LARGEST_LIMITED, "missing": np.isnan(image.values)}

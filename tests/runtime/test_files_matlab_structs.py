@@ -433,3 +433,13 @@ def test_a_checksum_that_is_stored_is_held(tmp_path: Path, shape: tuple[int, ...
         (tmp_path / "a.mat").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
         with pytest.raises(CubeFileError):
             read_cube(tmp_path / "a.mat")
+
+
+def test_arrays_that_are_no_real_numbers_are_told_how_to_be_saved(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "half.mat", "w") as file:
+        file["cube"] = np.zeros((3, 4, 5), np.float16)
+    with pytest.raises(CubeFileError, match=r"cube = single\(real\(cube\)\)"):
+        read_cube(tmp_path / "half.mat")
+    scipy.io.savemat(tmp_path / "cell.mat", {"c": np.array([np.zeros((3, 4, 5)), "x"], object)})
+    with pytest.raises(CubeFileError, match=r"cube = c\{1\}"):
+        read_cube(tmp_path / "cell.mat")

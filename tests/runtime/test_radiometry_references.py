@@ -306,3 +306,9 @@ def test_references_with_a_factor_of_their_own_are_refused(recordings: Recording
         recordings.load(key, fields={"reflectance scale factor": "4"})
     for same in ("1", "4095"):
         recordings.load(key, fields={"reflectance scale factor": same})
+
+
+def test_bands_that_a_white_calls_bad_are_told(recordings: Recordings) -> None:
+    good = ", ".join("0" if band in (3, 4) else "1" for band in range(BANDS))
+    told = recordings.load("white", fields={"bbl": f"{{{good}}}"}).doubts
+    assert len(told) == 1 and "calls bands 4 to 5 bad; they are used" in told[0]
