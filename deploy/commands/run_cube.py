@@ -182,7 +182,7 @@ def refuse_full(source: CubeFile, out: Path) -> None:
     free = shutil.disk_usage(out.absolute().parent).free
     if source.cube.nbytes > free:
         raise MachineError(
-            f"the restored cube takes {source.cube.nbytes / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free there",
+            f"the restored cube takes {source.cube.nbytes / 2**20:.1f} MiB, and {free / 2**20:.1f} are free there",
             file=out,
             key="--out",
             remedy="make room, or write to another disk",
