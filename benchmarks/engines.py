@@ -1,10 +1,14 @@
-"""The CPU engines on the 36.9 M parameter "options" DAMP at 256x256, in one run.
+"""The CPU engines on every kind of network, each in one run: `python -m benchmarks.engines [NETWORK ...]`.
 
-Eager PyTorch of the reference form; ONNX Runtime on plain dynamo exports of it (every expert for every frame): one as
-our reference form is written, and one of opset 18 with its norms written out by hand, as the public reference has them;
-ONNX Runtime and OpenVINO on our graph. `python -m benchmarks.engines [LINESxSAMPLES]`, about ten minutes. Bars: ONNX
-Runtime 1.8 times and the best float32 engine 2.5 times as fast as PyTorch, ONNX Runtime 1.5 times as fast on our graph
-as on a plain one, at most 2,600 nodes, export in at most 60 s.
+`damp`, about ten minutes: the 36.9 M parameter "options" DAMP at 256x256. Eager PyTorch of the reference form; ONNX
+Runtime on plain dynamo exports of it (every expert for every frame): one as our reference form is written, and one of
+opset 18 with its norms written out by hand, as the public reference has them; ONNX Runtime and OpenVINO on our graph.
+Bars: ONNX Runtime 1.8 times and the best float32 engine 2.5 times as fast as PyTorch, ONNX Runtime 1.5 times as fast on
+our graph as on a plain one, at most 2,600 nodes, export in at most 60 s.
+
+`dfpir`, a minute: the 31.1 M DFPIR at 256x256; bar: ONNX Runtime 1.5 times as fast as eager PyTorch.
+`dpmambair`, a minute: dpmambair-tiny at 128x128, its scan in PyTorch also one pixel after the other; bar: ONNX Runtime
+10 times as fast as that.
 """
 
 from __future__ import annotations
@@ -14,36 +18,49 @@ import io
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from pathlib import Path
 from types import MethodType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnxruntime
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.timing import seconds, show
 from deploy.checking.probes import measuring
-from deploy.commands.options import parse_size
-from export.networks import network_of
+from export.networks import Network, network_of
 from export.networks.damp import Damp, DampConfig
 from export.networks.damp.attention import NORM_EPS, ChannelNorm
 from export.networks.damp.blocks import ExpertMixture
+from export.networks.dfpir import Dfpir, DfpirConfig, TextCode
+from export.networks.dpmambair import DPMambaIR
 from export.onnx import OPSET, count_nodes, export_graph
 from export.torch_engine import TorchEngine
 from runtime.engines import EngineOptions, open_engine
 from runtime.simulation.simulator import simulate_scene
+from training.rgb.recipe import load_recipe
 
 ROUNDS = 5
-BARS = {"ONNX Runtime": 1.8, "OpenVINO": 2.5}
+EAGER = "eager PyTorch"
 PLAIN_BAR, NODES_BAR, SECONDS_BAR = 1.5, 2600, 60.0
 PLAIN: dict[str, dict[str, Any]] = {
     "plain export": {},
     "plain export, opset 18, norms by hand": {"opset": 18, "by_hand": True},
 }
+OURS = (
+    ("ONNX Runtime", "onnxruntime", "fp32"),
+    ("OpenVINO", "openvino", "fp32"),
+    ("OpenVINO, bf16", "openvino", "bf16"),
+)
+RECIPE = Path(__file__).parent.parent / "training" / "recipes" / "dpmambair-tiny.yaml"
+
+Engines = dict[str, Callable[[], object]]
+Taken = Mapping[str, list[float]]
 
 
 def norm_by_hand(norm: ChannelNorm, x: Tensor) -> Tensor:
@@ -71,58 +88,124 @@ def plain_export(
     return program.model_proto.SerializeToString(), time.perf_counter() - began
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", metavar="LINESxSAMPLES", nargs="?", default="256x256")
-    size = parse_size(parser.parse_args().size)
-    assert size is not None
-    lines, samples = size["lines"], size["samples"]
-    torch.manual_seed(0)
-    net = network_of(Damp(DampConfig()))
+def feeds_of(net: Network, lines: int, samples: int) -> dict[str, Any]:
+    """What a noisy scene makes a network take."""
     way = measuring(net, lines, samples)
     scene = simulate_scene(0, way.signature.measured.bands, lines, samples).truth
-    probe = way.feeds(scene + np.random.default_rng(0).normal(0, 0.2, scene.shape).astype(np.float32))
-    eager = TorchEngine(net, lines, samples)
+    return dict(way.feeds(scene + np.random.default_rng(0).normal(0, 0.2, scene.shape).astype(np.float32)))
+
+
+def race(engines: Engines) -> Taken:
+    """Seconds of `ROUNDS` runs of each, in turns, after one that does not count."""
+    for run in engines.values():
+        run()
+    taken: dict[str, list[float]] = {label: [] for label in engines}
+    for _ in range(ROUNDS):
+        for label, run in engines.items():
+            taken[label].append(seconds(run))
+    return taken
+
+
+def times(taken: Taken, label: str, base: str) -> float:
+    """How many times as fast as the other."""
+    return statistics.median(b / a for a, b in zip(taken[label], taken[base], strict=True))
+
+
+def table(title: str, taken: Taken, base: str, bars: Mapping[str, float]) -> Table:
+    made = Table(title=f"{title}, {torch.get_num_threads()} threads, {ROUNDS} rounds")
+    for column in ("engine", "s a frame", f"times {base}", "bar"):
+        made.add_column(column)
+    for label, spent in taken.items():
+        ratio = f"{times(taken, label, base):.2f}"
+        made.add_row(label, f"{statistics.median(spent):.3g}", ratio, f"{bars.get(label, '')}")
+    return made
+
+
+def of_network(net: Network, lines: int, samples: int) -> tuple[Engines, dict[str, Any], str]:
+    """Eager PyTorch and every engine on our graph; their feeds; a line on the graph."""
+    probe, eager = feeds_of(net, lines, samples), TorchEngine(net, lines, samples)
     began = time.perf_counter()
     graph = export_graph(net, lines, samples)
-    seconds = time.perf_counter() - began
-    engines: dict[str, Callable[[], object]] = {"eager PyTorch": lambda: eager.infer(probe)}
-    told = []
+    told = f"nodes: {graph.nodes}; export: {time.perf_counter() - began:.1f} s"
+    engines: Engines = {EAGER: lambda: eager.infer(probe)}
+    for label, name, precision in OURS:
+        opened = open_engine(name, graph.data, net.signature(lines, samples), EngineOptions(precision=precision))
+        engines[label] = lambda opened=opened: opened.infer(probe)
+    return engines, probe, told
+
+
+def damp() -> None:
+    torch.manual_seed(0)
+    engines, probe, told = of_network(network_of(Damp(DampConfig())), 256, 256)
+    lines = []
     for label, given in PLAIN.items():
         torch.manual_seed(0)
         other = Damp(DampConfig()).eval()
         plain, took = plain_export(other, *map(torch.from_numpy, probe.values()), **given)
-        told.append(f"{label}: {count_nodes(plain)} nodes, export {took:.0f} s")
+        lines.append(f"{label}: {count_nodes(plain)} nodes, export {took:.0f} s")
         session = onnxruntime.InferenceSession(plain, providers=["CPUExecutionProvider"])
         engines[label] = lambda session=session: session.run(None, probe)
-    for label, name, precision in (
-        ("ONNX Runtime", "onnxruntime", "fp32"),
-        ("OpenVINO", "openvino", "fp32"),
-        ("OpenVINO, bf16", "openvino", "bf16"),
-    ):
-        opened = open_engine(name, graph.data, way.signature, EngineOptions(precision=precision))
-        engines[label] = lambda opened=opened: opened.infer(probe)
-    taken: dict[str, list[float]] = {label: [] for label in engines}
-    for number in range(ROUNDS + 1):
-        for label, run in engines.items():
-            began = time.perf_counter()
-            run()
-            if number:
-                taken[label].append(time.perf_counter() - began)
-    threads = torch.get_num_threads()
-    table = Table(title=f'DAMP "options", 36.9 M parameters, {lines}x{samples}, {threads} threads, {ROUNDS} rounds')
-    for column in ("engine", "s a frame", "times PyTorch", "bar"):
-        table.add_column(column)
-    for label, times in taken.items():
-        pairs = zip(taken["eager PyTorch"], times, strict=True)
-        ratio = statistics.median(a / b for a, b in pairs)
-        table.add_row(label, f"{statistics.median(times):.2f}", f"{ratio:.2f}", f"{BARS.get(label, '')}")
-    Console().print(table)
+    taken = race(engines)
     for label in PLAIN:
-        pairs = zip(taken[label], taken["ONNX Runtime"], strict=True)
-        print(f"our graph against {label}: {statistics.median(a / b for a, b in pairs):.2f} times (bar {PLAIN_BAR})")
-    print(f"nodes: {graph.nodes} (bar {NODES_BAR:,}); export: {seconds:.1f} s (bar {SECONDS_BAR:g} s)")
-    print("\n".join(told))
+        ratio = times(taken, "ONNX Runtime", label)
+        lines.append(f"our graph against {label}: {ratio:.2f} times (bar {PLAIN_BAR})")
+    title = 'DAMP "options", 36.9 M parameters, 256x256'
+    show(
+        table(title, taken, EAGER, {"ONNX Runtime": 1.8, "OpenVINO": 2.5}),
+        f"{told} (bars {NODES_BAR:,}, {SECONDS_BAR:g} s)",
+        *lines,
+    )
+
+
+def dfpir() -> None:
+    torch.manual_seed(0)
+    module = Dfpir(DfpirConfig())
+    # Any code gives an order of channels, and none costs another time.
+    module.prompts = {
+        "rain": TextCode(np.random.default_rng(0).standard_normal(module.config.text, np.float32), "Rain")
+    }
+    engines, _, told = of_network(network_of(module), 256, 256)
+    show(table("DFPIR, 31.1 M parameters, 256x256", race(engines), EAGER, {"ONNX Runtime": 1.5}), told)
+
+
+def dpmambair() -> None:
+    torch.manual_seed(0)
+    module = DPMambaIR(load_recipe(RECIPE).config)
+    engines, _, told = of_network(network_of(module), 128, 128)
+    eager = engines[EAGER]
+
+    def sequential() -> None:
+        with patch("export.networks.dpmambair.network.scan", one_by_one):
+            eager()
+
+    base = f"{EAGER}, scanned one by one"
+    taken = race({base: sequential, **engines})
+    show(table("dpmambair-tiny, 1.35 M parameters, 128x128", taken, base, {"ONNX Runtime": 10}), told)
+
+
+def one_by_one(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, how: str) -> Tensor:
+    """The scan as Mamba's reference has it: all decays and news at once, then a loop over pixels."""
+    assert how == "euler"
+    decay = torch.exp(delta[..., None] * a[:, None])
+    news = (delta * x)[..., None] * b.transpose(1, 2)[:, None]
+    state, made = torch.zeros_like(news[:, :, 0]), []
+    for t in range(x.shape[-1]):
+        state = decay[:, :, t] * state + news[:, :, t]
+        made.append(torch.einsum("bdn,bn->bd", state, c[:, :, t]))
+    return torch.stack(made, -1)
+
+
+NETWORKS = {"damp": damp, "dfpir": dfpir, "dpmambair": dpmambair}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", metavar="NETWORK", nargs="*", help=f"of {', '.join(NETWORKS)}; all without")
+    chosen = parser.parse_args().networks
+    if unknown := set(chosen) - set(NETWORKS):
+        parser.error(f"no such network: {', '.join(sorted(unknown))}; give {', '.join(NETWORKS)}")
+    for name in chosen or NETWORKS:
+        NETWORKS[name]()
 
 
 if __name__ == "__main__":

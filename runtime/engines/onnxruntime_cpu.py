@@ -60,6 +60,8 @@ def open_session(graph: bytes, ports: Ports, options: EngineOptions) -> BoundSes
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    # Buffers planned from the second frame on live beside those of the first: twice the memory, no faster (1.31).
+    settings.enable_mem_pattern = False
     for key, value in TELL_PLACES.items():
         settings.add_session_config_entry(key, value)
     try:

@@ -76,9 +76,11 @@ def test_the_graph_is_the_network_scanned_one_by_one(size: tuple[int, int], how:
         signature = net.signature(*size)
         given = inputs(signature, seed)
         expected = exactly(module, *map(torch.from_numpy, given.values())).numpy()
-        with open_engine("onnxruntime", export_graph(net, *size).data, signature) as engine:
-            found = engine.infer(given)["restored"]
-        assert np.abs(found - expected).max() <= LIMIT * np.ptp(expected), (low, high)
+        graph = export_graph(net, *size).data
+        for name in ("onnxruntime", "openvino"):
+            with open_engine(name, graph, signature) as engine:
+                found = engine.infer(given)["restored"]
+            assert np.abs(found - expected).max() <= LIMIT * np.ptp(expected), (name, low, high)
 
 
 def test_memory_grows_with_the_frame_and_the_states() -> None:

@@ -96,20 +96,21 @@ def scan_nodes(op: Nodes, x: str, delta: str, a: str, b: str, c: str, shapes: Se
     fill = -length % size
     count = (length + fill) // size
 
-    def chunked(t: str, features: int, shape: list[int]) -> str:
-        if fill:
-            t = op.Concat(op.Reshape(t, [1, features, length]), np.zeros((1, features, fill)), axis=2)
-        return op.Reshape(op.Transpose(op.Reshape(t, [features, count, size]), perm=[2, 0, 1]), shape)
-
     def part(t: str, start: int, end: int) -> str:
         return op.Slice(t, [start], [end], [3])
 
     def steps(t: str) -> list[str]:
         return [t] if size == 1 else op.Split(t, outputs=size, axis=0, num_outputs=size)
 
-    row, column = [size, channels, 1, count], [size, 1, states, count]
-    x, delta = chunked(x, channels, row), chunked(delta, channels, row)
-    b, c = chunked(b, states, column), chunked(c, states, column)
+    # Chunked as one: ONNX Runtime moves a transposition that one node uses behind what follows, where it costs more.
+    wide = (channels, channels, states, states)
+    chunked = op.Reshape(op.Concat(x, delta, b, c, axis=1), [sum(wide), length])
+    if fill:
+        chunked = op.Concat(chunked, np.zeros((sum(wide), fill)), axis=1)
+    chunked = op.Transpose(op.Reshape(chunked, [sum(wide), count, size]), perm=[2, 0, 1])
+    x, delta, b, c = op.Split(chunked, [*wide], outputs=4, axis=1)
+    x, delta = (op.Reshape(t, [size, channels, 1, count]) for t in (x, delta))
+    b, c = (op.Reshape(t, [size, 1, states, count]) for t in (b, c))
     a = op.Reshape(a, [1, channels, states, 1])
     exponent = op.Mul(delta, a)
     decays = op.Exp(exponent)
