@@ -15,7 +15,6 @@ from .config import LEVELS, DPMambaConfig
 from .network import NORM_EPS, Block, ChannelNorm, DPMambaIR, FeedForward, HighFrequency, StateSpace
 from .scan import scan
 
-
 _ATANH = (1.99999967, 0.66676003, 0.39589462, 0.3422605)
 """Of which 2 atanh(s) / s = sum of f[i] s^(2 i) for s <= 1/3, within 1.7e-7 of itself: a minimax fit."""
 
