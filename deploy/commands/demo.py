@@ -1,8 +1,9 @@
-"""`deploy demo`: the whole way on a simulated scene, from a packaged model to a restored cube and a report."""
+"""`deploy demo`: the whole way on a simulated scene, from a packaged model to what it restores and a report."""
 
 import json
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,41 @@ from . import run_cube, simulate
 from .check import conclude, show
 from .options import examples, json_option
 
-MODEL = "damp-tiny"
-DEGRADATION = "noise,stripes"
-SCENE = {"lines": 256, "samples": 256}
-FRAME = {"lines": 128, "samples": 128}
 SEED = 7
-CHECKED = ("noise", "bandloss")
-LEAST_GAIN_DB = 3.0
+SCENE = {"lines": 256, "samples": 256}
 
 
-@click.command(epilog=examples("deploy demo --out build/demo"))
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of networks of one kind.
+
+    Attributes:
+        what: they restore.
+        suffix: of its file.
+        degradation: what the scene suffers, and in words.
+        checked: what the bundle is checked by.
+        side: of a frame.
+        least: decibels that are gained at least.
+    """
+
+    what: str
+    suffix: str
+    degradation: tuple[str, str]
+    checked: tuple[str, ...]
+    side: int
+    least: float
+
+
+SHOWN = {
+    "cube": Shown("cube", ".hdr", ("noise,stripes", "noise and stripes"), ("noise", "bandloss"), 128, 3.0),
+    # What looks at whole frames gets the picture as one.
+    "rgb": Shown("photograph", ".png", ("rain", "rain"), ("rain", "haze"), 256, 1.0),
+}
+"""Kind of what is measured -> what is shown."""
+
+
+@click.command(epilog=examples("deploy demo --out build/demo", "deploy demo --network dfpir-tiny --out build/rain"))
+@click.option("--network", default="damp-tiny", show_default=True, help="A packaged model, or a checkpoint.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -40,17 +66,18 @@ LEAST_GAIN_DB = 3.0
     help="Folder for everything that is made.",
 )
 @json_option
-def command(out: Path) -> dict[str, Any]:
+def command(network: str, out: Path) -> dict[str, Any]:
     """Simulate a scene, build a bundle for this CPU, check it against PyTorch, restore the scene, write a report.
 
     Every step is a command that you can type yourself; it is printed before it runs.
     """
-    return demo(out)
+    return demo(out, network)
 
 
-def demo(out: Path) -> dict[str, Any]:
-    """Run the demo into the folder `out`. Raises GateError where the restoration gains less than 3 dB."""
+def demo(out: Path, network: str) -> dict[str, Any]:
+    """Run the demo into the folder `out`. Raises GateError where the restoration gains too little."""
     from calibration.quality import quality
+    from export.networks import load_checkpoint
 
     from ..building import build
     from ..checking import check
@@ -58,6 +85,7 @@ def demo(out: Path) -> dict[str, Any]:
     from ..reporting.check_report import assemble
     from ..reporting.page import Command, Fact, write_report
 
+    net = load_checkpoint(network)
     if os.path.lexists(out):
         raise InputError("exists already", file=out, key="--out", remedy="give another --out")
     try:
@@ -66,26 +94,28 @@ def demo(out: Path) -> dict[str, Any]:
         raise InputError(
             f"cannot be written: {error.strerror or error}", file=out, key="--out", remedy="give a folder you may write"
         ) from error
-    scene, truth, bundle, restored = (
-        out / "scene.hdr",
-        out / "scene-truth.hdr",
-        out / "bundle",
-        out / "restored.hdr",
-    )
+    shown = SHOWN[net.smallest.measured.kind]
+    degradation, called = shown.degradation
+    prompt = next((name for name, each in net.conditions.items() if degradation in each.tasks), "")
+    scene, truth, restored = (out / f"{name}{shown.suffix}" for name in ("scene", "scene-truth", "restored"))
+    bundle = out / "bundle"
     lines = (
-        f"deploy simulate --out {_quoted(scene)} --degradation {DEGRADATION} --size 256x256 --seed {SEED}",
-        f"deploy build --target cpu --checkpoint {MODEL} --size 128x128 --out {_quoted(bundle)}",
-        f"deploy check {_quoted(bundle)} --checkpoint {MODEL}",
-        f"deploy run {_quoted(bundle)} {_quoted(scene)} --out {_quoted(restored)}",
+        f"deploy simulate --out {_quoted(scene)} --degradation {degradation} --size 256x256 --seed {SEED}",
+        f"deploy build --target cpu --checkpoint {network} --size {shown.side}x{shown.side} --out {_quoted(bundle)}",
+        f"deploy check {_quoted(bundle)} --checkpoint {network}",
+        f"deploy run {_quoted(bundle)} {_quoted(scene)} --out {_quoted(restored)}{prompt and f' --prompt {prompt}'}",
     )
     _step(lines[0])
-    simulate.simulate(scene, DEGRADATION, SCENE, 31, (400.0, 700.0), SEED)
+    simulate.simulate(scene, degradation, SCENE, 31, (400.0, 700.0), SEED)
     _step(lines[1])
-    flags = {"model.checkpoint": MODEL, "input.frame": FRAME, "check.degradations": list(CHECKED), "check.cube": SCENE}
+    flags = {
+        "model.checkpoint": network, "input.frame": {"lines": shown.side, "samples": shown.side},
+        "check.degradations": list(shown.checked), "check.cube": SCENE,
+    }  # fmt: skip
     config = with_overrides(Config(), flags)
     build.build(config, bundle)
     _step(lines[2])
-    with load_bundle(bundle) as loaded:
+    with load_bundle(bundle, prompt=prompt or None) as loaded:
         found = check.check(loaded, config, wanted=())
         gates = check.judged(found, config)
         show(found, gates)
@@ -98,7 +128,7 @@ def demo(out: Path) -> dict[str, Any]:
     scale = fine.scale or 1.0
     degraded_cube = np.asarray(source.cube / scale, np.float32)
     restored_cube = np.asarray(read_cube(restored).cube / scale, np.float32)
-    truth_cube = np.asarray(read_cube(truth).cube, np.float32)
+    truth_cube = np.asarray(read_cube(truth).cube / (scale if source.photograph else 1.0), np.float32)
     before, after = quality(degraded_cube, truth_cube), quality(restored_cube, truth_cube)
     stretch = stretch_limits(truth_cube, source.wavelengths)
     pictures = (("degraded", degraded_cube), ("restored", restored_cube), ("truth", truth_cube))
@@ -106,21 +136,21 @@ def demo(out: Path) -> dict[str, Any]:
     for (name, _), look in zip(pictures, looks, strict=True):
         save_bytes(out / f"{name}.png", png_bytes(look))
     save_bytes(out / "side-by-side.png", png_bytes(side_by_side(looks)))
-    shown = Case("noise and stripes", degraded_cube, restored_cube, truth_cube, fine.gates)
+    case = Case(called, degraded_cube, restored_cube, truth_cube, fine.gates)
     gain = after.psnr - before.psnr
     report = assemble(
-        f"{MODEL} restores a simulated scene on this CPU",
+        f"{network} restores a simulated scene on this CPU",
         loaded,
         found,
         gates[found.chosen],
         tuple(Command(line) for line in lines),
         summary=(
-            Fact("noisy cube", f"{before.psnr:.2f} dB"),
-            Fact("restored cube", f"{after.psnr:.2f} dB", f"{gain:+.2f} dB"),
+            Fact(f"degraded {shown.what}", f"{before.psnr:.2f} dB"),
+            Fact(f"restored {shown.what}", f"{after.psnr:.2f} dB", f"{gain:+.2f} dB"),
             Fact("spectral angle", f"{before.sam:.1f} to {after.sam:.1f} degrees"),
         ),
-        lead=f"The restored cube is {gain:.1f} dB better than the noisy one, and the engine restores as PyTorch does.",
-        shown=(shown, before, after),
+        lead=f"The restored {shown.what} is {gain:.1f} dB better than it was, and the engine restores as PyTorch does.",
+        shown=(case, before, after),
     )
     write_report(out / "report.html", report)
     outcome = {
@@ -134,19 +164,19 @@ def demo(out: Path) -> dict[str, Any]:
         "report": str(out / "report.html"),
     }
     write_bytes(out / "demo.json", (json.dumps(outcome, indent=1) + "\n").encode())
-    console.say(f"\nnoisy      {before.psnr:.2f} dB PSNR, {before.sam:.2f} degrees")
+    console.say(f"\ndegraded   {before.psnr:.2f} dB PSNR, {before.sam:.2f} degrees")
     console.say(f"restored   {after.psnr:.2f} dB PSNR, {after.sam:.2f} degrees ({gain:+.2f} dB)", "bold green")
     console.say(f"report     {out / 'report.html'}", "bold")
     console.say(f"pictures   {out / 'side-by-side.png'}: degraded, restored, truth")
     console.say(f"bundle     {bundle}")
     summary = conclude(found, gates, bundle, loaded.choice.why)
-    if gain < LEAST_GAIN_DB:
+    if gain < shown.least:
         raise GateError(
-            "the restored cube is not clearly better than the noisy one",
+            f"the restored {shown.what} is not clearly better than the degraded one",
             file=out / "demo.json",
             key="gain_db",
             value=round(gain, 3),
-            remedy=f"at least {LEAST_GAIN_DB:g} dB is expected of {MODEL}; please report this",
+            remedy=f"at least {shown.least:g} dB is expected of a packaged model; please report this",
         )
     return {**outcome, "gates": summary["gates"]}
 

@@ -5,18 +5,21 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.errors import InputError
 from runtime.files import write_cube
 from runtime.files.envi_text import listed
+from runtime.files.photographs import SUFFIXES
 from runtime.scaling import Conversion
-from runtime.simulation.simulator import SensorModel, sense, simulate_scene
+from runtime.simulation.simulator import Scene, SensorModel, sense, simulate_scene
 
 from .. import console
 from ..folders import refuse_cube_output
 from .options import examples, json_option, parse_size
 
-REFLECTANCE_SCALE = 10000.0
+REFLECTANCE_SCALE, WHITE = 10000.0, 255.0
 
 
 @click.command(
@@ -24,10 +27,14 @@ REFLECTANCE_SCALE = 10000.0
         "deploy simulate --out scene.hdr --degradation noise,stripes",
         "deploy simulate --out blurred.npy --degradation blur --size 512x320 --seed 3",
         "deploy simulate --out field.hdr --bands 120 --wavelengths 400-1000",
+        "deploy simulate --out rainy.png --degradation rain",
     )
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="ENVI (.hdr, ...) or .npy; its truth goes beside it."
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="ENVI (.hdr, ...), .npy or .png; its truth goes beside it.",
 )
 @click.option("--degradation", default="noise", show_default=True, help="Comma list, or `none` for the sensor alone.")
 @click.option("--size", default="256x256", show_default=True, help="Lines x samples.")
@@ -41,7 +48,8 @@ def command(
 ) -> dict[str, Any]:
     """Simulate a scene, a line-scan sensor and a degradation.
 
-    The cube is int16 with reflectance scale factor 10000 (float32 for .npy); the truth is float32 in [0, 1].
+    The cube is int16 with reflectance scale factor 10000 (float32 for .npy); the truth is float32 in [0, 1]. A .png or
+    .tif is a photograph: the scene in natural colours, 8 bits, degraded without a sensor.
     """
     return simulate(out, degradation, parse_size(size) or {}, bands, _range(wavelengths), seed, replace=replace)
 
@@ -64,31 +72,53 @@ def simulate(
     truth_file = out.with_name(f"{out.stem}-truth{out.suffix}")
     for file in (out, truth_file):
         refuse_cube_output(file, replace)
+    picture = out.suffix.lower() in SUFFIXES
     with console.progress("simulating"):
         scene = simulate_scene(seed, bands, size["lines"], size["samples"], np.linspace(*wavelengths, bands))
-        sensed = sense(scene, SensorModel(), np.random.default_rng([seed, 1]))
-        cube = ((sensed.dn.astype(np.float32) - np.float32(sensed.dark)) / np.float32(sensed.scale)).astype(np.float32)
+        truth, cube = _photographed(scene) if picture else (scene.truth, _sensed(scene, seed))
         if names:
             cube = degrade(cube, names, np.random.default_rng([seed, 2]))
-    fields: dict[str, str | None] = {
-        "description": "simulated line-scan scene",
-        "wavelength units": "Nanometers",
-        "wavelength": listed([round(float(w), 4) for w in scene.wavelengths]),
-    }
-    write_cube(truth_file, scene.truth, fields=fields)
+    told, scale, dtype = ({}, WHITE, np.uint8) if picture else (_told(scene), REFLECTANCE_SCALE, np.int16)
     if out.suffix.lower() == ".npy":
+        write_cube(truth_file, truth)
         write_cube(out, cube)
     else:
-        numbers, saturated = Conversion(REFLECTANCE_SCALE).to_numbers(cube, np.dtype(np.int16))
-        if saturated:
-            console.warn(f"{saturated} values do not fit int16 and were set to its limit")
-        write_cube(out, numbers, fields={**fields, "reflectance scale factor": f"{REFLECTANCE_SCALE:g}"})
-    level = psnr(cube, scene.truth)
+        numbers, saturated = Conversion(scale).to_numbers(cube, np.dtype(dtype))
+        # A camera clips, and nobody is told.
+        if saturated and not picture:
+            console.warn(f"{saturated} values do not fit {np.dtype(dtype)} and were set to its limit")
+        write_cube(truth_file, truth, fields=told)
+        write_cube(out, numbers, fields=told and {**told, "reflectance scale factor": f"{scale:g}"})
+    level = psnr(cube, np.asarray(truth / np.float32(scale) if picture else truth, np.float32))
+    bands = len(cube)
     console.say(
         f"cube       {out}: {bands} bands x {size['lines']} lines x {size['samples']} samples, {level:.2f} dB PSNR"
     )
     console.say(f"truth      {truth_file}")
     return {"out": str(out), "truth": str(truth_file), "degradation": list(names), "psnr": level, "seed": seed}
+
+
+def _photographed(scene: Scene) -> tuple[NDArray[np.uint8], Float32]:
+    """A scene in natural colours, 8 bits: as it is written, and in [0, 1]."""
+    from ..reporting.quicklooks import rgb
+
+    picture = rgb(scene.truth, scene.wavelengths.tolist()).transpose(2, 0, 1)
+    return picture, (picture / np.float32(WHITE)).astype(np.float32)
+
+
+def _sensed(scene: Scene, seed: int) -> Float32:
+    """A scene as a line-scan sensor sees it."""
+    sensed = sense(scene, SensorModel(), np.random.default_rng([seed, 1]))
+    return ((sensed.dn.astype(np.float32) - np.float32(sensed.dark)) / np.float32(sensed.scale)).astype(np.float32)
+
+
+def _told(scene: Scene) -> dict[str, str | None]:
+    """What an ENVI header says of it."""
+    return {
+        "description": "simulated line-scan scene",
+        "wavelength units": "Nanometers",
+        "wavelength": listed([round(float(w), 4) for w in scene.wavelengths]),
+    }
 
 
 def _range(text: str) -> tuple[float, float]:

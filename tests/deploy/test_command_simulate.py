@@ -107,7 +107,7 @@ def test_an_unknown_degradation_names_the_nearest(capsys: Capsys, tmp_path: Path
         (("--seed", "-1"), ("--seed",)),
         (("--degradation", ""), ("unknown degradation",)),
         (("--degradation", "noise,,blur"), ("unknown degradation",)),
-        (("--out", "scene.tif"), (".tif", ".npy", ".hdr")),
+        (("--out", "scene.bmp"), (".bmp", ".npy", ".hdr")),
         (("--out", "scene"), ("format", ".npy")),
         (("--out", "nowhere/scene.hdr"), ("no such folder", "make the folder first")),
         (("--out",), ("--out", "argument")),
@@ -147,3 +147,13 @@ def test_people_are_told_what_was_written(capsys: Capsys) -> None:
 def test_words_for_people_go_to_standard_error_with_json(capsys: Capsys) -> None:
     done = invoke(capsys, "simulate", "--out", "scene.hdr", "--size", "8x10", "--bands", "3", "--json")
     assert done.json["warnings"] == [] and "scene-truth.hdr" in done.err
+
+
+def test_a_picture_is_the_scene_in_colours_without_a_sensor(capsys: Capsys, tmp_path: Path) -> None:
+    told = simulate(capsys, "rainy.png", "--degradation", "rain", "--seed", 7)
+    bad, clean = (read_cube(tmp_path / name).cube.astype(int) for name in ("rainy.png", "rainy-truth.png"))
+    assert bad.shape == (3, 20, 30) and told["psnr"] < 25
+    # Screen blending only adds light; what no streak crosses is as it was.
+    assert (bad >= clean).all() and 0.2 < (bad == clean).mean() < 0.9
+    simulate(capsys, "bare.png", "--degradation", "none", "--seed", 7)
+    assert np.array_equal(read_cube(tmp_path / "bare.png").cube, clean)

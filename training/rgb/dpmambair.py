@@ -1,13 +1,15 @@
 """DPMambaIR in two stages (arXiv 2504.17732): its extractor learns to tell degradations without labels, then is frozen.
 
 Stage 1: a reconstructor has to give the degraded picture again of the clean one and of the embedding of the degraded
-one. Only what the clean picture does not tell has to pass through the embedding: kind and strength of the damage. L1
-alone: the paper's perceptual loss needs weights that are not at hand (its lambda is 0 here).
+one. Only what the clean picture does not tell has to pass through the embedding: kind and strength of the damage. Of
+damage that falls at random (noise, rain, snow) L1 asks nothing, its best guess is none: the paper has a perceptual loss
+there, whose weights are not at hand. In its place the embedding has to tell the `statistics` of the damage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,10 @@ from training.rgb.recipe import PhotographRecipe, Reconstructor
 
 SQUARES, FREQUENCIES = 0.5, 0.001
 """What squared errors and those of the spectrum weigh beside L1."""
+RINGS, DIRECTIONS, SMALLEST = 5, 4, 1e-3
+STATISTICS = RINGS * DIRECTIONS + RINGS + 4 + 3
+TOLD = 0.1
+"""What a statistic that is told wrongly weighs beside L1."""
 EXTRACTOR = "dpmambair-extractor"
 OF_EXTRACTOR = ("bands", "embedding", "extractor_widths", "cdc_kernels", "plain_kernel", "theta")
 """Keys of the configuration that make an extractor."""
@@ -50,7 +56,7 @@ class Residual(nn.Module):
 
 
 class Learning(nn.Module):
-    """An extractor with what it is trained by: `forward(degraded, clean) -> degraded again`."""
+    """An extractor and what it learns by: `forward(degraded, clean) -> degraded again, the damage's statistics`."""
 
     def __init__(self, config: DPMambaConfig, options: Reconstructor) -> None:
         super().__init__()
@@ -59,14 +65,45 @@ class Learning(nn.Module):
         self.content = nn.ModuleList(Residual(options.width) for _ in range(2))
         self.blocks = nn.ModuleList(Residual(options.width, config.embedding) for _ in range(options.blocks))
         self.output = nn.Conv2d(options.width, config.bands, 3, padding=1)
+        self.told = nn.Linear(config.embedding, STATISTICS)
 
-    def forward(self, degraded: Tensor, clean: Tensor) -> Tensor:
+    def forward(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
         embedding, x = self.extractor(degraded), self.enter(clean)
         for block in self.content:
             x = block(x)
         for block in self.blocks:
             x = block(x, embedding)
-        return clean + self.output(x)
+        return clean + self.output(x), self.told(embedding)
+
+
+def statistics(damage: Tensor) -> Tensor:
+    """What damage [B, 3, H, W] is like wherever it falls, [B, STATISTICS].
+
+    Logarithms of mean amplitudes over RINGS octaves from the finest down, of brightness in DIRECTIONS of each and of
+    colour in all; the mean of every colour, of what is added and of what is taken away, and how sparse it is.
+    """
+    brightness = damage.mean(1)
+    spectra = torch.fft.rfft2(torch.cat([brightness[:, None], damage - brightness[:, None]], 1), norm="ortho").abs()
+    wedges, rings = _bins(*damage.shape[2:])
+    bright = torch.einsum("bhw,khw->bk", spectra[:, 0], wedges)
+    colour = torch.einsum("bhw,khw->bk", spectra[:, 1:].mean(1), rings)
+    added, taken, size = damage.relu().mean((1, 2, 3)), (-damage).relu().mean((1, 2, 3)), damage.abs().mean((1, 2, 3))
+    spread = torch.stack([added, taken, damage.square().mean((1, 2, 3)).sqrt(), size], 1)
+    logs = torch.log(torch.cat([bright, colour, spread], 1) + SMALLEST)
+    return torch.cat([logs, 10 * damage.mean((2, 3))], 1)
+
+
+@cache
+def _bins(lines: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Weights of frequencies [bins, lines, samples // 2 + 1] whose products are means over wedges, and over rings."""
+    along, across = torch.fft.fftfreq(lines)[:, None], torch.fft.rfftfreq(samples)[None]
+    octave = (-torch.log2(2 * torch.hypot(along, across).clamp(1 / 4096))).floor().clamp(0, RINGS - 1)
+    # Angles are those of lines: 0 and pi are one direction, so the first wedge reaches to both sides of it.
+    wedge = torch.floor(torch.remainder(torch.atan2(along, across) / torch.pi * DIRECTIONS + 0.5, DIRECTIONS))
+    rings = torch.stack([octave == ring for ring in range(RINGS)]).float()
+    wedges = torch.stack([(octave == r) & (wedge == w) for r in range(RINGS) for w in range(DIRECTIONS)]).float()
+    wedges, rings = (each / each.sum((1, 2), keepdim=True).clamp(1) for each in (wedges, rings))
+    return wedges, rings
 
 
 class ExtractorLesson:
@@ -83,15 +120,17 @@ class ExtractorLesson:
         return net
 
     def learn(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        errors = (net(batch.degraded, batch.clean) - batch.degraded).abs().mean((1, 2, 3))
-        return errors.mean(), errors.detach(), batch.tasks
+        again, told = net(batch.degraded, batch.clean)
+        errors = (again - batch.degraded).abs().mean((1, 2, 3))
+        missed = (told - statistics(batch.degraded - batch.clean)).abs().mean()
+        return errors.mean() + TOLD * missed, errors.detach(), batch.tasks
 
     @torch.no_grad()
     def figures(self, net: nn.Module) -> Mapping[str, float]:
         """PSNR over that of the clean picture in dB, by which the best is chosen, and how well kinds are told apart."""
         gains, embeddings = [], []
         for each in self.held:
-            again = net(one(each.bad), one(each.clean))[0].numpy()
+            again = net(one(each.bad), one(each.clean))[0][0].numpy()
             gains.append(psnr(again, each.bad) - psnr(each.clean, each.bad))
             embeddings.append(net.extractor(one(each.bad))[0].numpy())
         made = mean_by_task(self.held, gains)
