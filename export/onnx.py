@@ -207,12 +207,12 @@ def diverse_probes(net: Network, candidates: Sequence[Probe], wanted: int = 3) -
         wanted: how many probes at most.
 
     Returns:
-        those with another set of chosen experts each, at least one; without experts, the first ones. Where the frames'
+        those with another set of chosen experts each, at least one; without experts, the first ones, of every condition. Where the frames'
         own metrics do not move the router, seeded multiples of them are tried.
     """
     routing, metrics = net.smallest.routing, net.smallest.metrics
     if routing is None or metrics is None:
-        return list(candidates[:wanted])
+        return list(candidates[: max(wanted, len(net.conditions))])
     rng = np.random.default_rng(0)
     corner = TorchEngine(net, *net.smallest.measured.size)
     measured, (lines, samples) = corner.signature.measured.name, corner.signature.measured.size

@@ -53,7 +53,10 @@ class Extractor(Protocol):
     """Computes the embedding of a frame."""
 
     def compute(self, *inputs: Float32) -> tuple[Float32, ...]:
-        """(embedding [1, E]) of a frame [1, bands, lines, samples]. Raises MachineError."""
+        """(embedding [1, E]) of a frame [1, bands, lines, samples] and its share [1, 1, lines, samples] of the picture.
+
+        What follows the mean over pixels is affine. Raises MachineError.
+        """
 
     def close(self) -> None:
         """Give it back."""
@@ -102,9 +105,10 @@ class Prompts:
         return Prompts(self.signature, None, self._graph, self.conditions, name, self._extractor)
 
     def for_task(self, task: str) -> Prompts:
-        """The same for the first condition that is measured by a task, or by nobody knows what; else itself."""
-        fit = (name for name, one in self.conditions.items() if task in one.tasks or not one.tasks)
-        return next((self.of(name) for name in fit), self)
+        """The same for the first condition that is measured by a task, else by nobody knows what, else itself."""
+        fit = [name for name, one in self.conditions.items() if task in one.tasks]
+        fit += [name for name, one in self.conditions.items() if not one.tasks]
+        return self.of(fit[0]) if fit else self
 
     def check_chosen(self) -> None:
         """Refuse to guess. Raises InputError where there are several conditions and none was chosen."""
@@ -141,9 +145,11 @@ class Prompts:
         assert told is not None and self._extractor is not None, "the network takes one, and something computes it"
         tiling, total, area = Tiling((part.shape[1], part.shape[2]), measured.size, 0), np.zeros(told.shape), 0.0
         for tile, share in zip(tiling.tiles(), tiling.shares(), strict=True):
-            weight = float(share.sum())
-            total += weight * self._extractor.compute(tiling.cut(part, tile))[0]
-            area += weight
+            # What a frame shares with another counts once, and what it is padded with does not.
+            own = np.zeros((1, 1, *measured.size), np.float32)
+            own[0, 0, : tile.lines, : tile.samples] = share
+            total += share.sum() * self._extractor.compute(tiling.cut(part, tile), own)[0]
+            area += float(share.sum())
         return np.asarray(total / area, np.float32)
 
     def metrics(self, part: Float32) -> Float32:

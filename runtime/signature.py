@@ -192,10 +192,11 @@ class Signature:
 
     @property
     def embedding_ports(self) -> Ports:
-        """Of the graph that computes a frame's embedding."""
+        """Of the graph that computes a frame's embedding, a mean in which every pixel has its `share`."""
         embedding = self.embedding
         assert embedding is not None, "there is an embedding"
-        return Ports({self.measured.name: self.measured.shape}, {embedding.name: embedding.shape})
+        given = {self.measured.name: self.measured.shape, "share": (1, 1, *self.measured.size)}
+        return Ports(given, {embedding.name: embedding.shape})
 
     @property
     def alike(self) -> bool:

@@ -1,6 +1,7 @@
 """What a network is fed with, and judged by: frames of clean cubes, simulated ones first."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,8 +26,12 @@ def simulated_probes(net: Network, size: tuple[int, int], wavelengths: Sequence[
     restored = way.signature.restored
     centres = wavelengths if len(wavelengths) == restored.bands else None
     scene = simulate_scene(0, restored.bands, *restored.size, centres).truth
-    tasks = PROBE_DEGRADATIONS if way.measure is None and not net.conditions else way.tasks
+    tasks = PROBE_DEGRADATIONS if way.measure is None else way.tasks
+    pairs = [(way.prompts, task) for task in tasks]
+    if net.conditions:
+        # Every one is held against PyTorch, whatever it shares its tasks with.
+        pairs = [(way.prompts.of(name), (*one.tasks, *way.tasks)[0]) for name, one in net.conditions.items()]
     return [
-        way.feeds(way.measured(task, scene, np.random.default_rng([0, index])), task)
-        for index, task in enumerate(tasks)
+        replace(way, prompts=prompts).feeds(way.measured(task, scene, np.random.default_rng([0, index])))
+        for index, (prompts, task) in enumerate(pairs)
     ]

@@ -18,7 +18,7 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
-        raise InputError("not a list of bands", key="--bands", value=text, remedy="give places from 0, as 10,17,24")
+        raise InputError("not a list of bands", key="--bands", value=text, remedy="give places from 0, as 24,17,10")
     return tuple(map(int, parts))
 
 

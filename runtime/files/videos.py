@@ -21,8 +21,8 @@ from runtime.files.disk import available_memory, reason
 
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,yuv4mpegpipe,mxf,nut,ivf,h264,hevc"
 """Of FFmpeg's demuxers. None of them follows what a file names: others open what stands in a playlist."""
-MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-"""Matrix by ITU-T H.273 -> by swscale."""
+MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
+"""Matrix by ITU-T H.273 -> by swscale, which has none of constant luminance (10)."""
 FULL, LIMITED = 2, 1
 CAREFUL = 4 | 0x40000 | 0x2000 | 0x4000
 """swscale: bicubic colour, rounded accurately, as fine as the brightness."""
@@ -100,25 +100,26 @@ class Video(Closing):
         self.left = tuple(what for what, lost in told.items() if lost)
 
     @property
-    def seconds(self) -> float | None:
-        """How long the pictures last, as the file states; None where it does not."""
-        if self.stream.duration is not None and self.stream.time_base is not None:
-            return float(self.stream.duration * self.stream.time_base)
+    def stated(self) -> tuple[float, float] | None:
+        """When the pictures begin and end, in seconds, as the file states; None where it does not."""
+        base, begins = self.stream.time_base, self.stream.start_time or 0
+        if base is not None and self.stream.duration is not None:
+            return float(begins * base), float((begins + self.stream.duration) * base)
         parts = self.stream.metadata.get("DURATION", "").split(":")
         try:
+            # Matroska's, which is no length: it counts from 0, whenever the pictures begin.
             hours, minutes, seconds = map(float, parts)
         except ValueError:
-            alone = len(self.container.streams) == 1 and self.container.duration is not None
-            return (self.container.duration or 0) / 1e6 if alone else None
-        return 3600 * hours + 60 * minutes + seconds
+            whole, first = self.container.duration, self.container.start_time or 0
+            return (first / 1e6, (first + whole) / 1e6) if whole and len(self.container.streams) == 1 else None
+        return float(begins * base) if base else 0.0, 3600 * hours + 60 * minutes + seconds
 
     def _counted(self) -> int | None:
-        return round(self.seconds * self.rate) if self.seconds and self.rate else None
+        return round((self.stated[1] - self.stated[0]) * self.rate) if self.stated and self.rate else None
 
     def __iter__(self) -> Iterator[VideoFrame | Packet[Stream]]:
         """Raises CubeFileError where it is damaged or cut short; what came before is good."""
-        first, end = None, 0.0
-        number = 0
+        number, ended = 0, Fraction(0)
         try:
             for packet in self.container.demux(self.stream, *self.sounds):
                 if packet.stream is not self.stream:
@@ -130,16 +131,15 @@ class Video(Closing):
                 for frame in self.stream.decode(packet if packet.size else None):
                     if (frame.height, frame.width) != (self.lines, self.samples):
                         raise self._damaged(number, f"the next frame has {frame.width} x {frame.height} pixels")
-                    if frame.time is not None:
-                        first = frame.time if first is None else first
-                        end = frame.time - first
+                    # The last frames that a decoder gives have no time base of their own.
+                    if frame.pts is not None and self.stream.time_base is not None:
+                        ended = max(ended, (frame.pts + (frame.duration or 0)) * self.stream.time_base)
                     number += 1
                     yield frame
         except av.FFmpegError as error:
             raise self._damaged(number, _said(error)) from error
-        stated = self.seconds
-        if stated is not None and end + SLACK + (1 / self.rate if self.rate else 0) < stated:
-            raise self._damaged(number, f"it ends after {end:.2f} s of {stated:.2f} s")
+        if self.stated is not None and float(ended) + SLACK + (1 / self.rate if self.rate else 0) < self.stated[1]:
+            raise self._damaged(number, f"it ends at {float(ended):.2f} s of {self.stated[1]:.2f} s")
 
     def _damaged(self, number: int, why: str) -> CubeFileError:
         return CubeFileError(f"is damaged or cut short behind frame {number}: {why}", file=self.path, remedy=_AGAIN)

@@ -31,7 +31,7 @@ def network(config: DfpirConfig, prompts: tuple[str, ...] = ()) -> Dfpir:
 
 def code(name: str, text: int = TEXT) -> np.ndarray:
     """A text code of a prompt, [text] float32."""
-    return text_code(len(name))[:text]
+    return text_code(sum(name.encode()))[:text]
 
 
 def restated(state: Mapping[str, Tensor], config: DfpirConfig, frame: Tensor, text: Tensor) -> Tensor:

@@ -171,10 +171,18 @@ def test_the_extractors_graph_is_the_extractor(branched: bool) -> None:
     graph = export_extractor(net, signature)
     frame = np.random.default_rng(0).random(signature.measured.shape, np.float32)
     session = open_session(graph.data, signature.embedding_ports, EngineOptions())
-    (found,) = session.compute(frame)
     with torch.no_grad():
         expected = net.module.extractor(torch.from_numpy(frame)).numpy()
+    (found,) = session.compute(frame, np.ones((1, 1, 32, 40), np.float32))
     np.testing.assert_allclose(found, expected, atol=2e-6 * np.ptp(expected))
+    # What has no share is not there, but for what convolutions see beside it.
+    share = np.zeros((1, 1, 32, 40), np.float32)
+    share[..., :24, :24] = 1
+    frame[..., 24:, :], frame[..., 24:] = 0, 0
+    (found,) = session.compute(frame, share)
+    with torch.no_grad():
+        features = net.module.extractor.features(torch.from_numpy(frame), torch.from_numpy(share))
+    np.testing.assert_allclose(found, net.module.extractor.embed(features).detach().numpy(), atol=2e-6 * np.ptp(expected))
 
 
 # Checkpoints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from runtime.engines import available_engines
 from runtime.errors import BundleError, CubeError, GateError, MachineError
 from runtime.manifest import Manifest, dump, parse
 from runtime.metrics import METRIC_SETS, prompt_metrics
-from runtime.prompts import LEAST, Prompts, beyond, differences
+from runtime.prompts import LEAST, Condition, Prompts, beyond, differences
+from runtime.signature import Plane, Prompt, Signature
 from runtime.simulation.simulator import simulate_scene
 from tests.contracts.bundles import METRICS_GRAPH, SPEC, known_bundle, reseal, sealed, swap
 from tests.contracts.coded import CODE, CODED
@@ -98,6 +100,31 @@ def test_constants_are_what_they_are_and_metrics_none() -> None:
     for wrong in ({}, {"another": CODE}, None):
         with pytest.raises(KeyError, match="code"):
             Prompts(CODED, wrong)
+
+
+class Mean:
+    """An extractor that is nothing but the mean by shares, by how many there were of it."""
+
+    def compute(self, *inputs: Float32) -> tuple[Float32, ...]:
+        frame, share = inputs
+        return (np.array([[(frame * share).sum() / share.sum() / 3, 1.0]], np.float32),)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 32), (11, 20), (5, 7), (8, 17)], ids=str)
+def test_every_pixel_counts_once_in_an_embedding(size: tuple[int, int]) -> None:
+    told = Prompt("embedding", (1, 2), "embedding", "extractor")
+    frame = Plane("frame", 3, 8, 16, "rgb")
+    prompts = Prompts(Signature(frame, replace(frame, name="restored"), (told,)), extractor=Mean())
+    part = scene(3, *size)
+    np.testing.assert_allclose(prompts(part)["embedding"], [[part.mean(), 1]], rtol=1e-6)
+
+
+def test_a_task_is_measured_with_the_condition_that_names_it() -> None:
+    conditions = {n: Condition({"code": CODE, "another": CODE}, t) for n, t in {"any": (), "derain": ("rain",)}.items()}
+    prompts = Prompts(CODED, conditions=conditions)
+    assert [prompts.for_task(task).chosen for task in ("rain", "haze")] == ["derain", "any"]
 
 
 def test_differences_are_shares_and_of_logarithms_absolute() -> None:

@@ -184,7 +184,9 @@ def test_a_network_takes_one_embedding() -> None:
     embedding = Prompt("embedding", (1, 8), "embedding", "extractor")
     signature = Signature(FRAME, RESTORED, (CODE, embedding))
     assert signature.embedding == embedding and signature.metrics is None and signature.constants == (CODE,)
-    assert signature.embedding_ports == Ports({"frame": FRAME.shape}, {"embedding": (1, 8)})
+    assert signature.embedding_ports == Ports(
+        {"frame": FRAME.shape, "share": (1, 1, *FRAME.shape[2:])}, {"embedding": (1, 8)}
+    )
     assert Signature(FRAME, RESTORED, (METRICS,)).embedding is None
     with pytest.raises(ValidationError, match="one embedding"):
         Signature(FRAME, RESTORED, (embedding, Prompt("other", (1, 8), "embedding", "extractor")))

@@ -158,7 +158,23 @@ def chosen_codes(
                 remedy=f"the checkpoint brings {', '.join(stored)}; or {WANTED}" if stored else WANTED,
             )
         codes[name] = TextCode(values, known, None if code is None else made)
+    _distinct(codes, file)
     return codes
+
+
+def _distinct(codes: Mapping[str, TextCode], file: Path) -> None:
+    """Refuse two prompts of one code: no two sentences have the same. Raises CheckpointError."""
+    seen: dict[bytes, str] = {}
+    for name, code in codes.items():
+        other = seen.setdefault(code.values.tobytes(), name)
+        if other != name and code.sentence != codes[other].sentence:
+            raise CheckpointError(
+                f"{other} and {name} have the same code",
+                file=file,
+                key="text_code",
+                value=name,
+                remedy="give each prompt the code of its own sentence",
+            )
 
 
 def read_code(path: Path, text: int) -> Float32:
@@ -193,6 +209,10 @@ def _finite(values: Float32, file: Path, key: str) -> Float32:
     if bad:
         problem = f"{bad} of {values.size} numbers of the text code are NaN or infinite"
         raise CheckpointError(problem, file=file, key=key, remedy="save the code again")
+    if np.ptp(values) == 0:
+        raise CheckpointError(
+            "all numbers of the text code are equal", file=file, key=key, value=values[0], remedy="save the code again"
+        )
     return values
 
 
@@ -219,6 +239,14 @@ def _path_text(options: Mapping[str, Any], name: str, file: Path) -> str | None:
 def _files(said: str, names: Sequence[str], file: Path) -> dict[str, Path]:
     """{prompt: file of its code}: one file for one prompt, else those of that name."""
     path = Path(said)
+    if len(names) == 1 and path.stem in SENTENCES and path.stem != names[0]:
+        raise CheckpointError(
+            f"is the code of another prompt, {path.stem}",
+            file=path,
+            key="text_code",
+            value=names[0],
+            remedy=f"say --option prompt={path.stem}, or name the file {names[0]}.npy if it is that",
+        )
     if path.is_dir():
         return {name: path / f"{name}.npy" for name in names if (path / f"{name}.npy").exists()}
     if len(names) == 1 and (path.exists() or "," not in said):

@@ -37,9 +37,10 @@ class Branches(nn.Module):
 
 
 class Extractor(nn.Module):
-    """`forward(frame [B, bands, H, W]) -> embedding [B, E]`, of any H and W.
+    """`forward(frame [B, bands, H, W], share [B, 1, H, W] or None) -> embedding [B, E]`, of any H and W.
 
-    What follows the mean is linear: the mean of the embeddings of tiles is that of their pooled features.
+    The mean over pixels is by their shares, which count in squares of the last stage's. What follows it is affine: the
+    mean of the embeddings of tiles is that of their pooled features.
     """
 
     def __init__(self, config: DPMambaConfig, branched: bool = False) -> None:
@@ -54,15 +55,18 @@ class Extractor(nn.Module):
         )
         self.embed = nn.Linear(widths[-1], config.embedding)
 
-    def features(self, frame: Tensor) -> Tensor:
-        """[B, bands, H, W] -> the pooled features [B, width]."""
+    def features(self, frame: Tensor, share: Tensor | None = None) -> Tensor:
+        """The pooled features [B, width]."""
         x = F.gelu(self.branches(frame) if hasattr(self, "branches") else self.enter(frame))
         for down, conv in self.stages:
             x = F.gelu(conv(F.gelu(down(x))))
-        return x.mean((2, 3))
+        if share is None:
+            return x.mean((2, 3))
+        share = F.avg_pool2d(share, 2 ** len(self.stages), ceil_mode=True, count_include_pad=False)
+        return (x * share).sum((2, 3)) / share.sum((2, 3))
 
-    def forward(self, frame: Tensor) -> Tensor:
-        return self.embed(self.features(frame))
+    def forward(self, frame: Tensor, share: Tensor | None = None) -> Tensor:
+        return self.embed(self.features(frame, share))
 
 
 def _conv(narrow: int, wide: int, kernel: int, stride: int = 1) -> nn.Conv2d:
