@@ -51,7 +51,7 @@ class Pictures(Sink):
             if flags & BREAK or sequence != self._next or len(self._lines) == self._most:
                 self._finish(whole=False)
             self._whole = bool(flags & RESTORED and (self._whole if self._lines else flags & BREAK))
-            self._lines.append(line.copy())
+            self._lines.append(self._shown(line))
             self._next = sequence + 1
             if flags & END:
                 self._finish(whole=self._whole)
@@ -67,14 +67,14 @@ class Pictures(Sink):
         if lines:
             self._number += 1
             path = self._folder / f"{self._number:06}{'' if whole else INCOMPLETE}.png"
-            write_picture(path, self._shown(np.stack(lines, axis=1)), None, ())
+            write_picture(path, np.stack(lines, axis=1), None, ())
 
-    def _shown(self, cube: NDArray[Any]) -> NDArray[Any]:
-        """With 65535 in the place of what stands for 1.0, as 16 bits are shown: of 12 bits all would be dark."""
+    def _shown(self, line: NDArray[Any]) -> NDArray[Any]:
+        """A copy in which 65535 stands for 1.0, as 16 bits are shown: 12 bits would be dark."""
         scale = self._format.scale
-        if cube.dtype == np.uint8 or scale is None or scale == 65535:
-            return cube
-        return np.minimum(np.rint(cube * np.float32(65535 / scale)), 65535).astype(np.uint16)
+        if line.dtype == np.uint8 or scale is None or scale == 65535:
+            return line.copy()
+        return np.minimum(np.rint(line * (65535 / scale)), 65535).astype(np.uint16)
 
 
 def open_sink(target: str, facts: StreamFacts, options: SinkOptions) -> Pictures:
