@@ -39,6 +39,8 @@ class Flag(IntFlag):
     """It never came, or came damaged: made from its neighbours."""
     PADDED = 2048
     """Restored in a frame that was not full and was filled up by reflection."""
+    END = 4096
+    """The last line of a picture."""
 
 
 NO_FLAGS = Flag(0)

@@ -115,8 +115,11 @@ def command(
     sinks += [("--sink", one) for one in sink]
     for _, one in sinks:
         find_sink(one)
+    address = spec.partition(":")[2]
     written = [(key, Path(one.partition(":")[2])) for key, one in sinks]
     for key, path in written if log is None else [("--log", log), *written]:
+        if address and path.resolve() == Path(address).resolve():
+            raise InputError("the stream would read what it writes", key=key, value=path, remedy="give another folder")
         if any(_is_own(path, folder) for folder in folders):
             raise InputError("would be written into the lines", key=key, value=path, remedy="give another name")
     limit = None if spool_limit is None else parse_bytes(spool_limit)

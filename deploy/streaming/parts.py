@@ -203,7 +203,7 @@ def _add_sinks(parts: Parts, facts: StreamFacts, told: StreamSection, outward: O
         before = sum(other.startswith(f"{kind}:") for other in outward.sinks[:place])
         name = f"{kind}-{before + 1}" if before else kind
         sink = opened.enter_context(open_sink(spec, facts, SinkOptions(told.quicklook_nm)))
-        parts.sinks.append(NamedSink(name, sink))
+        parts.sinks.append(NamedSink(name, sink, sink.policy))
         parts.telling.append(sink.tell)
         if sink.address:
             parts.addresses[name] = sink.address

@@ -12,6 +12,7 @@ SINKS: dict[str, str] = {
     "quicklook": "runtime.sinks.quicklook",
     "publish": "runtime.sinks.zeromq",
     "packets": "runtime.sinks.ccsds",
+    "pictures": "runtime.sinks.pictures",
 }
 """Name -> module with `open_sink(target, facts, options)`."""
 
@@ -19,7 +20,8 @@ __all__ = ["SINKS", "Sink", "SinkOptions", "StreamFacts", "find_sink", "open_sin
 
 
 def open_sink(spec: str, facts: StreamFacts, options: SinkOptions | None = None) -> Sink:
-    """Open what `--sink` names: `quicklook:PATH`, `publish:PORT`, `packets:FILE`, `packets:HOST:PORT`.
+    """Open what `--sink` names: `quicklook:PATH`, `publish:PORT`, `packets:FILE`, `packets:HOST:PORT`,
+    `pictures:FOLDER`.
 
     Raises:
         InputError: no such name, or the target is none of this sink's.

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +69,13 @@ class Sink(Closing):
     Attributes:
         address: where others find what it gives, for people; empty where that goes without saying.
         resumed: what was found of an earlier run's unclean end and done about it; empty after a clean one.
+        policy: what happens when it cannot keep up: it misses blocks, or restoration waits, as for the restored cube.
         stays_open: it is closed after a last `tell`, with the final counts, instead of behind its last line.
     """
 
     address: str = ""
     resumed: str = ""
+    policy: Literal["drop-oldest", "block"] = "drop-oldest"
     stays_open: bool = False
 
     @abstractmethod

@@ -92,7 +92,8 @@ class Rows:
         assert self._cube is not None, "it was closed"
         np.copyto(line, self._cube[:, self.next])
         self.next += 1
-        return Taken(self.next - 1, time.time_ns(), Flag.BREAK if self.next == 1 else NO_FLAGS)
+        flags = (Flag.BREAK if self.next == 1 else NO_FLAGS) | (NO_FLAGS if self.left else Flag.END)
+        return Taken(self.next - 1, time.time_ns(), flags)
 
     def close(self) -> None:
         self._end, self._cube = self.next, None

@@ -110,7 +110,7 @@ def open_stream(
         warnings.warn(doubt, stacklevel=2)
     options = options or StreamOptions()
     given = [sink if isinstance(sink, NamedSink | Sink) else Callback(sink) for sink in sinks]
-    named = [s if isinstance(s, NamedSink) else NamedSink(f"sink-{n}", s) for n, s in enumerate(given, 1)]
+    named = [s if isinstance(s, NamedSink) else NamedSink(f"sink-{n}", s, s.policy) for n, s in enumerate(given, 1)]
     fitted.check_memory(options, len(named) + (restored is not None))
     with ExitStack() as opened:
         raw, made, first = open_files(bundle, source, fitted, record, restored, opened)

@@ -143,29 +143,29 @@ class Spectrometer:
         assert self._camera is None, "it is on already"
         self.cube, self._lost, self._serial = cube, lost_per_thousand, serial
         _, bands, samples = cube.shape
-        base, description, served = (self._folder / name for name in ("base.xml", "camera.xml", "served.npy"))
-        if not base.exists():
-            stock = self.run(sys.executable, "-c", _STOCK)
-            assert stock.returncode == 0, stock.stderr
-            base.write_text(stock.stdout)
+        description, served = self._folder / "camera.xml", self._folder / "served.npy"
         np.save(served, cube)
         made = subprocess.run(
-            [sys.executable, PROGRAMS / "mkxml.py", base, description, str(samples), str(bands)],
+            [sys.executable, PROGRAMS / "mkxml.py", self.stock(), description, str(samples), str(bands)],
             capture_output=True,
             text=True,
             check=False,
         )
         assert made.returncode == 0, made.stderr
-        self._camera = self.popen(
-            sys.executable,
-            PROGRAMS / "fake_spectrometer.py",
-            description,
-            served,
-            lost_per_thousand,
-            serial,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        self.serve(PROGRAMS / "fake_spectrometer.py", description, served, lost_per_thousand, serial)
+
+    def stock(self) -> Path:
+        """The description of the camera that Aravis ships."""
+        base = self._folder / "base.xml"
+        if not base.exists():
+            stock = self.run(sys.executable, "-c", _STOCK)
+            assert stock.returncode == 0, stock.stderr
+            base.write_text(stock.stdout)
+        return base
+
+    def serve(self, *program: object) -> None:
+        """Switch a camera on that is a Python program with its arguments."""
+        self._camera = self.popen(sys.executable, *program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert self._camera.stdout is not None
         first = self._camera.stdout.readline()
         assert first.startswith("serving"), first
@@ -211,11 +211,18 @@ def spectrometer(
         folder: for its files.
         lost_per_thousand: packets that get lost on their way.
     """
+    with network(folder) as camera:
+        camera.start(cube, lost_per_thousand=lost_per_thousand, serial=serial)
+        yield camera
+
+
+@contextmanager
+def network(folder: Path) -> Iterator[Spectrometer]:
+    """A network with no camera in it yet; the test is left out where there can be none."""
     if reason := _why_not():
         pytest.skip(reason)
     camera = Spectrometer(folder)
     try:
-        camera.start(cube, lost_per_thousand=lost_per_thousand, serial=serial)
         yield camera
     finally:
         camera.close()

@@ -165,6 +165,30 @@ def test_a_dpmambair_is_checked_run_and_streamed(
     assert invoke(capsys, *stream).json["lines"]["restored"] == 2 * SIDE
 
 
+def test_photographs_of_a_watched_folder_come_out_as_run_makes_them(
+    seeing: tuple[Path, Path], photograph: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    """Of one frame each: what is higher has an embedding, and blending, of its own frame by frame."""
+    photos, made, run = (tmp_path / name for name in ("photos", "made", "run"))
+    photos.mkdir()
+    made.mkdir()
+    whole = np.asarray(Image.open(photograph))
+    for number, lines in enumerate((whole[:SIDE], whole[10 : 10 + SIDE], whole[:24])):
+        Image.fromarray(lines).save(photos / f"{number}.png")
+    assert invoke(capsys, "run", seeing[1], photos, "--out", run).code == 0
+    (tmp_path / "deploy.yaml").write_text("stream: {idle_seconds: 0.6}")
+    stream = ("stream", seeing[1], "--config", tmp_path / "deploy.yaml", "--source")
+    done = invoke(capsys, *stream, f"watch-photos:{photos}", "--sink", f"pictures:{made}", "--json")
+    assert done.code == 0 and done.json["lines"]["restored"] == 2 * SIDE + 24, done.err
+    assert sorted(path.name for path in made.iterdir()) == ["000001.png", "000002.png", "000003.png"]
+    for number in range(3):
+        np.testing.assert_array_equal(
+            read_cube(made / f"{number + 1:06}.png").cube, read_cube(run / f"{number}.png").cube
+        )
+    done = invoke(capsys, *stream, f"watch-photos:{photos}", "--sink", f"pictures:{photos}")
+    assert_failed(done, 2, "--sink", "would read what it writes")
+
+
 def test_a_bundle_whose_extractor_computes_something_else_does_not_fly(
     seeing: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from runtime.sinks.ccsds import SpacePackets
 from runtime.sinks.contract import Block, Sink, SinkOptions, StreamFacts
 from runtime.sinks.quicklook import Quicklook
 from runtime.sinks.zeromq import Publisher
-from tests.contracts.command import invoke
+from tests.contracts.command import assert_failed, invoke
 from tests.contracts.sink import FACTS, SinkContract
 
 
@@ -96,6 +96,13 @@ def test_those_of_the_house_are_there(tmp_path: Path) -> None:
 def test_what_names_none_is_refused_with_those_there_are(spec: str) -> None:
     with pytest.raises(InputError, match=r"--sink: not a sink .*quicklook:TARGET, publish:TARGET, packets:TARGET"):
         sinks.open_sink(spec, FACTS)
+
+
+def test_pictures_are_not_made_of_spectra(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = invoke(capsys, "stream", tiny_bundle, "--source", "sim:", "--no-self-test", "--sink", f"pictures:{tmp_path}")
+    assert_failed(done, 2, "--sink pictures", "31 of uint16", "--restored")
 
 
 def test_a_sink_does_not_write_into_the_lines(

@@ -112,7 +112,7 @@ def test_an_image_becomes_as_many_lines_as_it_has_rows(name: str) -> None:
     line = np.zeros((3, 8), form.dtype)
     for row in range(6):
         taken = source._taken(line, 5, Image(0, 0, 1))
-        assert taken == Taken(30 + row, 1, Flag.BREAK if row == 0 else Flag(0))
+        assert taken == Taken(30 + row, 1, {0: Flag.BREAK, 5: Flag.END}.get(row, Flag(0)))
         np.testing.assert_array_equal(line, colours[:, row, ::-1])
 
 

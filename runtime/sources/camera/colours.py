@@ -8,13 +8,13 @@ a value.
 import numpy as np
 from numpy.typing import NDArray
 
-Whole = NDArray[np.int32]
+Whole = NDArray[np.signedinteger]
 REACH = 2
 """Pixels that a filter of 5 x 5 reaches."""
 
 
 class Demosaic:
-    """Makes images [3, rows, columns] of images of a Bayer pattern [rows, columns], in memory that is taken once.
+    """Makes images [3, rows, columns] of images of a Bayer pattern [rows, columns].
 
     Args:
         pattern: colours of the first two pixels of the first row: RG, GR, GB or BG.
@@ -25,11 +25,18 @@ class Demosaic:
     def __init__(self, pattern: str, rows: int, columns: int, largest: int) -> None:
         self._red = {"RG": (0, 0), "GR": (0, 1), "GB": (1, 0), "BG": (1, 1)}[pattern]
         self._size, self._largest = (rows, columns), largest
-        self._padded = np.zeros((rows + 2 * REACH, columns + 2 * REACH), np.int32)
+        # Every second pixel of every second row lies beside the next: with steps it takes twice as long.
+        places = (2, 2, rows // 2 + REACH + 1, columns // 2 + REACH + 1)
+        # No sum is larger than 28 times the largest value.
+        self._places = np.zeros(places, np.int16 if 28 * largest < 1 << 15 else np.int32)
 
     def colours(self, image: NDArray[np.unsignedinteger], out: NDArray[np.unsignedinteger]) -> None:
         """Fill `out`, [3, rows, columns] of red, green and blue of the image's type."""
-        self._pad(image)
+        # Reflected about the pixel at the edge: the colours of the pattern go on.
+        padded = np.pad(image, REACH, "reflect")
+        for line, column in np.ndindex(2, 2):
+            seen = padded[line::2, column::2]
+            self._places[line, column, : seen.shape[0], : seen.shape[1]] = seen
         line, column = self._red
         for at in ((line, column), (1 - line, 1 - column)):
             own, other = (0, 2) if at == self._red else (2, 0)
@@ -47,22 +54,11 @@ class Demosaic:
             self._put(out, in_row, at, 10 * value + 8 * along - 2 * corners - 2 * far_along + far_across)
             self._put(out, in_column, at, 10 * value + 8 * across - 2 * corners - 2 * far_across + far_along)
 
-    def _pad(self, image: NDArray[np.unsignedinteger]) -> None:
-        """Reflect the image at its edges, about the pixel itself: the colours of the pattern go on."""
-        padded, inner = self._padded, slice(REACH, -REACH)
-        padded[inner, inner] = image
-        for step in range(1, REACH + 1):
-            padded[REACH - step, inner] = padded[REACH + step, inner]
-            padded[-REACH - 1 + step, inner] = padded[-REACH - 1 - step, inner]
-        for step in range(1, REACH + 1):
-            padded[:, REACH - step] = padded[:, REACH + step]
-            padded[:, -REACH - 1 + step] = padded[:, -REACH - 1 - step]
-
     def _at(self, at: tuple[int, int], line: int, column: int = 0) -> Whole:
         """Of every second pixel from `at` on, the one so many lines and columns further: [about half, about half]."""
-        rows, columns = self._size
         first, left = REACH + at[0] + line, REACH + at[1] + column
-        return self._padded[first : REACH + rows + line : 2, left : REACH + columns + column : 2]
+        rows, columns = ((size - start + 1) // 2 for size, start in zip(self._size, at, strict=True))
+        return self._places[first % 2, left % 2, first // 2 : first // 2 + rows, left // 2 : left // 2 + columns]
 
     def _pair(self, at: tuple[int, int], line: int, column: int) -> Whole:
         return self._at(at, line, column) + self._at(at, -line, -column)
@@ -74,4 +70,6 @@ class Demosaic:
         return self._pair(at, 1, 1) + self._pair(at, 1, -1)
 
     def _put(self, out: NDArray[np.unsignedinteger], band: int, at: tuple[int, int], sixteenths: Whole) -> None:
-        out[band, at[0] :: 2, at[1] :: 2] = np.clip((sixteenths + 8) >> 4, 0, self._largest)
+        sixteenths += 8
+        sixteenths >>= 4
+        out[band, at[0] :: 2, at[1] :: 2] = np.clip(sixteenths, 0, self._largest, out=sixteenths)

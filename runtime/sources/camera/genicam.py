@@ -222,11 +222,13 @@ class GenicamSource(Source):
             if index == 0:
                 session.unpacker.unpack(session.memory[image.place], self._scratch)
             self._settings.copy_line(self._scratch, index, line)
-        # Each snapshot of a mosaic stands for itself.
-        flags = self._flags | (Flag.BREAK if self._lines > 1 and index == 0 else NO_FLAGS)
+        flags, last = self._flags, index == self._lines - 1
+        if self._lines > 1:
+            # Each picture, and each snapshot of a mosaic, stands for itself.
+            flags |= (Flag.BREAK if index == 0 else NO_FLAGS) | (Flag.END if last else NO_FLAGS)
         self._flags = NO_FLAGS
         self._index += 1
-        if self._index == self._lines:
+        if last:
             self._current = None
             session.stream.push(image.buffer)
         return Taken(frame_id * self._lines + index, image.utc_ns, flags)
