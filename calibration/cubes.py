@@ -10,6 +10,7 @@ from runtime.arrays import Float32
 from runtime.errors import CubeError, InputError, plain
 from runtime.files import READERS, read_cube
 from runtime.files.foreign import refuse_foreign
+from runtime.files.photographs import SUFFIXES as PHOTOGRAPHS
 from runtime.meaning import Asked, Known, meaning_of
 from runtime.meaning.words import bands, number, pixels
 
@@ -60,7 +61,7 @@ class UnitCube:
 
 
 def find_cubes(folder: Path, scenes: Sequence[str] | None = None, *, option: str = "--data") -> dict[str, Path]:
-    """The cubes of a folder by name; an ENVI pair is its header. Raises InputError where there are none."""
+    """The cubes of a folder by name, or its photographs; an ENVI pair is its header. Raises InputError without any."""
     if not folder.is_dir():
         raise InputError("no such folder", file=folder, key=option, remedy="give a folder of clean cubes")
     found: dict[str, Path] = {}
@@ -70,9 +71,9 @@ def find_cubes(folder: Path, scenes: Sequence[str] | None = None, *, option: str
         raise InputError(
             f"cannot be read: {error.strerror}", file=folder, key=option, remedy="check its permissions"
         ) from error
-    for file in inside:
-        if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
-            continue
+    seen = [file for file in inside if not file.name.startswith(".")]
+    # Beside cubes pictures are those that somebody made of them.
+    for file in _ending(seen, SUFFIXES) or _ending(seen, PHOTOGRAPHS):
         if file.stem in found:
             raise InputError("two cubes of one name", file=file, key=option, remedy=f"move {found[file.stem].name}")
         found[file.stem] = file
@@ -80,7 +81,12 @@ def find_cubes(folder: Path, scenes: Sequence[str] | None = None, *, option: str
         for file in inside:
             refuse_foreign(file)
         known = ", ".join(s for s in READERS if s in SUFFIXES)
-        raise InputError("no cubes there", file=folder, key=option, remedy=f"cubes end in {known}")
+        raise InputError(
+            "no cubes there",
+            file=folder,
+            key=option,
+            remedy=f"cubes end in {known}, photographs in {', '.join(PHOTOGRAPHS)}",
+        )
     if scenes is None:
         return found
     for name in scenes:
@@ -89,6 +95,10 @@ def find_cubes(folder: Path, scenes: Sequence[str] | None = None, *, option: str
                 "no such cube", file=folder, key="--scenes", value=name, remedy=f"has {plain(', '.join(found))}"
             )
     return {name: found[name] for name in scenes}
+
+
+def _ending(files: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    return [file for file in files if file.suffix.lower() in suffixes]
 
 
 def unit_cube(file: Path, wanted: Wanted) -> UnitCube:

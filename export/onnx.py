@@ -207,8 +207,8 @@ def diverse_probes(net: Network, candidates: Sequence[Probe], wanted: int = 3) -
         wanted: how many probes at most.
 
     Returns:
-        those with another set of chosen experts each, at least one; without experts, the first ones, of every condition. Where the frames'
-        own metrics do not move the router, seeded multiples of them are tried.
+        those with another set of chosen experts each, at least one; without experts, the first ones, and those of every
+        condition. Where the frames' own metrics do not move the router, seeded multiples of them are tried.
     """
     routing, metrics = net.smallest.routing, net.smallest.metrics
     if routing is None or metrics is None:

@@ -96,6 +96,10 @@ class Bundle(Closing):
                 value=missing or len(found.bad),
                 remedy="give frames without missing pixels and bad bands",
             )
+        told = found.wavelengths
+        if m.signature.measured.kind == "rgb" and told and not told[0] > told[1] > told[2]:
+            doubt = f"its bands lie at {', '.join(f'{nm:g}' for nm in told)} nm, the network takes red, green and blue"
+            found = replace(found, doubts=(*found.doubts, doubt))
         return found
 
     def restore(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -115,6 +116,14 @@ class Prompts:
         if self._unsaid:
             remedy = f"say which: {', '.join(self.conditions)}"
             raise InputError("there are prompts for several purposes", key="prompt", remedy=remedy)
+
+    @property
+    def identity(self) -> str:
+        """The chosen condition, and what tells its constants from others of its name; empty where none is chosen."""
+        if self.chosen is None:
+            return ""
+        digest = hashlib.sha256(b"".join(self.constants[name].tobytes() for name in sorted(self.constants)))
+        return f"prompt {self.chosen} {digest.hexdigest()[:12]}"
 
     def by(self, shape: tuple[int, ...]) -> MetricsBy:
         """What computes the metrics of a part of this shape."""

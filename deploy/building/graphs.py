@@ -153,7 +153,9 @@ def extractor_graph(net: Network, signature: Signature, probes: Sequence[Probe],
     with open_extractor(PORTABLE, graph.data, signature) as session:
         for probe in probes:
             expected = probe[embedding.name]
-            found = session.compute(probe[signature.measured.name], np.ones((1, 1, *signature.measured.size), np.float32))[0]
+            found = session.compute(
+                probe[signature.measured.name], np.ones((1, 1, *signature.measured.size), np.float32)
+            )[0]
             apart = max(apart, float(np.abs(found - expected).max()) / (float(np.abs(expected).max()) or 1.0))
     if not apart <= EMBEDDING_LIMIT:
         raise GateError(

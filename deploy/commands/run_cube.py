@@ -204,6 +204,10 @@ def tell(bundle: Bundle, source: CubeFile, meaning: Meaning, chosen: tuple[int, 
         console.say(f"note        {note}")
     for doubt in meaning.doubts:
         console.warn(doubt)
+    frame = bundle.manifest.signature.measured.size
+    if shape[1] < frame[0] or shape[2] < frame[1]:
+        said = f"reflected up to the frame of {frame[0]}x{frame[1]}; what is summed over a frame sees that too"
+        console.say(f"padding     {said}")
     if shape[0] > bands and not any("--layout" in doubt for doubt in meaning.doubts):
         console.say(f"groups      {shape[0]} bands are restored in overlapping groups of the network's {bands}")
 

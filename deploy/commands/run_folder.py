@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.errors import CubeError, CubeFileError, DeployError, InputError, MachineError
+from runtime.durable import write_bytes
+from runtime.errors import CubeError, CubeFileError, DeployError, InputError, MachineError, printable
 from runtime.files import CubeFile, read_cube
 from runtime.files.disk import reason
 from runtime.files.photographs import SUFFIXES
@@ -14,6 +15,9 @@ from runtime.restore_file import meaning_of_file, restore_file
 
 from .. import console
 from .run_cube import How, opened, proved, refuse_full, refuse_large, refuse_unwritable, write
+
+RECORD = ".restored-by"
+"""File of a folder of restored pictures: what restored them."""
 
 
 def run_folder(bundle: Path, folder: Path, out: Path, how: How) -> dict[str, Any]:
@@ -30,6 +34,10 @@ def run_folder(bundle: Path, folder: Path, out: Path, how: How) -> dict[str, Any
     with opened(bundle, how) as loaded:
         proved(loaded, how)
         told = {"prompt": loaded.prompts.chosen, "precision": loaded.engine.describe()["computes in"]}
+        made = ", ".join(
+            filter(None, (f"network {loaded.manifest.network.checkpoint_sha256}", loaded.prompts.identity))
+        )
+        _refuse_mixture(out, made, how, any(map(Path.exists, targets.values())))
         console.say(f"photographs {len(targets)} in {folder}")
         try:
             with console.progress("restoring") as moved:
@@ -54,6 +62,8 @@ def run_folder(bundle: Path, folder: Path, out: Path, how: How) -> dict[str, Any
         except DeployError as error:
             error.report = {"out": str(out), **done, "failed": failed}
             raise
+    if how.replace:
+        write_bytes(out / RECORD, made.encode())
     seconds = round(time.monotonic() - began, 3)
     report = {"out": str(out), **done, "failed": failed, "seconds": seconds, **told}
     if done["skipped"]:
@@ -95,6 +105,25 @@ def _targets(folder: Path, out: Path) -> dict[Path, Path]:
             )
         targets[path] = target
     return targets
+
+
+def _refuse_mixture(out: Path, made: str, how: How, begun: bool) -> None:
+    """Keep what a folder is filled by, and refuse to go on with something else. Raises InputError."""
+    record = out / RECORD
+    known = record.read_text(errors="replace") if record.is_file() else None
+    if how.replace:
+        # Till all are replaced, nobody knows by what they were made.
+        record.unlink(missing_ok=True)
+    elif known not in (None, made):
+        raise InputError(
+            "holds pictures that another network or prompt restored",
+            file=out,
+            key="--out",
+            value=printable(known or ""),
+            remedy="give another folder, or --replace to restore all of them again",
+        )
+    elif not begun:
+        write_bytes(record, made.encode())
 
 
 def _whole(target: Path) -> bool:

@@ -219,6 +219,7 @@ def _stream(
         "engine": ", ".join(bundle.engine.describe().values()),
         "metrics": bundle.prompts.told,
         "precision": bundle.choice.precision,
+        **({"prompt": bundle.prompts.chosen} if bundle.prompts.chosen else {}),
     }
 
     def log(kind: str, **fields: Any) -> None:

@@ -155,7 +155,7 @@ def open_files(
         )
         opened.enter_context(raw)
     if restored is not None:
-        fields: dict[str, str | None] = {"description": f"lines of {told} restored by {fitted.about}"}
+        fields: dict[str, str | None] = {"description": f"lines of {told} restored by {fitted.about}{_by(bundle)}"}
         if fitted.output.bands == len(facts.chosen or range(fitted.lines.bands)):
             fields |= _bad_fields(source.stated.bad, facts.chosen or range(fitted.lines.bands))
         if fitted.unsaid:
@@ -163,10 +163,15 @@ def open_files(
             fields["reflectance scale factor"] = None
         places = "all" if facts.chosen is None else ",".join(map(str, facts.chosen))
         network, radiometry = bundle.manifest.network.checkpoint_sha256[:12], fitted.radiometry.digest()[:12]
-        meaning = f"network {network}, bands {places}, radiometry {radiometry}"
+        prompt = f", {bundle.prompts.identity}" if bundle.prompts.chosen else ""
+        meaning = f"network {network}, bands {places}, radiometry {radiometry}{prompt}"
         made = open_line_writer(Path(restored), "restored", fitted.output, fields=fields, meaning=meaning)
         opened.enter_context(made)
     return raw, made, max((writer.next_sequence for writer in (raw, made) if writer is not None), default=0)
+
+
+def _by(bundle: Bundle) -> str:
+    return f" with the prompt {bundle.prompts.chosen}" if bundle.prompts.chosen else ""
 
 
 def _gain_fields(stated: Stated) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from calibration.cubes import Wanted, find_cubes, unit_cube
 from runtime.errors import CubeError, InputError
@@ -46,12 +47,22 @@ def test_the_option_that_named_the_folder_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_formats_says_what_makes_cubes_of_them(tmp_path: Path) -> None:
-    for name in ("notes.txt", "a.tif"):
-        (tmp_path / name).write_bytes(b"II*" if name == "a.tif" else b"")
-    with pytest.raises(
-        InputError, match=r"a\.tif: is a TIFF file, no cube file that is read; convert it: gdal_translate"
-    ):
+    for name in ("notes.txt", "a.nc"):
+        (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" if name == "a.nc" else b"")
+    with pytest.raises(InputError, match=r"a\.nc: is .*no cube file that is read"):
         find_cubes(tmp_path)
+
+
+def test_photographs_are_taken_where_there_are_no_cubes(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture).save(tmp_path / name)
+    found = find_cubes(tmp_path)
+    assert list(found) == ["a", "b"]
+    cube = unit_cube(found["a"], Wanted(3)).cube
+    np.testing.assert_allclose(cube, picture.transpose(2, 0, 1) / 255, rtol=1e-6)
+    np.save(tmp_path / "scene.npy", cube)
+    assert list(find_cubes(tmp_path)) == ["scene"]
 
 
 @pytest.mark.parametrize(

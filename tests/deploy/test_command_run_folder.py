@@ -50,7 +50,7 @@ def test_each_photograph_is_restored_into_the_other_folder(
 ) -> None:
     told = done(capsys, doubling, "in", "--out", "out")
     assert (told["pictures"], told["restored"], told["skipped"], told["failed"]) == (3, 3, 0, {})
-    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png", "c.tif"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [".restored-by", "a.png", "b.png", "c.tif"]
     for name in ("a.png", "c.tif"):
         np.testing.assert_array_equal(np.asarray(Image.open(f"out/{name}")), 2 * photographs[name])
 

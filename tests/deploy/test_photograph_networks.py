@@ -91,6 +91,28 @@ def test_a_dfpir_restores_a_photograph_by_the_prompt_that_is_said(
     assert np.abs(found - expected).max() < 1e-4 * np.ptp(expected)
 
 
+def test_what_one_prompt_restored_is_not_gone_on_with_by_another(
+    told: tuple[Path, Path], photograph: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    folder, out, lines = photograph.parent / "photos", tmp_path / "out", tmp_path / "lines.bil"
+    folder.mkdir()
+    shutil.copy(photograph, folder)
+    run = ("run", told[1], folder, "--out", out, "--prompt")
+    assert invoke(capsys, *run, "derain").code == 0
+    assert_failed(
+        invoke(capsys, *run, "dehaze"), 2, str(out), "another network or prompt", "prompt derain", "--replace"
+    )
+    assert "skipped     1" in invoke(capsys, *run, "derain").out
+    assert invoke(capsys, *run, "dehaze", "--replace").code == 0
+    assert_failed(invoke(capsys, *run, "derain"), 2, "prompt dehaze")
+    write_cube(lines, np.random.default_rng(0).random((3, SIDE, SIDE)).astype(np.float32))
+    stream = ("stream", told[1], "--source", f"envi:{lines}", "--restored", tmp_path / "restored", "--prompt")
+    first = invoke(capsys, *stream, "derain")
+    assert first.code == 0 and "prompt      derain" in first.out
+    assert "with the prompt derain" in next((tmp_path / "restored").glob("*.hdr")).read_text()
+    assert_failed(invoke(capsys, *stream, "dehaze"), 2, "prompt dehaze")
+
+
 def test_a_dfpirs_graph_neither_sorts_nor_gathers(told: tuple[Path, Path]) -> None:
     graph = onnx.load(told[1] / "graphs/fp32.onnx").graph
     operators = {node.op_type for node in graph.node}

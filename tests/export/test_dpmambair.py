@@ -182,7 +182,9 @@ def test_the_extractors_graph_is_the_extractor(branched: bool) -> None:
     (found,) = session.compute(frame, share)
     with torch.no_grad():
         features = net.module.extractor.features(torch.from_numpy(frame), torch.from_numpy(share))
-    np.testing.assert_allclose(found, net.module.extractor.embed(features).detach().numpy(), atol=2e-6 * np.ptp(expected))
+    np.testing.assert_allclose(
+        found, net.module.extractor.embed(features).detach().numpy(), atol=2e-6 * np.ptp(expected)
+    )
 
 
 # Checkpoints
