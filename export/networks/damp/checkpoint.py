@@ -134,7 +134,10 @@ def _from_shapes(state: Mapping[str, Tensor], told: Mapping[str, Any], file: Pat
         )
     block = f"dec.{LEVELS - 2 - deepest}.2.layers.0"
     routing = f"{block}.DAMoE.adapter_spaspe.routing"
-    wide, level = ("latent.layers.0", LEVELS - 1) if encoder[-1] else (block, deepest)
+    # Of all widths the largest says most of the expansion.
+    level = max([deepest, *(i for i, blocks in enumerate(encoder) if blocks)])
+    deep = "latent.layers.0" if level == LEVELS - 1 else f"enc.{level}.0.layers.0"
+    wide = block if level == deepest else deep
     hidden, width = shape(f"{wide}.ffn.project_in.weight", 4)[0] // 2, dim * 2**level
     given_heads = told.get("heads", ())
     read = {
