@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from export.networks.damp import DampConfig
 from export.networks.damp.config import SIZE_MULTIPLE
@@ -32,10 +33,18 @@ _NETWORK: dict[str, Any] = {
 }
 
 
+def ordered(tasks: dict[str, float], known: Iterable[str]) -> dict[str, float]:
+    """Tasks in the order of those there are, which draws follow and the digest does not see. Raises ValueError."""
+    unknown = sorted(set(tasks) - set(known))
+    if unknown or not tasks:
+        raise ValueError(f"must be of {', '.join(known)}, not {', '.join(unknown) or 'empty'}")
+    return {name: tasks[name] for name in known if name in tasks}
+
+
 class Part(BaseModel):
     """A part of a file that people write: no other keys than its own, nothing infinite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = {"frozen": True, "extra": "forbid", "allow_inf_nan": False}
 
 
 class Wavelengths(Part):
@@ -99,15 +108,8 @@ class Patches(Part):
     """Some of the steps: `count` patches of `size` lines and samples, drawn with weight `share`."""
 
     count: Count
-    size: Count
+    size: Annotated[int, Field(ge=1, multiple_of=SIZE_MULTIPLE)]
     share: Share = 1.0
-
-    @field_validator("size")
-    @classmethod
-    def _frames(cls, size: int) -> int:
-        if size % SIZE_MULTIPLE:
-            raise ValueError(f"must be a multiple of {SIZE_MULTIPLE}")
-        return size
 
 
 class Loss(Part):
@@ -204,7 +206,7 @@ class Recipe(Part):
     standardise: bool = False
     network: dict[str, Any]
     data: Data
-    tasks: dict[str, Positive]
+    tasks: Annotated[dict[str, Positive], AfterValidator(partial(ordered, known=DAMAGES))]
     patches: Annotated[tuple[Patches, ...], Field(min_length=1)]
     ease: Ease | None = None
     loss: Loss = Loss()
@@ -227,15 +229,6 @@ class Recipe(Part):
             if isinstance(value, list | tuple) and any(type(part) is not int for part in value):
                 raise ValueError(f"{name} must be whole numbers, not {value!r}")
         return network
-
-    @field_validator("tasks")
-    @classmethod
-    def _known(cls, tasks: dict[str, float]) -> dict[str, float]:
-        unknown = sorted(set(tasks) - set(DAMAGES))
-        if unknown or not tasks:
-            raise ValueError(f"must be of {', '.join(DAMAGES)}, not {', '.join(unknown) or 'empty'}")
-        # Draws follow the order, which the digest does not see.
-        return {name: tasks[name] for name in DAMAGES if name in tasks}
 
     @model_validator(mode="after")
     def _builds(self) -> Recipe:

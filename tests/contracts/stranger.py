@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from export.networks import Network
 from export.networks.architecture import Architecture
+from export.networks.loading import fill, shape
 from runtime.arrays import Float32
-from runtime.errors import CheckpointError
 from runtime.signature import Plane, Prompt, Signature
 
 MEASURED, RESTORED, SIDE = 3, 5, 16
@@ -62,14 +62,10 @@ def _load(
     state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mapping[str, Any], file: Path,
     kind: type[Unmixer] = Unmixer,
 ) -> Unmixer:  # fmt: skip
-    if "embed.weight" not in state:
-        raise CheckpointError("missing weights", file=file, key="embed.weight", remedy="give the whole state dict")
-    net = kind(len(state["embed.weight"]), float(options.get("gain", given.get("gain", 1.0))))
-    blank = net.state_dict()
-    for key in sorted({*blank, *state}):
-        if key not in state or key not in blank or state[key].shape != blank[key].shape:
-            raise CheckpointError("missing, extra or misshapen weights", file=file, key=key, remedy="give its own")
-    net.load_state_dict(dict(state))
+    width = shape(state, file, "embed.weight", 4)[0]
+    with torch.device("meta"):
+        net = kind(width, float(options.get("gain", given.get("gain", 1.0))))
+    fill(net, state, file)
     return net
 
 

@@ -345,6 +345,15 @@ def test_heads_of_levels_without_blocks_must_be_possible(tmp_path: Path, heads: 
     refusal(saved(tmp_path, network(config).state_dict()), None)
 
 
+def test_an_expansion_is_read_and_compared_at_the_deepest_block(tmp_path: Path) -> None:
+    # 85 hidden channels at width 32: the factor that they tell is another at widths 8 and 64.
+    net = network(changed(encoder_blocks=(1, 1, 1, 0), expansion=2.68))
+    path = saved(tmp_path, net.state_dict())
+    assert same(loaded(path, 1), net)
+    write_options(tmp_path, net.config)
+    assert loaded(path).config == net.config
+
+
 def test_options_that_are_no_text_are_refused(tmp_path: Path, state: State) -> None:
     (tmp_path / "config.json").write_bytes(b'{"topk": 1, "name": "\xff\xfe"}')
     assert refusal(saved(tmp_path, state), None).file == str(tmp_path / "config.json")

@@ -389,9 +389,9 @@ LEVEL2, LATENT = "encoder_shuffle_channel2", "latent_shuffle_channel"
         ({f"{LATENT}.linear_layer1.weight": torch.zeros(16)}, f"{LATENT}.linear_layer1.weight", "2 axes expected"),
         ({"output.weight": torch.zeros(4, 16, 3, 3)}, "output.weight", "[3, 16, 3, 3] expected"),
         ({"latent.0.attn.temperature": torch.ones(4, 1, 1)}, "latent.0.attn.temperature", "[2, 1, 1] expected"),
-        ({"latent.1.norm1.body.weight": torch.ones(64)}, "latent.1.norm1.body.bias", "missing keys and"),
+        ({"latent.1.norm1.body.weight": torch.ones(64)}, "latent.1.norm1.body.bias", "missing key and"),
         ({"output.weight": torch.zeros(3, 16, 3, 3, dtype=torch.int8)}, "output.weight", "wrong type"),
-        ({"output.bias": torch.zeros(3)}, "encoder_level1.0.attn.qkv.bias", "missing keys and"),
+        ({"output.bias": torch.zeros(3)}, "encoder_level1.0.attn.qkv.bias", "missing key and"),
         ({"up2_1.body.0.bias": torch.zeros(16)}, "up2_1.body.0.bias", "extra key"),
     ],
 )

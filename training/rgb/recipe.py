@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from calibration.degradations import DEGRADATIONS
 from export.networks.dfpir import DfpirConfig
 from export.networks.dfpir.prompts import SENTENCES
 from export.networks.dpmambair import SIZE_MULTIPLE, DPMambaConfig
-from training.recipe import Count, Optimiser, Part, Positive, read_yaml
+from training.recipe import Count, Optimiser, Part, Positive, ordered, read_yaml
 
 Kind = Literal["dfpir", "dpmambair-extractor", "dpmambair"]
 CONFIGS = {"dfpir": DfpirConfig, "dpmambair-extractor": DPMambaConfig, "dpmambair": DPMambaConfig}
@@ -36,14 +37,7 @@ class Patches(Part):
     """Of every step: `count` patches of `size` lines and samples."""
 
     count: Count
-    size: Count
-
-    @field_validator("size")
-    @classmethod
-    def _frames(cls, size: int) -> int:
-        if size % SIZE_MULTIPLE:
-            raise ValueError(f"must be a multiple of {SIZE_MULTIPLE}")
-        return size
+    size: Annotated[int, Field(ge=1, multiple_of=SIZE_MULTIPLE)]
 
 
 class Prompts(Part):
@@ -96,7 +90,7 @@ class PhotographRecipe(Part):
     seed: Annotated[int, Field(ge=0)] = 1
     network: dict[str, Any] = Field(default_factory=dict)
     data: Photographs
-    tasks: dict[str, Positive]
+    tasks: Annotated[dict[str, Positive], AfterValidator(partial(ordered, known=DEGRADATIONS))]
     severity: dict[str, dict[str, float]] = Field(default_factory=dict)
     patches: Patches
     prompts: Prompts | None = None
@@ -107,14 +101,6 @@ class PhotographRecipe(Part):
     log_every: Count = 100
     validate_every: Count = 1000
     save_seconds: Annotated[float, Field(ge=0)] = 60
-
-    @field_validator("tasks")
-    @classmethod
-    def _known(cls, tasks: dict[str, float]) -> dict[str, float]:
-        unknown = sorted(set(tasks) - set(DEGRADATIONS))
-        if unknown or not tasks:
-            raise ValueError(f"must be of {', '.join(DEGRADATIONS)}, not {', '.join(unknown) or 'empty'}")
-        return {name: tasks[name] for name in DEGRADATIONS if name in tasks}
 
     @model_validator(mode="after")
     def _complete(self) -> PhotographRecipe:

@@ -1,26 +1,26 @@
 """Recognise a DAMP by its state-dict keys and read its hyper-parameters off their shapes."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from runtime.errors import CheckpointError, plain
+from runtime.errors import CheckpointError
 from runtime.metrics import METRIC_SETS
 
+from .. import loading
+from ..loading import WHOLE, configured, factor, fill, hyper_parameters
 from .config import LEVELS, DampConfig
 from .network import Damp, frozen_tables
 
 REBUILT = (".relative_position_index",)
 """Endings of tables that follow from the architecture; they may be missing, and must be equal where present."""
-FROZEN = (".relative_position_index", ".sobel_x.weight", ".sobel_y.weight")
 OWN = re.compile(r"dep\.feature_encoder\.|dec\.\d+\.2\.layers\.\d+\.DAMoE\.")
 """How keys begin that no other network has."""
-EXPANSION_LIMIT = 1024
 UNTOLD_HEADS = 2
 
 # What the public training script and its network call our hyper-parameters.
@@ -65,41 +65,24 @@ def build(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mappin
     config = configuration(state, given, options.get("top_k"), file)
     with torch.device("meta"):
         net = Damp(config)
-    expected = net.state_dict()
-    _check_keys(state, expected, file)
-    complete = {}
-    rebuilt = frozen_tables(expected)
-    for key, blank in expected.items():
-        value = rebuilt[key] if key not in state else _checked(key, state[key], blank, file)
-        if key.endswith(FROZEN) and not torch.equal(value, rebuilt[key]):
+    frozen = frozen_tables(net.state_dict())
+    rebuilt = {key: table for key, table in frozen.items() if key.endswith(REBUILT)}
+    fill(net, {**rebuilt, **state}, file)
+    for key, value in net.state_dict().items():
+        if key in frozen and not torch.equal(value, frozen[key]):
             raise CheckpointError(
                 "a frozen table differs from the architecture's",
                 file=file,
                 key=key,
                 remedy="these weights belong to another network",
             )
-        complete[key] = value
-    net.load_state_dict(complete, assign=True)
     return net
 
 
 def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: object, file: Path) -> DampConfig:
     """Hyper-parameters from shapes; `given` must not contradict them, and tells what shapes do not."""
-    told = _told(given, file)
-    heads = told.get("heads")
-    read = _from_shapes(state, heads if isinstance(heads, tuple) else (), told.get("metric_set"), file)
-    width = read["dim"] * 2 ** (LEVELS - 1)
-    for key, value in sorted(told.items(), key=lambda item: item[0] == "expansion"):
-        found = read.get(key, value)
-        # Shapes fix the expansion only up to rounding; the options know the factor itself.
-        if found != value if key != "expansion" else int(width * found) != int(width * value):
-            raise CheckpointError(
-                f"the options say {plain(value)}, the weights say {found}",
-                file=file,
-                key=key,
-                remedy="give the options that these weights were trained with, or move config.json away",
-            )
-    read["expansion"] = told.get("expansion", read["expansion"])
+    told = hyper_parameters(given, DampConfig, file, REFERENCE_NAMES)
+    read, width = _from_shapes(state, told, file)
     chosen = top_k if top_k is not None else told.get("top_k")
     if chosen is None:
         raise CheckpointError(
@@ -116,42 +99,17 @@ def configuration(state: Mapping[str, Tensor], given: Mapping[str, Any], top_k: 
             value=chosen,
             remedy=f"1 to {read['experts']}, the number of experts",
         )
-    try:
-        return DampConfig(**read, top_k=chosen)
-    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"the weights describe no possible network: {error}", file=file, remedy="the file is damaged or not a DAMP"
-        ) from error
+    return configured(DampConfig, read, {**told, "top_k": chosen}, file, {"expansion": width})
 
 
-def _from_shapes(
-    state: Mapping[str, Tensor], given_heads: tuple[int, ...], metric_set: object, file: Path
-) -> dict[str, Any]:
-    def shape(key: str, axes: int) -> tuple[int, ...]:
-        if key not in state:
-            raise CheckpointError("a key is missing", file=file, key=key, remedy="give the whole state dict")
-        found = tuple(state[key].shape)
-        if len(found) != axes or min(found, default=1) < 1:
-            raise CheckpointError(
-                f"wrong shape, {axes} axes expected",
-                file=file,
-                key=key,
-                value=found,
-                remedy="the weights are damaged or of another network",
-            )
-        return found
-
-    def count(prefix: str) -> int:
-        pattern = re.compile(re.escape(prefix) + r"(\d{1,4})\.")
-        return len({m.group(1) for m in map(pattern.match, state) if m})
-
+def _from_shapes(state: Mapping[str, Tensor], told: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], int]:
+    """Hyper-parameters, and the width that the expansion multiplies."""
+    shape, count = partial(loading.shape, state, file), partial(loading.count, state)
     encoder = (*(count(f"enc.{level}.0.layers.") for level in range(LEVELS - 1)), count("latent.layers."))
     decoder = tuple(count(f"dec.{LEVELS - 2 - level}.2.layers.") for level in range(LEVELS - 1))
     deepest = next((level for level in reversed(range(LEVELS - 1)) if decoder[level]), None)
     if deepest is None:
-        raise CheckpointError(
-            "there is no decoder block", file=file, key="dec.0.2.layers.0", remedy="give the whole state dict"
-        )
+        raise CheckpointError("there is no decoder block", file=file, key="dec.0.2.layers.0", remedy=WHOLE)
 
     def heads(level: int) -> int | None:
         places = ["latent.layers.0.mixer"]
@@ -176,14 +134,13 @@ def _from_shapes(
         )
     block = f"dec.{LEVELS - 2 - deepest}.2.layers.0"
     routing = f"{block}.DAMoE.adapter_spaspe.routing"
-    hidden = shape(f"{block}.ffn.project_in.weight", 4)[0] / 2
-    if encoder[-1]:
-        hidden, deepest = shape("latent.layers.0.ffn.project_in.weight", 4)[0] / 2, LEVELS - 1
-    width = dim * 2**deepest
-    expansion = hidden / width
-    if int(width * expansion) < hidden:
-        expansion = math.nextafter(expansion, math.inf)
-    return {
+    # Of all widths the largest says most of the expansion.
+    level = max([deepest, *(i for i, blocks in enumerate(encoder) if blocks)])
+    deep = "latent.layers.0" if level == LEVELS - 1 else f"enc.{level}.0.layers.0"
+    wide = block if level == deepest else deep
+    hidden, width = shape(f"{wide}.ffn.project_in.weight", 4)[0] // 2, dim * 2**level
+    given_heads = told.get("heads", ())
+    read = {
         "bands": bands,
         "dim": dim,
         "heads": tuple(
@@ -194,73 +151,11 @@ def _from_shapes(
         "encoder_blocks": encoder,
         "decoder_blocks": decoder,
         "refinement_blocks": count("refinement.layers."),
-        "expansion": int(expansion) if expansion == int(expansion) else expansion,
+        "expansion": factor(hidden, width),
         "norm": "WithBias" if f"{block}.norms.0.body.bias" in state else "BiasFree",
         "experts": shape(f"{routing}.gate.2.weight", 2)[0],
         "embedding": embedding,
         "gate": "concat" if f"{routing}.mix.weight" in state else "additive",
-        "metric_set": metric_set if metric_set in sets else sets[0],
+        "metric_set": told["metric_set"] if told.get("metric_set") in sets else sets[0],
     }
-
-
-def _told(given: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    ours = set(DampConfig.__dataclass_fields__)
-    told: dict[str, Any] = {}
-    for name, value in given.items():
-        key = REFERENCE_NAMES.get(name, name)
-        if key not in ours or value is None:
-            continue
-        value = tuple(value) if isinstance(value, list) else value
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if key == "expansion":
-            known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= EXPANSION_LIMIT
-            numbers = (value if known else None,)
-        elif key not in ("norm", "gate", "metric_set"):
-            numbers = tuple(v if isinstance(v, int) and not isinstance(v, bool) else None for v in numbers)
-        if None in numbers:
-            raise CheckpointError(
-                "an option of the checkpoint is not a number in range",
-                file=file,
-                key=name,
-                value=value,
-                remedy="mend config.json or move it away",
-            )
-        told[key] = value
-    return told
-
-
-def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path) -> None:
-    missing = [k for k in expected if k not in state and not k.endswith(REBUILT)]
-    extra = [k for k in state if k not in expected]
-    for problem, keys, remedy in (
-        ("missing", missing, "give the whole state dict"),
-        ("extra", extra, "these weights belong to another network, or to what is beside it: leave them out"),
-    ):
-        if keys:
-            others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise CheckpointError(
-                f"{problem} key{others}" if others else f"{problem} key", file=file, key=keys[0], remedy=remedy
-            )
-
-
-def _checked(key: str, value: Tensor, blank: Tensor, file: Path) -> Tensor:
-    if value.shape != blank.shape:
-        raise CheckpointError(
-            f"wrong shape, {list(blank.shape)} expected",
-            file=file,
-            key=key,
-            value=list(value.shape),
-            remedy="the weights are damaged or of another network",
-        )
-    if value.layout != torch.strided or value.is_floating_point() != blank.is_floating_point() or value.is_complex():
-        raise CheckpointError(
-            f"wrong type, {blank.dtype} expected",
-            file=file,
-            key=key,
-            value=value.dtype,
-            remedy="give the float weights, not a quantised form",
-        )
-    # A state dict may hold views of one storage; ours must not write through to another key.
-    return value.detach().to(blank.dtype).contiguous().clone()
+    return read, width

@@ -1,6 +1,5 @@
 """The degradation extractor: a frame to its embedding E_d, with branches while it is trained and merged afterwards."""
 
-from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -73,36 +72,28 @@ def _conv(narrow: int, wide: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(narrow, wide, kernel, stride, kernel // 2)
 
 
-def merged_state(state: Mapping[str, Tensor], theta: float) -> dict[str, Tensor]:
-    """A state dict whose extractor has branches, with the one convolution that is their sum; others as they are.
+def merged(extractor: Extractor, config: DPMambaConfig) -> Extractor:
+    """An extractor that gives the same by one convolution, the sum of its branches, which is made in float64.
 
-    The sum is made in float64.
+    Itself where it has no branches.
     """
-    start, central, plain = "extractor.branches.", "extractor.branches.central.", "extractor.branches.plain."
-    kernels = [value for key, value in state.items() if key.startswith(central)]
-    if not any(key.startswith(start) for key in state):
-        return dict(state)
-    own = state[f"{plain}weight"]
+    if not hasattr(extractor, "branches"):
+        return extractor
+    state = {key: value.detach() for key, value in extractor.state_dict().items()}
+    own = state["branches.plain.weight"]
+    kernels = [value for key, value in state.items() if key.startswith("branches.central.")]
     size = max(value.shape[-1] for value in (own, *kernels))
     total = _widened(own.double(), size)
     for kernel in kernels:
         total = total + _widened(kernel.double(), size)
-        total[:, :, size // 2, size // 2] -= theta * kernel.double().sum((2, 3))
-    rest = {key: value for key, value in state.items() if not key.startswith(start)}
-    bias = state[f"{plain}bias"]
-    return rest | {"extractor.enter.weight": total.to(own.dtype), "extractor.enter.bias": bias.clone()}
+        total[:, :, size // 2, size // 2] -= config.theta * kernel.double().sum((2, 3))
+    rest = {key: value for key, value in state.items() if not key.startswith("branches.")}
+    bias = state["branches.plain.bias"].clone()
+    with torch.device("meta"):
+        one = Extractor(config)
+    one.load_state_dict({**rest, "enter.weight": total.to(own.dtype), "enter.bias": bias}, assign=True)
+    return one.train(extractor.training)
 
 
 def _widened(kernel: Tensor, size: int) -> Tensor:
     return F.pad(kernel, ((size - kernel.shape[-1]) // 2,) * 4)
-
-
-def merged(extractor: Extractor, config: DPMambaConfig) -> Extractor:
-    """An extractor without branches that gives the same; itself where it has none."""
-    if not hasattr(extractor, "branches"):
-        return extractor
-    with torch.device("meta"):
-        one = Extractor(config)
-    state = merged_state({f"extractor.{k}": v.detach() for k, v in extractor.state_dict().items()}, config.theta)
-    one.load_state_dict({k.removeprefix("extractor."): v for k, v in state.items()}, assign=True)
-    return one.train(extractor.training)
