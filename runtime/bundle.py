@@ -18,6 +18,7 @@ from .arrays import Float32
 from .closing import Closing
 from .durable import fill_folder, swap, sync_folder, write_bytes
 from .engines import (
+    CPU_ENGINES,
     GPU_ENGINES,
     METRICS_ENGINES,
     PORTABLE,
@@ -29,6 +30,7 @@ from .engines import (
     open_metrics,
 )
 from .errors import BundleError, CubeError, GateError, MachineError
+from .files.disk import available_memory
 from .made import MADE, Choice, Made, parse_made
 from .manifest import LARGEST, MANIFEST, FileRecord, Manifest, dump, parse
 from .meaning import Asked, Known, Meaning, meaning_of
@@ -305,6 +307,14 @@ def load_bundle(
             remedy="run `deploy finalize` on the target, or ask for --engine onnxruntime to run the graph here",
         )
     options = EngineOptions(threads or manifest.target.threads, choice.precision, built)
+    if name in CPU_ENGINES and (manifest.memory or 0) > available_memory():
+        raise MachineError(
+            f"the network takes about {(manifest.memory or 0) / 2**30:.1f} GiB of memory, "
+            f"{available_memory() / 2**30:.1f} are free",
+            file=folder,
+            key="memory",
+            remedy="build it with a smaller --size, or end what else runs here",
+        )
     signature, of_metrics = manifest.signature, manifest.metrics_graph if name in METRICS_ENGINES else None
     shapes = {p.name: p.shape for p in signature.constants}
 

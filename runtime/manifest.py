@@ -122,6 +122,7 @@ class Manifest(Sealed):
         deferred: why no engine was built, where it is to be built on the target.
         metrics_graph: ONNX file that computes the metrics of a frame in the target's engine; None where NumPy does.
         extractor_graph: ONNX file that computes the embedding of a frame, where the network takes one.
+        memory: bytes that the graph takes in an engine on a CPU, estimated; None where that is little.
         prompts: constant prompts by name, where the bundle holds them for several purposes; the signature's own files
             are those of one of them.
     """
@@ -145,6 +146,7 @@ class Manifest(Sealed):
     deferred: str | None = None
     metrics_graph: InnerPath | None = None
     extractor_graph: InnerPath | None = None
+    memory: Annotated[int, Field(ge=0)] | None = None
     prompts: dict[Name, NamedPrompt] = {}
 
     @property

@@ -50,6 +50,11 @@ class Condition:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
+def tasks_of(conditions: Mapping[str, Condition]) -> tuple[str, ...]:
+    """What a network is measured by with its conditions; nothing where that is not known."""
+    return tuple(dict.fromkeys(task for condition in conditions.values() for task in condition.tasks))
+
+
 class Extractor(Protocol):
     """Computes the embedding of a frame."""
 

@@ -231,7 +231,7 @@ def _manifest(
         network=NetworkMade(
             architecture=net.architecture.id,
             configuration=json.loads(json.dumps(net.configuration)),
-            options=dict(net.options),
+            options={k: v for k, v in net.options.items() if k not in net.architecture.kept},
             parameters=net.parameters,
             checkpoint=net.facts.file.name,
             checkpoint_sha256=net.facts.sha256,
@@ -267,6 +267,7 @@ def _manifest(
         deferred=deferred,
         metrics_graph=METRICS_GRAPH if facts["metrics_apart"] else None,
         extractor_graph=None if signature.embedding is None else EXTRACTOR_GRAPH,
+        memory=net.architecture.memory and net.architecture.memory(net.module, plan.lines, plan.samples),
         prompts={
             name: NamedPrompt(arrays=paths, tasks=list(told.tasks), about=dict(told.about))
             for (name, paths), told in zip(prompt_paths(net, signature).items(), net.conditions.values(), strict=True)

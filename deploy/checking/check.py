@@ -50,6 +50,8 @@ def check(
     refuse_other_network(bundle, net)
     for doubt in net.facts.doubts:
         console.warn(doubt)
+    # Codes lie where it was built; what became of them is in the bundle.
+    net = net if net.conditions else net.told(bundle.prompts.conditions)
     tasks = config.check.degradations or net.tasks
     for task in tasks:
         if task not in net.tasks:
@@ -111,7 +113,7 @@ def refuse_other_network(bundle: Bundle, net: Network) -> None:
     made, given = bundle.manifest.network.configuration, net.configuration
     for key, value in given.items():
         value = list(value) if isinstance(value, tuple) else value
-        if made.get(key) != value:
+        if key not in net.architecture.kept and made.get(key) != value:
             raise InputError(
                 f"the bundle was built from another network: it has {made.get(key)}, the checkpoint {value}",
                 file=net.facts.file,

@@ -20,7 +20,7 @@ from export.torch_engine import TorchEngine
 from runtime.arrays import Float32
 from runtime.bundle import load_bundle
 from runtime.errors import InputError
-from runtime.prompts import Prompts
+from runtime.prompts import Prompts, tasks_of
 from runtime.restore import Restored, restore_cube
 
 from .. import console
@@ -89,8 +89,8 @@ def opened(model: str, options: Mapping[str, Any], size: Mapping[str, int] | Non
                 value=m.network.architecture,
                 remedy=f"known: {', '.join(networks.ARCHITECTURES)}",
             )
-        told = dict.fromkeys(task for prompt in m.prompts.values() for task in prompt.tasks)
-        way: Measuring = Measuring(bundle.prompts, tuple(told) or architecture.tasks, architecture.measure)
+        tasks = tasks_of(bundle.prompts.conditions) or architecture.tasks
+        way: Measuring = Measuring(bundle.prompts, tasks, architecture.measure)
 
         def restore(cube: Float32, prompts: Prompts) -> tuple[Float32, Float32]:
             # In the unit range, and damaged by us: nothing of it is missing.

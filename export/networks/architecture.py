@@ -5,7 +5,7 @@ An architecture is a package beside this file with one `Architecture`, and its l
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from runtime.arrays import Float32
 from runtime.errors import CheckpointError
-from runtime.prompts import Condition, Prompts
+from runtime.prompts import Condition, Prompts, tasks_of
 from runtime.signature import Signature
 
 from .nodes import Writer
@@ -66,6 +66,8 @@ class Architecture:
         module_name: the network's module that a part of the static form stands for.
         options: what may be said when it is loaded: {name: meaning}.
         chosen: options that a loaded network was given, or took from its checkpoint.
+        kept: those, and keys of the configuration, whose outcome a bundle holds: to be compared with it, the network is
+            loaded without them.
         constants: {prompt: array} of the network's constant prompts.
         conditions: {name: constant prompts} of a network that is told its purpose, in place of `constants`; Raises
             CheckpointError where nobody said one.
@@ -95,6 +97,7 @@ class Architecture:
     module_name: Callable[[str], str] = lambda part: part
     options: Mapping[str, str] = field(default_factory=dict)
     chosen: Callable[[Any], dict[str, Option]] = lambda module: {}
+    kept: Collection[str] = ()
     constants: Callable[[Any], Mapping[str, Float32]] = lambda module: {}
     conditions: Callable[[Any], Mapping[str, Condition]] = lambda module: {}
     measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
@@ -192,6 +195,12 @@ class Network:
         """{name: constant prompts} where it is told its purpose."""
         return self.architecture.conditions(self.module)
 
+    def told(self, conditions: Mapping[str, Condition]) -> "Network":
+        """The same, told these in place of its own."""
+        made = replace(self)
+        vars(made)["conditions"] = conditions
+        return made
+
     def prompts(self, signature: Signature) -> Prompts:
         """What makes its prompts; of several conditions the first is chosen until a task or a name says another."""
         first, made = next(iter(self.conditions), None), self.architecture.extractor
@@ -201,8 +210,7 @@ class Network:
     @property
     def tasks(self) -> tuple[str, ...]:
         """What it is measured by."""
-        told = dict.fromkeys(task for condition in self.conditions.values() for task in condition.tasks)
-        return tuple(told) or self.architecture.tasks
+        return tasks_of(self.conditions) or self.architecture.tasks
 
     @property
     def parameters(self) -> int:

@@ -26,11 +26,16 @@ SIDE = 32
 PROMPTS = ("derain", "dehaze")
 
 
-def built(folder: Path, checkpoint: Path) -> Path:
+def built(folder: Path, checkpoint: Path, options: dict[str, str] | None = None) -> Path:
     from deploy.building.build import build
     from deploy.config import Config, with_overrides
 
-    flags = {"model.checkpoint": str(checkpoint), "input.frame": f"{SIDE}x{SIDE}", "input.overlap": 8}
+    flags: dict[str, object] = {
+        "model.checkpoint": str(checkpoint),
+        "input.frame": f"{SIDE}x{SIDE}",
+        "input.overlap": 8,
+    }
+    flags |= {"model.options": options} if options else {}
     build(with_overrides(Config(), flags), folder / "bundle")
     return folder / "bundle"
 
@@ -89,6 +94,19 @@ def test_a_dfpir_restores_a_photograph_by_the_prompt_that_is_said(
         code = torch.from_numpy(net.conditions["dehaze"].constants["perturbation"])
         expected = net(torch.from_numpy(frame)[None], code)[0].numpy()
     assert np.abs(found - expected).max() < 1e-4 * np.ptp(expected)
+
+
+def test_a_bundle_is_checked_where_its_codes_are_not(tmp_path: Path, capsys: Capsys) -> None:
+    torch.save(dfpir.network(dfpir.SMALL).state_dict(), tmp_path / "dfpir.pth")
+    np.save(tmp_path / "derain.npy", dfpir.code("derain"))
+    code = {"prompt": "derain", "text_code": str(tmp_path / "derain.npy")}
+    bundle = built(tmp_path, tmp_path / "dfpir.pth", code)
+    (tmp_path / "derain.npy").unlink()
+    assert read_manifest(bundle).network.options == {} and set(read_manifest(bundle).prompts) == {"derain"}
+    (tmp_path / "deploy.yaml").write_text("check: {cube: 40x48}")
+    flags = ("--checkpoint", tmp_path / "dfpir.pth", "--config", tmp_path / "deploy.yaml", "--json")
+    done = invoke(capsys, "check", bundle, *flags)
+    assert done.code == 0 and list(done.json["tasks"]) == ["rain"], done.err
 
 
 def test_what_one_prompt_restored_is_not_gone_on_with_by_another(

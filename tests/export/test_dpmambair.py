@@ -206,6 +206,11 @@ def test_what_shapes_do_not_tell_is_said(tmp_path: Path) -> None:
     assert bare.options == {"delta": "inside", "discretisation": "euler", "order": "rows", "theta": 0.7}
     said = load_checkpoint(tmp_path / "net.pth", delta="outside", discretisation="zoh", order="columns")
     assert said.module.config == replace(net.config, delta="outside", discretisation="zoh", order="columns")
+    save_checkpoint(said, tmp_path / "said.safetensors")
+    for file, name, value in (("net.pth", "theta", 0.1), ("said.safetensors", "order", "rows")):
+        with pytest.raises(CheckpointError, match="the weights were trained with") as caught:
+            load_checkpoint(tmp_path / file, **{name: value})
+        assert caught.value.key == name
     for name, value in {"delta": "beside", "order": 1, "theta": "much"}.items():
         with pytest.raises(CheckpointError) as caught:
             load_checkpoint(tmp_path / "net.pth", **{name: value})

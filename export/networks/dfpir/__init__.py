@@ -116,6 +116,7 @@ ARCHITECTURE = Architecture(
     module_name=module_name,
     options=OPTIONS,
     chosen=chosen,
+    kept=(*OPTIONS, "prompts"),
     constants=constants,
     conditions=conditions,
     gap=smallest_gap,

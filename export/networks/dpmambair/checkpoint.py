@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.errors import CheckpointError, plain
+
 from .. import loading
 from ..loading import configured, factor, fill, hyper_parameters
 from .config import LEVELS, DPMambaConfig
@@ -33,7 +35,7 @@ def build(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mappin
     Args:
         state: {key: tensor}.
         given: the configuration that came with the weights; may be empty.
-        options: what shapes do not tell (`delta`, `discretisation`, `order`, `theta`), which win over `given`.
+        options: what shapes do not tell (`delta`, `discretisation`, `order`, `theta`), where `given` does not say it.
         file: named in errors.
 
     Raises:
@@ -50,8 +52,21 @@ def build(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mappin
 def configuration(
     state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mapping[str, Any], file: Path
 ) -> DPMambaConfig:
-    """Hyper-parameters from shapes; `given` must not contradict them, and it and `options` tell what shapes do not."""
-    told = hyper_parameters(given, DPMambaConfig, file) | hyper_parameters(options, DPMambaConfig, file)
+    """Hyper-parameters from shapes; `given` and `options` tell what shapes do not, and contradict nothing."""
+    own, chosen = (hyper_parameters(each, DPMambaConfig, file) for each in (given, options))
+    if not _branched(state):
+        # What merged branches were made with cannot be chosen any more.
+        own = {"theta": DPMambaConfig().theta, **own}
+    for key in own.keys() & chosen.keys():
+        if own[key] != chosen[key]:
+            raise CheckpointError(
+                f"the weights were trained with {plain(own[key])}",
+                file=file,
+                key=key,
+                value=chosen[key],
+                remedy="leave the option out",
+            )
+    told = own | chosen
     shape, count = partial(loading.shape, state, file), partial(loading.count, state)
     dim, bands = shape("embed.weight", 4)[:2]
     places = [(f"encoder.{i}", i) for i in range(LEVELS - 1)] + [("latent", LEVELS - 1)]
