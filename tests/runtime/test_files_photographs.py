@@ -373,7 +373,7 @@ def test_bilevel_is_refused(tmp_path: Path, suffix: str) -> None:
 def test_a_file_is_what_its_first_bytes_say(tmp_path: Path) -> None:
     data = io.BytesIO()
     Image.fromarray(picture()).save(data, "JPEG")
-    for name in ("a.png", "b.TIF", "Füße 写真 🛰.jpeg"):
+    for name in ("a.png", "b.TIF", "Füße 写真 🛰.jpeg", "c.jfif", "d"):
         (tmp_path / name).write_bytes(data.getvalue())
         read = read_cube(tmp_path / name)
         assert read.photograph and read.photograph.kind == "jpeg"
@@ -381,9 +381,10 @@ def test_a_file_is_what_its_first_bytes_say(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(b"GIF89a" + bytes(50))
     with pytest.raises(CubeFileError, match="is a picture, no cube file"):
         read_cube(tmp_path / "c.png")
-    (tmp_path / "d.png").write_bytes(b"<svg>" + bytes(50))
-    with pytest.raises(CubeFileError, match="not a known cube format"):
-        read_cube(tmp_path / "d.png")
+    for name in ("e.png", "e.tif", "e.jpg"):
+        (tmp_path / name).write_bytes(b"<!DOCTYPE html>" + bytes(50))
+        with pytest.raises(CubeFileError, match=r"begins as no PNG, JPEG or TIFF file.*copy it again"):
+            read_cube(tmp_path / name)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 20000)])
