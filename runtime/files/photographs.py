@@ -156,6 +156,8 @@ def _of_png(path: Path, data: NDArray[np.uint8]) -> _About:
             texts[key] = _unpacked(name, text)
         at += length + 12
     head = found.get(b"IHDR", b"")
+    if len(head) != 13:
+        raise ValueError("it does not say how large it is")
     if head[8:10] == b"\1\0":
         raise _bilevel(path)
     if b"acTL" in found:

@@ -573,6 +573,30 @@ def whole_file(suffix: str) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_files_that_lack_a_part(tmp_path: Path, suffix: str) -> None:
+    """Of PNG any chunk, of JPEG any segment before the picture; TIFF any tag: one line of refusal, or a picture."""
+    data, path, cuts = whole_file(suffix), tmp_path / f"a{suffix}", list[bytes]()
+    if suffix == ".tif":
+        first = Tags(data)
+        for entry in first.directory(first.first)[0].values():
+            cuts.append(data[: entry.at] + b"\xff\xff" + data[entry.at + 2 :])
+    else:
+        at = 8 if suffix == ".png" else 2
+        while at < len(data) and data[at : at + 2] != b"\xff\xda":
+            size = struct.unpack_from(">I" if suffix == ".png" else ">H", data, at + 2 * (suffix == ".jpg"))[0]
+            size += 12 if suffix == ".png" else 2
+            cuts.append(data[:at] + data[at + size :])
+            at += size
+    assert len(cuts) >= 5
+    for cut in cuts:
+        path.write_bytes(cut)
+        try:
+            assert read_cube(path).cube.shape[0] == 3
+        except CubeFileError as error:
+            assert "\n" not in error.one_line() and error.remedy
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
 def test_files_that_were_cut_short(tmp_path: Path, suffix: str) -> None:
     data, path = whole_file(suffix), tmp_path / f"a{suffix}"
     for length in [*range(9, len(data), max(1, len(data) // 60)), len(data) - 1]:
