@@ -8,6 +8,7 @@ import numpy as np
 from runtime.errors import CubeError, CubeFileError, GateError
 from runtime.files import READERS, CubeFile, Photograph, read_cube
 from runtime.files.envi import pair_of
+from runtime.files.photographs import is_photograph
 from runtime.manifest import Manifest
 from runtime.meaning import Asked, Known, Mark, Meaning, meaning_of, words
 from runtime.meaning.marks import marked, measured
@@ -21,13 +22,13 @@ NOBODY = "nobody"
 
 
 def is_cube(path: Path) -> bool:
-    """Whether this names a cube file: by its suffix, or by the header that lies beside it."""
+    """Whether this names a cube file: by its suffix, by the header that lies beside it, or as a photograph begins."""
     if path.suffix.lower() in READERS:
         return not path.is_dir()
     try:
         return path.is_file() and bool(pair_of(path))
     except CubeFileError:
-        return False
+        return path.stat().st_size > 0 and is_photograph(path)
 
 
 def inspect_cube(

@@ -85,7 +85,8 @@ def _targets(folder: Path, out: Path) -> dict[Path, Path]:
     """Of every photograph, sorted by name, where it goes; makes the folder `out`. Raises CubeFileError."""
     try:
         there = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        there = [path for path in there if path.is_file()]
+        # A link that leads nowhere was a photograph: it is told like one that cannot be read.
+        there = [path for path in there if not path.is_dir()]
         if not there:
             raise CubeFileError(
                 "holds no photographs", file=folder, remedy=f"give a folder with files of {' '.join(SUFFIXES)}"

@@ -134,7 +134,8 @@ READERS: dict[str, Callable[[Path, Order, str | None], CubeFile]] = {
 def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = None) -> CubeFile:
     """Read a cube file of any known format, chosen by its suffix.
 
-    A file with another suffix, or none, is read as ENVI data where a header lies beside it.
+    A file with another suffix, or none, is read as ENVI data where a header lies beside it, else as a photograph where
+    it begins as one.
 
     Args:
         path: the file; for ENVI the header or the data file.
@@ -149,21 +150,28 @@ def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = 
     path = Path(path)
     order = checked_layout(DEFAULT_LAYOUT if layout is None else layout, path)
     reader = READERS.get(path.suffix.lower())
-    # Rows of numbers may have any name where an ENVI header lies beside them.
+    # Rows of numbers may have any name where an ENVI header lies beside them, and photographs any at all.
     if reader is None or (reader is _read_photograph and not is_photograph(path)):
+        named, reader = reader is not None, _read_envi
         try:
             pair_of(path)
         except CubeFileError as error:
-            refuse_foreign(path)
-            if path.is_file():
+            if path.is_file() and is_photograph(path):
+                reader = _read_photograph
+            else:
+                refuse_foreign(path, by_suffix=not named)
+                if not path.is_file():
+                    raise
                 raise CubeFileError(
-                    "is not a known cube format and has no ENVI header beside it",
+                    "begins as no PNG, JPEG or TIFF file does"
+                    if named
+                    else "is not a known cube format and has no ENVI header beside it",
                     file=path,
                     value=path.suffix or None,
-                    remedy="give a file with one of these suffixes: " + " ".join(READERS),
+                    remedy="copy it again, or save it as one of these"
+                    if named
+                    else "give a file with one of these suffixes: " + " ".join(READERS),
                 ) from error
-            raise
-        reader = _read_envi
     found = reader(path, order, key)
     if found.format in ("envi", "photograph"):
         return found

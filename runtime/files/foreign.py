@@ -128,7 +128,7 @@ def begun(head: bytes) -> Kind | None:
     return next((one for one in KINDS if head.startswith(one.begins)), None)
 
 
-def kind_of(path: Path) -> Kind | None:
+def kind_of(path: Path, *, by_suffix: bool = True) -> Kind | None:
     """The kind of a file or folder that is not read, None where it is none that is known."""
     suffix, head = path.suffix.lower(), b""
     if path.is_dir():
@@ -136,10 +136,14 @@ def kind_of(path: Path) -> Kind | None:
         return _ZARR if path.name and (inside or suffix in _ZARR.suffixes) else None
     with suppress(OSError, ValueError), open_regular(path)[0] as file:
         head = file.read(HEAD_BYTES)
-    return begun(head) or next((one for one in KINDS if head and suffix in one.suffixes), None)
+    return begun(head) or next((one for one in KINDS if by_suffix and head and suffix in one.suffixes), None)
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raise CubeFileError where `path` is of a kind that is known and not read: what it is, and what to do."""
-    if (kind := kind_of(path)) is not None:
+def refuse_foreign(path: Path, *, by_suffix: bool = True) -> None:
+    """Raise CubeFileError where `path` is of a kind that is known and not read: what it is, and what to do.
+
+    Args:
+        by_suffix: whether its suffix says what it is where its first bytes do not.
+    """
+    if (kind := kind_of(path, by_suffix=by_suffix)) is not None:
         raise CubeFileError(f"is {kind.name}, no cube file that is read", file=path, remedy=kind.remedy_for(path))

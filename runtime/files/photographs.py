@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
 import struct
 import sys
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError, MachineError
 from runtime.files.disk import SMALL_EXPANSION, allocated, check_expansion, fill, opened, reason
 from runtime.files.foreign import converted
-from runtime.files.tags import PLACED, Tags, header, packed
+from runtime.files.tags import MOST_BYTES, ORIENTATION, PLACED, SHORT, Tags, header, packed
 from runtime.stated import Stated
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -23,12 +26,16 @@ PIECE = 1 << 16
 """Bytes that are decoded at a time, about: larger pieces of ever new memory leave as much again unused."""
 CHUNKS = (b"cICP", b"cHRM", b"gAMA", b"sRGB", b"sBIT", b"pHYs")
 """Of a PNG file: what says how its colours and pixels are meant, beside a profile."""
+_XMP, _RAW = b"XML:com.adobe.xmp", (b"Raw profile type exif", b"Raw profile type APP1")
+"""Keywords of a PNG file's texts that are kept."""
 _BEGINS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", **dict.fromkeys((b"II*\0", b"MM\0*"), "tiff"),
            **dict.fromkeys((b"II+\0", b"MM\0+"), "tiff")}  # fmt: skip
 _AGAIN = "copy it again, or save it anew in a program that shows it"
 _DIRECTORIES = 1000
-_LAB = 8
-_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, _LAB: 3}
+_YCBCR, _LAB, _JPEG = 6, 8, 7
+_KINDS = {2: ", signed", 3: ", float", 5: ", complex", 6: ", complex"}
+"""Of a TIFF file's numbers."""
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, _YCBCR: 3, _LAB: 3}
 """What TIFF says that its numbers mean -> bands of colour: grey, RGB, palette, CMYK, YCbCr, Lab."""
 
 
@@ -120,7 +127,10 @@ def _damaged(path: Path, kind: str, why: str) -> CubeFileError:
     if kind == "tiff":
         remedy += f"; where it is no photograph, {converted(path)}"
     name = {"png": "a PNG", "jpeg": "a JPEG", "tiff": "a TIFF"}[kind]
-    return CubeFileError(f"is {name} file that is damaged or cut short: {why}", file=path, remedy=remedy)
+    # Decoders tell of what they were built without as they tell of damage.
+    whole = re.search(r"(?i)unsupported|not (?:supported|configured|implemented)", why)
+    what = "of a kind that is not read" if whole else "that is damaged or cut short"
+    return CubeFileError(f"is {name} file {what}: {why}", file=path, remedy=remedy)
 
 
 class _About(NamedTuple):
@@ -132,23 +142,54 @@ class _About(NamedTuple):
 
 
 def _of_png(path: Path, data: NDArray[np.uint8]) -> _About:
-    found: dict[bytes, bytes] = {}
+    found, texts = dict[bytes, bytes](), dict[bytes, bytes]()
     view, at = data.data, 8
     while b"IEND" not in found:
-        length, name = struct.unpack_from(">I4s", view, at)
+        head = bytes(view[at : at + 8])
+        length, name = int.from_bytes(head[:4], "big"), head[4:]
         if at + length + 12 > len(view):
             raise ValueError("it ends too early")
-        found.setdefault(name, b"" if name == b"IDAT" else bytes(view[at + 8 : at + 8 + length]))
+        body = b"" if name == b"IDAT" else bytes(view[at + 8 : at + 8 + length])
+        found.setdefault(name, body)
+        key, _, text = body.partition(b"\0")
+        if name in (b"tEXt", b"zTXt", b"iTXt") and key in (_XMP, *_RAW) and key not in texts:
+            texts[key] = _unpacked(name, text)
         at += length + 12
     head = found.get(b"IHDR", b"")
+    if len(head) != 13:
+        raise ValueError("it does not say how large it is")
     if head[8:10] == b"\1\0":
         raise _bilevel(path)
     if b"acTL" in found:
         raise _several(path)
-    exif, doubts = _exif(found.get(b"eXIf", b""))
-    # A palette's significant bits are not those of what becomes of it.
-    chunks = tuple((name, found[name]) for name in CHUNKS if name in found and (name != b"sBIT" or head[9] != 3))
-    return _About(Photograph("png", _orientation(exif), exif=exif, chunks=chunks), doubts=doubts)
+    exif, doubts = _exif(found.get(b"eXIf") or next(filter(None, (_raw(texts.get(key, b"")) for key in _RAW)), b""))
+    if head[9] == 3 or b"tRNS" in found:
+        # Significant bits are told of each band: not of those that become of a palette, or of a transparent colour.
+        found.pop(b"sBIT", None)
+    chunks = tuple((name, found[name]) for name in CHUNKS if name in found)
+    about = Photograph("png", _orientation(exif), exif=exif, xmp=texts.get(_XMP, b""), chunks=chunks)
+    return _About(about, doubts=doubts)
+
+
+def _unpacked(kind: bytes, text: bytes) -> bytes:
+    """What a PNG file's text says behind its keyword; nothing where it cannot be unpacked, or not within bounds."""
+    # Behind flag and method stand the language, and the keyword in it.
+    packed_ = text[:1] == b"\1" if kind == b"iTXt" else kind == b"zTXt"
+    text = text[2:].split(b"\0", 2)[-1] if kind == b"iTXt" else text[packed_:]
+    if not packed_:
+        return text
+    unpacker = zlib.decompressobj()
+    with suppress(zlib.error):
+        text = unpacker.decompress(text, MOST_BYTES)
+    return text if unpacker.eof else b""
+
+
+def _raw(text: bytes) -> bytes:
+    """EXIF as ImageMagick wrote it before PNG had a chunk for it: a name, a length, and the bytes in hexadecimal."""
+    with suppress(ValueError):
+        blob = bytes.fromhex(text.decode("ascii").split(maxsplit=2)[-1]) if text.strip() else b""
+        return blob if blob.startswith(b"Exif\0\0") else b""
+    return b""
 
 
 def _of_jpeg(path: Path, data: NDArray[np.uint8]) -> _About:
@@ -192,17 +233,41 @@ def _of_tiff(path: Path, data: NDArray[np.uint8]) -> _About:
     if bands * wide * high > max(SMALL_EXPANSION, 4 * bands * across * down):
         raise ValueError("its tiles are far larger than it")
     extra = bands - colours
-    whole = kinds <= ({1, 2} if means == _LAB else {1}) and len(bits) == 1 and bits <= {2, 4, 8, 16}
+    whole = (
+        kinds <= ({1, 2} if means == _LAB else {1})
+        and len(bits) == 1
+        and bits <= ({2, 4, 8, 16} if bands == 1 else {8, 16})
+    )
     if not (colours and whole and (extra == 0 or (extra == 1 and means in (0, 1, 2)))):
         raise CubeFileError(
             "is a TIFF file, no cube file that is read, and no photograph of 1, 3 or 4 bands of 8 or 16 bits",
             file=path,
+            value=f"{bands} of {max(bits)} bits{''.join(_KINDS.get(kind, '') for kind in kinds)}",
             remedy=converted(path),
         )
+
+    def shown(tag: int, value: int) -> None:
+        """Let libvips find another value of a tag."""
+        if tag in first and first[tag].kind == SHORT:
+            memoryview(first[tag].data)[:2] = struct.pack(f"{tags.order}H", value)
+
+    if means == _YCBCR and tags.numbers(first.get(259)) != (_JPEG,):
+        # libvips 8.18 would take them for red, green and blue.
+        raise CubeFileError("is a TIFF file of YCbCr without JPEG inside", file=path, remedy="save it anew as RGB")
+    # What says no way to turn it is refused by libvips, and means nothing to others.
+    shown(ORIENTATION, tags.orientation())
+    if bands == 1:
+        # There is but one way that one band can lie, and libvips refuses tiles of the other.
+        shown(284, 1)
     if means == _LAB and bits == {8}:
         # libvips 8.18 refuses Lab of 8 bits, which is read as three plain bands in its stead.
-        memoryview(first[262].data)[:2] = struct.pack(f"{tags.order}H", 2)
+        shown(262, 2)
+    if means == 3 and (320 not in first or first[320].values < 3 << max(bits)):
+        raise ValueError("its palette is not whole")
     alpha_kind = (tags.numbers(first.get(338)) or (0,))[0]
+    if alpha_kind == 1:
+        # Its colours stay as they are, multiplied, and are written so: libvips 8.18 would divide them by the alpha.
+        shown(338, 2)
     doubts: tuple[str, ...] = ()
     if extra and alpha_kind not in (1, 2):
         doubts = (

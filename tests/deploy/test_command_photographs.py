@@ -144,7 +144,8 @@ def test_inspect_tells_what_a_photograph_holds(capsys: Capsys) -> None:
     assert done.code == 0
     for part in ("3 bands x 30 lines x 20 samples, uint8, photograph", "JPEG, turned upright by orientation 6, EXIF"):
         assert part in done.out
-    told = invoke(capsys, "inspect", "photo.jpg", "--json").json
+    Path("photo.jpg").rename("photo.jfif")
+    told = invoke(capsys, "inspect", "photo.jfif", "--json").json
     assert told["format"] == "photograph" and told["scale"] == 255 and not told["doubts"]
 
 

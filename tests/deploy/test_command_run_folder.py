@@ -76,6 +76,14 @@ def test_one_that_cannot_be_read_is_told_and_the_rest_goes_on(capsys: Capsys, do
     assert "in/a.png: is a PNG file that is damaged or cut short" in ended.err and Path("out/c.tif").exists()
 
 
+def test_links_that_lead_nowhere_are_told(capsys: Capsys, doubling: Path) -> None:
+    Path("in/d.png").symlink_to("nowhere.png")
+    Path("in/e.png").mkdir()
+    ended = invoke(capsys, "run", doubling, "in", "--out", "out", "--json")
+    assert assert_json_error(ended, 2)["message"] == "1 of 4 photographs were not restored: d.png"
+    assert "in/d.png: no such file" in ended.json["failed"]["d.png"] and ended.json["restored"] == 3
+
+
 def test_one_that_is_too_large_is_no_reason_to_end(
     capsys: Capsys, doubling: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,6 @@ GDAL = "gdal_translate -of ENVI"
         ("a.tif", b"II*\0", f"a TIFF file.*{GDAL}"),
         ("a.TIFF", b"MM\0*", f"a TIFF file.*{GDAL}"),
         ("a", b"II+\0", f"a TIFF file.*{GDAL}"),
-        ("a.tif", b"?", f"a TIFF file.*{GDAL}"),
         ("a.h5", b"?", "an HDF5 file.*--layout.*h5py"),
         ("a.he5", b"\x89HDF\r\n\x1a\n", "an HDF5 file.*h5py"),
         ("a.hdf", b"\x89HDF\r\n\x1a\n", "an HDF5 file.*h5py"),
