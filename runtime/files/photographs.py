@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError, MachineError
 from runtime.files.disk import SMALL_EXPANSION, allocated, check_expansion, fill, opened, reason
 from runtime.files.foreign import converted
-from runtime.files.tags import MOST_BYTES, ORIENTATION, PLACED, SHORT, Tags, header, packed
+from runtime.files.tags import MOST_BYTES, NO_DATA, ORIENTATION, PLACED, SHORT, Tags, header, packed
 from runtime.stated import Stated
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -139,10 +139,12 @@ class _About(NamedTuple):
     photograph: Photograph
     lab8: bool = False
     doubts: tuple[str, ...] = ()
+    marks: tuple[float, ...] = ()
+    packed: int | None = None
 
 
 def _of_png(path: Path, data: NDArray[np.uint8]) -> _About:
-    found, texts = dict[bytes, bytes](), dict[bytes, bytes]()
+    found, texts, pixels = dict[bytes, bytes](), dict[bytes, bytes](), 0
     view, at = data.data, 8
     while b"IEND" not in found:
         head = bytes(view[at : at + 8])
@@ -150,6 +152,7 @@ def _of_png(path: Path, data: NDArray[np.uint8]) -> _About:
         if at + length + 12 > len(view):
             raise ValueError("it ends too early")
         body = b"" if name == b"IDAT" else bytes(view[at + 8 : at + 8 + length])
+        pixels += length * (name == b"IDAT")
         found.setdefault(name, body)
         key, _, text = body.partition(b"\0")
         if name in (b"tEXt", b"zTXt", b"iTXt") and key in (_XMP, *_RAW) and key not in texts:
@@ -168,7 +171,7 @@ def _of_png(path: Path, data: NDArray[np.uint8]) -> _About:
         found.pop(b"sBIT", None)
     chunks = tuple((name, found[name]) for name in CHUNKS if name in found)
     about = Photograph("png", _orientation(exif), exif=exif, xmp=texts.get(_XMP, b""), chunks=chunks)
-    return _About(about, doubts=doubts)
+    return _About(about, doubts=doubts, packed=pixels)
 
 
 def _unpacked(kind: bytes, text: bytes) -> bytes:
@@ -206,6 +209,11 @@ def _exif(blob: bytes) -> tuple[bytes, tuple[str, ...]]:
         end = tags.directory(tags.first)[1]
     except ValueError as error:
         return b"", (f"its EXIF cannot be read and is left out, {reason(error)}: save it anew if that matters",)
+    at = size = 0
+    with suppress(ValueError):
+        small = tags.directory(tags.next_of(end))[0] if tags.next_of(end) else {}
+        at, size = (sum(tags.numbers(small.get(tag), 1)) for tag in (513, 514))
+    blob = blob[:at] + bytes(len(blob[at : at + size])) + blob[at + size :]
     return blob[:end] + bytes(4) + blob[end + 4 :], ()
 
 
@@ -277,8 +285,13 @@ def _of_tiff(path: Path, data: NDArray[np.uint8]) -> _About:
     tree = tags.tree()
     exif = header(tags.order, 8) + packed(tags.order, tree, 8) if tree else b""
     xmp = bytes(first[700].data) if 700 in first else b""
+    marks: tuple[float, ...] = ()
+    if NO_DATA in first and means in (1, 2):
+        # Of others libvips turns or converts the numbers.
+        with suppress(ValueError):
+            marks = (float(bytes(first[NO_DATA].data).strip(b"\0 ")),)
     found = Photograph("tiff", tags.orientation(), alpha_kind=alpha_kind, exif=exif, xmp=xmp)
-    return _About(found, means == _LAB and bits == {8}, doubts)
+    return _About(found, means == _LAB and bits == {8}, doubts, marks)
 
 
 def _bilevel(path: Path) -> CubeFileError:
@@ -324,7 +337,9 @@ def _decoded(vips: Any, path: Path, data: NDArray[np.uint8], about: _About) -> t
         found = replace(found, orientation=_orientation(exif), exif=exif, xmp=_blob(image, "xmp-data"))
     deep = image.format in ("ushort", "short")
     samples, lines = image.width, image.height
-    check_expansion(path, samples * lines * image.bands * (1 + deep), len(data))
+    # What stands behind the pixels makes no bomb smaller.
+    packed_ = len(data) if about.packed is None else about.packed
+    check_expansion(path, samples * lines * image.bands * (1 + deep), packed_)
     whole = image.get_typeof("interlaced") != 0
     if about.lab8 or image.interpretation in ("cmyk", "labs"):
         name = "CMYK" if image.interpretation == "cmyk" else "Lab"
@@ -343,7 +358,7 @@ def _decoded(vips: Any, path: Path, data: NDArray[np.uint8], about: _About) -> t
         stored(cube, found.orientation)[:, line : line + len(rows)] = np.moveaxis(rows[..., :bands], 2, 0)
         if alpha is not None:
             stored(alpha, found.orientation)[line : line + len(rows)] = rows[..., bands]
-    stated = Stated(scale=65535.0 if deep else 255.0, axes=True, photograph=True, doubts=doubts)
+    stated = Stated(scale=65535.0 if deep else 255.0, axes=True, photograph=True, doubts=doubts, marks=about.marks)
     return cube, replace(found, grey=bands == 1, alpha=alpha, icc=icc), stated
 
 

@@ -12,9 +12,11 @@ _WHOLE = {BYTE: "B", SHORT: "H", LONG: "I", 13: "I", 16: "Q", 18: "Q"}
 EXIF, GPS, INTEROPERABILITY = 34665, 34853, 40965
 """Tags that point to directories of their own."""
 ORIENTATION = 274
+NO_DATA = 42113
+"""GDAL's: the number of pixels that hold nothing, as text."""
 KEPT = frozenset({
     270, 271, 272, ORIENTATION, 282, 283, 296, 305, 306, 315, 316, 33432, 33723, 40091, 40092, 40093, 40094, 40095,
-    EXIF, GPS,
+    EXIF, GPS, NO_DATA,
 })  # fmt: skip
 """Of the first directory: what says who, when, where and how, whatever becomes of the numbers."""
 PLACED = frozenset({33550, 33922, 34264, 34735, 34736, 34737})

@@ -222,7 +222,10 @@ def judged(
         )
     if found.low < -UNIT_LIMIT:
         return conversion, low
-    if whose == known.whose and found.high < DIM_SHARE:
+    # Cameras of 12 bits write files of 16.
+    if found.high < DIM_SHARE and (
+        whose == known.whose or (stated.photograph and conversion.scale > 255 and found.high > 0)
+    ):
         return conversion, (
             f"the largest number is {plain.high:g}, {100 * found.high:.2g} % of the {whose}'s scale "
             f"{conversion.scale:g}; if this sensor has another scale, say it: --scale"

@@ -206,13 +206,18 @@ def test_profile_exif_and_gps_are_kept_from_file_to_file(tmp_path: Path, order: 
 
 
 def test_thumbnails_are_not_kept(tmp_path: Path) -> None:
-    exif = bytearray(exif_of())
+    exif, small = bytearray(exif_of()), b"the picture as it was"
     end = Tags(bytes(exif)).directory(8)[1]
-    exif[end : end + 4] = struct.pack("<I", len(exif))
-    exif += packed("<", {256: Entry(4, 1, struct.pack("<I", 160)), 513: Entry(4, 1, bytes(4))}, len(exif))
+    start = len(exif)
+    exif[end : end + 4] = struct.pack("<I", start)
+    tags = {256: 160, 513: 0, 514: len(small)}
+    size = len(packed("<", {tag: Entry(4, 1, struct.pack("<I", value)) for tag, value in tags.items()}, start))
+    tags[513] = start + size
+    exif += packed("<", {tag: Entry(4, 1, struct.pack("<I", value)) for tag, value in tags.items()}, start) + small
     read = read_cube(saved(tmp_path / "a.jpg", Image.fromarray(picture()), exif=b"Exif\0\0" + exif))
     assert read.photograph
     kept = Tags(read.photograph.exif)
+    assert small not in read.photograph.exif and len(read.photograph.exif) == len(exif)
     assert kept.next_of(kept.directory(8)[1]) == 0 and tags_of(read.photograph.exif) == tags_of(exif_of())
 
 
@@ -533,6 +538,34 @@ def test_bombs(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a{suffix}").write_bytes(bomb(suffix))
     with pytest.raises(CubeFileError, match="claim to hold 10800000000 bytes"):
         read_cube(tmp_path / f"a{suffix}")
+
+
+def test_what_stands_behind_the_pixels_makes_no_bomb_smaller(tmp_path: Path) -> None:
+    data, behind = bomb(".png", 6000), 4 << 20
+    junk = chunks_in(data, b"junk" + bytes(behind))[33 : 33 + behind + 12]
+    (tmp_path / "a.png").write_bytes(
+        data[:-12] + chunks_in(data, b"junk" + bytes(4 << 20))[33 : 33 + (4 << 20) + 12] + data[-12:]
+    )
+    with pytest.raises(CubeFileError, match="claim to hold 108000000 bytes"):
+        read_cube(tmp_path / "a.png")
+
+
+def test_what_gdal_calls_no_data_is_missing_and_stays(tmp_path: Path) -> None:
+    array = picture()
+    array[:2] = 0
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extratags=[(42113, "s", 0, "0", False)])
+    read = read_cube(tmp_path / "a.tif")
+    assert read.stated.marks == (0.0,)
+    with rasterio.open(written(read, tmp_path / "o.tif")) as made:
+        assert made.nodata == 0
+
+
+def test_a_dim_picture_of_16_bits_is_doubted(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 4096, (8, 9, 3), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb")
+    read = read_cube(tmp_path / "a.tif")
+    assert any("--scale" in d for d in meaning_of(read.cube, read.stated, None, Known("bundle", None, None, 3)).doubts)
+    assert not meaning_of(read.cube, read.stated, Asked(4095.0), Known("bundle", None, None, 3)).doubts
 
 
 def test_large_tiff_files_of_one_strip_and_tiles_that_claim_too_much(tmp_path: Path) -> None:
