@@ -70,6 +70,8 @@ class VideoFile:
         stream.metadata.update(like.stream.metadata)
         self._stream = stream
         self.notes = self._turned(first)
+        if first.interlaced_frame:
+            self.notes += ("its interlacing: both fields of a frame are restored as one picture",)
         self._sounds: dict[int, Any] = {}
         for sound in like.sounds:
             try:

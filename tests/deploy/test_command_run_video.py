@@ -66,10 +66,11 @@ def video(
     sound: str = "",
     turned: int | None = None,
     aspect: int = 1,
+    fields: str = "",
 ) -> None:
     """Write one of 25 frames per second; `matrix` by swscale and by H.273."""
     with av.open(name, "w") as out:
-        options = {"crf": "0"} if encoder == "libx264" else {}
+        options = {"crf": "0", "x264-params": fields} if encoder == "libx264" else {}
         stream = out.add_stream(encoder, 25, options)
         stream.width, stream.height, stream.pix_fmt = SAMPLES, LINES, form
         context = stream.codec_context
@@ -167,6 +168,14 @@ def test_what_cannot_be_kept_is_told(capsys: Capsys, doubling: Path) -> None:
     # FFmpeg has learned to put it there.
     if done.code:
         assert_failed(done, 2, "do not hold its sound", "write an .mkv file")
+
+
+def test_interlaced_ones_are_told(capsys: Capsys, doubling: Path) -> None:
+    video("in.mkv", form="yuv420p", fields="tff=1")
+    assert (
+        "both fields of a frame are restored as one picture"
+        in f"{restored(capsys, doubling, 'in.mkv', '--out', 'o.mkv')}"
+    )
 
 
 def cut(name: str, share: float) -> None:
