@@ -136,7 +136,9 @@ def demo(out: Path, network: str) -> dict[str, Any]:
     for (name, _), look in zip(pictures, looks, strict=True):
         save_bytes(out / f"{name}.png", png_bytes(look))
     save_bytes(out / "side-by-side.png", png_bytes(side_by_side(looks)))
-    case = Case(called, degraded_cube, restored_cube, truth_cube, fine.gates)
+    case = Case(
+        called, degraded_cube, restored_cube, truth_cube, fine.gates if fine.side else np.zeros((0, 0), np.float32)
+    )
     gain = after.psnr - before.psnr
     report = assemble(
         f"{network} restores a simulated scene on this CPU",

@@ -109,7 +109,7 @@ def _photographed(scene: Scene) -> tuple[NDArray[np.uint8], Float32]:
 def _sensed(scene: Scene, seed: int) -> Float32:
     """A scene as a line-scan sensor sees it."""
     sensed = sense(scene, SensorModel(), np.random.default_rng([seed, 1]))
-    return ((sensed.dn.astype(np.float32) - np.float32(sensed.dark)) / np.float32(sensed.scale)).astype(np.float32)
+    return np.asarray((sensed.dn.astype(np.float32) - np.float32(sensed.dark)) / np.float32(sensed.scale), np.float32)
 
 
 def _told(scene: Scene) -> dict[str, str | None]:

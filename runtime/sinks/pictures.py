@@ -74,7 +74,8 @@ class Pictures(Sink):
         scale = self._format.scale
         if line.dtype == np.uint8 or scale is None or scale == 65535:
             return line.copy()
-        return np.minimum(np.rint(line * (65535 / scale)), 65535).astype(np.uint16)
+        shown: NDArray[Any] = np.minimum(np.rint(line * (65535 / scale)), 65535).astype(np.uint16)
+        return shown
 
 
 def open_sink(target: str, facts: StreamFacts, options: SinkOptions) -> Pictures:

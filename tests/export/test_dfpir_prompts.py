@@ -200,11 +200,22 @@ def test_a_code_without_a_prompts_name_is_refused(bare: Path, codes: Path, optio
 
 
 def test_a_saved_code_makes_the_constant(bare: Path, codes: Path) -> None:
-    net = load_checkpoint(bare, prompt="rain", text_code=str(codes / "noise.npy"))
-    expected = net.module.perturbation(torch.from_numpy(code("noise"))[None]).detach().numpy()
+    net = load_checkpoint(bare, prompt="rain", text_code=str(codes / "smear.npy"))
+    expected = net.module.perturbation(torch.from_numpy(code("smear"))[None]).detach().numpy()
     np.testing.assert_array_equal(net.constants["perturbation"], expected)
-    assert net.options == {"prompt": "rain", "text_code": str(codes / "noise.npy")}
+    assert net.options == {"prompt": "rain", "text_code": str(codes / "smear.npy")}
     assert net.configuration["prompts"] == [{"name": "rain", "sentence": "Rain"}]
+
+
+def test_a_code_that_is_none_is_refused(bare: Path, codes: Path) -> None:
+    np.save(codes / "zero.npy", np.zeros(TEXT, np.float32))
+    for file, words in (("noise", "is the code of another prompt, noise"), ("zero", "all numbers .* are equal")):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            load_checkpoint(bare, prompt="rain", text_code=str(codes / f"{file}.npy"))
+        assert caught.value.key == "text_code"
+    np.save(codes / "rain.npy", code("noise"))
+    with pytest.raises(CheckpointError, match="noise and rain have the same code"):
+        load_checkpoint(bare, prompt="noise,rain", text_code=str(codes))
 
 
 @pytest.mark.parametrize(
