@@ -73,7 +73,7 @@ class Pictures(Sink):
         """A copy in which 65535 stands for 1.0, as 16 bits are shown: 12 bits would be dark."""
         scale = self._format.scale
         if line.dtype == np.uint8 or scale is None or scale == 65535:
-            return line.copy()
+            return np.array(line)
         shown: NDArray[Any] = np.minimum(np.rint(line * (65535 / scale)), 65535).astype(np.uint16)
         return shown
 
