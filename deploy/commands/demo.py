@@ -57,7 +57,7 @@ SHOWN = {
 
 
 @click.command(epilog=examples("deploy demo --out build/demo", "deploy demo --network dfpir-tiny --out build/rain"))
-@click.option("--network", default="damp-tiny", show_default=True, help="A packaged model, or a checkpoint.")
+@click.option("--network", default="damp-tiny", show_default=True, help="A packaged model.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
