@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.bundle import install_bundle
+from runtime.bundle_files import install_bundle
 from runtime.durable import fill_folder
 from runtime.errors import InputError
 from runtime.files import written_files

@@ -91,11 +91,13 @@ class NamedPrompt(Part):
 
     Attributes:
         arrays: {prompt: file} of the constant prompts.
+        restored: file of what the golden frame becomes with them.
         tasks: it is measured by with them.
         about: where they came from.
     """
 
     arrays: dict[str, InnerPath]
+    restored: InnerPath
     tasks: list[str] = []
     about: dict[str, Any] = {}
 
@@ -154,6 +156,12 @@ class Manifest(Sealed):
         """Precision -> how far the golden frame may be off in it, for those that may fly."""
         return {**self.precision.rivals, self.precision.chosen: self.golden.tolerance}
 
+    @property
+    def proofs(self) -> list[dict[str, str]]:
+        """{tensor: file} of the golden frame with each of the prompts by name, or with the only ones."""
+        golden, restored = self.golden.arrays, self.signature.restored.name
+        return [{**golden, **p.arrays, restored: p.restored} for p in self.prompts.values()] or [golden]
+
     def constants(self, prompt: str | None) -> dict[str, str]:
         """{prompt: file} of the constant prompts by that name, or of the only ones. Raises InputError."""
         if prompt is None and len(self.prompts) < 2:
@@ -178,9 +186,8 @@ class Manifest(Sealed):
         if any(self.golden.arrays[p.name] != p.of for p in signature.constants):
             raise ValueError("a golden constant is another than the network's own")
         own = {p.name: p.of for p in signature.constants}
-        if any(named.arrays.keys() != own.keys() for named in self.prompts.values()) or (
-            self.prompts and own not in [named.arrays for named in self.prompts.values()]
-        ):
+        told = [named.arrays.keys() for named in self.prompts.values()]
+        if any(names != own.keys() for names in told) or self.golden.arrays not in self.proofs:
             raise ValueError("the prompts by name are others than the signature's")
         if 2 * self.overlap > min(signature.measured.size) or (self.overlap and signature.tiling == "fixed"):
             raise ValueError("frames overlap by more than half of their side, or have one place only and overlap")

@@ -22,7 +22,8 @@ from export.networks import load_checkpoint
 from export.onnx import Probe
 from export.torch_engine import FORMS, TorchEngine
 from runtime.board import read_board
-from runtime.bundle import load_bundle, verified_bundle
+from runtime.bundle import load_bundle
+from runtime.bundle_files import verified_bundle
 from runtime.engines import Engine, EngineOptions, available_engines, open_engine
 from runtime.engines.cuda import open_cuda
 from runtime.errors import GateError

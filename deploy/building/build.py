@@ -13,7 +13,7 @@ from export import onnx as exporting
 from export.metrics import PromptMetrics
 from export.networks import Network
 from export.tensorrt import build as builder
-from runtime.bundle import install_bundle, install_engine, verified_bundle, write_bundle
+from runtime.bundle_files import install_bundle, install_engine, verified_bundle, write_bundle
 from runtime.engines import GPU_ENGINES, PORTABLE
 from runtime.errors import CheckpointError, GateError, InputError, MachineError
 from runtime.files.disk import available_memory
@@ -30,7 +30,7 @@ from ..finalizing.targets import known_targets
 from ..folders import refuse_existing
 from .calibration_frames import open_calibration
 from .engines import check_engine, check_metrics
-from .golden import golden_arrays, golden_files, golden_tolerance, prompt_files, prompt_paths, prompts_digest
+from .golden import golden_arrays, golden_files, golden_of, golden_tolerance, prompt_files, prompt_paths, prompts_digest
 from .graphs import Graphs, extractor_graph, make_graphs, measure, metrics_graph, probe_frames
 from .plan import Plan, refuse_foreign, used_tools, workplace
 from .precision import Decision
@@ -269,7 +269,9 @@ def _manifest(
         extractor_graph=None if signature.embedding is None else EXTRACTOR_GRAPH,
         memory=net.architecture.memory and net.architecture.memory(net.module, plan.lines, plan.samples),
         prompts={
-            name: NamedPrompt(arrays=paths, tasks=list(told.tasks), about=dict(told.about))
+            name: NamedPrompt(
+                arrays=paths, restored=golden_of(name, net, signature), tasks=list(told.tasks), about=dict(told.about)
+            )
             for (name, paths), told in zip(prompt_paths(net, signature).items(), net.conditions.values(), strict=True)
         },
     )

@@ -8,26 +8,30 @@ from calibration.half_arithmetic import half_arithmetic
 from export.networks import Network
 from export.onnx import Agreement, Probe
 from export.torch_engine import TorchEngine
-from runtime.bundle import array_bytes
+from runtime.bundle_files import array_bytes
 from runtime.engines import EngineOptions, open_engine
 from runtime.errors import GateError
 from runtime.precisions import PRECISIONS, computes_half
 from runtime.signature import Signature
 
+from ..checking.comparison import CLOSE_GAP
 from .graphs import Graphs
 from .plan import Plan
 
 GOLDEN_LEAST = 5e-3
 
 
-def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> Probe:
+def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], reference: TorchEngine) -> Probe:
     """The first probe on which int8, where the bundle has it, chooses the network's own experts.
+
+    Of a network that chooses between scores, the one whose closest choice is clearest with every prompt.
 
     Raises:
         GateError: there is none, so that no engine of it could be proved.
     """
-    reference = TorchEngine(net, plan.lines, plan.samples)
     routing = reference.signature.routing
+    if net.architecture.gap is not None:
+        return _clearest(net, probes, reference)
     if "int8" not in graphs.variants or routing is None:
         return probes[0]
     data = graphs.variants["int8"].data
@@ -44,6 +48,18 @@ def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) 
     )
 
 
+def _clearest(net: Network, probes: list[Probe], reference: TorchEngine) -> Probe:
+    told = [condition.constants for condition in net.conditions.values()] or [net.constants]
+    clearest, best = probes[0], -1.0
+    for probe in probes:
+        least = min(reference.gap({**probe, **constants}) or 0.0 for constants in told)
+        if least > best:
+            clearest, best = {**probe, **told[0]}, least
+        if best >= CLOSE_GAP:
+            break
+    return clearest
+
+
 def golden_tolerance(agreement: Agreement, precision: str) -> float:
     """How far a golden frame may be off elsewhere: other processors and engines round differently.
 
@@ -55,10 +71,22 @@ def golden_tolerance(agreement: Agreement, precision: str) -> float:
 
 
 def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> dict[str, bytes]:
-    probe = golden_probe(net, plan, graphs, probes)
-    made = TorchEngine(net, plan.lines, plan.samples).infer(probe)
-    places = golden_arrays(net.signature(plan.lines, plan.samples))
-    return {places[name]: array_bytes(array) for name, array in {**probe, **made}.items()}
+    """{file in the bundle: content} of the golden frame, and of what it becomes with every prompt."""
+    reference = TorchEngine(net, plan.lines, plan.samples)
+    probe = golden_probe(net, plan, graphs, probes, reference)
+    signature = reference.signature
+    places = golden_arrays(signature)
+    files = {places[name]: array_bytes(array) for name, array in {**probe, **reference.infer(probe)}.items()}
+    for name, condition in net.conditions.items():
+        made = reference.infer({**probe, **condition.constants})
+        files.setdefault(golden_of(name, net, signature), array_bytes(made[signature.restored.name]))
+    return files
+
+
+def golden_of(condition: str, net: Network, signature: Signature) -> str:
+    """The file of what the golden frame becomes with a condition; of the first the bundle's own."""
+    first, restored = next(iter(net.conditions)), signature.restored.name
+    return golden_arrays(signature)[restored] if condition == first else f"golden/{condition}/{restored}.npy"
 
 
 def prompt_paths(net: Network, signature: Signature) -> dict[str, dict[str, str]]:

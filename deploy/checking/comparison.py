@@ -21,7 +21,8 @@ from export.networks import Network
 from export.onnx import Probe
 from export.torch_engine import TorchEngine
 from runtime.arrays import Float32
-from runtime.bundle import Bundle, verified_bundle
+from runtime.bundle import Bundle
+from runtime.bundle_files import verified_bundle
 from runtime.engines import CPU_ENGINES, GPU_ENGINES, PORTABLE, EngineOptions, open_engine
 from runtime.errors import GateError, MachineError
 from runtime.metrics import prompt_metrics

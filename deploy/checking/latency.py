@@ -11,7 +11,8 @@ import numpy as np
 from runtime.arrays import Float32
 from runtime.board import peak_memory_mib
 from runtime.board_watch import BoardWatch, Watched
-from runtime.bundle import Bundle, stored_array, verified_bundle
+from runtime.bundle import Bundle
+from runtime.bundle_files import stored_array, verified_bundle
 from runtime.engines import Engine
 from runtime.machine import available_cores
 from runtime.simulation.materials import WAVELENGTH_RANGE

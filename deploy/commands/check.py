@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.bundle import load_bundle, verified_bundle
+from runtime.bundle import load_bundle
+from runtime.bundle_files import verified_bundle
 from runtime.errors import GateError, InputError
 from runtime.precisions import VARIANTS
 from runtime.prompts import TOLERANCES, beyond

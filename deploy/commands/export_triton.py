@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from runtime.bundle import verified_bundle
+from runtime.bundle_files import verified_bundle
 from runtime.errors import plain
 
 from .. import console

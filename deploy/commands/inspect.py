@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import click
 
-from runtime.bundle import Contents, load_bundle, unlisted_files, verified_bundle
+from runtime.bundle import load_bundle
+from runtime.bundle_files import Contents, unlisted_files, verified_bundle
 from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
 from runtime.files.foreign import refuse_foreign

@@ -48,11 +48,11 @@ def run_folder(bundle: Path, folder: Path, out: Path, how: How) -> dict[str, Any
                         continue
                     try:
                         source, restored = _restored(loaded, path, target, how)
+                        write(target, source, restored, loaded.manifest)
                     except InputError as error:
                         failed[path.name] = error.one_line()
                         console.warn(failed[path.name])
                         continue
-                    write(target, source, restored, loaded.manifest)
                     done["restored"] += 1
                     done["frames"] += restored.frames
         except KeyboardInterrupt:

@@ -14,10 +14,11 @@ from export import targets
 from export.tensorrt import build as builder
 from export.tensorrt import known_bad
 from export.tensorrt.build import EngineMade, Request
-from runtime.bundle import Contents, golden_difference, install_engine, verified_bundle
+from runtime.bundle_files import Contents, install_engine, verified_bundle
 from runtime.engines import Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
 from runtime.errors import BundleError, DeployError, InputError, MachineError
+from runtime.golden import golden_difference
 from runtime.made import Choice
 from runtime.manifest import Precision
 from runtime.precisions import CLEARLY

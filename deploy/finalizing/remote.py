@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.bundle import install_engine, verified_bundle
+from runtime.bundle_files import install_engine, verified_bundle
 from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError
 from runtime.manifest import LARGEST_PART, MANIFEST
 

@@ -7,7 +7,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from string import Template
 
-from runtime.bundle import Contents
+from runtime.bundle_files import Contents
 from runtime.engines import GPU_ENGINES
 from runtime.errors import InputError, MachineError, plain
 from runtime.manifest import Manifest

@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
     Attributes:
         name: in words.
-        remedy: what makes a readable file of it; {file}, {envi} and {npy} stand for file names.
+        remedy: what makes a readable file of it; {file}, {envi}, {npy} and {png} stand for file names.
         suffixes: in lower case.
         begins: first bytes.
         file_type: pattern of what ENVI headers call it.
@@ -43,7 +43,12 @@ class Kind(NamedTuple):
 
 
 def _filled(remedy: str, path: Path) -> str:
-    names = {"file": path, "envi": path.with_name(f"{path.stem}-envi.img"), "npy": path.with_suffix(".npy")}
+    names = {
+        "file": path,
+        "envi": path.with_name(f"{path.stem}-envi.img"),
+        "npy": path.with_suffix(".npy"),
+        "png": path.with_suffix(".png"),
+    }
     return remedy.format(**{key: quote(str(name)) for key, name in names.items()})
 
 
@@ -94,6 +99,11 @@ KINDS = (
     Kind("a MrSID file", _GDAL, (".sid",), (b"msid",), "mrsid"),
     Kind("an ECW file", _GDAL, (".ecw",), file_type=r"ecw\b"),
     Kind("a FITS file", _GDAL, (".fits",), (b"SIMPLE  =",), r"fits\b"),
+    Kind(
+        "a photograph of another kind",
+        "save it as PNG or TIFF: vips copy {file} {png}",
+        (".heic", ".heif", ".avif", ".webp", ".bmp"),
+    ),
     Kind("a picture", _GDAL, (), (b"\x89PNG", b"GIF8", b"\xff\xd8\xff"), r"(?:bmp|png|gif)\b"),
     Kind("a tiled ERDAS IMAGINE file", _GDAL, (), (b"EHFA_HEADER_TAG",)),
     Kind("an ERDAS LAN file", _GDAL, (".lan",), (b"HEAD74", b"HEADER"), rows=True),

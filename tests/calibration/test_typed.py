@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.degradations import DEGRADATIONS
 from calibration.half_arithmetic import half_arithmetic
 from calibration.typed import Typed, half_precision
-from runtime.bundle import read_manifest
+from runtime.bundle_files import read_manifest
 from runtime.engines import EngineOptions, open_engine
 from runtime.errors import MachineError
 from runtime.prompts import Prompts

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import MANIFEST, array_bytes, install_engine, verified_bundle, write_bundle
+from runtime.bundle_files import array_bytes, install_engine, verified_bundle, write_bundle
 from runtime.engines import open_engine
 from runtime.made import MADE, Choice, EngineFile
-from runtime.manifest import Manifest
+from runtime.manifest import MANIFEST, Manifest
 from runtime.signature import Signature
 from tests.contracts.engine import inputs
 from tests.contracts.graphs import SMALL, known_graph

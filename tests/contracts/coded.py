@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.bundle import array_bytes, read_manifest, write_bundle
+from runtime.bundle_files import array_bytes, read_manifest, write_bundle
 from runtime.manifest import Manifest
 from runtime.signature import Plane, Prompt, Signature
 from tests.contracts.bundles import known_bundle

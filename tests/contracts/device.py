@@ -14,7 +14,7 @@ from deploy import console
 from deploy.finalizing.engine import build_with_progress
 from deploy.finalizing.finalize import Device, finalize
 from export.tensorrt.build import EngineMade, Request, builder_version
-from runtime.bundle import verified_bundle
+from runtime.bundle_files import verified_bundle
 from runtime.engines import Engine, EngineOptions, open_engine
 from runtime.errors import DeployError
 from runtime.made import MADE

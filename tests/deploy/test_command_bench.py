@@ -23,7 +23,8 @@ from deploy.reporting.plots import latency_plot, thinned
 from runtime.board import Reading
 from runtime.board_tools import Gpu
 from runtime.board_watch import BoardWatch, Spread, Watched
-from runtime.bundle import Bundle, load_bundle, read_manifest
+from runtime.bundle import Bundle, load_bundle
+from runtime.bundle_files import read_manifest
 from runtime.engines import Engine
 from runtime.engines.onnxruntime_session import SessionEngine
 from runtime.errors import MachineError

@@ -20,7 +20,9 @@ import torch
 from onnx import numpy_helper
 
 from export.networks import load_checkpoint, network_of, save_checkpoint
-from runtime.bundle import MANIFEST, load_bundle, read_manifest
+from runtime.bundle import load_bundle
+from runtime.bundle_files import read_manifest
+from runtime.manifest import MANIFEST
 from tests.contracts.bundles import known_bundle
 from tests.contracts.command import Done, assert_failed, assert_finite, assert_json_error, command_line, invoke
 from tests.export.checkpoints import SMALL, network

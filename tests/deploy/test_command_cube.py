@@ -23,9 +23,7 @@ def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return known_bundle(tmp_path_factory.mktemp("doubling") / "bundle", gain=2, scale=10000)
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def scene(bands: int = 31, dtype: Any = np.int16) -> np.ndarray:

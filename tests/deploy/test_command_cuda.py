@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from deploy.building.engines import check_engine
 from export.targets import BUILT_IN, ENGINE_FILES
-from runtime.bundle import verified_bundle
+from runtime.bundle_files import verified_bundle
 from runtime.engines import ENGINES, GPU_ENGINES, available_engines
 from runtime.engines.cuda import compute_capability
 from runtime.engines.onnxruntime_gpu import PROVIDERS

@@ -21,7 +21,8 @@ from deploy.finalizing.engine import DISTRUSTED
 from deploy.finalizing.finalize import Device, finalize
 from export.tensorrt.build import EngineMade, Request, build_engine
 from export.tensorrt.known_bad import KnownBad
-from runtime.bundle import load_bundle, verified_bundle
+from runtime.bundle import load_bundle
+from runtime.bundle_files import verified_bundle
 from runtime.durable import write_bytes
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import BundleError, DeployError, GateError, MachineError
@@ -198,7 +199,7 @@ def test_a_rebuild_that_is_cut_off_leaves_the_engine_that_was_there(
         done.extend([path] if bundle in path.parents else [])
         write_bytes(path, data)
 
-    monkeypatch.setattr("runtime.bundle.write_bytes", cut)
+    monkeypatch.setattr("runtime.bundle_files.write_bytes", cut)
     with pytest.raises(KeyboardInterrupt):
         finalize(bundle, rebuild=True, device=another_engine(device_of(bundle), b"2"))
     monkeypatch.undo()

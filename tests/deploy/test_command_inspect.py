@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bundle import read_manifest, verified_bundle
+from runtime.bundle_files import read_manifest, verified_bundle
 from tests.contracts.bundles import for_a_board, give_engine, known_bundle, reseal
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke, start
 

@@ -20,7 +20,7 @@ from deploy.building import int8 as quantize
 from deploy.finalizing.finalize import Device, finalize
 from export.networks import network_of, save_checkpoint
 from export.networks.damp import Damp, DampConfig
-from runtime.bundle import read_manifest, verified_bundle
+from runtime.bundle_files import read_manifest, verified_bundle
 from runtime.engines import Engine, EngineOptions
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.signature import Signature

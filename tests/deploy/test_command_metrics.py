@@ -12,7 +12,7 @@ import pytest
 from deploy.building.engines import check_metrics
 from export.networks import network_of, save_checkpoint
 from export.targets import BUILT_IN
-from runtime.bundle import read_manifest
+from runtime.bundle_files import read_manifest
 from runtime.engines import ENGINES, METRICS_ENGINES
 from runtime.errors import InputError
 from runtime.files import write_cube

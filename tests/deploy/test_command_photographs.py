@@ -13,21 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from runtime.files import read_cube, write_cube
-from tests.contracts.bundles import known_bundle
 from tests.contracts.command import assert_failed, assert_json_error, invoke
 
 Capsys = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that doubles. To be read."""
-    return known_bundle(tmp_path_factory.mktemp("doubling") / "bundle", gain=2)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def photograph(name: str, bands: int = 3, **options: Any) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from deploy.finalizing import remote
-from runtime.bundle import read_manifest, verified_bundle
+from runtime.bundle_files import read_manifest, verified_bundle
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import BundleError, MachineError
 from tests.contracts.bundles import known_bundle

@@ -14,7 +14,8 @@ import pytest
 import scipy.io
 from numpy.typing import NDArray
 
-from runtime.bundle import array_bytes, load_bundle
+from runtime.bundle import load_bundle
+from runtime.bundle_files import array_bytes
 from runtime.files import read_cube, write_cube
 from runtime.metrics import METRIC_SETS
 from tests.contracts.bundles import WAVELENGTHS, known_bundle, swap
@@ -52,9 +53,7 @@ def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return known_bundle(tmp_path_factory.mktemp("doubling") / "bundle", gain=2, scale=100)
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def numbers(

@@ -18,12 +18,6 @@ from tests.contracts.command import assert_failed, assert_json_error, invoke
 Capsys = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that doubles. To be read."""
-    return known_bundle(tmp_path_factory.mktemp("doubling") / "bundle", gain=2)
-
-
 @pytest.fixture(autouse=True)
 def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """Three in the folder `in`, beside what is none; name -> [lines, samples, 3]."""
@@ -185,3 +179,9 @@ def test_bands_that_are_refused(capsys: Capsys, colours: Path, bands: str, parts
     write_cube("scene.hdr", np.zeros((6, 20, 30), np.uint8), fields={"reflectance scale factor": "255"})
     flags = ["--constant-bands", "restore", "--bands", bands]
     assert_failed(invoke(capsys, "run", colours, "scene.hdr", "--out", "out.hdr", *flags), 2, *parts)
+
+
+def test_a_folder_that_lies_in_the_way_of_one_stops_no_other(capsys: Capsys, doubling: Path) -> None:
+    Path("out/b.png").mkdir(parents=True)
+    ended = invoke(capsys, "run", doubling, "in", "--out", "out", "--json")
+    assert ended.code == 2 and list(ended.json["failed"]) == ["b.JPG"] and ended.json["restored"] == 2

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from runtime.files.videos import CAREFUL, Video
 from runtime.files.videos_out import VideoFile
-from tests.contracts.bundles import known_bundle, reseal
+from tests.contracts.bundles import reseal
 from tests.contracts.command import assert_failed, assert_json_error, command_line, invoke
 
 Capsys = pytest.CaptureFixture[str]
@@ -26,15 +26,7 @@ ROOT = Path(__file__).parents[2]
 FRAMES, LINES, SAMPLES = 12, 48, 66
 
 
-@pytest.fixture(scope="module")
-def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that doubles. To be read."""
-    return known_bundle(tmp_path_factory.mktemp("doubling") / "bundle", gain=2)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def pictures() -> list[NDArray[np.uint8]]:

@@ -16,9 +16,7 @@ from tests.contracts.command import assert_failed, assert_finite, assert_json_er
 Capsys = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def simulate(capsys: Capsys, out: str, *more: object) -> dict[str, object]:

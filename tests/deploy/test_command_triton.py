@@ -19,7 +19,8 @@ import pytest
 from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
 
-from runtime.bundle import load_bundle, read_manifest
+from runtime.bundle import load_bundle
+from runtime.bundle_files import read_manifest
 from runtime.metrics import METRIC_SETS, prompt_metrics
 from tests.contracts.bundles import for_a_board, give_engine, known_bundle, reseal
 from tests.contracts.command import assert_failed, assert_json_error, invoke

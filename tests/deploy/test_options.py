@@ -13,7 +13,7 @@ import pytest
 from deploy.answers import missing_package
 from deploy.commands.options import network_options
 from export.networks import ARCHITECTURES, save_checkpoint
-from runtime.bundle import read_manifest
+from runtime.bundle_files import read_manifest
 from runtime.errors import InputError
 from tests.contracts.command import assert_failed, assert_json_error, invoke
 from tests.contracts.stranger import STRANGER, stranger

@@ -14,7 +14,7 @@ from PIL import Image
 
 from export.networks import load_checkpoint, network_of, save_checkpoint
 from runtime import load_bundle
-from runtime.bundle import read_manifest
+from runtime.bundle_files import read_manifest
 from runtime.errors import BundleError, GateError
 from runtime.files import read_cube, write_cube
 from runtime.simulation.simulator import simulate_scene
@@ -245,6 +245,19 @@ def test_a_bundle_whose_extractor_computes_something_else_does_not_fly(
     (tmp_path / "bundle" / "graphs/extractor.onnx").write_bytes(b"")
     with pytest.raises(BundleError):
         load_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_the_golden_frame_proves_every_prompt(told: tuple[Path, Path], name: str) -> None:
+    with load_bundle(told[1]) as loaded:
+        contents = loaded.contents
+        assert loaded.self_test() <= contents.manifest.golden.tolerance
+        recorded = contents.manifest.prompts[name].restored
+        held = io.BytesIO()
+        np.save(held, np.load(told[1] / recorded) * 1.1)
+        contents.files[recorded] = held.getvalue()
+        with pytest.raises(GateError, match="golden"):
+            loaded.self_test()
 
 
 def test_without_a_prompt_there_is_no_build(tmp_path: Path, capsys: Capsys) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from export.networks import ARCHITECTURES, save_checkpoint
 from runtime import load_bundle
-from runtime.bundle import read_manifest
+from runtime.bundle_files import read_manifest
 from runtime.errors import InputError
 from runtime.files import read_cube, write_cube
 from runtime.prompts import Condition

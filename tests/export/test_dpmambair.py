@@ -11,6 +11,7 @@ import torch
 
 from export.networks import load_checkpoint, network_of, save_checkpoint
 from export.networks.dpmambair import ARCHITECTURE, DPMambaConfig, DPMambaIR
+from export.networks.dpmambair import scan as scanning
 from export.networks.dpmambair.config import CHOICES
 from export.networks.dpmambair.extractor import merged
 from export.networks.dpmambair.scan import chunk, scan
@@ -79,7 +80,11 @@ def test_chunks_are_the_sequential_scan(span: str, how: str, length: int, monkey
     assert (single - expected).abs().max() <= 1e6 * limit
 
 
-def test_gradients_are_those_of_the_sequential_scan() -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_gradients_are_those_of_the_sequential_scan(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "_learned", scanning._learned)
+    if compiled:
+        scanning.compile_learning()
     net = dpmambair(replace(TINY, discretisation="zoh")).double()
     frame, embedding = torch.rand(2, 3, 16, 16).double(), torch.rand(2, 12).double()
 

@@ -22,7 +22,7 @@ from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper, nump
 from calibration.typed import half_precision
 from export.tensorrt.lint import Finding, lint, raise_for
 from export.tensorrt.operators import OLDEST, operators
-from runtime.bundle import read_manifest
+from runtime.bundle_files import read_manifest
 from runtime.engines.tensorrt_libraries import load_tensorrt
 from runtime.errors import InputError, MachineError
 

@@ -21,12 +21,11 @@ import pytest
 from numpy.typing import NDArray
 
 import runtime
-from runtime.bundle import (
-    MANIFEST,
+from runtime.bundle import load_bundle
+from runtime.bundle_files import (
     array_bytes,
     install_bundle,
     install_engine,
-    load_bundle,
     read_manifest,
     unlisted_files,
     verified_bundle,
@@ -34,7 +33,7 @@ from runtime.bundle import (
 from runtime.durable import swap as exchange
 from runtime.errors import BundleError, CubeError, GateError, MachineError
 from runtime.made import MADE, Made
-from runtime.manifest import Manifest, dump, parse
+from runtime.manifest import MANIFEST, Manifest, dump, parse
 from runtime.metrics import prompt_metrics
 from runtime.tiles import Tiling
 from tests.contracts.bundles import (
@@ -989,7 +988,7 @@ def test_a_bundle_takes_the_place_of_an_older_one(
     identity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
 ) -> None:
     if not swaps:
-        monkeypatch.setattr("runtime.bundle.swap", lambda one, other: False)
+        monkeypatch.setattr("runtime.bundle_files.swap", lambda one, other: False)
     known_bundle(tmp_path / "bundle", gain=2.0)
     (tmp_path / ".bundle.old").mkdir()
     (tmp_path / ".bundle.old" / "left over").write_bytes(b"")
@@ -1010,7 +1009,7 @@ def test_a_swap_exchanges_folders_at_once(identity: Path, tmp_path: Path) -> Non
 def test_a_bundle_that_cannot_take_its_place_leaves_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.bundle.swap", lambda one, other: False)
+    monkeypatch.setattr("runtime.bundle_files.swap", lambda one, other: False)
     known_bundle(tmp_path / "bundle", gain=2.0)
     with pytest.raises(BundleError, match="cannot be written"):
         install_bundle(tmp_path / "absent", tmp_path / "bundle", replace=True)

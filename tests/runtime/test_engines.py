@@ -20,7 +20,7 @@ from export.networks import load_checkpoint
 from export.onnx import LIMIT
 from export.torch_engine import TorchEngine
 from runtime.arrays import Float32
-from runtime.bundle import read_manifest
+from runtime.bundle_files import read_manifest
 from runtime.engines import ENGINES, Engine, EngineOptions, available_engines, extra_of, open_engine
 from runtime.engines.onnx_guard import check_onnx
 from runtime.errors import BundleError, MachineError

@@ -44,6 +44,8 @@ GDAL = "gdal_translate -of ENVI"
         ("a.img", b"EHFA_HEADER_TAG", f"a tiled ERDAS IMAGINE file.*{GDAL}"),
         ("a.spe", b"?", "a Princeton Instruments file.*imageio"),
         ("a.cu3s", b"SQLite format 3", "a Cubert file.*export ENVI from Cuvis"),
+        ("a.HEIC", b"\0\0\0\x18ftypheic", "a photograph of another kind.*vips copy .*a.png"),
+        ("a.webp", b"RIFF", "a photograph of another kind.*PNG or TIFF"),
         ("a.img.gz", b"\x1f\x8b\x08", "a compressed file.*gunzip"),
         ("scene.zip", b"PK\3\4", "an archive.*unzip"),
     ],

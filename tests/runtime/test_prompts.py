@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration.degradations import DEGRADATIONS
-from runtime.bundle import Bundle, load_bundle, read_manifest
+from runtime.bundle import Bundle, load_bundle
+from runtime.bundle_files import read_manifest
 from runtime.engines import available_engines
 from runtime.errors import BundleError, CubeError, GateError, MachineError
 from runtime.manifest import Manifest, dump, parse

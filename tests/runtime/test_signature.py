@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from runtime.bundle import MANIFEST
 from runtime.errors import BundleError
-from runtime.manifest import Manifest, parse
+from runtime.manifest import MANIFEST, Manifest, parse
 from runtime.metrics import METRIC_SETS
 from runtime.signature import InnerPath, Plane, Ports, Prompt, Side, Signature, plane_text
 from tests.contracts.bundles import known_bundle, sealed

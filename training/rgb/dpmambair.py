@@ -8,6 +8,7 @@ there, whose weights are not at hand. In its place the embedding has to tell the
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from calibration.quality import psnr
 from export.networks import network_of, save_checkpoint
 from export.networks.dpmambair import DPMambaConfig, DPMambaIR
 from export.networks.dpmambair.extractor import Extractor, merged
+from export.networks.dpmambair.scan import compile_learning
 from export.networks.reading import read_checkpoint, write_safetensors
 from runtime.errors import CheckpointError
 from training.rgb.draws import Batch, Held
@@ -32,6 +34,8 @@ SQUARES, FREQUENCIES = 0.5, 0.001
 """What squared errors and those of the spectrum weigh beside L1."""
 RINGS, DIRECTIONS, SMALLEST = 5, 4, 1e-3
 STATISTICS = RINGS * DIRECTIONS + RINGS + 4 + 3
+LONG = 1000
+"""Steps of a training that is worth compiling."""
 TOLD = 0.1
 """What a statistic that is told wrongly weighs beside L1."""
 EXTRACTOR = "dpmambair-extractor"
@@ -192,6 +196,8 @@ class RestorationLesson:
 
     def begin(self) -> DPMambaIR:
         """Begins with nothing to add to the picture; the extractor is frozen."""
+        if self.recipe.optimiser.steps >= LONG and shutil.which("g++"):
+            compile_learning()
         net = DPMambaIR(self.recipe.config)
         net.extractor.load_state_dict(self.extractor.state_dict())
         net.extractor.requires_grad_(False)

@@ -1,0 +1,96 @@
+"""The proof of a bundle where it runs: its golden frame becomes what was recorded, with every prompt."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .arrays import Float32
+from .bundle_files import Contents, stored_array
+from .engines import Engine
+from .errors import GateError
+from .metrics import prompt_metrics
+from .prompts import TOLERANCES, Prompts, beyond, differences
+
+EMBEDDING_TOLERANCE = 1e-3
+"""Of a golden embedding, in float32: twenty times what other processors' sums leave."""
+
+
+def golden_difference(engine: Engine, contents: Contents, tolerance: float, path: Path) -> float:
+    """Run the golden frame of a bundle through an engine, with every prompt; see `Bundle.self_test`.
+
+    Args:
+        engine: what is to be proved.
+        contents, path: the bundle with its golden files, and its folder.
+        tolerance: largest difference, as a share of the recorded output's range.
+    """
+    signature, output = engine.signature, engine.signature.restored.name
+    largest = 0.0
+    for files in contents.manifest.proofs:
+        arrays = {name: _stored(contents, file, signature.ports.shapes[name], path) for name, file in files.items()}
+        made = engine.infer({name: arrays[name] for name in signature.ports.inputs})
+        span = float(np.ptp(arrays[output])) or 1.0
+        difference = float(np.abs(made[output] - arrays[output]).max()) / span
+        same = all(np.array_equal(made[side.name] > 0, arrays[side.name] > 0) for side in signature.side)
+        if not (difference <= tolerance and same):
+            raise GateError(
+                "this machine does not restore the golden frame as it was recorded",
+                file=path,
+                key="golden",
+                value=difference,
+                remedy=f"at most {tolerance:g} of the range and the same experts; do not fly this bundle here",
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _stored(contents: Contents, file: str, shape: tuple[int, ...], path: Path) -> Float32:
+    return stored_array(contents.files[file], path / file, shape)
+
+
+def _golden(contents: Contents, name: str, shape: tuple[int, ...], path: Path) -> Float32:
+    return _stored(contents, contents.manifest.golden.arrays[name], shape, path)
+
+
+def check_golden_metrics(prompts: Prompts, contents: Contents, path: Path) -> None:
+    """Hold the metrics that the graph computes of the golden frame against NumPy's, of this machine.
+
+    The golden metrics are not always the frame's own: a build may take others that choose other experts.
+
+    Args:
+        prompts: what makes metrics; without a graph there is nothing to hold.
+        contents, path: as of `golden_difference`.
+
+    Raises:
+        GateError: they differ by more than `TOLERANCES` allows.
+    """
+    measured, metrics = contents.manifest.signature.measured, contents.manifest.signature.metrics
+    frame = _golden(contents, measured.name, measured.shape, path)[0]
+    if metrics is None or prompts.by(frame.shape) == "host":
+        return
+    apart = differences(prompts.metrics(frame), prompt_metrics(frame, metrics.of), metrics.of)
+    for name, value in beyond(apart).items():
+        raise GateError(
+            "this machine does not compute the golden frame's metrics as NumPy does",
+            file=path,
+            key=name,
+            value=value,
+            remedy=f"at most {TOLERANCES[name]:g}; do not fly this bundle here, or build it with --metrics host",
+        )
+
+
+def check_golden_embedding(prompts: Prompts, contents: Contents, path: Path) -> None:
+    """Hold the embedding that the graph computes of the golden frame against the recorded one. Raises GateError."""
+    signature = contents.manifest.signature
+    if signature.embedding is None:
+        return
+    frame = _golden(contents, signature.measured.name, signature.measured.shape, path)[0]
+    expected = _golden(contents, signature.embedding.name, signature.embedding.shape, path)
+    apart = float(np.abs(prompts.embedding(frame) - expected).max()) / (float(np.abs(expected).max()) or 1.0)
+    if not apart <= EMBEDDING_TOLERANCE:
+        raise GateError(
+            "this machine does not compute the golden frame's embedding as it was recorded",
+            file=path,
+            key=signature.embedding.name,
+            value=apart,
+            remedy=f"at most {EMBEDDING_TOLERANCE:g} of its largest number; do not fly this bundle here",
+        )
