@@ -203,9 +203,9 @@ def fit(
     floats = lines.dtype.kind == "f"
     chosen = None if chosen is None else _checked(chosen, lines.bands)
     count = lines.bands if chosen is None else len(chosen)
-    if measured.size != signature.restored.size:
+    if measured.lines != signature.restored.lines:
         raise InputError(
-            "the network's frames come out in another size, and a stream restores line for line",
+            "the network's frames come out with other lines, and a stream restores line for line",
             file=bundle.path,
             key="signature",
             remedy="restore files with `deploy run`",
@@ -327,7 +327,8 @@ def _output(
     if not signature.alike:
         count = len(bands) if signature.band_groups else signature.restored.bands
         known = tuple(centres) if centres and len(centres) == count else None
-        return LineFormat(count, lines.samples, FLOAT32, None, None, known)
+        samples = lines.samples if signature.tiling == "free" else signature.restored.samples
+        return LineFormat(count, samples, FLOAT32, None, None, known)
     wavelengths = None if lines.wavelengths is None else tuple(lines.wavelengths[band] for band in bands)
     size, mark = (len(bands), lines.samples), lines.ignore_value
     if asked == "float32" or lines.dtype.kind not in "iu" or linear or settings.get("output", "dn") != "dn":

@@ -199,7 +199,7 @@ class Stream:
                 radiometric.saturation,
                 _judged(radiometric, facts),
                 restorer.marks,
-                photograph=source.stated.photograph,
+                photograph=source.stated.photograph or facts.signature.measured.kind == "coded",
             ),
             Assembler(lines, overlap, options.bridge),
             self._frames,

@@ -93,7 +93,7 @@ class FrameRestorer:
         radiometric: from digital numbers to the unit range.
 
     Attributes:
-        bands: of the restored lines.
+        bands, samples: of the restored lines.
         marks: of missing values that are known.
         mark: what stands for missing values; None until one is known.
         passes_through: what cannot be restored may come out as it came in.
@@ -107,6 +107,7 @@ class FrameRestorer:
         taken = format.bands if facts.chosen is None else len(facts.chosen)
         self.passes_through = facts.signature.alike
         self.bands = taken if facts.signature.band_groups else restored.bands
+        self.samples = samples if facts.signature.tiling == "free" else restored.samples
         self._chosen = None if facts.chosen is None else np.array(facts.chosen, np.intp)
         ignored = () if format.ignore_value is None else (Mark(format.ignore_value, format.ignore_value, "file"),)
         self.marks = list(ignored if facts.marks is None else facts.marks)
@@ -124,7 +125,9 @@ class FrameRestorer:
         self._missing = np.zeros((taken, lines, samples), np.bool_)
         self._bad = np.zeros(taken, np.bool_)
         self._came = np.zeros((0, lines, samples), np.float32)
-        self._joined = np.zeros((self.bands, lines, samples), np.float32)
+        self._next = 0
+        """Sequence number behind the last frame that was in its place, where frames have one place only."""
+        self._joined = np.zeros((self.bands, lines, self.samples), np.float32)
         self._input = np.zeros(measured.shape, np.float32)
         self._part = np.zeros(restored.shape[1:], np.float32)
         self._plan = frame_plan(self._unit.shape, facts.signature, facts.overlap)
@@ -159,10 +162,15 @@ class FrameRestorer:
         unfit = np.array([slot is not None and bool(slot.flags & UNFIT) for slot in frame.slots])
         unfit[[keep.place for keep in kept if keep.whole]] = True
         fit = np.flatnonzero(taken & ~unfit)
-        if not self.passes_through:
-            self._refuse_part_of(taken, len(fit))
-        short = count < self._facts.frame[0] and self._facts.signature.tiling == "fixed"
-        if short or len(fit) < ENOUGH * count:
+        whole, missing = self._whole(frame, len(fit)), bool(self._missing[:, np.flatnonzero(taken)].any())
+        if not self.passes_through and (missing or not whole):
+            raise CubeError(
+                "the frame is not whole, and nothing of it can be passed through",
+                key="lines",
+                value=f"{len(fit)} of {self._facts.frame[0]}{', some with missing values' * missing}",
+                remedy="mend the source",
+            )
+        if not whole:
             return self.pass_through(frame)
         self._bridge(fit, count)
         self._came = self._unit[self._bad, :count]
@@ -198,17 +206,15 @@ class FrameRestorer:
         self._keep(frame, np.flatnonzero(taken), kept, values)
         return values, self._report(frame, taken, {"whole": time.monotonic() - began}, passed=True, doubts=doubts)
 
-    def _refuse_part_of(self, taken: Bools, fit: int) -> None:
-        """Where nothing can be passed through, only a frame of which enough is there is restored. Raises CubeError."""
-        lines, count = self._facts.frame[0], len(taken)
-        missing = bool(self._missing[:, np.flatnonzero(taken)].any())
-        if missing or fit < ENOUGH * count or (self._facts.signature.tiling == "fixed" and count < lines):
-            raise CubeError(
-                "the frame is not whole, and nothing of it can be passed through",
-                key="lines",
-                value=f"{fit} of {lines}{', some with missing values' * missing}",
-                remedy="mend the source",
-            )
+    def _whole(self, frame: Frame, fit: int) -> bool:
+        """Whether enough of a frame is there; where frames have one place only, also that it is in its place."""
+        count, first = len(frame.slots), frame.slots[0]
+        enough = fit >= ENOUGH * count
+        if self._facts.signature.tiling == "free":
+            return enough
+        placed = frame.first == self._next or (first is not None and bool(first.flags & Flag.BREAK))
+        self._next = frame.first + count if placed else -1
+        return enough and placed and count == self._facts.frame[0]
 
     def _report(self, frame: Frame, as_it_came: Bools, seconds: dict[str, float], **known: Any) -> FrameReport:
         sequence, frame_id, utc_ns, flags = stamps(frame)

@@ -22,7 +22,8 @@ class Geometry(BaseModel):
     Attributes:
         geometry: `line-scan`, an image behind a slit is one line; `mosaic`, a snapshot camera's filters repeat over its
             pixels, and an image is as many lines as patterns lie above each other; `colour`, an area camera with a
-            Bayer pattern or RGB: each row of an image is a line of red, green and blue.
+            Bayer pattern or RGB: each row of an image is a line of red, green and blue; `area`, a grey area camera, as
+            behind a coded aperture: each row of an image is a line of one band.
         spectral_axis: of a line scan: along `rows` means that each row is a band.
         flip_bands: the last band of the image is the first of the line.
         flip_samples: the same across the slit.
@@ -33,7 +34,7 @@ class Geometry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    geometry: Literal["line-scan", "mosaic", "colour"] = "line-scan"
+    geometry: Literal["line-scan", "mosaic", "colour", "area"] = "line-scan"
     spectral_axis: Literal["rows", "columns"] = "rows"
     flip_bands: StrictBool = False
     flip_samples: StrictBool = False
@@ -46,8 +47,8 @@ class Geometry(BaseModel):
         Raises:
             InputError: a mosaic without a pattern, keys of the other kind, or an order that is not a permutation.
         """
-        if self.geometry == "colour" and self.spectral_axis != "rows":
-            raise InputError("a colour image has no spectral axis", key="camera.spectral_axis", remedy="leave it out")
+        if self.geometry in ("colour", "area") and self.spectral_axis != "rows":
+            raise InputError("such an image has no spectral axis", key="camera.spectral_axis", remedy="leave it out")
         if self.geometry != "mosaic":
             for key in ("pattern", "band_order"):
                 if getattr(self, key) is not None:
@@ -82,6 +83,8 @@ class Geometry(BaseModel):
             if min(height, width) < 3:
                 raise InputError("the image is too small for colours", key="camera", value=f"{height} x {width}")
             return height, 3, width
+        if self.geometry == "area":
+            return height, 1, width
         if self.pattern is None:
             return (1, height, width) if self.spectral_axis == "rows" else (1, width, height)
         rows, columns = self.pattern
@@ -108,6 +111,9 @@ class Geometry(BaseModel):
         out = line[:: -1 if self.flip_bands else 1, :: -1 if self.flip_samples else 1]
         if self.geometry == "colour":
             np.copyto(out, image[:, index])
+            return
+        if self.geometry == "area":
+            np.copyto(out[0], image[index])
             return
         if self.pattern is None:
             np.copyto(out, image if self.spectral_axis == "rows" else image.T)
