@@ -1,7 +1,6 @@
 """`deploy simulate --snapshot`: what a coded-aperture spectrometer records of a scene, with the truth beside it."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,9 @@ from runtime.simulation.simulator import simulate_scene
 
 from .. import console
 from ..folders import refuse_cube_output
-from .options import parse_size
 
 SCALE = 30000.0
 """Number of a picture that stands for 1.0: a measurement may reach 2."""
-LARGEST = 4096
-RANDOM = "random:"
 
 
 def simulate_snapshot(
@@ -61,11 +57,11 @@ def simulate_snapshot(
     electrons = None if noise is None else _noise(noise)
     picture = out.suffix.lower() in SUFFIXES
     files = {"out": out, "truth": out.with_name(f"{out.stem}-truth{'.hdr' if picture else out.suffix}")}
-    if mask.startswith(RANDOM):
+    if mask.startswith(cassi.RANDOM):
         files["mask"] = out.with_name(f"{out.stem}-mask.npy")
     for file in files.values():
         refuse_cube_output(file, replace)
-    aperture = _random(mask) if mask.startswith(RANDOM) else cassi.read_mask(mask)
+    aperture = cassi.mask_of(mask)
     lines, samples = aperture.shape
     with console.progress("simulating"):
         if scene is None:
@@ -97,17 +93,6 @@ def simulate_snapshot(
         "noise": electrons,
         "seed": seed,
     }
-
-
-def _random(text: str) -> Float32:
-    match = re.fullmatch(rf"{RANDOM}(\d{{1,10}})(?:,(.+))?", text, re.ASCII)
-    if match is None:
-        raise InputError("not a random mask", key="--mask", value=text, remedy="for example random:1,256x256")
-    size = parse_size(match[2] or "256x256") or {}
-    if max(size.values()) > LARGEST:
-        remedy = f"give at most {LARGEST}x{LARGEST}"
-        raise InputError("the mask is too large", key="--mask", value=text, remedy=remedy)
-    return cassi.checked_mask(cassi.random_mask(int(match[1]), **size).astype(np.float64), text)
 
 
 def _noise(text: str) -> tuple[float, float]:

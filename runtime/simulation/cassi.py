@@ -4,6 +4,7 @@ The model is that of the simulation benchmark (Meng et al., TSA-Net, ECCV 2020; 
 disperser that moves every band two samples further than the one before.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ WAVELENGTHS = (
 """Band centres in nm, of the prism and not equidistant."""
 # fmt: on
 BANDS = len(WAVELENGTHS)
+RANDOM = "random:"
 DISPERSED = STEP * (BANDS - 1)
 """Samples by which a measurement is wider than its mask."""
 
@@ -140,6 +142,17 @@ def random_mask(seed: int, lines: int = 256, samples: int = 256) -> Float32:
     fine = np.kron(cells, np.ones((2, 2)))
     seen = sum(fine[i : i + lines, j : j + samples] for i in (0, 1) for j in (0, 1))
     return np.asarray(np.clip(seen / 4, 0.01, 1), np.float32)
+
+
+def mask_of(text: str) -> Float32:
+    """A mask by its file, see `read_mask`, or `random:SEED[,LINESxSAMPLES]`. Raises InputError, CubeFileError."""
+    if not text.startswith(RANDOM):
+        return read_mask(text)
+    match = re.fullmatch(rf"{RANDOM}(\d{{1,10}})(?:,(\d{{1,4}})x(\d{{1,4}}))?", text, re.ASCII)
+    if match is None:
+        raise InputError("not a random mask", key="mask", value=text, remedy="for example random:1,256x256")
+    size = (int(match[2]), int(match[3])) if match[2] else (256, 256)
+    return checked_mask(random_mask(int(match[1]), *size).astype(np.float64), text)
 
 
 def read_mask(path: str | Path, key: str | None = None) -> Float32:

@@ -2,6 +2,8 @@
 
 Like a camera it issues its lines by the clock, whether they are taken or not, and keeps only the oldest 64 that nobody
 took yet. The scene is flown over back and forth, so that it has no seam. `runtime.simulation.simulator` makes it.
+`sim:snapshot` is a coded-aperture snapshot spectrometer in its place, whose frames come line by line
+(`runtime.simulation.cassi`).
 """
 
 from __future__ import annotations
@@ -13,18 +15,23 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.errors import InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
+from runtime.simulation import cassi
 from runtime.simulation.simulator import SensorModel, sense, simulate_scene
 from runtime.sources.contract import Source, SourceOptions
 from runtime.sources.pacing import check_buffer
 
 BUFFER_LINES = 64
+SNAPSHOT = "snapshot"
+SNAPSHOT_SCALE, SNAPSHOT_TOP = 2000.0, 4095.0
+"""Number that stands for 1.0, of which a measurement may be twice as much, and the largest of 12 bits."""
 LOST = "lost on the way, as asked for"
 OVERRUN = f"not taken in time: the buffer of {BUFFER_LINES} lines was full"
 
@@ -54,14 +61,85 @@ class SimSettings:
     stall: str = ""
 
 
+@dataclass(frozen=True)
+class SnapshotSettings:
+    """The same of `sim:snapshot`, as `sim:snapshot,key=value`.
+
+    Attributes:
+        mask: its file, or `random:SEED`.
+        seed: of scenes, noise and losses, at least 0.
+        frames: different ones, which are repeated.
+        electrons: that the detector collects where the measurement is 1; read: read noise, electrons rms.
+        rate, count, lost, stall: as of `SimSettings`; a frame has as many lines as the mask.
+    """
+
+    mask: str = "random:0"
+    seed: int = 0
+    frames: int = 4
+    electrons: float = 20000.0
+    read: float = 10.0
+    rate: float = 256.0
+    count: int | None = None
+    lost: float = 0.0
+    stall: str = ""
+
+
 def open_source(address: str, options: SourceOptions) -> Simulated:
     """Simulate the scene and stand ready; the first line is issued when the first is asked for.
 
     Raises:
-        InputError: a key is not one of SimSettings, or its value is out of range.
+        InputError: a key is not one of SimSettings, or of SnapshotSettings, or its value is out of range.
+        CubeFileError: the mask cannot be read.
         MachineError: the scene does not fit into memory.
     """
-    return Simulated(settings_of(address, options), options)
+    kind, _, rest = address.partition(",")
+    if kind == SNAPSHOT:
+        settings = settings_of(rest, options, SnapshotSettings)
+        return Simulated(settings, options, _snapshots(settings, options))
+    scan = settings_of(address, options)
+    return Simulated(scan, options, _scan(scan, options))
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """What a detector records: digital numbers [lines, bands, samples], and of them.
+
+    Attributes:
+        scale: number that stands for 1.0; top: the detector's limit.
+        frame: lines of a frame that stands for itself; 0 where lines follow on each other for ever.
+        wavelengths: of the bands in nm, None where they are mixed.
+    """
+
+    dn: NDArray[np.uint16]
+    scale: float
+    top: float
+    frame: int
+    wavelengths: tuple[float, ...] | None
+    model: str
+
+
+def _scan(settings: SimSettings, options: SourceOptions) -> _Recorded:
+    _check_memory(settings)
+    sensor, seed = SensorModel(), settings.seed
+    scene = simulate_scene(seed, settings.bands, settings.lines, settings.samples, options.wavelengths)
+    sensed = sense(scene, sensor, np.random.default_rng([seed, 1]))
+    top, dn = 2.0**sensor.bit_depth - 1, np.ascontiguousarray(sensed.dn.transpose(1, 0, 2))
+    return _Recorded(dn, top, top, 0, tuple(scene.wavelengths.tolist()), "simulated line-scan spectrometer")
+
+
+def _snapshots(settings: SnapshotSettings, options: SourceOptions) -> _Recorded:
+    if options.wavelengths is not None:
+        raise InputError("a coded frame has no wavelengths of its own", key="wavelengths", remedy="leave them out")
+    mask = cassi.mask_of(settings.mask)
+    _check_memory(SimSettings(bands=cassi.BANDS, lines=mask.shape[0], samples=mask.shape[1]))
+    made = []
+    for number in range(settings.frames):
+        truth = simulate_scene(settings.seed + number, cassi.BANDS, *mask.shape, cassi.WAVELENGTHS).truth
+        rng = np.random.default_rng([settings.seed, 1, number])
+        measurement = cassi.noisy(cassi.measure(truth, mask), rng, settings.electrons, settings.read)
+        made.append(np.clip(np.rint(measurement * SNAPSHOT_SCALE), 0, SNAPSHOT_TOP))
+    dn = np.concatenate(made)[:, None].astype(np.uint16)
+    return _Recorded(dn, SNAPSHOT_SCALE, SNAPSHOT_TOP, len(mask), None, "simulated snapshot spectrometer")
 
 
 class Simulated(Source):
@@ -69,23 +147,18 @@ class Simulated(Source):
 
     live = True
 
-    def __init__(self, settings: SimSettings, options: SourceOptions) -> None:
-        _check_memory(settings)
-        sensor = SensorModel()
-        top = 2.0**sensor.bit_depth - 1
-        seed = settings.seed
-        scene = simulate_scene(seed, settings.bands, settings.lines, settings.samples, options.wavelengths)
-        sensed = sense(scene, sensor, np.random.default_rng([seed, 1]))
-        self._lines = np.ascontiguousarray(sensed.dn.transpose(1, 0, 2))
+    def __init__(self, settings: SimSettings | SnapshotSettings, options: SourceOptions, recorded: _Recorded) -> None:
+        self._recorded = recorded
+        _, bands, samples = recorded.dn.shape
         # Losses repeat after 65536 lines, so that they do not depend on which lines were looked at.
-        self._lost = np.random.default_rng([seed, 2]).random(1 << 16) < settings.lost / 1000
+        self._lost = np.random.default_rng([settings.seed, 2]).random(1 << 16) < settings.lost / 1000
         self.format = LineFormat(
-            bands=settings.bands,
-            samples=settings.samples,
-            dtype=self._lines.dtype,
-            scale=top if options.scale is None else options.scale,
-            saturation=top if options.saturation is None else options.saturation,
-            wavelengths=tuple(scene.wavelengths.tolist()),
+            bands,
+            samples,
+            recorded.dn.dtype,
+            scale=recorded.scale if options.scale is None else options.scale,
+            saturation=recorded.top if options.saturation is None else options.saturation,
+            wavelengths=recorded.wavelengths,
         )
         self._settings = settings
         seconds, _, line = settings.stall.partition("@")
@@ -122,7 +195,7 @@ class Simulated(Source):
     def describe(self) -> dict[str, str]:
         said = asdict(self._settings).items()
         address = ",".join(f"{key}={value}" for key, value in said if value not in (None, ""))
-        return {"kind": "sim", "model": "simulated line-scan spectrometer", "address": address}
+        return {"kind": "sim", "model": self._recorded.model, "address": address}
 
     def close(self) -> None:
         self._open = False
@@ -177,17 +250,25 @@ class Simulated(Source):
             self._after_gap = True
             return item
         self._held -= 1
-        # There and back without the turning points twice.
-        length = len(self._lines)
-        place = item % max(1, 2 * length - 2)
-        np.copyto(line, self._lines[place if place < length else 2 * length - 2 - place])
-        flags = (Flag.GAP if self._after_gap else NO_FLAGS) | (NO_FLAGS if item else Flag.BREAK)
+        length, frame = len(self._recorded.dn), self._recorded.frame
+        if frame:
+            place, begins, ends = item % length, item % frame == 0, item % frame == frame - 1
+        else:
+            # There and back without the turning points twice.
+            place = item % max(1, 2 * length - 2)
+            place, begins, ends = min(place, 2 * length - 2 - place), not item, False
+        np.copyto(line, self._recorded.dn[place])
+        flags = (Flag.GAP if self._after_gap else NO_FLAGS) | (Flag.BREAK if begins else NO_FLAGS)
+        flags |= Flag.END if ends else NO_FLAGS
         self._after_gap = False
         assert self._start_ns is not None
         return Taken(item, self._utc_ns + self._due_ns(item) - self._start_ns, flags)
 
 
-def settings_of(address: str, options: SourceOptions) -> SimSettings:
+Settings = TypeVar("Settings", SimSettings, SnapshotSettings)
+
+
+def settings_of(address: str, options: SourceOptions, kind: type[Settings] = SimSettings) -> Settings:
     """Settings from the address, over those of the options, over the defaults.
 
     Raises:
@@ -201,7 +282,7 @@ def settings_of(address: str, options: SourceOptions) -> SimSettings:
             raise InputError("comes twice", key=f"sim:{key}", value=item, remedy="give it once")
         seen.add(key)
         said[key] = value
-    known = {field.name for field in fields(SimSettings)}
+    known = {field.name for field in fields(kind)}
     for key in said:
         if key not in known:
             raise InputError(
@@ -213,11 +294,11 @@ def settings_of(address: str, options: SourceOptions) -> SimSettings:
     defaults: dict[str, Any] = {}
     if options.rate is not None:
         defaults["rate"] = options.rate
-    if options.wavelengths is not None:
+    if options.wavelengths is not None and "bands" in known:
         defaults["bands"] = len(options.wavelengths)
     given = {key: value for key, value in (defaults | said).items() if value is not None}
     checked: dict[str, Any] = {key: _CHECKS[key](key, value) for key, value in given.items()}
-    return SimSettings(**checked)
+    return kind(**checked)
 
 
 def _number(key: str, value: Any, low: float, high: float, *, whole: bool) -> float:
@@ -251,6 +332,10 @@ _CHECKS: dict[str, Callable[[str, Any], float | str]] = {
     "count": lambda key, value: _number(key, value, 1, 2**53, whole=True),
     "lost": lambda key, value: _number(key, value, 0, 1000, whole=False),
     "stall": _stall,
+    "mask": lambda key, value: str(value),
+    "frames": lambda key, value: _number(key, value, 1, 1000, whole=True),
+    "electrons": lambda key, value: _number(key, value, 1, 1e9, whole=False),
+    "read": lambda key, value: _number(key, value, 0, 1e6, whole=False),
 }
 
 
