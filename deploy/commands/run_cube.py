@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from runtime.bundle import Bundle, load_bundle
+from runtime.bundle_files import read_manifest
 from runtime.errors import InputError, MachineError
 from runtime.files import CubeFile, check_written, left_behind, read_cube, write_cube, written_type
 from runtime.files.disk import available_memory
-from runtime.files.layout import DEFAULT_LAYOUT
+from runtime.files.layout import DEFAULT_LAYOUT, PLANE_LAYOUTS
 from runtime.files.taking import taking
 from runtime.manifest import Manifest
 from runtime.meaning import Asked, Meaning, header_fields, words
@@ -93,7 +94,10 @@ def proved(loaded: Bundle, how: How) -> None:
 def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
     """Restore one cube or photograph; returns what `--json` prints."""
     refuse_cube_output(out, how.replace)
-    source = read_cube(cube, layout=how.layout, key=how.key)
+    # What a coded aperture measures is one plane, whose files need no axis for bands.
+    measured = read_manifest(bundle).signature.measured
+    plane = how.bands is None and (measured.kind, measured.bands) == ("coded", 1)
+    source = read_cube(cube, layout=how.layout or (PLANE_LAYOUTS[0] if plane else None), key=how.key)
     if how.bands is not None:
         source = taking(source, how.bands)
     source = _as_written(source, out, unit=how.unit)
@@ -110,7 +114,8 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
         seconds = time.monotonic() - began
         manifest, chosen_prompt = loaded.manifest, loaded.prompts.chosen
         described = loaded.engine.describe()
-    write(out, source, restored, manifest, how.layout or DEFAULT_LAYOUT)
+    planar = how.layout is None or how.layout.count(",") == 1
+    write(out, source, restored, manifest, DEFAULT_LAYOUT if planar else how.layout)
     by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
     console.say(f"restored    {restored.frames} frame{'s' * (restored.frames != 1)} in {seconds:.2f} s{by}")
     if restored.missing:

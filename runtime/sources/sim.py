@@ -194,7 +194,8 @@ class Simulated(Source):
 
     def describe(self) -> dict[str, str]:
         said = asdict(self._settings).items()
-        address = ",".join(f"{key}={value}" for key, value in said if value not in (None, ""))
+        kind = [SNAPSHOT] if self._recorded.frame else []
+        address = ",".join([*kind, *(f"{key}={value}" for key, value in said if value not in (None, ""))])
         return {"kind": "sim", "model": self._recorded.model, "address": address}
 
     def close(self) -> None:
