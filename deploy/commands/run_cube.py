@@ -114,8 +114,8 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
         seconds = time.monotonic() - began
         manifest, chosen_prompt = loaded.manifest, loaded.prompts.chosen
         described = loaded.engine.describe()
-    planar = how.layout is None or how.layout.count(",") == 1
-    write(out, source, restored, manifest, DEFAULT_LAYOUT if planar else how.layout)
+    layout = how.layout if how.layout and how.layout.count(",") == 2 else DEFAULT_LAYOUT
+    write(out, source, restored, manifest, layout)
     by = "" if restored.metrics_by == "none" else f", metrics by the {restored.metrics_by}"
     console.say(f"restored    {restored.frames} frame{'s' * (restored.frames != 1)} in {seconds:.2f} s{by}")
     if restored.missing:
