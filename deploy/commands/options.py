@@ -58,7 +58,8 @@ def reading_options(command: F) -> F:
         click.option("--key", help="Name of the array in .npz and .mat files."),
         click.option(
             "--layout",
-            help="Axes of .npy, .npz and .mat files, as bands,lines,samples  [default: lines,samples,bands]",
+            help="Axes of .npy, .npz and .mat files, as bands,lines,samples; of one band lines,samples  "
+            "[default: lines,samples,bands]",
         ),
     ):
         command = option(command)

@@ -118,7 +118,8 @@ class InputSection(Section):
     )
     layout: Annotated[str, Strict(), AfterValidator(layout_text)] | None = Field(
         default=None,
-        description="Axes of .npy, .npz and .mat files that are read; null takes lines,samples,bands and says so.",
+        description="Axes of .npy, .npz and .mat files that are read, two of files of one band; null takes "
+        "lines,samples,bands and says so.",
         examples=["bands,lines,samples"],
     )
     key: Annotated[str, Strict(), StringConstraints(min_length=1, max_length=1000)] | None = Field(

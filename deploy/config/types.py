@@ -41,7 +41,9 @@ def versions_text(text: str) -> str:
 def layout_text(text: str) -> str:
     order = ",".join(axis.strip().lower() for axis in text.split(","))
     if order not in LAYOUTS:
-        raise PydanticCustomError("layout", "must be the three axes in their order, such as bands,lines,samples")
+        raise PydanticCustomError(
+            "layout", "must be the axes in their order, such as bands,lines,samples, or lines,samples of one band"
+        )
     return order
 
 

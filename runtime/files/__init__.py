@@ -19,7 +19,7 @@ from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, t
 from runtime.files.envi_header import stated_by
 from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
 from runtime.files.foreign import refuse_foreign
-from runtime.files.layout import DEFAULT_LAYOUT, Order, checked_layout
+from runtime.files.layout import DEFAULT_LAYOUT, Order, check_plane, checked_layout
 from runtime.files.matlab import read_mat
 from runtime.files.photographs import SUFFIXES, Photograph, is_photograph, read_photograph
 from runtime.files.pictures import check_picture, write_picture
@@ -83,6 +83,7 @@ class CubeFile:
 def _read_envi(path: Path, order: Order, key: str | None) -> CubeFile:
     _no_key(path, key)
     header = read_header(path)
+    check_plane(header.bands, order, path)
     return CubeFile(
         cube=read_envi(header),
         path=path,
@@ -110,6 +111,9 @@ def _read_mat(path: Path, order: Order, key: str | None) -> CubeFile:
 def _read_photograph(path: Path, order: Order, key: str | None) -> CubeFile:
     _no_key(path, key)
     cube, photograph, stated = read_photograph(path)
+    if len(order) == 2 and photograph.grey:
+        cube = cube[:1]
+    check_plane(len(cube), order, path)
     return CubeFile(cube, path, "photograph", stated, photograph=photograph)
 
 
@@ -140,12 +144,14 @@ def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = 
     Args:
         path: the file; for ENVI the header or the data file.
         layout: order of the axes in `.npy`, `.npz` and `.mat` files, `lines,samples,bands` where nobody says; an ENVI
-            header states its own.
-        key: name of the array in `.npz` (default `cube`) and `.mat` (default: the only 3-D array outside structs, see
-            `matlab.read_mat` for others).
+            header states its own. `lines,samples` and `samples,lines` are for one band, whatever the format: a cube
+            [1, lines, samples].
+        key: name of the array in `.npz` (default `cube`) and `.mat` (default: the only 3-D array outside structs, of
+            one band the only 2-D array with more than one line and sample, see `matlab.read_mat` for others).
 
     Raises:
-        CubeFileError: the file is missing, damaged, of an unknown format, not a cube or too large for this machine.
+        CubeFileError: the file is missing, damaged, of an unknown format, not a cube, of more bands or axes than
+            `layout` is for, or too large for this machine.
     """
     path = Path(path)
     order = checked_layout(DEFAULT_LAYOUT if layout is None else layout, path)
@@ -249,7 +255,7 @@ def write_cube(
         like: the cube it was made from. Its header fields are carried along where they stay true (`envi.carried`), its
             interleave is kept unless the suffix names another, and its files are never overwritten. Of a photograph a
             picture carries transparency, profile, EXIF, XMP and orientation.
-        layout: order of the axes in a `.npy` file.
+        layout: order of the axes in a `.npy` file: of two, where the cube has one band.
         fields: more ENVI header fields, over those of `like`; None drops one. A caller that changes the scale of the
             values must say so here (`reflectance scale factor`, `data ignore value`).
 

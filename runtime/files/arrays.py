@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import PIECE, allocated, check_expansion, fill, opened, reason, refuse_inputs, write_together
-from runtime.files.layout import Order, check_shape, check_type, from_cube, to_cube
+from runtime.files.layout import Order, check_plane, check_shape, check_type, from_cube, to_cube
 
 HEADER_BYTES = 10_000
 WAVELENGTH_KEY = "wavelength_nm"
@@ -29,11 +29,11 @@ def read_npy(path: Path, order: Order) -> NDArray[Any]:
         [bands, lines, samples] in native byte order and the file's own type, C-contiguous.
 
     Raises:
-        CubeFileError: it is no `.npy` file, needs pickle, is not a 3-D array of real numbers, its size is not what its
-            header says, or it does not fit into memory.
+        CubeFileError: it is no `.npy` file, needs pickle, is not an array of real numbers with the axes of `order`, its
+            size is not what its header says, or it does not fit into memory.
     """
     with opened(path) as (file, size):
-        return to_cube(_array(file, path, size, None, dimensions=3), order)
+        return to_cube(_array(file, path, size, None, dimensions=len(order)), order)
 
 
 def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], tuple[float, ...] | None]:
@@ -64,7 +64,7 @@ def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
                     value=name,
                     remedy="choose one of " + ", ".join(names[:20]) if names else "it holds no arrays",
                 )
-            cube = to_cube(_member(archive, members[f"{name}.npy"], path, size, name, dimensions=3), order)
+            cube = to_cube(_member(archive, members[f"{name}.npy"], path, size, name, dimensions=len(order)), order)
             if f"{WAVELENGTH_KEY}.npy" not in members or name == WAVELENGTH_KEY:
                 return cube, None
             values = _member(archive, members[f"{WAVELENGTH_KEY}.npy"], path, size, WAVELENGTH_KEY, dimensions=1)
@@ -119,8 +119,8 @@ def _array(file: BinaryIO, path: Path, size: int, key: str | None, *, dimensions
     head = io.BytesIO(_read_up_to(file, min(size, HEADER_BYTES + 12)))
     shape, fortran, dtype = _header(head, path, key)
     check_type(dtype, path=path, key=key)
-    if dimensions == 3:
-        check_shape(shape, path=path, key=key)
+    if dimensions > 1:
+        check_shape(shape, path=path, key=key, axes=dimensions)
     elif len(shape) != dimensions or 0 in shape:
         raise CubeFileError(
             f"must have {dimensions} axis", file=path, key=key, value=list(shape), remedy="correct the array"
@@ -172,7 +172,7 @@ def write_npy(path: Path, cube: NDArray[Any], order: Order, inputs: Sequence[Pat
 
     Args:
         cube: [bands, lines, samples], real numbers of at most 8 bytes.
-        order: of the axes in the file.
+        order: of the axes in the file; of two, where the cube has one band.
         inputs: files that must not be overwritten.
 
     Raises:
@@ -180,6 +180,7 @@ def write_npy(path: Path, cube: NDArray[Any], order: Order, inputs: Sequence[Pat
     """
     check_type(cube.dtype, path=path)
     check_shape(cube.shape, path=path)
+    check_plane(len(cube), order, path)
     refuse_inputs(path, inputs)
     array = from_cube(cube, order)
     header = {"descr": npy.dtype_to_descr(cube.dtype), "fortran_order": False, "shape": array.shape}

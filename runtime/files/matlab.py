@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError, plain
 from runtime.files.disk import opened
 from runtime.files.hdf5 import is_hdf5
-from runtime.files.layout import Order, check_shape, to_cube
+from runtime.files.layout import AS_CUBE, AS_PLANE, Order, check_plane, check_shape, to_cube
 from runtime.files.matlab_hdf5 import opened_hdf5
 from runtime.files.matlab_level5 import HEADER_BYTES, Level5
 from runtime.files.matlab_variables import NUMERIC, Contents, Variable
@@ -37,16 +37,17 @@ def read_mat(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
     """The cube of a MATLAB file of version 5 to 7.3, as `arrays.read_npy` gives one, and what is doubtful of its axes.
 
     Args:
-        order: of the cube's axes, as MATLAB shows them. Of a 2-D array it tells how its pixels are counted: down the
-            columns, as MATLAB counts, where lines come before samples.
+        order: of the cube's axes, as MATLAB shows them. Of a 2-D array whose size is told it says how its pixels are
+            counted: down the columns, as MATLAB counts, where lines come before samples.
         key: the array's name, behind those of the structs or groups that it is in, with dots or slashes between; for a
             2-D array followed by lines and samples of the image, as in `Y:307x307`. None takes the only 3-D numeric
-            array outside structs. Of a struct the first 10000 fields are looked at, and 16 levels.
+            array outside structs; where `order` has two axes, the only 2-D one with more than one row and column. Of a
+            struct the first 10000 fields are looked at, and 16 levels.
 
     Raises:
-        CubeFileError: it is no such file or damaged; there is no such array, or several to choose from; it is no 3-D
-            array of real numbers, or no 2-D array that the size fits; it is linked from elsewhere; it expands beyond
-            the bound of `disk.check_expansion` or does not fit into memory.
+        CubeFileError: it is no such file or damaged; there is no such array, or several to choose from; it is no array
+            of real numbers with the axes of `order`, or no 2-D array that the size fits; it is linked from elsewhere;
+            it expands beyond the bound of `disk.check_expansion` or does not fit into memory.
     """
     with opened(path) as (file, size):
         head = file.read(HEADER_BYTES)
@@ -57,12 +58,13 @@ def read_mat(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
 
 
 def _cube(contents: Contents, order: Order, key: str | None, path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
-    variable, size = _Choice(contents, path, key).made()
+    variable, size = _Choice(contents, path, key, len(order)).made()
     shape, doubts = variable.shape, [contents.doubt(variable, order)]
     if size is not None:
-        shape, order, doubt = _unfolded(variable, size, order, path)
+        axes, (shape, order, doubt) = order, _unfolded(variable, size, order, path)
+        check_plane(shape[order.index("bands")], axes, path)
         doubts.append(doubt)
-    check_shape(shape, path=path, key=variable.name)
+    check_shape(shape, path=path, key=variable.name, axes=len(order))
     array, dtype = contents.values(variable)
     return to_cube(array.reshape(shape, order="F"), order, dtype), tuple(filter(None, doubts))
 
@@ -90,16 +92,17 @@ def _unfolded(variable: Variable, size: _Size, order: Order, path: Path) -> tupl
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which array of a file a key names."""
+    """Which array of a file a key names; `axes` is how many it has unless its size is told."""
 
     contents: Contents
     path: Path
     key: str | None
+    axes: int
 
     def made(self) -> tuple[Variable, _Size | None]:
-        """The array, and the size that was told with it: then it has two axes, else three. Raises CubeFileError."""
+        """The array, and the size that was told with it: then it has two axes. Raises CubeFileError."""
         if self.key is None:
-            cubes = [variable for variable in self.top if variable.has_axes(3)]
+            cubes = [variable for variable in self.top if self._fits(variable)]
             if len(cubes) == 1:
                 return cubes[0], None
             raise self._not_one()
@@ -110,13 +113,17 @@ class _Choice:
                 size = self._size(name, text)
         if len(named) != 1:
             raise self._not_named(several=bool(named))
-        if not named[0].has_axes(2 if size else 3):
+        if not named[0].has_axes(2 if size else self.axes):
             raise self._no_cube(named[0], size)
         return named[0], size
 
     @cached_property
     def top(self) -> Sequence[Variable]:
         return self.contents.top()
+
+    def _fits(self, variable: Variable) -> bool:
+        """Whether it may be what is looked for where nobody says: scalars and vectors of MATLAB are 2-D, too."""
+        return variable.has_axes(3) if self.axes == 3 else _is_flat(variable)
 
     def _named(self, key: str) -> list[Variable]:
         names = (key, key.lstrip("/").replace("/", "."))
@@ -146,15 +153,18 @@ class _Choice:
             return [replace(variable, kind=f"unreadable {variable.kind}")]
 
     def _not_one(self) -> CubeFileError:
-        cubes = [variable for variable in self._everything if variable.has_axes(3)]
+        cubes = [variable for variable in self._everything if self._fits(variable)]
         flat = max(filter(_is_flat, self._everything), key=lambda variable: prod(variable.shape), default=None)
         if cubes:
             outside = any(len(variable.path) == 1 for variable in cubes)
-            what = f"{len(cubes)} 3-D numeric arrays" if outside else "no 3-D numeric array but in structs or groups"
+            kind = f"{self.axes}-D numeric array"
+            what = f"{len(cubes)} {kind}s" if outside else f"no {kind} but in structs or groups"
             problem, remedy = f"{what}: {_listed(cubes)}", f"name one of them, as in --key {plain(cubes[0].name)}"
         else:
-            problem = f"no 3-D numeric array among: {_listed(self._everything) or 'nothing'}"
-            remedy = self._as_real() + (f", or {self._how(flat)}" if flat else "")
+            problem = f"no {self.axes}-D numeric array among: {_listed(self._everything) or 'nothing'}"
+            remedy = self._as_real() + (f", {AS_PLANE}, or {self._how(flat)}" if flat else "")
+            if self.axes == 2 and any(variable.has_axes(3) for variable in self._everything):
+                remedy = AS_CUBE
         return CubeFileError(problem, file=self.path, key="key", remedy=remedy)
 
     def _as_real(self) -> str:
@@ -167,14 +177,14 @@ class _Choice:
         if nest is not None:
             inside = f"{nest.name}{{1}}" if nest.kind == "cell" else f"{nest.name}(1)"
             return f"save one cube by itself, as in cube = {inside} or a field of it"
-        return "save the cube as a 3-D array"
+        return f"save the cube as a {self.axes}-D array"
 
     def _not_named(self, *, several: bool) -> CubeFileError:
         for variable in self._everything:
             within = f"{self.key}".startswith(f"{variable.name}.")
             if within and variable.kind == "struct" and prod(variable.shape) != 1:
                 return self._in_structs(variable, variable.name)
-        listed = _listed([variable for variable in self._everything if variable.has_axes(3)] or self._everything)
+        listed = _listed([variable for variable in self._everything if self._fits(variable)] or self._everything)
         return CubeFileError(
             "is there several times" if several else "no such variable in the file",
             file=self.path,
@@ -184,8 +194,8 @@ class _Choice:
         )
 
     def _no_cube(self, variable: Variable, size: _Size | None) -> CubeFileError:
-        fields = [held for held in self._everything if held.has_axes(3) and held.name.startswith(f"{variable.name}.")]
-        problem = f"{variable} is not a {'2-D' if size else '3-D'} array of real numbers"
+        fields = [held for held in self._everything if self._fits(held) and held.name.startswith(f"{variable.name}.")]
+        problem = f"{variable} is not a {2 if size else self.axes}-D array of real numbers"
         remedy = "choose another or save it as one"
         if variable.kind == "link":
             problem, remedy = "is a link to another place", "save the array itself into the file"
@@ -194,9 +204,9 @@ class _Choice:
         elif fields:
             remedy = f"choose one of: {_listed(fields)}"
         elif variable.has_axes(3):
-            remedy = f"name it without a size: {variable.name}"
+            remedy = f"name it without a size: {variable.name}" if size else AS_CUBE
         elif _is_flat(variable):
-            remedy = f"save it as one, or {self._how(variable)}"
+            remedy = f"save it as one, {AS_PLANE}, or {self._how(variable)}"
         return CubeFileError(problem, file=self.path, key=self.key, remedy=remedy)
 
     def _in_structs(self, variable: Variable, structs: str) -> CubeFileError:

@@ -16,7 +16,7 @@ import scipy.sparse
 
 from runtime.errors import CubeFileError
 from runtime.files import read_cube
-from runtime.files.layout import LAYOUTS
+from runtime.files.layout import LAYOUTS, PLANE_LAYOUTS
 from tests.runtime.files_data import as_matlab, sample
 
 FORMATS = ("level 5", "level 5, compressed", "HDF5")
@@ -289,7 +289,9 @@ def test_axes_that_another_program_wrote_are_doubtful(tmp_path: Path) -> None:
             "--layout bands,samples,lines turns them"
         )
         # What was said is not doubted.
-        assert not any(read_cube(path, layout=layout, key=key).doubts for layout in LAYOUTS)
+        assert not any(
+            read_cube(path, layout=layout, key=key).doubts for layout in LAYOUTS if layout not in PLANE_LAYOUTS
+        )
     np.testing.assert_array_equal(read_cube(path, layout="samples,lines,bands").cube, CUBE)
 
 
