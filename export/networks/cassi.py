@@ -153,12 +153,16 @@ def signature(net: Masked, lines: int, samples: int) -> Signature:
     )
 
 
-def measure(net: Masked, task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+def measure(net: Masked | None, task: str, clean: Float32, rng: np.random.Generator) -> Float32:
     """What the instrument measures of a cube [28, lines, samples] through the network's mask: [1, lines, samples + 54].
 
     Raises:
-        CheckpointError: the network has no mask.
+        CheckpointError: the network has no mask, or there is none.
         CubeError: the cube is not as large as the mask.
     """
+    if net is None:
+        raise CheckpointError(
+            "a bundle has no mask to measure a cube through", key="mask", remedy="give the checkpoint, with its mask"
+        )
     seen = cassi.measure(clean, needed_mask(net).float().cpu().numpy())
     return (cassi.noisy(seen, rng, ELECTRONS, READ) if task == "noisy" else seen)[None]

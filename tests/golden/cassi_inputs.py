@@ -13,6 +13,7 @@
 import zlib
 
 import numpy as np
+
 from tests.golden.golden_state import golden_state
 
 BANDS = 28

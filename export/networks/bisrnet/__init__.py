@@ -1,5 +1,7 @@
 """BiSRNet (arXiv 2305.10299): network, checkpoint detection, static deployment form."""
 
+from runtime.simulation.cassi import WAVELENGTHS
+
 from .. import cassi
 from ..architecture import Architecture
 from .checkpoint import build, recognises
@@ -31,4 +33,8 @@ ARCHITECTURE = Architecture(
     chosen=lambda net: dict(net.said),
     tasks=cassi.TASKS,
     measure=cassi.measure,
+    wavelengths=lambda net: WAVELENGTHS,
+    float32_only="rounding turns signs over, and what FP16 takes for zero has none",
+    # A sign that turns over moves single elements by several hundredths of the range, and the quality by nothing.
+    parity=lambda net: "quality",
 )

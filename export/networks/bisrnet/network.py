@@ -160,8 +160,7 @@ class Body(nn.Module):
         widths = BANDS, 2 * BANDS
         self.embedding = Unit(BANDS, 3)
         self.encoder_layers = nn.ModuleList(
-            nn.ModuleList([Blocks(width, count), Down(width, 3)])
-            for width, count in zip(widths, blocks, strict=False)
+            nn.ModuleList([Blocks(width, count), Down(width, 3)]) for width, count in zip(widths, blocks, strict=False)
         )
         self.bottleneck = Blocks(4 * BANDS, blocks[-1])
         self.decoder_layers = nn.ModuleList(

@@ -1,5 +1,7 @@
 """MST (arXiv 2111.07910): network, checkpoint detection, static deployment form."""
 
+from runtime.simulation.cassi import WAVELENGTHS
+
 from .. import cassi
 from ..architecture import Architecture
 from .checkpoint import build, recognises
@@ -31,4 +33,5 @@ ARCHITECTURE = Architecture(
     chosen=lambda net: dict(net.said),
     tasks=cassi.TASKS,
     measure=cassi.measure,
+    wavelengths=lambda net: WAVELENGTHS,
 )

@@ -44,7 +44,7 @@ class StaticMst(nn.Module):
 
     def __init__(self, net: Mst) -> None:
         super().__init__()
-        lines, self.samples = mask_size(net)
+        self.samples = mask_size(net)[1]
         for name, part in copy.deepcopy(net).named_children():
             self.add_module(name, part)
         levels = [(level, layer[0]) for level, layer in enumerate(self.encoder_layers)]
