@@ -124,7 +124,7 @@ def test_a_unit_is_a_convolution_of_signs(groups: int) -> None:
                 y = (w[channel] * padded[first : first + inner, r : r + 3, c : c + 3]).sum()
                 y += one["relu.pr_bias0.bias"][channel]
                 y = y if y > 0 else y * one["relu.pr_prelu.weight"][channel]
-                y += one["relu.pr_bias1.bias"][channel] + float(x[0, channel, r, c])
+                y += one["relu.pr_bias1.bias"][channel] + x[0, channel, r, c].item()
                 assert found[channel, r, c] == pytest.approx(y, abs=1e-5)
 
 

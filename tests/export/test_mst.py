@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from calibration.half_arithmetic import half_arithmetic
 from calibration.typed import half_precision, nodes_in_half
@@ -245,4 +245,3 @@ def test_a_stored_mask_has_its_own_key(tmp_path: Path) -> None:
     net = network_of(snapshot_network(SMALL, small_mask()))
     state = load_file(save_checkpoint(net, tmp_path / "net.safetensors"))
     assert {*state} - {*net.state_dict()} == {"mask"}
-    save_file(net.state_dict(), tmp_path / "bare.safetensors")

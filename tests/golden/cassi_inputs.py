@@ -38,7 +38,7 @@ def state(shapes):
 
 
 def mask(seed, lines, samples, grey=False):
-    """Coded aperture, float32 [lines, samples]: open or shut with even odds; `grey` leaks and is uneven, as a real one."""
+    """Coded aperture, float32 [lines, samples]: open or shut with even odds; `grey` leaks, as a real one does."""
     rng = np.random.default_rng(seed)
     opened = (rng.random((lines, samples)) < 0.5).astype(np.float64)
     if grey:
@@ -47,7 +47,7 @@ def mask(seed, lines, samples, grey=False):
 
 
 def measure(cube, aperture):
-    """Measurement, float32 [lines, samples + 54], of a cube [28, lines, samples]: coded, dispersed, summed, times 2/28."""
+    """Measurement, float32 [lines, samples + 54], of a cube [28, lines, samples]: coded, dispersed, and added up."""
     bands, lines, samples = cube.shape
     out = np.zeros((lines, samples + (bands - 1) * STEP), np.float32)
     for band in range(bands):
