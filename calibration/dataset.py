@@ -133,7 +133,7 @@ class CalibrationSet:
         planes = [(plane.name, plane.bands) for plane in (signature.measured, signature.restored)]
         told = {name: one.constants for name, one in way.prompts.conditions.items()} or {"": way.prompts.constants}
         constants = {n: {p: hashlib.sha256(a.tobytes()).hexdigest() for p, a in of.items()} for n, of in told.items()}
-        measure = getattr(way.measure, "__qualname__", "")
+        measure = getattr(getattr(way.measure, "func", way.measure), "__qualname__", "")
         return (planes, [asdict(p) for p in signature.prompts], constants, way.tasks, measure)
 
     def digest(self) -> str:

@@ -106,3 +106,20 @@ def choose_precision(target: Target, asked: str | None) -> tuple[str, str]:
             remedy=f"it runs {', '.join(target.precisions)}",
         )
     return asked, "asked for"
+
+
+def only_float32(target: Target, asked: str | None, reason: str) -> tuple[str, str]:
+    """(precision, why) of a network that is built in float32 alone, for what was asked: see `choose_precision`.
+
+    Raises:
+        InputError: another precision was asked for by name, or the target does not run float32.
+    """
+    if asked not in (None, "auto", "fp32"):
+        raise InputError(
+            f"the network is built in float32 only: {reason}",
+            key="precision",
+            value=asked,
+            remedy="leave --precision out, or say fp32",
+        )
+    precision, why = choose_precision(target, "fp32")
+    return precision, why if asked == "fp32" else f"float32 only: {reason}"

@@ -90,6 +90,8 @@ def build(
         )
     with console.progress("loading the checkpoint"):
         net: Network = networks.load_checkpoint(config.model.checkpoint, **config.model.said)
+    if reason := net.architecture.float32_only:
+        precision, why = targets.only_float32(target, config.precision, reason)
     frame = config.input.frame
     exporting.check_size(net, frame.lines, frame.samples)
     _check_memory(net, frame.lines, frame.samples)
@@ -105,6 +107,7 @@ def build(
         console.warn("without --calibration int8 is left out, and simulated scenes judge the other precisions")
     plan = Plan(
         net.facts.sha256,
+        net.configuration,
         net.options,
         frame.lines,
         frame.samples,
@@ -113,7 +116,7 @@ def build(
         engine,
         precision,
         scale,
-        tuple(config.input.wavelengths or net.facts.wavelengths),
+        tuple(config.input.wavelengths or net.wavelengths),
         gpu,
         frames.digest() if frames else None,
         json.dumps([config.gates.model_dump(), config.calibration.max_drop.model_dump()], sort_keys=True),

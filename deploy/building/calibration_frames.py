@@ -36,7 +36,7 @@ def open_calibration(
     if told.dir is None:
         return None
     asked = dataset.Asked(told.dir, told.cubes, told.samples, told.judged, told.seed, told.on_bad, told.band_groups)
-    wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
+    wavelengths = tuple(config.input.wavelengths or net.wavelengths) or None
     # The scale of the build: the flag's or the configuration's beats the files', the model's does not.
     bands, said = net.smallest.restored.bands, config.input
     wanted = cube_files.Wanted(bands, said.scale, scale, wavelengths, said.layout, said.key, said.ignore_value)
@@ -62,7 +62,7 @@ def open_calibration(
 
 def simulated_frames(config: Config, net: Network) -> CalibrationSet:
     """Simulated scenes to judge precisions by, where no calibration cubes are given."""
-    wavelengths = tuple(config.input.wavelengths or net.facts.wavelengths) or None
+    wavelengths = tuple(config.input.wavelengths or net.wavelengths) or None
     way, scene_size = _measured(config, net)
     wanted = cube_files.Wanted(net.smallest.restored.bands, wavelengths=wavelengths)
     return dataset.calibration_set(dataset.Asked(SIMULATED), wanted, way, scene_size=scene_size)

@@ -28,6 +28,7 @@ class Plan:
     """All that fixes a bundle: same plan, same bundle (but for time, rounding and what a builder measures).
 
     Attributes:
+        configuration: of the network, with what its options made of it.
         engine: the engine that runs on the target, or `auto` for the fastest of those that run the graph here.
         precision: of the graph that runs.
         options: that the network was loaded with.
@@ -42,6 +43,7 @@ class Plan:
     """
 
     checkpoint_sha256: str
+    configuration: dict[str, Any]
     options: dict[str, Any]
     lines: int
     samples: int

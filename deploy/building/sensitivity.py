@@ -72,7 +72,7 @@ def int8_costs(net: Network, graph: bytes, frames: CalibrationSet, config: Confi
 
 def fp16_costs(net: Network, graph: bytes, frames: CalibrationSet, config: Config) -> Costs:
     """What FP16 costs in every block alone, and in all of them."""
-    probes = simulated_probes(net, frames.size, net.facts.wavelengths)
+    probes = simulated_probes(net, frames.size, net.wavelengths)
     names = [node.name for node in onnx.load_model_from_string(graph).graph.node]
     exact = exact_nodes(graph, net)
     blocks = list(dict.fromkeys(block_of(name) for name in names))

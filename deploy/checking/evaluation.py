@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def opened(model: str, options: Mapping[str, Any], size: Mapping[str, int] | Non
                 remedy=f"known: {', '.join(networks.ARCHITECTURES)}",
             )
         tasks = tasks_of(bundle.prompts.conditions) or architecture.tasks
-        way: Measuring = Measuring(bundle.prompts, tasks, architecture.measure)
+        measure = architecture.measure and partial(architecture.measure, None)
+        way: Measuring = Measuring(bundle.prompts, tasks, measure)
 
         def restore(cube: Float32, prompts: Prompts) -> tuple[Float32, Float32]:
             # In the unit range, and damaged by us: nothing of it is missing.
@@ -121,7 +123,7 @@ def _from_checkpoint(name: str, options: Mapping[str, Any], size: Mapping[str, i
         return _mean_routing(restore_cube(cube, engine.infer, engine.signature, overlap=overlap, prompts=prompts))
 
     shares = architecture.routing.balances(net.module) if architecture.routing else None
-    return Model(name, facts.about, restore, way, facts.scale, facts.wavelengths or None, shares)
+    return Model(name, facts.about, restore, way, facts.scale, net.wavelengths or None, shares)
 
 
 def _largest(net: Network, lines: int, samples: int) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def inspect_checkpoint(name: Path, options: Mapping[str, Any] = MappingProxyType
         raise
     for doubt in facts.doubts:
         console.warn(doubt)
-    signature, nm = net.smallest, facts.wavelengths
+    signature, nm = net.smallest, net.wavelengths
     for label, text in (
         ("checkpoint", f"{file.name} (sha256 {facts.sha256[:12]})"),
         ("architecture", f"{net.architecture.id}: {net.architecture.about(net.module)}"),
@@ -75,6 +75,7 @@ def inspect_checkpoint(name: Path, options: Mapping[str, Any] = MappingProxyType
         console.say(f"{label:<13} {text}")
     return {
         **_told(state, facts),
+        "wavelengths": list(nm),
         "architecture": net.architecture.id,
         "configuration": net.configuration,
         "options": net.options,

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from runtime.errors import CheckpointError, plain
 
-from . import damp, dfpir, dpmambair
+from . import bisrnet, damp, dfpir, dpmambair, mst
 from .architecture import Architecture, Network, Option
 from .places import Weights, find_weights
 from .reading import CheckpointFacts, read_checkpoint, write_safetensors
 
 ARCHITECTURES: dict[str, Architecture] = {
-    a.id: a for a in (damp.ARCHITECTURE, dfpir.ARCHITECTURE, dpmambair.ARCHITECTURE)
+    a.ARCHITECTURE.id: a.ARCHITECTURE for a in (damp, dfpir, dpmambair, mst, bisrnet)
 }
 PACKAGED = Path(__file__).resolve().parent.parent / "models"
 

@@ -6,9 +6,9 @@ An architecture is a package beside this file with one `Architecture`, and its l
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from .nodes import Writer
 from .reading import CheckpointFacts
 
 Option = str | int | float | bool
+Parity = Literal["elements", "quality"]
 UNSAVED = CheckpointFacts(Path("unsaved"), "0" * 64)
 
 
@@ -71,8 +72,13 @@ class Architecture:
         constants: {prompt: array} of the network's constant prompts.
         conditions: {name: constant prompts} of a network that is told its purpose, in place of `constants`; Raises
             CheckpointError where nobody said one.
-        measure: (task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of it; None
-            where damages of the cube itself are what it restores.
+        measure: (network, task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of
+            it; None where damages of the cube itself are what it restores. The cube is as large as what is restored. Of
+            a bundle there is no network, and None comes in its place: raises CheckpointError where that is not enough.
+        wavelengths: of the bands that it restores, in nm, where its checkpoint tells none; empty where nobody knows.
+        float32_only: why it is built in float32 alone; empty where lower precisions may be tried.
+        parity: what of its graph is held against PyTorch: `elements`, or `quality` alone where rounding may move single
+            elements by any amount.
         routing: None without experts.
         gap: (network, frame, *prompts) -> how near the closest of its hard choices between scores was to the other one,
             tensors with a first axis of one; None where it makes no such choices.
@@ -100,7 +106,10 @@ class Architecture:
     kept: Collection[str] = ()
     constants: Callable[[Any], Mapping[str, Float32]] = lambda module: {}
     conditions: Callable[[Any], Mapping[str, Condition]] = lambda module: {}
-    measure: Callable[[str, Float32, np.random.Generator], Float32] | None = None
+    measure: Callable[[Any, str, Float32, np.random.Generator], Float32] | None = None
+    wavelengths: Callable[[Any], tuple[float, ...]] = lambda module: ()
+    float32_only: str = ""
+    parity: Callable[[Any], Parity] = lambda module: "elements"
     routing: Routing | None = None
     gap: Callable[..., float] | None = None
     exact: Callable[[str], bool] = lambda node: False
@@ -211,6 +220,17 @@ class Network:
     def tasks(self) -> tuple[str, ...]:
         """What it is measured by."""
         return tasks_of(self.conditions) or self.architecture.tasks
+
+    @property
+    def measure(self) -> Callable[[str, Float32, np.random.Generator], Float32] | None:
+        """(task, clean cube, random numbers) -> what its instrument measures; None where damages are restored."""
+        of = self.architecture.measure
+        return None if of is None else partial(of, self.module)
+
+    @property
+    def wavelengths(self) -> tuple[float, ...]:
+        """Of the bands that it restores, in nm; empty where nobody knows."""
+        return self.facts.wavelengths or self.architecture.wavelengths(self.module)
 
     @property
     def parameters(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 from deploy.config import Config
 from deploy.config.sections import TargetSection
 from deploy.finalizing.targets import known_targets
-from export.targets import BUILT_IN, Target, choose_precision, find_target
+from export.targets import BUILT_IN, Target, choose_precision, find_target, only_float32
 from runtime.engines import ENGINES
 from runtime.errors import ConfigError, InputError
 from runtime.versions import satisfiable
@@ -87,3 +87,14 @@ def test_auto_is_the_only_precision_or_left_to_what_is_measured() -> None:
     chosen, why = choose_precision(Target("one", precisions=("fp32",)), "auto")
     assert chosen == "fp32" and "only precision" in why
     assert choose_precision(BENCH, "auto") == ("auto", "the fastest that passes its gates")
+
+
+def test_a_network_of_float32_alone_is_built_in_it_and_says_why() -> None:
+    assert only_float32(BENCH, "fp32", "it is odd") == ("fp32", "asked for")
+    for asked in (None, "auto"):
+        assert only_float32(BENCH, asked, "it is odd") == ("fp32", "float32 only: it is odd")
+    for asked in ("fp16", "int8", "bf16"):
+        with pytest.raises(InputError, match="float32 only: it is odd"):
+            only_float32(BENCH, asked, "it is odd")
+    with pytest.raises(InputError, match="does not run this precision"):
+        only_float32(Target("half", precisions=("fp16",)), None, "it is odd")

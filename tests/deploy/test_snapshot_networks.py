@@ -1,0 +1,86 @@
+"""MST and BiSRNet go the whole way with seeded weights and a mask: looked at, built, checked; refused without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.networks import network_of, save_checkpoint
+from export.networks.bisrnet import BisrnetConfig
+from export.networks.mst import MstConfig
+from runtime import load_bundle
+from runtime.bundle import read_manifest
+from runtime.simulation import cassi
+from tests.contracts.command import assert_failed, invoke
+from tests.export.snapshots import SIDE, mask_file, small_mask, snapshot_network
+
+Capsys = pytest.CaptureFixture[str]
+SIZE = ("--size", f"{SIDE}x{SIDE + cassi.DISPERSED}")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A state dict of an MST, without a mask."""
+    torch.save(snapshot_network(MstConfig((1, 1))).state_dict(), tmp_path / "mst.pth")
+    return tmp_path / "mst.pth"
+
+
+@pytest.fixture
+def binary(tmp_path: Path) -> Path:
+    """A BiSRNet with its mask."""
+    net = network_of(snapshot_network(BisrnetConfig(1, (0, 0, 0)), small_mask()))
+    return save_checkpoint(net, tmp_path / "bisrnet.safetensors")
+
+
+def test_a_network_goes_the_whole_way_with_the_mask_that_is_named(bare: Path, tmp_path: Path, capsys: Capsys) -> None:
+    out, told = tmp_path / "bundle", ["--option", f"mask={mask_file(tmp_path)}"]
+    done = invoke(capsys, "build", "--checkpoint", bare, *told, *SIZE, "--out", out, "--json")
+    assert done.code == 0, done.err
+    m = read_manifest(out)
+    assert m.wavelengths == list(cassi.WAVELENGTHS) and m.network.configuration["mask"]["samples"] == SIDE
+    assert m.signature.measured.size == (SIDE, SIDE + 54) and m.signature.restored.size == (SIDE, SIDE)
+    clean = np.random.default_rng(0).random((28, SIDE, SIDE), np.float32)
+    with load_bundle(out) as loaded:
+        assert loaded.restore(cassi.measure(clean, small_mask())[None]).cube.shape == (28, SIDE, SIDE)
+    done = invoke(capsys, "check", out, "--checkpoint", bare, "--json")
+    assert done.code == 0, done.err
+    assert set(done.json["tasks"]) == {"snapshot", "noisy"}
+    np.save(tmp_path / "other.npy", small_mask(seed=6))
+    done = invoke(capsys, "check", out, "--checkpoint", bare, "--option", f"mask={tmp_path / 'other.npy'}")
+    assert_failed(done, 2, "mask", "another network")
+
+
+def test_without_a_mask_it_is_inspected_and_not_built(bare: Path, tmp_path: Path, capsys: Capsys) -> None:
+    told = invoke(capsys, "inspect", bare, "--json")
+    assert told.code == 0, told.err
+    assert told.json["wavelengths"] == list(cassi.WAVELENGTHS) and told.json["configuration"]["mask"] is None
+    done = invoke(capsys, "build", "--checkpoint", bare, "--size", "256x310", "--out", tmp_path / "bundle")
+    assert_failed(done, 2, "mask", "--option mask=FILE")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--precision", "fp16", "--target", "cuda"),
+        ("--precision", "bf16", "--target", "intel"),
+        ("--precision", "int8", "--calibration", "simulated"),
+    ],
+)
+def test_a_binary_network_is_refused_in_lower_precisions(
+    asked: tuple[str, ...], binary: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    done = invoke(capsys, "build", "--checkpoint", binary, *SIZE, *asked, "--out", tmp_path / "bundle")
+    assert_failed(done, 2, "float32 only", "signs", asked[1])
+
+
+def test_a_binary_network_is_built_in_float32_and_says_why(binary: Path, tmp_path: Path, capsys: Capsys) -> None:
+    options = ["--precision", "auto", "--calibration", "simulated", "--out", tmp_path / "bundle", "--json"]
+    done = invoke(capsys, "build", "--checkpoint", binary, *SIZE, *options)
+    assert done.code == 0, done.err
+    assert done.json["precision"]["chosen"] == "fp32" and "signs" in done.json["precision"]["why"]
+    done = invoke(capsys, "evaluate", tmp_path / "bundle", "--data", tmp_path, "--out", tmp_path / "out")
+    assert done.code == 2
