@@ -162,7 +162,7 @@ class FrameRestorer:
         unfit = np.array([slot is not None and bool(slot.flags & UNFIT) for slot in frame.slots])
         unfit[[keep.place for keep in kept if keep.whole]] = True
         fit = np.flatnonzero(taken & ~unfit)
-        whole, missing = self._whole(frame, len(fit)), bool(self._missing[:, np.flatnonzero(taken)].any())
+        whole, missing = self._enough(frame, len(fit)), bool(self._missing[:, np.flatnonzero(taken)].any())
         if not self.passes_through and (missing or not whole):
             raise CubeError(
                 "the frame is not whole, and nothing of it can be passed through",
@@ -206,7 +206,7 @@ class FrameRestorer:
         self._keep(frame, np.flatnonzero(taken), kept, values)
         return values, self._report(frame, taken, {"whole": time.monotonic() - began}, passed=True, doubts=doubts)
 
-    def _whole(self, frame: Frame, fit: int) -> bool:
+    def _enough(self, frame: Frame, fit: int) -> bool:
         """Whether enough of a frame is there; where frames have one place only, also that it is in its place."""
         count, first = len(frame.slots), frame.slots[0]
         enough = fit >= ENOUGH * count
