@@ -24,6 +24,7 @@ from runtime.arrays import Float32
 from runtime.engines import EngineOptions, open_engine
 from runtime.engines.onnx_guard import IR_VERSION, OPSETS
 from runtime.errors import GateError, InputError
+from runtime.parity import QUALITY_DB, Parity, apart, told
 from runtime.precisions import PRECISIONS
 from runtime.signature import Ports, Signature
 
@@ -49,13 +50,14 @@ class Agreement:
     """How a graph compares with its network on the probes.
 
     Attributes:
-        difference: largest difference as a share of the output's range.
+        difference: largest difference as a share of the output's range; of quality alone the change of PSNR in dB.
         rms: root mean square of it, likewise.
         routing: largest difference of an expert's weight; 0 without experts.
         limit: what `difference` was held against.
         rounding: the network's own largest difference from float64, where it was needed to set the limit.
         choices: how many different sets of experts the probes made the network choose.
         probes: how many probes.
+        parity: whether elements were held against each other, or quality alone.
     """
 
     difference: float
@@ -65,6 +67,7 @@ class Agreement:
     rounding: float | None
     choices: int
     probes: int
+    parity: Parity = "elements"
 
 
 def check_size(net: Network, lines: int, samples: int) -> None:
@@ -238,12 +241,14 @@ def compare(
     *,
     engine_name: str = "onnxruntime",
     precision: str = "fp32",
+    truth: Float32 | None = None,
 ) -> Agreement:
     """Run graph (in the named engine) and network (PyTorch, float32) on the probes.
 
     The limit is that of the precision, 2e-4 of the output's range in float32. A network so ill-conditioned
     that PyTorch's own float32 is farther than a quarter of that from float64 is held to four times its own rounding
-    instead, at most 1e-3; see `Agreement.limit`.
+    instead, at most 1e-3; see `Agreement.limit`. Of a network whose parity is quality alone `truth` is that of all probes
+    [1, bands, lines, samples], and the change of PSNR against it is held to `runtime.parity.QUALITY_DB`.
 
     Raises:
         GateError: they differ by more than the limit, or choose different experts.
@@ -251,16 +256,15 @@ def compare(
     signature = net.signature(*size)
     reference = TorchEngine(net, *size)
     largest, squares, routing_difference, choices = 0.0, [], 0.0, set()
-    limit, rounding = PRECISIONS[precision].limit, None
+    limit, rounding = PRECISIONS[precision].limit if truth is None else QUALITY_DB, None
     options = EngineOptions(precision=precision)
     name, side = signature.restored.name, signature.routing
     with open_engine(engine_name, graph.data, signature, options) as engine:
         for index, probe in enumerate(probes):
             expected, found = reference.infer(probe), engine.infer(probe)
             span = float(np.ptp(expected[name])) or 1.0
-            apart = np.abs(found[name] - expected[name])
-            difference = float(apart.max()) / span
-            if precision == "fp32" and difference > LIMIT:
+            difference = apart(found[name], expected[name], truth)
+            if truth is None and precision == "fp32" and difference > LIMIT:
                 rounding = max(rounding or 0.0, _rounding(net, signature, probe, expected[name]) / span)
                 limit = max(limit, min(LOOSEST_LIMIT, ROUNDING_SLACK * rounding))
             if side is not None:
@@ -274,7 +278,7 @@ def compare(
                 choices.add((wanted > 0).tobytes())
                 routing_difference = max(routing_difference, float(np.abs(chosen - wanted).max()))
             largest = max(largest, difference)
-            squares.append(float(np.mean(np.square(apart, dtype=np.float64))) / span**2)
+            squares.append(float(np.mean(np.square(found[name] - expected[name], dtype=np.float64))) / span**2)
             if progress is not None:
                 progress(index + 1, len(probes))
     if largest > limit:
@@ -282,11 +286,12 @@ def compare(
             f"the exported graph does not compute in {engine_name} what PyTorch does",
             key="difference",
             value=largest,
-            remedy=f"at most {limit:g} of the output's range; nothing was written; another --engine may do",
+            remedy=f"at most {told(limit, truth is not None)}; nothing was written; another --engine may do",
         )
     return Agreement(
-        largest, float(np.sqrt(np.mean(squares))), routing_difference, limit, rounding, len(choices), len(probes)
-    )
+        largest, float(np.sqrt(np.mean(squares))), routing_difference, limit, rounding, len(choices), len(probes),
+        "elements" if truth is None else "quality",
+    )  # fmt: skip
 
 
 def _rounding(net: Network, signature: Signature, probe: Probe, expected: Float32) -> float:

@@ -144,7 +144,7 @@ class Bundle(Closing):
         """Run the golden frame through the engine, and through the graphs of its prompts where there are such.
 
         Returns:
-            largest difference from the recorded output, as a share of its range.
+            largest difference from the recorded output, see `runtime.parity.apart`.
 
         Raises:
             BundleError: the golden arrays are damaged, not finite or of other shapes than the engine's.
@@ -237,6 +237,5 @@ def load_bundle(
             remedy=f"{error.remedy}; or ask for --engine onnxruntime to run the graph here",
         ) from error
     # The graphs are the engine's now; only the golden arrays are kept.
-    golden = {name for proof in manifest.proofs for name in proof.values()}
-    kept = replace(contents, files={name: files[name] for name in golden})
+    kept = replace(contents, files={name: files[name] for name in manifest.proving})
     return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor))

@@ -58,7 +58,7 @@ def verified_bundle(path: str | Path) -> Contents:
     files = {MANIFEST: data, **{name: _verified(folder, name, record) for name, record in manifest.files.items()}}
     needed = [*map(manifest.graphs.get, manifest.tolerances), *manifest.graphs.values()]
     needed += [graph for graph in (manifest.metrics_graph, manifest.extractor_graph) if graph is not None]
-    needed += [file for proof in manifest.proofs for file in proof.values()]
+    needed += manifest.proving
     for name in needed:
         if name is None or name not in files:
             raise BundleError("the manifest does not list a file it needs", file=folder, key=name, remedy=MEND)

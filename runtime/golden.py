@@ -9,6 +9,7 @@ from .bundle_files import Contents, stored_array
 from .engines import Engine
 from .errors import GateError
 from .metrics import prompt_metrics
+from .parity import apart, told
 from .prompts import TOLERANCES, Prompts, beyond, differences
 
 EMBEDDING_TOLERANCE = 1e-3
@@ -21,15 +22,15 @@ def golden_difference(engine: Engine, contents: Contents, tolerance: float, path
     Args:
         engine: what is to be proved.
         contents, path: the bundle with its golden files, and its folder.
-        tolerance: largest difference, as a share of the recorded output's range.
+        tolerance: largest difference, see `parity.apart`.
     """
     signature, output = engine.signature, engine.signature.restored.name
-    largest = 0.0
+    largest, true = 0.0, contents.manifest.golden.truth
+    truth = None if true is None else _stored(contents, true, signature.restored.shape, path)
     for files in contents.manifest.proofs:
         arrays = {name: _stored(contents, file, signature.ports.shapes[name], path) for name, file in files.items()}
         made = engine.infer({name: arrays[name] for name in signature.ports.inputs})
-        span = float(np.ptp(arrays[output])) or 1.0
-        difference = float(np.abs(made[output] - arrays[output]).max()) / span
+        difference = apart(made[output], arrays[output], truth)
         same = all(np.array_equal(made[side.name] > 0, arrays[side.name] > 0) for side in signature.side)
         if not (difference <= tolerance and same):
             raise GateError(
@@ -37,7 +38,7 @@ def golden_difference(engine: Engine, contents: Contents, tolerance: float, path
                 file=path,
                 key="golden",
                 value=difference,
-                remedy=f"at most {tolerance:g} of the range and the same experts; do not fly this bundle here",
+                remedy=f"at most {told(tolerance, true is not None)} and the same experts; do not fly this bundle here",
             )
         largest = max(largest, difference)
     return largest
@@ -67,8 +68,8 @@ def check_golden_metrics(prompts: Prompts, contents: Contents, path: Path) -> No
     frame = _golden(contents, measured.name, measured.shape, path)[0]
     if metrics is None or prompts.by(frame.shape) == "host":
         return
-    apart = differences(prompts.metrics(frame), prompt_metrics(frame, metrics.of), metrics.of)
-    for name, value in beyond(apart).items():
+    found = differences(prompts.metrics(frame), prompt_metrics(frame, metrics.of), metrics.of)
+    for name, value in beyond(found).items():
         raise GateError(
             "this machine does not compute the golden frame's metrics as NumPy does",
             file=path,
@@ -85,12 +86,12 @@ def check_golden_embedding(prompts: Prompts, contents: Contents, path: Path) -> 
         return
     frame = _golden(contents, signature.measured.name, signature.measured.shape, path)[0]
     expected = _golden(contents, signature.embedding.name, signature.embedding.shape, path)
-    apart = float(np.abs(prompts.embedding(frame) - expected).max()) / (float(np.abs(expected).max()) or 1.0)
-    if not apart <= EMBEDDING_TOLERANCE:
+    off = float(np.abs(prompts.embedding(frame) - expected).max()) / (float(np.abs(expected).max()) or 1.0)
+    if not off <= EMBEDDING_TOLERANCE:
         raise GateError(
             "this machine does not compute the golden frame's embedding as it was recorded",
             file=path,
             key=signature.embedding.name,
-            value=apart,
+            value=off,
             remedy=f"at most {EMBEDDING_TOLERANCE:g} of its largest number; do not fly this bundle here",
         )

@@ -80,9 +80,11 @@ class Golden(Part):
     Attributes:
         arrays: {tensor: file}.
         tolerance: largest difference of the restored frame, as a share of its range.
+        truth: file of what the restored frame should be, where the tolerance is of its quality alone, in dB of PSNR.
     """
 
     arrays: dict[str, InnerPath]
+    truth: InnerPath | None = None
     tolerance: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -161,6 +163,12 @@ class Manifest(Sealed):
         """{tensor: file} of the golden frame with each of the prompts by name, or with the only ones."""
         golden, restored = self.golden.arrays, self.signature.restored.name
         return [{**golden, **p.arrays, restored: p.restored} for p in self.prompts.values()] or [golden]
+
+    @property
+    def proving(self) -> list[str]:
+        """The files that `proofs` needs, and the truth."""
+        told = [] if self.golden.truth is None else [self.golden.truth]
+        return [*dict.fromkeys(file for proof in self.proofs for file in proof.values()), *told]
 
     def constants(self, prompt: str | None) -> dict[str, str]:
         """{prompt: file} of the constant prompts by that name, or of the only ones. Raises InputError."""

@@ -19,6 +19,7 @@ from runtime.errors import CheckpointError, GateError, InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.made import MADE, Choice
 from runtime.manifest import MANIFEST, Golden, Manifest, NamedPrompt, NetworkMade, Precision, TargetMade
+from runtime.parity import told
 from runtime.precisions import PRECISIONS
 from runtime.signature import Signature
 
@@ -30,7 +31,16 @@ from ..finalizing.targets import known_targets
 from ..folders import refuse_existing
 from .calibration_frames import open_calibration
 from .engines import check_engine, check_metrics
-from .golden import golden_arrays, golden_files, golden_of, golden_tolerance, prompt_files, prompt_paths, prompts_digest
+from .golden import (
+    TRUTH,
+    golden_arrays,
+    golden_files,
+    golden_of,
+    golden_tolerance,
+    prompt_files,
+    prompt_paths,
+    prompts_digest,
+)
 from .graphs import Graphs, extractor_graph, make_graphs, measure, metrics_graph, probe_frames
 from .plan import Plan, refuse_foreign, used_tools, workplace
 from .precision import Decision
@@ -200,10 +210,10 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
         graph = graphs.chosen(name)
         console.say(
             f"graph      {name}: {graph.nodes} nodes, opset {graph.opset}; differs from PyTorch by at most "
-            f"{agreement.difference:.1e} of the range (limit {agreement.limit:.1e})"
+            f"{told(agreement.difference, agreement.parity == 'quality')} (limit {agreement.limit:.1e})"
             + (f", {agreement.choices} sets of experts exercised" if agreement.choices else "")
         )
-        if agreement.limit > PRECISIONS[name].limit:
+        if agreement.parity == "elements" and agreement.limit > PRECISIONS[name].limit:
             console.warn(
                 f"PyTorch itself is {agreement.rounding:.1e} of the range off float64 with these weights, so the limit "
                 f"is {agreement.limit:.1e} instead of {PRECISIONS[name].limit:.1e}"
@@ -260,6 +270,7 @@ def _manifest(
         golden=Golden(
             arrays=golden_arrays(signature),
             tolerance=golden_tolerance(agreement, plan.precision),
+            truth=TRUTH if net.parity == "quality" else None,
         ),
         evidence={
             "export": asdict(agreements["fp32"]),

@@ -15,10 +15,10 @@ from runtime.precisions import PRECISIONS, computes_half
 from runtime.signature import Signature
 
 from ..checking.comparison import CLOSE_GAP
-from .graphs import Graphs
+from .graphs import Graphs, probe_truth
 from .plan import Plan
 
-GOLDEN_LEAST = 5e-3
+GOLDEN_LEAST, TRUTH = 5e-3, "golden/truth.npy"
 
 
 def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], reference: TorchEngine) -> Probe:
@@ -66,6 +66,8 @@ def golden_tolerance(agreement: Agreement, precision: str) -> float:
     In float32 a multiple of the export's limit; in a lower precision a multiple of what was measured here, since the
     limit there is far wider than what a sound engine does.
     """
+    if agreement.parity == "quality":
+        return agreement.limit
     slack = PRECISIONS[precision].golden_slack
     return slack * agreement.limit if precision == "fp32" else max(GOLDEN_LEAST, slack * agreement.difference)
 
@@ -77,6 +79,9 @@ def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) 
     signature = reference.signature
     places = golden_arrays(signature)
     files = {places[name]: array_bytes(array) for name, array in {**probe, **reference.infer(probe)}.items()}
+    truth = probe_truth(net, plan)
+    if truth is not None:
+        files[TRUTH] = array_bytes(truth)
     for name, condition in net.conditions.items():
         made = reference.infer({**probe, **condition.constants})
         files.setdefault(golden_of(name, net, signature), array_bytes(made[signature.restored.name]))

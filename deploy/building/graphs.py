@@ -19,6 +19,7 @@ from export.metrics import PromptMetrics
 from export.metrics_graph import compare_metrics, export_metrics
 from export.networks import Network
 from export.onnx import Agreement, Graph, Probe
+from runtime.arrays import Float32
 from runtime.durable import write_bytes
 from runtime.engines import PORTABLE, open_extractor
 from runtime.errors import GateError, MachineError
@@ -28,7 +29,7 @@ from runtime.signature import Signature
 
 from .. import console
 from ..checking.half import in_half
-from ..checking.probes import simulated_probes
+from ..checking.probes import simulated_probes, simulated_truth
 from .plan import Plan
 
 EMBEDDING_LIMIT = 1e-4
@@ -98,9 +99,9 @@ def measure(net: Network, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict
     """
     found: dict[str, Agreement] = {}
     with console.progress("comparing the graphs with PyTorch") as moved:
-        probes = exporting.diverse_probes(net, probe_frames(net, plan))
+        probes, truth = exporting.diverse_probes(net, probe_frames(net, plan)), probe_truth(net, plan)
         size = (plan.lines, plan.samples)
-        found["fp32"] = exporting.compare(net, graphs.variants["fp32"], probes, size, moved)
+        found["fp32"] = exporting.compare(net, graphs.variants["fp32"], probes, size, moved, truth=truth)
         for name in (*graphs.variants, plan.precision):
             graph = graphs.chosen(name)
             if computes_half(name, plan.half):
@@ -108,7 +109,9 @@ def measure(net: Network, plan: Plan, graphs: Graphs, engine: str) -> tuple[dict
             elif name != "fp32" or (plan.precision == "fp32" and engine != PORTABLE):
                 # What is chosen is compared in its engine, what else is in the bundle in the portable one.
                 runs_in = engine if name in (plan.precision, "int8") else PORTABLE
-                found[name] = exporting.compare(net, graph, probes, size, moved, engine_name=runs_in, precision=name)
+                found[name] = exporting.compare(
+                    net, graph, probes, size, moved, engine_name=runs_in, precision=name, truth=truth
+                )
     return found, probes
 
 
@@ -169,6 +172,13 @@ def extractor_graph(net: Network, signature: Signature, probes: Sequence[Probe],
         f"PyTorch's by at most {apart:.1e} of the largest (limit {EMBEDDING_LIMIT:.0e})"
     )
     return graph.data
+
+
+def probe_truth(net: Network, plan: Plan) -> Float32 | None:
+    """[1, bands, lines, samples] that all probes are of, where quality alone is held against PyTorch."""
+    if net.parity == "elements":
+        return None
+    return simulated_truth(net, (plan.lines, plan.samples), plan.wavelengths)[None]
 
 
 def probe_frames(net: Network, plan: Plan) -> list[Probe]:

@@ -101,7 +101,7 @@ def _read(
 
 def judged(found: Comparison, config: Config) -> dict[str, list[GateResult]]:
     """{variant: its gates}."""
-    return {name: judge(figures(variant), config.gates, name) for name, variant in found.variants.items()}
+    return {name: judge(figures(variant), config.gates, name, found.parity) for name, variant in found.variants.items()}
 
 
 def refuse_other_network(bundle: Bundle, net: Network) -> None:

@@ -26,6 +26,7 @@ from runtime.bundle_files import verified_bundle
 from runtime.engines import CPU_ENGINES, GPU_ENGINES, PORTABLE, EngineOptions, open_engine
 from runtime.errors import GateError, MachineError
 from runtime.metrics import prompt_metrics
+from runtime.parity import Parity
 from runtime.precisions import PRECISIONS, VARIANTS, computes_half
 from runtime.prompts import Prompts, differences
 from runtime.restore import Infer, Restored, restore_cube
@@ -148,6 +149,7 @@ class Comparison:
         gaps: task -> how near the closest of PyTorch's choices between scores was to another one, where the network
             makes such: below `CLOSE_GAP` a difference may be a choice that rounding swapped, and no error.
         doubts: about the cubes' numbers.
+        parity: what of the network's graph is held against PyTorch.
     """
 
     chosen: str
@@ -158,6 +160,7 @@ class Comparison:
     metrics_apart: Mapping[str, float] = field(default_factory=dict)
     gaps: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    parity: Parity = "elements"
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,7 @@ def compare(
         tuple(names),
         metrics_apart,
         gaps,
+        parity=net.parity,
     )
 
 

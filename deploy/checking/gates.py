@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibration.figures import FIGURES, Figure
+from runtime.parity import Parity
 
 from ..config.sections import GatesSection
 
@@ -34,13 +35,15 @@ class GateResult:
         return {"measured": self.measured, "limit": self.limit, "passed": self.passed}
 
 
-def judge(figures: Mapping[str, float], gates: GatesSection, precision: str) -> list[GateResult]:
-    """Hold figures, of which some may be missing, against the limits of a precision."""
-    judged = []
+def judge(
+    figures: Mapping[str, float], gates: GatesSection, precision: str, parity: Parity = "elements"
+) -> list[GateResult]:
+    """Hold figures, of which some may be missing, against the limits of a precision, or of quality alone."""
+    judged, row = [], precision if parity == "elements" else parity
     for figure in FIGURES:
         if figure.key in figures:
             asked = getattr(gates, figure.key)
-            judged.append(GateResult(figure, figures[figure.key], figure.auto[precision] if asked == "auto" else asked))
+            judged.append(GateResult(figure, figures[figure.key], figure.auto.get(row) if asked == "auto" else asked))
     return judged
 
 

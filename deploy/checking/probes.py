@@ -8,6 +8,7 @@ import numpy as np
 from calibration.measuring import Measuring
 from export.networks import Network
 from export.onnx import Probe
+from runtime.arrays import Float32
 from runtime.simulation.simulator import simulate_scene
 
 PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
@@ -20,12 +21,16 @@ def measuring(net: Network, lines: int, samples: int) -> Measuring:
     return made
 
 
-def simulated_probes(net: Network, size: tuple[int, int], wavelengths: Sequence[float]) -> list[Probe]:
-    """What a network is fed with for a simulated scene; wavelengths in nm that are not one per band are left aside."""
-    way = measuring(net, *size)
-    restored = way.signature.restored
+def simulated_truth(net: Network, size: tuple[int, int], wavelengths: Sequence[float]) -> Float32:
+    """The simulated scene [bands, lines, samples]; wavelengths in nm that are not one per band are left aside."""
+    restored = net.signature(*size).restored
     centres = wavelengths if len(wavelengths) == restored.bands else None
-    scene = simulate_scene(0, restored.bands, *restored.size, centres).truth
+    return simulate_scene(0, restored.bands, *restored.size, centres).truth
+
+
+def simulated_probes(net: Network, size: tuple[int, int], wavelengths: Sequence[float]) -> list[Probe]:
+    """What a network is fed with for `simulated_truth`, damaged or measured in several ways."""
+    way, scene = measuring(net, *size), simulated_truth(net, size, wavelengths)
     tasks = PROBE_DEGRADATIONS if way.measure is None else way.tasks
     pairs = [(way.prompts, task) for task in tasks]
     if net.conditions:

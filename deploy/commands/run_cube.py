@@ -20,6 +20,7 @@ from runtime.files.layout import DEFAULT_LAYOUT, PLANE_LAYOUTS
 from runtime.files.taking import taking
 from runtime.manifest import Manifest
 from runtime.meaning import Asked, Meaning, header_fields, words
+from runtime.parity import told
 from runtime.restore import Restored
 from runtime.restore_file import meaning_of_file, restore_file
 from runtime.signature import Signature
@@ -88,7 +89,8 @@ def proved(loaded: Bundle, how: How) -> None:
     if how.self_test:
         with console.progress("self-test"):
             difference = loaded.self_test()
-        console.say(f"self-test   golden frame restored, off by {difference:.1e} of its range")
+        off = told(difference, loaded.manifest.golden.truth is not None)
+        console.say(f"self-test   golden frame restored, off by {off}")
 
 
 def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:

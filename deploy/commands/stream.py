@@ -15,6 +15,7 @@ import click
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.meaning import Asked
+from runtime.parity import told
 from runtime.priority import let_workers_yield
 from runtime.sinks import SINKS, find_sink
 from runtime.sources import FORMS, Source, SourceOptions, find_source, open_source
@@ -140,7 +141,8 @@ def command(
         if self_test:
             with console.progress("self-test"):
                 difference = loaded.self_test()
-            console.say(f"self-test   golden frame restored, off by {difference:.1e} of its range")
+            off = told(difference, loaded.manifest.golden.truth is not None)
+            console.say(f"self-test   golden frame restored, off by {off}")
         if record is None and restored is None:
             console.warn("neither --record nor --restored is given: nothing is kept")
         let_workers_yield()

@@ -21,6 +21,7 @@ from runtime.errors import BundleError, DeployError, InputError, MachineError
 from runtime.golden import golden_difference
 from runtime.made import Choice
 from runtime.manifest import Precision
+from runtime.parity import told
 from runtime.precisions import CLEARLY
 from runtime.signature import Signature
 
@@ -99,7 +100,7 @@ def finalize(
     shutil.rmtree(work, ignore_errors=True)
     console.say(
         f"engine     {facts['bytes'] / 2**20:.1f} MiB, built in {facts['seconds']:.1f} s; golden frame within "
-        f"{best.difference:.1e} of the range (at most {tolerance:.1e})",
+        f"{told(best.difference, manifest.golden.truth is not None)} (at most {tolerance:.1e})",
         "bold green",
     )
     return {

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from runtime.arrays import Float32
 from runtime.errors import CheckpointError
+from runtime.parity import Parity
 from runtime.prompts import Condition, Prompts, tasks_of
 from runtime.signature import Signature
 
@@ -24,7 +25,6 @@ from .nodes import Writer
 from .reading import CheckpointFacts
 
 Option = str | int | float | bool
-Parity = Literal["elements", "quality"]
 UNSAVED = CheckpointFacts(Path("unsaved"), "0" * 64)
 
 
@@ -226,6 +226,11 @@ class Network:
         """(task, clean cube, random numbers) -> what its instrument measures; None where damages are restored."""
         of = self.architecture.measure
         return None if of is None else partial(of, self.module)
+
+    @property
+    def parity(self) -> Parity:
+        """What of its graph is held against PyTorch."""
+        return self.architecture.parity(self.module)
 
     @property
     def wavelengths(self) -> tuple[float, ...]:

@@ -96,7 +96,7 @@ def open_source(address: str, options: SourceOptions) -> Simulated:
     if kind == SNAPSHOT:
         settings = settings_of(rest, options, SnapshotSettings)
         return Simulated(settings, options, _snapshots(settings, options))
-    scan = settings_of(address, options)
+    scan = settings_of(address, options, SimSettings)
     return Simulated(scan, options, _scan(scan, options))
 
 
@@ -134,7 +134,9 @@ def _snapshots(settings: SnapshotSettings, options: SourceOptions) -> _Recorded:
     _check_memory(SimSettings(bands=cassi.BANDS, lines=mask.shape[0], samples=mask.shape[1]))
     made = []
     for number in range(settings.frames):
-        truth = simulate_scene(settings.seed + number, cassi.BANDS, *mask.shape, cassi.WAVELENGTHS).truth
+        truth = simulate_scene(
+            settings.seed + number, cassi.BANDS, mask.shape[0], mask.shape[1], cassi.WAVELENGTHS
+        ).truth
         rng = np.random.default_rng([settings.seed, 1, number])
         measurement = cassi.noisy(cassi.measure(truth, mask), rng, settings.electrons, settings.read)
         made.append(np.clip(np.rint(measurement * SNAPSHOT_SCALE), 0, SNAPSHOT_TOP))
@@ -269,7 +271,7 @@ class Simulated(Source):
 Settings = TypeVar("Settings", SimSettings, SnapshotSettings)
 
 
-def settings_of(address: str, options: SourceOptions, kind: type[Settings] = SimSettings) -> Settings:
+def settings_of(address: str, options: SourceOptions, kind: type[Settings]) -> Settings:
     """Settings from the address, over those of the options, over the defaults.
 
     Raises:
