@@ -178,10 +178,10 @@ def test_the_clock_starts_with_the_first_read() -> None:
 
 def test_the_address_beats_the_options() -> None:
     options = SourceOptions(rate=7.0, simulator={"seed": 5, "samples": "33", "lines": 9, "count": None})
-    settings = settings_of("seed=6, lines=8", options)
+    settings = settings_of("seed=6, lines=8", options, SimSettings)
     assert (settings.seed, settings.samples, settings.lines, settings.rate) == (6, 33, 8, 7.0)
-    assert settings_of("rate=9", options).rate == 9.0
-    assert settings_of("", SourceOptions(rate=7.0, simulator={"rate": 8})).rate == 8.0
+    assert settings_of("rate=9", options, SimSettings).rate == 9.0
+    assert settings_of("", SourceOptions(rate=7.0, simulator={"rate": 8}), SimSettings).rate == 8.0
 
 
 def test_options_beat_what_the_simulator_says_of_itself() -> None:
