@@ -247,8 +247,8 @@ def compare(
 
     The limit is that of the precision, 2e-4 of the output's range in float32. A network so ill-conditioned
     that PyTorch's own float32 is farther than a quarter of that from float64 is held to four times its own rounding
-    instead, at most 1e-3; see `Agreement.limit`. Of a network whose parity is quality alone `truth` is what all probes are
-    of [1, bands, lines, samples], and the change of PSNR against it is held to `runtime.parity.QUALITY_DB`.
+    instead, at most 1e-3; see `Agreement.limit`. Of a network whose parity is quality alone `truth` [1, bands, lines,
+    samples] is what all probes are of, and the change of PSNR against it is held to `runtime.parity.QUALITY_DB`.
 
     Raises:
         GateError: they differ by more than the limit, or choose different experts.

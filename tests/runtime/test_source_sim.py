@@ -12,7 +12,7 @@ from runtime.errors import InputError, MachineError
 from runtime.lines import Ended, Flag, Missing, Quiet, Taken
 from runtime.simulation.simulator import SensorModel, sense, simulate_scene
 from runtime.sources import Source, SourceOptions, open_source
-from runtime.sources.sim import BUFFER_LINES, settings_of
+from runtime.sources.sim import BUFFER_LINES, SimSettings, settings_of
 from tests.contracts.source import PATIENCE, Cube, SourceContract, buffer, drained, following
 
 SMALL = "bands=4,samples=16,lines=20,seed=3"
