@@ -24,7 +24,7 @@ from runtime.precisions import PRECISIONS
 from runtime.signature import Signature
 
 from .. import console
-from ..config import Config
+from ..config import Config, with_overrides
 from ..finalizing.engine import BUILT_NEXT, EngineStep, engine_step, request_of
 from ..finalizing.finalize import THIS_DEVICE, Device, finalize
 from ..finalizing.targets import known_targets
@@ -102,6 +102,7 @@ def build(
         net: Network = networks.load_checkpoint(config.model.checkpoint, **config.model.said)
     if reason := net.architecture.float32_only:
         precision, why = targets.only_float32(target, config.precision, reason)
+    config = _framed(config, net)
     frame = config.input.frame
     exporting.check_size(net, frame.lines, frame.samples)
     _check_memory(net, frame.lines, frame.samples)
@@ -296,6 +297,14 @@ def _metrics_module(signature: Signature) -> PromptMetrics:
     if metrics is None:
         raise InputError("the network takes no metrics", key="--metrics", value="graph", remedy="leave it out")
     return PromptMetrics(metrics.of, *signature.measured.shape[1:])
+
+
+def _framed(config: Config, net: Network) -> Config:
+    """With the only frame that a network takes, as one with a mask does, where nobody said a size."""
+    only = net.architecture.size(net.module)
+    if only is None or "frame" in config.input.model_fields_set:
+        return config
+    return with_overrides(config, {"input.frame": {"lines": only[0], "samples": only[1]}})
 
 
 def _overlap(config: Config, signature: Signature) -> int:

@@ -12,7 +12,7 @@ from export.networks import network_of, save_checkpoint
 from export.networks.bisrnet import BisrnetConfig
 from export.networks.mst import MstConfig
 from runtime import load_bundle
-from runtime.bundle import read_manifest
+from runtime.bundle_files import read_manifest
 from runtime.files import write_cube
 from runtime.simulation import cassi
 from tests.contracts.command import assert_failed, invoke

@@ -1,0 +1,117 @@
+"""Frames of a snapshot spectrometer in flight: from files, the simulator and a folder, each accounted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.networks import network_of, save_checkpoint
+from export.networks.mst import MstConfig
+from runtime import load_bundle
+from runtime.files import read_cube, write_cube
+from runtime.simulation import cassi
+from tests.contracts.command import assert_failed, invoke
+from tests.export.snapshots import SIDE, mask_file, small_mask, snapshot_network
+
+Capsys = pytest.CaptureFixture[str]
+WIDE = SIDE + cassi.DISPERSED
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from deploy.building.build import build
+    from deploy.config import Config, with_overrides
+
+    folder = tmp_path_factory.mktemp("mst")
+    net = network_of(snapshot_network(MstConfig((1, 1)), small_mask()))
+    path = save_checkpoint(net, folder / "mst.safetensors", scale=2000)
+    build(with_overrides(Config(), {"model.checkpoint": str(path)}), folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture
+def measurement(tmp_path: Path) -> np.ndarray:
+    """[lines, samples + 54], in `m.npy` too."""
+    clean = np.random.default_rng(0).random((28, SIDE, SIDE), np.float32)
+    made = cassi.measure(clean, small_mask())
+    np.save(tmp_path / "m.npy", made)
+    return made
+
+
+def restored(bundle: Path, measured: np.ndarray) -> np.ndarray:
+    with load_bundle(bundle) as loaded:
+        return np.asarray(loaded.restore(measured[None]).cube)
+
+
+@pytest.mark.parametrize("name", ["m.npy", "m.hdr", "m.mat"])
+def test_a_measurement_becomes_a_cube_with_its_wavelengths(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys, name: str
+) -> None:
+    if name == "m.mat":
+        from scipy.io import savemat
+
+        savemat(tmp_path / name, {"meas": measurement, "gain": 2.0})
+    elif name == "m.hdr":
+        write_cube(tmp_path / name, measurement[None])
+    done = invoke(capsys, "run", bundle, tmp_path / name, "--out", tmp_path / "cube.hdr", "--json")
+    assert done.code == 0, done.err
+    cube = read_cube(tmp_path / "cube.hdr")
+    assert cube.cube.shape == (28, SIDE, SIDE) and cube.wavelengths == pytest.approx(cassi.WAVELENGTHS)
+    np.testing.assert_allclose(cube.cube, restored(bundle, measurement), atol=1e-6)
+
+
+def test_what_is_no_measurement_is_refused_in_one_line(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    np.save(tmp_path / "wide.npy", np.zeros((SIDE, WIDE + 2), np.float32))
+    np.save(tmp_path / "cube.npy", np.zeros((SIDE, SIDE, 28), np.float32))
+    np.save(tmp_path / "nan.npy", np.where(measurement > measurement.mean(), np.nan, measurement))
+    for name, said in (("wide", f"{SIDE}x{WIDE + 2}"), ("cube", "one band has two axes"), ("nan", "nan.npy")):
+        done = invoke(capsys, "run", bundle, tmp_path / f"{name}.npy", "--out", tmp_path / "out.npy")
+        assert_failed(done, 2, said)
+        assert not (tmp_path / "out.npy").exists()
+
+
+def test_every_frame_of_the_simulator_is_accounted_for(bundle: Path, tmp_path: Path, capsys: Capsys) -> None:
+    frames = 5
+    source = f"sim:snapshot,mask={mask_file(tmp_path)},frames=2,rate=2000,count={frames * SIDE}"
+    done = invoke(capsys, "stream", bundle, "--source", source, "--record", tmp_path / "raw", "--restored",
+                  tmp_path / "out", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.json["lines"]["restored"] == frames * SIDE and done.json["frames"]["restored"] == frames
+    raw, made = read_cube(tmp_path / "raw/lines.hdr"), read_cube(tmp_path / "out/restored.hdr")
+    assert raw.cube.shape == (1, frames * SIDE, WIDE) and made.cube.shape == (28, frames * SIDE, SIDE)
+    assert made.wavelengths == pytest.approx(cassi.WAVELENGTHS, abs=0.01)
+    for number in range(frames):
+        rows = slice(number * SIDE, (number + 1) * SIDE)
+        own = restored(bundle, raw.cube[0, rows] / np.float32(2000))
+        np.testing.assert_allclose(made.cube[:, rows], own, atol=1e-5)
+
+
+def test_a_frame_with_a_gap_is_lost_and_the_next_in_its_place_again(
+    bundle: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    source = f"sim:snapshot,mask={mask_file(tmp_path)},frames=2,rate=2000,count={40 * SIDE},lost=20,seed=1"
+    done = invoke(capsys, "stream", bundle, "--source", source, "--restored", tmp_path / "out", "--json")
+    lines, frames = done.json["lines"], done.json["frames"]
+    assert frames["failed"] + frames["restored"] > 0 and frames["restored"] > 0
+    assert lines["in"] == lines["restored"] + lines["dropped"] + lines["incomplete"]
+
+
+def test_a_folder_of_measurements_is_streamed(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        numbers = np.rint((1 - 0.3 * number) * measurement * 2000).astype(np.uint16)
+        write_cube(tmp_path / "in" / f"{number}.hdr", numbers[None], fields={"reflectance scale factor": "2000"})
+    (tmp_path / "deploy.yaml").write_text("stream: {idle_seconds: 1}\n")
+    done = invoke(capsys, "stream", bundle, "--source", f"watch:{tmp_path / 'in'}", "--restored", tmp_path / "out",
+                  "--config", tmp_path / "deploy.yaml", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    made = read_cube(tmp_path / "out/restored.hdr").cube
+    assert made.shape == (28, 2 * SIDE, SIDE)
+    own = restored(bundle, np.rint(0.7 * measurement * 2000).astype(np.float32) / 2000)
+    np.testing.assert_allclose(made[:, SIDE:], own, atol=1e-5)
