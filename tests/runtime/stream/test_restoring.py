@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +305,7 @@ def test_memory_of_other_planes_serves_every_frame() -> None:
     cubes = [cube_of(3, 8, 16), cube_of(3, 8, 16)[:, ::-1].copy()]
     restorer = coded_restorer(frame_of(cubes[0])[1])
     first = restorer.restore(frame_of(cubes[0])[0])[0]
-    other = restorer.restore(frame_of(cubes[1])[0])[0]
+    other = restorer.restore(frame_of(cubes[1], {0: Flag.BREAK})[0])[0]
     assert other.base is first.base
     np.testing.assert_array_equal(other, decoded(unit_of(cubes[1])))
 
@@ -349,7 +350,7 @@ def test_missing_pixels_are_refused_where_nothing_passes_through() -> None:
     restorer, whole = coded_restorer(marked), cube_of(3, 8, 16).astype(np.int16)
     with pytest.raises(CubeError):
         restorer.restore(frame_of(cube)[0])
-    values, _ = restorer.restore(frame_of(whole, missing=(4,))[0])
+    values, _ = restorer.restore(frame_of(whole, {0: Flag.BREAK}, missing=(4,))[0])
     np.testing.assert_array_equal(np.delete(values, 4, 1), np.delete(decoded(unit_of(whole)), 4, 1))
 
 
@@ -431,3 +432,14 @@ def test_a_network_without_metrics_passes_through_what_it_cannot_restore() -> No
     values, report = restorer.restore(frame_of(cube, dict.fromkeys(range(5), Flag.EMPTY))[0])
     np.testing.assert_array_equal(values, unit_of(cube))
     assert report.passed and ((report.flags & Flag.PASSED) > 0).all()
+
+
+def test_a_frame_of_one_place_that_nobody_begins_is_refused() -> None:
+    restorer = coded_restorer(frame_of(cube_of(3, 8, 16))[1])
+    frames = [replace(frame_of(cube_of(3, 8, 16))[0], first=first) for first in (0, 8, 17)]
+    for frame in frames[:2]:
+        restorer.restore(frame)
+    with pytest.raises(CubeError, match="the frame is not whole"):
+        restorer.restore(frames[2])
+    begun = replace(frame_of(cube_of(3, 8, 16), {0: Flag.BREAK})[0], first=30)
+    assert not restorer.restore(begun)[1].passed
