@@ -11,9 +11,15 @@ from .errors import GateError
 from .metrics import prompt_metrics
 from .parity import apart, told
 from .prompts import TOLERANCES, Prompts, beyond, differences
+from .signature import Signature
 
 EMBEDDING_TOLERANCE = 1e-3
 """Of a golden embedding, in float32: twenty times what other processors' sums leave."""
+
+
+def golden_feeds(contents: Contents, signature: Signature, path: Path) -> dict[str, Float32]:
+    """{tensor: array} that the golden frame goes in with."""
+    return {name: _golden(contents, name, shape, path) for name, shape in signature.ports.inputs.items()}
 
 
 def golden_difference(engine: Engine, contents: Contents, tolerance: float, path: Path) -> float:

@@ -132,7 +132,7 @@ class Manifest(Sealed):
     """
 
     called: ClassVar[str] = "the manifest"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     created: str
     tools: dict[str, str]
     network: NetworkMade

@@ -170,7 +170,9 @@ def build(
         if signature.embedding is not None:
             files[EXTRACTOR_GRAPH] = extractor_graph(net, signature, probes, work)
         files |= variants.files
-        files |= golden_files(net, plan, graphs, diverse) | prompt_files(net, signature)
+        files |= golden_files(net, plan, graphs, diverse, max(manifest.tolerances.values())) | prompt_files(
+            net, signature
+        )
         write_bundle(finished, files, manifest)
         if step.record is not None:
             choice = Choice(precision=precision, why=why, tolerance=manifest.golden.tolerance, engine=step.record)

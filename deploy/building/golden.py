@@ -1,6 +1,7 @@
 """The golden frame of a bundle: which it is, what it must become, how far it may be off elsewhere."""
 
 import hashlib
+from itertools import combinations
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from export.torch_engine import TorchEngine
 from runtime.bundle_files import array_bytes
 from runtime.engines import EngineOptions, open_engine
 from runtime.errors import GateError
+from runtime.parity import apart
 from runtime.precisions import PRECISIONS, computes_half
 from runtime.signature import Signature
 
-from ..checking.comparison import CLOSE_GAP
+from .. import console
 from .graphs import Graphs, probe_truth
 from .plan import Plan
 
@@ -24,14 +26,10 @@ GOLDEN_LEAST, TRUTH = 5e-3, "golden/truth.npy"
 def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], reference: TorchEngine) -> Probe:
     """The first probe on which int8, where the bundle has it, chooses the network's own experts.
 
-    Of a network that chooses between scores, the one whose closest choice is clearest with every prompt.
-
     Raises:
         GateError: there is none, so that no engine of it could be proved.
     """
     routing = reference.signature.routing
-    if net.architecture.gap is not None:
-        return _clearest(net, probes, reference)
     if "int8" not in graphs.variants or routing is None:
         return probes[0]
     data = graphs.variants["int8"].data
@@ -48,18 +46,6 @@ def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], 
     )
 
 
-def _clearest(net: Network, probes: list[Probe], reference: TorchEngine) -> Probe:
-    told = [condition.constants for condition in net.conditions.values()] or [net.constants]
-    clearest, best = probes[0], -1.0
-    for probe in probes:
-        least = min(reference.gap({**probe, **constants}) or 0.0 for constants in told)
-        if least > best:
-            clearest, best = {**probe, **told[0]}, least
-        if best >= CLOSE_GAP:
-            break
-    return clearest
-
-
 def golden_tolerance(agreement: Agreement, precision: str) -> float:
     """How far a golden frame may be off elsewhere: other processors and engines round differently.
 
@@ -72,7 +58,7 @@ def golden_tolerance(agreement: Agreement, precision: str) -> float:
     return slack * agreement.limit if precision == "fp32" else max(GOLDEN_LEAST, slack * agreement.difference)
 
 
-def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) -> dict[str, bytes]:
+def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], tolerance: float) -> dict[str, bytes]:
     """{file in the bundle: content} of the golden frame, and of what it becomes with every prompt."""
     reference = TorchEngine(net, plan.lines, plan.samples)
     probe = golden_probe(net, plan, graphs, probes, reference)
@@ -82,10 +68,17 @@ def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe]) 
     truth = probe_truth(net, plan)
     if truth is not None:
         files[TRUTH] = array_bytes(truth)
-    for name, condition in net.conditions.items():
-        made = reference.infer({**probe, **condition.constants})
-        files.setdefault(golden_of(name, net, signature), array_bytes(made[signature.restored.name]))
-    return files
+    restored = {
+        name: reference.infer({**probe, **condition.constants})[signature.restored.name]
+        for name, condition in net.conditions.items()
+    }
+    for (one, made), (two, other) in combinations(restored.items(), 2):
+        distance = apart(made, other)
+        if distance <= tolerance:
+            console.warn(
+                f"{one} and {two} restore the golden frame alike ({distance:.1e}): its proof does not tell them apart"
+            )
+    return files | {golden_of(name, net, signature): array_bytes(made) for name, made in restored.items()}
 
 
 def golden_of(condition: str, net: Network, signature: Signature) -> str:

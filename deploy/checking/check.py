@@ -50,8 +50,8 @@ def check(
     refuse_other_network(bundle, net)
     for doubt in net.facts.doubts:
         console.warn(doubt)
-    # Codes lie where it was built; what became of them is in the bundle.
-    net = net if net.conditions else net.told(bundle.prompts.conditions)
+    # What it was told when it was built is in the bundle: codes lie elsewhere, and a checkpoint may bring more prompts.
+    net = net.told(bundle.prompts.conditions) if bundle.prompts.conditions else net
     tasks = config.check.degradations or net.tasks
     for task in tasks:
         if task not in net.tasks:

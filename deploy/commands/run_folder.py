@@ -1,5 +1,6 @@
 """`deploy run` on a folder of photographs: each restored into another folder, those that are there already left out."""
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from runtime.errors import CubeError, CubeFileError, DeployError, InputError, Ma
 from runtime.files import CubeFile, read_cube
 from runtime.files.disk import reason
 from runtime.files.photographs import SUFFIXES
+from runtime.manifest import dump
 from runtime.restore import Restored, check_fits
 from runtime.restore_file import meaning_of_file, restore_file
 
@@ -34,9 +36,7 @@ def run_folder(bundle: Path, folder: Path, out: Path, how: How) -> dict[str, Any
     with opened(bundle, how) as loaded:
         proved(loaded, how)
         told = {"prompt": loaded.prompts.chosen, "precision": loaded.engine.describe()["computes in"]}
-        made = ", ".join(
-            filter(None, (f"network {loaded.manifest.network.checkpoint_sha256}", loaded.prompts.identity))
-        )
+        made = _maker(loaded, how)
         _refuse_mixture(out, made, how, any(map(Path.exists, targets.values())))
         console.say(f"photographs {len(targets)} in {folder}")
         try:
@@ -62,7 +62,7 @@ def run_folder(bundle: Path, folder: Path, out: Path, how: How) -> dict[str, Any
         except DeployError as error:
             error.report = {"out": str(out), **done, "failed": failed}
             raise
-    if how.replace:
+    if how.replace and not failed:
         write_bytes(out / RECORD, made.encode())
     seconds = round(time.monotonic() - began, 3)
     report = {"out": str(out), **done, "failed": failed, "seconds": seconds, **told}
@@ -108,6 +108,14 @@ def _targets(folder: Path, out: Path) -> dict[Path, Path]:
     return targets
 
 
+def _maker(loaded: Bundle, how: How) -> str:
+    """What restores: the bundle, its precision and prompt, and all options that change a picture."""
+    digest = hashlib.sha256(dump(loaded.manifest)).hexdigest()
+    options = f"scale {how.scale}, marks {how.marks}, constant bands {how.constant_bands}, clip {how.clip}"
+    told = f"{digest}, {loaded.engine.describe()['computes in']}", loaded.prompts.identity, options
+    return "bundle " + ", ".join(filter(None, told))
+
+
 def _refuse_mixture(out: Path, made: str, how: How, begun: bool) -> None:
     """Keep what a folder is filled by, and refuse to go on with something else. Raises InputError."""
     record = out / RECORD
@@ -115,15 +123,15 @@ def _refuse_mixture(out: Path, made: str, how: How, begun: bool) -> None:
     if how.replace:
         # Till all are replaced, nobody knows by what they were made.
         record.unlink(missing_ok=True)
-    elif known not in (None, made):
+    elif known != made and (begun or known is not None):
         raise InputError(
-            "holds pictures that another network or prompt restored",
+            "holds pictures that another bundle, prompt or option restored, or nobody knows what",
             file=out,
             key="--out",
             value=printable(known or ""),
             remedy="give another folder, or --replace to restore all of them again",
         )
-    elif not begun:
+    else:
         write_bytes(record, made.encode())
 
 

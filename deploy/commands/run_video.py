@@ -26,6 +26,9 @@ from .. import console
 from ..folders import refuse_existing
 from .run_cube import How, opened, proved, refuse_large
 
+MOST_HELD = 64 << 20
+"""Bytes of sound that wait for the first frame."""
+
 if TYPE_CHECKING:
     from runtime.files.videos import Video
     from runtime.files.videos_out import Kind
@@ -190,6 +193,11 @@ def _restore(
         for item in video:
             if not isinstance(item, VideoFrame):
                 held.append(item)
+                if written is None and sum(packet.size for packet in held) > MOST_HELD:
+                    raise CubeFileError(
+                        "has too much sound before its first frame", file=video.path, value=f"{MOST_HELD >> 20} MiB",
+                        remedy="leave the sound out: ffmpeg -i IN -an -c copy OUT",
+                    )  # fmt: skip
             elif written is None:
                 written = VideoFile(target, kind, video, item)
                 for what in written.notes:

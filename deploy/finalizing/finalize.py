@@ -18,7 +18,7 @@ from runtime.bundle_files import Contents, install_engine, verified_bundle
 from runtime.engines import Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
 from runtime.errors import BundleError, DeployError, InputError, MachineError
-from runtime.golden import golden_difference
+from runtime.golden import golden_difference, golden_feeds
 from runtime.made import Choice
 from runtime.manifest import Precision
 from runtime.parity import told
@@ -28,7 +28,7 @@ from runtime.signature import Signature
 from .. import console
 from .engine import EngineStep, build_with_progress, distrust_timings, engine_of
 
-PROOFS = 12
+TIMES = 11
 """Times that the golden frame is restored where precisions are compared; engines are not open side by side, since a
 board may have no memory for two."""
 
@@ -142,10 +142,11 @@ def _proved(
             console.progress(f"proving the {precision} engine"),
             device.open(manifest.target.engine, made.data, manifest.signature, options) as engine,
         ):
-            times = []
-            for _ in range(PROOFS if manifest.precision.rivals else 1):
+            difference = golden_difference(engine, bundle, manifest.tolerances[precision], folder)
+            feeds, times = golden_feeds(bundle, manifest.signature, folder), []
+            for _ in range(TIMES if manifest.precision.rivals else 1):
                 began = time.perf_counter()
-                difference = golden_difference(engine, bundle, manifest.tolerances[precision], folder)
+                engine.infer(feeds)
                 times.append(1000 * (time.perf_counter() - began))
             described = engine.describe()
     except DeployError:
@@ -153,8 +154,7 @@ def _proved(
         distrust_timings(work)
         raise
     step = engine_of(made, request, graph, model)
-    # The first frame also makes what an engine makes once.
-    return _Proved(precision, step, difference, statistics.median(times[1:] or times), described)
+    return _Proved(precision, step, difference, statistics.median(times), described)
 
 
 def _fastest(

@@ -151,7 +151,13 @@ def network_of(module: nn.Module) -> Network:
 
 
 def save_checkpoint(
-    net: Network, path: Path, *, scale: float | None = None, wavelengths: tuple[float, ...] = (), about: str = ""
+    net: Network,
+    path: Path,
+    *,
+    scale: float | None = None,
+    wavelengths: tuple[float, ...] = (),
+    about: str = "",
+    half: bool = False,
 ) -> Path:
     """Write a network as `.safetensors` with its configuration in the metadata, without tables that can be rebuilt.
 
@@ -161,7 +167,11 @@ def save_checkpoint(
         scale: DN per 1.0 of the training data, for integer cubes.
         wavelengths: band centres in nanometres.
         about: one line on data and recipe.
+        half: kernels of convolutions in 16 bits, about half the bytes; choices between numbers may hang on matrices.
     """
+    stored, own = net.architecture.stored(net.module), net.state_dict()
+    if half:
+        stored = {k: v.half() if k in own and v.is_floating_point() and v.dim() > 2 else v for k, v in stored.items()}
     metadata: dict[str, Any] = {
         "architecture": net.architecture.id,
         "configuration": net.configuration,
@@ -169,4 +179,4 @@ def save_checkpoint(
         "wavelengths": list(wavelengths),
         "about": about,
     }
-    return write_safetensors(path, net.architecture.stored(net.module), metadata)
+    return write_safetensors(path, stored, metadata)

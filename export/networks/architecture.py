@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runtime.arrays import Float32
 from runtime.errors import CheckpointError
 from runtime.parity import Parity
-from runtime.prompts import Condition, Prompts, tasks_of
+from runtime.prompts import Condition, Extractor, Prompts, tasks_of
 from runtime.signature import Signature
 
 from .nodes import Writer
@@ -210,11 +210,16 @@ class Network:
         vars(made)["conditions"] = conditions
         return made
 
+    @property
+    def extractor(self) -> Extractor | None:
+        """What makes the embedding of a frame, where it takes one."""
+        made = self.architecture.extractor
+        return None if made is None else _Extractor(made(self.module).eval())
+
     def prompts(self, signature: Signature) -> Prompts:
         """What makes its prompts; of several conditions the first is chosen until a task or a name says another."""
-        first, made = next(iter(self.conditions), None), self.architecture.extractor
-        extractor = None if made is None else _Extractor(made(self.module).eval())
-        return Prompts(signature, self.constants, None, self.conditions, first, extractor)
+        first = next(iter(self.conditions), None)
+        return Prompts(signature, self.constants, None, self.conditions, first, self.extractor)
 
     @property
     def tasks(self) -> tuple[str, ...]:

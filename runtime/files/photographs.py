@@ -112,7 +112,7 @@ def read_photograph(path: Path) -> tuple[NDArray[Any], Photograph, Stated]:
     vips = _vips()
     try:
         return _decoded(vips, path, data, about)
-    except (vips.Error, UnicodeDecodeError) as error:
+    except (vips.Error, UnicodeDecodeError, struct.error) as error:
         detail = getattr(error, "detail", None) or ""
         said = [line.strip() for line in str(detail).splitlines() if line.strip()]
         raise _damaged(path, kind, said[0] if said else "it cannot be decoded") from error
@@ -141,6 +141,7 @@ class _About(NamedTuple):
     doubts: tuple[str, ...] = ()
     marks: tuple[float, ...] = ()
     packed: int | None = None
+    jpeg: bool = False
 
 
 def _of_png(path: Path, data: NDArray[np.uint8]) -> _About:
@@ -196,7 +197,7 @@ def _raw(text: bytes) -> bytes:
 
 
 def _of_jpeg(path: Path, data: NDArray[np.uint8]) -> _About:
-    return _About(Photograph("jpeg"))
+    return _About(Photograph("jpeg"), jpeg=True)
 
 
 def _exif(blob: bytes) -> tuple[bytes, tuple[str, ...]]:
@@ -207,14 +208,21 @@ def _exif(blob: bytes) -> tuple[bytes, tuple[str, ...]]:
     try:
         tags = Tags(blob)
         end = tags.directory(tags.first)[1]
-    except ValueError as error:
+        at = size = 0
+        with suppress(ValueError):
+            small = tags.directory(tags.next_of(end))[0] if tags.next_of(end) else {}
+            at, size = (sum(tags.numbers(small.get(tag), 1)) for tag in (513, 514))
+        bare = blob[:at] + bytes(len(blob[at : at + size])) + blob[at + size :]
+        bare = bare[:end] + bytes(4) + bare[end + 4 :]
+        if _kept(Tags(bare)) != _kept(tags):
+            raise ValueError("its thumbnail lies over it")
+    except (ValueError, struct.error) as error:
         return b"", (f"its EXIF cannot be read and is left out, {reason(error)}: save it anew if that matters",)
-    at = size = 0
-    with suppress(ValueError):
-        small = tags.directory(tags.next_of(end))[0] if tags.next_of(end) else {}
-        at, size = (sum(tags.numbers(small.get(tag), 1)) for tag in (513, 514))
-    blob = blob[:at] + bytes(len(blob[at : at + size])) + blob[at + size :]
-    return blob[:end] + bytes(4) + blob[end + 4 :], ()
+    return bare, ()
+
+
+def _kept(tags: Tags) -> bytes:
+    return packed(tags.order, tags.tree(), 8)
 
 
 def _orientation(exif: bytes) -> int:
@@ -286,12 +294,17 @@ def _of_tiff(path: Path, data: NDArray[np.uint8]) -> _About:
     exif = header(tags.order, 8) + packed(tags.order, tree, 8) if tree else b""
     xmp = bytes(first[700].data) if 700 in first else b""
     marks: tuple[float, ...] = ()
-    if NO_DATA in first and means in (1, 2):
-        # Of others libvips turns or converts the numbers.
-        with suppress(ValueError):
-            marks = (float(bytes(first[NO_DATA].data).strip(b"\0 ")),)
+    if NO_DATA in first:
+        mark = bytes(first[NO_DATA].data).strip(b"\0 ").decode("ascii", "replace")
+        if means == 1 and bits <= {8, 16}:
+            with suppress(ValueError):
+                marks = (float(mark),)
+        else:
+            # Pure colours hold it in one band, and libvips converts the numbers of others.
+            doubts += (f"its pixels without data, {mark} by its tag of GDAL's, are restored too",)
     found = Photograph("tiff", tags.orientation(), alpha_kind=alpha_kind, exif=exif, xmp=xmp)
-    return _About(found, means == _LAB and bits == {8}, doubts, marks)
+    jpeg = tags.numbers(first.get(259)) == (_JPEG,)
+    return _About(found, means == _LAB and bits == {8}, doubts, marks, jpeg=jpeg)
 
 
 def _bilevel(path: Path) -> CubeFileError:
@@ -327,7 +340,7 @@ def _decoded(vips: Any, path: Path, data: NDArray[np.uint8], about: _About) -> t
     found, doubts = about.photograph, about.doubts
     # By name: nothing else that libvips can load is tried. JPEG tells of damage in warnings alone.
     load = {"png": vips.Image.pngload_source, "jpeg": vips.Image.jpegload_source, "tiff": vips.Image.tiffload_source}
-    source, strict = vips.Source.new_from_memory(data), "warning" if found.kind == "jpeg" else "error"
+    source, strict = vips.Source.new_from_memory(data), "warning" if about.jpeg else "error"
     # Its own limit of 50 MB would refuse large files of one strip; here what they claim is checked before.
     more = {"unlimited": True} if found.kind == "tiff" else {}
     image = load[found.kind](source, access="sequential", fail_on=strict, **more)

@@ -129,6 +129,8 @@ class Video(Closing):
                 if packet.is_corrupt:
                     raise self._damaged(number, "a packet is not whole")
                 for frame in self.stream.decode(packet if packet.size else None):
+                    if frame.is_corrupt:
+                        raise self._damaged(number, "the next frame is not whole")
                     if (frame.height, frame.width) != (self.lines, self.samples):
                         raise self._damaged(number, f"the next frame has {frame.width} x {frame.height} pixels")
                     # The last frames that a decoder gives have no time base of their own.

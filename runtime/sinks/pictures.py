@@ -66,6 +66,9 @@ class Pictures(Sink):
         lines, self._lines = self._lines, []
         if lines:
             self._number += 1
+            # Another stream may write here too.
+            while any((self._folder / f"{self._number:06}{end}.png").exists() for end in ("", INCOMPLETE)):
+                self._number += 1
             path = self._folder / f"{self._number:06}{'' if whole else INCOMPLETE}.png"
             write_picture(path, np.stack(lines, axis=1), None, ())
 

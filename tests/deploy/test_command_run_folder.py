@@ -182,6 +182,23 @@ def test_bands_that_are_refused(capsys: Capsys, colours: Path, bands: str, parts
 
 
 def test_a_folder_that_lies_in_the_way_of_one_stops_no_other(capsys: Capsys, doubling: Path) -> None:
-    Path("out/b.png").mkdir(parents=True)
+    done(capsys, doubling, "in", "--out", "out")
+    for name in ("a.png", "b.png"):
+        Path("out", name).unlink()
+    Path("out/a.png").mkdir()
     ended = invoke(capsys, "run", doubling, "in", "--out", "out", "--json")
-    assert ended.code == 2 and list(ended.json["failed"]) == ["b.JPG"] and ended.json["restored"] == 2
+    assert ended.code == 2 and list(ended.json["failed"]) == ["a.png"] and ended.json["restored"] == 1
+
+
+def test_what_was_not_replaced_is_nobodys(capsys: Capsys, doubling: Path, tmp_path: Path) -> None:
+    other = known_bundle(tmp_path / "other", gain=3)
+    done(capsys, other, "in", "--out", "out")
+    assert_failed(invoke(capsys, "run", doubling, "in", "--out", "out"), 2, "another bundle", "--replace")
+    assert_failed(invoke(capsys, "run", other, "in", "--out", "out", "--clip"), 2, "option", "--replace")
+    whole = Path("in/a.png").read_bytes()
+    Path("in/a.png").write_bytes(whole[:-100])
+    assert invoke(capsys, "run", doubling, "in", "--out", "out", "--replace").code == 2
+    Path("in/a.png").write_bytes(whole)
+    assert_failed(invoke(capsys, "run", doubling, "in", "--out", "out"), 2, "nobody knows", "--replace")
+    assert done(capsys, doubling, "in", "--out", "out", "--replace")["restored"] == 3
+    assert done(capsys, doubling, "in", "--out", "out")["skipped"] == 3

@@ -170,6 +170,31 @@ def test_interlaced_ones_are_told(capsys: Capsys, doubling: Path) -> None:
     )
 
 
+def test_a_frame_that_its_decoder_calls_corrupt_is_no_good_one(capsys: Capsys, doubling: Path) -> None:
+    rng = np.random.default_rng(0)
+    with av.open("in.mkv", "w") as out:
+        stream = out.add_stream("mpeg2video", 25, {"g": "15", "b": "400000"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        base = np.kron(rng.integers(0, 120, (15, 20, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+        for number in range(30):
+            out.mux(stream.encode(VideoFrame.from_ndarray(np.roll(base, 3 * number, 1), format="rgb24")))
+        out.mux(stream.encode(None))
+    data = bytearray(Path("in.mkv").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(value ^ 0xA5 for value in data[middle : middle + 40])
+    Path("in.mkv").write_bytes(data)
+    done = invoke(capsys, "run", doubling, "in.mkv", "--out", "out.mkv")
+    assert_failed(done, 2, "damaged or cut short behind frame")
+
+
+def test_sound_without_an_end_before_the_first_frame_is_refused(
+    capsys: Capsys, doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video("in.mkv", sound="pcm_s16le", time=lambda n: 2000 + 40 * n)
+    monkeypatch.setattr("deploy.commands.run_video.MOST_HELD", 100)
+    assert_failed(invoke(capsys, "run", doubling, "in.mkv", "--out", "out.mkv"), 2, "too much sound")
+
+
 def cut(name: str, share: float) -> None:
     data = Path(name).read_bytes()
     Path(name).write_bytes(data[: int(share * len(data))])

@@ -118,7 +118,7 @@ def test_what_one_prompt_restored_is_not_gone_on_with_by_another(
     run = ("run", told[1], folder, "--out", out, "--prompt")
     assert invoke(capsys, *run, "derain").code == 0
     assert_failed(
-        invoke(capsys, *run, "dehaze"), 2, str(out), "another network or prompt", "prompt derain", "--replace"
+        invoke(capsys, *run, "dehaze"), 2, str(out), "another bundle, prompt or option", "prompt derain", "--replace"
     )
     assert "skipped     1" in invoke(capsys, *run, "derain").out
     assert invoke(capsys, *run, "dehaze", "--replace").code == 0
@@ -245,6 +245,15 @@ def test_a_bundle_whose_extractor_computes_something_else_does_not_fly(
     (tmp_path / "bundle" / "graphs/extractor.onnx").write_bytes(b"")
     with pytest.raises(BundleError):
         load_bundle(tmp_path / "bundle")
+
+
+def test_a_check_asks_for_the_tasks_of_the_bundle_alone(
+    told: tuple[Path, Path], tmp_path: Path, capsys: Capsys
+) -> None:
+    bundle = built(tmp_path, told[0], {"prompt": "dehaze"})
+    (tmp_path / "deploy.yaml").write_text("check: {cube: 40x48}")
+    done = invoke(capsys, "check", bundle, "--checkpoint", told[0], "--config", tmp_path / "deploy.yaml", "--json")
+    assert done.code == 0 and list(done.json["tasks"]) == ["haze"], done.err
 
 
 @pytest.mark.parametrize("name", PROMPTS)

@@ -359,7 +359,7 @@ def test_a_manifest_comes_back_as_it_was_written(tiny_bundle: Path, identity: Pa
 def test_a_manifest_says_what_was_built(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     m = read_manifest(tiny_bundle)
     assert m.signature == damp_like(31, 64, 64, "paper6", layers=2, experts=4)
-    assert (m.schema_version, m.overlap, m.network.architecture) == (2, 16, "damp")
+    assert (m.schema_version, m.overlap, m.network.architecture) == (3, 16, "damp")
     assert (m.scale, m.scale_from) == (65535, "model") and m.wavelengths == list(map(float, range(400, 701, 10)))
     assert (m.target.name, m.target.engine, m.precision.chosen) == ("cpu", "onnxruntime", "fp32")
     assert m.network.checkpoint_sha256 == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
@@ -389,10 +389,10 @@ def test_every_flipped_byte_of_a_manifest_is_found(identity: Path) -> None:
         b"null",
         b"3",
         b"{" * 100_000,
-        b'{"schema_version": 2}',
-        b'{"schema_version": 2, "seal": "' + b"0" * 64 + b'"}',
-        b'{"schema_version": 2, "x": NaN}',
-        b'{"schema_version": 2, "x": 1' + b"0" * 6000 + b"}",
+        b'{"schema_version": 3}',
+        b'{"schema_version": 3, "seal": "' + b"0" * 64 + b'"}',
+        b'{"schema_version": 3, "x": NaN}',
+        b'{"schema_version": 3, "x": 1' + b"0" * 6000 + b"}",
         b"\xff\xfe{}",
         b" " * (5 << 20),
     ],
@@ -456,8 +456,8 @@ WRONG: dict[str, tuple[Change, str]] = {
     **{f"graph {p!r}": (lambda c, p=p: c["graphs"].update(fp32=p), "inside") for p in OUTSIDE},
     **{f"golden {p!r}": (lambda c, p=p: c["golden"]["arrays"].update(frame=p), "inside") for p in OUTSIDE},
     "unknown version": (
-        lambda c: c.update(schema_version=3),
-        r"schema_version: .*version is not known here \(found 3\).*reads version 2",
+        lambda c: c.update(schema_version=4),
+        r"schema_version: .*version is not known here \(found 4\).*reads version 3",
     ),
     "older version": (lambda c: c.update(schema_version=1), r"version is not known here \(found 1\)"),
     "version of text": (lambda c: c.update(schema_version="2"), "version is not known"),

@@ -548,14 +548,50 @@ def test_what_stands_behind_the_pixels_makes_no_bomb_smaller(tmp_path: Path) -> 
         read_cube(tmp_path / "a.png")
 
 
-def test_what_gdal_calls_no_data_is_missing_and_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "marks"), [("minisblack", (0.0,)), ("rgb", ())])
+def test_what_gdal_calls_no_data_is_missing_in_grey_and_told_of_colours(
+    tmp_path: Path, kind: str, marks: tuple[float, ...]
+) -> None:
     array = picture()
     array[:2] = 0
-    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extratags=[(42113, "s", 0, "0", False)])
+    array = array if kind == "rgb" else array[..., 0]
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric=kind, extratags=[(42113, "s", 0, "0", False)])
     read = read_cube(tmp_path / "a.tif")
-    assert read.stated.marks == (0.0,)
+    assert read.stated.marks == marks and bool(read.stated.doubts) == (kind == "rgb")
     with rasterio.open(written(read, tmp_path / "o.tif")) as made:
         assert made.nodata == 0
+
+
+@pytest.mark.parametrize(("at", "size"), [(0, 40), (8, 18)])
+def test_a_thumbnail_that_lies_over_tags_takes_the_exif_along(tmp_path: Path, at: int, size: int) -> None:
+    own = struct.pack("<HHHIHHI", 1, 274, 3, 1, 6, 0, 26)
+    small = struct.pack("<HHHIIHHIII", 2, 513, 4, 1, at, 514, 4, 1, size, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + own + small
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
+    read = read_cube(tmp_path / "a.jpg")
+    assert read.photograph is not None and read.photograph.exif == b"" and "EXIF" in read.stated.doubts[0]
+
+
+@pytest.mark.parametrize("spoilt", ["flipped", "zeroed", "ended"])
+def test_a_tiff_file_with_damaged_jpeg_inside_is_refused(tmp_path: Path, spoilt: str) -> None:
+    base = np.kron(np.random.default_rng(0).integers(0, 255, (16, 16, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    image = pyvips.Image.new_from_array(base).copy(interpretation="srgb")
+    image.tiffsave(str(tmp_path / "a.tif"), compression="jpeg", Q=90)
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    assert read_cube(tmp_path / "a.tif").cube.shape == (3, 256, 256)
+    tags = Tags(bytes(data))
+    first = tags.directory(tags.first)[0]
+    at, size = (tags.numbers(first[tag])[0] for tag in (273, 279))
+    middle = at + size // 2
+    if spoilt == "flipped":
+        data[middle : middle + 6] = bytes(value ^ 0x5A for value in data[middle : middle + 6])
+    elif spoilt == "zeroed":
+        data[middle : at + size - 2] = bytes(at + size - 2 - middle)
+    else:
+        data[middle : middle + 2] = b"\xff\xd9"
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(CubeFileError, match="damaged"):
+        read_cube(tmp_path / "a.tif")
 
 
 def test_a_dim_picture_of_16_bits_is_doubted(tmp_path: Path) -> None:

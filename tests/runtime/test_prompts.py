@@ -174,7 +174,7 @@ def told(bundle: Path, **options: Any) -> str:
 
 def test_a_manifest_names_its_metrics_graph_and_one_without_reads_as_before(tmp_path: Path) -> None:
     manifest = read_manifest(known_bundle(tmp_path / "bundle", metrics_graph=known_metrics()))
-    assert manifest.schema_version == 2 and manifest.metrics_graph == METRICS_GRAPH in manifest.files
+    assert manifest.schema_version == 3 and manifest.metrics_graph == METRICS_GRAPH in manifest.files
     assert parse(dump(manifest), Manifest, file="m") == manifest
     content = manifest.model_dump(mode="json")
     del content["metrics_graph"]

@@ -86,4 +86,4 @@ class DfpirLesson:
         return {**gained, **wrong, "mean": float(np.mean(list(gained.values())))}
 
     def write(self, net: nn.Module, file: Path, about: str) -> Path:
-        return save_checkpoint(network_of(net), file, about=about)
+        return save_checkpoint(network_of(net), file, about=about, half=True)

@@ -26,6 +26,7 @@ from export.networks.dpmambair.extractor import Extractor, merged
 from export.networks.dpmambair.scan import compile_learning
 from export.networks.reading import read_checkpoint, write_safetensors
 from runtime.errors import CheckpointError
+from training.console import console
 from training.rgb.draws import Batch, Held
 from training.rgb.lesson import gain, mean_by_task, one
 from training.rgb.recipe import PhotographRecipe, Reconstructor
@@ -198,6 +199,7 @@ class RestorationLesson:
         """Begins with nothing to add to the picture; the extractor is frozen."""
         if self.recipe.optimiser.steps >= LONG and shutil.which("g++"):
             compile_learning()
+            console.print("compiling scans that learn: the first step takes minutes")
         net = DPMambaIR(self.recipe.config)
         net.extractor.load_state_dict(self.extractor.state_dict())
         net.extractor.requires_grad_(False)
@@ -224,7 +226,7 @@ class RestorationLesson:
         return {**made, "mean": float(np.mean(list(made.values())))}
 
     def write(self, net: nn.Module, file: Path, about: str) -> Path:
-        return save_checkpoint(network_of(net), file, about=about)
+        return save_checkpoint(network_of(net), file, about=about, half=True)
 
 
 def loss(restored: Tensor, clean: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from training.rgb.judge import INPUT, JUDGED, owned, restoration_table
 from training.rgb.recipe import PhotographRecipe, load_recipe
 
 LARGEST = 10 << 20
-WRONG = 1.0
-"""Decibels that a wrong prompt is to cost."""
+LEAST, WRONG = 0.1, 1.0
+"""Decibels that are gained where something is restored, and that a wrong prompt is to cost."""
 
 
 def card(net: Network, recipe: PhotographRecipe, judged: Mapping[str, Any], took: str, size: int) -> str:
@@ -59,7 +59,7 @@ def card(net: Network, recipe: PhotographRecipe, judged: Mapping[str, Any], took
 
 def _limits(figures: Mapping[str, Mapping[str, Mapping[str, float]]], own: Mapping[str, str]) -> list[str]:
     limits = ["Weather and darkness of its training were made by formulas; real ones differ."]
-    worse = [task for task, row in figures.items() if row[own[task]]["psnr"] <= row[INPUT]["psnr"]]
+    worse = [task for task, row in figures.items() if row[own[task]]["psnr"] - row[INPUT]["psnr"] < LEAST]
     if worse:
         limits.append(f"It restores nothing: {', '.join(worse)}.")
     cheap = [
