@@ -76,9 +76,10 @@ def test_what_is_no_measurement_is_refused_in_one_line(
 
 def test_every_frame_of_the_simulator_is_accounted_for(bundle: Path, tmp_path: Path, capsys: Capsys) -> None:
     frames = 5
-    source = f"sim:snapshot,mask={mask_file(tmp_path)},frames=2,rate=2000,count={frames * SIDE}"
+    source = f"sim:snapshot,mask={mask_file(tmp_path)},frames=2,rate=100,count={frames * SIDE}"
+    (tmp_path / "deploy.yaml").write_text("stream: {policy: block}\n")
     done = invoke(capsys, "stream", bundle, "--source", source, "--record", tmp_path / "raw", "--restored",
-                  tmp_path / "out", "--json")  # fmt: skip
+                  tmp_path / "out", "--config", tmp_path / "deploy.yaml", "--json")  # fmt: skip
     assert done.code == 0, done.err
     assert done.json["lines"]["restored"] == frames * SIDE and done.json["frames"]["restored"] == frames
     raw, made = read_cube(tmp_path / "raw/lines.hdr"), read_cube(tmp_path / "out/restored.hdr")
@@ -93,7 +94,7 @@ def test_every_frame_of_the_simulator_is_accounted_for(bundle: Path, tmp_path: P
 def test_a_frame_with_a_gap_is_lost_and_the_next_in_its_place_again(
     bundle: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
-    source = f"sim:snapshot,mask={mask_file(tmp_path)},frames=2,rate=2000,count={40 * SIDE},lost=20,seed=1"
+    source = f"sim:snapshot,mask={mask_file(tmp_path)},frames=2,rate=400,count={40 * SIDE},lost=20,seed=1"
     done = invoke(capsys, "stream", bundle, "--source", source, "--restored", tmp_path / "out", "--json")
     lines, frames = done.json["lines"], done.json["frames"]
     assert frames["failed"] + frames["restored"] > 0 and frames["restored"] > 0
