@@ -196,7 +196,8 @@ def test_stage_two_reads_what_stage_one_writes_and_leaves_it_alone(runs: Path) -
     net = load_checkpoint(runs / "restoring" / "restoring.safetensors")
     assert isinstance(net.module, DPMambaIR)
     frame = torch.rand(1, 3, 16, 24)
-    assert torch.equal(net.module.extractor(frame), written(frame))
+    # Kernels are written in 16 bits.
+    torch.testing.assert_close(net.module.extractor(frame), written(frame), rtol=0, atol=1e-3)
     with pytest.raises(CheckpointError, match="is no extractor"):
         read_extractor(runs / "restoring" / "restoring.safetensors")
     other = made("dpmambair", network={**MAMBA, "embedding": 5}).config
