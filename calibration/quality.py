@@ -95,7 +95,34 @@ def ssim(restored: Cube, truth: Cube, bands: Mask | None = None) -> float:
     C1 = 0.01^2, C2 = 0.03^2; variances are those of the window, without Bessel's correction.
     """
     restored, truth = _pair(restored, truth, bands)
-    return float(np.mean([_ssim(a, b) for a, b in _planes(restored, truth)]))
+    return float(np.mean([_ssim(a, b).mean() for a, b in _planes(restored, truth)]))
+
+
+def published_snapshot_psnr(restored: Cube, truth: Cube) -> float:
+    """PSNR in dB as tables of snapshot spectrometers have it (TSA-Net, MST, BiSRNet), and nothing of ours.
+
+    Both cubes clipped to [0, 1] and rounded to 255 x; mean over bands of 10 log10(255^2 / MSE), each at most 100 dB.
+    """
+    restored, truth = _pair(restored, truth, None)
+    return float(np.mean([_decibels(float(np.mean((a - b) ** 2))) for a, b in _in_8_bits(restored, truth)]))
+
+
+def published_snapshot_ssim(restored: Cube, truth: Cube) -> float:
+    """SSIM as the same tables have it: of both cubes in 8 bits, only where the whole window lies in the picture.
+
+    Raises:
+        CubeError: as `quality`, or there is no such place: less than 11 lines or samples.
+    """
+    restored, truth = _pair(restored, truth, None)
+    if min(truth.shape[1:]) < SSIM_SIZE:
+        raise CubeError(
+            f"SSIM needs {SSIM_SIZE} lines and samples",
+            key="truth",
+            value=list(truth.shape),
+            remedy="give larger cubes",
+        )
+    inside = (slice(SSIM_SIZE // 2, -(SSIM_SIZE // 2)),) * 2
+    return float(np.mean([_ssim(a, b)[inside] for a, b in _in_8_bits(restored, truth)]))
 
 
 def sam(restored: Cube, truth: Cube, bands: Mask | None = None) -> float:
@@ -135,12 +162,12 @@ def max_difference(restored: Cube, truth: Cube, bands: Mask | None = None) -> fl
     return max(float(np.abs(a - b).max()) for a, b in _planes(restored, truth))
 
 
-def _ssim(a: Plane, b: Plane) -> float:
+def _ssim(a: Plane, b: Plane) -> Plane:
     mean_a, mean_b = _windowed(a), _windowed(b)
     spread = _windowed(a * a) - mean_a**2 + _windowed(b * b) - mean_b**2
     shared = _windowed(a * b) - mean_a * mean_b
     brightness = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
-    return float((brightness * (2 * shared + SSIM_C2) / (spread + SSIM_C2)).mean())
+    return np.asarray(brightness * (2 * shared + SSIM_C2) / (spread + SSIM_C2))
 
 
 def _windowed(plane: Plane) -> Plane:
@@ -162,6 +189,12 @@ def _planes(restored: Cube, truth: Cube) -> Iterator[tuple[Plane, Plane]]:
     # Band by band, so that float64 costs the memory of a few planes and not of two cubes.
     for a, b in zip(restored, truth, strict=True):
         yield a.astype(np.float64), b.astype(np.float64)
+
+
+def _in_8_bits(restored: Cube, truth: Cube) -> Iterator[tuple[Plane, Plane]]:
+    """Planes clipped to [0, 1], of 256 levels."""
+    for a, b in _planes(restored, truth):
+        yield np.rint(np.clip(a, 0, 1) * 255) / 255, np.rint(np.clip(b, 0, 1) * 255) / 255
 
 
 def _pair(restored: Cube, truth: Cube, bands: Mask | None) -> tuple[Cube, Cube]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from numpy.typing import NDArray
 
 from runtime.arrays import Float32
@@ -17,9 +18,12 @@ from runtime.simulation.simulator import Scene, SensorModel, sense, simulate_sce
 
 from .. import console
 from ..folders import refuse_cube_output
-from .options import examples, json_option, parse_size
+from .options import PositiveNumber, examples, json_option, parse_size
+from .simulate_snapshot import simulate_snapshot
 
 REFLECTANCE_SCALE, WHITE = 10000.0, 255.0
+OF_LINES, OF_SNAPSHOTS = ("degradation", "size", "bands", "wavelengths"), ("mask", "scene", "scale", "noise")
+"""Options of one kind of sensor alone."""
 
 
 @click.command(
@@ -28,6 +32,7 @@ REFLECTANCE_SCALE, WHITE = 10000.0, 255.0
         "deploy simulate --out blurred.npy --degradation blur --size 512x320 --seed 3",
         "deploy simulate --out field.hdr --bands 120 --wavelengths 400-1000",
         "deploy simulate --out rainy.png --degradation rain",
+        "deploy simulate --snapshot --mask random:1 --noise 10000,5 --out measurement.npy",
     )
 )
 @click.option(
@@ -42,15 +47,43 @@ REFLECTANCE_SCALE, WHITE = 10000.0, 255.0
 @click.option("--wavelengths", default="400-700", show_default=True, help="First and last band centre in nm.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
+@click.option("--snapshot", is_flag=True, help="What a coded-aperture snapshot spectrometer records instead.")
+@click.option("--mask", metavar="FILE", help="Its mask, which says the size; or random:SEED[,LINESxSAMPLES].")
+@click.option("--scene", type=click.Path(path_type=Path), help="Cube that it looks at, in place of a simulated one.")
+@click.option("--scale", type=PositiveNumber(), help="Number that stands for 1.0 in --scene.")
+@click.option("--noise", metavar="ELECTRONS,READ", help="Its noise: electrons where it measures 1, read noise in them.")
 @json_option
 def command(
-    out: Path, degradation: str, size: str, bands: int, wavelengths: str, seed: int, replace: bool
+    out: Path,
+    degradation: str,
+    size: str,
+    bands: int,
+    wavelengths: str,
+    seed: int,
+    replace: bool,
+    snapshot: bool,
+    mask: str | None,
+    scene: Path | None,
+    scale: float | None,
+    noise: str | None,
 ) -> dict[str, Any]:
     """Simulate a scene, a line-scan sensor and a degradation.
 
     The cube is int16 with reflectance scale factor 10000 (float32 for .npy); the truth is float32 in [0, 1]. A .png or
     .tif is a photograph: the scene in natural colours, 8 bits, degraded without a sensor.
+
+    With --snapshot the scene has 28 bands from 453.5 to 648 nm, the measurement is one float32 plane with the mask's
+    lines and 54 samples more than it has, and the truth is float32. A .png or .tif has 16 bits, 30000 stand for 1.0
+    there, and its truth is .hdr.
     """
+    source = click.get_current_context().get_parameter_source
+    for name in OF_LINES if snapshot else OF_SNAPSHOTS:
+        if source(name) == ParameterSource.COMMANDLINE:
+            problem = "is of a line-scan sensor alone" if snapshot else "is of a snapshot spectrometer alone"
+            remedy = "leave it out" if snapshot else "leave it out, or say --snapshot"
+            raise InputError(problem, key=f"--{name}", remedy=remedy)
+    if snapshot:
+        return simulate_snapshot(out, mask, scene, scale, noise, seed, replace=replace)
     return simulate(out, degradation, parse_size(size) or {}, bands, _range(wavelengths), seed, replace=replace)
 
 
