@@ -13,11 +13,12 @@ from ..mst.config import SIZE_MULTIPLE
 from .checkpoint import INPUT, LATENT, build, recognises
 from .config import FULL, SMALL, SdpConfig
 from .deployment import deployment_form, module_name
-from .network import Sdp, SdpBisrnet, SdpMst, wrap
+from .network import Sdp, SdpBisrnet, SdpMst, blank, wrap
 from .prior import noise
 
 __all__ = [
-    "ARCHITECTURE", "FULL", "SMALL", "Sdp", "SdpBisrnet", "SdpConfig", "SdpMst", "deployment_form", "noise", "wrap",
+    "ARCHITECTURE", "FULL", "SMALL", "Sdp", "SdpBisrnet", "SdpConfig", "SdpMst", "blank", "deployment_form", "noise",
+    "wrap",
 ]  # fmt: skip
 
 

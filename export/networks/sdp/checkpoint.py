@@ -15,7 +15,7 @@ from ..cassi import PRIOR, STORED
 from ..loading import configured, count, fill, hyper_parameters, shape
 from ..mst.checkpoint import build as build_mst
 from .config import SdpConfig
-from .network import Sdp, wrap
+from .network import Sdp, blank
 
 PARTS = ("hfe.", "diffusion.", "spim.")
 INPUT, LATENT = "input", "a whole number from 0 on, the seed of what the prior's chain starts from, or `input`"
@@ -58,7 +58,7 @@ def build(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mappin
     blocks = SdpConfig(**{**config.as_dict(), "spim_sites": "block"})
     with torch.device("meta"):
         # Where nobody says it, the number of places tells which they are.
-        nets = [wrap(backbone, config), *([wrap(backbone, blocks)] if "spim_sites" not in told else [])]
+        nets = [blank(backbone.config, each) for each in ([config] if "spim_sites" in told else [config, blocks])]
     net = next((net for net in nets if len(net.spim) == count(state, "spim.")), nets[0])
     fill(net, {key: value for key, value in state.items() if key != STORED}, file)
     net.mask, net.said, net.seed = backbone.mask, dict(backbone.said), seed

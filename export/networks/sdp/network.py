@@ -103,6 +103,11 @@ class SdpBisrnet(Sdp, Bisrnet):
         return self.restore(bands, needed_mask(self).expand(bands.shape), self.site(prior))
 
 
+def blank(config: MstConfig | BisrnetConfig, prior: SdpConfig) -> SdpMst | SdpBisrnet:
+    """A network of these hyper-parameters at its start."""
+    return SdpMst(config, prior) if isinstance(config, MstConfig) else SdpBisrnet(config, prior)
+
+
 def wrap(backbone: Mst | Bisrnet, prior: SdpConfig) -> SdpMst | SdpBisrnet:
     """A network of the same weights and mask with a prior that changes nothing yet.
 
@@ -110,7 +115,7 @@ def wrap(backbone: Mst | Bisrnet, prior: SdpConfig) -> SdpMst | SdpBisrnet:
         backbone: as loaded.
         prior: what to put beside it.
     """
-    net = SdpMst(backbone.config, prior) if isinstance(backbone, Mst) else SdpBisrnet(backbone.config, prior)
+    net = blank(backbone.config, prior)
     net.load_state_dict(backbone.state_dict(), strict=False)
     net.mask, net.said = backbone.mask, dict(backbone.said)
     return net.eval()

@@ -22,19 +22,24 @@ SHRUNK = 4
 def schedule(config: SdpConfig) -> tuple[tuple[float, float], ...]:
     """(p, q) of every step of the reverse chain, from t = T down to 1, in float64.
 
-    `z <- p D(z, c, t) + q z` is the mean of z at t - 1, given z at t and the denoiser's estimate (Ho et al. 2020, eq. 7).
+    `z <- p D(z, c, t) + q z` is the mean of z at t - 1, given z at t and the denoiser's estimate (Ho et al., "Denoising
+    Diffusion Probabilistic Models", NeurIPS 2020, eq. 7).
     """
-    betas, kept = np.linspace(config.first_beta, config.last_beta, config.diffusion_steps), remaining(config)
+    left = remaining(config)
+    steps = [*zip(_betas(config), left[:-1], left[1:], strict=True)]
     return tuple(
         (beta * before**0.5 / (1 - now), (1 - before) * (1 - beta) ** 0.5 / (1 - now))
-        for beta, before, now in [*zip(betas.tolist(), kept, kept[1:], strict=False)][::-1]
+        for beta, before, now in reversed(steps)
     )
 
 
 def remaining(config: SdpConfig) -> list[float]:
     """A of t = 0 .. T: the share of the prior's variance that is left in z at t."""
-    betas = np.linspace(config.first_beta, config.last_beta, config.diffusion_steps)
-    return [*accumulate((1 - betas).tolist(), mul, initial=1.0)]
+    return [*accumulate((1 - beta for beta in _betas(config)), mul, initial=1.0)]
+
+
+def _betas(config: SdpConfig) -> list[float]:
+    return np.linspace(config.first_beta, config.last_beta, config.diffusion_steps).tolist()
 
 
 def noise(seed: int, config: SdpConfig) -> Float32:
