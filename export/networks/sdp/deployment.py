@@ -18,6 +18,8 @@ from .prior import injected, noise
 class StaticSdp(nn.Module):
     """`Sdp` for deployment: `forward(measurement [1, 1, H, W + 54] [, latent [1, 1, d]]) -> cube [1, 28, H, W]`."""
 
+    latent: Tensor | None
+
     def __init__(self, net: Sdp, backbone: StaticMst | StaticBisrnet) -> None:
         super().__init__()
         self.backbone, self.prior = backbone, net.prior
@@ -26,8 +28,9 @@ class StaticSdp(nn.Module):
 
     def forward(self, measurement: Tensor, latent: Tensor | None = None) -> Tensor:
         bands = shift_back(measurement, self.backbone.samples)
-        start = checked(self.latent if latent is None else latent, self.prior)[:, 0]
-        prior = self.diffusion(start, self.hfe(bands))
+        start = self.latent if latent is None else checked(latent, self.prior)
+        assert start is not None, "it is an input where none is stored"
+        prior = self.diffusion(start[:, 0], self.hfe(bands))
         return self.backbone.restore(bands, injected(self.spim, prior, self.prior.spim_sites))
 
 

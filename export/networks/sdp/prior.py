@@ -1,6 +1,6 @@
 """The parts of a spectral diffusion prior: what estimates it, and what it does to a network's features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import accumulate
 from operator import mul
 
@@ -39,7 +39,7 @@ def remaining(config: SdpConfig) -> list[float]:
 
 
 def _betas(config: SdpConfig) -> list[float]:
-    return np.linspace(config.first_beta, config.last_beta, config.diffusion_steps).tolist()
+    return [float(beta) for beta in np.linspace(config.first_beta, config.last_beta, config.diffusion_steps)]
 
 
 def noise(seed: int, config: SdpConfig) -> Float32:
@@ -121,7 +121,7 @@ class Injector(nn.Module):
         return (1 + self.scale(prior))[:, :, None, None], self.shift(prior)[:, :, None, None]
 
 
-def injected(injectors: Sequence[nn.Module] | nn.ModuleList, prior: Tensor, places: str) -> Site:
+def injected(injectors: nn.ModuleList, prior: Tensor, places: str) -> Site:
     """What a prior does to the features at the places of a network, one after the other."""
     vectors: Iterator[tuple[Tensor, Tensor]] = iter([injector(prior) for injector in injectors])
 
