@@ -13,6 +13,7 @@ from export.networks.bisrnet import BisrnetConfig
 from export.networks.mst import MstConfig
 from runtime import load_bundle
 from runtime.bundle import read_manifest
+from runtime.files import write_cube
 from runtime.simulation import cassi
 from tests.contracts.command import assert_failed, invoke
 from tests.export.snapshots import SIDE, mask_file, small_mask, snapshot_network
@@ -82,5 +83,10 @@ def test_a_binary_network_is_built_in_float32_and_says_why(binary: Path, tmp_pat
     done = invoke(capsys, "build", "--checkpoint", binary, *SIZE, *options)
     assert done.code == 0, done.err
     assert done.json["precision"]["chosen"] == "fp32" and "signs" in done.json["precision"]["why"]
-    done = invoke(capsys, "evaluate", tmp_path / "bundle", "--data", tmp_path, "--out", tmp_path / "out")
-    assert done.code == 2
+    (tmp_path / "cubes").mkdir()
+    write_cube(tmp_path / "cubes" / "one.hdr", np.random.default_rng(0).random((28, SIDE, SIDE), np.float32))
+    given = ["--data", tmp_path / "cubes", "--out", tmp_path / "out", "--json"]
+    assert_failed(invoke(capsys, "evaluate", tmp_path / "bundle", *given), 2, "mask", "give the checkpoint")
+    done = invoke(capsys, "evaluate", binary, *given)
+    assert done.code == 0, done.err
+    assert set(done.json["tasks"]) == {"snapshot", "noisy"}
