@@ -300,7 +300,7 @@ def test_a_study_compares_what_it_trained(
     line = "--study", tmp_path / "study.yaml", "--data", scenes, "--out", tmp_path / "tried"
     command(monkeypatch, study.main, *line)
     printed = capsys.readouterr().out
-    assert "| base-1 |" in printed and "| prior-1 |" in printed
+    assert "| base-1 |" in printed and "| prior-1 |" in printed and "dB over base (seeds: " in printed
     assert (tmp_path / "tried" / "study.md").read_text() in printed
     monkeypatch.setattr(lessons, "step", lambda *_: pytest.fail("a finished run is trained again"))
     command(monkeypatch, study.main, *line)

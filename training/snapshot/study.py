@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.durable import write_bytes
 from training.console import told
 from training.judged import keep, kept
@@ -20,16 +22,32 @@ from training.snapshot.train import train
 from training.study import recipes_of
 
 
-def run(file: Path, data: Sequence[Path], out: Path) -> Mapping[str, Mapping[str, Any]]:
-    """{variant and seed: what was judged}. Raises DeployError."""
-    found = {}
-    for _, recipe in recipes_of(file, load_recipe):
+Found = Mapping[str, Sequence[Mapping[str, Any]]]
+"""{variant: what was judged of each seed's run}."""
+
+
+def run(file: Path, data: Sequence[Path], out: Path) -> Found:
+    """Train and judge. Raises DeployError."""
+    found = dict[str, list[dict[str, Any]]]()
+    for variant, recipe in recipes_of(file, load_recipe):
         place = out / recipe.name
         weights = train(recipe, data, place)
         if kept(weights) is None:
             keep(weights, judged(recipe, place, data))
-        found[recipe.name] = kept(weights) or {}
+        found.setdefault(variant, []).append({"name": recipe.name, **(kept(weights) or {})})
     return found
+
+
+def report(found: Found) -> str:
+    """The table of all runs, and what every variant gains over the first one, seed by seed."""
+    first, *others = found
+    lines = []
+    for variant in others:
+        pairs = zip(found[variant], found[first], strict=True)
+        gains = [own["restored"]["psnr"] - base["restored"]["psnr"] for own, base in pairs]
+        each = ", ".join(f"{gain:+.3f}" for gain in gains)
+        lines.append(f"- {variant}: {np.mean(gains):+.3f} dB over {first} (seeds: {each})")
+    return "\n".join([table({row["name"]: row for rows in found.values() for row in rows}), "", *lines])
 
 
 def main() -> None:
@@ -39,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the runs and the table go")
     arguments = parser.parse_args()
     with told():
-        text = table(run(arguments.study, arguments.data, arguments.out))
+        text = report(run(arguments.study, arguments.data, arguments.out))
         write_bytes(arguments.out / "study.md", f"{text}\n".encode())
         print(text)
 
