@@ -21,7 +21,6 @@ from training.snapshot.recipe import load_recipe
 from training.snapshot.train import train
 from training.study import recipes_of
 
-
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 """{variant: what was judged of each seed's run}."""
 
