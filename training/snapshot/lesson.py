@@ -118,7 +118,7 @@ class SdpLesson:
     def __init__(self, recipe: SnapshotRecipe, held: Sequence[Held], cubes: Sequence[Float32]) -> None:
         assert recipe.prior is not None
         self.recipe, self.held, self.prior = recipe, held, recipe.prior
-        self.columns = STAGES[self.prior.target]
+        self.columns: tuple[str, ...] = STAGES[self.prior.target]
         self.spectra = spectra_of(cubes, recipe.patches.size)
         left = remaining(self.prior.config)[-1]
         self._mixed = left**0.5, (1 - left) ** 0.5
