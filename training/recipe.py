@@ -195,11 +195,13 @@ class LessonRecipe(Part):
     """What every recipe of a lesson has, see `training.lessons`.
 
     Attributes:
+        architecture: what is trained.
         name: of the checkpoint that it writes.
         seed: of every draw.
         log_every, validate_every: steps; save_seconds: at most between two saved states. They change no number.
     """
 
+    architecture: str
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     seed: Annotated[int, Field(ge=0)] = 1
     optimiser: Optimiser

@@ -131,8 +131,8 @@ class SdpLesson:
 
     def learn(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         assert isinstance(net, Learning)
-        first, count = step < self.recipe.first_stage, len(batch.clean)
-        columns = self.columns[0 if first else 1 :][:1] * count
+        first = step < self.recipe.first_stage
+        columns = (self.columns[0 if first else 1],) * len(batch.clean)
         if first and self.prior.target == "learned":
             restored = net.informed(batch)
             return loss(restored, batch.clean), _errors(restored, batch.clean), columns
