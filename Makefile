@@ -6,9 +6,9 @@ PYTEST_ARGS ?=
 # What is trained, and on which folders of scenes.
 RECIPE ?= damp-base
 DATA ?= $(or $(DAMP_DATA),../shared/data)
-# Recipes that name an architecture are of networks for photographs.
+# Recipes of these architectures are of networks for photographs.
 PHOTOGRAPHS := $(DATA)/rgb/bsds-train
-SCENES ?= $(if $(shell grep -s "^architecture:" training/recipes/$(RECIPE).yaml),$(PHOTOGRAPHS),$(DATA)/cave \
+SCENES ?= $(if $(shell grep -Es "^architecture: *(dfpir|dpmambair)" training/recipes/$(RECIPE).yaml),$(PHOTOGRAPHS),$(DATA)/cave \
 	$(if $(shell grep -s "photographs:" training/recipes/$(RECIPE).yaml),$(PHOTOGRAPHS)))
 RUNS ?= runs
 TRAIN_ARGS ?=

@@ -53,14 +53,14 @@ def drop_rows_after(file: Path, step: int) -> None:
 
 
 def draw_curves(run: Path) -> None:
-    """Write curves.png: L1 of every task over the steps, and gains in dB of the held-out scenes."""
+    """Write curves.png: L1 of every task over the steps, and gains or PSNR in dB of the held-out scenes."""
     losses, gains = read_rows(run / "training.csv"), read_rows(run / "validation.csv")
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for axes, rows, title in (
         (left, losses, "L1 of the training patches"),
-        (right, gains, "gain on held-out scenes, dB"),
+        (right, gains, "held-out scenes, dB"),
     ):
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step")

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from export.metrics import PromptMetrics
 from runtime.arrays import Float32
-from runtime.errors import CubeError, CubeFileError, InputError
+from runtime.errors import ConfigError, CubeError, CubeFileError, InputError
 from runtime.files import read_cube
 from runtime.metrics import prompt_metrics
 from training.degrading import DAMAGES, sent
 from training.pack import CODED, read_coded
 from training.photographs import SUFFIXES, linear, read_photograph, spectra
-from training.recipe import Data, Recipe
+from training.recipe import Cubes, Data, Recipe
 
 EVERY = 8
 """The brightest 0.1 % of a patch are looked for among every so many of its values."""
@@ -57,7 +57,7 @@ class Batch:
     tasks: tuple[str, ...]
 
 
-def load_scenes(folders: Path | Sequence[Path], data: Data) -> Scenes:
+def load_scenes(folders: Path | Sequence[Path], data: Cubes) -> Scenes:
     """Scenes of folders: .npz (key `cube`, [lines, samples, bands]), coded ones, photographs if the recipe wants them.
 
     What stands for 1.0 is divided out of cubes; values below zero, which reflectance products have, become zero.
@@ -69,7 +69,8 @@ def load_scenes(folders: Path | Sequence[Path], data: Data) -> Scenes:
     """
     cubes: dict[str, Float32] = {}
     photographs: dict[str, NDArray[np.uint8]] = {}
-    kinds = (".npz", CODED, *SUFFIXES) if data.photographs else (".npz", CODED)
+    lifts = isinstance(data, Data) and data.photographs is not None
+    kinds = (".npz", CODED, *SUFFIXES) if lifts else (".npz", CODED)
     for folder in [folders] if isinstance(folders, Path) else folders:
         paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in kinds)
         if not paths:
@@ -88,7 +89,7 @@ def load_scenes(folders: Path | Sequence[Path], data: Data) -> Scenes:
     return Scenes(cubes, photographs)
 
 
-def _cube(path: Path, data: Data) -> Float32:
+def _cube(path: Path, data: Cubes) -> Float32:
     try:
         cube = read_coded(path) if path.suffix == CODED else read_cube(path).cube.astype(np.float32)
     except CubeFileError as error:
@@ -101,6 +102,14 @@ def _cube(path: Path, data: Data) -> Float32:
     if not np.isfinite(cube).all() or scale <= 0:
         raise CubeError("the scene is not finite, or dark throughout", file=path, remedy="leave it out")
     return np.maximum(cube / np.float32(scale), 0)
+
+
+def held_out(cubes: dict[str, Float32], names: Sequence[str]) -> dict[str, Float32]:
+    """Take the scenes of these names out of the others. Raises ConfigError where there is none of a name."""
+    missing = sorted(set(names) - set(cubes))
+    if missing:
+        raise ConfigError("no such scene", key="data.validation", value=missing[0], remedy="name scenes of --data")
+    return {name: cubes.pop(name) for name in dict.fromkeys(names)}
 
 
 class Draws:

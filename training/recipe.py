@@ -73,26 +73,35 @@ class Photographs(Part):
     tint: Annotated[float, Field(ge=0, le=3)] = 0.5
 
 
-class Data(Part):
+class Cubes(Part):
     """Which cubes, and what stands for 1.0 in them.
 
     Attributes:
         name: what the card calls the data.
         scale: number that stands for 1.0, or `max` for each scene's own largest value.
         scales: the same for scenes whose name begins with a key; the longest such key decides.
-        stored_scale: scale that the checkpoint tells its users; None where the scenes' scales differ.
-        wavelengths: band centres that the checkpoint tells its users; None for any.
+        wavelengths: band centres of the cubes; None for any.
         validation: scenes that are never trained on.
-        gain: range of the log-uniform brightness of a patch.
-        photographs: what is made of folders of photographs; None takes none.
     """
 
     name: str
     scale: Positive | Literal["max"]
     scales: dict[str, Positive | Literal["max"]] = Field(default_factory=dict)
-    stored_scale: Positive | None
     wavelengths: Wavelengths | None = None
     validation: tuple[str, ...]
+
+
+class Data(Cubes):
+    """Which cubes, and what is made of them.
+
+    Attributes:
+        stored_scale: scale that the checkpoint tells its users, as it does the wavelengths; None where the scenes'
+            scales differ.
+        gain: range of the log-uniform brightness of a patch.
+        photographs: what is made of folders of photographs; None takes none.
+    """
+
+    stored_scale: Positive | None
     gain: tuple[Positive, Positive] = (0.6, 2.5)
     photographs: Photographs | None = None
 
@@ -180,6 +189,36 @@ class Optimiser(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     gradient_norm: Positive = 1.0
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+
+class LessonRecipe(Part):
+    """What every recipe of a lesson has, see `training.lessons`.
+
+    Attributes:
+        architecture: what is trained.
+        name: of the checkpoint that it writes.
+        seed: of every draw.
+        log_every, validate_every: steps; save_seconds: at most between two saved states. They change no number.
+    """
+
+    architecture: str
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 1
+    optimiser: Optimiser
+    log_every: Count = 100
+    validate_every: Count = 1000
+    save_seconds: Annotated[float, Field(ge=0)] = 60
+
+    def digest(self) -> str:
+        """SHA-256 of everything that decides the result; a run goes on only with the digest it began with."""
+        # Without defaults: keys that come later change no digest of a recipe that does not have them.
+        cadence = {"log_every", "validate_every", "save_seconds"}
+        decides = self.model_dump(mode="json", exclude=cadence, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def about(self, steps: int) -> str:
+        """One line for the checkpoint after so many steps."""
+        return f"recipe {self.name} ({self.digest()[:12]}), {steps} steps, seed {self.seed}"
 
 
 class Recipe(Part):
@@ -301,6 +340,15 @@ def load_recipe(path: Path, **changes: Any) -> Recipe:
         ConfigError: no file, no YAML, or a key that is wrong.
     """
     return read_yaml(path, Recipe, "training/recipes/", changes)
+
+
+def architecture_of(path: Path) -> str | None:
+    """The architecture that a recipe names, as DAMP's do not; whatever is wrong is said when it is loaded."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return str(content["architecture"]) if isinstance(content, dict) and "architecture" in content else None
 
 
 def read_yaml(

@@ -11,9 +11,9 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,13 @@ from runtime.errors import ConfigError, InputError
 from training.console import console, told
 from training.curves import read_rows
 from training.data import load_scenes
-from training.recipe import Part, Recipe, load_recipe, read_yaml
+from training.recipe import LessonRecipe, Part, Recipe, load_recipe, read_yaml
 from training.run import damp_of
 from training.train import train
 from training.validation import COSTS, held_scenes, prompt_costs
 
 TASKS = (*TRAINING, *UNSEEN)
+Lessons = TypeVar("Lessons", bound=LessonRecipe)
 
 
 class Variant(Part):
@@ -52,6 +53,17 @@ class Study(Part):
 def load_study(file: Path) -> Study:
     """Read a study. Raises ConfigError."""
     return read_yaml(file, Study, "training/studies/")
+
+
+def recipes_of(file: Path, load: Callable[..., Lessons]) -> Iterator[tuple[str, Lessons]]:
+    """(variant, recipe) for every seed, of a study whose variants replace top-level keys. Raises ConfigError."""
+    study = load_study(file)
+    for variant, what in study.variants.items():
+        for seed in study.seeds:
+            changes = {**what.changes, "seed": seed, "name": f"{variant}-{seed}"}
+            recipe = load(file.parent / study.recipe, **changes)
+            console.print(f"{recipe.name}: {what.about}")
+            yield variant, recipe
 
 
 def recipe_of(file: Path, study: Study, name: str, seed: int) -> Recipe:

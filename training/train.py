@@ -23,13 +23,15 @@ from export.networks.damp import Damp
 from runtime.errors import ConfigError, InputError
 from training.console import console, told
 from training.curves import append_row, draw_curves, read_rows
-from training.data import Draws, Scenes, load_scenes
+from training.data import Draws, Scenes, held_out, load_scenes
 from training.loop import Errors, forget_after, go, locked
-from training.recipe import Recipe, load_recipe
-from training.rgb.recipe import is_for_photographs
+from training.recipe import Recipe, architecture_of, load_recipe
 from training.rgb.recipe import load_recipe as rgb_recipe
 from training.rgb.train import train as train_photographs
 from training.run import WAYS, Run, adopt, averaged, begin, damp_of, resume, save, step
+from training.snapshot.recipe import KINDS as SNAPSHOTS
+from training.snapshot.recipe import load_recipe as snapshot_recipe
+from training.snapshot.train import train as train_snapshots
 from training.validation import HeldScene, held_scenes, validate
 
 PACE_STEPS = 50
@@ -115,16 +117,15 @@ def _scenes(recipe: Recipe, data: Path | Sequence[Path]) -> tuple[Scenes, dict[s
     """(what is trained on, held-out cubes by name). Raises DeployError where they do not fit the recipe."""
     found = load_scenes(data, recipe.data)
     cubes = dict(found.cubes)
-    missing = sorted(set(recipe.data.validation) - set(cubes))
-    if missing:
-        raise ConfigError("no such scene", key="data.validation", value=missing[0], remedy="name scenes of --data")
-    bands = recipe.config.bands
-    narrow = next((name for name, cube in cubes.items() if len(cube) < bands), None)
+    bands, held = recipe.config.bands, held_out(cubes, recipe.data.validation)
+    narrow = next((name for name, cube in found.cubes.items() if len(cube) < bands), None)
     if narrow is not None:
         raise ConfigError(
-            f"{narrow} has only {len(cubes[narrow])} bands", key="network.bands", value=bands, remedy="leave it out"
+            f"{narrow} has only {len(found.cubes[narrow])} bands",
+            key="network.bands",
+            value=bands,
+            remedy="leave it out",
         )
-    held = {name: cubes.pop(name) for name in dict.fromkeys(recipe.data.validation)}
     largest = max(p.size for p in recipe.patches)
     used = found.as_large_as(largest, cubes)
     if not used.cubes:
@@ -215,11 +216,14 @@ def main() -> None:
     with told():
         if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
             raise InputError("is no time", key="--minutes", value=arguments.minutes, remedy="give minutes, above 0")
-        if is_for_photographs(arguments.recipe):
+        if (named := architecture_of(arguments.recipe)) is not None:
             if arguments.minutes or arguments.weights or arguments.device != "cpu":
                 raise InputError("is trained on a CPU, by its recipe alone", file=arguments.recipe, key="architecture",
                     remedy="leave out --minutes and --weights, and say --device cpu")  # fmt: skip
-            file = train_photographs(rgb_recipe(arguments.recipe), arguments.data, arguments.out)
+            if named in SNAPSHOTS:
+                file = train_snapshots(snapshot_recipe(arguments.recipe), arguments.data, arguments.out)
+            else:
+                file = train_photographs(rgb_recipe(arguments.recipe), arguments.data, arguments.out)
             console.print(f"wrote {file}", markup=False)
             return
         file = train(

@@ -100,7 +100,7 @@ def build(
         )
     with console.progress("loading the checkpoint"):
         net: Network = networks.load_checkpoint(config.model.checkpoint, **config.model.said)
-    if reason := net.architecture.float32_only:
+    if reason := net.architecture.float32_only(net.module):
         precision, why = targets.only_float32(target, config.precision, reason)
     config = _framed(config, net)
     frame = config.input.frame

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from runtime.errors import CheckpointError, plain
 
-from . import bisrnet, damp, dfpir, dpmambair, mst
+from . import bisrnet, damp, dfpir, dpmambair, mst, sdp
 from .architecture import Architecture, Network, Option
 from .places import Weights, find_weights
 from .reading import CheckpointFacts, read_checkpoint, write_safetensors
 
 ARCHITECTURES: dict[str, Architecture] = {
-    a.ARCHITECTURE.id: a.ARCHITECTURE for a in (damp, dfpir, dpmambair, mst, bisrnet)
+    a.ARCHITECTURE.id: a.ARCHITECTURE for a in (damp, dfpir, dpmambair, sdp, mst, bisrnet)
 }
+"""A network with a prior is its backbone's too: it stands before it."""
 PACKAGED = Path(__file__).resolve().parent.parent / "models"
 
 __all__ = [

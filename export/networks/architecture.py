@@ -76,7 +76,7 @@ class Architecture:
             it; None where damages of the cube itself are what it restores. The cube is as large as what is restored. Of
             a bundle there is no network, and None comes in its place: raises CheckpointError where that is not enough.
         wavelengths: of the bands that it restores, in nm, where its checkpoint tells none; empty where nobody knows.
-        float32_only: why it is built in float32 alone; empty where lower precisions may be tried.
+        float32_only: why a network is built in float32 alone; empty where lower precisions may be tried.
         parity: what of its graph is held against PyTorch: `elements`, or `quality` alone where rounding may move single
             elements by any amount.
         routing: None without experts.
@@ -108,7 +108,7 @@ class Architecture:
     conditions: Callable[[Any], Mapping[str, Condition]] = lambda module: {}
     measure: Callable[[Any, str, Float32, np.random.Generator], Float32] | None = None
     wavelengths: Callable[[Any], tuple[float, ...]] = lambda module: ()
-    float32_only: str = ""
+    float32_only: Callable[[Any], str] = lambda module: ""
     parity: Callable[[Any], Parity] = lambda module: "elements"
     routing: Routing | None = None
     gap: Callable[..., float] | None = None

@@ -4,7 +4,7 @@ A mask belongs to the weights. It is a part of the network beside its state dict
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from runtime.simulation.cassi import BANDS, DISPERSED, STEP
 
 STORED = "mask"
 """Key of the mask in our own checkpoints."""
+PRIOR = "hfe.first.weight"
+"""Key of what estimates a prior, by which a network that has one is told from its backbone."""
 NATIVE = (256, 256)
 """Lines and samples of the benchmark's mask."""
 OPTIONS = {"mask": "file of the instrument's coded aperture, [lines, samples] from 0 to 1"}
@@ -36,6 +38,15 @@ ELECTRONS, READ = 1365.0, 3.0
 The first gives the noise that the published weights for real measurements were trained with: a binomial of 2,048
 levels and a quantum efficiency of 0.4 has the variance of 2048 * 0.4 / 0.6 electrons. The second is a camera's.
 """
+
+
+Site = Callable[[Tensor, str], Tensor]
+"""What is made of features [B, C, H, W] where a `group` of blocks begins, or before what a `block` adds to them."""
+
+
+def untouched(x: Tensor, place: str) -> Tensor:
+    """The features as they are, see `Site`."""
+    return x
 
 
 class Masked(nn.Module):

@@ -1,4 +1,4 @@
-"""MST and BiSRNet go the whole way with seeded weights and a mask: looked at, built, checked; refused without one."""
+"""MST, BiSRNet and a prior go the whole way with seeded weights and a mask: looked at, built, checked, refused."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from export.networks import network_of, save_checkpoint
 from export.networks.bisrnet import BisrnetConfig
 from export.networks.mst import MstConfig
+from export.networks.sdp import SdpConfig, noise, wrap
 from runtime import load_bundle
 from runtime.bundle_files import read_manifest
 from runtime.files import write_cube
 from runtime.simulation import cassi
 from tests.contracts.command import assert_failed, invoke
-from tests.export.snapshots import SIDE, mask_file, small_mask, snapshot_network
+from tests.export.snapshots import SIDE, mask_file, seeded, small_mask, snapshot_network
 
 Capsys = pytest.CaptureFixture[str]
 SIZE = ("--size", f"{SIDE}x{SIDE + cassi.DISPERSED}")
@@ -52,6 +53,27 @@ def test_a_network_goes_the_whole_way_with_the_mask_that_is_named(bare: Path, tm
     np.save(tmp_path / "other.npy", small_mask(seed=6))
     done = invoke(capsys, "check", out, "--checkpoint", bare, "--option", f"mask={tmp_path / 'other.npy'}")
     assert_failed(done, 2, "mask", "another network")
+
+
+@pytest.mark.parametrize("latent", ["input", 2])
+def test_a_prior_goes_it_with_its_noise_inside_or_as_a_prompt(
+    latent: str | int, tmp_path: Path, capsys: Capsys
+) -> None:
+    prior = SdpConfig(latent_dims=8, hfe_width=4, hfe_blocks=1, denoiser_layers=1)
+    net = network_of(seeded(wrap(snapshot_network(MstConfig((1, 1)), small_mask()), prior)))
+    file, out = save_checkpoint(net, tmp_path / "sdp.safetensors"), tmp_path / "bundle"
+    done = invoke(capsys, "build", "--checkpoint", file, "--option", f"latent={latent}", *SIZE, "--out", out, "--json")
+    assert done.code == 0, done.err
+    m, place = read_manifest(out), out / "prompts" / "latent.npy"
+    assert m.network.options == {"latent": latent} and m.network.configuration["backbone"] == "mst"
+    assert [p.of for p in m.signature.prompts] == (["prompts/latent.npy"] if latent == "input" else [])
+    if latent == "input":
+        np.testing.assert_array_equal(np.load(place), noise(0, prior))
+    clean = np.random.default_rng(0).random((28, SIDE, SIDE), np.float32)
+    with load_bundle(out) as loaded:
+        assert loaded.restore(cassi.measure(clean, small_mask())[None]).cube.shape == (28, SIDE, SIDE)
+    done = invoke(capsys, "check", out, "--checkpoint", file, "--json")
+    assert done.code == 0, done.err
 
 
 def test_without_a_mask_it_is_inspected_and_not_built(bare: Path, tmp_path: Path, capsys: Capsys) -> None:

@@ -23,10 +23,15 @@ SIDE = 16
 
 def snapshot_network(config: MstConfig | BisrnetConfig, mask: np.ndarray | None = None) -> Any:
     """A network in eval mode whose weights follow from its keys."""
-    net = Mst(config) if isinstance(config, MstConfig) else Bisrnet(config)
+    net = seeded(Mst(config) if isinstance(config, MstConfig) else Bisrnet(config))
+    net.mask = None if mask is None else torch.from_numpy(mask)
+    return net
+
+
+def seeded(net: Any) -> Any:
+    """The same network in eval mode, with weights that follow from its keys."""
     shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     net.load_state_dict({key: torch.from_numpy(value) for key, value in cassi_inputs.state(shapes).items()})
-    net.mask = None if mask is None else torch.from_numpy(mask)
     return net.eval()
 
 

@@ -145,7 +145,7 @@ def test_without_a_mask_it_is_looked_at_alone(tmp_path: Path) -> None:
 
 def test_it_is_of_float32_and_held_by_quality() -> None:
     net = network_of(snapshot_network(BARE, small_mask()))
-    assert "sign" in ARCHITECTURE.float32_only and ARCHITECTURE.parity(net.module) == "quality"
+    assert "sign" in ARCHITECTURE.float32_only(net.module) and ARCHITECTURE.parity(net.module) == "quality"
     assert net.wavelengths == cassi.WAVELENGTHS and net.frame(1, 1) == (SIDE, SIDE + 54)
 
 

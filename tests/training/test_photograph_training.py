@@ -22,19 +22,21 @@ from export.networks import load_checkpoint
 from export.networks.dfpir import Dfpir
 from export.networks.dpmambair import DPMambaIR
 from runtime.errors import CheckpointError, ConfigError, InputError
+from training import lessons as module
+from training.lessons import begin
+from training.recipe import architecture_of
 from training.rgb import judge, study
-from training.rgb import train as module
 from training.rgb.dfpir import KEPT, DfpirLesson, codes
 from training.rgb.dpmambair import ExtractorLesson, Learning, loss, read_extractor, told_apart
 from training.rgb.draws import Draws, held_pictures, load_pictures
 from training.rgb.pack import pack
-from training.rgb.recipe import PhotographRecipe, is_for_photographs, load_recipe
-from training.rgb.train import begin, train
+from training.rgb.recipe import CONFIGS, PhotographRecipe, load_recipe
+from training.rgb.train import train
 from training.study import load_study
 from training.train import main
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
-SHIPPED = sorted(path for path in RECIPES.glob("*.yaml") if is_for_photographs(path))
+SHIPPED = sorted(path for path in RECIPES.glob("*.yaml") if architecture_of(path) in CONFIGS)
 MAMBA = {
     "dim": 4, "encoder_blocks": [0, 0, 0, 1], "decoder_blocks": [0, 0, 0], "refinement_blocks": 0, "states": 2,
     "embedding": 6, "extractor_widths": [4, 6], "cdc_kernels": [3], "plain_kernel": 3,

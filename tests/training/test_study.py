@@ -14,15 +14,14 @@ import yaml
 from runtime.errors import ConfigError
 from training import study as command
 from training.curves import read_rows
-from training.recipe import load_recipe
-from training.rgb.recipe import is_for_photographs
+from training.recipe import architecture_of, load_recipe
 from training.study import TASKS, Study, load_study, markdown, recipe_of
 from training.validation import COSTS
 
 STUDIES = sorted(
     file
     for file in (Path(__file__).parents[2] / "training" / "studies").glob("*.yaml")
-    if not is_for_photographs(file.parent / load_study(file).recipe)
+    if not architecture_of(file.parent / load_study(file).recipe)
 )
 
 

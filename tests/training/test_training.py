@@ -41,15 +41,16 @@ from training.curves import append_row, draw_curves, drop_rows_after, read_rows
 from training.data import Batch, Draws, Scenes, brightened, draw_patch, load_scenes
 from training.degrading import DAMAGES
 from training.growth import grow, start_transparent
-from training.recipe import Data, Ease, Gates, Loss, Optimiser, Recipe, load_recipe
-from training.rgb.recipe import is_for_photographs
+from training.recipe import Data, Ease, Gates, Loss, Optimiser, Recipe, architecture_of, load_recipe
 from training.rgb.recipe import load_recipe as load_photograph_recipe
 from training.run import SPATIAL_ALPHA, Run, Way, average, balance, begin, damp_of, learning_rate, save, softened, step
+from training.snapshot.recipe import KINDS
+from training.snapshot.recipe import load_recipe as load_snapshot_recipe
 from training.train import main, train
 from training.validation import held_scenes, validate
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(p for p in (ROOT / "training" / "recipes").glob("*.yaml") if not is_for_photographs(p))
+SHIPPED = sorted(p for p in (ROOT / "training" / "recipes").glob("*.yaml") if not architecture_of(p))
 BANDS = 4
 RECIPE: dict[str, Any] = {
     "name": "nano",
@@ -898,8 +899,9 @@ def test_a_log_goes_on_in_the_middle_of_a_line(
 def test_recipes_of_packaged_models_are_still_theirs() -> None:
     for name in packaged_models():
         file = ROOT / "training" / "recipes" / f"{name}.yaml"
-        if is_for_photographs(file):
-            assert load_photograph_recipe(file).digest()[:12] in load_checkpoint(name).facts.about
+        if named := architecture_of(file):
+            load = load_snapshot_recipe if named in KINDS else load_photograph_recipe
+            assert load(file).digest()[:12] in load_checkpoint(name).facts.about
             continue
         recipe = load_recipe(file)
         assert recipe.digest()[:12] in load_checkpoint(name).facts.about

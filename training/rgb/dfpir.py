@@ -31,7 +31,7 @@ def codes(prompts: Prompts, numbers: int) -> dict[str, TextCode]:
 
 
 class DfpirLesson:
-    """See `training.rgb.lesson.Lesson`."""
+    """See `training.lessons.Lesson`."""
 
     def __init__(self, recipe: PhotographRecipe, held: Sequence[Held]) -> None:
         assert recipe.prompts is not None

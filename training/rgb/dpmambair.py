@@ -112,7 +112,7 @@ def _bins(lines: int, samples: int) -> tuple[Tensor, Tensor]:
 
 
 class ExtractorLesson:
-    """Stage 1; see `training.rgb.lesson.Lesson`."""
+    """Stage 1; see `training.lessons.Lesson`."""
 
     def __init__(self, recipe: PhotographRecipe, held: Sequence[Held]) -> None:
         self.recipe, self.held, self.columns = recipe, held, tuple(recipe.tasks)
@@ -190,7 +190,7 @@ def read_extractor(file: Path, config: DPMambaConfig | None = None) -> Extractor
 
 
 class RestorationLesson:
-    """Stage 2; see `training.rgb.lesson.Lesson`."""
+    """Stage 2; see `training.lessons.Lesson`."""
 
     def __init__(self, recipe: PhotographRecipe, held: Sequence[Held], extractor: Extractor) -> None:
         self.recipe, self.held, self.extractor, self.columns = recipe, held, extractor, tuple(recipe.tasks)

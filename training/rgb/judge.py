@@ -8,8 +8,6 @@ from). Tables go to standard output, figures to judged.json beside the run.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,9 @@ from calibration.quality import psnr, ssim
 from export.networks import Network, load_checkpoint
 from export.networks.dfpir import Dfpir
 from runtime.arrays import Float32
-from runtime.durable import write_bytes
 from runtime.errors import InputError
 from training.console import console, told
+from training.judged import keep
 from training.rgb.dpmambair import read_extractor
 from training.rgb.draws import Held, held_pictures, load_pictures
 from training.rgb.lesson import one
@@ -35,7 +33,7 @@ from training.rgb.recipe import PhotographRecipe, load_recipe
 Prompting = Mapping[str, Callable[[Tensor], Tensor]]
 """{name: what makes the prompt of a frame [1, 3, H, W]}."""
 HEAD_WIDTH, HEAD_STEPS, HEAD_RATE = 64, 1000, 1e-3
-INPUT, JUDGED = "input", "judged.json"
+INPUT = "input"
 
 
 def prompting(net: Network) -> Prompting:
@@ -158,11 +156,7 @@ def main() -> None:
             found = restoration(net, held)
             print(net.facts.about, restoration_table(found, owned(recipe, found)), sep="\n\n")
         pictures = len(held) // len(recipe.tasks)
-        judged = {
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "pictures": pictures, "size": arguments.size,
-            "figures": found,
-        }  # fmt: skip
-        write_bytes(arguments.run / JUDGED, json.dumps(judged, indent=1).encode())
+        keep(file, {"pictures": pictures, "size": arguments.size, "figures": found})
 
 
 if __name__ == "__main__":

@@ -7,19 +7,16 @@ figures of the very file (`training.rgb.judge`).
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.networks import PACKAGED, Network, load_checkpoint
-from runtime.durable import write_bytes
-from runtime.errors import InputError
+from export.networks import PACKAGED, Network
 from training.console import told
-from training.rgb.judge import INPUT, JUDGED, owned, restoration_table
+from training.judged import publish
+from training.rgb.judge import INPUT, owned, restoration_table
 from training.rgb.recipe import PhotographRecipe, load_recipe
 
-LARGEST = 10 << 20
 LEAST, WRONG = 0.1, 1.0
 """Decibels that are gained where something is restored, and that a wrong prompt is to cost."""
 
@@ -74,18 +71,9 @@ def _limits(figures: Mapping[str, Mapping[str, Mapping[str, float]]], own: Mappi
 
 def pack(recipe: PhotographRecipe, run: Path, took: str, models: Path = PACKAGED) -> Path:
     """Write the model and its card. Raises InputError where the run is unfinished, not judged, or too large."""
-    file, judgement = run / f"{recipe.name}.safetensors", run / JUDGED
-    net = load_checkpoint(file)
-    if net.facts.about != recipe.about(recipe.optimiser.steps):
-        raise InputError("is of an unfinished run, or of another recipe", file=file, remedy="train it to its end")
-    if not judgement.exists() or (judged := json.loads(judgement.read_bytes()))["sha256"] != net.facts.sha256:
-        raise InputError("the weights were not judged", file=judgement, remedy="python -m training.rgb.judge")
-    content = file.read_bytes()
-    if len(content) > LARGEST:
-        raise InputError("is too large to be packaged", file=file, value=len(content), remedy="a smaller network")
-    write_bytes(models / f"{recipe.name}.md", card(net, recipe, judged, took, len(content)).encode())
-    write_bytes(models / file.name, content)
-    return models / file.name
+    return publish(
+        recipe, run, lambda net, judged, size: card(net, recipe, judged, took, size), "training.rgb.judge", models
+    )
 
 
 def main() -> None:

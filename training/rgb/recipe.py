@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from calibration.degradations import DEGRADATIONS
 from export.networks.dfpir import DfpirConfig
 from export.networks.dfpir.prompts import SENTENCES
 from export.networks.dpmambair import SIZE_MULTIPLE, DPMambaConfig
-from training.recipe import Count, Optimiser, Part, Positive, ordered, read_yaml
+from training.recipe import Count, LessonRecipe, Part, Positive, ordered, read_yaml
 
 Kind = Literal["dfpir", "dpmambair-extractor", "dpmambair"]
 CONFIGS = {"dfpir": DfpirConfig, "dpmambair-extractor": DPMambaConfig, "dpmambair": DPMambaConfig}
@@ -71,7 +68,7 @@ class Reconstructor(Part):
     blocks: Count = 8
 
 
-class PhotographRecipe(Part):
+class PhotographRecipe(LessonRecipe):
     """A run from its seed to its checkpoint.
 
     Attributes:
@@ -86,8 +83,6 @@ class PhotographRecipe(Part):
     """
 
     architecture: Kind
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 1
     network: dict[str, Any] = Field(default_factory=dict)
     data: Photographs
     tasks: Annotated[dict[str, Positive], AfterValidator(partial(ordered, known=DEGRADATIONS))]
@@ -97,10 +92,6 @@ class PhotographRecipe(Part):
     reconstructor: Reconstructor = Reconstructor()
     extractor: str | None = None
     modulated: bool = True
-    optimiser: Optimiser
-    log_every: Count = 100
-    validate_every: Count = 1000
-    save_seconds: Annotated[float, Field(ge=0)] = 60
 
     @model_validator(mode="after")
     def _complete(self) -> PhotographRecipe:
@@ -123,29 +114,10 @@ class PhotographRecipe(Part):
         except (TypeError, ValueError) as error:
             raise ValueError(f"network: {error}") from error
 
-    def digest(self) -> str:
-        """SHA-256 of everything that decides the result; a run goes on only with the digest it began with."""
-        # Without defaults: keys that come later change no digest of a recipe that does not have them.
-        cadence = {"log_every", "validate_every", "save_seconds"}
-        decides = self.model_dump(mode="json", exclude=cadence, exclude_defaults=True)
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
     def about(self, steps: int) -> str:
         """One line for the checkpoint after so many steps."""
         codes = "; codes of its prompts are random numbers, not CLIP's" if self.prompts else ""
-        return (
-            f"recipe {self.name} ({self.digest()[:12]}), {steps} steps, seed {self.seed}; "
-            f"trained on {self.data.name}, data not included{codes}"
-        )
-
-
-def is_for_photographs(path: Path) -> bool:
-    """Whether a recipe names an architecture, as DAMP's do not; whatever is wrong is said when it is loaded."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return False
-    return isinstance(content, dict) and "architecture" in content
+        return f"{super().about(steps)}; trained on {self.data.name}, data not included{codes}"
 
 
 def load_recipe(path: Path, **changes: Any) -> PhotographRecipe:

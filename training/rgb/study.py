@@ -13,23 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from runtime.durable import write_bytes
-from training.console import console, told
+from training.console import told
 from training.curves import read_rows
 from training.rgb.recipe import load_recipe
 from training.rgb.train import train
-from training.study import load_study
+from training.study import recipes_of
 
 
 def run(file: Path, data: Sequence[Path], out: Path) -> dict[str, list[dict[str, float]]]:
     """{variant: last row of the validation for each seed}. Raises DeployError."""
-    study, found = load_study(file), dict[str, list[dict[str, float]]]()
-    for variant, what in study.variants.items():
-        for seed in study.seeds:
-            changes = {**what.changes, "seed": seed, "name": f"{variant}-{seed}"}
-            recipe = load_recipe(file.parent / study.recipe, **changes)
-            console.print(f"{recipe.name}: {what.about}")
-            train(recipe, data, out / recipe.name)
-            found.setdefault(variant, []).append(read_rows(out / recipe.name / "validation.csv")[-1])
+    found = dict[str, list[dict[str, float]]]()
+    for variant, recipe in recipes_of(file, load_recipe):
+        train(recipe, data, out / recipe.name)
+        found.setdefault(variant, []).append(read_rows(out / recipe.name / "validation.csv")[-1])
     return found
 
 

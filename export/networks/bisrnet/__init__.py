@@ -34,7 +34,7 @@ ARCHITECTURE = Architecture(
     tasks=cassi.TASKS,
     measure=cassi.measure,
     wavelengths=lambda net: WAVELENGTHS,
-    float32_only="rounding turns signs over, and what FP16 takes for zero has none",
+    float32_only=lambda net: "rounding turns signs over, and what FP16 takes for zero has none",
     # A sign that turns over moves single elements by several hundredths of the range, and the quality by nothing.
     parity=lambda net: "quality",
 )

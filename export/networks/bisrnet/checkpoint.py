@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cassi import STORED, give_mask
+from ..cassi import PRIOR, STORED, give_mask
 from ..loading import configured, count, fill, hyper_parameters
 from .config import BisrnetConfig
 from .network import Bisrnet
@@ -18,7 +18,7 @@ OWN = frozenset({"fution.weight", "body.0.embedding.binary_conv.weight"})
 
 def recognises(keys: Collection[str]) -> bool:
     """Whether these are the state-dict keys of a BiSRNet."""
-    return OWN.issubset(keys)
+    return PRIOR not in keys and OWN.issubset(keys)
 
 
 def build(state: Mapping[str, Tensor], given: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> Bisrnet:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from runtime.errors import CheckpointError
 from runtime.simulation.cassi import BANDS
 
-from ..cassi import mask_size, needed_mask, shift_back
+from ..cassi import Site, mask_size, needed_mask, shift_back, untouched
 from .config import SIZE_MULTIPLE
 from .network import BinaryConv, Bisrnet, Unit, run
 
@@ -60,7 +60,11 @@ class StaticBisrnet(nn.Module):
                 unit.relu.pr_bias0 = nn.Identity()
 
     def forward(self, measurement: Tensor) -> Tensor:
-        return run(self, self.conv_in(shift_back(measurement, self.samples)))
+        return self.restore(shift_back(measurement, self.samples))
+
+    def restore(self, bands: Tensor, site: Site = untouched) -> Tensor:
+        """A cube from the bands of a measurement, both [1, 28, H, W]."""
+        return run(self, self.conv_in(bands), site)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from runtime.simulation.cassi import BANDS
 
-from ..cassi import Masked, needed_mask
+from ..cassi import Masked, Site, needed_mask, untouched
 from .config import SIZE_MULTIPLE, BisrnetConfig
 
 
@@ -135,8 +135,8 @@ class Block(nn.Module):
         )  # fmt: skip
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = x + self.fn.net(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    def forward(self, x: Tensor, site: Site = untouched) -> Tensor:
+        made: Tensor = x + self.fn.net(site(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), "block"))
         return made
 
 
@@ -145,11 +145,13 @@ class Blocks(nn.Module):
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(Block(channels) for _ in range(count)))
+        self.blocks = nn.ModuleList(Block(channels) for _ in range(count))
 
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.blocks(x)
-        return made
+    def forward(self, x: Tensor, site: Site = untouched) -> Tensor:
+        x = site(x, "group")
+        for block in self.blocks:
+            x = block(x, site)
+        return x
 
 
 class Body(nn.Module):
@@ -169,14 +171,14 @@ class Body(nn.Module):
         )
         self.mapping = Unit(BANDS, 3)
 
-    def forward(self, given: Tensor) -> Tensor:
+    def forward(self, given: Tensor, site: Site = untouched) -> Tensor:
         x, skips = self.embedding(given), []
         for blocks, down in self.encoder_layers:
-            skips.append(blocks(x))
+            skips.append(blocks(x, site))
             x = down(skips[-1])
-        x = self.bottleneck(x)
+        x = self.bottleneck(x, site)
         for (up, fusion, blocks), skip in zip(self.decoder_layers, reversed(skips), strict=True):
-            x = blocks(fusion(torch.cat([up(x), skip], dim=1)))
+            x = blocks(fusion(torch.cat([up(x), skip], dim=1)), site)
         made: Tensor = self.mapping(x) + given
         return made
 
@@ -199,17 +201,17 @@ class Bisrnet(Masked):
         bands = self.bands(measurement)
         return self.restore(bands, needed_mask(self).expand(bands.shape))
 
-    def restore(self, bands: Tensor, mask: Tensor) -> Tensor:
+    def restore(self, bands: Tensor, mask: Tensor, site: Site = untouched) -> Tensor:
         """A cube from the bands of a measurement and the mask of each, both [B, 28, H, W]."""
         lines, samples = bands.shape[-2:]
         x = self.fution(torch.cat([bands, mask], dim=1))
         x = F.pad(x, (0, -samples % SIZE_MULTIPLE, 0, -lines % SIZE_MULTIPLE), mode="reflect")
-        return run(self, self.conv_in(x))[..., :lines, :samples]
+        return run(self, self.conv_in(x), site)[..., :lines, :samples]
 
 
-def run(net: nn.Module, stem: Tensor) -> Tensor:
+def run(net: nn.Module, stem: Tensor, site: Site = untouched) -> Tensor:
     """The way of what `conv_in` gives through a network, or its static form, whose parts have these names."""
     x = stem
     for body in net.body:
-        x = body(x)
+        x = body(x, site)
     return net.conv_out(x) + stem

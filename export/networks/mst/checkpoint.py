@@ -10,7 +10,7 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 
-from ..cassi import STORED, give_mask
+from ..cassi import PRIOR, STORED, give_mask
 from ..loading import configured, count, fill, hyper_parameters, shape
 from .config import MstConfig
 from .network import Mst
@@ -23,7 +23,7 @@ REAL, BLOCKS = "fution.weight", "encoder_layers.0.0.blocks.0.0.to_q."
 
 def recognises(keys: Collection[str]) -> bool:
     """Whether these are the state-dict keys of an MST, complete or not; of the one for real measurements too."""
-    return any(map(OWN.match, keys)) or _real(keys)
+    return PRIOR not in keys and (any(map(OWN.match, keys)) or _real(keys))
 
 
 def _real(keys: Collection[str]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runtime.errors import CheckpointError
 
-from ..cassi import mask_size, needed_mask, shift_back
+from ..cassi import Site, mask_size, needed_mask, shift_back, untouched
 from .network import Attention, Group, Mst, attended, run, shifted
 
 
@@ -56,7 +56,11 @@ class StaticMst(nn.Module):
             del layer[2]
 
     def forward(self, measurement: Tensor) -> Tensor:
-        return run(self, shift_back(measurement, self.samples), [None] * (len(self.encoder_layers) + 1))
+        return self.restore(shift_back(measurement, self.samples))
+
+    def restore(self, bands: Tensor, site: Site = untouched) -> Tensor:
+        """A cube from the bands of a measurement, both [1, 28, H, W]."""
+        return run(self, bands, [None] * (len(self.encoder_layers) + 1), site)
 
 
 def _make_static(group: Group, mask: Tensor, samples: int) -> None:

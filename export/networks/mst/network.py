@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from runtime.simulation.cassi import BANDS, DISPERSED, STEP
 
-from ..cassi import Masked, needed_mask
+from ..cassi import Masked, Site, needed_mask, untouched
 from .config import MstConfig
 
 L2_EPS = 1e-12
@@ -94,8 +94,8 @@ class FeedForward(nn.Module):
         )  # fmt: skip
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.fn.net(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    def forward(self, x: Tensor, site: Site = untouched) -> Tensor:
+        made: Tensor = self.fn.net(site(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), "block"))
         return made
 
 
@@ -110,10 +110,11 @@ class Group(nn.Module):
             for _ in range(config.blocks[level])
         )
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, site: Site = untouched) -> Tensor:
+        x = site(x, "group")
         for attention, feed in self.blocks:
-            x = x + attention(x, mask)
-            x = x + feed(x)
+            x = x + attention(site(x, "block"), mask)
+            x = x + feed(x, site)
         return x
 
 
@@ -148,9 +149,9 @@ class Mst(Masked):
     def forward(self, measurement: Tensor) -> Tensor:
         return self.restore(self.bands(measurement), shifted(needed_mask(self)))
 
-    def restore(self, bands: Tensor, phi: Tensor) -> Tensor:
+    def restore(self, bands: Tensor, phi: Tensor, site: Site = untouched) -> Tensor:
         """A cube from the bands of a measurement [B, 28, H, W] and the shifted mask [1, 28, H, W + 54]."""
-        return run(self, bands, self.masks(phi))
+        return run(self, bands, self.masks(phi), site)
 
     def masks(self, phi: Tensor) -> list[Tensor]:
         """The shifted mask as every level sees it, that of the bottleneck last."""
@@ -171,13 +172,13 @@ def shifted(mask: Tensor) -> Tensor:
     return torch.stack(moved)[None]
 
 
-def run(net: nn.Module, bands: Tensor, masks: Sequence[Tensor]) -> Tensor:
+def run(net: nn.Module, bands: Tensor, masks: Sequence[Tensor], site: Site = untouched) -> Tensor:
     """The way of a measurement's bands through a network, or its static form, whose parts have these names."""
     x, skips = F.leaky_relu(net.embedding(bands), 0.1), []
     for (group, down, *_), mask in zip(net.encoder_layers, masks, strict=False):
-        skips.append(group(x, mask))
+        skips.append(group(x, mask, site))
         x = down(skips[-1])
-    x = net.bottleneck(x, masks[-1])
+    x = net.bottleneck(x, masks[-1], site)
     for (up, fusion, group), skip, mask in zip(net.decoder_layers, reversed(skips), masks[-2::-1], strict=True):
-        x = group(fusion(torch.cat([up(x), skip], dim=1)), mask)
+        x = group(fusion(torch.cat([up(x), skip], dim=1)), mask, site)
     return net.mapping(x) + bands

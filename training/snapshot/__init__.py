@@ -1,0 +1,1 @@
+"""Networks that reconstruct snapshots of a coded-aperture spectrometer: what they learn, and how they are judged."""

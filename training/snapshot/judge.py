@@ -1,0 +1,100 @@
+"""Judge a network for snapshots: `python -m training.snapshot.judge --recipe FILE --run RUN --data CAVE`.
+
+On the tiles of the held-out scenes: PSNR of what is clipped to [0, 1], the published PSNR and SSIM beside it. Of a
+prior: the same with the prior of the truth, the most that an estimate may hope for, and what other starts of its chain
+change. The table goes to standard output, figures to judged.json beside the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibration.quality import psnr, published_snapshot_psnr, published_snapshot_ssim
+from export.networks import load_checkpoint
+from export.networks.sdp import Sdp, noise
+from runtime.arrays import Float32
+from training.console import told
+from training.judged import keep
+from training.lessons import begin, resume
+from training.snapshot.draws import Batch, Held, load_cubes
+from training.snapshot.lesson import Learning, clipped
+from training.snapshot.recipe import SnapshotRecipe, load_recipe
+from training.snapshot.train import lesson_of
+
+Measure = Callable[[Float32, Float32], float]
+MEASURES: Mapping[str, Measure] = {
+    "psnr": psnr, "published psnr": published_snapshot_psnr, "published ssim": published_snapshot_ssim,
+}  # fmt: skip
+STARTS = 8
+"""Starts of the reverse chain that are compared."""
+
+
+def measured(
+    held: Sequence[Held], restored: Callable[[Batch], Tensor], measures: Mapping[str, Measure] = MEASURES
+) -> dict[str, float]:
+    """{measure: mean over the tiles of all scenes}."""
+    pairs = [pair for each in held for pair in clipped(each, restored)]
+    return {name: float(np.mean([measure(*pair) for pair in pairs])) for name, measure in measures.items()}
+
+
+@torch.no_grad()
+def judged(recipe: SnapshotRecipe, run: Path, data: Path | Sequence[Path]) -> dict[str, Any]:
+    """{"restored", "true prior": {measure: mean}, "starts": by how much the mean PSNR of other starts differs, in dB}.
+
+    Raises:
+        DeployError: no data, no weights, or a state of another recipe.
+    """
+    cubes, held = load_cubes(recipe, data)
+    net = load_checkpoint(run / f"{recipe.name}.safetensors").module
+    found: dict[str, Any] = {"tiles": sum(len(each.batch.clean) for each in held)}
+    found["restored"] = measured(held, lambda batch: net(batch.measured))
+    if recipe.prior is not None and isinstance(net, Sdp):
+        whole = begin(recipe, lesson_of(recipe, held, cubes))
+        resume(whole, recipe, run / "state.pt")
+        learning = whole.averaged()
+        assert isinstance(learning, Learning)
+        found["true prior"] = measured(held, learning.informed)
+        starts = [torch.from_numpy(noise(seed, net.prior)) for seed in range(STARTS)]
+        means = [measured(held, partial(_from, net, start), {"psnr": psnr})["psnr"] for start in starts]
+        found["starts"] = float(np.ptp(means))
+    return found
+
+
+def _from(net: Sdp, start: Tensor, batch: Batch) -> Tensor:
+    restored: Tensor = net(batch.measured, start)
+    return restored
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """{name: what was judged} as Markdown."""
+    lines = [f"| | {' | '.join(MEASURES)} | psnr, true prior | other starts |", "|---" * (len(MEASURES) + 3) + "|"]
+    for name, row in found.items():
+        cells = [f"{row['restored'][measure]:.3f}" for measure in MEASURES]
+        prior = [f"{row['true prior']['psnr']:.3f}", f"{row['starts']:.4f}"] if "true prior" in row else ["", ""]
+        lines.append(f"| {name} | {' | '.join([*cells, *prior])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.snapshot.judge", description=__doc__)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True, help="its folder")
+    parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of .npz scenes")
+    arguments = parser.parse_args()
+    with told():
+        recipe = load_recipe(arguments.recipe)
+        found = judged(recipe, arguments.run, arguments.data)
+        keep(arguments.run / f"{recipe.name}.safetensors", found)
+        print(table({recipe.name: found}))
+
+
+if __name__ == "__main__":
+    main()
