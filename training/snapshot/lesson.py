@@ -67,7 +67,7 @@ class MstLesson:
         return {**found, "mean": float(np.mean([*found.values()]))}
 
     def write(self, net: nn.Module, file: Path, about: str) -> Path:
-        return save_checkpoint(network_of(net), file, about=about)
+        return save_checkpoint(network_of(net), file, about=about, half=True)
 
 
 def _errors(restored: Tensor, clean: Tensor) -> Tensor:
@@ -164,4 +164,4 @@ class SdpLesson:
 
     def write(self, net: nn.Module, file: Path, about: str) -> Path:
         assert isinstance(net, Learning)
-        return save_checkpoint(network_of(net.net), file, about=about)
+        return save_checkpoint(network_of(net.net), file, about=about, half=True)
