@@ -81,7 +81,7 @@ def test_every_frame_of_the_simulator_is_accounted_for(bundle: Path, tmp_path: P
     done = invoke(capsys, "stream", bundle, "--source", source, "--record", tmp_path / "raw", "--restored",
                   tmp_path / "out", "--config", tmp_path / "deploy.yaml", "--json")  # fmt: skip
     assert done.code == 0, done.err
-    assert done.json["lines"]["restored"] == frames * SIDE and done.json["frames"]["restored"] == frames
+    assert done.json["lines"]["restored"] == frames * SIDE and done.json["frames"] == frames
     raw, made = read_cube(tmp_path / "raw/lines.hdr"), read_cube(tmp_path / "out/restored.hdr")
     assert raw.cube.shape == (1, frames * SIDE, WIDE) and made.cube.shape == (28, frames * SIDE, SIDE)
     assert made.wavelengths == pytest.approx(cassi.WAVELENGTHS, abs=0.01)
@@ -96,7 +96,7 @@ def test_a_frame_with_a_gap_is_lost_and_the_next_in_its_place_again(
 ) -> None:
     source = f"sim:snapshot,mask={mask_file(tmp_path)},frames=2,rate=400,count={40 * SIDE},lost=20,seed=1"
     done = invoke(capsys, "stream", bundle, "--source", source, "--restored", tmp_path / "out", "--json")
-    lines, frames = done.json["lines"], done.json["frames"]
+    lines, frames = done.json["lines"], done.json["frames_by_fate"]
     assert frames["failed"] + frames["restored"] > 0 and frames["restored"] > 0
     assert lines["in"] == lines["restored"] + lines["dropped"] + lines["incomplete"]
 
