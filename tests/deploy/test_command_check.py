@@ -82,10 +82,13 @@ def test_a_task_that_the_network_is_not_measured_by_is_refused(
 
 
 @pytest.mark.slow
-def test_the_demo_gains_what_it_promises(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("network", "least"), [("damp-tiny", 10), ("dfpir-tiny", 3), ("dpmambair-tiny", 3)])
+def test_the_demo_gains_what_it_promises(
+    network: str, least: float, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     out = tmp_path / "demo"
-    done = invoke(capsys, "demo", "--out", out, "--json")
+    done = invoke(capsys, "demo", "--network", network, "--out", out, "--json")
     assert done.code == 0, done.err
-    assert done.json["restored_psnr"] > done.json["input_psnr"] + 10
+    assert done.json["restored_psnr"] > done.json["input_psnr"] + least
     assert (out / "report.html").stat().st_size > 100_000 and (out / "demo.json").is_file()
     assert run(["demo", "--out", str(out)]) == 2
