@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, zoom
 
 from calibration.degradations import SR_FACTORS, lost_bands
+from calibration.measuring import Measuring
 from calibration.photograph_baselines import clear_haze, lighten, refocus, take_the_median
 from calibration.severity import Cube, needed
+from calibration.snapshot_baselines import gap_tv
 
 SMALLEST_PLANE = 8
 """Lines and samples below which a plane holds too little to tell signal from noise or blur; it is left as it is."""
@@ -30,7 +32,7 @@ class Baseline:
 
     Attributes:
         name: in words.
-        restore: takes a degraded cube [bands, lines, samples] and returns a restored one of its shape; raises
+        restore: takes what was measured, a degraded cube [bands, lines, samples], and returns a restored one; raises
             MachineError where scikit-image is needed and not installed.
     """
 
@@ -150,6 +152,20 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         "jpeg": Baseline("non-local means", remove_noise),
     }
 )
+"""By degradation."""
+INSTRUMENTS: Mapping[str, tuple[str, Callable[[Cube, Cube], Cube]]] = MappingProxyType({"mask": ("GAP-TV", gap_tv)})
+"""By the array of an instrument that such a method needs beside a measurement [1, lines, samples]."""
+
+
+def baseline_of(measuring: Measuring, task: str) -> Baseline | None:
+    """The classical method that stands beside a network; None where none is known."""
+    if measuring.measure is None:
+        return BASELINES[task]
+    key = next((key for key in INSTRUMENTS if key in measuring.instrument), None)
+    if key is None:
+        return None
+    (name, restore), array = INSTRUMENTS[key], measuring.instrument[key]
+    return Baseline(name, lambda measured: restore(measured[0], array))
 
 
 def _is_small(cube: Cube) -> bool:

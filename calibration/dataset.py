@@ -132,8 +132,8 @@ class CalibrationSet:
         way, signature = self.measuring, self.measuring.signature
         planes = [(plane.name, plane.bands) for plane in (signature.measured, signature.restored)]
         told = {name: one.constants for name, one in way.prompts.conditions.items()} or {"": way.prompts.constants}
-        constants = {n: {p: hashlib.sha256(a.tobytes()).hexdigest() for p, a in of.items()} for n, of in told.items()}
-        measure = getattr(getattr(way.measure, "func", way.measure), "__qualname__", "")
+        constants = {name: _hashes(of) for name, of in told.items()}
+        measure = (getattr(way.measure, "__qualname__", ""), _hashes(way.instrument))
         return (planes, [asdict(p) for p in signature.prompts], constants, way.tasks, measure)
 
     def digest(self) -> str:
@@ -192,6 +192,10 @@ class CalibrationSet:
         feeds = self.measuring.feeds(clean if flown else self.measuring.measured(origin.task, clean, rng), origin.task)
         frame = feeds[self.measuring.signature.measured.name]
         return Sample(origin, feeds, None if flown else clean, hashlib.sha256(frame.tobytes()).hexdigest())
+
+
+def _hashes(arrays: Mapping[str, Float32]) -> dict[str, str]:
+    return {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
 
 
 def _cut(measuring: Measuring, task: str) -> Plane:

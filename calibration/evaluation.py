@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.baselines import BASELINES
+from calibration.baselines import baseline_of
 from calibration.measuring import Measuring, bands_measured, fitting
 from calibration.quality import Quality, quality
 from runtime.arrays import Float32
@@ -80,14 +80,14 @@ def evaluate(
             rng = np.random.default_rng([seed, measuring.tasks.index(task), zlib.crc32(name.encode())])
             degraded = measuring.measured(task, truth, rng)
             bands = bands_measured(task, degraded, truth)
-            alike = measuring.measure is None
-            classical = BASELINES[task].restore(degraded) if alike else None
+            baseline = baseline_of(measuring, task)
+            classical = None if baseline is None else baseline.restore(degraded)
             restored, routing = restore(degraded, measuring.prompts.for_task(task))
             if not np.isfinite(restored).all():
                 raise CubeError(
                     f"the model's output after {task} is not finite", file=name, remedy="check the model's weights"
                 )
-            before = quality(degraded, truth, bands) if alike else None
+            before = quality(degraded, truth, bands) if measuring.measure is None else None
             beside = None if classical is None else quality(classical, truth, bands)
             row = Row(task, name, before, beside, quality(restored, truth, bands), routing)
             yield row, Cubes(degraded, classical, restored, truth)

@@ -1,7 +1,7 @@
 """How a network's frames come from clean cubes: damaged in themselves, or measured by its instrument."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from runtime.signature import Signature
 
 from .degradations import DEGRADATIONS, TRAINING, UNSEEN, lost_bands
 
-Measure = Callable[[str, Float32, np.random.Generator], Float32]
+Measure = Callable[[Mapping[str, Float32], str, Float32, np.random.Generator], Float32]
 CLEAN = "clean"
 TASKS = (*TRAINING, *reversed(UNSEEN))
 """What a network of damaged cubes is measured by: the tasks it was trained on, then those it was not."""
@@ -28,8 +28,9 @@ class Measuring:
     Attributes:
         prompts: of the network; its signature says what goes in and what comes out.
         tasks: what it is judged by.
-        measure: (task, clean cube [bands, lines, samples], random numbers) -> what is measured of it; None damages the
-            cube by `calibration.degradations`.
+        measure: (`instrument`, task, clean cube [bands, lines, samples], random numbers) -> what is measured of it;
+            None damages the cube by `calibration.degradations`.
+        instrument: {name: array} of what measures.
 
     Raises:
         ValueError: there is no `measure`, and what is restored is unlike what is measured.
@@ -38,6 +39,7 @@ class Measuring:
     prompts: Prompts
     tasks: tuple[str, ...] = TASKS
     measure: Measure | None = None
+    instrument: Mapping[str, Float32] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.measure is None and not self.signature.alike:
@@ -57,7 +59,9 @@ class Measuring:
         """What is measured of a clean cube. Raises CubeError, InputError as the degradations do."""
         if task == CLEAN:
             return clean
-        return DEGRADATIONS[task](clean, rng) if self.measure is None else self.measure(task, clean, rng)
+        if self.measure is None:
+            return DEGRADATIONS[task](clean, rng)
+        return self.measure(self.instrument, task, clean, rng)
 
     def feeds(self, measured: Float32, task: str | None = None) -> dict[str, Float32]:
         """What the engine is fed with for a measured frame [bands, lines, samples], of a task where it is of one."""

@@ -39,7 +39,7 @@ class Bundle(Closing):
 
     Attributes:
         path: the folder.
-        contents: what was verified; of its files the golden ones.
+        contents: what was verified; of its files the golden ones and those of the instrument.
         manifest, choice: of `contents`: what the ground says of it, and what runs.
         engine: what restores a frame.
         prompts: what makes what it takes beside the frame.
@@ -48,6 +48,12 @@ class Bundle(Closing):
     def __init__(self, path: Path, contents: Contents, engine: Engine, prompts: Prompts) -> None:
         self.path, self.contents, self.engine, self.prompts = path, contents, engine, prompts
         self.manifest, self.choice = contents.manifest, contents.choice
+
+    @property
+    def instrument(self) -> dict[str, Float32]:
+        """{name: array} of the instrument whose frames it restores, such as its mask. Raises BundleError."""
+        files = self.contents.files
+        return {n: stored_array(files[of], self.path / of, None) for n, of in self.manifest.instrument.items()}
 
     def meaning(self, cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None) -> Meaning:
         """What the numbers of a cube mean to this bundle; see `runtime.meaning.meaning_of`. Raises CubeError."""
@@ -236,6 +242,7 @@ def load_bundle(
             value=error.value,
             remedy=f"{error.remedy}; or ask for --engine onnxruntime to run the graph here",
         ) from error
-    # The graphs are the engine's now; only the golden arrays are kept.
-    kept = replace(contents, files={name: files[name] for name in manifest.proving})
+    # The graphs are the engine's now.
+    needed = [*manifest.proving, *manifest.instrument.values()]
+    kept = replace(contents, files={name: files[name] for name in needed})
     return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor))

@@ -58,7 +58,7 @@ def verified_bundle(path: str | Path) -> Contents:
     files = {MANIFEST: data, **{name: _verified(folder, name, record) for name, record in manifest.files.items()}}
     needed = [*map(manifest.graphs.get, manifest.tolerances), *manifest.graphs.values()]
     needed += [graph for graph in (manifest.metrics_graph, manifest.extractor_graph) if graph is not None]
-    needed += manifest.proving
+    needed += [*manifest.proving, *manifest.instrument.values()]
     for name in needed:
         if name is None or name not in files:
             raise BundleError("the manifest does not list a file it needs", file=folder, key=name, remedy=MEND)
@@ -212,16 +212,16 @@ def _records(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
     return {name: FileRecord(sha256=_sha256(data), bytes=len(data)) for name, data in files.items()}
 
 
-def stored_array(data: bytes, file: Path, shape: tuple[int, ...]) -> Float32:
-    """An array of a bundle, which must be finite, float32 and of that shape. Raises BundleError."""
+def stored_array(data: bytes, file: Path, shape: tuple[int, ...] | None) -> Float32:
+    """An array of a bundle, which must be finite, float32 and of that shape, if any. Raises BundleError."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     # A header that is not what it should be makes NumPy raise almost anything.
     except Exception as error:
         raise BundleError("the array is damaged", file=file, value=error, remedy=MEND) from error
-    known = isinstance(array, np.ndarray) and array.dtype == np.float32 and array.shape == shape
+    known = isinstance(array, np.ndarray) and array.dtype == np.float32 and shape in (None, array.shape)
     if not known or not np.isfinite(array).all():
         raise BundleError(
-            "the array is not what the manifest describes", file=file, remedy=f"finite float32 {shape}; {MEND}"
+            "the array is not what the manifest describes", file=file, remedy=f"finite float32 {shape or ''}; {MEND}"
         )
     return np.asarray(array, np.float32)

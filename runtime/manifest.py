@@ -129,6 +129,7 @@ class Manifest(Sealed):
         memory: bytes that the graph takes in an engine on a CPU, estimated; None where that is little.
         prompts: constant prompts by name, where the bundle holds them for several purposes; the signature's own files
             are those of one of them.
+        instrument: {name: file} of arrays of the instrument whose frames are restored, such as its mask.
     """
 
     called: ClassVar[str] = "the manifest"
@@ -152,6 +153,7 @@ class Manifest(Sealed):
     extractor_graph: InnerPath | None = None
     memory: Annotated[int, Field(ge=0)] | None = None
     prompts: dict[Name, NamedPrompt] = {}
+    instrument: dict[Name, InnerPath] = {}
 
     @property
     def tolerances(self) -> dict[str, float]:

@@ -37,6 +37,8 @@ from .golden import (
     golden_files,
     golden_of,
     golden_tolerance,
+    instrument_files,
+    instrument_paths,
     prompt_files,
     prompt_paths,
     prompts_digest,
@@ -47,7 +49,7 @@ from .precision import Decision
 from .variants import decide, make_variants
 
 METRICS_GRAPH, EXTRACTOR_GRAPH = "graphs/metrics.onnx", "graphs/extractor.onnx"
-OWN = (MANIFEST, MADE, "graphs", "golden", "engine", "report")
+OWN = (MANIFEST, MADE, "graphs", "golden", "instrument", "engine", "report")
 """What a bundle keeps for its own files."""
 ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32, on the CPU"}}
 """What a manifest says of figures that were not measured in the engine that flies."""
@@ -92,16 +94,16 @@ def build(
     if gpu and not is_built:
         # What loads the graph itself is locked to no GPU and to no TensorRT, and nothing is left to do there.
         target = dataclasses.replace(target, sm=None, tensorrt=None, made_there=False)
+    with console.progress("loading the checkpoint"):
+        net: Network = networks.load_checkpoint(config.model.checkpoint, **config.model.said)
+    if reason := net.architecture.float32_only(net.module):
+        precision, why = targets.only_float32(target, config.precision, reason)
     if precision == "int8" and config.calibration.dir is None:
         raise InputError(
             "int8 needs cubes to choose its ranges from",
             key="--calibration",
             remedy="give a folder of clean cubes of your camera, or `simulated` for simulated scenes",
         )
-    with console.progress("loading the checkpoint"):
-        net: Network = networks.load_checkpoint(config.model.checkpoint, **config.model.said)
-    if reason := net.architecture.float32_only(net.module):
-        precision, why = targets.only_float32(target, config.precision, reason)
     config = _framed(config, net)
     frame = config.input.frame
     exporting.check_size(net, frame.lines, frame.samples)
@@ -169,7 +171,7 @@ def build(
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
         if signature.embedding is not None:
             files[EXTRACTOR_GRAPH] = extractor_graph(net, signature, probes, work)
-        files |= variants.files
+        files |= variants.files | instrument_files(net)
         files |= golden_files(net, plan, graphs, diverse, max(manifest.tolerances.values())) | prompt_files(
             net, signature
         )
@@ -291,6 +293,7 @@ def _manifest(
             )
             for (name, paths), told in zip(prompt_paths(net, signature).items(), net.conditions.values(), strict=True)
         },
+        instrument=instrument_paths(net),
     )
 
 

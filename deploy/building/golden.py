@@ -117,3 +117,13 @@ def prompt_files(net: Network, signature: Signature) -> dict[str, bytes]:
 def golden_arrays(signature: Signature) -> dict[str, str]:
     """{tensor: its file in the bundle}; constants are the network's own, so that the proof is of what flies."""
     return {name: f"golden/{name}.npy" for name in signature.ports.shapes} | {p.name: p.of for p in signature.constants}
+
+
+def instrument_paths(net: Network) -> dict[str, str]:
+    """{name: file} of the instrument's arrays."""
+    return {name: f"instrument/{name}.npy" for name in net.instrument}
+
+
+def instrument_files(net: Network) -> dict[str, bytes]:
+    """Them."""
+    return {path: array_bytes(net.instrument[name]) for name, path in instrument_paths(net).items()}

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration import evaluation
+from calibration.baselines import baseline_of
 from calibration.cubes import Wanted, unit_cube
 from calibration.evaluation import Cubes, Restore, Row
 from calibration.measuring import Measuring, fitting
@@ -55,6 +55,12 @@ class Model:
     balances: NDArray[np.float64] | None
 
     @property
+    def baselines(self) -> dict[str, str]:
+        """{task: the classical method beside the model}, of those for which one is known."""
+        found = {task: baseline_of(self.measuring, task) for task in self.measuring.tasks}
+        return {task: each.name for task, each in found.items() if each is not None}
+
+    @property
     def part(self) -> str:
         """What of a scene is judged."""
         restored = self.measuring.signature.restored
@@ -91,8 +97,7 @@ def opened(model: str, options: Mapping[str, Any], size: Mapping[str, int] | Non
                 remedy=f"known: {', '.join(networks.ARCHITECTURES)}",
             )
         tasks = tasks_of(bundle.prompts.conditions) or architecture.tasks
-        measure = architecture.measure and partial(architecture.measure, None)
-        way: Measuring = Measuring(bundle.prompts, tasks, measure)
+        way: Measuring = Measuring(bundle.prompts, tasks, architecture.measure, bundle.instrument)
 
         def restore(cube: Float32, prompts: Prompts) -> tuple[Float32, Float32]:
             # In the unit range, and damaged by us: nothing of it is missing.

@@ -17,7 +17,7 @@ PROBE_DEGRADATIONS = ("noise", "blur", "inpaint", "bandloss")
 def measuring(net: Network, lines: int, samples: int) -> Measuring:
     """How frames of a size come from clean cubes for a network."""
     signature = net.signature(lines, samples)
-    made: Measuring = Measuring(net.prompts(signature), net.tasks, net.measure)
+    made: Measuring = Measuring(net.prompts(signature), net.tasks, net.architecture.measure, net.instrument)
     return made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ def command(
         )
         console.say(f"judges     {measured.part}")
         found = evaluated(measured, files, wanted, chosen, seed)
-    _show(found.rows)
+    _show(found.rows, measured.baselines)
     told = [("--scenes", scenes), ("--tasks", tasks), ("--scale", scale), ("--key", key), ("--layout", layout)]
     told += [("--size", size), ("--top-k", top_k), *(("--option", option) for option in options), ("--seed", seed)]
     told += [("--ignore-value", mark) for mark in (marks or ("none",) if marks is not None else ())]
@@ -141,8 +141,7 @@ def _refuse_file(folder: Path) -> None:
         ) from error
 
 
-def _show(rows: Sequence[Row]) -> None:
-    from calibration.baselines import BASELINES
+def _show(rows: Sequence[Row], baselines: Mapping[str, str]) -> None:
     from calibration.evaluation import means
 
     from ..reporting.evaluation_report import figure_of, gain_of
@@ -157,7 +156,7 @@ def _show(rows: Sequence[Row]) -> None:
             for task, (a, b, c) in found.items()
         ],
     )
-    label, classical = "baseline", [task for task, (_, b, _) in found.items() if b is not None]
-    for name in dict.fromkeys(BASELINES[task].name for task in classical):
-        console.say(f"{label:<10} {name}: {', '.join(task for task in classical if BASELINES[task].name == name)}")
+    label = "baseline"
+    for name in dict.fromkeys(baselines[task] for task in found if task in baselines):
+        console.say(f"{label:<10} {name}: {', '.join(task for task in found if baselines.get(task) == name)}")
         label = ""

@@ -92,6 +92,7 @@ def command(
         ("scale", f"{m.scale:g} (from the {m.scale_from})" if m.scale else "none"),
         ("metrics", _metrics(m)),
         *(("prompt", _prompt(name, m.prompts[name].about)) for name in m.prompts),
+        *(("instrument", f"{name}, {file}") for name, file in m.instrument.items()),
         ("experts", "none" if routing is None else f"{routing.shape[0]} layers of {routing.shape[1]}"),
     ]
     for label, text in rows:

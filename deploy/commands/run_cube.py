@@ -16,7 +16,7 @@ from runtime.bundle_files import read_manifest
 from runtime.errors import InputError, MachineError
 from runtime.files import CubeFile, check_written, left_behind, read_cube, write_cube, written_type
 from runtime.files.disk import available_memory
-from runtime.files.layout import DEFAULT_LAYOUT, PLANE_LAYOUTS
+from runtime.files.layout import DEFAULT_LAYOUT
 from runtime.files.taking import taking
 from runtime.manifest import Manifest
 from runtime.meaning import Asked, Meaning, header_fields, words
@@ -99,7 +99,7 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
     # What a coded aperture measures is one plane, whose files need no axis for bands.
     measured = read_manifest(bundle).signature.measured
     plane = how.bands is None and (measured.kind, measured.bands) == ("coded", 1)
-    source = read_cube(cube, layout=how.layout or (PLANE_LAYOUTS[0] if plane else None), key=how.key)
+    source = read_cube(cube, layout=how.layout, key=how.key, plane=plane)
     if how.bands is not None:
         source = taking(source, how.bands)
     source = _as_written(source, out, unit=how.unit)

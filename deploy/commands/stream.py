@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import click
 
+from runtime.arrays import Float32
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.meaning import Asked
@@ -147,7 +148,7 @@ def command(
             console.warn("neither --record nor --restored is given: nothing is kept")
         let_workers_yield()
         with console.progress("opening the source"):
-            source = open_source(spec, _source_options(config, scale))
+            source = open_source(spec, _source_options(config, scale, loaded.instrument))
         with source, ExitStack() as stack:
             parts = make_parts(loaded, source, config.stream, record, restored, limit, duration, asked, outward, stack)
             logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
@@ -192,7 +193,7 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
-def _source_options(config: Config, scale: float | None) -> SourceOptions:
+def _source_options(config: Config, scale: float | None, instrument: Mapping[str, Float32]) -> SourceOptions:
     told = config.stream
     return SourceOptions(
         wavelengths=told.wavelengths,
@@ -202,6 +203,7 @@ def _source_options(config: Config, scale: float | None) -> SourceOptions:
         idle_seconds=told.idle_seconds,
         camera=told.camera,
         simulator=told.simulator,
+        instrument=instrument,
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.baselines import BASELINES
 from calibration.evaluation import Row, choices, means
 from calibration.quality import Quality
 from runtime.errors import printable
@@ -51,10 +50,13 @@ def pictures_of(model: Model, found: Evaluated) -> Pictures:
         wavelengths = found.centres[scene]
         stretch = stretch_limits(cubes.truth, wavelengths)
         row = next(r for r in rows if r.task == task and r.scene == scene)
-        shown = {"degraded": cubes.degraded} if row.input else {}
-        shown |= {} if cubes.baseline is None else {BASELINES[task].name: cubes.baseline}
-        shown |= {"restored": cubes.restored, "truth": cubes.truth}
-        images = {label: fitted(rgb(cube, wavelengths, stretch), shortest=STRIP_SIDE) for label, cube in shown.items()}
+        made = {} if cubes.baseline is None else {model.baselines[task]: cubes.baseline}
+        made |= {"restored": cubes.restored, "truth": cubes.truth}
+        shown = {label: rgb(cube, wavelengths, stretch) for label, cube in made.items()}
+        before = (
+            {"degraded": rgb(cubes.degraded, wavelengths, stretch)} if row.input else {"measured": rgb(cubes.degraded)}
+        )
+        images = {label: fitted(image, shortest=STRIP_SIDE) for label, image in {**before, **shown}.items()}
         error, limit = error_map(cubes.restored, cubes.truth)
         images["error"] = fitted(error, shortest=STRIP_SIDE)
         files[f"{task}.png"] = png_bytes(side_by_side(list(images.values()), gap=4))
@@ -102,7 +104,7 @@ def evaluation_page(
     means_table = Table(
         "Means over scenes",
         (COLUMNS[0], *COLUMNS[2:], "baseline"),
-        tuple((row[0], *row[2:], BASELINES[row[0]].name if row[0] in rivals else "-") for row in mean),
+        tuple((row[0], *row[2:], model.baselines.get(row[0], "-")) for row in mean),
         "PSNR from the mean squared error over all elements, in dB; SAM in degrees; bandloss over the lost bands only.",
     )
     plots = []

@@ -6,7 +6,7 @@ An architecture is a package beside this file with one `Architecture`, and its l
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,9 @@ class Architecture:
         constants: {prompt: array} of the network's constant prompts.
         conditions: {name: constant prompts} of a network that is told its purpose, in place of `constants`; Raises
             CheckpointError where nobody said one.
-        measure: (network, task, clean cube [bands, lines, samples], random numbers) -> what its instrument measures of
-            it; None where damages of the cube itself are what it restores. The cube is as large as what is restored. Of
-            a bundle there is no network, and None comes in its place: raises CheckpointError where that is not enough.
+        measure: (`instrument`, task, clean cube [bands, lines, samples], random numbers) -> what is measured of it;
+            None where damages of the cube itself are what it restores. The cube is as large as what is restored.
+        instrument: {name: array} of the instrument that a network is for, such as its mask; a bundle keeps them.
         wavelengths: of the bands that it restores, in nm, where its checkpoint tells none; empty where nobody knows.
         float32_only: why a network is built in float32 alone; empty where lower precisions may be tried.
         parity: what of its graph is held against PyTorch: `elements`, or `quality` alone where rounding may move single
@@ -106,7 +106,8 @@ class Architecture:
     kept: Collection[str] = ()
     constants: Callable[[Any], Mapping[str, Float32]] = lambda module: {}
     conditions: Callable[[Any], Mapping[str, Condition]] = lambda module: {}
-    measure: Callable[[Any, str, Float32, np.random.Generator], Float32] | None = None
+    measure: Callable[[Mapping[str, Float32], str, Float32, np.random.Generator], Float32] | None = None
+    instrument: Callable[[Any], Mapping[str, Float32]] = lambda module: {}
     wavelengths: Callable[[Any], tuple[float, ...]] = lambda module: ()
     float32_only: Callable[[Any], str] = lambda module: ""
     parity: Callable[[Any], Parity] = lambda module: "elements"
@@ -227,10 +228,9 @@ class Network:
         return tasks_of(self.conditions) or self.architecture.tasks
 
     @property
-    def measure(self) -> Callable[[str, Float32, np.random.Generator], Float32] | None:
-        """(task, clean cube, random numbers) -> what its instrument measures; None where damages are restored."""
-        of = self.architecture.measure
-        return None if of is None else partial(of, self.module)
+    def instrument(self) -> Mapping[str, Float32]:
+        """{name: array} of the instrument that it is for."""
+        return self.architecture.instrument(self.module)
 
     @property
     def parity(self) -> Parity:

@@ -85,7 +85,7 @@ def shift_back(measurement: Tensor, samples: int) -> Tensor:
 def needed_mask(net: Masked) -> Tensor:
     """The network's mask. Raises CheckpointError without one."""
     if net.mask is None:
-        raise CheckpointError("no mask was given, and none is in the weights", key="mask", remedy=WANTED)
+        raise _no_mask()
     return net.mask
 
 
@@ -164,16 +164,23 @@ def signature(net: Masked, lines: int, samples: int) -> Signature:
     )
 
 
-def measure(net: Masked | None, task: str, clean: Float32, rng: np.random.Generator) -> Float32:
-    """What the instrument measures of a cube [28, lines, samples] through the network's mask: [1, lines, samples + 54].
+def instrument(net: Masked) -> dict[str, Float32]:
+    """The mask, where there is one."""
+    return {} if net.mask is None else {STORED: net.mask.float().cpu().numpy()}
+
+
+def measure(instrument: Mapping[str, Float32], task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+    """What the instrument measures of a cube [28, lines, samples] through its mask: [1, lines, samples + 54].
 
     Raises:
-        CheckpointError: the network has no mask, or there is none.
+        CheckpointError: there is no mask.
         CubeError: the cube is not as large as the mask.
     """
-    if net is None:
-        raise CheckpointError(
-            "a bundle has no mask to measure a cube through", key="mask", remedy="give the checkpoint, with its mask"
-        )
-    seen = cassi.measure(clean, needed_mask(net).float().cpu().numpy())
+    if STORED not in instrument:
+        raise _no_mask()
+    seen = cassi.measure(clean, instrument[STORED])
     return (cassi.noisy(seen, rng, ELECTRONS, READ) if task == "noisy" else seen)[None]
+
+
+def _no_mask() -> CheckpointError:
+    return CheckpointError("no mask was given, and none is in the weights", key="mask", remedy=WANTED)

@@ -19,7 +19,7 @@ from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, t
 from runtime.files.envi_header import stated_by
 from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
 from runtime.files.foreign import refuse_foreign
-from runtime.files.layout import DEFAULT_LAYOUT, Order, check_plane, checked_layout
+from runtime.files.layout import DEFAULT_LAYOUT, PLANE_LAYOUTS, Order, check_plane, checked_layout
 from runtime.files.matlab import read_mat
 from runtime.files.photographs import SUFFIXES, Photograph, is_photograph, read_photograph
 from runtime.files.pictures import check_picture, write_picture
@@ -135,7 +135,7 @@ READERS: dict[str, Callable[[Path, Order, str | None], CubeFile]] = {
 """Suffix in lower case -> reader(path, order of the axes, key)."""
 
 
-def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = None) -> CubeFile:
+def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = None, plane: bool = False) -> CubeFile:
     """Read a cube file of any known format, chosen by its suffix.
 
     A file with another suffix, or none, is read as ENVI data where a header lies beside it, else as a photograph where
@@ -148,13 +148,15 @@ def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = 
             [1, lines, samples].
         key: name of the array in `.npz` (default `cube`) and `.mat` (default: the only 3-D array outside structs, of
             one band the only 2-D array with more than one line and sample, see `matlab.read_mat` for others).
+        plane: what is read has one band, `lines,samples` where nobody says the layout.
 
     Raises:
         CubeFileError: the file is missing, damaged, of an unknown format, not a cube, of more bands or axes than
             `layout` is for, or too large for this machine.
     """
     path = Path(path)
-    order = checked_layout(DEFAULT_LAYOUT if layout is None else layout, path)
+    usual = PLANE_LAYOUTS[0] if plane else DEFAULT_LAYOUT
+    order = checked_layout(usual if layout is None else layout, path)
     reader = READERS.get(path.suffix.lower())
     # Rows of numbers may have any name where an ENVI header lies beside them, and photographs any at all.
     if reader is None or (reader is _read_photograph and not is_photograph(path)):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.arrays import Float32
-from runtime.errors import CubeError, InputError
+from runtime.errors import CubeError, CubeFileError, InputError
 from runtime.files import read_cube
 
 STEP = 2
@@ -155,25 +155,39 @@ def mask_of(text: str) -> Float32:
     return checked_mask(random_mask(int(match[1]), *size).astype(np.float64), text)
 
 
-def read_mask(path: str | Path, key: str | None = None) -> Float32:
+def read_mask(said: str | Path) -> Float32:
     """A mask from `.npy`, `.npz`, `.mat`, ENVI, or a picture whose brightest number stands for open.
 
     Args:
-        path: the file; [lines, samples] in [0, 1], of a picture integers that are divided by their type's largest.
-        key: name of the array, where the file holds several.
+        said: the file; [lines, samples] in [0, 1], of a picture integers that are divided by their type's largest. Of
+            several arrays in one that is called `mask`, or as FILE:ARRAY says.
 
     Returns:
         float32 [lines, samples], both multiples of 4.
 
     Raises:
         CubeFileError: the file cannot be read.
-        InputError: it is no mask: another shape, values that are not finite or beyond [0, 1], or nothing but one value.
+        InputError: it is no mask: another shape, values that are not finite or beyond [0, 1], or nothing but one value;
+            or which axis is which is doubtful.
     """
-    found = read_cube(path, layout="lines,samples", key=key)
+    file, colon, array = str(said).rpartition(":")
+    if colon and not Path(said).exists():
+        found = read_cube(file, key=array, plane=True)
+    else:
+        try:
+            found = read_cube(said, key="mask", plane=True)
+        except CubeFileError as error:
+            if error.key != "key":
+                raise
+            found = read_cube(said, plane=True)
+    for doubt in found.doubts:
+        raise InputError(
+            f"the mask may be turned: {doubt}", file=found.path, key="mask", remedy="save it as .npy, [lines, samples]"
+        )
     plane = found.cube[0]
     if found.format == "photograph":
         plane = plane / np.float32(np.iinfo(plane.dtype).max)
-    return checked_mask(np.asarray(plane, np.float64), str(path))
+    return checked_mask(np.asarray(plane, np.float64), str(said))
 
 
 def checked_mask(mask: np.ndarray[tuple[int, ...], np.dtype[np.float64]], name: str) -> Float32:

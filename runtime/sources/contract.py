@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.closing import Closing
 from runtime.lines import Event, Line, LineFormat
 from runtime.stated import NOTHING, Stated
@@ -25,6 +26,7 @@ class SourceOptions:
             of a file, and for never of a folder.
         camera: settings of a camera, see `runtime.sources.camera.settings.CameraSettings`.
         simulator: settings of the simulator, see `runtime.sources.sim.SimSettings`.
+        instrument: {name: array} of the instrument that is expected, such as its mask, for the simulator.
     """
 
     wavelengths: tuple[float, ...] | None = None
@@ -34,6 +36,7 @@ class SourceOptions:
     idle_seconds: float | None = None
     camera: Mapping[str, Any] = field(default_factory=dict)
     simulator: Mapping[str, Any] = field(default_factory=dict)
+    instrument: Mapping[str, Float32] = field(default_factory=dict)
 
 
 class Source(Closing):

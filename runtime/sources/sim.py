@@ -66,14 +66,14 @@ class SnapshotSettings:
     """The same of `sim:snapshot`, as `sim:snapshot,key=value`.
 
     Attributes:
-        mask: its file, or `random:SEED`.
+        mask: its file, or `random:SEED`; that of the instrument which is expected, or `random:0`.
         seed: of scenes, noise and losses, at least 0.
         frames: different ones, which are repeated.
         electrons: that the detector collects where the measurement is 1; read: read noise, electrons rms.
         rate, count, lost, stall: as of `SimSettings`; a frame has as many lines as the mask.
     """
 
-    mask: str = "random:0"
+    mask: str = ""
     seed: int = 0
     frames: int = 4
     electrons: float = 20000.0
@@ -130,7 +130,8 @@ def _scan(settings: SimSettings, options: SourceOptions) -> _Recorded:
 def _snapshots(settings: SnapshotSettings, options: SourceOptions) -> _Recorded:
     if options.wavelengths is not None:
         raise InputError("a coded frame has no wavelengths of its own", key="wavelengths", remedy="leave them out")
-    mask = cassi.mask_of(settings.mask)
+    known = options.instrument.get("mask")
+    mask = cassi.mask_of(settings.mask or "random:0") if settings.mask or known is None else known
     _check_memory(SimSettings(bands=cassi.BANDS, lines=mask.shape[0], samples=mask.shape[1]))
     made = []
     for number in range(settings.frames):

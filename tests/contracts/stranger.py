@@ -79,8 +79,8 @@ def _signature(net: Unmixer, lines: int, samples: int) -> Signature:
     )
 
 
-def _measure(net: Unmixer | None, task: str, clean: Float32, rng: np.random.Generator) -> Float32:
-    shot = np.einsum("mb,bls->mls", MIX, clean)
+def _measure(instrument: Mapping[str, Float32], task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+    shot = np.einsum("mb,bls->mls", instrument["mix"], clean)
     sigma = {"still": 0.01, "dim": 0.05}[task]
     return np.asarray(shot + sigma * rng.standard_normal(shot.shape), np.float32)
 
@@ -100,6 +100,7 @@ STRANGER = Architecture(
     constants=lambda net: {"code": CODE},
     tasks=("still", "dim"),
     measure=_measure,
+    instrument=lambda net: {"mix": MIX},
 )
 
 
@@ -125,11 +126,11 @@ def _dispersed(net: Disperser, lines: int, samples: int) -> Signature:
     return replace(said, restored=replace(said.restored, samples=samples - SHIFT))
 
 
-def _disperse(net: Disperser | None, task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+def _disperse(instrument: Mapping[str, Float32], task: str, clean: Float32, rng: np.random.Generator) -> Float32:
     wide = np.zeros((RESTORED, clean.shape[1], clean.shape[2] + SHIFT), np.float32)
     for band, plane in enumerate(clean):
         wide[band, :, 2 * band : 2 * band + clean.shape[2]] = plane
-    return _measure(net, task, wide, rng)
+    return _measure(instrument, task, wide, rng)
 
 
 DISPERSER = replace(

@@ -91,6 +91,7 @@ def test_without_a_mask_it_is_inspected_and_not_built(bare: Path, tmp_path: Path
         ("--precision", "fp16", "--target", "cuda"),
         ("--precision", "bf16", "--target", "intel"),
         ("--precision", "int8", "--calibration", "simulated"),
+        ("--precision", "int8"),
     ],
 )
 def test_a_binary_network_is_refused_in_lower_precisions(
@@ -107,8 +108,14 @@ def test_a_binary_network_is_built_in_float32_and_says_why(binary: Path, tmp_pat
     assert done.json["precision"]["chosen"] == "fp32" and "signs" in done.json["precision"]["why"]
     (tmp_path / "cubes").mkdir()
     write_cube(tmp_path / "cubes" / "one.hdr", np.random.default_rng(0).random((28, SIDE, SIDE), np.float32))
+    mask = tmp_path / "bundle" / "instrument" / "mask.npy"
+    np.testing.assert_array_equal(np.load(mask), small_mask())
+    assert "instrument/mask.npy" in invoke(capsys, "inspect", tmp_path / "bundle").out
     given = ["--data", tmp_path / "cubes", "--out", tmp_path / "out", "--json"]
-    assert_failed(invoke(capsys, "evaluate", tmp_path / "bundle", *given), 2, "mask", "give the checkpoint")
-    done = invoke(capsys, "evaluate", binary, *given)
-    assert done.code == 0, done.err
-    assert set(done.json["tasks"]) == {"snapshot", "noisy"}
+    by_bundle, by_checkpoint = (invoke(capsys, "evaluate", model, *given) for model in (tmp_path / "bundle", binary))
+    assert by_bundle.code == by_checkpoint.code == 0 and "GAP-TV: snapshot, noisy" in by_bundle.err, by_bundle.err
+    assert set(by_bundle.json["tasks"]) == {"snapshot", "noisy"}
+    for task, figures in by_bundle.json["tasks"].items():
+        other = by_checkpoint.json["tasks"][task]
+        assert figures["baseline"] == other["baseline"] and figures["input"] is None
+        assert figures["model"]["psnr"] == pytest.approx(other["model"]["psnr"], abs=0.05)

@@ -154,8 +154,9 @@ def test_the_public_weights_load_and_restore(data_dir: Path, tmp_path: Path) -> 
     net = load_checkpoint(data_dir / "cassi" / "bisrnet.pth", mask=str(mask_file(tmp_path)))
     assert net.parameters == KEYS["parameters"] and net.configuration["blocks"] == (1, 1, 1)
     clean = np.full((28, SIDE, SIDE), 0.5, np.float32)
-    assert net.measure is not None
-    seen = torch.from_numpy(net.measure("snapshot", clean, np.random.default_rng(0)))[None]
+    measure = ARCHITECTURE.measure
+    assert measure is not None
+    seen = torch.from_numpy(measure(net.instrument, "snapshot", clean, np.random.default_rng(0)))[None]
     with torch.no_grad():
         restored = net(seen).numpy()
         static = deployment_form(net.module)(seen).numpy()

@@ -163,12 +163,12 @@ def test_without_a_mask_it_is_looked_at_alone(tmp_path: Path) -> None:
     net = load_checkpoint(tmp_path / "bare.pth")
     assert net.frame(1, 1) == (256, 310) and net.configuration["mask"] is None
     clean = np.zeros((28, 256, 256), np.float32)
-    assert net.measure is not None
+    measure = network_of(snapshot_network(SMALL)).architecture.measure
+    assert measure is not None and net.instrument == {}
     for use in (
         lambda: export_graph(net, 256, 310),
         lambda: net(torch.zeros(1, 1, 256, 310)),
-        lambda: net.measure("snapshot", clean, np.random.default_rng(0)),
-        lambda: net.architecture.measure(None, "snapshot", clean, np.random.default_rng(0)),
+        lambda: measure(net.instrument, "snapshot", clean, np.random.default_rng(0)),
     ):
         with pytest.raises(CheckpointError) as caught:
             use()
@@ -231,12 +231,13 @@ def test_a_mask_is_halved_as_often_as_the_frame() -> None:
 def test_it_measures_what_its_instrument_does() -> None:
     net = network_of(snapshot_network(SMALL, small_mask()))
     clean = np.random.default_rng(1).random((28, SIDE, SIDE), np.float32)
-    assert net.measure is not None
-    seen, noisy = (net.measure(task, clean, np.random.default_rng(2)) for task in net.tasks)
+    measure = network_of(snapshot_network(SMALL)).architecture.measure
+    assert measure is not None
+    seen, noisy = (measure(net.instrument, task, clean, np.random.default_rng(2)) for task in net.tasks)
     np.testing.assert_array_equal(seen[0], cassi.measure(clean, small_mask()))
     assert seen.shape == noisy.shape == (1, *FRAME) and not np.array_equal(seen, noisy)
     with pytest.raises(CubeError, match="16 lines"):
-        net.measure("snapshot", clean[:, 1:], np.random.default_rng(0))
+        measure(net.instrument, "snapshot", clean[:, 1:], np.random.default_rng(0))
     with pytest.raises(CubeError, match="network's mask"):
         net(torch.zeros(1, 1, SIDE, SIDE))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from runtime.errors import CubeError, CubeFileError, InputError
 from runtime.simulation import cassi
@@ -89,7 +91,18 @@ def test_a_mask_is_read_from_an_array(mask: np.ndarray, tmp_path: Path) -> None:
     np.savez(tmp_path / "mask.npz", mask=mask, other=mask[::-1])
     np.save(tmp_path / "open.npy", (mask > 0.5).astype(np.uint8))
     np.testing.assert_array_equal(cassi.read_mask(tmp_path / "mask.npy"), mask)
-    np.testing.assert_array_equal(cassi.read_mask(tmp_path / "mask.npz", "mask"), mask)
+    np.testing.assert_array_equal(cassi.read_mask(tmp_path / "mask.npz"), mask)
+    np.testing.assert_array_equal(cassi.read_mask(f"{tmp_path}/mask.npz:other"), mask[::-1])
+    savemat(tmp_path / "mask.mat", {"mask": mask, "other": mask[::-1]})
+    np.testing.assert_array_equal(cassi.read_mask(tmp_path / "mask.mat"), mask)
+    savemat(tmp_path / "one.mat", {"aperture": mask})
+    np.testing.assert_array_equal(cassi.read_mask(tmp_path / "one.mat"), mask)
+    with h5py.File(tmp_path / "python.mat", "w") as file:
+        file["mask"] = mask
+    with pytest.raises(InputError, match="may be turned"):
+        cassi.read_mask(tmp_path / "python.mat")
+    with pytest.raises(CubeFileError, match="mask, other"):
+        cassi.read_mask(f"{tmp_path}/mask.npz:absent")
     found = cassi.read_mask(tmp_path / "open.npy")
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, mask > 0.5)

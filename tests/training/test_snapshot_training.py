@@ -278,9 +278,13 @@ def test_a_run_is_judged_and_then_packaged(
     with pytest.raises(InputError, match="not judged"):
         pack(recipe, run, "a moment", tmp_path)
     file = written("learned", tmp_path / "recipe.yaml")
-    command(monkeypatch, judge.main, "--recipe", file, "--run", run, "--data", scenes)
+    other = run / "learned-best.safetensors"
+    command(monkeypatch, judge.main, "--recipe", file, "--run", run, "--data", scenes, "--beside", other)
     found = judge.judged(recipe, run, scenes)
-    assert f"| learned | {found['restored']['psnr']:.3f} |" in capsys.readouterr().out
+    told, best = capsys.readouterr().out, judge.beside(recipe, other, scenes)
+    assert f"| learned | {found['restored']['psnr']:.3f} |" in told
+    assert f"| learned-best | {best['restored']['psnr']:.3f} |" in told
+    assert f"| GAP-TV | {found['GAP-TV']['psnr']:.3f} |" in told and found["GAP-TV"]["psnr"] > 10
     assert found["restored"]["psnr"] == pytest.approx(read_rows(run / "validation.csv")[-1]["mean"])
     assert found["true prior"]["psnr"] == pytest.approx(read_rows(run / "validation.csv")[-1]["true prior"])
     assert found["tiles"] == 2 and found["starts"] > 0

@@ -1,8 +1,9 @@
 """Judge a network for snapshots: `python -m training.snapshot.judge --recipe FILE --run RUN --data CAVE`.
 
-On the tiles of the held-out scenes: PSNR of what is clipped to [0, 1], the published PSNR and SSIM beside it. Of a
-prior: the same with the prior of the truth, the most that an estimate may hope for, and what other starts of its chain
-change. The table goes to standard output, figures to judged.json beside the run.
+On the tiles of the held-out scenes: PSNR of what is clipped to [0, 1], the published PSNR and SSIM beside it; the same
+of GAP-TV. Of a prior: the same with the prior of the truth, the most that an estimate may hope for, and what other
+starts of its chain change. The table goes to standard output, figures to judged.json beside the run. `--beside FILE` judges
+another checkpoint for snapshots, which knows another mask, through the recipe's.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import torch
 from torch import Tensor
 
 from calibration.quality import psnr, published_snapshot_psnr, published_snapshot_ssim
+from calibration.snapshot_baselines import gap_tv
 from export.networks import load_checkpoint
+from export.networks.cassi import Masked
 from export.networks.sdp import Sdp, noise
 from runtime.arrays import Float32
+from runtime.errors import InputError
 from training.console import told
 from training.judged import keep
 from training.lessons import begin, resume
-from training.snapshot.draws import Batch, Held, load_cubes
+from training.snapshot.draws import Batch, Held, load_cubes, mask_of
 from training.snapshot.lesson import Learning, clipped
 from training.snapshot.recipe import SnapshotRecipe, load_recipe
 from training.snapshot.train import lesson_of
@@ -33,6 +37,7 @@ Measure = Callable[[Float32, Float32], float]
 MEASURES: Mapping[str, Measure] = {
     "psnr": psnr, "published psnr": published_snapshot_psnr, "published ssim": published_snapshot_ssim,
 }  # fmt: skip
+GAP_TV = "GAP-TV"
 STARTS = 8
 """Starts of the reverse chain that are compared."""
 
@@ -47,7 +52,7 @@ def measured(
 
 @torch.no_grad()
 def judged(recipe: SnapshotRecipe, run: Path, data: Path | Sequence[Path]) -> dict[str, Any]:
-    """{"restored", "true prior": {measure: mean}, "starts": by how much the mean PSNR of other starts differs, in dB}.
+    """{"restored", "GAP-TV", "true prior": {measure: mean}, "starts": what other starts change of mean PSNR, in dB}.
 
     Raises:
         DeployError: no data, no weights, or a state of another recipe.
@@ -56,6 +61,7 @@ def judged(recipe: SnapshotRecipe, run: Path, data: Path | Sequence[Path]) -> di
     net = load_checkpoint(run / f"{recipe.name}.safetensors").module
     found: dict[str, Any] = {"tiles": sum(len(each.batch.clean) for each in held)}
     found["restored"] = measured(held, lambda batch: net(batch.measured))
+    found[GAP_TV] = measured(held, partial(_classical, mask_of(recipe)))
     if recipe.prior is not None and isinstance(net, Sdp):
         whole = begin(recipe, lesson_of(recipe, held, cubes))
         resume(whole, recipe, run / "state.pt")
@@ -68,9 +74,23 @@ def judged(recipe: SnapshotRecipe, run: Path, data: Path | Sequence[Path]) -> di
     return found
 
 
+def _classical(mask: Float32, batch: Batch) -> Tensor:
+    return torch.from_numpy(np.stack([gap_tv(measurement[0], mask) for measurement in batch.measured.numpy()]))
+
+
 def _from(net: Sdp, start: Tensor, batch: Batch) -> Tensor:
     restored: Tensor = net(batch.measured, start)
     return restored
+
+
+@torch.no_grad()
+def beside(recipe: SnapshotRecipe, file: Path, data: Path | Sequence[Path]) -> dict[str, Any]:
+    """{"restored": {measure: mean}} of another checkpoint, given the recipe's mask. Raises DeployError."""
+    net = load_checkpoint(file).module
+    if not isinstance(net, Masked):
+        raise InputError("is no network for snapshots", file=file, key="--beside", remedy="leave it out")
+    net.mask = torch.from_numpy(mask_of(recipe))
+    return {"restored": measured(load_cubes(recipe, data)[1], lambda batch: net(batch.measured))}
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -80,6 +100,9 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [f"{row['restored'][measure]:.3f}" for measure in MEASURES]
         prior = [f"{row['true prior']['psnr']:.3f}", f"{row['starts']:.4f}"] if "true prior" in row else ["", ""]
         lines.append(f"| {name} | {' | '.join([*cells, *prior])} |")
+    classical = next((row[GAP_TV] for row in found.values() if GAP_TV in row), None)
+    if classical is not None:
+        lines.append(f"| {GAP_TV} | {' | '.join([*(f'{classical[measure]:.3f}' for measure in MEASURES), '', ''])} |")
     return "\n".join(lines)
 
 
@@ -88,12 +111,14 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True, help="its folder")
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of .npz scenes")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="other checkpoints")
     arguments = parser.parse_args()
     with told():
         recipe = load_recipe(arguments.recipe)
         found = judged(recipe, arguments.run, arguments.data)
         keep(arguments.run / f"{recipe.name}.safetensors", found)
-        print(table({recipe.name: found}))
+        others = {file.stem: beside(recipe, file, arguments.data) for file in arguments.beside}
+        print(table({recipe.name: found, **others}))
 
 
 if __name__ == "__main__":

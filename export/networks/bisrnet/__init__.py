@@ -33,6 +33,7 @@ ARCHITECTURE = Architecture(
     chosen=lambda net: dict(net.said),
     tasks=cassi.TASKS,
     measure=cassi.measure,
+    instrument=cassi.instrument,
     wavelengths=lambda net: WAVELENGTHS,
     float32_only=lambda net: "rounding turns signs over, and what FP16 takes for zero has none",
     # A sign that turns over moves single elements by several hundredths of the range, and the quality by nothing.

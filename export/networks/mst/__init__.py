@@ -33,5 +33,6 @@ ARCHITECTURE = Architecture(
     chosen=lambda net: dict(net.said),
     tasks=cassi.TASKS,
     measure=cassi.measure,
+    instrument=cassi.instrument,
     wavelengths=lambda net: WAVELENGTHS,
 )

@@ -77,6 +77,7 @@ ARCHITECTURE = Architecture(
     constants=_constants,
     tasks=cassi.TASKS,
     measure=cassi.measure,
+    instrument=cassi.instrument,
     wavelengths=lambda net: WAVELENGTHS,
     float32_only=lambda net: backbone_of(net).float32_only(net),
     parity=lambda net: backbone_of(net).parity(net),
