@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import click
 
-from runtime.arrays import Float32
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.meaning import Asked
@@ -148,7 +147,7 @@ def command(
             console.warn("neither --record nor --restored is given: nothing is kept")
         let_workers_yield()
         with console.progress("opening the source"):
-            source = open_source(spec, _source_options(config, scale, loaded.instrument))
+            source = open_source(spec, _source_options(config, scale, loaded))
         with source, ExitStack() as stack:
             parts = make_parts(loaded, source, config.stream, record, restored, limit, duration, asked, outward, stack)
             logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
@@ -193,8 +192,8 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
-def _source_options(config: Config, scale: float | None, instrument: Mapping[str, Float32]) -> SourceOptions:
-    told = config.stream
+def _source_options(config: Config, scale: float | None, bundle: Bundle) -> SourceOptions:
+    told, measured = config.stream, bundle.manifest.signature.measured
     return SourceOptions(
         wavelengths=told.wavelengths,
         scale=scale,
@@ -203,7 +202,8 @@ def _source_options(config: Config, scale: float | None, instrument: Mapping[str
         idle_seconds=told.idle_seconds,
         camera=told.camera,
         simulator=told.simulator,
-        instrument=instrument,
+        instrument=bundle.instrument,
+        plane=(measured.kind, measured.bands) == ("coded", 1),
     )
 
 

@@ -27,6 +27,7 @@ class SourceOptions:
         camera: settings of a camera, see `runtime.sources.camera.settings.CameraSettings`.
         simulator: settings of the simulator, see `runtime.sources.sim.SimSettings`.
         instrument: {name: array} of the instrument that is expected, such as its mask, for the simulator.
+        plane: frames of one band are expected: grey photographs are such, not three bands alike.
     """
 
     wavelengths: tuple[float, ...] | None = None
@@ -37,6 +38,7 @@ class SourceOptions:
     camera: Mapping[str, Any] = field(default_factory=dict)
     simulator: Mapping[str, Any] = field(default_factory=dict)
     instrument: Mapping[str, Float32] = field(default_factory=dict)
+    plane: bool = False
 
 
 class Source(Closing):

@@ -1,8 +1,8 @@
 """`watch-photos:DIR`: a folder into which a camera's program writes photographs, each read once when it is complete.
 
-A line is a row of the picture, upright, [3, samples]; a picture begins with a break, so that no frame has lines of two.
-All must be as wide, and of as many bits, as the first; heights may differ. A scheme of its own, since recorders put
-pictures of their own beside ENVI pairs.
+A line is a row of the picture, upright, [3, samples], or of a grey one [1, samples] where frames have one band; a picture
+begins with a break, so that no frame has lines of two. All must be as wide, and of as many bits, as the first; heights
+may differ. A scheme of its own, since recorders put pictures of their own beside ENVI pairs.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def open_source(address: str, options: SourceOptions) -> Watch:
     """
     path = path_of(address, "watch-photos")
     patience = PATIENCE if options.idle_seconds is None else options.idle_seconds
-    return Watch(path, Pictures(path, patience), options)
+    return Watch(path, Pictures(path, patience, plane=options.plane), options)
 
 
 class Picture(Finished):
-    """A photograph in memory: upright, [3, lines, samples]."""
+    """A photograph in memory: upright, [bands, lines, samples]."""
 
     def __init__(self, path: Path, cube: NDArray[Any], stated: Stated) -> None:
         self.path, self.name, self.stated = path, path.name, stated
@@ -88,7 +88,7 @@ class Rows:
         return left
 
     def take(self, line: Line) -> Taken:
-        """Put the next row into `line`, [3, samples]."""
+        """Put the next row into `line`, [bands, samples]."""
         assert self._cube is not None, "it was closed"
         np.copyto(line, self._cube[:, self.next])
         self.next += 1
@@ -115,12 +115,13 @@ class Pictures:
 
     Args:
         patience: seconds that a picture may stay as it is without being complete.
+        plane: grey ones have one band.
     """
 
     what = "photograph"
 
-    def __init__(self, path: Path, patience: float) -> None:
-        self.patience = patience
+    def __init__(self, path: Path, patience: float, *, plane: bool = False) -> None:
+        self.patience, self._plane = patience, plane
         self._path = path
         self._waiting: dict[str, _Waiting] = {}
         self._over: dict[str, Status] = {}
@@ -186,8 +187,8 @@ class Pictures:
         with opened(path) as (file, _):
             while piece := file.read(PIECE):
                 crc = zlib.crc32(piece, crc)
-        cube, _, stated = read_photograph(path)
-        return crc, Picture(path, cube, stated)
+        cube, photograph, stated = read_photograph(path)
+        return crc, Picture(path, cube[:1] if self._plane and photograph.grey else cube, stated)
 
     def reasons(self) -> list[str]:
         """Why the pictures that are waited for are not complete."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,10 @@ from export.networks import network_of, save_checkpoint
 from export.networks.mst import MstConfig
 from runtime import load_bundle
 from runtime.files import read_cube, write_cube
+from runtime.record.index import read_index
 from runtime.simulation import cassi
 from tests.contracts.command import assert_failed, invoke
+from tests.contracts.spectrometer import spectrometer
 from tests.export.snapshots import SIDE, mask_file, small_mask, snapshot_network
 
 Capsys = pytest.CaptureFixture[str]
@@ -101,18 +106,49 @@ def test_a_frame_with_a_gap_is_lost_and_the_next_in_its_place_again(
     assert lines["in"] == lines["restored"] + lines["dropped"] + lines["incomplete"]
 
 
+@pytest.mark.parametrize("source", ["watch", "watch-photos"])
 def test_a_folder_of_measurements_is_streamed(
-    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys, source: str
 ) -> None:
     (tmp_path / "in").mkdir()
     for number in range(2):
-        numbers = np.rint((1 - 0.3 * number) * measurement * 2000).astype(np.uint16)
-        write_cube(tmp_path / "in" / f"{number}.hdr", numbers[None], fields={"reflectance scale factor": "2000"})
+        numbers = np.rint((1 - 0.3 * number) * measurement * 2000).astype(np.uint16)[None]
+        if source == "watch":
+            write_cube(tmp_path / "in" / f"{number}.hdr", numbers, fields={"reflectance scale factor": "2000"})
+        else:
+            write_cube(tmp_path / "in" / f"{number}.tif", numbers)
     (tmp_path / "deploy.yaml").write_text("stream: {idle_seconds: 1}\n")
-    done = invoke(capsys, "stream", bundle, "--source", f"watch:{tmp_path / 'in'}", "--restored", tmp_path / "out",
-                  "--config", tmp_path / "deploy.yaml", "--json")  # fmt: skip
+    done = invoke(capsys, "stream", bundle, "--source", f"{source}:{tmp_path / 'in'}", "--restored", tmp_path / "out",
+                  "--scale", 2000, "--config", tmp_path / "deploy.yaml", "--json")  # fmt: skip
     assert done.code == 0, done.err
     made = read_cube(tmp_path / "out/restored.hdr").cube
     assert made.shape == (28, 2 * SIDE, SIDE)
     own = restored(bundle, np.rint(0.7 * measurement * 2000).astype(np.float32) / 2000)
     np.testing.assert_allclose(made[:, SIDE:], own, atol=1e-5)
+
+
+@pytest.mark.data
+def test_an_area_camera_behind_a_coded_aperture_is_streamed(bundle: Path, tmp_path: Path) -> None:
+    shots = []
+    for seed in range(3):
+        clean = np.random.default_rng(seed).random((28, SIDE, SIDE), np.float32)
+        shots.append(np.rint(2000 * cassi.measure(clean, small_mask())))
+    served, out = np.array(shots, np.uint16), tmp_path / "out"
+    camera = "{pixel_format: Mono12, geometry: area, frame_rate: 10}"
+    (tmp_path / "deploy.yaml").write_text(f"stream:\n  camera: {camera}\n  drain_seconds: 10\n")
+    line = (
+        sys.executable, "-m", "deploy", "stream", bundle, "--source", "genicam:127.0.0.1", "--record", out,
+        "--restored", out, "--config", tmp_path / "deploy.yaml", "--duration", 3, "--json",
+    )  # fmt: skip
+    with spectrometer(served, folder=tmp_path) as virtual:
+        process = virtual.popen(*line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        told, said = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    lines = json.loads(told.splitlines()[-1])["lines"]
+    assert lines["in"] == lines["restored"] + lines["dropped"] + lines["incomplete"] and lines["restored"] >= 2 * SIDE
+    index, made = read_index(out / "restored.idx"), read_cube(out / "restored.hdr").cube
+    for number in range(0, made.shape[1], SIDE):
+        own = index["frame_id"][number]
+        found = made[:, number : number + SIDE]
+        apart = [np.abs(found - restored(bundle, shot / np.float32(2000))).max() for shot in served]
+        assert min(apart) < 1e-5 and (index["frame_id"][number : number + SIDE] == own).all()

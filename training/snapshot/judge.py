@@ -2,8 +2,8 @@
 
 On the tiles of the held-out scenes: PSNR of what is clipped to [0, 1], the published PSNR and SSIM beside it; the same
 of GAP-TV. Of a prior: the same with the prior of the truth, the most that an estimate may hope for, and what other
-starts of its chain change. The table goes to standard output, figures to judged.json beside the run. `--beside FILE` judges
-another checkpoint for snapshots, which knows another mask, through the recipe's.
+starts of its chain change. The table goes to standard output, figures to judged.json beside the run. `--beside FILE`
+judges another checkpoint for snapshots, which knows another mask, through the recipe's.
 """
 
 from __future__ import annotations
