@@ -159,9 +159,14 @@ def marked(picture: Picture, pixels: Sequence[Pixel], cube_shape: tuple[int, int
 
 
 def side_by_side(pictures: Sequence[Picture], gap: int = 8) -> Picture:
-    """Pictures [lines, samples, 3] with as many lines in a row, with `gap` white samples between them."""
-    white = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
-    return np.concatenate([part for picture in pictures for part in (white, picture)][1:], axis=1)
+    """Pictures [lines, samples, 3] in a row, with `gap` white samples between them, and white below what is lower."""
+    lines = max(len(picture) for picture in pictures)
+    row = np.full((lines, sum(picture.shape[1] + gap for picture in pictures) - gap, 3), 255, np.uint8)
+    at = 0
+    for picture in pictures:
+        row[: len(picture), at : at + picture.shape[1]] = picture
+        at += picture.shape[1] + gap
+    return row
 
 
 def png_bytes(picture: Picture) -> bytes:

@@ -59,7 +59,7 @@ def read_mat(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
 
 def _cube(contents: Contents, order: Order, key: str | None, path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
     variable, size = _Choice(contents, path, key, len(order)).made()
-    shape, doubts = variable.shape, [contents.doubt(variable, order)]
+    shape, doubts = variable.shape, [contents.doubt(variable, order, unfolded=size is not None)]
     if size is not None:
         axes, (shape, order, doubt) = order, _unfolded(variable, size, order, path)
         check_plane(shape[order.index("bands")], axes, path)

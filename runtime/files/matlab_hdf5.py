@@ -50,7 +50,7 @@ class Hdf5:
         values = read_dataset(variable.place, self._size, self._path, variable.name)
         return values.T, values.dtype.newbyteorder("=")
 
-    def doubt(self, variable: Variable, order: Order) -> str | None:
+    def doubt(self, variable: Variable, order: Order, *, unfolded: bool) -> str | None:
         # MATLAB gives every array a class: one without, among others with it, was added later by another program.
         told = _CLASS in variable.place.attrs or (
             self._headed and not any(_CLASS in other.place.attrs for other in self.top() if other.place is not None)

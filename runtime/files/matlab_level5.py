@@ -148,8 +148,8 @@ class Level5:
             data.finish(max(end - data.position, -length % 8), name)
         return array.T, dtype
 
-    def doubt(self, variable: Variable, order: Order) -> str | None:
-        if len(variable.shape) != 2 or not self._by_numpy or order.index("samples") < order.index("lines"):
+    def doubt(self, variable: Variable, order: Order, *, unfolded: bool) -> str | None:
+        if not unfolded or not self._by_numpy or order.index("samples") < order.index("lines"):
             return None
         turned = ",".join({"lines": "samples", "samples": "lines"}.get(axis, axis) for axis in order)
         return (

@@ -59,5 +59,5 @@ class Contents(Protocol):
     def values(self, variable: Variable) -> tuple[NDArray[Any], np.dtype[Any]]:
         """The numbers of an array as stored, with axes in MATLAB's order, and the type they stand for."""
 
-    def doubt(self, variable: Variable, order: Order) -> str | None:
+    def doubt(self, variable: Variable, order: Order, *, unfolded: bool) -> str | None:
         """Why its axes or pixels may be in another order than MATLAB's, and the layout that turns them."""
