@@ -1,8 +1,8 @@
 """`watch-photos:DIR`: a folder into which a camera's program writes photographs, each read once when it is complete.
 
 A line is a row of the picture, upright, [3, samples], or of a grey one [1, samples] where frames have one band. Each
-picture begins with a break, so that no frame has lines of two. All must be as wide, and of as many bits, as the first; heights
-may differ. A scheme of its own, since recorders put pictures of their own beside ENVI pairs.
+picture begins with a break, so that no frame has lines of two. All must be as wide, and of as many bits, as the first;
+heights may differ. A scheme of its own, since recorders put pictures of their own beside ENVI pairs.
 """
 
 from __future__ import annotations
