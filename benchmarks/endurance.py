@@ -79,8 +79,13 @@ def streamed(
         "--config", config, "--record", folder / "record", "--spool-limit", asked.spool_limit,
         "--restored", folder / "restored", "--duration", 60 * asked.minutes, "--json",
     )  # fmt: skip
+    return watched(camera.popen(*command, stdout=subprocess.PIPE))
+
+
+def watched(process: subprocess.Popen[str]) -> tuple[dict[str, Any], list[int]]:
+    """What a stream with `--json` told at its end, and its resident memory in bytes, second by second."""
     memory = []
-    with camera.popen(*command, stdout=subprocess.PIPE) as process:
+    with process:
         while process.poll() is None:
             memory.append(resident(process.pid))
             time.sleep(1.0)
@@ -91,6 +96,12 @@ def streamed(
     result: dict[str, Any] = json.loads(said.splitlines()[-1])
     # Its last seconds are those of the shutdown.
     return result, [size for size in memory[:-5] if size]
+
+
+def growth(memory: list[int]) -> tuple[list[int], float]:
+    """The memory behind its first third, which has at least a minute, and by what share it grew there."""
+    steady = memory[max(len(memory) // 3, WARM_UP) :]
+    return steady, max(steady) / min(steady) - 1 if steady else 0.0
 
 
 def resident(process: int) -> int:
@@ -129,8 +140,7 @@ def compare(record: Path, cube: NDArray[np.uint16]) -> dict[str, int]:
 def judge(asked: argparse.Namespace, result: dict[str, Any], memory: list[int], compared: dict[str, int]) -> int:
     """Print the table; 1 where a bar is missed."""
     lines = result["lines"]
-    steady = memory[max(len(memory) // 3, WARM_UP) :]
-    growth = max(steady) / min(steady) - 1 if steady else 0.0
+    steady, grown = growth(memory)
     off = lines["in"] - lines["restored"] - lines["dropped"] - lines["incomplete"]
     grid = Table(title=f"{asked.bands} bands x {asked.samples} samples, {asked.minutes:g} minutes")
     grid.add_column("what")
@@ -148,10 +158,10 @@ def judge(asked: argparse.Namespace, result: dict[str, Any], memory: list[int], 
     grid.add_row("gaps in their numbers", f"{compared['gaps']}", "0")
     if steady:
         grid.add_row("resident memory, MB", f"{min(steady) / 1e6:.1f} to {max(steady) / 1e6:.1f}", "")
-        grid.add_row("its growth", f"{100 * growth:.2f} %", f"{100 * GROWTH_BAR:.0f} %")
+        grid.add_row("its growth", f"{100 * grown:.2f} %", f"{100 * GROWTH_BAR:.0f} %")
     show(grid)
     counts = (lines["incomplete"], off, compared["unequal"], compared["gaps"])
-    return int(any(counts) or growth > GROWTH_BAR)
+    return int(any(counts) or grown > GROWTH_BAR)
 
 
 if __name__ == "__main__":
