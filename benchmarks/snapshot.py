@@ -3,6 +3,7 @@
 The simulator sends 30 coded frames of 256x310 a minute, MST-S with weights from a seed restores them, record and
 restored cubes are written. Bars: every frame restored, none lost or dropped, no growth of memory of more than 2 % after
 the first third, which has at least a minute. Exit code 1 when one is missed.
+"""
 
 from __future__ import annotations
 

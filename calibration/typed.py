@@ -199,7 +199,8 @@ class _Writer:
         written = NodeProto()
         written.CopyFrom(node)
         for index, name in enumerate(node.input):
-            if name not in self.floats:
+            # The scales of a Resize are float32 whatever it resizes.
+            if name not in self.floats or (node.op_type == "Resize" and index):
                 continue
             present = TensorProto.FLOAT16 if name in self.half else TensorProto.FLOAT
             if present == wanted:

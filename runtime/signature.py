@@ -199,6 +199,11 @@ class Signature:
         return Ports(given, {embedding.name: embedding.shape})
 
     @property
+    def is_area(self) -> bool:
+        """A frame is one image of an area detector, which has an element for each of its lines and samples."""
+        return self.tiling == "fixed" and (self.measured.kind, self.measured.bands) == ("coded", 1)
+
+    @property
     def alike(self) -> bool:
         """A restored frame is what the measured one was, only better: values can be passed on, scaled back, kept."""
         return (self.measured.kind, self.measured.bands, self.measured.size) == (

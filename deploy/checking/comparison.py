@@ -284,7 +284,8 @@ def _graphs(path: Path, net: Network, wanted: tuple[str, ...]) -> dict[str, byte
     bundle = verified_bundle(path)
     manifest = bundle.manifest
     graphs = {name: bundle.files[inner] for name, inner in manifest.graphs.items()}
-    if "fp16" in wanted and "fp16" not in graphs and "fp32" in graphs:
+    halves = "fp16" in wanted and not net.architecture.float32_only(net.module)
+    if halves and "fp16" not in graphs and "fp32" in graphs:
         try:
             probes = simulated_probes(net, manifest.signature.measured.size, manifest.wavelengths or ())
             graphs["fp16"] = in_half(graphs["fp32"], "fp16", probes, net)

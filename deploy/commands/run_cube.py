@@ -97,8 +97,7 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
     """Restore one cube or photograph; returns what `--json` prints."""
     refuse_cube_output(out, how.replace)
     # What a coded aperture measures is one plane, whose files need no axis for bands.
-    measured = read_manifest(bundle).signature.measured
-    plane = how.bands is None and (measured.kind, measured.bands) == ("coded", 1)
+    plane = how.bands is None and read_manifest(bundle).signature.is_area
     source = read_cube(cube, layout=how.layout, key=how.key, plane=plane)
     if how.bands is not None:
         source = taking(source, how.bands)

@@ -193,7 +193,7 @@ def parse_bytes(text: str) -> int:
 
 
 def _source_options(config: Config, scale: float | None, bundle: Bundle) -> SourceOptions:
-    told, measured = config.stream, bundle.manifest.signature.measured
+    told = config.stream
     return SourceOptions(
         wavelengths=told.wavelengths,
         scale=scale,
@@ -203,7 +203,7 @@ def _source_options(config: Config, scale: float | None, bundle: Bundle) -> Sour
         camera=told.camera,
         simulator=told.simulator,
         instrument=bundle.instrument,
-        plane=(measured.kind, measured.bands) == ("coded", 1),
+        plane=bundle.manifest.signature.is_area,
     )
 
 
@@ -311,7 +311,10 @@ def _told(result: StreamResult, last: Snapshot) -> dict[str, Any]:
     console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
     console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")
     if count.dropped:
-        fates = (("dropped", "restoration was behind"), ("failed", "the engine failed on them"))
+        fates = (
+            ("dropped", "restoration was behind"), ("failed", "the engine failed on them"),
+            ("unfit", "they were not whole, or not what a network should see"),
+        )  # fmt: skip
         why = [f"{result.frames[fate]} frames, since {told}" for fate, told in fates if result.frames[fate]]
         console.warn(
             f"{count.dropped} lines were not restored" + (f": {'; '.join(why)}" if why else ", the end came first")

@@ -67,12 +67,12 @@ def read_detector_image(
     """Read what belongs to the detector, in one of three layouts.
 
     ENVI of `bands` bands and `samples` samples: lines as the camera records them. ENVI of one band, with `bands` lines
-    and `samples` samples: an image of the detector. `.npy` [bands, samples].
+    and `samples` samples: an image of the detector, or several below each other. `.npy` [bands, samples].
 
     Args:
         format: of the lines.
         key: of the configuration, for errors.
-        averaged: a recording of several lines is averaged; otherwise it must have one.
+        averaged: a recording of several lines or images is averaged; otherwise it must have one.
         limit: at which the detector saturates; that of the file's own type holds in any case, and so does a plateau.
 
     Raises:
@@ -101,8 +101,10 @@ def read_detector_image(
     if (header.bands, header.samples) == format.shape and (averaged or header.lines == 1):
         _check_wavelengths(header, format, path, key)
         return replace(_mean(_lines(header), header.lines, limit, header.data_ignore_value), listed=listed)
-    if (header.bands, header.lines, header.samples) == (1, *format.shape):
-        return _mean([read_lines(header, 0, header.lines)[0]], 1, limit, header.data_ignore_value)
+    images, rest = divmod(header.lines, format.bands)
+    if (header.bands, header.samples, rest) == (1, format.samples, 0) and (images == 1 or (averaged and images)):
+        each = (read_lines(header, at * format.bands, (at + 1) * format.bands)[0] for at in range(images))
+        return _mean(each, images, limit, header.data_ignore_value)
     found = f"{header.bands} bands x {header.lines} lines x {header.samples} samples"
     raise refused("has not the shape of the detector", path, key, _what_fits(format, averaged), found)
 
@@ -218,7 +220,8 @@ def _what_fits(format: LineFormat, averaged: bool) -> str:
     lines = "any number of lines" if averaged else "1 line"
     return (
         f"what fits: ENVI of {bands} bands x {lines} x {samples} samples, "
-        f"ENVI of 1 band x {bands} lines x {samples} samples, or .npy [{bands}, {samples}]"
+        f"ENVI of 1 band x {bands} lines x {samples} samples{', or several below each other' * averaged}, "
+        f"or .npy [{bands}, {samples}]"
     )
 
 

@@ -18,6 +18,7 @@ from runtime.meaning import Asked
 from runtime.meaning.marks import standing
 from runtime.radiometry import Calibration, Radiometry, load_radiometry
 from runtime.record.writer import LineWriter, open_line_writer
+from runtime.signature import Signature
 from runtime.sinks.callback import Callback
 from runtime.sinks.contract import Block, Sink
 from runtime.sinks.restored_file import RestoredFile
@@ -225,7 +226,9 @@ def fit(
         )
         raise CubeError(problem, key="bands", value=count, remedy=remedy)
     try:
-        meaning = source_meaning(source, asked, manifest.scale, converts=not radiometry)
+        meaning = source_meaning(
+            source, asked, manifest.scale, converts=not radiometry, saturation=_limit(lines, radiometry)
+        )
     except CubeError as error:
         error.file = error.file or source.describe().get("path")
         raise
@@ -239,9 +242,10 @@ def fit(
         bare and bool(radiometry) and "scale" not in radiometry and radiometry.get("output") != "reflectance"
     )
     if radiometry:
-        radiometric = load_radiometry(radiometry, replace(lines, scale=manifest.scale) if bare else lines, folder)
+        detector = _detector(signature, lines)
+        radiometric = load_radiometry(radiometry, replace(detector, scale=manifest.scale) if bare else detector, folder)
     else:
-        lines, radiometric = _converted(lines, meaning)
+        lines, radiometric = _converted(lines, meaning, signature)
     return Fit(
         lines,
         RestorerFacts(
@@ -264,7 +268,18 @@ def fit(
     )
 
 
-def _converted(lines: LineFormat, meaning: SourceMeaning) -> tuple[LineFormat, Radiometry]:
+def _limit(lines: LineFormat, radiometry: Mapping[str, Any]) -> float | None:
+    """At which the detector saturates, as far as somebody says it; settings that are wrong are refused later."""
+    said = radiometry.get("saturation", lines.saturation)
+    return said if isinstance(said, int | float) else None
+
+
+def _detector(signature: Signature, lines: LineFormat) -> LineFormat:
+    """The elements of the detector as a line's: of an area detector its rows stand in the place of bands."""
+    return replace(lines, bands=signature.measured.lines, wavelengths=None) if signature.is_area else lines
+
+
+def _converted(lines: LineFormat, meaning: SourceMeaning, signature: Signature) -> tuple[LineFormat, Radiometry]:
     """Lines with the scale that holds, None where the bundle's or gains do; and what converts them."""
     made = meaning.conversion
     linear = made.gains is not None or made.offsets is not None
@@ -280,7 +295,9 @@ def _converted(lines: LineFormat, meaning: SourceMeaning) -> tuple[LineFormat, R
     )
     saturation = "not known" if lines.saturation is None else f"{lines.saturation:g} DN"
     facts = {"output": "dn", "scale": f"{made.scale:g}", "saturation": saturation, "replaced": "none"}
-    return lines, Radiometry(lines, calibration, facts | ({"gains": "the source's"} if linear else {}))
+    return lines, Radiometry(
+        _detector(signature, lines), calibration, facts | ({"gains": "the source's"} if linear else {})
+    )
 
 
 def _checked(chosen: Sequence[int], bands: int) -> tuple[int, ...]:

@@ -197,9 +197,9 @@ class Stream:
             Screen(
                 source.format,
                 radiometric.saturation,
-                _judged(radiometric, facts),
+                None if facts.signature.is_area else _judged(radiometric, facts),
                 restorer.marks,
-                photograph=source.stated.photograph or facts.signature.measured.kind == "coded",
+                photograph=source.stated.photograph or facts.signature.is_area,
             ),
             Assembler(lines, overlap, options.bridge),
             self._frames,
@@ -268,13 +268,14 @@ class Stream:
         return result
 
     def frames(self) -> dict[str, int]:
-        """Frames so far: restored, passed through as a whole, dropped, failed in the engine."""
+        """Frames so far: restored, passed through as a whole, dropped, failed in the engine, unfit for the network."""
         done = self._restoration
         return {
             "restored": done.given - done.passed,
             "passed": done.passed,
-            "dropped": done.dropped - done.broken,
+            "dropped": done.dropped - done.broken - done.unfit,
             "failed": done.broken,
+            "unfit": done.unfit,
         }
 
     def snapshot(self) -> Snapshot:

@@ -50,7 +50,7 @@ class Restoration:
         self._stage, self._log, self._seen = stage, log, seen
         self._failures = 0
         self.failure: DeployError | None = None
-        self.given = self.passed = self.dropped = self.broken = 0
+        self.given = self.passed = self.dropped = self.broken = self.unfit = 0
 
     def run(self, given_up: Callable[[], bool]) -> None:
         """Work until the last frame has come through; after `given_up` says so, every frame is dropped."""
@@ -94,6 +94,7 @@ class Restoration:
             self._log("unfit", frame=frame.number, sequence=frame.first, error=error.one_line())
             if not self._restorer.passes_through:
                 self._drop(frame, error.problem)
+                self.unfit += 1
                 return
             values, report = self._restorer.pass_through(frame)
         # An engine may raise whatever its library does; the record must go on.

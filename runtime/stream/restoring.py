@@ -24,6 +24,8 @@ from .frames import Frame
 from .missing import stand_in
 from .pool import Slot
 from .report import FrameReport, stamps
+from .sampling import at_limit
+from .screening import SATURATED_SHARE
 
 ENOUGH = 0.5
 """Where fewer of a frame's lines are fit, the whole frame is passed through: it would be made of neighbours."""
@@ -90,7 +92,7 @@ class FrameRestorer:
         facts: of the network.
         format: of the lines.
         infer: restores a frame, {tensor: array} as in the signature.
-        radiometric: from digital numbers to the unit range.
+        radiometric: from digital numbers to the unit range; of lines, or of whole frames of an area detector.
 
     Attributes:
         bands, samples: of the restored lines.
@@ -121,6 +123,7 @@ class FrameRestorer:
         self._stand_in = stand_in(format.dtype)
         self._whole = np.zeros(format.shape, np.float32)
         self._mask = np.zeros(format.shape, np.bool_)
+        self._image = np.zeros((lines, samples), format.dtype) if facts.signature.is_area else None
         self._unit = np.zeros((taken, lines, samples), np.float32)
         self._missing = np.zeros((taken, lines, samples), np.bool_)
         self._bad = np.zeros(taken, np.bool_)
@@ -156,13 +159,15 @@ class FrameRestorer:
             MachineError: the engine failed.
         """
         began = time.monotonic()
-        count = len(frame.slots)
+        count, placed = len(frame.slots), self._placed(frame)
         kept, doubts = self._fill(frame.slots)
         taken = np.array(frame.taken)
-        unfit = np.array([slot is not None and bool(slot.flags & UNFIT) for slot in frame.slots])
+        # Of an area detector the elements that are bad lie in single lines: what is saturated is judged by the frame.
+        faults = UNFIT if self._image is None else UNFIT & ~Flag.SATURATED
+        unfit = np.array([slot is not None and bool(slot.flags & faults) for slot in frame.slots])
         unfit[[keep.place for keep in kept if keep.whole]] = True
         fit = np.flatnonzero(taken & ~unfit)
-        whole, missing = self._enough(frame, len(fit)), bool(self._missing[:, np.flatnonzero(taken)].any())
+        whole, missing = placed and len(fit) >= ENOUGH * count, bool(self._missing[:, np.flatnonzero(taken)].any())
         if not self.passes_through and (missing or not whole):
             raise CubeError(
                 "the frame is not whole, and nothing of it can be passed through",
@@ -206,15 +211,14 @@ class FrameRestorer:
         self._keep(frame, np.flatnonzero(taken), kept, values)
         return values, self._report(frame, taken, {"whole": time.monotonic() - began}, passed=True, doubts=doubts)
 
-    def _enough(self, frame: Frame, fit: int) -> bool:
-        """Whether enough of a frame is there; where frames have one place only, also that it is in its place."""
-        count, first = len(frame.slots), frame.slots[0]
-        enough = fit >= ENOUGH * count
+    def _placed(self, frame: Frame) -> bool:
+        """Whether a frame is in its place, where frames have one place only."""
         if self._facts.signature.tiling == "free":
-            return enough
+            return True
+        first = frame.slots[0]
         placed = frame.first == self._next or (first is not None and bool(first.flags & Flag.BREAK))
-        self._next = frame.first + count if placed else -1
-        return enough and placed and count == self._facts.frame[0]
+        self._next = frame.first + len(frame.slots) if placed else -1
+        return placed and len(frame.slots) == self._facts.frame[0]
 
     def _report(self, frame: Frame, as_it_came: Bools, seconds: dict[str, float], **known: Any) -> FrameReport:
         sequence, frame_id, utc_ns, flags = stamps(frame)
@@ -237,6 +241,9 @@ class FrameRestorer:
     def _fill(self, slots: Sequence[Slot | None]) -> tuple[list[_Kept], tuple[str, ...]]:
         """Radiometry of all lines; returns what of them is to come out as it came in, and what people should know."""
         came = [(place, slot) for place, slot in enumerate(slots) if slot is not None]
+        if self._image is not None:
+            self._develop(self._image, came)
+            return [], ()
         kept = []
         for place, slot in came:
             out = self._unit[:, place]
@@ -254,6 +261,21 @@ class FrameRestorer:
                 if not whole:
                     out[:, missing] = out[:, ~missing].mean(axis=1, keepdims=True)
         return kept, doubts
+
+    def _develop(self, image: Line, came: Sequence[tuple[int, Slot]]) -> None:
+        """Radiometry of a frame of an area detector. Raises CubeError where the detector was at its limit."""
+        for place, slot in came:
+            np.copyto(image[place], slot.line[0])
+        self._radiometric.apply_line(image, self._unit[0])
+        np.copyto(self._missing[0], self._radiometric.drawn(marked(image, self.marks)) if self.marks else False)
+        saturated = self._radiometric.saturated(image)
+        if saturated > SATURATED_SHARE * image.size:
+            raise CubeError(
+                "the frame is saturated",
+                key="lines",
+                value=f"{100 * saturated / image.size:.0f} % of its values",
+                remedy="expose it for less time",
+            )
 
     def _find_missing(self, line: Line, found: Bools) -> None:
         """Values that draw on a mark, into `found` [bands, samples]."""
@@ -315,7 +337,8 @@ class FrameRestorer:
         if low >= before[0] - margin and high <= before[1] + margin:
             return []
         raw = np.stack([self._selected(slot.line) for _, slot in came], axis=1)
-        new = seen_marks(raw, self.marks, ~self._listed)
+        limit = self._radiometric.saturation
+        new = [mark for mark in seen_marks(raw, self.marks, ~self._listed) if not at_limit(mark, limit)]
         if not new:
             return []
         # What they made of the range says nothing of the values.

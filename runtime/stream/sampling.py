@@ -26,7 +26,9 @@ class SourceMeaning:
     doubts: tuple[str, ...]
 
 
-def source_meaning(source: Source, asked: Asked, scale: float | None, *, converts: bool) -> SourceMeaning:
+def source_meaning(
+    source: Source, asked: Asked, scale: float | None, *, converts: bool, saturation: float | None = None
+) -> SourceMeaning:
     """What a source's numbers mean.
 
     Args:
@@ -34,6 +36,7 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
         asked: above all else.
         scale: the bundle's.
         converts: its numbers go to the unit range as they are, by a scale or gains; else radiometry makes them others.
+        saturation: digital number at which the detector is at its limit, which is no mark of missing values.
 
     Raises:
         CubeError: as `runtime.meaning.meaning_of`.
@@ -52,6 +55,7 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
         bad = dict.fromkeys(stated.bad, LISTED)
     else:
         marks, bad = look(sample, stated, asked)
+        marks = [mark for mark in marks if not at_limit(mark, saturation)]
         found = [np.logical_or.reduce([mark.found(band) for band in sample]) for mark in marks]
         seen = words.of_marks(marks, [int(np.count_nonzero(pixels)) for pixels in found], sample.dtype)
         values = Values.of(sample, marks, bad)
@@ -88,3 +92,8 @@ def source_meaning(source: Source, asked: Asked, scale: float | None, *, convert
         # What follows may have other bands; they are looked at frame by frame.
         bad = {band: why for band, why in bad.items() if why == LISTED}
     return SourceMeaning(conversion, whose, tuple(marks), bad, tuple(notes), tuple(doubts))
+
+
+def at_limit(mark: Mark, saturation: float | None) -> bool:
+    """Whether a mark that nobody named is what the detector gives at its limit."""
+    return mark.whence == "data" and saturation is not None and mark.high >= saturation

@@ -152,3 +152,36 @@ def test_an_area_camera_behind_a_coded_aperture_is_streamed(bundle: Path, tmp_pa
         apart = [np.abs(found - restored(bundle, shot / np.float32(2000))).max() for shot in served]
         assert min(apart) < 1e-5 and not ids[number] % SIDE
         np.testing.assert_array_equal(ids[number : number + SIDE], ids[number] + np.arange(SIDE, dtype=ids.dtype))
+
+
+def test_dark_and_bad_pixels_are_those_of_the_area_detector(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    rng = np.random.default_rng(0)
+    dark = rng.integers(50, 300, (SIDE, WIDE)).astype(np.uint16)
+    write_cube(tmp_path / "dark.hdr", np.concatenate([dark - 10, dark + 10])[None])
+    bad = np.zeros((SIDE, WIDE), np.uint8)
+    # A whole row, which is at its limit, and some elements.
+    bad[5], bad[2, 30], bad[9, 3] = 1, 1, 1
+    np.save(tmp_path / "bad.npy", bad)
+    smooth = np.full((SIDE, WIDE), 0.7, np.float32)
+    numbers = np.rint(2000 * smooth).astype(np.uint16) + dark
+    numbers[bad > 0] = 4095
+    spoilt = numbers.copy()
+    spoilt[:, : WIDE // 3] = 4095
+    write_cube(tmp_path / "raw.bil.hdr", np.concatenate([numbers, spoilt, numbers])[None])
+    radiometry = "{dark: dark.hdr, bad_pixels: bad.npy, saturation: 4095, scale: 2000}"
+    (tmp_path / "deploy.yaml").write_text(f"stream:\n  radiometry: {radiometry}\n")
+    done = invoke(capsys, "stream", bundle, "--source", f"envi:{tmp_path / 'raw.bil.hdr'}", "--restored",
+                  tmp_path / "out", "--config", tmp_path / "deploy.yaml", "--json")  # fmt: skip
+    assert done.code == 0 and done.json["lines"]["dropped"] == SIDE, done.err
+    assert "the frame is saturated" in (tmp_path / "out" / "stream.jsonl").read_text()
+    made = read_cube(tmp_path / "out/restored.hdr").cube
+    assert made.shape == (28, 2 * SIDE, SIDE)
+    own = restored(bundle, smooth)
+    for first in (0, SIDE):
+        np.testing.assert_allclose(made[:, first : first + SIDE], own, atol=1e-4)
+    np.save(tmp_path / "bad.npy", bad.T)
+    done = invoke(capsys, "stream", bundle, "--source", f"envi:{tmp_path / 'raw.bil.hdr'}", "--restored",
+                  tmp_path / "no", "--config", tmp_path / "deploy.yaml")  # fmt: skip
+    assert_failed(done, 2, "bad.npy", f"[{SIDE}, {WIDE}]")
