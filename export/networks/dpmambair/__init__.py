@@ -48,7 +48,7 @@ ARCHITECTURE = Architecture(
     chosen=lambda net: {name: getattr(net.config, name) for name in ("delta", "discretisation", "order", "theta")},
     tasks=("haze", "rain", "snow", "lowlight", "motionblur", "grain", "jpeg"),
     # The recurrence, and what the embedding makes of every block: slow decays would be rounded to none.
-    exact=lambda node: node.rpartition("/")[0].endswith(".ssm.scan") or node == "network/Gemm",
+    exact=lambda node: node.rpartition("/")[0].endswith((".ssm.scan", ".ssm.norm")) or node == "network/Gemm",
     memory=lambda net, lines, samples: memory(net.config, lines, samples),
     extractor=lambda net: merged(net.extractor, net.config),
     operators={"Scan": scan_nodes},
