@@ -286,7 +286,8 @@ def test_a_run_is_judged_and_then_packaged(
     assert f"| learned-best | {best['restored']['psnr']:.3f} |" in told
     assert f"| GAP-TV | {found['GAP-TV']['psnr']:.3f} |" in told and found["GAP-TV"]["psnr"] > 10
     assert found["restored"]["psnr"] == pytest.approx(read_rows(run / "validation.csv")[-1]["mean"])
-    assert found["true prior"]["psnr"] == pytest.approx(read_rows(run / "validation.csv")[-1]["true prior"])
+    ended = next(row for row in read_rows(run / "validation.csv")[::-1] if row["step"] <= recipe.first_stage)
+    assert found["true prior"] == {"step": f"{ended['step']:g}", "psnr": ended["true prior"]}
     assert found["tiles"] == 2 and found["starts"] > 0
     card = pack(recipe, run, "a moment", tmp_path).with_suffix(".md").read_text()
     assert "after a description alone" in card and "| learned |" in card and "own split" in card
@@ -304,7 +305,11 @@ def test_a_study_compares_what_it_trained(
     line = "--study", tmp_path / "study.yaml", "--data", scenes, "--out", tmp_path / "tried"
     command(monkeypatch, study.main, *line)
     printed = capsys.readouterr().out
-    assert "| base-1 |" in printed and "| prior-1 |" in printed and "dB over base (seeds: " in printed
+    assert "| base-1 |" in printed and "| prior-1 |" in printed
+    assert (
+        "- prior, over base with as many steps: " in printed
+        and "- prior told the prior of the truth, at step" in printed
+    )
     assert (tmp_path / "tried" / "study.md").read_text() in printed
     monkeypatch.setattr(lessons, "step", lambda *_: pytest.fail("a finished run is trained again"))
     command(monkeypatch, study.main, *line)

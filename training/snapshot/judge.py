@@ -1,9 +1,9 @@
 """Judge a network for snapshots: `python -m training.snapshot.judge --recipe FILE --run RUN --data CAVE`.
 
 On the tiles of the held-out scenes: PSNR of what is clipped to [0, 1], the published PSNR and SSIM beside it; the same
-of GAP-TV. Of a prior: the same with the prior of the truth, the most that an estimate may hope for, and what other
-starts of its chain change. The table goes to standard output, figures to judged.json beside the run. `--beside FILE`
-judges another checkpoint for snapshots, which knows another mask, through the recipe's.
+of GAP-TV. Of a prior: PSNR with the prior of the truth at the end of the first stage, the most that an estimate may
+hope for, and what other starts of its chain change. The table goes to standard output, figures to judged.json beside
+the run. `--beside FILE` judges another checkpoint for snapshots, which knows another mask, through the recipe's.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from export.networks.sdp import Sdp, noise
 from runtime.arrays import Float32
 from runtime.errors import InputError
 from training.console import told
+from training.curves import read_rows
 from training.judged import keep
-from training.lessons import begin, resume
 from training.snapshot.draws import Batch, Held, load_cubes, mask_of
-from training.snapshot.lesson import Learning, clipped
+from training.snapshot.lesson import clipped
 from training.snapshot.recipe import SnapshotRecipe, load_recipe
-from training.snapshot.train import lesson_of
 
 Measure = Callable[[Float32, Float32], float]
 MEASURES: Mapping[str, Measure] = {
@@ -52,22 +51,24 @@ def measured(
 
 @torch.no_grad()
 def judged(recipe: SnapshotRecipe, run: Path, data: Path | Sequence[Path]) -> dict[str, Any]:
-    """{"restored", "GAP-TV", "true prior": {measure: mean}, "starts": what other starts change of mean PSNR, in dB}.
+    """{"restored", "GAP-TV": {measure: mean}, "course": {step: PSNR}, and of a prior "true prior", "starts"}.
+
+    Starts is by how much the mean PSNR of other starts of its chain differs, in dB.
 
     Raises:
-        DeployError: no data, no weights, or a state of another recipe.
+        DeployError: no data, or no weights.
     """
-    cubes, held = load_cubes(recipe, data)
+    _, held = load_cubes(recipe, data)
     net = load_checkpoint(run / f"{recipe.name}.safetensors").module
     found: dict[str, Any] = {"tiles": sum(len(each.batch.clean) for each in held)}
     found["restored"] = measured(held, lambda batch: net(batch.measured))
     found[GAP_TV] = measured(held, partial(_classical, mask_of(recipe)))
-    if recipe.prior is not None and isinstance(net, Sdp):
-        whole = begin(recipe, lesson_of(recipe, held, cubes))
-        resume(whole, recipe, run / "state.pt")
-        learning = whole.averaged()
-        assert isinstance(learning, Learning)
-        found["true prior"] = measured(held, learning.informed)
+    rows = read_rows(run / "validation.csv")
+    found["course"] = {f"{row['step']:g}": row["mean"] for row in rows}
+    if isinstance(net, Sdp):
+        # Later it learns to do with an estimate, and the prior of the truth becomes strange to it.
+        first = [row for row in rows if row["step"] <= recipe.first_stage]
+        found["true prior"] = {"step": f"{first[-1]['step']:g}", "psnr": first[-1]["true prior"]} if first else {}
         starts = [torch.from_numpy(noise(seed, net.prior)) for seed in range(STARTS)]
         means = [measured(held, partial(_from, net, start), {"psnr": psnr})["psnr"] for start in starts]
         found["starts"] = float(np.ptp(means))
@@ -98,7 +99,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [f"| | {' | '.join(MEASURES)} | psnr, true prior | other starts |", "|---" * (len(MEASURES) + 3) + "|"]
     for name, row in found.items():
         cells = [f"{row['restored'][measure]:.3f}" for measure in MEASURES]
-        prior = [f"{row['true prior']['psnr']:.3f}", f"{row['starts']:.4f}"] if "true prior" in row else ["", ""]
+        true = row.get("true prior")
+        prior = [f"{true['psnr']:.3f} at step {true['step']}" if true else "", f"{row['starts']:.4f}" if true else ""]
         lines.append(f"| {name} | {' | '.join([*cells, *prior])} |")
     classical = next((row[GAP_TV] for row in found.values() if GAP_TV in row), None)
     if classical is not None:

@@ -42,11 +42,21 @@ def report(found: Found) -> str:
     first, *others = found
     lines = []
     for variant in others:
-        pairs = zip(found[variant], found[first], strict=True)
+        pairs = list(zip(found[variant], found[first], strict=True))
         gains = [own["restored"]["psnr"] - base["restored"]["psnr"] for own, base in pairs]
-        each = ", ".join(f"{gain:+.3f}" for gain in gains)
-        lines.append(f"- {variant}: {np.mean(gains):+.3f} dB over {first} (seeds: {each})")
+        lines.append(f"- {variant}, {_over(first, gains)}")
+        told = [(own["true prior"], base["course"]) for own, base in pairs if own.get("true prior")]
+        if told:
+            gains = [true["psnr"] - course[true["step"]] for true, course in told]
+            lines.append(
+                f"- {variant} told the prior of the truth, at step {told[0][0]['step']}, {_over(first, gains)}"
+            )
     return "\n".join([table({row["name"]: row for rows in found.values() for row in rows}), "", *lines])
+
+
+def _over(first: str, gains: Sequence[float]) -> str:
+    each = ", ".join(f"{gain:+.3f}" for gain in gains)
+    return f"over {first} with as many steps: {np.mean(gains):+.3f} dB (seeds: {each})"
 
 
 def main() -> None:
