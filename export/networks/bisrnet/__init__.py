@@ -14,7 +14,8 @@ __all__ = ["ARCHITECTURE", "Bisrnet", "BisrnetConfig", "deployment_form"]
 
 def _about(net: Bisrnet) -> str:
     blocks = ", ".join(map(str, net.config.blocks))
-    return f"{net.config.stages} of {blocks} blocks with binary weights, {cassi.mask_text(net)}"
+    bodies = f"{net.config.stages} bodies of " if net.config.stages > 1 else ""
+    return f"{bodies}{blocks} blocks with binary weights, {cassi.mask_text(net)}"
 
 
 ARCHITECTURE = Architecture(
