@@ -199,8 +199,7 @@ class _Writer:
         written = NodeProto()
         written.CopyFrom(node)
         for index, name in enumerate(node.input):
-            # The scales of a Resize are float32 whatever it resizes.
-            if name not in self.floats or (node.op_type == "Resize" and index):
+            if name not in self.floats:
                 continue
             present = TensorProto.FLOAT16 if name in self.half else TensorProto.FLOAT
             if present == wanted:

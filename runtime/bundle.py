@@ -55,6 +55,12 @@ class Bundle(Closing):
         files = self.contents.files
         return {n: stored_array(files[of], self.path / of, None) for n, of in self.manifest.instrument.items()}
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """That its network was loaded with; files that became arrays of the instrument are the bundle's own."""
+        own = self.manifest.instrument
+        return {n: str(self.path / own[n]) if n in own else v for n, v in self.manifest.network.options.items()}
+
     def meaning(self, cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None) -> Meaning:
         """What the numbers of a cube mean to this bundle; see `runtime.meaning.meaning_of`. Raises CubeError."""
         m = self.manifest

@@ -44,8 +44,7 @@ def check(
         raise InputError(
             "no checkpoint is given", key="--checkpoint", remedy="give the checkpoint that the bundle was built from"
         )
-    m = bundle.manifest
-    said = {**m.network.options, **config.model.said}
+    said = {**bundle.options, **config.model.said}
     net: Network = networks.load_checkpoint(config.model.checkpoint, **said)
     refuse_other_network(bundle, net)
     for doubt in net.facts.doubts:

@@ -252,7 +252,7 @@ def _pytorch(bundle: Bundle, asked: Reference, threads: int | None) -> Iterator[
     from export.torch_engine import TorchEngine
 
     with console.progress("loading the checkpoint"):
-        net = load_checkpoint(asked.checkpoint, **bundle.manifest.network.options)
+        net = load_checkpoint(asked.checkpoint, **bundle.options)
     # As `deploy check` does: another network's times say nothing of this bundle.
     from .check import refuse_other_network
 

@@ -1,14 +1,17 @@
 """`deploy simulate --snapshot`: what a coded-aperture spectrometer records of a scene, with the truth beside it."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime.arrays import Float32
-from runtime.errors import InputError
-from runtime.files import read_cube, write_cube
+from runtime.errors import CubeFileError, InputError
+from runtime.files import read_cube, write_cube, written_files
+from runtime.files.disk import refuse_inputs
+from runtime.files.envi import pair_of
 from runtime.files.envi_text import listed
 from runtime.files.photographs import SUFFIXES
 from runtime.meaning import Asked, meaning_of
@@ -59,8 +62,11 @@ def simulate_snapshot(
     files = {"out": out, "truth": out.with_name(f"{out.stem}-truth{'.hdr' if picture else out.suffix}")}
     if mask.startswith(cassi.RANDOM):
         files["mask"] = out.with_name(f"{out.stem}-mask.npy")
+    read = [*_parts(Path(mask)), *(() if scene is None else _parts(scene))]
     for file in files.values():
         refuse_cube_output(file, replace)
+        for written in written_files(file):
+            refuse_inputs(written, read)
     aperture = cassi.mask_of(mask)
     lines, samples = aperture.shape
     with console.progress("simulating"):
@@ -95,15 +101,24 @@ def simulate_snapshot(
     }
 
 
+def _parts(path: Path) -> tuple[Path, ...]:
+    """The files that a cube or a mask is in."""
+    with suppress(CubeFileError):
+        return (path, *pair_of(path))
+    return (path,)
+
+
 def _noise(text: str) -> tuple[float, float]:
     try:
         electrons, read = map(float, text.split(","))
     except ValueError:
         electrons = read = math.nan
-    if not (0 < electrons < math.inf and 0 <= read < math.inf):
+    (least, most), (quiet, loud) = cassi.ELECTRONS, cassi.READ
+    if not (least <= electrons <= most and quiet <= read <= loud):
         raise InputError(
-            "not electrons and read noise", key="--noise", value=text, remedy="two numbers, for example 10000,5"
-        )
+            "not electrons and read noise", key="--noise", value=text,
+            remedy=f"{least:g} to {most:g} and {quiet:g} to {loud:g}, for example 10000,5",
+        )  # fmt: skip
     return electrons, read
 
 
@@ -123,4 +138,9 @@ def _seen(scene: Path, scale: float | None, lines: int, samples: int) -> Float32
     meaning = meaning_of(source.cube, source.stated, Asked(scale))
     for doubt in meaning.doubts:
         console.warn(doubt)
+    if meaning.bad or meaning.missing.any():
+        raise InputError(
+            "has missing pixels or bad bands, of which nothing can be measured", file=scene, key="--scene",
+            remedy="give a cube without them",
+        )  # fmt: skip
     return cassi.resampled(meaning.unit(source.cube)[:, :lines, :samples], source.wavelengths)

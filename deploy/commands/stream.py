@@ -193,7 +193,7 @@ def parse_bytes(text: str) -> int:
 
 
 def _source_options(config: Config, scale: float | None, bundle: Bundle) -> SourceOptions:
-    told = config.stream
+    told, signature = config.stream, bundle.manifest.signature
     return SourceOptions(
         wavelengths=told.wavelengths,
         scale=scale,
@@ -203,7 +203,7 @@ def _source_options(config: Config, scale: float | None, bundle: Bundle) -> Sour
         camera=told.camera,
         simulator=told.simulator,
         instrument=bundle.instrument,
-        plane=bundle.manifest.signature.is_area,
+        frame=signature.measured.lines if signature.is_area else None,
     )
 
 

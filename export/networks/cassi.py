@@ -174,11 +174,12 @@ def measure(instrument: Mapping[str, Float32], task: str, clean: Float32, rng: n
 
     Raises:
         CheckpointError: there is no mask.
+        InputError: it is none, see `cassi.checked_mask`.
         CubeError: the cube is not as large as the mask.
     """
     if STORED not in instrument:
         raise _no_mask()
-    seen = cassi.measure(clean, instrument[STORED])
+    seen = cassi.measure(clean, cassi.checked_mask(instrument[STORED].astype(np.float64), STORED))
     return (cassi.noisy(seen, rng, ELECTRONS, READ) if task == "noisy" else seen)[None]
 
 

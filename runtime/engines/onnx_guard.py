@@ -15,8 +15,8 @@ OPERATORS = frozenset((
     "Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose", "DepthToSpace",
     "DequantizeLinear", "Div", "Equal", "Erf", "Exp", "Gather", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity",
     "LayerNormalization", "LeakyRelu", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "PRelu", "Pow", "QuantizeLinear",
-    "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Sigmoid", "Sign", "Slice",
-    "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
+    "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Sign", "Slice", "Softmax",
+    "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
 ))
 # fmt: on
 """What a graph may consist of: no loops, no randomness, nothing that makes large tensors out of nothing."""

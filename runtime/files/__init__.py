@@ -21,7 +21,7 @@ from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
 from runtime.files.foreign import refuse_foreign
 from runtime.files.layout import DEFAULT_LAYOUT, PLANE_LAYOUTS, Order, check_plane, checked_layout
 from runtime.files.matlab import read_mat
-from runtime.files.photographs import SUFFIXES, Photograph, is_photograph, read_photograph
+from runtime.files.photographs import SUFFIXES, Photograph, as_plane, is_photograph, read_photograph
 from runtime.files.pictures import check_picture, write_picture
 from runtime.stated import NOTHING, Stated
 
@@ -111,8 +111,8 @@ def _read_mat(path: Path, order: Order, key: str | None) -> CubeFile:
 def _read_photograph(path: Path, order: Order, key: str | None) -> CubeFile:
     _no_key(path, key)
     cube, photograph, stated = read_photograph(path)
-    if len(order) == 2 and photograph.grey:
-        cube = cube[:1]
+    if len(order) == 2:
+        cube, stated = as_plane(cube, photograph, stated)
     check_plane(len(cube), order, path)
     return CubeFile(cube, path, "photograph", stated, photograph=photograph)
 

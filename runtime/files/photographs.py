@@ -87,6 +87,11 @@ def is_photograph(path: Path) -> bool:
         return True
 
 
+def as_plane(cube: NDArray[Any], photograph: Photograph, stated: Stated) -> tuple[NDArray[Any], Stated]:
+    """One band of a grey picture, numbers whose white stands for nothing; pictures in colours as they are."""
+    return (cube[:1], replace(stated, scale=None, photograph=False)) if photograph.grey else (cube, stated)
+
+
 def read_photograph(path: Path) -> tuple[NDArray[Any], Photograph, Stated]:
     """The upright picture of a PNG, JPEG or TIFF file, [3, lines, samples] of uint8 or uint16.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from runtime.arrays import Float32
 from runtime.errors import CubeError, CubeFileError, InputError
-from runtime.files import read_cube
+from runtime.files import CubeFile, read_cube
 
 STEP = 2
 """Samples by which the prism moves a band further than the one before it."""
@@ -54,6 +54,10 @@ def measure(cube: Float32, mask: Float32) -> Float32:
     for band, plane in enumerate(cube):
         seen[:, STEP * band : STEP * band + samples] += mask * plane
     return np.asarray(seen / np.float32(BANDS) * np.float32(2), np.float32)
+
+
+ELECTRONS, READ = (1.0, 1e9), (0.0, 1e6)
+"""From and to, of a detector that is simulated."""
 
 
 def noisy(measurement: Float32, rng: np.random.Generator, electrons: float, read: float) -> Float32:
@@ -171,15 +175,15 @@ def read_mask(said: str | Path) -> Float32:
             or which axis is which is doubtful.
     """
     file, colon, array = str(said).rpartition(":")
-    if colon and not Path(said).exists():
-        found = read_cube(file, key=array, plane=True)
-    else:
-        try:
-            found = read_cube(said, key="mask", plane=True)
-        except CubeFileError as error:
-            if error.key != "key":
-                raise
-            found = read_cube(said, plane=True)
+    inner = bool(colon) and not Path(said).exists() and Path(file).exists()
+    try:
+        found = read_cube(file, key=array, plane=True) if inner else _mask_file(Path(said))
+    except CubeFileError as error:
+        if error.key == "key":
+            error.remedy = f"{error.remedy}: a mask is named FILE:ARRAY"
+        elif error.key == "layout":
+            error.remedy = "save it as one plane, [lines, samples]"
+        raise
     for doubt in found.doubts:
         raise InputError(
             f"the mask may be turned: {doubt}", file=found.path, key="mask", remedy="save it as .npy, [lines, samples]"
@@ -188,6 +192,16 @@ def read_mask(said: str | Path) -> Float32:
     if found.format == "photograph":
         plane = plane / np.float32(np.iinfo(plane.dtype).max)
     return checked_mask(np.asarray(plane, np.float64), str(said))
+
+
+def _mask_file(path: Path) -> CubeFile:
+    """A file's only plane, or the array in it that is called `mask`."""
+    try:
+        return read_cube(path, key="mask", plane=True)
+    except CubeFileError as error:
+        if error.key != "key":
+            raise
+        return read_cube(path, plane=True)
 
 
 def checked_mask(mask: np.ndarray[tuple[int, ...], np.dtype[np.float64]], name: str) -> Float32:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.arrays import Float32
 from runtime.closing import Closing
+from runtime.errors import CubeFileError
 from runtime.lines import Event, Line, LineFormat
 from runtime.stated import NOTHING, Stated
 
@@ -27,7 +28,7 @@ class SourceOptions:
         camera: settings of a camera, see `runtime.sources.camera.settings.CameraSettings`.
         simulator: settings of the simulator, see `runtime.sources.sim.SimSettings`.
         instrument: {name: array} of the instrument that is expected, such as its mask, for the simulator.
-        plane: frames of one band are expected: grey photographs are such, not three bands alike.
+        frame: lines of the frames of an area detector that are expected, of one band; None of others.
     """
 
     wavelengths: tuple[float, ...] | None = None
@@ -38,7 +39,7 @@ class SourceOptions:
     camera: Mapping[str, Any] = field(default_factory=dict)
     simulator: Mapping[str, Any] = field(default_factory=dict)
     instrument: Mapping[str, Float32] = field(default_factory=dict)
-    plane: bool = False
+    frame: int | None = None
 
 
 class Source(Closing):
@@ -83,3 +84,12 @@ class Source(Closing):
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """Kind, model, address or path, for people and logs."""
+
+
+def refuse_other_frames(lines: int, frame: int | None, path: object, *, alone: bool = False) -> None:
+    """Raise CubeFileError where lines are not whole frames of an area detector, or no frame `alone`."""
+    if frame is not None and (lines != frame if alone else lines % frame):
+        raise CubeFileError(
+            f"does not hold {'one frame' if alone else 'whole frames'} of {frame} lines", file=path, key="lines",
+            value=lines, remedy="give what a camera behind the bundle's mask recorded",
+        )  # fmt: skip

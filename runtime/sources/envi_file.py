@@ -1,6 +1,7 @@
 """`envi:PATH`: the lines of a finished ENVI pair, as fast as they are taken or at a rate.
 
-The reader and the format are `watch:`'s too.
+The reader and the format are `watch:`'s too. Of a record of ours the index beside it says where runs and pictures
+begin.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from runtime.files.disk import PIECE, allocated, opened, read_at
 from runtime.files.envi import read_header, read_lines
 from runtime.files.envi_header import EnviHeader, stated_by, wavelengths_nm
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Quiet, Taken
-from runtime.sources.contract import Source, SourceOptions
+from runtime.record.index import read_index
+from runtime.sources.contract import Source, SourceOptions, refuse_other_frames
 from runtime.sources.pacing import Pace, check_buffer
 from runtime.stated import Stated
 
@@ -47,7 +49,7 @@ class EnviFile(Source):
         self.format, self.stated = format_of(header, options), stated_by(header)
         self._pace = Pace(options.rate)
         self._header = header
-        self._lines = LineReader(header)
+        self._lines = LineReader(header, options.frame)
 
     def read(self, line: Line, timeout: float) -> Event:
         check_buffer(line, self.format)
@@ -75,12 +77,21 @@ class LineReader:
     A file that is renamed or deleted meanwhile is read to its end; one that is cut short gives the whole lines before
     the cut (not bsq), then an error.
 
+    Args:
+        header: of the pair.
+        frame: see `SourceOptions`.
+
     Attributes:
         next: number of the line that comes next.
+
+    Raises:
+        CubeFileError: the data file cannot be read, or has no whole frames and no index that tells them.
     """
 
-    def __init__(self, header: EnviHeader) -> None:
-        self._header = header
+    def __init__(self, header: EnviHeader, frame: int | None = None) -> None:
+        self._header, self._flags = header, _recorded(header)
+        if self._flags is None:
+            refuse_other_frames(header.lines, frame, header.path)
         self._block = allocated(header.data_path, block_shape(header, header.lines), header.dtype)
         self._first = self._held = self.next = 0
         self._stack = ExitStack()
@@ -98,7 +109,8 @@ class LineReader:
             self._fill()
         line_in(self._block, self._header.interleave, self.next - self._first, line)
         self.next += 1
-        return Taken(self.next - 1, time.time_ns(), NO_FLAGS if self.next > 1 else Flag.BREAK)
+        flags = NO_FLAGS if self._flags is None else Flag(int(self._flags[self.next - 1])) & (Flag.BREAK | Flag.END)
+        return Taken(self.next - 1, time.time_ns(), flags if self.next > 1 else flags | Flag.BREAK)
 
     def close(self) -> None:
         self._end = self.next
@@ -129,6 +141,15 @@ class LineReader:
             value=self._header.lines,
             remedy="copy the file again, and read it when nothing writes to it",
         )
+
+
+def _recorded(header: EnviHeader) -> NDArray[np.uint32] | None:
+    """Flags [lines] that the index of a record of ours has; None where there is none, or of fewer lines."""
+    index = header.data_path.with_suffix(".idx")
+    if header.data_path.suffix != ".raw" or not index.is_file():
+        return None
+    flags: NDArray[np.uint32] = read_index(index)["flags"][: header.lines]
+    return flags if len(flags) == header.lines else None
 
 
 def path_of(address: str, scheme: str) -> Path:

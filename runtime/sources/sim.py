@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.arrays import Float32
 from runtime.errors import InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Missing, Quiet, Taken
@@ -130,8 +131,7 @@ def _scan(settings: SimSettings, options: SourceOptions) -> _Recorded:
 def _snapshots(settings: SnapshotSettings, options: SourceOptions) -> _Recorded:
     if options.wavelengths is not None:
         raise InputError("a coded frame has no wavelengths of its own", key="wavelengths", remedy="leave them out")
-    known = options.instrument.get("mask")
-    mask = cassi.mask_of(settings.mask or "random:0") if settings.mask or known is None else known
+    mask = _mask(settings, options)
     _check_memory(SimSettings(bands=cassi.BANDS, lines=mask.shape[0], samples=mask.shape[1]))
     made = []
     for number in range(settings.frames):
@@ -143,6 +143,23 @@ def _snapshots(settings: SnapshotSettings, options: SourceOptions) -> _Recorded:
         made.append(np.clip(np.rint(measurement * SNAPSHOT_SCALE), 0, SNAPSHOT_TOP))
     dn = np.concatenate(made)[:, None].astype(np.uint16)
     return _Recorded(dn, SNAPSHOT_SCALE, SNAPSHOT_TOP, len(mask), None, "simulated snapshot spectrometer")
+
+
+def _mask(settings: SnapshotSettings, options: SourceOptions) -> Float32:
+    """The mask of the settings, else of the instrument that is expected."""
+    known = options.instrument.get("mask")
+    if settings.mask or (known is None and options.frame is None):
+        mask = cassi.mask_of(settings.mask or "random:0")
+    elif known is None:
+        raise InputError("the bundle keeps no mask", key="sim:mask", remedy="say sim:snapshot,mask=FILE")
+    else:
+        mask = cassi.checked_mask(known.astype(np.float64), "the bundle's")
+    if options.frame not in (None, len(mask)):
+        raise InputError(
+            f"a mask of {len(mask)} lines, and frames of {options.frame}", key="sim:mask", value=settings.mask,
+            remedy="leave it out: the bundle's own is taken",
+        )  # fmt: skip
+    return mask
 
 
 class Simulated(Source):
@@ -338,8 +355,8 @@ _CHECKS: dict[str, Callable[[str, Any], float | str]] = {
     "stall": _stall,
     "mask": lambda key, value: str(value),
     "frames": lambda key, value: _number(key, value, 1, 1000, whole=True),
-    "electrons": lambda key, value: _number(key, value, 1, 1e9, whole=False),
-    "read": lambda key, value: _number(key, value, 0, 1e6, whole=False),
+    "electrons": lambda key, value: _number(key, value, *cassi.ELECTRONS, whole=False),
+    "read": lambda key, value: _number(key, value, *cassi.READ, whole=False),
 }
 
 

@@ -51,8 +51,8 @@ class _Pair(Finished):
     def format(self, options: SourceOptions) -> LineFormat:
         return format_of(self._header, options)
 
-    def lines(self) -> LineReader:
-        return LineReader(self._header)
+    def lines(self, frame: int | None) -> LineReader:
+        return LineReader(self._header, frame)
 
     def sample(self) -> NDArray[Any] | None:
         return sampled(self._header, self._header.lines)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, InputError, MachineError
 from runtime.files.disk import PIECE, opened
-from runtime.files.photographs import SUFFIXES, read_photograph
+from runtime.files.photographs import SUFFIXES, as_plane, read_photograph
 from runtime.lines import NO_FLAGS, Flag, Line, LineFormat, Taken
-from runtime.sources.contract import SourceOptions
+from runtime.sources.contract import SourceOptions, refuse_other_frames
 from runtime.sources.envi_file import path_of
 from runtime.sources.pairs import Skipped
 from runtime.sources.watching import PATIENCE, Finished, Watch
@@ -42,7 +42,7 @@ def open_source(address: str, options: SourceOptions) -> Watch:
     """
     path = path_of(address, "watch-photos")
     patience = PATIENCE if options.idle_seconds is None else options.idle_seconds
-    return Watch(path, Pictures(path, patience, plane=options.plane), options)
+    return Watch(path, Pictures(path, patience, options.frame), options)
 
 
 class Picture(Finished):
@@ -62,7 +62,7 @@ class Picture(Finished):
         # What is bright in a photograph is no detector at its limit, unless somebody says so.
         return LineFormat(bands, samples, self.cube.dtype, scale, options.saturation, options.wavelengths)
 
-    def lines(self) -> Rows:
+    def lines(self, frame: int | None) -> Rows:
         return Rows(self.cube)
 
     def sample(self) -> NDArray[Any]:
@@ -115,13 +115,13 @@ class Pictures:
 
     Args:
         patience: seconds that a picture may stay as it is without being complete.
-        plane: grey ones have one band.
+        frame: lines that they have, and one band; None for colours of any height.
     """
 
     what = "photograph"
 
-    def __init__(self, path: Path, patience: float, *, plane: bool = False) -> None:
-        self.patience, self._plane = patience, plane
+    def __init__(self, path: Path, patience: float, frame: int | None = None) -> None:
+        self.patience, self._frame = patience, frame
         self._path = path
         self._waiting: dict[str, _Waiting] = {}
         self._over: dict[str, Status] = {}
@@ -188,7 +188,10 @@ class Pictures:
             while piece := file.read(PIECE):
                 crc = zlib.crc32(piece, crc)
         cube, photograph, stated = read_photograph(path)
-        return crc, Picture(path, cube[:1] if self._plane and photograph.grey else cube, stated)
+        if self._frame is not None:
+            cube, stated = as_plane(cube, photograph, stated)
+            refuse_other_frames(cube.shape[1], self._frame, path, alone=True)
+        return crc, Picture(path, cube, stated)
 
     def reasons(self) -> list[str]:
         """Why the pictures that are waited for are not complete."""

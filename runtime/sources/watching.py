@@ -56,8 +56,8 @@ class Finished(ABC):
         """Of its lines. Raises InputError: the options do not fit it."""
 
     @abstractmethod
-    def lines(self) -> Lines:
-        """Its lines, from the first. Raises CubeFileError."""
+    def lines(self, frame: int | None) -> Lines:
+        """Its lines, from the first; `frame` as in `SourceOptions`. Raises CubeFileError."""
 
     @abstractmethod
     def sample(self) -> NDArray[Any] | None:
@@ -232,7 +232,7 @@ class Watch(Source):
         return True
 
     def _start(self, file: Finished) -> None:
-        self._reader = file.lines()
+        self._reader = file.lines(self._options.frame)
         self._file = file
         self._files += 1
 

@@ -14,6 +14,7 @@ class Frame:
     Attributes:
         number: of the frame, from 0; numbers of dropped frames are missing later.
         first: sequence number of the first line; those of the others follow without a gap.
+        run: that of the line with which its run began, of a file or an image: nothing before it belongs to it.
         slots: the lines; None where a line is missing and is to be interpolated.
         shared: how many of the last lines the next frame begins with; 0 where nothing follows on this one.
         completed: time.monotonic() at its last line.
@@ -21,6 +22,7 @@ class Frame:
 
     number: int
     first: int
+    run: int
     slots: tuple[Slot | None, ...]
     shared: int
     completed: float
@@ -49,11 +51,13 @@ class Assembler:
     def __init__(self, lines: int, overlap: int, bridge: int) -> None:
         self._lines, self._overlap, self._bridge = lines, overlap, min(bridge, lines - 1)
         self._slots: list[Slot | None] = []
-        self._first = self._inherited = self._number = self._gap = 0
+        self._first = self._inherited = self._number = self._gap = self._run = 0
 
     def take(self, slot: Slot) -> list[Frame]:
         """Add a line, which the assembler holds from now on; returns the frames that this completes, mostly none."""
-        done = self.end(slot.arrived) if slot.flags & Flag.BREAK else []
+        done = []
+        if slot.flags & Flag.BREAK:
+            done, self._run = self.end(slot.arrived), slot.sequence
         if not self._slots:
             self._first = slot.sequence
         for _ in range(self._gap if self._slots else 0):
@@ -95,7 +99,7 @@ class Assembler:
 
     def _frame(self, shared: int, now: float) -> Frame:
         self._number += 1
-        return Frame(self._number - 1, self._first, tuple(self._slots), shared, now)
+        return Frame(self._number - 1, self._first, self._run, tuple(self._slots), shared, now)
 
     def _forget(self) -> None:
         for slot in self._slots:

@@ -128,8 +128,6 @@ class FrameRestorer:
         self._missing = np.zeros((taken, lines, samples), np.bool_)
         self._bad = np.zeros(taken, np.bool_)
         self._came = np.zeros((0, lines, samples), np.float32)
-        self._next = 0
-        """Sequence number behind the last frame that was in its place, where frames have one place only."""
         self._joined = np.zeros((self.bands, lines, self.samples), np.float32)
         self._input = np.zeros(measured.shape, np.float32)
         self._part = np.zeros(restored.shape[1:], np.float32)
@@ -159,22 +157,27 @@ class FrameRestorer:
             MachineError: the engine failed.
         """
         began = time.monotonic()
-        count, placed = len(frame.slots), self._placed(frame)
+        count, taken = len(frame.slots), np.array(frame.taken)
+        fixed = self._facts.signature.tiling == "fixed"
+        if fixed and (frame.first - frame.run) % self._facts.frame[0]:
+            raise CubeError(
+                "the frame begins where none does, behind lines that are missing", key="lines", value=frame.first,
+                remedy="mend the source",
+            )  # fmt: skip
+        faults = np.array([slot is not None and bool(slot.flags & UNFIT) for slot in frame.slots])
+        if self._image is not None:
+            # Elements that are bad may fill a line: what is saturated is judged by the frame.
+            faults = np.array([slot is not None and bool(slot.flags & UNFIT & ~Flag.SATURATED) for slot in frame.slots])
+            if faults.any() or not taken.all() or count < len(self._image):
+                raise self._not_whole(int((taken & ~faults).sum()))
         kept, doubts = self._fill(frame.slots)
-        taken = np.array(frame.taken)
-        # Of an area detector the elements that are bad lie in single lines: what is saturated is judged by the frame.
-        faults = UNFIT if self._image is None else UNFIT & ~Flag.SATURATED
-        unfit = np.array([slot is not None and bool(slot.flags & faults) for slot in frame.slots])
+        unfit = faults
         unfit[[keep.place for keep in kept if keep.whole]] = True
         fit = np.flatnonzero(taken & ~unfit)
-        whole, missing = placed and len(fit) >= ENOUGH * count, bool(self._missing[:, np.flatnonzero(taken)].any())
+        whole = len(fit) >= ENOUGH * count and not (fixed and count < self._facts.frame[0])
+        missing = bool(self._missing[:, np.flatnonzero(taken)].any())
         if not self.passes_through and (missing or not whole):
-            raise CubeError(
-                "the frame is not whole, and nothing of it can be passed through",
-                key="lines",
-                value=f"{len(fit)} of {self._facts.frame[0]}{', some with missing values' * missing}",
-                remedy="mend the source",
-            )
+            raise self._not_whole(len(fit), missing=missing)
         if not whole:
             return self.pass_through(frame)
         self._bridge(fit, count)
@@ -211,14 +214,13 @@ class FrameRestorer:
         self._keep(frame, np.flatnonzero(taken), kept, values)
         return values, self._report(frame, taken, {"whole": time.monotonic() - began}, passed=True, doubts=doubts)
 
-    def _placed(self, frame: Frame) -> bool:
-        """Whether a frame is in its place, where frames have one place only."""
-        if self._facts.signature.tiling == "free":
-            return True
-        first = frame.slots[0]
-        placed = frame.first == self._next or (first is not None and bool(first.flags & Flag.BREAK))
-        self._next = frame.first + len(frame.slots) if placed else -1
-        return placed and len(frame.slots) == self._facts.frame[0]
+    def _not_whole(self, fit: int, *, missing: bool = False) -> CubeError:
+        return CubeError(
+            "the frame is not whole, and nothing of it can be passed through",
+            key="lines",
+            value=f"{fit} of {self._facts.frame[0]}{', some with missing values' * missing}",
+            remedy="mend the source",
+        )
 
     def _report(self, frame: Frame, as_it_came: Bools, seconds: dict[str, float], **known: Any) -> FrameReport:
         sequence, frame_id, utc_ns, flags = stamps(frame)
@@ -263,11 +265,13 @@ class FrameRestorer:
         return kept, doubts
 
     def _develop(self, image: Line, came: Sequence[tuple[int, Slot]]) -> None:
-        """Radiometry of a frame of an area detector. Raises CubeError where the detector was at its limit."""
+        """Radiometry of a frame of an area detector. Raises CubeError where it saw nothing, or was at its limit."""
         for place, slot in came:
             np.copyto(image[place], slot.line[0])
         self._radiometric.apply_line(image, self._unit[0])
         np.copyto(self._missing[0], self._radiometric.drawn(marked(image, self.marks)) if self.marks else False)
+        if image.min() == image.max():
+            raise CubeError("the frame has one value all over", key="lines", value=image.max(), remedy="let light in")
         saturated = self._radiometric.saturated(image)
         if saturated > SATURATED_SHARE * image.size:
             raise CubeError(

@@ -96,4 +96,4 @@ def source_meaning(
 
 def at_limit(mark: Mark, saturation: float | None) -> bool:
     """Whether a mark that nobody named is what the detector gives at its limit."""
-    return mark.whence == "data" and saturation is not None and mark.high >= saturation
+    return mark.whence == "data" and saturation is not None and mark.low <= saturation <= mark.high

@@ -92,6 +92,8 @@ def test_a_cube_can_be_the_scene(capsys: Capsys) -> None:
         ((*RANDOM, "--noise", "1000"), ("--noise", "10000,5")),
         ((*RANDOM, "--noise", "0,1"), ("--noise",)),
         ((*RANDOM, "--noise", "10,nan"), ("--noise",)),
+        ((*RANDOM, "--noise", "1e20,5"), ("--noise", "1e+09")),
+        ((*RANDOM, "--scene", "holes.hdr", "--scale", "100"), ("--scene", "holes.hdr", "missing pixels")),
         ((*RANDOM, "--scale", "4000"), ("--scale", "--scene")),
         ((*RANDOM, "--scene", "small.hdr"), ("--scene", "smaller than the mask, 8x12", "8x8")),
         ((*RANDOM, "--scene", "bare.npy"), ("--scene", "wavelengths")),
@@ -108,6 +110,9 @@ def test_wrong_options_are_told_in_one_line(
     told = {"wavelength units": "Nanometers", "wavelength": "{450, 550, 650}"}
     write_cube("small.hdr", np.full((3, 8, 8), 0.5, np.float32), fields=told)
     write_cube("red.hdr", np.full((3, 8, 12), 0.5, np.float32), fields={**told, "wavelength": "{600, 650, 700}"})
+    holes = np.random.default_rng(0).integers(1, 99, (3, 8, 12)).astype(np.int16)
+    holes[:, 2, 3] = -9999
+    write_cube("holes.hdr", holes, fields={**told, "wavelength": "{450, 550, 650}", "data ignore value": "-9999"})
     np.save("bare.npy", np.full((8, 12, 3), 0.5, np.float32))
     before = sorted(tmp_path.iterdir())
     assert_failed(invoke(capsys, "simulate", "--snapshot", "--out", "m.npy", *arguments), 2, *parts)
@@ -129,3 +134,13 @@ def test_nothing_is_replaced_unasked(capsys: Capsys, tmp_path: Path, taken: str)
     assert_failed(invoke(capsys, *arguments), 2, taken, "exists already", "--replace")
     assert [path.name for path in tmp_path.iterdir()] == [taken] and Path(taken).read_text() == "mine"
     assert invoke(capsys, *arguments, "--replace").code == 0
+
+
+@pytest.mark.parametrize("read", ["m.npy", "m-truth.npy"])
+def test_what_it_reads_is_never_replaced(capsys: Capsys, read: str) -> None:
+    simulate(capsys, "a.npy", *RANDOM)
+    Path("a-mask.npy").rename(read)
+    before = Path(read).read_bytes()
+    done = invoke(capsys, "simulate", "--snapshot", "--mask", read, "--out", "m.npy", "--replace")
+    assert_failed(done, 2, read, "would overwrite the input")
+    assert Path(read).read_bytes() == before

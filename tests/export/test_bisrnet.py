@@ -13,7 +13,8 @@ import torch
 from export.networks import Network, load_checkpoint, network_of
 from export.networks.architecture import Option
 from export.networks.bisrnet import ARCHITECTURE, Bisrnet, BisrnetConfig, deployment_form
-from export.networks.bisrnet.network import Unit
+from export.networks.bisrnet.deployment import StaticDoubled
+from export.networks.bisrnet.network import Doubled, Unit
 from export.onnx import export_graph
 from runtime.engines import EngineOptions, open_engine
 from runtime.engines.onnx_guard import check_onnx
@@ -147,6 +148,12 @@ def test_it_is_of_float32_and_held_by_quality() -> None:
     net = network_of(snapshot_network(BARE, small_mask()))
     assert "sign" in ARCHITECTURE.float32_only(net.module) and ARCHITECTURE.parity(net.module) == "quality"
     assert net.wavelengths == cassi.WAVELENGTHS and net.frame(1, 1) == (SIDE, SIDE + 54)
+
+
+def test_doubling_is_a_convolution() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).random((1, 3, 5, 7), np.float32))
+    made = StaticDoubled(3)(x)
+    torch.testing.assert_close(made, Doubled()(x), rtol=0, atol=1e-6)
 
 
 @pytest.mark.data

@@ -14,7 +14,7 @@ from runtime.simulation.cassi import BANDS
 
 from ..cassi import Site, mask_size, needed_mask, shift_back, untouched
 from .config import SIZE_MULTIPLE
-from .network import BinaryConv, Bisrnet, Unit, run
+from .network import BinaryConv, Bisrnet, Unit, Up, run
 
 
 class StaticStem(nn.Module):
@@ -45,6 +45,22 @@ def convolution(like: nn.Conv2d, weight: Tensor, bias: Tensor | None = None) -> 
     return made
 
 
+class StaticDoubled(nn.Module):
+    """`Doubled` as a convolution: no engine of ours resizes, since that makes large tensors of small graphs."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        line = torch.tensor([[0.25, 0.75, 0], [0, 0.75, 0.25]])
+        # [line and sample within the doubled pixel, kernel], the same for every channel.
+        kernels = torch.einsum("ai,bj->abij", line, line).reshape(4, 1, 3, 3)
+        self.register_buffer("kernels", kernels.repeat(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
+        x = torch.cat([x[..., :1], x, x[..., -1:]], dim=3)
+        return nn.functional.pixel_shuffle(nn.functional.conv2d(x, self.kernels, groups=x.shape[1]), 2)
+
+
 class StaticBisrnet(nn.Module):
     """`Bisrnet` for deployment: `forward(measurement [1, 1, H, W + 54]) -> cube [1, 28, H, W]`."""
 
@@ -53,7 +69,9 @@ class StaticBisrnet(nn.Module):
         self.samples = mask_size(net)[1]
         self.conv_in, self.conv_out = StaticStem(net), net.conv_out
         self.body = copy.deepcopy(net.body)
-        for unit in self.body.modules():
+        for unit in list(self.body.modules()):
+            if isinstance(unit, Up):
+                unit.doubled = StaticDoubled(unit.biconv_1.binary_conv.in_channels * 2)
             if isinstance(unit, Unit) and isinstance(unit.binary_conv, BinaryConv):
                 first = unit.relu.pr_bias0.bias.flatten()
                 unit.binary_conv = convolution(unit.binary_conv, unit.binary_conv.binary(), first)

@@ -115,11 +115,22 @@ class Down(Widened):
         return super().forward(F.avg_pool2d(x, 2))
 
 
+class Doubled(nn.Module):
+    """[B, C, H, W] -> [B, C, 2H, 2W], linear between the middles of pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
 class Up(Narrowed):
     """[B, 2C, H, W] -> [B, C, 2H, 2W]."""
 
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__(channels, kernel)
+        self.doubled = Doubled()
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
+        return super().forward(self.doubled(x))
 
 
 class Block(nn.Module):

@@ -45,8 +45,8 @@ class StaticMst(nn.Module):
     def __init__(self, net: Mst) -> None:
         super().__init__()
         self.samples = mask_size(net)[1]
-        for name, part in copy.deepcopy(net).named_children():
-            self.add_module(name, part)
+        for name in ("embedding", "encoder_layers", "bottleneck", "decoder_layers", "mapping"):
+            self.add_module(name, copy.deepcopy(getattr(net, name)))
         levels = [(level, layer[0]) for level, layer in enumerate(self.encoder_layers)]
         levels += [(net.config.levels - 1 - i, layer[2]) for i, layer in enumerate(self.decoder_layers)]
         masks = net.masks(shifted(needed_mask(net)))

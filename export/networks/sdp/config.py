@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 Sites = Literal["group", "block"]
+LARGEST = 4096
+"""Of any of its numbers: steps and layers are unrolled."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class SdpConfig:
             if known and value not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, not {value}")
         for name in ("latent_dims", "hfe_width", "diffusion_steps", "denoiser_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be one at least, not {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} must be from 1 to {LARGEST}, not {getattr(self, name)}")
         if self.latent_tokens != 1:
             raise ValueError(f"latent_tokens must be 1, not {self.latent_tokens}")
         if self.hfe_blocks < 0:

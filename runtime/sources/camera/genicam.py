@@ -44,6 +44,13 @@ class GenicamSource(Source):
         try:
             _refuse_colours(self._settings, session.form)
             lines, bands, samples = self._settings.shape(session.height, session.width)
+            if options.frame not in (None, lines):
+                raise InputError(
+                    f"an image of the camera is {lines} lines, a frame of the bundle {options.frame}",
+                    key="camera",
+                    value=f"{session.height} x {session.width}, geometry {self._settings.geometry}",
+                    remedy="say geometry: area, and have the camera send the part of it that lies behind the mask",
+                )
             if options.wavelengths is not None and len(options.wavelengths) != bands:
                 raise InputError(
                     f"{len(options.wavelengths)} wavelengths for {bands} bands",

@@ -49,6 +49,8 @@ class Geometry(BaseModel):
         """
         if self.geometry in ("colour", "area") and self.spectral_axis != "rows":
             raise InputError("such an image has no spectral axis", key="camera.spectral_axis", remedy="leave it out")
+        if self.geometry == "area" and self.flip_bands:
+            raise InputError("such an image has one band", key="camera.flip_bands", remedy="leave it out")
         if self.geometry != "mosaic":
             for key in ("pattern", "band_order"):
                 if getattr(self, key) is not None:

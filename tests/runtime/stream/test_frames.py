@@ -208,7 +208,7 @@ def test_times_and_numbers_of_missing_lines_lie_between_their_neighbours() -> No
         assert slot is not None
         slot.frame_id, slot.utc_ns, slot.flags = frame_id, utc_ns, Flag.GAP
         slots.append(slot)
-    frame = Frame(0, 7, (slots[0], None, None, None, slots[1]), 0, 0.0)
+    frame = Frame(0, 7, 7, (slots[0], None, None, None, slots[1]), 0, 0.0)
     sequence, frame_id, utc_ns, flags = stamps(frame)
     assert sequence.tolist() == [7, 8, 9, 10, 11]
     assert frame_id.tolist() == [2**40 + i for i in range(5)]

@@ -49,7 +49,7 @@ def frame_of(
         slot.line[:] = cube[:, place]
         slot.sequence, slot.flags = place, (flags or {}).get(place, NO_FLAGS)
         slots.append(None if place in missing else slot)
-    return Frame(0, 0, tuple(slots), 0, 0.0), format
+    return Frame(0, 0, 0, tuple(slots), 0, 0.0), format
 
 
 def restorer_of(
@@ -439,7 +439,7 @@ def test_a_frame_of_one_place_that_nobody_begins_is_refused() -> None:
     frames = [replace(frame_of(cube_of(3, 8, 16))[0], first=first) for first in (0, 8, 17)]
     for frame in frames[:2]:
         restorer.restore(frame)
-    with pytest.raises(CubeError, match="the frame is not whole"):
+    with pytest.raises(CubeError, match="begins where none does"):
         restorer.restore(frames[2])
-    begun = replace(frame_of(cube_of(3, 8, 16), {0: Flag.BREAK})[0], first=30)
+    begun = replace(frame_of(cube_of(3, 8, 16))[0], first=30, run=30)
     assert not restorer.restore(begun)[1].passed
