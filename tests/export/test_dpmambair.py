@@ -226,7 +226,7 @@ def test_what_shapes_do_not_tell_is_said(tmp_path: Path) -> None:
     assert caught.value.key == "delta"
 
 
-@pytest.mark.parametrize("branched", [False, True])
+@pytest.mark.parametrize("branched", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_missing_extra_and_misshapen_keys_are_named(branched: bool, tmp_path: Path) -> None:
     state = dpmambair(branched=branched).state_dict()
     for key, value in state.items():

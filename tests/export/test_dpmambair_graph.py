@@ -60,7 +60,8 @@ def test_the_scan_alone(size: tuple[int, int], how: str) -> None:
 @pytest.mark.parametrize(
     "size, how",
     [
-        ((64, 64), "euler"), ((64, 64), "zoh"),
+        ((64, 64), "euler"),
+        pytest.param((64, 64), "zoh", marks=pytest.mark.slow),
         pytest.param((128, 128), "euler", marks=pytest.mark.slow),
         pytest.param((128, 128), "zoh", marks=pytest.mark.slow),
     ],
