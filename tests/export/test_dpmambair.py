@@ -100,7 +100,14 @@ def test_gradients_are_those_of_the_sequential_scan(compiled: bool, monkeypatch:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("changed", EVERY, ids=str)
+SEVERAL = {
+    "high_frequency": CHOICES["high_frequency"][-1], "discretisation": "zoh", "order": CHOICES["order"][-1],
+    "modulation": "full", "delta": "outside", "bands": 1, "states": 3, "expansion": 2.66, "extractor_widths": (4,),
+    "cdc_kernels": (5,), "plain_kernel": 1, "theta": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", [SEVERAL, *(pytest.param(each, marks=pytest.mark.slow) for each in EVERY)], ids=str)
 def test_every_choice_is_built_exported_and_read_back(changed: dict[str, object], tmp_path: Path) -> None:
     net = network_of(dpmambair(replace(TINY, **changed)))
     size = (24, 24)
