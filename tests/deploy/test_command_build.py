@@ -358,6 +358,7 @@ def test_the_tiny_bundle_restores_what_pytorch_restores(tiny_bundle: Path, tiny_
 # Weights among others in a file
 
 
+@pytest.mark.slow
 def test_of_raw_and_averaged_weights_it_says_which_it_took_and_the_bundle_keeps_it(here: Path, capsys: Capsys) -> None:
     raw = load_checkpoint("net.safetensors").state_dict()
     averaged = {key: value if "sobel" in key or "index" in key else value * 0.9 for key, value in raw.items()}

@@ -52,6 +52,7 @@ def test_a_gate_that_fails_is_exit_1_with_the_figures(
     assert invoke(capsys, *arguments).code == 0
 
 
+@pytest.mark.slow
 def test_other_weights_fail_the_gates(
     capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tiny_checkpoint: Path, config: Path, tmp_path: Path
 ) -> None:

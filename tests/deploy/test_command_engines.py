@@ -262,6 +262,7 @@ def on_the_target(
     return build(with_overrides(load_config(configuration), flags), out, device=device)
 
 
+@pytest.mark.slow
 def test_a_build_on_the_target_itself_is_proved_there(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,8 +59,8 @@ def test_every_task_is_measured_and_written(
         assert f"]({name})" in text and (out / name).read_bytes().startswith(PNG)
     page = (out / "evaluation.html").read_text()
     assert page.count("data:image/png;base64") >= 5 * len(TASKS) and "digital" in page
-    again = invoke(capsys, *arguments, "--json")
-    assert again.json == done.json
+    again = invoke(capsys, *arguments, "--tasks", "noise,inpaint", "--json")
+    assert again.json["tasks"] == {name: done.json["tasks"][name] for name in ("noise", "inpaint")}
 
 
 def test_every_file_is_taken_at_its_scale(

@@ -123,6 +123,7 @@ def test_int8_comes_with_all_that_led_to_it(
     assert "calibrated with" in told and "int8" in told
 
 
+@pytest.mark.slow
 def test_int8_that_fails_its_gate_is_exit_1_with_the_figures(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ def test_the_engine_is_built_there_and_fetched_back(capsys: Capture, bundle: Pat
     assert not list(Path("/tmp").glob("damp-deploy-*/bundle"))
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_build_does_all_of_it(capsys: Capture, tiny_checkpoint: Path, tmp_path: Path, ssh_config: Path) -> None:
     (tmp_path / "deploy.yaml").write_text(CONFIG + f"target: {TARGET}\n")
@@ -146,8 +147,8 @@ def gone(group: int, folder: Path, *, within: float) -> bool:
     ("end", "code", "within"),
     [
         (lambda process: process.send_signal(signal.SIGINT), 130, 2),
-        (lambda process: process.send_signal(signal.SIGTERM), 130, 2),
-        (lambda process: process.kill(), -signal.SIGKILL, 60),
+        pytest.param(lambda process: process.send_signal(signal.SIGTERM), 130, 2, marks=pytest.mark.slow),
+        pytest.param(lambda process: process.kill(), -signal.SIGKILL, 60, marks=pytest.mark.slow),
         (lambda process: [os.kill(pid, signal.SIGKILL) for pid in children(process.pid)], 3, 60),
     ],
     ids=["Ctrl-C", "SIGTERM", "SIGKILL", "connection lost"],

@@ -13,6 +13,7 @@ import deploy
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_the_example_runs(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "damp-nano").symlink_to(tiny_checkpoint)
     program = re.search(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)

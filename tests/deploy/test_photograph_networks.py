@@ -247,6 +247,7 @@ def test_a_bundle_whose_extractor_computes_something_else_does_not_fly(
         load_bundle(tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_a_check_asks_for_the_tasks_of_the_bundle_alone(
     told: tuple[Path, Path], tmp_path: Path, capsys: Capsys
 ) -> None:

@@ -58,7 +58,9 @@ def test_metrics_of_damaged_scenes_are_numpys(metric_set: str, shape: tuple[int,
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("name", "scale"), [("cave/fake_and_real_beers", 65535), ("aviris-abu/abu-beach-1", 10000)])
+@pytest.mark.parametrize(("name", "scale"), [
+    pytest.param("cave/fake_and_real_beers", 65535, marks=pytest.mark.slow), ("aviris-abu/abu-beach-1", 10000),
+])  # fmt: skip
 def test_metrics_of_damaged_real_cubes_are_numpys(name: str, scale: float, data_dir: Path) -> None:
     with np.load(data_dir / f"{name}.npz") as archive:
         clean = np.maximum(archive["cube"].transpose(2, 0, 1)[:31] / np.float32(scale), 0)
