@@ -285,7 +285,8 @@ def test_a_run_is_judged_and_then_packaged(
     assert f"| learned | {found['restored']['psnr']:.3f} |" in told
     assert f"| learned-best | {best['restored']['psnr']:.3f} |" in told
     assert f"| GAP-TV | {found['GAP-TV']['psnr']:.3f} |" in told and found["GAP-TV"]["psnr"] > 10
-    assert found["restored"]["psnr"] == pytest.approx(read_rows(run / "validation.csv")[-1]["mean"])
+    # The file keeps kernels in 16 bits.
+    assert found["restored"]["psnr"] == pytest.approx(read_rows(run / "validation.csv")[-1]["mean"], abs=1e-3)
     ended = next(row for row in read_rows(run / "validation.csv")[::-1] if row["step"] <= recipe.first_stage)
     assert found["true prior"] == {"step": f"{ended['step']:g}", "psnr": ended["true prior"]}
     assert found["tiles"] == 2 and found["starts"] > 0
