@@ -673,6 +673,29 @@ def test_files_that_were_cut_short(tmp_path: Path, suffix: str) -> None:
         assert "\n" not in str(refused.value) and refused.value.remedy and "unpack" not in str(refused.value)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("layout", [{"tile": (64, 64)}, {"rowsperstrip": 32}], ids=str)
+def test_a_part_of_tiff_that_cannot_be_decoded(tmp_path: Path, layout: dict[str, Any], compression: str | None) -> None:
+    """libvips makes tiles of it black and goes on."""
+    file, picture = tmp_path / "a.tif", np.random.default_rng(0).integers(0, 255, (200, 150, 3)).astype(np.uint8)
+    tifffile.imwrite(file, picture, photometric="rgb", compression=compression, **layout)
+    np.testing.assert_array_equal(read_cube(file).cube, picture.transpose(2, 0, 1))
+    with tifffile.TiffFile(file) as tiff:
+        starts, sizes = tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts
+    whole, part = file.read_bytes(), len(starts) // 2
+    spoilt = {"cut": whole[: starts[-1] + sizes[-1] // 2]}
+    if compression:
+        at = starts[part] + sizes[part] // 2
+        spoilt["flipped"] = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
+        spoilt["zeros"] = whole[: starts[part]] + bytes(sizes[part]) + whole[starts[part] + sizes[part] :]
+    for data in spoilt.values():
+        file.write_bytes(data)
+        with pytest.raises(CubeFileError, match="damaged or cut short"):
+            read_cube(file)
+    file.write_bytes(whole)
+    assert read_cube(file).cube.shape == (3, 200, 150)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
 def test_bytes_that_were_flipped(tmp_path: Path, suffix: str) -> None:
     """One line of refusal, or a picture; of PNG, whose checksums tell, only the right one."""
