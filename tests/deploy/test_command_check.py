@@ -83,7 +83,10 @@ def test_a_task_that_the_network_is_not_measured_by_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "least"), [("damp-tiny", 10), ("dfpir-tiny", 3), ("dpmambair-tiny", 3)])
+@pytest.mark.parametrize(
+    ("network", "least"),
+    [("damp-tiny", 10), ("dfpir-tiny", 3), ("dpmambair-tiny", 3), ("mst-tiny", 1), ("mst-tiny-sdp", 1)],
+)
 def test_the_demo_gains_what_it_promises(
     network: str, least: float, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
