@@ -144,7 +144,7 @@ def build(
     console.say(f"network    {_described(net)}")
     console.say(f"frame      {signature.measured.bands} bands x {frame.lines} lines x {frame.samples} samples")
     console.say(f"precision  {precision} ({why})")
-    console.say(f"scale      {_scale_text(scale, scale_from)}")
+    console.say(f"scale      {_scale_text(scale, scale_from, signature)}")
     work = workplace(out, plan)
     try:
         graphs = make_graphs(net, plan, work)
@@ -380,7 +380,9 @@ def _scale(config: Config, net: Network, flag: bool) -> tuple[float | None, str 
     return None, None
 
 
-def _scale_text(scale: float | None, origin: str | None) -> str:
+def _scale_text(scale: float | None, origin: str | None, signature: Signature) -> str:
+    if scale is None and signature.measured.kind == "rgb":
+        return "of photographs what their type can hold, 255 or 65535; cubes of integers will need --scale"
     if scale is None:
         return "none: cubes of integers will need --scale, cubes of floats pass as they are"
     return f"{scale:g} stands for 1.0 in cubes of integers (from the {origin})"

@@ -18,6 +18,11 @@ from runtime.restore_file import meaning_of_file, restore_file
 from .. import console
 from .run_cube import How, opened, proved, refuse_full, refuse_large, refuse_unwritable, write
 
+PICTURES = (
+    ".heic", ".heif", ".avif", ".webp", ".jp2", ".jxl", ".bmp", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf",
+    ".orf", ".rw2",
+)  # fmt: skip
+"""What cameras write too, and is not read."""
 RECORD = ".restored-by"
 """File of a folder of restored pictures: what restored them."""
 
@@ -68,7 +73,7 @@ def run_folder(bundle: Path, folder: Path, out: Path, how: How) -> dict[str, Any
     report = {"out": str(out), **done, "failed": failed, "seconds": seconds, **told}
     if done["skipped"]:
         console.say(f"skipped     {done['skipped']} that are in {out} already; --replace restores them again")
-    console.say(f"restored    {done['restored']} photographs in {seconds:.2f} s")
+    console.say(f"restored    {done['restored']} photograph{'s' * (done['restored'] != 1)} in {seconds:.2f} s")
     if failed:
         wrong = InputError(
             f"{len(failed)} of {len(targets)} photographs were not restored: {', '.join(failed)}",
@@ -87,6 +92,12 @@ def _targets(folder: Path, out: Path) -> dict[Path, Path]:
         there = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         # A link that leads nowhere was a photograph: it is told like one that cannot be read.
         there = [path for path in there if not path.is_dir()]
+        others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+        if others:
+            console.warn(
+                f"{len(others)} picture{'s' * (len(others) > 1)} of other formats left out, first {others[0]}: "
+                f"save as one of {' '.join(SUFFIXES)}"
+            )
         if not there:
             raise CubeFileError(
                 "holds no photographs", file=folder, remedy=f"give a folder with files of {' '.join(SUFFIXES)}"

@@ -49,6 +49,13 @@ def test_each_photograph_is_restored_into_the_other_folder(
         np.testing.assert_array_equal(np.asarray(Image.open(f"out/{name}")), 2 * photographs[name])
 
 
+def test_pictures_of_other_formats_are_told(capsys: Capsys, doubling: Path) -> None:
+    for name in ("real.HEIC", "raw.dng", "notes.txt"):
+        Path("in", name).write_bytes(b"something")
+    ended = invoke(capsys, "run", doubling, "in", "--out", "out")
+    assert ended.code == 0 and "2 pictures of other formats left out, first raw.dng: save as one of .png" in ended.err
+
+
 def test_what_is_there_and_whole_is_left(capsys: Capsys, doubling: Path) -> None:
     done(capsys, doubling, "in", "--out", "out")
     before = Path("out/b.png").stat().st_ino
