@@ -249,8 +249,8 @@ def _against_pytorch(results: Mapping[str, TaskResult]) -> Table:
         "tiling costs, dB": [f"{r.tiling_drop_db:.3f}" for r in told],
     }
     note = (
-        "Both went through the same tiles, blending and metrics; the last column is what tiling costs PyTorch, below zero "
-        "where tiles come out better."
+        "Both went through the same tiles, blending and metrics; the last column is what tiling costs PyTorch, below "
+        "zero where tiles come out better."
     )
     return _table("The engine against PyTorch", cells, note)
 
