@@ -18,7 +18,7 @@ from runtime.restore_file import meaning_of_file, restore_file
 
 from .. import console
 from ..config import Config, with_overrides
-from ..reporting.quicklooks import png_bytes, rgb, save_bytes, side_by_side, stretch_limits
+from ..reporting.quicklooks import fitted, png_bytes, rgb, save_bytes, side_by_side, stretch_limits
 from . import run_cube, simulate
 from .check import conclude, show
 from .options import examples, json_option
@@ -147,11 +147,11 @@ def demo(out: Path, network: str) -> dict[str, Any]:
     stretch = stretch_limits(truth_cube, truth_file.wavelengths)
     beside = called if coded else "degraded"
     looks = {
-        name: rgb(cube, truth_file.wavelengths, stretch)
+        name: fitted(rgb(cube, truth_file.wavelengths, stretch), shortest=256)
         for name, cube in ((beside, degraded_cube), ("restored", restored_cube), ("truth", truth_cube))
     }
     if coded:
-        looks = {"measured": rgb(measured), **looks}
+        looks = {"measured": fitted(rgb(measured), shortest=256), **looks}
     for name, look in looks.items():
         save_bytes(out / f"{name}.png", png_bytes(look))
     save_bytes(out / "side-by-side.png", png_bytes(side_by_side(list(looks.values()))))
