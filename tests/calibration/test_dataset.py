@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,10 +223,10 @@ def test_kept_frames_have_the_constants_and_the_instrument_of_the_set_that_asks(
     taken = Prompt("code", (1, 2), "constant", "prompts/code.npy")
     signature = replace(damp_like(4, *SIZE), prompts=(taken,))
 
-    def dark(task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+    def dark(arrays: Mapping[str, Float32], task: str, clean: Float32, rng: np.random.Generator) -> Float32:
         return clean / 2
 
-    def bright(task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+    def bright(arrays: Mapping[str, Float32], task: str, clean: Float32, rng: np.random.Generator) -> Float32:
         return clean * 2
 
     for code, measure, factor in ((0, dark, 0.5), (1, dark, 0.5), (1, bright, 2)):

@@ -39,7 +39,7 @@ SIGNATURE = Signature(
 SIGMA = {"still": 0.01, "dim": 0.05}
 
 
-def instrument(task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+def instrument(arrays: Mapping[str, Float32], task: str, clean: Float32, rng: np.random.Generator) -> Float32:
     """Three bands that mix five, and noise."""
     shot = np.einsum("mb,bls->mls", MIX, clean)
     return np.asarray(shot + SIGMA[task] * rng.standard_normal(shot.shape), np.float32)
@@ -87,7 +87,7 @@ def test_an_instrument_measures_its_own_bands() -> None:
     for task, sigma in SIGMA.items():
         found = OWN.measured(task, clean, np.random.default_rng(3))
         assert found.shape == (MEASURED, *SIZE) and found.dtype == np.float32
-        np.testing.assert_array_equal(found, instrument(task, clean, np.random.default_rng(3)))
+        np.testing.assert_array_equal(found, instrument({}, task, clean, np.random.default_rng(3)))
         assert float((found - np.einsum("mb,bls->mls", MIX, clean)).std()) == pytest.approx(sigma, rel=0.1)
 
 
@@ -210,7 +210,7 @@ def test_simulated_scenes_are_measured_by_the_instrument_too() -> None:
 
 
 def test_frames_and_truths_may_differ_in_size(folder: Path) -> None:
-    def disperse(task: str, clean: Float32, rng: np.random.Generator) -> Float32:
+    def disperse(arrays: Mapping[str, Float32], task: str, clean: Float32, rng: np.random.Generator) -> Float32:
         return np.pad(np.einsum("mb,bls->mls", MIX, clean), ((0, 0), (0, 0), (0, 8)))
 
     def sized(lines: int, samples: int) -> Measuring:

@@ -15,6 +15,7 @@ from deploy import console
 from deploy.answers import BUG, INTERRUPTED
 from deploy.commands import doctor
 from runtime.errors import GateError
+from tests.contracts.bundles import known_bundle
 from tests.contracts.command import ERROR, Done, assert_failed, assert_json_error, assert_plain, command_line, invoke
 
 Capsys = pytest.CaptureFixture[str]
@@ -165,8 +166,8 @@ def test_text_from_files_is_escaped_wherever_it_is_said(capsys: Capsys, text: st
 
 def test_a_file_name_that_is_no_unicode_is_told(capsys: Capsys, tmp_path: Path) -> None:
     name = os.fsdecode(bytes(tmp_path / "x") + b"\xff\xfe.hdr")
-    assert_failed(
-        invoke(capsys, "run", tmp_path, name, "--out", tmp_path / "o.hdr"), 2, "\\udcff\\udcfe.hdr", "no such file"
-    )
+    bundle = known_bundle(tmp_path / "bundle")
+    done = invoke(capsys, "run", bundle, name, "--out", tmp_path / "o.hdr")
+    assert_failed(done, 2, "\\udcff\\udcfe.hdr", "no such file")
     error = json.loads(invoke(capsys, "inspect", name, "--json").out)["error"]
     assert error["file"] == name

@@ -132,7 +132,7 @@ def test_geometry_and_colours_must_go_together(settings: dict[str, Any], name: s
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"spectral_axis": "columns"}, "a colour image has no spectral axis"), ({"pattern": "2x2"}, "belongs to mosaics")],
+    [({"spectral_axis": "columns"}, "such an image has no spectral axis"), ({"pattern": "2x2"}, "belongs to mosaics")],
 )
 def test_settings_of_other_geometries(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):

@@ -735,7 +735,7 @@ def test_settings() -> None:
         ({"frame_rate": "330"}, "camera.frame_rate: Input should be a valid number"),
         ({"frame_rate": True}, "camera.frame_rate: "),
         ({"pixel_format": "YUV422_8"}, "camera.pixel_format: not a pixel format that is read here.*Mono12p"),
-        ({"geometry": "whisk"}, "camera.geometry: Input should be 'line-scan', 'mosaic' or 'colour'"),
+        ({"geometry": "whisk"}, "camera.geometry: Input should be 'line-scan', 'mosaic', 'colour' or 'area'"),
         ({"pattern": "4"}, "camera.pattern: "),
         ({"geometry": "mosaic"}, "camera.pattern: a mosaic needs"),
         ({"features": {"Gain": [1]}}, "camera.features.Gain: "),
