@@ -135,7 +135,10 @@ def of_network(net: Network, lines: int, samples: int) -> tuple[Engines, dict[st
     graph = export_graph(net, lines, samples)
     told = f"nodes: {graph.nodes}; export: {time.perf_counter() - began:.1f} s"
     engines: Engines = {EAGER: lambda: eager.infer(probe)}
+    alone = net.architecture.float32_only(net.module)
     for label, name, precision in OURS:
+        if alone and precision != "fp32":
+            continue
         opened = open_engine(name, graph.data, net.signature(lines, samples), EngineOptions(precision=precision))
         engines[label] = lambda opened=opened: opened.infer(probe)
     return engines, probe, told
