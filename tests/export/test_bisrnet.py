@@ -85,6 +85,7 @@ def test_the_static_form_has_the_reference_s_numbers(name: str) -> None:
     assert case.apart(restored, "restored", (case.config["band_step"], 1, 1)) < 2e-5
 
 
+@pytest.mark.slow
 def test_onnx_runtime_has_the_reference_s_numbers() -> None:
     case, net = given("tiny")
     made = network_of(net)

@@ -57,16 +57,9 @@ def test_the_scan_alone(size: tuple[int, int], how: str) -> None:
         assert np.abs(found - expected).max() <= LIMIT * (np.ptp(expected) or np.abs(expected).max()), span
 
 
-@pytest.mark.parametrize(
-    "size, how",
-    [
-        ((24, 40), "euler"),
-        pytest.param((64, 64), "euler", marks=pytest.mark.slow),
-        pytest.param((64, 64), "zoh", marks=pytest.mark.slow),
-        pytest.param((128, 128), "euler", marks=pytest.mark.slow),
-        pytest.param((128, 128), "zoh", marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("how", CHOICES["discretisation"])
+@pytest.mark.parametrize("size", [(64, 64), (128, 128)], ids=str)
 def test_the_graph_is_the_network_scanned_one_by_one(size: tuple[int, int], how: str) -> None:
     module = dpmambair(replace(DEEP, discretisation=how))
     spans = [span for span in SPANS if span != "wild"]

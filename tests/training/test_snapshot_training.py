@@ -294,6 +294,7 @@ def test_a_run_is_judged_and_then_packaged(
     assert "after a description alone" in card and "| learned |" in card and "own split" in card
 
 
+@pytest.mark.slow
 def test_a_study_compares_what_it_trained(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
