@@ -7,7 +7,7 @@ from typing import Any, Literal
 import click
 
 from runtime.bundle import load_bundle
-from runtime.bundle_files import Contents, unlisted_files, verified_bundle
+from runtime.bundle_files import Contents, stored_array, unlisted_files, verified_bundle
 from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
 from runtime.files.foreign import refuse_foreign
@@ -92,7 +92,7 @@ def command(
         ("scale", f"{m.scale:g} (from the {m.scale_from})" if m.scale else "none"),
         ("metrics", _metrics(m)),
         *(("prompt", _prompt(name, m.prompts[name].about)) for name in m.prompts),
-        *(("instrument", f"{name}, {file}") for name, file in m.instrument.items()),
+        *(("instrument", _array(name, file, contents)) for name, file in m.instrument.items()),
         ("experts", "none" if routing is None else f"{routing.shape[0]} layers of {routing.shape[1]}"),
     ]
     for label, text in rows:
@@ -119,6 +119,11 @@ def command(
         "manifest": m.model_dump(mode="json"),
         "made": made and made.model_dump(mode="json"),
     }
+
+
+def _array(name: str, file: str, bundle: Contents) -> str:
+    array = stored_array(bundle.files[file], Path(file), None)
+    return f"{name}, {'x'.join(map(str, array.shape))}, {array.min():g} to {array.max():g}, mean {array.mean():.3f}"
 
 
 def _engine_here(bundle: Path, engine: str | None) -> tuple[dict[str, str] | None, str]:

@@ -179,8 +179,9 @@ def read_mask(said: str | Path) -> Float32:
     try:
         found = read_cube(file, key=array, plane=True) if inner else _mask_file(Path(said))
     except CubeFileError as error:
+        path, names = Path(file if inner else said), re.sub(r", as in --key .*", "", error.remedy or "")
         if error.key == "key":
-            error.remedy = f"{error.remedy}: a mask is named FILE:ARRAY"
+            error.remedy = f"say which is the mask, as in {path.name}:ARRAY; {names}"
         elif error.key == "layout":
             error.remedy = "save it as one plane, [lines, samples]"
         raise
