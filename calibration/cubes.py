@@ -13,6 +13,7 @@ from runtime.files.foreign import refuse_foreign
 from runtime.files.photographs import SUFFIXES as PHOTOGRAPHS
 from runtime.meaning import Asked, Known, meaning_of
 from runtime.meaning.words import bands, number, pixels
+from runtime.simulation.cassi import resampled
 
 FAR = 100.0
 """No clean cube in the unit range reaches that: it holds marks, or numbers of another scale."""
@@ -34,6 +35,8 @@ class Wanted:
         layout: axes of .npy, .npz and .mat files; None if nobody said.
         key: name of the array in .npz and .mat files.
         marks: of missing pixels, above what the file says; None if nobody said.
+        measured: an instrument with these wavelengths is simulated on the cubes: those that tell theirs are brought to
+            them.
     """
 
     bands: int
@@ -43,6 +46,7 @@ class Wanted:
     layout: str | None = None
     key: str | None = None
     marks: tuple[float, ...] | None = None
+    measured: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +115,13 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
     named = file.suffix.lower() in (".npz", ".mat")
     source = read_cube(file, layout=wanted.layout, key=wanted.key if named else None)
     centres = wanted.wavelengths if wanted.wavelengths and len(wanted.wavelengths) == len(source.cube) else None
+    targets = wanted.wavelengths if wanted.measured and source.wavelengths else None
     try:
         meaning = meaning_of(
             source.cube,
             source.stated,
             Asked(wanted.scale, wanted.marks),
-            Known("model", wanted.model_scale, centres, wanted.bands),
+            Known("model", wanted.model_scale, centres, len(source.wavelengths or ()) if targets else wanted.bands),
         )
     except CubeError as error:
         error.file = error.file or str(file)
@@ -140,6 +145,13 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
             remedy=WITHOUT,
         )
     cube = meaning.unit(source.cube)
+    own = source.wavelengths or centres
+    if targets and own and own != targets:
+        try:
+            cube, own = resampled(cube, own, targets), targets
+        except CubeError as error:
+            error.file = str(file)
+            raise
     if len(cube) < wanted.bands:
         raise InputError(
             f"has {len(cube)} bands, the network restores {wanted.bands}",
@@ -153,7 +165,7 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
             "holds values far outside [0, 1]", file=file, value=f"{largest:.3g}", remedy="give a larger --scale"
         )
     doubts = [f"{file.name}: {doubt}" for doubt in (*meaning.doubts, *_brightness(cube))]
-    return UnitCube(cube, source.wavelengths or centres, tuple(doubts))
+    return UnitCube(cube, own, tuple(doubts))
 
 
 def _brightness(cube: Float32) -> Iterator[str]:

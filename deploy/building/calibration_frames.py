@@ -39,7 +39,9 @@ def open_calibration(
     wavelengths = tuple(config.input.wavelengths or net.wavelengths) or None
     # The scale of the build: the flag's or the configuration's beats the files', the model's does not.
     bands, said = net.smallest.restored.bands, config.input
-    wanted = cube_files.Wanted(bands, said.scale, scale, wavelengths, said.layout, said.key, said.ignore_value)
+    wanted = cube_files.Wanted(
+        bands, said.scale, scale, wavelengths, said.layout, said.key, said.ignore_value, net.smallest.is_area
+    )
     way, scene_size = _measured(config, net, whole=whole)
     if asked.cubes == "as_flown" and way.measure is not None:
         raise InputError(

@@ -87,7 +87,9 @@ def _read(
     bands = m.signature.restored.bands
     centres = tuple(m.wavelengths) if m.wavelengths else None
     told = config.input
-    wanted = cube_files.Wanted(bands, told.scale, m.scale, centres, told.layout, told.key, told.ignore_value)
+    wanted = cube_files.Wanted(
+        bands, told.scale, m.scale, centres, told.layout, told.key, told.ignore_value, m.signature.is_area
+    )
     files = cube_files.find_cubes(data, scenes)
     for file in files.values():
         looked = cube_files.unit_cube(file, wanted)

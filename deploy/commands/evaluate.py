@@ -82,6 +82,7 @@ def command(
             layout,
             key,
             marks,
+            measured.measuring.signature.is_area,
         )
         console.say(f"judges     {measured.part}")
         found = evaluated(measured, files, wanted, chosen, seed)

@@ -102,28 +102,29 @@ def shifted(mask: Float32) -> Float32:
     return out
 
 
-def resampled(cube: Float32, wavelengths: Sequence[float]) -> Float32:
-    """A cube in the instrument's 28 bands, interpolated linearly between the two nearest of its own.
+def resampled(cube: Float32, wavelengths: Sequence[float], wanted: Sequence[float] = WAVELENGTHS) -> Float32:
+    """A cube in other bands, the instrument's 28, interpolated linearly between the two nearest of its own.
 
     Args:
         cube: [bands, lines, samples].
         wavelengths: of its bands in nm, increasing.
+        wanted: of the other bands.
 
     Returns:
-        float32 [28, lines, samples].
+        float32 [other bands, lines, samples].
 
     Raises:
-        CubeError: its bands are not in increasing order, or do not reach from 453.5 to 648 nm.
+        CubeError: its bands are not in increasing order, or do not cover the wanted ones.
     """
     own = np.asarray(wavelengths, np.float64)
-    if len(own) != len(cube) or (np.diff(own) <= 0).any() or own[0] > WAVELENGTHS[0] or own[-1] < WAVELENGTHS[-1]:
+    if len(own) != len(cube) or (np.diff(own) <= 0).any() or own[0] > min(wanted) or own[-1] < max(wanted):
         raise CubeError(
-            f"bands in increasing order from {WAVELENGTHS[0]:g} to {WAVELENGTHS[-1]:g} nm are needed",
+            f"bands in increasing order from {min(wanted):g} to {max(wanted):g} nm are needed",
             key="wavelengths",
             value=f"{len(own)} of {own.min():g} to {own.max():g} nm",
             remedy="give a cube that covers them, with the wavelength of each band",
         )
-    place = np.interp(WAVELENGTHS, own, np.arange(len(own)))
+    place = np.interp(wanted, own, np.arange(len(own)))
     low = np.minimum(place.astype(int), len(own) - 2)
     share = (place - low).astype(np.float32)[:, None, None]
     return np.asarray(cube[low] * (1 - share) + cube[low + 1] * share, np.float32)

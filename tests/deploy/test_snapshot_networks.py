@@ -108,6 +108,24 @@ def test_a_binary_network_is_built_in_float32_and_says_why(binary: Path, tmp_pat
     assert done.json["precision"]["chosen"] == "fp32" and "signs" in done.json["precision"]["why"]
     (tmp_path / "cubes").mkdir()
     write_cube(tmp_path / "cubes" / "one.hdr", np.random.default_rng(0).random((28, SIDE, SIDE), np.float32))
+    # Bands of another camera are brought to the network's.
+    told = {"wavelength units": "Nanometers", "wavelength": "{" + ", ".join(map(str, range(400, 701, 10))) + "}"}
+    (tmp_path / "other").mkdir()
+    dark = np.random.default_rng(1).random((31, SIDE, SIDE), np.float32)
+    write_cube(tmp_path / "other" / "two.hdr", dark, fields=told)
+    seen = cassi.resampled(dark, range(400, 701, 10))
+    write_cube(
+        tmp_path / "other" / "three.hdr",
+        seen,
+        fields={**told, "wavelength": "{" + ", ".join(map(str, cassi.WAVELENGTHS)) + "}"},
+    )
+    for command in ("evaluate", "check"):
+        more = ("--checkpoint", binary) if command == "check" else ("--out", tmp_path / "two")
+        done = invoke(capsys, command, tmp_path / "bundle", *more, "--data", tmp_path / "other", "--json")
+        assert done.code == 0, done.err
+        if command == "evaluate":
+            two, three = (done.json["scenes"]["snapshot"][name]["model"]["psnr"] for name in ("two", "three"))
+            assert two == pytest.approx(three, abs=1e-3)
     mask = tmp_path / "bundle" / "instrument" / "mask.npy"
     np.testing.assert_array_equal(np.load(mask), small_mask())
     assert "instrument/mask.npy" in invoke(capsys, "inspect", tmp_path / "bundle").out
