@@ -164,14 +164,12 @@ class FrameRestorer:
                 "the frame begins where none does, behind lines that are missing", key="lines", value=frame.first,
                 remedy="mend the source",
             )  # fmt: skip
-        faults = np.array([slot is not None and bool(slot.flags & UNFIT) for slot in frame.slots])
-        if self._image is not None:
-            # Elements that are bad may fill a line: what is saturated is judged by the frame.
-            faults = np.array([slot is not None and bool(slot.flags & UNFIT & ~Flag.SATURATED) for slot in frame.slots])
-            if faults.any() or not taken.all() or count < len(self._image):
-                raise self._not_whole(int((taken & ~faults).sum()))
+        # Bad elements of an area detector may fill a line: what is saturated is judged by the frame.
+        faults = UNFIT if self._image is None else UNFIT & ~Flag.SATURATED
+        unfit = np.array([slot is not None and bool(slot.flags & faults) for slot in frame.slots])
+        if self._image is not None and (unfit.any() or not taken.all() or count < len(self._image)):
+            raise self._not_whole(int((taken & ~unfit).sum()))
         kept, doubts = self._fill(frame.slots)
-        unfit = faults
         unfit[[keep.place for keep in kept if keep.whole]] = True
         fit = np.flatnonzero(taken & ~unfit)
         whole = len(fit) >= ENOUGH * count and not (fixed and count < self._facts.frame[0])
