@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.descriptors import insisting
 from runtime.errors import CubeFileError
 from runtime.files.envi_header import EnviHeader, parse_header
 
@@ -257,13 +258,13 @@ def check_file(stem: Path, before: Report | None = None, stop: Callable[[], bool
     Raises:
         CubeFileError: a file is missing or cannot be read.
     """
-    header = read_line_header(stem)
+    header = insisting(lambda: read_line_header(stem))
     if header is None:
         raise CubeFileError("the header is missing", file=suffixed(stem, ".hdr"), remedy="record on, or look for it")
     try:
         with (
-            suffixed(stem, ".raw").open("rb", buffering=0) as data,
-            suffixed(stem, ".idx").open("rb", buffering=0) as index,
+            insisting(lambda: suffixed(stem, ".raw").open("rb", buffering=0)) as data,
+            insisting(lambda: suffixed(stem, ".idx").open("rb", buffering=0)) as index,
         ):
             return _check_open(stem, header, data.fileno(), index.fileno(), before or Report(), stop)
     except OSError as error:

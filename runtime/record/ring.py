@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
+from runtime.descriptors import insisting
 from runtime.durable import sync_folder, write_bytes
 from runtime.errors import CubeFileError, DeployError, InputError, MachineError
 from runtime.files.envi_header import parse_header
@@ -191,7 +192,7 @@ class Ring:
 
     def _delete(self, segment: Segment) -> None:
         try:
-            remove_files(segment.stem)
+            insisting(lambda: remove_files(segment.stem))
         except OSError as error:
             raise MachineError(
                 f"cannot be deleted to make room: {error.strerror or error}",

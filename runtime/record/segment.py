@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.descriptors import insisting, is_shortage
 from runtime.durable import sync_folder, write_bytes
 from runtime.errors import CubeFileError, InputError, MachineError
 from runtime.record import index as line_index
@@ -143,8 +144,11 @@ class LineFile:
             raise self._lost from error
         header = suffixed(self.stem, ".hdr")
         try:
-            write_bytes(header, self._layout.header(self.lines, header))
+            insisting(lambda: write_bytes(header, self._layout.header(self.lines, header)))
         except InputError as error:
+            if is_shortage(error):
+                # The lines are safe, and a later header says so.
+                return
             cause = error.__cause__
             raise (refused(cause, header) if isinstance(cause, OSError) else error) from error
         if hasattr(os, "posix_fadvise"):

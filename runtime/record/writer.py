@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.closing import Closing
+from runtime.descriptors import insisting
 from runtime.durable import sync_folder
 from runtime.errors import CubeFileError, InputError, MachineError
 from runtime.lines import LineFormat
@@ -298,7 +299,8 @@ class LineWriter(Closing):
             return wanted
         if self._file.lines >= self._segment_lines:
             self.checkpoint()
-            following = LineFile(segment_stem(self._folder, self._name, self._number + 1), self._layout)
+            stem = segment_stem(self._folder, self._name, self._number + 1)
+            following = insisting(lambda: LineFile(stem, self._layout))
             full, self._file, self._number = self._file, following, self._number + 1
             full.release()
             self._ring.add(closed_segment(full.stem))

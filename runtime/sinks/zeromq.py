@@ -7,9 +7,12 @@ the messages and holds a subscriber to start from.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -27,7 +30,10 @@ PORT = 5556
 HIGH_WATER = 16
 """Messages that wait for a subscriber before it loses some."""
 LINGER_MS = 500
+HANDSHAKE_MS = 10_000
 SUBSCRIPTION_BYTES = 4096
+SUBSCRIBERS = 16
+"""Connections at a time; who comes when there are so many is hung up on."""
 
 
 def header(block: Block) -> dict[str, Any]:
@@ -103,7 +109,7 @@ class Publisher(Sink):
                 "pyzmq is not installed", key="zeromq", remedy='pip install "damp-deploy[stream]"'
             ) from error
         wanted = address or f"tcp://127.0.0.1:{port}"
-        _check_port(wanted)
+        _check_address(wanted)
         self._zmq: Any = zmq
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
@@ -112,6 +118,11 @@ class Publisher(Sink):
         # Subscribers send subscriptions, nothing larger.
         self._socket.setsockopt(zmq.MAXMSGSIZE, SUBSCRIPTION_BYTES)
         self._socket.setsockopt(zmq.IPV6, int("[" in wanted))
+        self._socket.setsockopt(zmq.BACKLOG, SUBSCRIBERS)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        door = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED)
+        # A socket in the file system is for this user alone; other permissions are his to give.
+        before = os.umask(0o177)
         try:
             self._socket.bind(wanted)
         except zmq.ZMQError as error:
@@ -122,11 +133,15 @@ class Publisher(Sink):
                 value=wanted,
                 remedy="another program may have the port; choose another one",
             ) from error
+        finally:
+            os.umask(before)
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._facts = json.dumps(_facts(facts)).encode()
         self._lock = Lock()
         self._sent = 0
         self._stop = Event()
+        self._doorkeeper = Thread(target=_keep_door, args=(zmq, door), name="zeromq door", daemon=True)
+        self._doorkeeper.start()
         self._thread = Thread(target=self._repeat_facts, args=(facts_every_s,), name="zeromq facts", daemon=True)
         self._thread.start()
 
@@ -154,6 +169,8 @@ class Publisher(Sink):
         self._thread.join(timeout=1)
         with self._lock:
             if not self._socket.closed:
+                self._socket.disable_monitor()
+                self._doorkeeper.join(timeout=1)
                 self._context.destroy(linger=LINGER_MS)
 
     def _send(self, *parts: bytes) -> None:
@@ -176,9 +193,39 @@ class Publisher(Sink):
                     return
 
 
-def _check_port(address: str) -> None:
-    """libzmq takes 99999 for 34463, and `5x` for 5, without a word."""
+def _keep_door(zmq: Any, door: Any) -> None:
+    """Hang up on whoever connects while `SUBSCRIBERS` are there: libzmq takes everybody, until no file can be opened.
+
+    It tells the descriptor of every connection that it took or lost; what it finds closed it forgets.
+    """
+    from zmq.utils.monitor import recv_monitor_message
+
+    there = set[int]()
+    with suppress(zmq.ZMQError), door:
+        while (event := recv_monitor_message(door))["event"] != zmq.EVENT_MONITOR_STOPPED:
+            if event["event"] == zmq.EVENT_DISCONNECTED:
+                there.discard(event["value"])
+            elif len(there) < SUBSCRIBERS:
+                there.add(event["value"])
+            else:
+                _hang_up(event["value"])
+
+
+def _hang_up(descriptor: int) -> None:
+    # What is no connection any more is none of ours.
+    with suppress(OSError):
+        connection = socket.socket(fileno=descriptor)
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        finally:
+            connection.detach()
+
+
+def _check_address(address: str) -> None:
+    """libzmq takes 99999 for 34463, and `5x` for 5, and deletes what lies at an ipc address, without a word."""
     scheme, _, place = address.partition("://")
+    if scheme == "ipc" and os.path.lexists(place) and not Path(place).is_socket():
+        raise InputError("there is a file at this address", key="zeromq", value=address, remedy="choose another one")
     port = place.rpartition(":")[2]
     number = port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65536
     if scheme == "tcp" and port != "*" and not number:

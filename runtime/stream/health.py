@@ -127,15 +127,16 @@ class Notifier:
             raise MachineError("not a socket of systemd", key="NOTIFY_SOCKET", value=name, remedy="unset it")
         self._address = "\0" + name[1:] if name.startswith("@") else name
         self.interval_s = _interval_s(environment) if name else None
+        # Open from the start: a service that has no descriptor left is not killed for it.
+        self._speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) if name else None
 
     def send(self, *assignments: str) -> bool:
         """Send `KEY=value` lines as one datagram, waiting a second at most; False where nobody took it."""
-        if not self._address:
+        if self._speaker is None:
             return False
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as speaker:
-                speaker.settimeout(SEND_S)
-                speaker.sendto("\n".join(assignments).encode(errors="replace"), self._address)
+            self._speaker.settimeout(SEND_S)
+            self._speaker.sendto("\n".join(assignments).encode(errors="replace"), self._address)
         except OSError:
             return False
         return True

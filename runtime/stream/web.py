@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from runtime.closing import Closing
+from runtime.descriptors import is_shortage
 from runtime.errors import InputError, MachineError
 
 from .snapshot import Snapshot
@@ -34,6 +35,7 @@ CLIENT_SECONDS = 10.0
 """How long a connection may last, from its first byte to its last."""
 CLIENTS = 16
 """Connections, and so threads, at a time."""
+SHORTAGE_SECONDS = 0.2
 NO_NAME = "ask for an address of this machine, or through localhost"
 
 
@@ -152,6 +154,15 @@ class _Listener(ThreadingHTTPServer):
         # The one of HTTPServer asks DNS for its own name, which can take long where there is no network.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.host, self.server_address[1]
+
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if is_shortage(error):
+                # Whoever waits keeps the listener ready: without a pause it would ask without end.
+                time.sleep(SHORTAGE_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

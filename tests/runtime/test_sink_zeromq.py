@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ import zmq
 from runtime.errors import InputError, MachineError
 from runtime.lines import LineFormat
 from runtime.sinks.contract import Block, Sink, StreamFacts
-from runtime.sinks.zeromq import Publisher
+from runtime.sinks.zeromq import SUBSCRIBERS, Publisher
 from tests.contracts.sink import FACTS, SinkContract, block_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "stream-messages.md"
@@ -227,3 +230,44 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "zmq", None)
     with pytest.raises(MachineError, match=r'pyzmq is not installed; pip install "damp-deploy\[stream\]"'):
         Publisher(FACTS, port=0)
+
+
+def test_so_many_subscribers_and_no_more(publisher: Publisher, subscribe: Callable[..., Any]) -> None:
+    place = urlsplit(publisher.address)
+    first = subscribe(publisher.address)
+    strangers = [socket.create_connection((place.hostname, place.port)) for _ in range(5 * SUBSCRIBERS)]
+    opened = len(os.listdir("/proc/self/fd"))
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while len(gone := [one for one in strangers if _hung_up(one)]) < 4 * SUBSCRIBERS + 1:
+        assert time.monotonic() < deadline, f"{len(gone)} of {len(strangers)} were hung up on"
+    # Both ends are in this process; the test still holds its own.
+    assert len(os.listdir("/proc/self/fd")) <= opened
+    assert next_of(first, b"facts")
+    for one in strangers:
+        one.close()
+    # As the door was shut, it opens again.
+    assert next_of(subscribe(publisher.address), b"facts")
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    try:
+        while connection.recv(1024, socket.MSG_DONTWAIT):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def test_a_socket_in_the_file_system_is_for_its_user(tmp_path: Path, subscribe: Callable[..., Any]) -> None:
+    with Publisher(FACTS, address=f"ipc://{tmp_path}/lines", facts_every_s=0.05) as sink:
+        assert (tmp_path / "lines").stat().st_mode & 0o777 == 0o600
+        assert next_of(subscribe(sink.address), b"facts")
+
+
+def test_nothing_is_deleted_for_an_address(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="there is a file"):
+        Publisher(FACTS, address=f"ipc://{tmp_path}/notes")
+    assert (tmp_path / "notes").read_text() == "mine"
