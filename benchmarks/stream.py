@@ -29,7 +29,7 @@ from runtime.record.writer import open_line_writer
 from runtime.sinks.restored_file import RestoredFile
 from runtime.sources.contract import Source
 from runtime.stream.frames import Frame
-from runtime.stream.pipeline import NamedSink, Stream, StreamOptions
+from runtime.stream.pipeline import NamedSink, Restoring, Stream, StreamOptions
 from runtime.stream.pool import LinePool
 from runtime.stream.restoring import FrameRestorer, RestorerFacts
 
@@ -83,7 +83,7 @@ def frame_parts(bundle: Any, facts: RestorerFacts, format: LineFormat) -> dict[s
         source.read(slot.line, 0)
         slot.sequence = number
         slots.append(slot)
-    frame = Frame(0, 0, tuple(slots), 0, time.monotonic())
+    frame = Frame(0, 0, 0, tuple(slots), 0, time.monotonic())
     found = [restorer.restore(frame)[1].seconds for _ in range(RUNS + WARM_UP)][WARM_UP:]
     return {part: statistics.median(row[part] for row in found) for part in found[0]}
 
@@ -113,8 +113,8 @@ def own_seconds(facts: RestorerFacts, format: LineFormat) -> float:
             record = open_line_writer(Path(folder), "lines", format)
             restored = open_line_writer(Path(folder), "restored", format)
             stream = Stream(
-                Memory(format, FRAMES * step), facts, idle, radiometry, format,
-                record, [NamedSink("restored", RestoredFile(restored), "block", True)], StreamOptions(),
+                Memory(format, FRAMES * step), Restoring(facts, idle, radiometry, format), record,
+                [NamedSink("restored", RestoredFile(restored), "block", True)], StreamOptions(),
             )  # fmt: skip
             began = time.process_time()
             stream.run()

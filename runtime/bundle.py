@@ -1,9 +1,12 @@
 """Bundles that are open: what was verified, its engine, and cubes restored with it."""
 
+from __future__ import annotations
+
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,9 @@ from .engines import (
 )
 from .errors import CubeError, MachineError
 from .files.disk import available_memory
-from .golden import check_golden_embedding, check_golden_metrics, golden_difference
+from .golden import Answer, check_golden_embedding, check_golden_metrics, proved
 from .meaning import Asked, Known, Meaning, meaning_of
+from .plausible import Range
 from .prompts import Condition, Given, Prompts
 from .restore import Progress, Restored, check_fits, restore_cube
 from .stated import NOTHING, Stated
@@ -43,17 +47,31 @@ class Bundle(Closing):
         manifest, choice: of `contents`: what the ground says of it, and what runs.
         engine: what restores a frame.
         prompts: what makes what it takes beside the frame.
+        answers: to the golden frames, of the last self-test.
+        again: opens it anew as it was opened, every byte verified.
     """
 
-    def __init__(self, path: Path, contents: Contents, engine: Engine, prompts: Prompts) -> None:
+    def __init__(
+        self, path: Path, contents: Contents, engine: Engine, prompts: Prompts, again: Callable[[], Bundle]
+    ) -> None:
+        self.again = again
         self.path, self.contents, self.engine, self.prompts = path, contents, engine, prompts
         self.manifest, self.choice = contents.manifest, contents.choice
+        self.answers: tuple[Answer, ...] = ()
 
     @property
     def instrument(self) -> dict[str, Float32]:
         """{name: array} of the instrument whose frames it restores, such as its mask. Raises BundleError."""
         files = self.contents.files
         return {n: stored_array(files[of], self.path / of, None) for n, of in self.manifest.instrument.items()}
+
+    @cached_property
+    def restored_range(self) -> Range:
+        """Of the values in the unit range that its golden frames become. Raises BundleError."""
+        restored = self.manifest.signature.restored
+        files = [proof[restored.name] for proof in self.manifest.proofs]
+        arrays = [stored_array(self.contents.files[file], self.path / file, restored.shape) for file in files]
+        return min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -137,6 +155,7 @@ class Bundle(Closing):
             prompts=self.prompts if prompt is None else self.prompts.of(prompt),
             given=prompts,
             progress=progress,
+            known=self.restored_range,
         )
         used = None if meaning.scale_from is None else meaning.conversion.scale
         told = replace(
@@ -163,9 +182,15 @@ class Bundle(Closing):
             GateError: the difference is above the choice's tolerance, other experts were chosen, or the graph's
                 metrics are not NumPy's within `runtime.prompts.TOLERANCES`, or its embedding is another.
         """
-        check_golden_metrics(self.prompts, self.contents, self.path)
-        check_golden_embedding(self.prompts, self.contents, self.path)
-        return golden_difference(self.engine, self.contents, self.choice.tolerance, self.path)
+        self.answers = tuple(self.prove(proof) for proof in range(len(self.manifest.proofs)))
+        return max(answer.difference for answer in self.answers)
+
+    def prove(self, proof: int) -> Answer:
+        """Run one of the proofs of `manifest.proofs`, with the first the graphs of the prompts too; see `self_test`."""
+        if proof == 0:
+            check_golden_metrics(self.prompts, self.contents, self.path)
+            check_golden_embedding(self.prompts, self.contents, self.path)
+        return proved(self.engine, self.contents, proof, self.choice.tolerance, self.path)
 
     def close(self) -> None:
         """Give back the engine, and the metrics' graph."""
@@ -251,4 +276,8 @@ def load_bundle(
     # The graphs are the engine's now.
     needed = [*manifest.proving, *manifest.instrument.values()]
     kept = replace(contents, files={name: files[name] for name in needed})
-    return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor))
+
+    def again() -> Bundle:
+        return load_bundle(path, threads=threads, engine=engine, prompt=prompt)
+
+    return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor), again)

@@ -64,7 +64,7 @@ def verified_bundle(path: str | Path) -> Contents:
             raise BundleError("the manifest does not list a file it needs", file=folder, key=name, remedy=MEND)
     if os.path.lexists(folder / MADE):
         record = _read(folder, MADE, LARGEST)
-        made = parse_made(record, manifest, _sha256(data), file=folder / MADE)
+        made = parse_made(record, manifest, digest(data), file=folder / MADE)
         files |= {MADE: record, **{name: _verified(folder, name, record) for name, record in made.files.items()}}
     return Contents(manifest, made, files)
 
@@ -116,7 +116,7 @@ def install_engine(
     if data != begun.files[MANIFEST]:
         raise BundleError("is another bundle than the one that the engine is for", file=folder, remedy="do it again")
     made = Made(
-        schema_version=Made.version, manifest_sha256=_sha256(data), choice=choice, proof=proof, files=_records(files)
+        schema_version=Made.version, manifest_sha256=digest(data), choice=choice, proof=proof, files=_records(files)
     )
     with _writing(folder):
         for name, content in (*files.items(), (MADE, dump(made))):
@@ -197,19 +197,20 @@ def _read(folder: Path, name: str, limit: int) -> bytes:
 
 def _verified(folder: Path, name: str, record: FileRecord) -> bytes:
     data = _read(folder, name, record.bytes)
-    if len(data) != record.bytes or _sha256(data) != record.sha256:
+    if len(data) != record.bytes or digest(data) != record.sha256:
         raise BundleError(
             "the file is not the one that was built: its SHA-256 differs", file=folder / name, remedy=MEND
         )
     return data
 
 
-def _sha256(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """SHA-256 as a manifest has it."""
     return hashlib.sha256(data).hexdigest()
 
 
 def _records(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
-    return {name: FileRecord(sha256=_sha256(data), bytes=len(data)) for name, data in files.items()}
+    return {name: FileRecord(sha256=digest(data), bytes=len(data)) for name, data in files.items()}
 
 
 def stored_array(data: bytes, file: Path, shape: tuple[int, ...] | None) -> Float32:

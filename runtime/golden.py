@@ -1,13 +1,15 @@
 """The proof of a bundle where it runs: its golden frame becomes what was recorded, with every prompt."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
 from .arrays import Float32
-from .bundle_files import Contents, stored_array
+from .bundle_files import Contents, digest, stored_array
 from .engines import Engine
-from .errors import GateError
+from .errors import BundleError, GateError
 from .metrics import prompt_metrics
 from .parity import apart, told
 from .prompts import TOLERANCES, Prompts, beyond, differences
@@ -30,28 +32,58 @@ def golden_difference(engine: Engine, contents: Contents, tolerance: float, path
         contents, path: the bundle with its golden files, and its folder.
         tolerance: largest difference, see `parity.apart`.
     """
-    signature, output = engine.signature, engine.signature.restored.name
-    largest, true = 0.0, contents.manifest.golden.truth
+    return max(
+        proved(engine, contents, proof, tolerance, path).difference for proof in range(len(contents.manifest.proofs))
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an engine made of a golden frame.
+
+    Attributes:
+        difference: from what was recorded, see `parity.apart`.
+        checksum: CRC-32 of all that it gave, by which two answers are compared bit for bit.
+    """
+
+    difference: float
+    checksum: int
+
+
+def proved(engine: Engine, contents: Contents, proof: int, tolerance: float, path: Path) -> Answer:
+    """Run one of a bundle's proofs, by its place in `Manifest.proofs`; else as `golden_difference`.
+
+    Raises:
+        BundleError: a golden array is damaged, also where its bytes changed in memory since the bundle was opened.
+        GateError: the difference is above the tolerance, or other experts were chosen.
+        MachineError: the engine failed.
+    """
+    signature, output, true = engine.signature, engine.signature.restored.name, contents.manifest.golden.truth
     truth = None if true is None else _stored(contents, true, signature.restored.shape, path)
-    for files in contents.manifest.proofs:
-        arrays = {name: _stored(contents, file, signature.ports.shapes[name], path) for name, file in files.items()}
-        made = engine.infer({name: arrays[name] for name in signature.ports.inputs})
-        difference = apart(made[output], arrays[output], truth)
-        same = all(np.array_equal(made[side.name] > 0, arrays[side.name] > 0) for side in signature.side)
-        if not (difference <= tolerance and same):
-            raise GateError(
-                "this machine does not restore the golden frame as it was recorded",
-                file=path,
-                key="golden",
-                value=difference,
-                remedy=f"at most {told(tolerance, true is not None)} and the same experts; do not fly this bundle here",
-            )
-        largest = max(largest, difference)
-    return largest
+    files = contents.manifest.proofs[proof]
+    arrays = {name: _stored(contents, file, signature.ports.shapes[name], path) for name, file in files.items()}
+    made = engine.infer({name: arrays[name] for name in signature.ports.inputs})
+    difference = apart(made[output], arrays[output], truth)
+    same = all(np.array_equal(made[side.name] > 0, arrays[side.name] > 0) for side in signature.side)
+    if not (difference <= tolerance and same):
+        raise GateError(
+            "this machine does not restore the golden frame as it was recorded",
+            file=path,
+            key="golden",
+            value=difference,
+            remedy=f"at most {told(tolerance, true is not None)} and the same experts; do not fly this bundle here",
+        )
+    checksum = 0
+    for name in signature.ports.outputs:
+        checksum = crc32(made[name].data, checksum)
+    return Answer(difference, checksum)
 
 
 def _stored(contents: Contents, file: str, shape: tuple[int, ...], path: Path) -> Float32:
-    return stored_array(contents.files[file], path / file, shape)
+    data = contents.files[file]
+    if digest(data) != contents.manifest.files[file].sha256:
+        raise BundleError("changed in memory since it was read", file=path / file, remedy="open the bundle again")
+    return stored_array(data, path / file, shape)
 
 
 def _golden(contents: Contents, name: str, shape: tuple[int, ...], path: Path) -> Float32:

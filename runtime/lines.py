@@ -41,6 +41,8 @@ class Flag(IntFlag):
     """Restored in a frame that was not full and was filled up by reflection."""
     END = 4096
     """The last line of a picture."""
+    SUSPECT = 8192
+    """Restored, but what came out does not look like a restoration of what came in."""
 
 
 NO_FLAGS = Flag(0)

@@ -81,9 +81,11 @@ class Golden(Part):
         arrays: {tensor: file}.
         tolerance: largest difference of the restored frame, as a share of its range.
         truth: file of what the restored frame should be, where the tolerance is of its quality alone, in dB of PSNR.
+        others: what it goes in with to choose other experts, and becomes: {tensor: file}, in place of those of `arrays`.
     """
 
     arrays: dict[str, InnerPath]
+    others: Annotated[list[dict[str, InnerPath]], Field(max_length=64)] = []
     truth: InnerPath | None = None
     tolerance: Annotated[float, Field(gt=0, le=1)]
 
@@ -162,9 +164,10 @@ class Manifest(Sealed):
 
     @property
     def proofs(self) -> list[dict[str, str]]:
-        """{tensor: file} of the golden frame with each of the prompts by name, or with the only ones."""
+        """{tensor: file} of the golden frame: with each of the prompts by name, or the only ones; with other metrics."""
         golden, restored = self.golden.arrays, self.signature.restored.name
-        return [{**golden, **p.arrays, restored: p.restored} for p in self.prompts.values()] or [golden]
+        first = [{**golden, **p.arrays, restored: p.restored} for p in self.prompts.values()] or [golden]
+        return [*first, *({**golden, **other} for other in self.golden.others)]
 
     @property
     def proving(self) -> list[str]:
@@ -199,6 +202,8 @@ class Manifest(Sealed):
         told = [named.arrays.keys() for named in self.prompts.values()]
         if any(names != own.keys() for names in told) or self.golden.arrays not in self.proofs:
             raise ValueError("the prompts by name are others than the signature's")
+        if any(not signature.ports.shapes.keys() - {signature.measured.name} >= o.keys() for o in self.golden.others):
+            raise ValueError("the golden arrays are others than the signature's tensors")
         if 2 * self.overlap > min(signature.measured.size) or (self.overlap and signature.tiling == "fixed"):
             raise ValueError("frames overlap by more than half of their side, or have one place only and overlap")
         if sum(record.bytes for record in self.files.values()) > 2 * LARGEST_PART:

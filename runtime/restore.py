@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from .arrays import Float32
 from .errors import CubeError
 from .meaning import Meaning
+from .plausible import Range, implausible
 from .prompts import Given, MetricsBy, Prompts, given_prompts
 from .signature import Signature
 from .tiles import frame_plan
@@ -34,6 +35,7 @@ class Restored:
         missing: pixels that are marked as missing in some band and stay as they are.
         moved: restored values that happened to equal a mark and were set to the number next to it.
         meaning: of the input's numbers; None where it was in the unit range already.
+        suspect: what is odd about frames that came out, in words, see `runtime.plausible`; the first of each kind.
     """
 
     cube: NDArray[np.generic]
@@ -47,6 +49,7 @@ class Restored:
     missing: int = 0
     moved: int = 0
     meaning: Meaning | None = None
+    suspect: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> Float32:
@@ -68,6 +71,7 @@ def restore_cube(
     prompts: Prompts,
     given: Given | None = None,
     progress: Progress | None = None,
+    known: Range | None = None,
 ) -> Restored:
     """Restore a float cube: prompts once per band group, frames with overlap, smooth blending.
 
@@ -80,6 +84,7 @@ def restore_cube(
         prompts: what makes the prompts of a band group.
         given: prompts to use in place of those, see `given_prompts`.
         progress: called with (frames done, frames in all).
+        known: range of values that the network is known to give.
 
     Raises:
         CubeError: the cube or the prompts cannot be used.
@@ -100,13 +105,17 @@ def restore_cube(
     out = np.zeros((len(cube) if signature.band_groups else restored.bands, *size), np.float32)
     used: list[dict[str, Float32]] = []
     side: dict[str, list[Float32]] = {s.name: [] for s in signature.side}
+    suspect = dict[str, int]()
     for (start, weights), own in zip(plan.groups, replaced, strict=True):
         part = cube[start : start + measured.bands]
         whole = all(p.name in own for p in signature.prompts)
         feeds = own if whole else {**prompts(part), **own}
         joined = out[start : start + restored.bands]
         for tile, share in plan.tiles:
-            made = infer({measured.name: plan.tiling.cut(part, tile), **feeds})
+            frame = plan.tiling.cut(part, tile)
+            made = infer({measured.name: frame, **feeds})
+            odd = implausible(frame[0], made[restored.name][0], alike=signature.alike, known=known)
+            suspect[odd] = suspect.get(odd, 0) + 1
             lines, samples = share.shape
             area = joined[:, tile.line : tile.line + lines, tile.sample : tile.sample + samples]
             area += made[restored.name][0, :, :lines, :samples] * share * weights
@@ -127,6 +136,7 @@ def restore_cube(
         },
         "given" if metrics is not None and metrics.name in replaced[0] else by,
         plan.runs,
+        suspect=tuple(f"{count} of {plan.runs} frames: {odd}" for odd, count in suspect.items() if odd),
     )
 
 

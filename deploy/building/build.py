@@ -172,9 +172,9 @@ def build(
         if signature.embedding is not None:
             files[EXTRACTOR_GRAPH] = extractor_graph(net, signature, probes, work)
         files |= variants.files | instrument_files(net)
-        files |= golden_files(net, plan, graphs, diverse, max(manifest.tolerances.values())) | prompt_files(
-            net, signature
-        )
+        golden, others = golden_files(net, plan, graphs, diverse, max(manifest.tolerances.values()))
+        files |= golden | prompt_files(net, signature)
+        manifest = manifest.model_copy(update={"golden": manifest.golden.model_copy(update={"others": others})})
         write_bundle(finished, files, manifest)
         if step.record is not None:
             choice = Choice(precision=precision, why=why, tolerance=manifest.golden.tolerance, engine=step.record)

@@ -1,14 +1,18 @@
 """The golden frame of a bundle: which it is, what it must become, how far it may be off elsewhere."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from itertools import combinations
 
 import numpy as np
 
+from calibration.agreement import CLOSE
 from calibration.half_arithmetic import half_arithmetic
 from export.networks import Network
 from export.onnx import Agreement, Probe
 from export.torch_engine import TorchEngine
+from runtime.arrays import Float32
 from runtime.bundle_files import array_bytes
 from runtime.engines import EngineOptions, open_engine
 from runtime.errors import GateError
@@ -21,6 +25,8 @@ from .graphs import Graphs, probe_truth
 from .plan import Plan
 
 GOLDEN_LEAST, TRUTH = 5e-3, "golden/truth.npy"
+MOVES = 128
+"""Metrics that are tried for one more expert."""
 
 
 def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], reference: TorchEngine) -> Probe:
@@ -58,8 +64,71 @@ def golden_tolerance(agreement: Agreement, precision: str) -> float:
     return slack * agreement.limit if precision == "fp32" else max(GOLDEN_LEAST, slack * agreement.difference)
 
 
-def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], tolerance: float) -> dict[str, bytes]:
-    """{file in the bundle: content} of the golden frame, and of what it becomes with every prompt."""
+def other_experts(
+    net: Network, plan: Plan, graphs: Graphs, probe: Probe, probes: list[Probe], tolerance: float,
+    reference: TorchEngine,
+) -> list[Probe]:
+    """The golden frame with other metrics, so that between them every expert works that any of many metrics call.
+
+    A fault in an expert that no proof calls would fly unnoticed. Only metrics are taken whose choices no rounding turns
+    over, and with which every graph of the bundle does what PyTorch does.
+
+    Returns:
+        {tensor: array} of the metrics and of what the network gives, each with an expert that none before it has.
+    """
+    signature = reference.signature
+    routing, metrics = signature.routing, signature.metrics
+    found: list[Probe] = []
+    if routing is None or metrics is None:
+        return found
+    covered = reference.infer(probe)[routing.name] > 0
+    # Quick: what is chosen there is asked again at the frame's own size.
+    corner, measured = TorchEngine(net, *net.smallest.measured.size), signature.measured.name
+    lines, samples = corner.signature.measured.size
+    part = probe[measured][:, :, :lines, :samples]
+    with ExitStack() as stack:
+        engines = []
+        for name, graph in graphs.variants.items():
+            program = half_arithmetic(graph.data) if computes_half(name, plan.half) else graph.data
+            options = EngineOptions(plan.target.threads)
+            engines.append(stack.enter_context(open_engine("onnxruntime", program, signature, options)))
+        for moved in _moved([one[metrics.name] for one in probes]):
+            if not (corner.infer({**probe, measured: part, metrics.name: moved})[routing.name] > 0)[~covered].any():
+                continue
+            feeds = {**probe, metrics.name: moved}
+            made, margins = reference.infer_with_margins(feeds)
+            chosen = made[routing.name] > 0
+            if chosen[~covered].any() and margins.min() >= CLOSE and all(_alike(e.infer(feeds), made, reference, tolerance) for e in engines):
+                covered |= chosen
+                found.append({metrics.name: moved, **made})
+            if covered.all():
+                break
+    return found
+
+
+def _moved(metrics: list[Float32]) -> Iterator[Float32]:
+    rng = np.random.default_rng(0)
+    yield from metrics
+    for attempt in range(MOVES):
+        own = metrics[attempt % len(metrics)]
+        yield (own * np.exp(2 * rng.standard_normal(own.shape))).astype(np.float32)
+
+
+def _alike(made: Mapping[str, Float32], expected: Probe, reference: TorchEngine, tolerance: float) -> bool:
+    """With room: other processors round differently."""
+    output, side = reference.signature.restored.name, reference.signature.side
+    same = all(np.array_equal(made[one.name] > 0, expected[one.name] > 0) for one in side)
+    return same and apart(made[output], expected[output]) <= tolerance / 2
+
+
+def golden_files(
+    net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], tolerance: float
+) -> tuple[dict[str, bytes], list[dict[str, str]]]:
+    """The golden frame, and what it becomes with every prompt, and with metrics that choose other experts.
+
+    Returns:
+        ({file in the bundle: content}, `Golden.others`).
+    """
     reference = TorchEngine(net, plan.lines, plan.samples)
     probe = golden_probe(net, plan, graphs, probes, reference)
     signature = reference.signature
@@ -78,7 +147,12 @@ def golden_files(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], 
             console.warn(
                 f"{one} and {two} restore the golden frame alike ({distance:.1e}): its proof does not tell them apart"
             )
-    return files | {golden_of(name, net, signature): array_bytes(made) for name, made in restored.items()}
+    files |= {golden_of(name, net, signature): array_bytes(made) for name, made in restored.items()}
+    others = []
+    for number, arrays in enumerate(other_experts(net, plan, graphs, probe, probes, tolerance, reference), 2):
+        others.append({name: f"golden/{number}/{name}.npy" for name in arrays})
+        files |= {others[-1][name]: array_bytes(array) for name, array in arrays.items()}
+    return files, others
 
 
 def golden_of(condition: str, net: Network, signature: Signature) -> str:

@@ -205,7 +205,7 @@ def split_ms(times: Sequence[Times]) -> dict[str, float]:
 def _frame_timer(bundle: Bundle, engine: Engine) -> Callable[[Float32], Times]:
     """Restores a frame as `Bundle.restore` does, in any engine, and says where the time went."""
     timed = _Timed(engine)
-    restorer = Bundle(bundle.path, bundle.contents, timed, bundle.prompts)
+    restorer = Bundle(bundle.path, bundle.contents, timed, bundle.prompts, bundle.again)
 
     def restore(cube: Float32) -> Times:
         began = time.perf_counter()

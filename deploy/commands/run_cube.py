@@ -125,6 +125,8 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
         console.warn(
             f"{restored.moved} restored values equalled a mark of missing pixels and were set to the number next to it"
         )
+    for odd in restored.suspect:
+        console.warn(f"{odd}; look at what was written before you use it, and run `deploy check` on this machine")
     if restored.saturated:
         # Skies and lamps of photographs are at the limit before: that it is overshot is no news.
         tell_ = console.warn if source.photograph is None else console.say
@@ -143,6 +145,7 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
         "missing_pixels": restored.missing,
         "bad_bands": {band + 1: why for band, why in meaning.bad.items()},
         "doubts": list(meaning.doubts),
+        "suspect": list(restored.suspect),
         "moved": restored.moved,
         "saturated": restored.saturated,
         "precision": described["computes in"],

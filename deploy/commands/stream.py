@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
+from runtime.arrays import Float32
 from runtime.bundle import Bundle, load_bundle
-from runtime.errors import DeployError, InputError, MachineError
+from runtime.bundle_files import read_manifest
+from runtime.descriptors import raise_limit
+from runtime.errors import BundleError, CubeFileError, DeployError, GateError, InputError, MachineError
+from runtime.manifest import Manifest
 from runtime.meaning import Asked
 from runtime.parity import told
 from runtime.priority import let_workers_yield
 from runtime.sinks import SINKS, find_sink
 from runtime.sources import FORMS, Source, SourceOptions, find_source, open_source
-from runtime.stream.event_log import EventLog
+from runtime.stream.event_log import EventLog, Suspects
 from runtime.stream.health import Watchdog
 from runtime.stream.pipeline import Stream, StreamResult
 from runtime.stream.snapshot import Snapshot
@@ -28,7 +32,7 @@ from runtime.stream.teller import BoardTemperature, Teller
 from .. import console
 from ..answers import leave
 from ..config import Config
-from ..streaming.parts import Outward, Parts, make_parts
+from ..streaming.parts import Outward, Parts, make_parts, make_record_parts
 from ..streaming.view import LiveView
 from .options import (
     PositiveNumber,
@@ -42,7 +46,7 @@ from .options import (
     read_config,
 )
 
-LOG_NAME = "stream.jsonl"
+LOG_NAME, SUSPECTS_NAME = "stream.jsonl", "suspect.jsonl"
 OWN_SUFFIXES = ("", ".raw", ".hdr", ".idx", ".lock", ".reserve")
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
          "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
@@ -77,6 +81,11 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
 @engine_option
 @prompt_option
 @click.option("--self-test/--no-self-test", default=True, show_default=True, help="Restore the golden frame first.")
+@click.option(
+    "--on-bad-bundle",
+    type=click.Choice(["record", "refuse"]),
+    help="A bundle that cannot be trusted or run here: record only and end with 3, the default with --record; or refuse.",
+)
 @config_option
 @json_option
 def command(
@@ -100,6 +109,7 @@ def command(
     engine: str | None,
     prompt: str | None,
     self_test: bool,
+    on_bad_bundle: str | None,
     config_file: Path | None,
 ) -> dict[str, Any]:
     """Record a spectrometer without loss, and restore what this computer can.
@@ -107,6 +117,7 @@ def command(
     Ctrl-C or SIGTERM ends it cleanly within five seconds. Every line is accounted for:
     in = restored + dropped + incomplete.
     """
+    raise_limit()
     config = read_config(config_file, checkpoint_given=False)
     folders = [folder for folder in (record, restored) if folder is not None]
     find_source(spec)
@@ -136,33 +147,96 @@ def command(
     scale = next((told for told in scales if told is not None), None)
     asked = Asked(scale, config.input.ignore_value if marks is None else marks, constant_bands)
     outward = Outward(tuple(one for _, one in sinks), prometheus, web)
-    with load_bundle(bundle, threads=threads, engine=engine, prompt=prompt or config.stream.prompt) as loaded:
-        loaded.prompts.check_chosen()
-        if self_test:
-            with console.progress("self-test"):
-                difference = loaded.self_test()
-            off = told(difference, loaded.manifest.golden.truth is not None)
-            console.say(f"self-test   golden frame restored, off by {off}")
+    if on_bad_bundle == "record" and record is None:
+        raise InputError("there is no record", key="--on-bad-bundle", value="record", remedy="give --record")
+    keeps_recording = record is not None and on_bad_bundle != "refuse"
+    with ExitStack() as stack:
+        try:
+            loaded = stack.enter_context(
+                load_bundle(bundle, threads=threads, engine=engine, prompt=prompt or config.stream.prompt)
+            )
+            loaded.prompts.check_chosen()
+            if self_test:
+                _prove(loaded)
+            facts = _Facts(loaded.manifest, loaded.instrument)
+            why: DeployError | None = None
+        except (BundleError, GateError, MachineError) as error:
+            if not keeps_recording:
+                raise
+            facts, why = _Facts.of(bundle), error
         if record is None and restored is None:
             console.warn("neither --record nor --restored is given: nothing is kept")
         let_workers_yield()
         with console.progress("opening the source"):
-            source = open_source(spec, _source_options(config, scale, loaded))
-        with source, ExitStack() as stack:
-            parts = make_parts(loaded, source, config.stream, record, restored, limit, duration, asked, outward, stack)
-            logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
-            events = None if logged is None else stack.enter_context(EventLog(logged))
-            stack.enter_context(_signals(stopping := _Stopping()))
-            result, last = _stream(loaded, source, parts, config, events, outward, stopping)
+            source = stack.enter_context(open_source(spec, _source_options(config, scale, facts)))
+        if why is None:
             try:
-                report = _told(result, last) | {"doubts": [*parts.fitted.doubts, *last.doubts]}
-            except DeployError as error:
-                if result.hung:
-                    leave(error)
-                raise
+                files = stack.enter_context(ExitStack())
+                parts = make_parts(
+                    loaded, source, config.stream, record, restored, limit, duration, asked, outward, files
+                )
+            except CubeFileError as error:
+                # Lines of another network, say, lie where these would be restored to: after an update, nothing else.
+                if not (keeps_recording and restored is not None and _is_own(Path(error.file or ""), restored)):
+                    raise
+                files.close()
+                why = error
+        if why is not None and record is not None:
+            parts = make_record_parts(why, source, config.stream, record, limit, duration, asked, stack)
+        logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
+        events = None if logged is None else stack.enter_context(EventLog(logged))
+        suspects = None if (kept := restored or record) is None else Suspects(kept / SUSPECTS_NAME, stack)
+        stack.enter_context(_signals(stopping := _Stopping()))
+        told_of = {"bundle": str(bundle)} if why is not None else _described(loaded)
+        result, last = _stream(told_of, source, parts, config, events, suspects, outward, stopping)
+        if events is not None:
+            # What it has lost is known when nothing comes any more.
+            events.close()
+        doubts = [] if parts.fitted is None else parts.fitted.doubts
+        try:
+            report = _told(result, last, events) | {"doubts": [*doubts, *last.doubts]}
+        except DeployError as error:
             if result.hung:
-                leave(report)
+                leave(error)
+            raise
+        if result.hung:
+            leave(report)
     return report
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a source is told of the bundle: the frames and the instrument that it expects."""
+
+    manifest: Manifest | None
+    instrument: Mapping[str, Float32] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, bundle: Path) -> _Facts:
+        """As far as a bundle that cannot be used can still tell."""
+        try:
+            return cls(read_manifest(bundle))
+        except BundleError:
+            return cls(None)
+
+
+def _prove(loaded: Bundle) -> None:
+    with console.progress("self-test"):
+        difference = loaded.self_test()
+    off = told(difference, loaded.manifest.golden.truth is not None)
+    count = len(loaded.answers)
+    frames = "golden frame" if count == 1 else f"{count} golden frames"
+    console.say(f"self-test   {frames} restored, off by {off}")
+
+
+def _described(loaded: Bundle) -> dict[str, str]:
+    return {
+        "bundle": str(loaded.path),
+        "engine": ", ".join(loaded.engine.describe().values()),
+        "metrics": loaded.prompts.told,
+        "precision": loaded.choice.precision,
+        **({"prompt": loaded.prompts.chosen} if loaded.prompts.chosen else {}),
+    }
 
 
 def _refuse_own(spec: str, folders: Sequence[Path]) -> None:
@@ -192,8 +266,8 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
-def _source_options(config: Config, scale: float | None, bundle: Bundle) -> SourceOptions:
-    told, signature = config.stream, bundle.manifest.signature
+def _source_options(config: Config, scale: float | None, facts: _Facts) -> SourceOptions:
+    told, signature = config.stream, None if facts.manifest is None else facts.manifest.signature
     return SourceOptions(
         wavelengths=told.wavelengths,
         scale=scale,
@@ -202,38 +276,33 @@ def _source_options(config: Config, scale: float | None, bundle: Bundle) -> Sour
         idle_seconds=told.idle_seconds,
         camera=told.camera,
         simulator=told.simulator,
-        instrument=bundle.instrument,
-        frame=signature.measured.lines if signature.is_area else None,
+        instrument=facts.instrument,
+        frame=signature.measured.lines if signature is not None and signature.is_area else None,
     )
 
 
 def _stream(
-    bundle: Bundle,
+    told_of: Mapping[str, str],
     source: Source,
     parts: Parts,
     config: Config,
     events: EventLog | None,
+    suspects: Suspects | None,
     outward: Outward,
     stopping: _Stopping,
 ) -> tuple[StreamResult, Snapshot]:
     """Run it with everybody who watches; returns what it did and the last snapshot."""
-    describe = {
-        "source": ", ".join(source.describe().values()),
-        "bundle": str(bundle.path),
-        "engine": ", ".join(bundle.engine.describe().values()),
-        "metrics": bundle.prompts.told,
-        "precision": bundle.choice.precision,
-        **({"prompt": bundle.prompts.chosen} if bundle.prompts.chosen else {}),
-    }
+    describe = {"source": ", ".join(source.describe().values()), **told_of}
 
     def log(kind: str, **fields: Any) -> None:
         if events is not None:
             events.write(kind, **fields)
+        if suspects is not None and kind == "suspect":
+            suspects.add(**fields)
 
     stream = Stream(
-        source, parts.fitted.facts, bundle.engine.infer, parts.fitted.radiometry, parts.fitted.output, parts.record,
-        parts.sinks, parts.options, first_sequence=parts.first_sequence, log=log,
-    )  # fmt: skip
+        source, parts.restoring, parts.record, parts.sinks, parts.options, first_sequence=parts.first_sequence, log=log
+    )
 
     board = BoardTemperature()
 
@@ -244,14 +313,15 @@ def _stream(
     for key, value in describe.items():
         console.say(f"{key:<11} {value}")
     console.say(f"bands       {parts.bands}")
-    for key, value in parts.fitted.radiometry.describe().items():
-        console.say(f"radiometry  {key}: {value}")
-    for note in parts.fitted.notes:
-        console.say(f"note        {note}")
+    if (fitted := parts.fitted) is not None:
+        for key, value in fitted.radiometry.describe().items():
+            console.say(f"radiometry  {key}: {value}")
+        for note in fitted.notes:
+            console.say(f"note        {note}")
     for note in parts.notes:
         console.warn(note)
-    log("start", describe=describe, radiometry=parts.fitted.radiometry.digest(), notes=list(parts.notes),
-        first_sequence=parts.first_sequence)  # fmt: skip
+    log("start", describe=describe, radiometry="none" if fitted is None else fitted.radiometry.digest(),
+        notes=list(parts.notes), first_sequence=parts.first_sequence)  # fmt: skip
     with ExitStack() as stack:
         for name, url in parts.serve(snapshot, outward, stack).items():
             console.say(f"{name:<11} {url}")
@@ -296,7 +366,7 @@ def _signals(stopping: _Stopping) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(result: StreamResult, last: Snapshot) -> dict[str, Any]:
+def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict[str, Any]:
     """What `--json` prints; raises the first failure with it."""
     count, told = result.count, last.as_json()
     report = {
@@ -305,8 +375,13 @@ def _told(result: StreamResult, last: Snapshot) -> dict[str, Any]:
         "frames_by_fate": result.frames,
         "seconds": round(result.seconds, 3),
         "ended_by": result.ended_by,
-        **{key: told[key] for key in ("flags", "clipped", "latency_s", "spool")},
+        **{key: told[key] for key in ("flags", "clipped", "latency_s", "spool", "restoration")},
+        "log": None if events is None else {"file": str(events.path), "lost": events.lost},
     }
+    if events is not None and events.lost:
+        console.warn(f"{events.lost} lines of the log could not be written: {events.path}")
+    if last.restoration.suspect_lines:
+        console.warn(f"{last.restoration.suspect_lines} restored lines may be wrong; {SUSPECTS_NAME} and the log say why")
     shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
     console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
     console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")

@@ -69,6 +69,14 @@ class StreamSection(Section):
     drain_seconds: Annotated[Number, Field(ge=0, le=3600)] = Field(
         default=60, description="After --duration of a live source, what is on its way may take so long.", examples=[60]
     )
+    selftest_seconds: Annotated[Number, Field(ge=0, le=86400)] = Field(
+        default=60, description="Between two tests of the engine on its golden frames; 0 for none in flight.",
+        examples=[60],
+    )  # fmt: skip
+    refresh_seconds: Annotated[Number, Field(ge=0, le=86400)] = Field(
+        default=0, description="After so long the engine is opened anew, though no test has failed; 0 for never.",
+        examples=[600],
+    )  # fmt: skip
     segment_mib: Annotated[Whole, Field(ge=1, le=65536)] | None = Field(
         default=None, description="Size of a segment of a limited record; null for a sixteenth.", examples=[256]
     )

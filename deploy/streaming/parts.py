@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.errors import InputError
+from runtime.errors import DeployError, InputError
 from runtime.lines import LineFormat
 from runtime.meaning import Asked
 from runtime.meaning.numbers import DIM_SHARE, UNIT_LIMIT
@@ -19,8 +19,19 @@ from runtime.sinks import Sink, SinkOptions, StreamFacts, open_sink
 from runtime.sinks.quicklook import Scroll
 from runtime.sinks.spectra import Spectra
 from runtime.sources import Source
-from runtime.stream.opening import Fit, fit, nearest_bands, open_files, principal
-from runtime.stream.pipeline import NamedSink, StreamOptions
+from runtime.stream.opening import (
+    Fit,
+    behind,
+    fit,
+    nearest_bands,
+    open_record,
+    open_restored,
+    principal,
+    recorded_format,
+    restoring,
+)
+from runtime.stream.pipeline import NamedSink, Restoring, StreamOptions
+from runtime.stream.restoration import restoration_off
 from runtime.stream.snapshot import Snapshot, Spool
 from runtime.stream.web import serve, serve_metrics
 
@@ -47,7 +58,8 @@ class Parts:
     """Everything that a stream needs, open.
 
     Attributes:
-        fitted: how the source's lines go through the network.
+        restoring: what restores the source's lines, or why nothing does.
+        fitted: how they go through the network; None where nothing restores them.
         record: the raw record, or None; `limit` bytes of it are kept.
         restored: the file of restored lines, or None.
         sinks: what restored lines go to.
@@ -60,7 +72,8 @@ class Parts:
         addresses: where others may look, by name.
     """
 
-    fitted: Fit
+    restoring: Restoring | DeployError
+    fitted: Fit | None
     options: StreamOptions
     record: LineWriter | None = None
     limit: int | None = None
@@ -84,8 +97,9 @@ class Parts:
         found = self.addresses
         if outward.prometheus is not None:
             found["prometheus"] = stack.enter_context(serve_metrics(snapshot, outward.prometheus)).url
-        if outward.web is not None and self.watched is not None:
-            picture, spectra = self.watched.scroll.png, self.watched.spectra.spectra
+        if outward.web is not None:
+            seen = self.watched
+            picture, spectra = (lambda: None, dict) if seen is None else (seen.scroll.png, seen.spectra.spectra)
             found["web"] = stack.enter_context(serve(snapshot, picture, spectra, outward.web)).url
         return found
 
@@ -118,22 +132,22 @@ def make_parts(
         folder=told.folder or ".",
         output=told.output,
     )
+    options = _options(told, seconds)
     parts = Parts(
+        restoring(bundle, fitted, options),
         fitted,
-        StreamOptions(
-            seconds, told.line_buffers, told.frame_buffers, told.policy, told.bridge, float(told.drain_seconds)
-        ),
+        options,
         limit=limit,
         bands=_bands_text(fitted.lines, chosen, signature.measured.bands),
         notes=[*fitted.doubts, *_notes(fitted.lines, chosen, manifest.wavelengths, signature.measured.bands)],
     )
     fitted.check_memory(parts.options, (restored is not None) + (outward.web is not None) + len(outward.sinks))
-    parts.record, parts.restored, parts.first_sequence = open_files(
-        bundle, source, fitted, record, restored, opened,
-        limit=limit, segment_bytes=None if told.segment_mib is None else told.segment_mib << 20,
-    )  # fmt: skip
-    if parts.restored is not None:
+    if record is not None:
+        parts.record = open_record(source, fitted.lines, record, opened, limit=limit, segment_bytes=_segment(told))
+    if restored is not None:
+        parts.restored = open_restored(bundle, source, fitted, restored, opened)
         parts.sinks.append(principal(parts.restored))
+    parts.first_sequence = behind(parts.record, parts.restored)
     _add_sinks(parts, StreamFacts(fitted.output, fitted.about), told, outward, opened)
     parts.notes += fitted.radiometry.doubts
     parts.notes += [file.resumed for file in (parts.record, parts.restored) if file is not None and file.resumed]
@@ -146,6 +160,37 @@ def make_parts(
     parts.telling.append(_tell_doubts(console.warn))
     parts.notes += _never_restored(parts)
     return parts
+
+
+def make_record_parts(
+    why: DeployError,
+    source: Source,
+    told: StreamSection,
+    record: Path,
+    limit: int | None,
+    seconds: float | None,
+    asked: Asked,
+    opened: ExitStack,
+) -> Parts:
+    """The same for a stream that nothing restores: a record alone. Raises DeployError."""
+    lines = recorded_format(source, asked, record, told.radiometry)
+    raw = open_record(source, lines, record, opened, limit=limit, segment_bytes=_segment(told))
+    off = restoration_off(why.one_line())
+    return Parts(
+        off, None, _options(told, seconds), record=raw, limit=limit, first_sequence=raw.next_sequence, bands="none",
+        notes=[off.problem, *filter(None, [raw.resumed])],
+    )  # fmt: skip
+
+
+def _options(told: StreamSection, seconds: float | None) -> StreamOptions:
+    return StreamOptions(
+        seconds, told.line_buffers, told.frame_buffers, told.policy, told.bridge, float(told.drain_seconds),
+        float(told.selftest_seconds), float(told.refresh_seconds),
+    )  # fmt: skip
+
+
+def _segment(told: StreamSection) -> int | None:
+    return None if told.segment_mib is None else told.segment_mib << 20
 
 
 def _never_restored(parts: Parts) -> list[str]:

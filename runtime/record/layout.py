@@ -1,7 +1,7 @@
 """How lines lie in line files and what their values mean, in words and as an ENVI header."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,24 @@ def described(bands: int, samples: int, dtype: np.dtype[Any], interleave: str = 
     order = "big endian " if dtype.itemsize > 1 and dtype.newbyteorder(">") == dtype else ""
     other = f", {interleave}, header offset {offset}" if (interleave, offset) != ("bil", 0) else ""
     return f"{bands} bands x {samples} samples, {order}{dtype.newbyteorder('=').name}{other}"
+
+
+def as_recorded(lock: Path, format: LineFormat) -> LineFormat:
+    """The format with the scale, ignore value and wavelengths that the lines there have, by what their lock keeps."""
+    try:
+        words, facts = _taken_apart(lock.read_text("utf-8", "replace"))
+        if words != described(format.bands, format.samples, format.dtype) or facts.keys() < {"scale", "ignore value"}:
+            return format
+        scale, ignore = (None if (said := facts[key]) == "none" else float(said) for key in ("scale", "ignore value"))
+        told = facts.get("wavelengths", "none")
+        return replace(
+            format,
+            scale=scale,
+            ignore_value=ignore,
+            wavelengths=None if told == "none" else tuple(map(float, told.split(", "))),
+        )
+    except (OSError, ValueError):
+        return format
 
 
 def check_header(there: EnviHeader, layout: Layout) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -58,6 +58,7 @@ class EventLog(Closing):
         keep: older files that are kept.
 
     Attributes:
+        path: of the newest file.
         lost: lines that could not be written since the start, or were too many for a disk that does not answer.
 
     Raises:
@@ -66,7 +67,7 @@ class EventLog(Closing):
 
     def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES, keep: int = KEEP) -> None:
         self.lost = 0
-        self._path, self._limit, self._keep = path, limit_bytes, keep
+        self.path, self._limit, self._keep = path, limit_bytes, keep
         self._waiting: deque[_Waiting] = deque()
         self._changed = Condition()
         self._closed = False
@@ -149,7 +150,7 @@ class EventLog(Closing):
         if self._size and self._size + len(line) > self._limit:
             self._rotate()
         if self._file is None:
-            self._file, self._size = _opened(self._path)
+            self._file, self._size = _opened(self.path)
         whole = False
         try:
             whole = os.write(self._file, line) == len(line)
@@ -163,9 +164,9 @@ class EventLog(Closing):
 
     def _rotate(self) -> None:
         self._let_go()
-        names = [self._path, *(self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._keep + 1))]
+        names = [self.path, *(self.path.with_name(f"{self.path.name}.{n}") for n in range(1, self._keep + 1))]
         if not self._keep:
-            self._path.unlink()
+            self.path.unlink()
         for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
             with suppress(FileNotFoundError):
                 newer.replace(older)
@@ -175,6 +176,20 @@ class EventLog(Closing):
             with suppress(OSError):
                 os.close(self._file)
             self._file = None
+
+
+class Suspects:
+    """The list of restored lines that may be wrong, beside them: a log that is there once there is something in it."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._path, self._stack = path, stack
+        self._log: EventLog | None = None
+
+    def add(self, **fields: Any) -> None:
+        """Add lines, with `sequence`, `last` and `why`; from one thread. A disk that refuses is no reason to end."""
+        with suppress(InputError):
+            self._log = self._log or self._stack.enter_context(EventLog(self._path))
+            self._log.write("suspect", **{key: fields[key] for key in ("sequence", "last", "why")})
 
 
 def _said(fields: Mapping[str, Any]) -> bytes:

@@ -31,10 +31,14 @@ class Stage:
         name: for reports.
         limit_s: seconds between beats after which the stage counts as hung.
         vital: the stream is worth nothing without it.
+
+    Attributes:
+        well: what it does is right, as far as it can tell; may be set.
     """
 
     def __init__(self, name: str, limit_s: float, vital: bool = True) -> None:
         self.name, self.vital = name, vital
+        self.well = True
         self._limit_s = limit_s
         self._seen = (time.monotonic(), limit_s)
 
@@ -57,7 +61,7 @@ class Stage:
         """How long ago it beat, from any thread."""
         last, limit_s = self._seen
         seconds = max(0.0, time.monotonic() - last)
-        return StageHealth(seconds, limit_s, seconds <= limit_s, self.vital)
+        return StageHealth(seconds, limit_s, seconds <= limit_s and self.well, self.vital)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class StageHealth:
     Attributes:
         seconds: since it last beat.
         limit_s: how long it may take now.
-        ok: it answered within that time.
+        ok: it answered within that time, and is well.
         vital: the watchdog is not stroked while it does not answer.
     """
 

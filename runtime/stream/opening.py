@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from runtime.lines import LineFormat
 from runtime.meaning import Asked
 from runtime.meaning.marks import standing
 from runtime.radiometry import Calibration, Radiometry, load_radiometry
+from runtime.record.layout import as_recorded
 from runtime.record.writer import LineWriter, open_line_writer
 from runtime.signature import Signature
 from runtime.sinks.callback import Callback
@@ -25,11 +26,12 @@ from runtime.sinks.restored_file import RestoredFile
 from runtime.sources import Source, open_source
 from runtime.stated import Stated
 
-from .pipeline import NamedSink, Stream, StreamOptions, bytes_needed
+from .pipeline import NamedSink, Restoring, Stream, StreamOptions, bytes_needed
 from .restoring import RestorerFacts
 from .sampling import SourceMeaning, source_meaning
+from .selftest import SelfTest
 
-__all__ = ["Fit", "StreamOptions", "fit", "open_files", "open_source", "open_stream"]
+__all__ = ["Fit", "StreamOptions", "fit", "open_source", "open_stream"]
 EXACT_BYTES = 2
 """float32 holds every whole number of so many bytes."""
 FLOAT32 = np.dtype(np.float32)
@@ -114,12 +116,12 @@ def open_stream(
     named = [s if isinstance(s, NamedSink) else NamedSink(f"sink-{n}", s, s.policy) for n, s in enumerate(given, 1)]
     fitted.check_memory(options, len(named) + (restored is not None))
     with ExitStack() as opened:
-        raw, made, first = open_files(bundle, source, fitted, record, restored, opened)
+        raw = None if record is None else open_record(source, fitted.lines, Path(record), opened)
+        made = None if restored is None else open_restored(bundle, source, fitted, Path(restored), opened)
         kept = [] if made is None else [principal(made)]
         stream = Stream(
-            source, fitted.facts, bundle.engine.infer, fitted.radiometry, fitted.output, raw, [*kept, *named], options,
-            first_sequence=first,
-        )  # fmt: skip
+            source, restoring(bundle, fitted, options), raw, [*kept, *named], options, first_sequence=behind(raw, made)
+        )
         opened.pop_all()
     return stream
 
@@ -129,46 +131,67 @@ def principal(writer: LineWriter) -> NamedSink:
     return NamedSink("restored", RestoredFile(writer), "block", principal=True)
 
 
-def open_files(
-    bundle: Bundle,
+def restoring(bundle: Bundle, fitted: Fit, options: StreamOptions) -> Restoring:
+    """What restores the lines of a source that fits, watched as `options` say."""
+    watch = SelfTest(bundle, bundle.again, options.selftest_seconds, options.refresh_seconds)
+    return Restoring(fitted.facts, bundle.engine.infer, fitted.radiometry, fitted.output, watch)
+
+
+def recorded_format(
+    source: Source, asked: Asked, record: Path, radiometry: Mapping[str, Any]
+) -> LineFormat:
+    """Format of lines that are recorded only: what a bundle would have made it, so that one may restore on later."""
+    lines = replace(source.format, scale=source.format.scale if asked.scale is None else asked.scale)
+    with suppress(CubeError):
+        lines, meaning = _meant(source, asked, 1.0, radiometry)
+        lines = lines if radiometry else replace(lines, scale=_own_scale(meaning))
+    return as_recorded(record / "lines.lock", lines)
+
+
+def behind(*writers: LineWriter | None) -> int:
+    """The number of the first line behind those of all files."""
+    return max((writer.next_sequence for writer in writers if writer is not None), default=0)
+
+
+def open_record(
     source: Source,
-    fitted: Fit,
-    record: str | Path | None,
-    restored: str | Path | None,
+    lines: LineFormat,
+    record: Path,
     opened: ExitStack,
     *,
     limit: int | None = None,
     segment_bytes: int | None = None,
-) -> tuple[LineWriter | None, LineWriter | None, int]:
-    """The record (a ring of `limit` bytes), the file of restored lines, the number of the first line behind both."""
+) -> LineWriter:
+    """The raw record, a ring of `limit` bytes where there is one; `opened` closes it."""
+    gains = _gain_fields(source.stated) | _bad_fields(source.stated.bad, range(lines.bands))
+    raw = open_line_writer(
+        record,
+        "lines",
+        lines,
+        fields={"description": f"raw lines of {', '.join(source.describe().values())}", **gains},
+        meaning=" ".join(f"{key} {text}" for key, text in gains.items()),
+        limit=limit,
+        segment_bytes=segment_bytes,
+    )
+    return opened.enter_context(raw)
+
+
+def open_restored(bundle: Bundle, source: Source, fitted: Fit, restored: Path, opened: ExitStack) -> LineWriter:
+    """The file of restored lines; `opened` closes it."""
     told, facts = ", ".join(source.describe().values()), fitted.facts
-    raw = made = None
-    if record is not None:
-        gains = _gain_fields(source.stated) | _bad_fields(source.stated.bad, range(fitted.lines.bands))
-        raw = open_line_writer(
-            Path(record),
-            "lines",
-            fitted.lines,
-            fields={"description": f"raw lines of {told}", **gains},
-            meaning=" ".join(f"{key} {text}" for key, text in gains.items()),
-            limit=limit,
-            segment_bytes=segment_bytes,
-        )
-        opened.enter_context(raw)
-    if restored is not None:
-        fields: dict[str, str | None] = {"description": f"lines of {told} restored by {fitted.about}{_by(bundle)}"}
-        if fitted.output.bands == len(facts.chosen or range(fitted.lines.bands)):
-            fields |= _bad_fields(source.stated.bad, facts.chosen or range(fitted.lines.bands))
-        if fitted.unsaid:
-            # A scale that nobody said does not become the file's word.
-            fields["reflectance scale factor"] = None
-        places = "all" if facts.chosen is None else ",".join(map(str, facts.chosen))
-        network, radiometry = bundle.manifest.network.checkpoint_sha256[:12], fitted.radiometry.digest()[:12]
-        prompt = f", {bundle.prompts.identity}" if bundle.prompts.chosen else ""
-        meaning = f"network {network}, bands {places}, radiometry {radiometry}{prompt}"
-        made = open_line_writer(Path(restored), "restored", fitted.output, fields=fields, meaning=meaning)
-        opened.enter_context(made)
-    return raw, made, max((writer.next_sequence for writer in (raw, made) if writer is not None), default=0)
+    fields: dict[str, str | None] = {"description": f"lines of {told} restored by {fitted.about}{_by(bundle)}"}
+    if fitted.output.bands == len(facts.chosen or range(fitted.lines.bands)):
+        fields |= _bad_fields(source.stated.bad, facts.chosen or range(fitted.lines.bands))
+    if fitted.unsaid:
+        # A scale that nobody said does not become the file's word.
+        fields["reflectance scale factor"] = None
+    places = "all" if facts.chosen is None else ",".join(map(str, facts.chosen))
+    network, radiometry = bundle.manifest.network.checkpoint_sha256[:12], fitted.radiometry.digest()[:12]
+    prompt = f", {bundle.prompts.identity}" if bundle.prompts.chosen else ""
+    meaning = f"network {network}, bands {places}, radiometry {radiometry}{prompt}"
+    return opened.enter_context(
+        open_line_writer(restored, "restored", fitted.output, fields=fields, meaning=meaning)
+    )
 
 
 def _by(bundle: Bundle) -> str:
@@ -226,17 +249,10 @@ def fit(
         )
         raise CubeError(problem, key="bands", value=count, remedy=remedy)
     try:
-        meaning = source_meaning(
-            source, asked, manifest.scale, converts=not radiometry, saturation=_limit(lines, radiometry)
-        )
+        lines, meaning = _meant(source, asked, manifest.scale, radiometry)
     except CubeError as error:
         error.file = error.file or source.describe().get("path")
         raise
-    lines = replace(
-        lines,
-        scale=lines.scale if asked.scale is None else asked.scale,
-        ignore_value=standing(meaning.marks, lines.dtype),
-    )
     bare = not floats and lines.scale is None
     unsaid = meaning.scale_from == "bundle" or (
         bare and bool(radiometry) and "scale" not in radiometry and radiometry.get("output") != "reflectance"
@@ -258,6 +274,7 @@ def fit(
             tuple(meaning.bad),
             asked.marks != () and not source.stated.photograph,
             asked.constant_bands or ("restore" if source.stated.photograph else None),
+            bundle.restored_range,
         ),
         radiometric,
         _output(bundle, lines, chosen, radiometric.scale, radiometry, output, linear="gains" in radiometric.describe()),
@@ -266,6 +283,23 @@ def fit(
         meaning.notes,
         meaning.doubts,
     )
+
+
+def _meant(
+    source: Source, asked: Asked, scale: float | None, radiometry: Mapping[str, Any]
+) -> tuple[LineFormat, SourceMeaning]:
+    """What a source's numbers mean to a bundle of that scale, and the lines' format with it. Raises CubeError."""
+    lines = source.format
+    meaning = source_meaning(source, asked, scale, converts=not radiometry, saturation=_limit(lines, radiometry))
+    said = lines.scale if asked.scale is None else asked.scale
+    return replace(lines, scale=said, ignore_value=standing(meaning.marks, lines.dtype)), meaning
+
+
+def _own_scale(meaning: SourceMeaning) -> float | None:
+    """The scale that holds, None where the bundle's or gains do."""
+    made = meaning.conversion
+    linear = made.gains is not None or made.offsets is not None
+    return None if linear or meaning.scale_from in (None, "bundle") else made.scale
 
 
 def _limit(lines: LineFormat, radiometry: Mapping[str, Any]) -> float | None:
@@ -283,8 +317,7 @@ def _converted(lines: LineFormat, meaning: SourceMeaning, signature: Signature) 
     """Lines with the scale that holds, None where the bundle's or gains do; and what converts them."""
     made = meaning.conversion
     linear = made.gains is not None or made.offsets is not None
-    scale = None if linear or meaning.scale_from in (None, "bundle") else made.scale
-    lines = replace(lines, scale=scale)
+    lines = replace(lines, scale=_own_scale(meaning))
     gains = np.ones(lines.bands) if made.gains is None else made.gains
     offsets = np.zeros(lines.bands) if made.offsets is None else made.offsets
     calibration = Calibration(

@@ -7,11 +7,13 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.descriptors import hold_back
 from runtime.errors import DeployError
 from runtime.lines import LineFormat
 from runtime.radiometry import Radiometry
@@ -29,12 +31,13 @@ from .missing import stand_in
 from .outlets import OUTLET_CAPACITY, Distributor, Outlet, OutletWorker, SharedBlock
 from .pool import LinePool
 from .queues import Policy, Queue
-from .recording import Recorder
+from .recording import Recorder, ToFrames
 from .report import FrameReport
 from .restoration import Restoration, Speed
 from .restoring import FrameRestorer, RestorerFacts
 from .screening import Screen
-from .snapshot import QueueFigures, Snapshot
+from .selftest import SelfTest, TestFigures
+from .snapshot import QueueFigures, RestorationFigures, Snapshot
 
 STAGE_LIMIT_S = 10.0
 """A stage that gives no sign of life for so long is hung."""
@@ -59,6 +62,8 @@ class StreamOptions:
             one that suits the source.
         bridge: as many missing lines in a row are interpolated; more end the frame.
         drain_seconds: after `seconds` of a live source, what is on its way may take so long.
+        selftest_seconds: between two tests of the engine on its golden frames; 0 for none in flight.
+        refresh_seconds: after so long the engine is opened anew, though no test has failed; 0 for never.
     """
 
     seconds: float | None = None
@@ -67,6 +72,8 @@ class StreamOptions:
     policy: Policy | None = None
     bridge: int = 4
     drain_seconds: float = 60.0
+    selftest_seconds: float = 60.0
+    refresh_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,15 +126,31 @@ def bytes_needed(
     return slots_needed(facts, options) * lines.line_bytes + frames
 
 
+@dataclass(frozen=True)
+class Restoring:
+    """What restores the lines of a source.
+
+    Attributes:
+        facts: of the network.
+        infer: runs the engine.
+        radiometry: from digital numbers to the unit range.
+        output: format of the restored lines.
+        watch: tests the engine, and opens it anew; None where nobody can.
+    """
+
+    facts: RestorerFacts
+    infer: Infer
+    radiometry: Radiometry
+    output: LineFormat
+    watch: SelfTest | None = None
+
+
 class Stream:
     """A stream that runs once.
 
     Args:
         source: open; the caller closes it.
-        facts: of the network.
-        infer: runs the engine.
-        radiometric: from digital numbers to the unit range.
-        output: format of the restored lines.
+        restoring: what restores its lines, or why nothing does: then they are recorded, and dropped.
         writer: the record, None for none; closed by the stream.
         sinks: closed by the stream, but for those that stay open.
         options: how it runs.
@@ -138,10 +161,7 @@ class Stream:
     def __init__(
         self,
         source: Source,
-        facts: RestorerFacts,
-        infer: Infer,
-        radiometric: Radiometry,
-        output: LineFormat,
+        restoring: Restoring | DeployError,
         writer: LineWriter | None,
         sinks: Sequence[NamedSink] = (),
         options: StreamOptions = StreamOptions(),
@@ -160,57 +180,40 @@ class Stream:
         self._began = time.monotonic()
         self._speed = Speed()
         self._rates: dict[str, float] = {}
+        self._suspect_lines = 0
+        self._watch = None if isinstance(restoring, DeployError) else restoring.watch
         self._last: FrameReport | None = None
         self._doubts: tuple[str, ...] = ()
-        policy: Policy = options.policy or ("drop-oldest" if source.live else "block")
-        lines, overlap = facts.frame[0], min(facts.overlap, facts.frame[0] // 2)
-        pool = LinePool(source.format, slots_needed(facts, options))
-        lost: deque[Frame] = deque()
-
-        def dropped(frame: Frame) -> None:
-            frame.release()
-            lost.append(frame)
-
         self._incoming: Queue[Item] = Queue("record", options.line_buffers, "block")
-        self._frames: Queue[Frame] = Queue("restore", options.frame_buffers, policy, dropped)
+        self._queues: dict[str, Queue[Any]] = {"record": self._incoming}
         self._outlets = tuple(
             # Each queue drops for its own sink alone.
             Outlet(s.name, s.sink, Queue(s.name, OUTLET_CAPACITY, s.policy, SharedBlock.release), s.principal)
             for s in sinks
         )
-        restorer = FrameRestorer(facts, source.format, infer, radiometric)
-        stage = self._stage("restore")
-        self._distributor = Distributor(
-            output, lines, self._outlets, self._settle_given, self._settle_lost, self._given_up.is_set, stage.beat,
-            lambda: restorer.mark if restorer.passes_through else None, stand_in(source.format.dtype),
-        )  # fmt: skip
-        joiner = Joiner(
-            restorer.bands, output.samples, lines, overlap,
-            self._distributor.emit, self._lose,
-        )  # fmt: skip
+        self._restoration: Restoration | None = None
+        self._off = restoring if isinstance(restoring, DeployError) else None
+        self._clipped: Callable[[], int] = int
+        if isinstance(restoring, DeployError):
+            screen = Screen(source.format, source.format.saturation, photograph=source.stated.photograph)
+            frames, slots = None, options.line_buffers + 2
+        else:
+            screen, frames = self._restores(restoring, source)
+            slots = slots_needed(restoring.facts, options)
+        self._pool = LinePool(source.format, slots)
         self._intake = Intake(
-            source, pool, self._incoming, self._books, self._stage("source"), self._tell, first_sequence
+            source, self._pool, self._incoming, self._books, self._stage("source"), self._tell, first_sequence
         )
         self._recorder = Recorder(
             self._incoming,
             writer,
-            Screen(
-                source.format,
-                radiometric.saturation,
-                None if facts.signature.is_area else _judged(radiometric, facts),
-                restorer.marks,
-                photograph=source.stated.photograph or facts.signature.is_area,
-            ),
-            Assembler(lines, overlap, options.bridge),
-            self._frames,
+            screen,
+            frames,
             self._books,
             self._stage("record"),
             self._tell,
             lambda error: self.stop("failure"),
             self._given_up.is_set,
-        )
-        self._restoration = Restoration(
-            self._frames, lost, restorer, joiner, self._distributor, stage, self._tell, self._seen
         )
         self._workers = {
             outlet.name: OutletWorker(
@@ -223,12 +226,41 @@ class Stream:
             )
             for outlet in self._outlets
         }
-        self._pool = pool
-        self._queues: dict[str, Queue[Any]] = {
-            "record": self._incoming,
-            "restore": self._frames,
-            **{outlet.name: outlet.queue for outlet in self._outlets},
-        }
+        self._queues |= {outlet.name: outlet.queue for outlet in self._outlets}
+
+    def _restores(self, restoring: Restoring, source: Source) -> tuple[Screen, ToFrames]:
+        """What restores, from the frames on; returns what lines go through on their way there."""
+        facts, options, radiometric = restoring.facts, self._options, restoring.radiometry
+        policy: Policy = options.policy or ("drop-oldest" if source.live else "block")
+        lines, overlap = facts.frame[0], min(facts.overlap, facts.frame[0] // 2)
+        lost: deque[Frame] = deque()
+
+        def dropped(frame: Frame) -> None:
+            frame.release()
+            lost.append(frame)
+
+        frames: Queue[Frame] = Queue("restore", options.frame_buffers, policy, dropped)
+        self._queues["restore"] = frames
+        restorer = FrameRestorer(facts, source.format, restoring.infer, radiometric)
+        stage = self._stage("restore")
+        distributor = Distributor(
+            restoring.output, lines, self._outlets, self._settle_given, self._settle_lost, self._given_up.is_set,
+            stage.beat, lambda: restorer.mark if restorer.passes_through else None, stand_in(source.format.dtype),
+        )  # fmt: skip
+        self._clipped = lambda: distributor.clipped
+        joiner = Joiner(restorer.bands, restoring.output.samples, lines, overlap, distributor.emit, self._lose)
+        self._restoration = Restoration(
+            frames, lost, restorer, joiner, distributor, stage, self._tell, self._seen, restoring.watch, self._suspected
+        )
+        area = facts.signature.is_area
+        screen = Screen(
+            source.format,
+            radiometric.saturation,
+            None if area else _judged(radiometric, facts),
+            restorer.marks,
+            photograph=source.stated.photograph or area,
+        )
+        return screen, ToFrames(Assembler(lines, overlap, options.bridge), frames)
 
     def stop(self, why: str = "signal") -> None:
         """End it cleanly; from any thread or a signal handler. The first reason counts."""
@@ -238,11 +270,12 @@ class Stream:
 
     def run(self, tick: Callable[[], None] = lambda: None) -> StreamResult:
         """Run to the end. `tick` is called a few times per second from this thread."""
-        self._began = time.monotonic()
+        self._began, gone = time.monotonic(), self._given_up.is_set
+        hold_back()
         work = {
             "source": self._take,
             "record": self._recorder.run,
-            "restore": lambda: self._restoration.run(self._given_up.is_set),
+            **({} if (restoration := self._restoration) is None else {"restore": partial(restoration.run, gone)}),
             **{name: worker.run for name, worker in self._workers.items()},
         }
         threads = {
@@ -259,6 +292,8 @@ class Stream:
             threads[name].join(SAVE_S / len(self._workers))
         hung = tuple(name for name, thread in threads.items() if thread.is_alive())
         self._over.set()
+        if self._watch is not None and "restore" not in hung:
+            self._watch.close()
         count, failures = self._books.close(record=self._writer is not None), self._failures()
         result = StreamResult(
             count, self.frames(), time.monotonic() - self._began, "failure" if failures else self._ended_by, failures,
@@ -270,6 +305,8 @@ class Stream:
     def frames(self) -> dict[str, int]:
         """Frames so far: restored, passed through as a whole, dropped, failed in the engine, unfit for the network."""
         done = self._restoration
+        if done is None:
+            return dict.fromkeys(("restored", "passed", "dropped", "failed", "unfit"), 0)
         return {
             "restored": done.given - done.passed,
             "passed": done.passed,
@@ -291,7 +328,7 @@ class Stream:
             queues={name: QueueFigures(q.level, q.capacity, q.policy, q.drops) for name, q in queues},
             slots={"free": self._pool.free, "count": self._pool.count, "starved": self._intake.starved},
             flags=dict(self._recorder.unfit),
-            clipped=self._distributor.clipped,
+            clipped=self._clipped(),
             doubts=self._doubts,
             prompt=dict(last.metrics) if last else {},
             prompt_by=last.metrics_by if last else "",
@@ -301,6 +338,7 @@ class Stream:
             source=dict(self._source.telemetry()),
             stages=self.health.report(),
             problems=[error.one_line() for error in self._failures().values()],
+            restoration=self._figures(),
         )
 
     def _state(self) -> str:
@@ -366,7 +404,7 @@ class Stream:
         found = {
             "source": self._intake.failure,
             "record": self._recorder.failure,
-            "restore": self._restoration.failure,
+            "restore": self._off if self._restoration is None else self._restoration.failure,
             **{name: worker.failure for name, worker in self._workers.items()},
             **self._crashes,
         }
@@ -384,6 +422,14 @@ class Stream:
         self._last = report
         self._doubts += report.doubts
         self._speed.frame(report)
+
+    def _suspected(self, first: int, last: int, why: str) -> None:
+        self._suspect_lines += last - first + 1
+        self._tell("suspect", sequence=first, last=last, why=why)
+
+    def _figures(self) -> RestorationFigures:
+        off, watch = "restore" in self._failures(), None if self._watch is None else self._watch.figures
+        return RestorationFigures("off" if off else "on", self._suspect_lines, watch or TestFigures())
 
     def _lose(self, first: int, last: int, lines: int) -> None:
         self._books.add(dropped=lines)

@@ -4,6 +4,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from runtime.errors import DeployError, MachineError
 from runtime.lines import Flag
@@ -22,13 +23,21 @@ LITTLE_ENDIAN = sys.byteorder == "little"
 """The record is; elsewhere the checksum of the line in memory is not the record's."""
 
 
+@dataclass(frozen=True)
+class ToFrames:
+    """The way of recorded lines to what restores them."""
+
+    assembler: Assembler
+    frames: Queue[Frame]
+
+
 class Recorder:
     """Screens, records and assembles lines; never waits for restoration where the source does not wait for us.
 
     Args:
         incoming: lines, gaps and breaks, in order.
         writer: the record; None where none is wanted.
-        frames: takes whole frames.
+        frames: where recorded lines go; None where nothing restores them: they are dropped.
         failed: called once when the record cannot be written any more.
         given_up: frames that restoration does not take are let go once it says so.
 
@@ -42,8 +51,7 @@ class Recorder:
         incoming: Queue[Item],
         writer: LineWriter | None,
         screen: Screen,
-        assembler: Assembler,
-        frames: Queue[Frame],
+        frames: ToFrames | None,
         books: Books,
         stage: Stage,
         log: Log,
@@ -51,7 +59,7 @@ class Recorder:
         given_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._incoming, self._writer, self._screen = incoming, writer, screen
-        self._assembler, self._frames, self._books = assembler, frames, books
+        self._frames, self._books = frames, books
         self._stage, self._log, self._failed = stage, log, failed
         self._given_up = given_up
         if writer is not None:
@@ -69,13 +77,14 @@ class Recorder:
                 if isinstance(item, Slot):
                     self._line(item)
                 elif isinstance(item, Gap):
-                    self._give(self._assembler.miss(item.count, time.monotonic()))
+                    self._miss(item.count)
                 elif isinstance(item, Cut):
                     self._screen.broken()
-                    self._give(self._assembler.end(time.monotonic()))
-            self._give(self._assembler.end(time.monotonic()))
+                    self._end()
+            self._end()
         finally:
-            self._frames.close()
+            if self._frames is not None:
+                self._frames.frames.close()
             if self._writer is not None:
                 self._guarded(self._writer.close)
 
@@ -101,13 +110,21 @@ class Recorder:
             self._books.add(incomplete=1)
             slot.release()
             return
-        self._books.add(recorded=1 if self._writer is not None else 0)
-        self._give(self._assembler.take(slot))
+        self._books.add(recorded=1 if self._writer is not None else 0, dropped=1 if self._frames is None else 0)
+        self._give(lambda assembler: assembler.take(slot))
         slot.release()
 
-    def _give(self, frames: list[Frame]) -> None:
-        for frame in frames:
-            if not self._frames.put(frame, self._tick, self._given_up):
+    def _miss(self, count: int) -> None:
+        self._give(lambda assembler: assembler.miss(count, time.monotonic()))
+
+    def _end(self) -> None:
+        self._give(lambda assembler: assembler.end(time.monotonic()))
+
+    def _give(self, completed: Callable[[Assembler], list[Frame]]) -> None:
+        if self._frames is None:
+            return
+        for frame in completed(self._frames.assembler):
+            if not self._frames.frames.put(frame, self._tick, self._given_up):
                 frame.release()
 
     def _tick(self) -> None:

@@ -27,6 +27,7 @@ class FrameReport:
         metrics_by: what computed the metrics: `host`, `graph`, or nothing.
         passed: the whole frame was passed through.
         doubts: what was seen in its numbers for the first time, for people.
+        suspect: what is odd about what came out, see `runtime.plausible`; empty where nothing is.
     """
 
     number: int
@@ -42,6 +43,7 @@ class FrameReport:
     metrics_by: str = ""
     passed: bool = False
     doubts: tuple[str, ...] = ()
+    suspect: str = ""
 
 
 def stamps(frame: Frame) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:

@@ -15,9 +15,12 @@ from .outlets import Distributor
 from .queues import Queue
 from .report import FrameReport
 from .restoring import AbandonedError, FrameRestorer
+from .selftest import SelfTest
 
 TRIES = 3
-"""After so many failures of the engine in a row nothing more is asked of it."""
+"""After so many failures of the engine in a row it is opened anew, though its self-test finds nothing."""
+REPAIRS, REPAIRS_S = 3, 600.0
+"""More repairs in so many seconds are of no use: then lines are recorded only."""
 ENGINE_LIMIT_S = 300.0
 """One run of the engine may take so long before the stage counts as hung."""
 
@@ -28,6 +31,8 @@ class Restoration:
     Args:
         frames: whole frames; `lost` is what its policy dropped.
         restorer, joiner, distributor: what is done with them.
+        watch: tests the engine, and opens it anew; None where nobody can.
+        suspect: called with the first and the last line that were restored by an engine that was wrong, and why.
         seen: called with the report of every frame that was given out.
 
     Attributes:
@@ -44,7 +49,11 @@ class Restoration:
         stage: Stage,
         log: Log,
         seen: Callable[[FrameReport], None],
+        watch: SelfTest | None = None,
+        suspect: Callable[[int, int, str], None] = lambda first, last, why: None,
     ) -> None:
+        self._watch, self._suspect = watch, suspect
+        self._repairs: deque[float] = deque(maxlen=REPAIRS)
         self._frames, self._lost, self._restorer = frames, lost, restorer
         self._joiner, self._distributor = joiner, distributor
         self._stage, self._log, self._seen = stage, log, seen
@@ -63,6 +72,8 @@ class Restoration:
                 if frame is not None:
                     self._frame(frame, given_up)
                     frame.release()
+                if not given_up():
+                    self._look(idle=frame is None)
             self._account(None)
             self._joiner.ended()
         finally:
@@ -106,6 +117,12 @@ class Restoration:
         self.passed += report.passed
         for doubt in report.doubts:
             self._log("doubt", frame=frame.number, sequence=frame.first, what=doubt)
+        behind = frame.first + len(frame.slots)
+        if self._watch is not None:
+            self._watch.reached = behind
+        if report.suspect:
+            self._suspect(frame.first, behind - 1, report.suspect)
+            self._alarm()
         self._joiner.restored(frame, values, report)
         self._seen(report)
 
@@ -115,12 +132,67 @@ class Restoration:
         self._log("failed", stage="restoration", frame=frame.number, error=told)
         self._drop(frame, "the engine failed")
         self.broken += 1
+        self._alarm()
         if self._failures >= TRIES:
-            self.failure = MachineError(
-                f"the engine failed on {TRIES} frames in a row and is asked no more: {told}",
-                key="engine",
-                remedy="the record is whole; run `deploy check` on this machine",
-            )
+            self._repair(f"the engine failed on {TRIES} frames in a row: {told}")
+
+    def _alarm(self) -> None:
+        if self._watch is not None:
+            self._watch.alarm()
+
+    def _look(self, *, idle: bool) -> None:
+        """A self-test between two frames, where one is due, and what follows from it."""
+        watch = self._watch
+        if watch is None or self.failure is not None:
+            return
+        if watch.due(idle=idle):
+            with self._stage.busy(ENGINE_LIMIT_S):
+                found = watch.test()
+            if found is not None:
+                since, told = watch.since, found.one_line()
+                self._log("selftest", ok=False, error=told)
+                if watch.reached > since:
+                    self._suspect(since, watch.reached - 1, told)
+                self._repair(told)
+        elif watch.refresh_due():
+            self._renew(repair=False, why="it was time")
+
+    def _repair(self, why: str) -> None:
+        """Another engine in the place of one that is wrong, or none from now on."""
+        self._stage.well = False
+        now, often = time.monotonic(), len(self._repairs) == REPAIRS
+        if self._watch is None or (often and now - self._repairs[0] < REPAIRS_S):
+            self._off(f"{why}; it was opened anew {REPAIRS} times" if often else why)
+            return
+        self._repairs.append(now)
+        self._renew(repair=True, why=why)
+
+    def _renew(self, *, repair: bool, why: str) -> None:
+        assert self._watch is not None, "somebody opens engines"
+        try:
+            with self._stage.busy(ENGINE_LIMIT_S):
+                fresh = self._watch.renew(repair=repair)
+        except DeployError as error:
+            self._log("failed", stage="engine", error=error.one_line())
+            if repair:
+                self._off(f"{why}; opened anew: {error.one_line()}")
+            return
+        self._restorer.use(fresh.engine.infer, fresh.prompts)
+        self._failures, self._stage.well = 0, True
+        self._log("repaired" if repair else "refreshed", why=why)
+
+    def _off(self, why: str) -> None:
+        self.failure = restoration_off(why)
+        self._log("failed", stage="restoration", error=self.failure.one_line())
+
+
+def restoration_off(why: str) -> MachineError:
+    """What is told where lines are recorded and nothing restores them."""
+    return MachineError(
+        f"restoration is off, lines are recorded only: {why}",
+        key="restoration",
+        remedy="the record is whole and can be restored later; run `deploy check` on this machine",
+    )
 
 
 class Speed:

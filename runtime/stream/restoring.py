@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from runtime.lines import UNFIT, Flag, Line, LineFormat
 from runtime.meaning import words
 from runtime.meaning.bands import FULL, bridged
 from runtime.meaning.marks import OF_FILL, Mark, marked, seen_marks, standing
+from runtime.plausible import Jumps, Range, implausible
 from runtime.prompts import Prompts
 from runtime.radiometry import Radiometry
 from runtime.restore import Infer
@@ -44,6 +45,7 @@ class RestorerFacts:
         marks: of missing values; None for the ignore value of the lines.
         bad: bands of the source that no network should see, from 0.
         learns: whether marks that nobody named are looked for.
+        known: range of values in the unit range that the network is known to give; None where nobody knows.
         constant_bands: what somebody asks for bands of one value: to `leave` them as they are, which is done with a
             doubt where nobody does, or to `restore` them.
     """
@@ -57,6 +59,7 @@ class RestorerFacts:
     bad: tuple[int, ...] = ()
     learns: bool = True
     constant_bands: Literal["leave", "restore"] | None = None
+    known: Range | None = None
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -120,6 +123,7 @@ class FrameRestorer:
             self._centres = tuple(self._centres[band] for band in self._chosen)
         self._listed = np.isin(np.arange(format.bands) if self._chosen is None else self._chosen, facts.bad)
         self._told: dict[int, str] = {}
+        self._jumps = Jumps()
         self._stand_in = stand_in(format.dtype)
         self._whole = np.zeros(format.shape, np.float32)
         self._mask = np.zeros(format.shape, np.bool_)
@@ -185,6 +189,9 @@ class FrameRestorer:
         seconds = {"radiometry": time.monotonic() - began}
         metrics, experts, timed = self._run(count, abandoned, alive)
         values = self._joined[:, :count]
+        given = self._unit[:, :count]
+        suspect = implausible(given, values, alike=self.passes_through, known=self._facts.known)
+        suspect = suspect or (self._jumps.look(given, values) if self.passes_through else "")
         if self.passes_through:
             self._keep(frame, np.flatnonzero(unfit), kept, values)
         by = self._facts.prompts.by((self._input.shape[1], count, self._unit.shape[2]))
@@ -197,7 +204,13 @@ class FrameRestorer:
             experts=experts,
             peak=peak,
             metrics_by="" if by == "none" else by,
+            suspect=suspect,
         )
+
+    def use(self, infer: Infer, prompts: Prompts) -> None:
+        """Go on with another engine for the same signature, and what makes its prompts."""
+        self._infer, self._facts = infer, replace(self._facts, prompts=prompts)
+        self._jumps = Jumps()
 
     def pass_through(self, frame: Frame) -> tuple[Float32, FrameReport]:
         """A frame as it came, but for radiometry: what no network should see; returns what `restore` does."""
@@ -225,6 +238,8 @@ class FrameRestorer:
         flags |= np.where(
             as_it_came, Flag.PASSED, np.where(frame.taken, Flag.RESTORED, Flag.INTERPOLATED)
         ).astype(np.uint32)  # fmt: skip
+        if known.get("suspect"):
+            flags |= np.where(flags & (Flag.RESTORED | Flag.INTERPOLATED), Flag.SUSPECT, 0).astype(np.uint32)
         if len(flags) < self._facts.frame[0]:
             flags |= np.where(flags & Flag.RESTORED, Flag.PADDED, 0).astype(np.uint32)
         latency = time.monotonic() - frame.completed

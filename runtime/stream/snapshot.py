@@ -7,6 +7,7 @@ from typing import Any
 from .books import Count
 from .health import StageHealth
 from .queues import Policy
+from .selftest import TestFigures
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,15 @@ class Spool:
 
 
 @dataclass(frozen=True)
+class RestorationFigures:
+    """Whether lines are restored (`on`, or `off`: recorded only), how many may be wrong, and what self-tests found."""
+
+    state: str = "on"
+    suspect_lines: int = 0
+    tests: TestFigures = TestFigures()
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """See docs/stream-messages.md, "The snapshot"; a mapping lacks what is not known (yet)."""
 
@@ -54,6 +64,7 @@ class Snapshot:
     source: Mapping[str, float]
     stages: Mapping[str, StageHealth]
     problems: Sequence[str]
+    restoration: RestorationFigures = RestorationFigures()
     describe: Mapping[str, str] = field(default_factory=dict)
     spool: Spool | None = None
 

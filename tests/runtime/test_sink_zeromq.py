@@ -27,6 +27,7 @@ from tests.contracts.sink import FACTS, SinkContract, block_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "stream-messages.md"
 PATIENCE_MS = 30_000
+FDS = Path("/proc/self/fd")
 
 
 class TestPublisher(SinkContract):
@@ -236,12 +237,12 @@ def test_so_many_subscribers_and_no_more(publisher: Publisher, subscribe: Callab
     place = urlsplit(publisher.address)
     first = subscribe(publisher.address)
     strangers = [socket.create_connection((place.hostname, place.port)) for _ in range(5 * SUBSCRIBERS)]
-    opened = len(os.listdir("/proc/self/fd"))
+    opened = len(list(FDS.iterdir()))
     deadline = time.monotonic() + PATIENCE_MS / 1000
     while len(gone := [one for one in strangers if _hung_up(one)]) < 4 * SUBSCRIBERS + 1:
         assert time.monotonic() < deadline, f"{len(gone)} of {len(strangers)} were hung up on"
     # Both ends are in this process; the test still holds its own.
-    assert len(os.listdir("/proc/self/fd")) <= opened
+    assert len(list(FDS.iterdir())) <= opened
     assert next_of(first, b"facts")
     for one in strangers:
         one.close()

@@ -20,7 +20,7 @@ from runtime.prompts import Prompts
 from runtime.radiometry import load_radiometry
 from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
-from runtime.stream.pipeline import NamedSink, Stream, StreamOptions, StreamResult
+from runtime.stream.pipeline import NamedSink, Restoring, Stream, StreamOptions, StreamResult
 from runtime.stream.restoring import RestorerFacts
 from runtime.stream.snapshot import Snapshot
 from tests.contracts.coded import CODE, CODED, decode, decoded
@@ -107,9 +107,8 @@ def stream_of(
     radiometry: dict[str, Any] | None = None,
     facts: RestorerFacts = FACTS,
 ) -> Stream:
-    return Stream(
-        source, facts, infer, load_radiometry(radiometry or {}, source.format), output, record, sinks, options, log=log
-    )  # fmt: skip
+    restoring = Restoring(facts, infer, load_radiometry(radiometry or {}, source.format), output)
+    return Stream(source, restoring, record, sinks, options, log=log)
 
 
 def balanced(snapshot: Snapshot) -> None:
@@ -147,8 +146,8 @@ def test_every_line_of_a_file_is_recorded_and_restored() -> None:
 
 def test_numbers_go_on_where_a_record_ends() -> None:
     record = Record()
-    stream = Stream(Script(range(5)), FACTS, same, load_radiometry({}, FORMAT), FORMAT, record, [], FILES,
-                    first_sequence=40)  # fmt: skip
+    restoring = Restoring(FACTS, same, load_radiometry({}, FORMAT), FORMAT)
+    stream = Stream(Script(range(5)), restoring, record, [], FILES, first_sequence=40)
     run(stream)
     assert sorted(record.lines) == [40, 41, 42, 43, 44]
 
@@ -793,10 +792,9 @@ def test_a_listed_element_does_not_hide_an_unfit_line(tmp_path: Path, what: str)
         noisy[1, 4] = 500 + number
     kept = Kept()
     source = Script(lines)
-    stream = Stream(
-        source, FACTS, same, load_radiometry({"bad_pixels": str(tmp_path / "bad.npy")}, FORMAT), FORMAT, None,
-        [NamedSink("kept", kept, "block", True)], FILES,
-    )  # fmt: skip
+    radiometry = load_radiometry({"bad_pixels": str(tmp_path / "bad.npy")}, FORMAT)
+    restoring = Restoring(FACTS, same, radiometry, FORMAT)
+    stream = Stream(source, restoring, None, [NamedSink("kept", kept, "block", True)], FILES)
     result = run(stream)
     assert result.count.passed >= 15
     assert stream.snapshot().flags[what] >= 15
@@ -810,10 +808,8 @@ def test_lines_are_judged_by_the_bands_that_are_restored() -> None:
     lines[11][8] = 4095
     kept = Kept()
     facts = replace(FACTS, chosen=(0, 1, 2))
-    stream = Stream(
-        Script(lines, format), facts, same, load_radiometry({}, format), FORMAT, None,
-        [NamedSink("kept", kept, "block", True)], FILES,
-    )  # fmt: skip
+    restoring = Restoring(facts, same, load_radiometry({}, format), FORMAT)
+    stream = Stream(Script(lines, format), restoring, None, [NamedSink("kept", kept, "block", True)], FILES)
     run(stream)
     assert stream.snapshot().flags == {"saturated": 1, "empty": 2}, "a line of one value is empty, too"
     assert {number for number, flags in kept.flags.items() if flags & Flag.PASSED} == {6, 9}

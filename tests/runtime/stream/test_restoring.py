@@ -424,10 +424,10 @@ def test_a_network_without_metrics_passes_through_what_it_cannot_restore() -> No
     cube = cube_of(3, 8, 16)
     format = frame_of(cube)[1]
     facts = RestorerFacts(signature, 2, Prompts(signature))
-    infer = lambda feeds: {"restored": feeds["frame"] + np.float32(1)}  # noqa: E731
+    infer = lambda feeds: {"restored": feeds["frame"] + np.float32(0.125)}  # noqa: E731
     restorer = FrameRestorer(facts, format, infer, load_radiometry({}, format))
     values, report = restorer.restore(frame_of(cube)[0])
-    np.testing.assert_array_equal(values, unit_of(cube) + np.float32(1))
+    np.testing.assert_array_equal(values, unit_of(cube) + np.float32(0.125))
     assert not report.passed and (report.flags == Flag.RESTORED).all() and not report.metrics
     values, report = restorer.restore(frame_of(cube, dict.fromkeys(range(5), Flag.EMPTY))[0])
     np.testing.assert_array_equal(values, unit_of(cube))
