@@ -26,6 +26,7 @@ from runtime.sinks.restored_file import RestoredFile
 from runtime.sources import Source, open_source
 from runtime.stated import Stated
 
+from .intake import Log
 from .pipeline import NamedSink, Restoring, Stream, StreamOptions, bytes_needed
 from .restoring import RestorerFacts
 from .sampling import SourceMeaning, source_meaning
@@ -88,6 +89,7 @@ def open_stream(
     bands: Sequence[int] | None = None,
     output: Output = "input",
     options: StreamOptions | None = None,
+    log: Log = lambda kind, **fields: None,
 ) -> Stream:
     """A stream that is ready for `run()`, which closes what is opened here and the sinks, not bundle and source.
 
@@ -102,6 +104,7 @@ def open_stream(
         bands: places of the source's bands that are restored, from 0; None restores all, in groups.
         output: type of the restored lines: the input's type and scale, or float32 in the unit range.
         options: how it runs.
+        log: takes events, see docs/streaming.md.
 
     Raises:
         InputError, CubeError, ConfigError: source, network and settings do not go together.
@@ -120,8 +123,9 @@ def open_stream(
         made = None if restored is None else open_restored(bundle, source, fitted, Path(restored), opened)
         kept = [] if made is None else [principal(made)]
         stream = Stream(
-            source, restoring(bundle, fitted, options), raw, [*kept, *named], options, first_sequence=behind(raw, made)
-        )
+            source, restoring(bundle, fitted, options), raw, [*kept, *named], options,
+            first_sequence=behind(raw, made), log=log,
+        )  # fmt: skip
         opened.pop_all()
     return stream
 

@@ -1,0 +1,211 @@
+"""The watch in flight: an engine that goes wrong is found, its lines are flagged, and another takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime.arrays import Float32
+from runtime.errors import BundleError, DeployError
+from runtime.lines import Flag
+from runtime.record.index import read_index, verify
+from runtime.stream import selftest
+from runtime.stream.opening import open_stream
+from runtime.stream.pipeline import StreamResult
+from runtime.stream.selftest import SelfTest
+from runtime.stream.snapshot import Snapshot
+from tests.contracts.bundles import known_bundle, reseal
+
+from .lines import Script
+
+Wrong = Callable[[Float32], Float32]
+
+
+@pytest.fixture(autouse=True)
+def _at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "SHARE", 1e9)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Iterator[runtime.Bundle]:
+    with runtime.load_bundle(known_bundle(tmp_path / "bundle", scale=4095)) as bundle:
+        bundle.self_test()
+        yield bundle
+
+
+def goes_wrong(bundle: runtime.Bundle, wrong: Wrong, after: int = 4) -> None:
+    """From the run `after` on, all that the engine restores is changed, as a flipped bit of its weights does."""
+    plain, runs = bundle.engine.infer_impl, 0
+
+    def infer(*inputs: Float32) -> tuple[Float32, ...]:
+        nonlocal runs
+        runs += 1
+        restored, *side = plain(*inputs)
+        return (wrong(restored) if runs > after else restored, *side)
+
+    bundle.engine.infer_impl = infer  # type: ignore[method-assign]
+
+
+def flown(bundle: runtime.Bundle, folder: Path, lines: int = 160, **options: Any) -> tuple[StreamResult, Snapshot, Any]:
+    events: list[tuple[str, dict[str, Any]]] = []
+    stream = open_stream(
+        bundle, Script(range(lines)), record=folder / "raw", restored=folder / "made",
+        options=runtime.StreamOptions(**{"policy": "block", "selftest_seconds": 1e-9, **options}),
+        log=lambda kind, **fields: events.append((kind, fields)),
+    )  # fmt: skip
+    result = stream.run()
+    assert verify(folder / "raw", "lines").last == lines - 1, "every line is recorded"
+    return result, stream.snapshot(), events
+
+
+def of_kind(events: Any, kind: str) -> list[dict[str, Any]]:
+    return [fields for name, fields in events if name == kind]
+
+
+def test_an_engine_that_is_right_is_tested_and_left_alone(bundle: runtime.Bundle, tmp_path: Path) -> None:
+    result, snapshot, events = flown(bundle, tmp_path)
+    assert result.failures == {} and result.count.restored == 160
+    found = snapshot.restoration
+    assert (found.state, found.suspect_lines, found.tests.failed, found.tests.repairs) == ("on", 0, 0, 0)
+    assert found.tests.tests > 10
+    assert not of_kind(events, "suspect") and not of_kind(events, "repaired")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda made: made + np.float32(1e-5), lambda made: made * 2, lambda made: made * np.float32(np.nan)],
+    ids=["within the tolerance", "finite", "not finite"],
+)
+def test_a_wrong_engine_is_found_flagged_and_replaced(bundle: runtime.Bundle, tmp_path: Path, wrong: Wrong) -> None:
+    goes_wrong(bundle, wrong)
+    result, snapshot, events = flown(bundle, tmp_path)
+    assert result.failures == {}
+    tests = snapshot.restoration.tests
+    assert (tests.failed, tests.repairs, snapshot.restoration.state) == (1, 1, "on")
+    assert len(of_kind(events, "repaired")) == 1
+    suspects = of_kind(events, "suspect")
+    index = read_index(tmp_path / "made/restored.idx")
+    values = runtime.files.read_cube(tmp_path / "made/restored.hdr").cube
+    raw = runtime.files.read_cube(tmp_path / "raw/lines.hdr").cube
+    flagged = {n for one in suspects for n in range(one["sequence"], one["last"] + 1)}
+    for place, sequence in enumerate(index["sequence"].tolist()):
+        if sequence not in flagged:
+            assert np.abs(values[:, place].astype(int) - raw[:, sequence]).max() <= 1
+    # Few are lost, and behind them restoration goes on.
+    assert result.count.dropped <= 8 and index["sequence"][-1] == 159
+
+
+def test_what_does_not_look_like_a_restoration_is_flagged_line_by_line_and_tested_at_once(
+    bundle: runtime.Bundle, tmp_path: Path
+) -> None:
+    goes_wrong(bundle, np.zeros_like)
+    result, snapshot, events = flown(bundle, tmp_path, selftest_seconds=1000)
+    assert snapshot.restoration.tests.repairs == 1
+    flags = read_index(tmp_path / "made/restored.idx")["flags"]
+    assert 0 < int(np.count_nonzero(flags & Flag.SUSPECT)) <= 16
+    assert "flat" in of_kind(events, "suspect")[0]["why"]
+    assert result.count.restored == 160
+
+
+def test_a_bundle_that_is_damaged_on_disk_ends_restoration_and_not_the_record(
+    bundle: runtime.Bundle, tmp_path: Path
+) -> None:
+    graph = tmp_path / "bundle/graphs/fp32.onnx"
+    data = bytearray(graph.read_bytes())
+    data[-1] ^= 1
+    graph.write_bytes(data)
+    goes_wrong(bundle, lambda made: made * 2)
+    result, snapshot, _ = flown(bundle, tmp_path)
+    told = result.failures["restore"].one_line()
+    assert "restoration is off" in told and "fp32.onnx" in told
+    assert result.failures["restore"].exit_code == 3
+    assert snapshot.restoration.state == "off"
+    assert result.count.recorded == 160 and 0 < result.count.restored < 160
+
+
+def test_another_bundle_at_the_same_place_takes_no_ones(bundle: runtime.Bundle, tmp_path: Path) -> None:
+    reseal(tmp_path / "bundle", lambda content: content.update(overlap=2))
+    with pytest.raises(BundleError, match="another bundle lies there now"):
+        SelfTest(bundle, bundle.again).renew(repair=True)
+
+
+def test_three_repairs_in_ten_minutes_are_enough(bundle: runtime.Bundle, tmp_path: Path) -> None:
+    again = bundle.again
+
+    def worse() -> runtime.Bundle:
+        fresh = again()
+        goes_wrong(fresh, lambda made: made * 2, after=2)
+        return fresh
+
+    bundle.again = worse
+    goes_wrong(bundle, lambda made: made * 2)
+    result, snapshot, events = flown(bundle, tmp_path)
+    assert len(of_kind(events, "repaired")) == 3
+    assert "opened anew 3 times" in result.failures["restore"].one_line()
+    assert snapshot.restoration.state == "off" and result.count.recorded == 160
+
+
+def test_an_engine_that_never_repeats_itself_is_held_to_its_tolerance(bundle: runtime.Bundle, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    goes_wrong(bundle, lambda made: made + rng.normal(0, 1e-6, made.shape).astype(np.float32), after=0)
+    _, snapshot, _ = flown(bundle, tmp_path)
+    assert snapshot.restoration.tests.failed == 0 and snapshot.restoration.suspect_lines == 0
+
+
+def test_an_engine_that_repeats_itself_after_an_opening_only_is_held_to_its_tolerance(bundle: runtime.Bundle) -> None:
+    watch = SelfTest(bundle, bundle.again)
+    goes_wrong(bundle, lambda made: made + np.float32(1e-6), after=0)
+    assert watch.test() is not None
+    again = bundle.again
+
+    def otherwise() -> runtime.Bundle:
+        fresh = again()
+        goes_wrong(fresh, lambda made: made + np.float32(1e-6), after=0)
+        return fresh
+
+    watch._again = otherwise
+    fresh = watch.renew(repair=True)
+    goes_wrong(fresh, lambda made: made + np.float32(1e-6), after=0)
+    assert watch.test() is None, "the fresh one had other bits, too, so bits prove nothing here"
+
+
+def test_the_engine_is_opened_anew_when_it_is_time(bundle: runtime.Bundle, tmp_path: Path) -> None:
+    result, snapshot, events = flown(bundle, tmp_path, selftest_seconds=1000, refresh_seconds=1e-9)
+    assert len(of_kind(events, "refreshed")) > 3
+    assert result.count.restored == 160 and snapshot.restoration.tests.repairs == 0
+
+
+def test_tests_take_no_more_than_their_share(bundle: runtime.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "SHARE", 0.02)
+    now = [0.0]
+    monkeypatch.setattr(selftest.time, "monotonic", lambda: now[0])
+    watch = SelfTest(bundle, bundle.again, seconds=10)
+    plain = bundle.prove
+
+    def slow(proof: int) -> Any:
+        now[0] += 3
+        return plain(proof)
+
+    bundle.prove = slow  # type: ignore[method-assign]
+    assert not watch.due(idle=False) and not watch.due(idle=True)
+    now[0] = 2
+    assert watch.due(idle=True) and not watch.due(idle=False)
+    assert watch.test() is None
+    watch.alarm()
+    assert not watch.due(idle=False), "three seconds of a test, and 150 until the next"
+    now[0] = 5 + 150
+    assert watch.due(idle=False)
+
+
+def test_golden_frames_that_change_in_memory_are_found(bundle: runtime.Bundle) -> None:
+    name = bundle.manifest.golden.arrays["restored"]
+    data = bytearray(bundle.contents.files[name])
+    data[-1] ^= 1
+    bundle.contents.files[name] = bytes(data)
+    found = SelfTest(bundle, bundle.again).test()
+    assert isinstance(found, DeployError) and "changed in memory" in found.one_line()
