@@ -31,6 +31,8 @@ from .engines import (
 from .errors import CubeError, MachineError
 from .files.disk import available_memory
 from .golden import Answer, check_golden_embedding, check_golden_metrics, proved
+from .made import MADE
+from .manifest import MANIFEST
 from .meaning import Asked, Known, Meaning, meaning_of
 from .plausible import Range
 from .prompts import Condition, Given, Prompts
@@ -274,7 +276,7 @@ def load_bundle(
             remedy=f"{error.remedy}; or ask for --engine onnxruntime to run the graph here",
         ) from error
     # The graphs are the engine's now.
-    needed = [*manifest.proving, *manifest.instrument.values()]
+    needed = [*manifest.proving, *manifest.instrument.values(), MANIFEST, *([MADE] if contents.made else [])]
     kept = replace(contents, files={name: files[name] for name in needed})
 
     def again() -> Bundle:

@@ -38,6 +38,12 @@ class Contents:
     files: dict[str, bytes]
 
     @property
+    def records(self) -> dict[str, FileRecord]:
+        """Inner path -> size and hash of everything that lies there."""
+        listed = {**self.manifest.files, **(self.made.files if self.made else {})}
+        return listed | _records({name: data for name, data in self.files.items() if name not in listed})
+
+    @property
     def choice(self) -> Choice:
         """What runs, and why."""
         if self.made is not None:

@@ -65,7 +65,12 @@ def golden_tolerance(agreement: Agreement, precision: str) -> float:
 
 
 def other_experts(
-    net: Network, plan: Plan, graphs: Graphs, probe: Probe, probes: list[Probe], tolerance: float,
+    net: Network,
+    plan: Plan,
+    graphs: Graphs,
+    probe: Probe,
+    probes: list[Probe],
+    tolerance: float,
     reference: TorchEngine,
 ) -> list[Probe]:
     """The golden frame with other metrics, so that between them every expert works that any of many metrics call.
@@ -98,7 +103,11 @@ def other_experts(
             feeds = {**probe, metrics.name: moved}
             made, margins = reference.infer_with_margins(feeds)
             chosen = made[routing.name] > 0
-            if chosen[~covered].any() and margins.min() >= CLOSE and all(_alike(e.infer(feeds), made, reference, tolerance) for e in engines):
+            if (
+                chosen[~covered].any()
+                and margins.min() >= CLOSE
+                and all(_alike(e.infer(feeds), made, reference, tolerance) for e in engines)
+            ):
                 covered |= chosen
                 found.append({metrics.name: moved, **made})
             if covered.all():

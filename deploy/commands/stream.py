@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from runtime.sources import FORMS, Source, SourceOptions, find_source, open_sour
 from runtime.stream.event_log import EventLog, Suspects
 from runtime.stream.health import Watchdog
 from runtime.stream.pipeline import Stream, StreamResult
+from runtime.stream.scrubbing import Scrubber
 from runtime.stream.snapshot import Snapshot
 from runtime.stream.teller import BoardTemperature, Teller
 
@@ -182,12 +183,14 @@ def command(
                 files.close()
                 why = error
         if why is not None and record is not None:
-            parts = make_record_parts(why, source, config.stream, record, limit, duration, asked, stack)
+            parts = make_record_parts(why, source, config.stream, record, limit, duration, asked, outward, stack)
         logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
         events = None if logged is None else stack.enter_context(EventLog(logged))
         suspects = None if (kept := restored or record) is None else Suspects(kept / SUSPECTS_NAME, stack)
         stack.enter_context(_signals(stopping := _Stopping()))
         told_of = {"bundle": str(bundle)} if why is not None else _described(loaded)
+        if why is None:
+            stack.enter_context(Scrubber(loaded.path, loaded.contents.records, _damaged(events)))
         result, last = _stream(told_of, source, parts, config, events, suspects, outward, stopping)
         if events is not None:
             # What it has lost is known when nothing comes any more.
@@ -218,6 +221,17 @@ class _Facts:
             return cls(read_manifest(bundle))
         except BundleError:
             return cls(None)
+
+
+def _damaged(events: EventLog | None) -> Callable[[Path, str], None]:
+    """Tells of a file of the bundle that changed: what is in memory flies on, and the next start would record only."""
+
+    def found(file: Path, problem: str) -> None:
+        console.warn(f"{file}: {problem}; what flies is in memory, copy the bundle again before the next start")
+        if events is not None:
+            events.write("scrub", file=str(file), problem=problem)
+
+    return found
 
 
 def _prove(loaded: Bundle) -> None:
@@ -381,7 +395,9 @@ def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict
     if events is not None and events.lost:
         console.warn(f"{events.lost} lines of the log could not be written: {events.path}")
     if last.restoration.suspect_lines:
-        console.warn(f"{last.restoration.suspect_lines} restored lines may be wrong; {SUSPECTS_NAME} and the log say why")
+        console.warn(
+            f"{last.restoration.suspect_lines} restored lines may be wrong; {SUSPECTS_NAME} and the log say why"
+        )
     shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
     console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
     console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")

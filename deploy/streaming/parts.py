@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,16 +170,25 @@ def make_record_parts(
     limit: int | None,
     seconds: float | None,
     asked: Asked,
+    outward: Outward,
     opened: ExitStack,
 ) -> Parts:
-    """The same for a stream that nothing restores: a record alone. Raises DeployError."""
+    """The same for a stream that nothing restores: a record, and sinks that tell the counts. Raises DeployError."""
     lines = recorded_format(source, asked, record, told.radiometry)
     raw = open_record(source, lines, record, opened, limit=limit, segment_bytes=_segment(told))
     off = restoration_off(why.one_line())
-    return Parts(
+    parts = Parts(
         off, None, _options(told, seconds), record=raw, limit=limit, first_sequence=raw.next_sequence, bands="none",
         notes=[off.problem, *filter(None, [raw.resumed])],
     )  # fmt: skip
+    try:
+        _add_sinks(parts, StreamFacts(lines, "recorded only"), told, replace(outward, web=None), opened)
+    except DeployError as error:
+        # Nobody is owed a picture of what is not restored.
+        parts.notes.append(error.one_line())
+    # Nothing restored goes to them.
+    parts.sinks.clear()
+    return parts
 
 
 def _options(told: StreamSection, seconds: float | None) -> StreamOptions:

@@ -145,7 +145,18 @@ def _figures(snapshot: Snapshot) -> list[Text]:
     used, limit, deleted = (spool.bytes, spool.limit, spool.deleted_segments) if spool else (None, None, None)
     told = f"  {bytes_text(used)} of {bytes_text(limit)}, {count_text(deleted)} deleted"
     second.append("   spool", style="dim").append(told)
-    return [Text(), first, second]
+    return [Text(), first, second, _watch(snapshot)]
+
+
+def _watch(snapshot: Snapshot) -> Text:
+    found, tests = snapshot.restoration, snapshot.restoration.tests
+    row = Text.assemble(("restoration ", "dim"), (found.state, "bold green" if found.state == "on" else "bold red"))
+    row.append("   self-tests", style="dim").append(
+        f"  {count_text(tests.tests)}, last {seconds_text(tests.age_s, 0)} ago"
+    )
+    row.append("   repairs", style="dim").append(f"  {count_text(tests.repairs)}")
+    row.append("   suspect lines", style="dim")
+    return row.append(f"  {count_text(found.suspect_lines)}", style="bold red" if found.suspect_lines else "")
 
 
 def _queues(snapshot: Snapshot) -> list[Text]:

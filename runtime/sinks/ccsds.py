@@ -6,7 +6,7 @@ error control of ECSS-E-ST-70-41C, annex B. docs/stream-messages.md lists the fi
 
 import time
 from binascii import crc_hqx
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from struct import Struct
 from threading import Lock
@@ -21,7 +21,7 @@ from runtime.files.envi_header import CODE_OF_TYPE
 from .contract import Block, Sink, SinkOptions, StreamFacts
 from .packet_targets import COUNTS, PRIMARY_BYTES, PacketDatagrams, PacketFile, PacketTarget
 
-VERSION = 1
+VERSION, HOUSEKEEPING_VERSION = 1, 2
 """Of the fields behind the primary header."""
 APID, HOUSEKEEPING_APID = 100, 101
 HIGHEST_APID = 2046
@@ -38,8 +38,9 @@ LINE = Struct(">BQQIIHHBBHHHH")
 """Version, sequence number, frame id, flags, frame, bands, samples, data type, spare, first band, first sample, bands
 and samples that are here."""
 LINE_BYTES = PRIMARY_BYTES + TIME.size + LINE.size + CHECK_BYTES
-HOUSEKEEPING = Struct(">B8Q6f")
-"""Version, the counts of COUNTED, packets that the network did not take, the figures of MEASURED."""
+HOUSEKEEPING = Struct(">B8Q6fB4Q")
+"""Version, the counts of COUNTED, packets that the network did not take, the figures of MEASURED, whether lines are
+restored, the counts of TESTED."""
 COUNTED = ("in", "recorded", "restored", "passed", "dropped", "incomplete", "pending")
 MEASURED = (
     ("rates", "in"),
@@ -49,6 +50,8 @@ MEASURED = (
     ("latency_s", "p99"),
     ("source", "temperature_c"),
 )
+STATES = {"off": 0, "on": 1}
+TESTED = ("tests", "failed", "repairs")
 UNKNOWN = (1 << 64) - 1
 """A count that is not known; a figure that is not known is NaN."""
 
@@ -61,7 +64,7 @@ class SpacePackets(Sink):
         target: a file, or port (and host) for UDP; a bare port is one of 127.0.0.1.
         apid: of the lines.
         housekeeping_apid: of the counts.
-        packet_bytes: limit of a whole packet; 1472 keeps a datagram unfragmented on Ethernet.
+        packet_bytes: limit of a whole packet of lines; 1472 keeps a datagram unfragmented on Ethernet.
 
     Raises:
         InputError: an APID, the limit, or the size or type of the lines does not fit; see `PacketFile`.
@@ -89,7 +92,7 @@ class SpacePackets(Sink):
         for one in (apid, housekeeping_apid):
             if not 0 <= one <= HIGHEST_APID or apid == housekeeping_apid:
                 raise InputError("not two APIDs", key="apid", value=one, remedy=f"0 to {HIGHEST_APID}, two of them")
-        least = max(LINE_BYTES + known.dtype.itemsize, PRIMARY_BYTES + TIME.size + HOUSEKEEPING.size + CHECK_BYTES)
+        least = LINE_BYTES + known.dtype.itemsize
         most = LARGEST_PACKET if isinstance(target, Path) else PACKET_BYTES
         if not least <= packet_bytes <= most:
             remedy = f"give {least} to {most}"
@@ -135,12 +138,15 @@ class SpacePackets(Sink):
         Raises:
             as `write`.
         """
-        lines = snapshot.get("lines", {})
-        counts = [UNKNOWN if lines.get(name) is None else int(lines[name]) for name in COUNTED]
+        counts = _counts(snapshot.get("lines", {}), COUNTED)
+        restoration = snapshot.get("restoration", {})
+        watch = [*_counts(restoration, ("suspect_lines",)), *_counts(restoration.get("tests", {}), TESTED)]
+        state = STATES.get(restoration.get("state"), 255)
         figures = [snapshot.get(part, {}).get(name) for part, name in MEASURED]
         with self._lock:
             self._require_open()
-            data = HOUSEKEEPING.pack(VERSION, *counts, self.lost, *(np.nan if f is None else f for f in figures))
+            known = (np.nan if f is None else f for f in figures)
+            data = HOUSEKEEPING.pack(HOUSEKEEPING_VERSION, *counts, self.lost, *known, state, *watch)
             stamp = _time(time.time_ns() if utc_ns is None else utc_ns)
             self._outlet.send([self._packet(self._housekeeping_apid, self._flags.UNSEGMENTED, stamp + data)])
 
@@ -178,6 +184,10 @@ class SpacePackets(Sink):
         length = len(data) + CHECK_BYTES - 1
         packet = bytes(self._header(self._type, apid, count, length, True, flags).pack()) + data
         return packet + crc_hqx(packet, 0xFFFF).to_bytes(CHECK_BYTES, "big")
+
+
+def _counts(found: Mapping[str, Any], names: Sequence[str]) -> list[int]:
+    return [UNKNOWN if found.get(name) is None else int(found[name]) for name in names]
 
 
 def _time(utc_ns: int) -> bytes:

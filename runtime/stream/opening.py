@@ -141,9 +141,7 @@ def restoring(bundle: Bundle, fitted: Fit, options: StreamOptions) -> Restoring:
     return Restoring(fitted.facts, bundle.engine.infer, fitted.radiometry, fitted.output, watch)
 
 
-def recorded_format(
-    source: Source, asked: Asked, record: Path, radiometry: Mapping[str, Any]
-) -> LineFormat:
+def recorded_format(source: Source, asked: Asked, record: Path, radiometry: Mapping[str, Any]) -> LineFormat:
     """Format of lines that are recorded only: what a bundle would have made it, so that one may restore on later."""
     lines = replace(source.format, scale=source.format.scale if asked.scale is None else asked.scale)
     with suppress(CubeError):
@@ -193,9 +191,7 @@ def open_restored(bundle: Bundle, source: Source, fitted: Fit, restored: Path, o
     network, radiometry = bundle.manifest.network.checkpoint_sha256[:12], fitted.radiometry.digest()[:12]
     prompt = f", {bundle.prompts.identity}" if bundle.prompts.chosen else ""
     meaning = f"network {network}, bands {places}, radiometry {radiometry}{prompt}"
-    return opened.enter_context(
-        open_line_writer(restored, "restored", fitted.output, fields=fields, meaning=meaning)
-    )
+    return opened.enter_context(open_line_writer(restored, "restored", fitted.output, fields=fields, meaning=meaning))
 
 
 def _by(bundle: Bundle) -> str:

@@ -79,6 +79,13 @@ class _Collector:
         answering = {name: stage.ok for name, stage in stages}
         yield from gauges("damp_stage_ok", "1 while a stage answers, else 0.", "stage", answering)
         yield from gauge("damp_problems", FAILED, len(now.problems))
+        on, tests = now.restoration.state == "on", now.restoration.tests
+        yield from gauge("damp_restoration_on", "1 while lines are restored, 0 where they are recorded only.", on)
+        yield from counter("damp_suspect_lines", "Restored lines that may be wrong.", now.restoration.suspect_lines)
+        yield from counter("damp_selftests", "Tests of the engine on golden frames.", tests.tests)
+        yield from counter("damp_selftest_failures", "Those that found something.", tests.failed)
+        yield from counter("damp_repairs", "Engines that took the place of one that was wrong.", tests.repairs)
+        yield from gauge("damp_selftest_age_seconds", "Since the last test that found nothing.", tests.age_s)
         yield from gauge("damp_uptime_seconds", "Since the stream was started.", now.seconds)
 
 

@@ -172,5 +172,8 @@ def _check_same(before: Manifest, after: Manifest, path: Path) -> None:
     for key in ("signature", "scale", "overlap", "wavelengths", "network"):
         if getattr(before, key) != getattr(after, key):
             raise BundleError(
-                "another bundle lies there now than the one that flies", file=path, key=key, remedy="start the stream anew"
+                "another bundle lies there now than the one that flies",
+                file=path,
+                key=key,
+                remedy="start the stream anew",
             )

@@ -128,7 +128,8 @@ class Routes:
         silent = [name for name, stage in snapshot.stages.items() if not stage.ok]
         well = snapshot.state != "stopped" and not any(snapshot.stages[name].vital for name in silent)
         status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
-        return json_answer({"ok": well, "state": snapshot.state, "silent": silent}, status)
+        told = {"ok": well, "state": snapshot.state, "restoration": snapshot.restoration.state, "silent": silent}
+        return json_answer(told, status)
 
 
 def _picture(png: bytes | None, known: str) -> Answer:

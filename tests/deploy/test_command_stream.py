@@ -7,10 +7,12 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from runtime.files import read_cube, write_cube
 from runtime.files.envi import read_envi
 from runtime.lines import Flag
 from runtime.record.index import read_index, verify
+from tests.contracts.bundles import reseal
 from tests.contracts.command import Done, assert_failed, assert_json_error, command_line, invoke
 from tests.contracts.line_files import assert_others_read
 
@@ -33,12 +36,16 @@ def balanced(lines: dict[str, int]) -> None:
     assert lines["passed"] <= lines["restored"]
 
 
-def started(*arguments: object, folder: Path, limit_bytes: int | None = None) -> subprocess.Popen[str]:
+def started(
+    *arguments: object, folder: Path, limit_bytes: int | None = None, descriptors: int | None = None
+) -> subprocess.Popen[str]:
     """A stream in a process of its own, whose files cannot grow beyond `limit_bytes`."""
 
     def limited() -> None:
         if limit_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        if descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
     return subprocess.Popen(
         command_line("stream", *arguments), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -562,3 +569,113 @@ def test_a_ring_keeps_within_its_limit(tiny_bundle: Path, tmp_path: Path) -> Non
     assert sum(path.stat().st_size for path in (tmp_path / "out").glob("lines-*")) <= 4 << 20
     assert result["spool"]["lines"] + result["spool"]["deleted_lines"] == result["lines"]["recorded"]
     assert verify(tmp_path / "out", "lines").bad == 0
+
+
+def damaged(bundle: Path, folder: Path) -> Path:
+    """A copy whose graph has another bit."""
+    copy = shutil.copytree(bundle, folder / "damaged")
+    graph = copy / "graphs/fp32.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 16
+    graph.write_bytes(data)
+    return copy
+
+
+def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "--source",
+        "sim:samples=64,count=80",
+        "--record",
+        tmp_path / "raw",
+        "--restored",
+        tmp_path / "out",
+        "--json",
+    )
+    bad = damaged(tiny_bundle, tmp_path)
+    packets = ("--packets", tmp_path / "out.ccsds", "--web", 0)
+    for bundle in (bad, tmp_path / "not there"):
+        done = invoke(capsys, "stream", bundle, *words, *packets)
+        assert done.code == 3
+        assert "restoration is off, lines are recorded only" in done.err
+        assert ("fp32.onnx" if bundle == bad else "no such bundle") in done.err
+        assert done.json["lines"] == {
+            "in": 80, "recorded": 80, "restored": 0, "passed": 0, "dropped": 80, "incomplete": 0,
+        }  # fmt: skip
+        assert done.json["restoration"]["state"] == "off"
+        assert not (tmp_path / "out/restored.raw").exists()
+    # What comes with a bundle that is whole goes on behind them.
+    assert invoke(capsys, "stream", tiny_bundle, *words).code == 0
+    assert verify(tmp_path / "raw", "lines").last == 239
+    assert read_index(tmp_path / "out/restored.idx")["sequence"].tolist() == list(range(160, 240))
+    # And the other way round.
+    assert invoke(capsys, "stream", bad, *words).code == 3
+    assert verify(tmp_path / "raw", "lines").last == 319
+
+
+def test_a_bad_bundle_is_refused_where_that_is_asked_for_or_nothing_is_recorded(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, sim = damaged(tiny_bundle, tmp_path), ("--source", "sim:samples=64,count=80")
+    record = ("--record", tmp_path / "raw")
+    for words in ((*record, "--on-bad-bundle", "refuse"), ("--restored", tmp_path / "out")):
+        done = invoke(capsys, "stream", bad, *sim, *words)
+        assert_failed(done, 2, "fp32.onnx", "SHA-256")
+    assert_failed(invoke(capsys, "stream", bad, *sim, "--on-bad-bundle", "record"), 2, "--on-bad-bundle", "--record")
+    assert not (tmp_path / "raw").exists()
+
+
+def test_lines_of_another_network_in_the_way_end_no_record(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sim = ("--source", "sim:samples=64,count=80,bands=31", "--record", tmp_path / "raw", "--restored", tmp_path / "out")
+    assert invoke(capsys, "stream", tiny_bundle, *sim).code == 0
+    other = shutil.copytree(tiny_bundle, tmp_path / "other")
+    reseal(other, lambda content: content["network"].update(checkpoint_sha256="1" * 64))
+    done = invoke(capsys, "stream", other, *sim)
+    assert_failed(done, 3, "restoration is off", "network")
+    assert verify(tmp_path / "raw", "lines").last == 159
+    assert len(read_index(tmp_path / "out/restored.idx")) == 80
+
+
+def test_held_connections_and_no_descriptors_end_no_record(tiny_bundle: Path, tmp_path: Path) -> None:
+    """More connections than the process may have files, on every listener, from another process."""
+    process = started(
+        tiny_bundle, "--source", "sim:samples=64,rate=200", "--record", tmp_path / "raw", "--restored", tmp_path / "out",
+        "--publish", "0", "--prometheus", 0, "--web", 0, "--duration", 12, "--json", folder=tmp_path, descriptors=160,
+    )  # fmt: skip
+    wait_for_lines(tmp_path / "raw/lines.idx", 10, process)
+    table = [row.split() for row in Path(f"/proc/{process.pid}/net/tcp").read_text().splitlines()[1:]]
+    inodes = {str(one.readlink()) for one in Path(f"/proc/{process.pid}/fd").iterdir()}
+    ports = [int(row[1].split(":")[1], 16) for row in table if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
+    assert len(ports) == 3
+    held = []
+    for _ in range(300):
+        for port in ports:
+            one = socket.socket()
+            one.settimeout(0.2)
+            with suppress(OSError):
+                one.connect(("127.0.0.1", port))
+                one.send(b"GET ")
+                held.append(one)
+    done = ended(process)
+    for one in held:
+        one.close()
+    assert done.code == 0, done.err
+    lines = done.json["lines"]
+    assert lines["recorded"] == lines["in"] > 1000 and lines["incomplete"] == 0
+    assert verify(tmp_path / "raw", "lines").last == lines["in"] - 1
+
+
+def test_a_log_that_cannot_be_written_is_told(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = tmp_path / "log"
+    full.symlink_to("/dev/full")
+    done = invoke(
+        capsys, "stream", tiny_bundle, "--source", "sim:samples=64,count=80", "--record", tmp_path / "raw",
+        "--log", full, "--json",
+    )  # fmt: skip
+    assert done.code == 0 and done.json["lines"]["recorded"] == 80
+    assert done.json["log"]["lost"] > 0 and "of the log could not be written" in done.err

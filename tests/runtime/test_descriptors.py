@@ -17,7 +17,6 @@ from runtime.record.writer import open_line_writer
 from tests.contracts.line_files import SMALL
 from tests.runtime.test_line_file import LIMIT, SEGMENT, append
 
-
 FDS = Path("/proc/self/fd")
 
 

@@ -260,13 +260,13 @@ def test_the_unit_asks_for_what_the_stream_does() -> None:
         "Type": "notify",
         "WatchdogSec": "20",
         "Restart": "on-failure",
-        "RestartPreventExitStatus": "2",
         "KillSignal": "SIGTERM",
         "TimeoutStopSec": "10",
         "ProtectSystem": "strict",
         "NoNewPrivileges": "yes",
     }
     assert {key: service[key] for key in wanted} == wanted
+    assert "RestartPreventExitStatus" not in service
     assert service["ExecStart"].endswith("/deploy stream $ARGUMENTS") and service["EnvironmentFile"].startswith("/etc/")
 
 

@@ -20,7 +20,8 @@ from runtime.lines import Missing
 from runtime.stream import web_routes
 from runtime.stream.books import Count
 from runtime.stream.pipeline import NamedSink
-from runtime.stream.snapshot import QueueFigures, Snapshot, Spool
+from runtime.stream.selftest import TestFigures
+from runtime.stream.snapshot import QueueFigures, RestorationFigures, Snapshot, Spool
 from runtime.stream.web import CLIENTS, Server, serve_metrics
 from tests.contracts.snapshots import NOTHING, stages
 from tests.runtime.stream.lines import SHAPE, Script
@@ -42,6 +43,7 @@ FULL = replace(
     spool=Spool(4096, 8192, 10, 2, 5, 1),
     stages=stages(engine=0.5, zeromq=12.0),
     problems=("zeromq: gone",),
+    restoration=RestorationFigures("off", 64, TestFigures(12, 2, 1, 3.5)),
     seconds=12.5,
 )
 
@@ -135,6 +137,12 @@ def test_everything_of_a_snapshot_is_there(endpoint: Server) -> None:
         ("damp_stage_ok", "engine"): 1,
         ("damp_stage_ok", "zeromq"): 0,
         ("damp_problems",): 1,
+        ("damp_restoration_on",): 0,
+        ("damp_suspect_lines_total",): 64,
+        ("damp_selftests_total",): 12,
+        ("damp_selftest_failures_total",): 2,
+        ("damp_repairs_total",): 1,
+        ("damp_selftest_age_seconds",): 3.5,
         ("damp_uptime_seconds",): 12.5,
     }
 
@@ -149,6 +157,10 @@ def test_types_are_told(endpoint: Server) -> None:
         "damp_queue_dropped",
         "damp_spool_deleted_segments",
         "damp_spool_bad_segments",
+        "damp_suspect_lines",
+        "damp_selftests",
+        "damp_selftest_failures",
+        "damp_repairs",
     }
     assert set(families.values()) == {"counter", "gauge"}
 
@@ -166,6 +178,11 @@ def test_it_is_read_when_asked_and_what_is_not_known_is_left_out(endpoint: Serve
             "damp_spool_deleted_segments_total",
             "damp_spool_bad_segments_total",
             "damp_problems",
+            "damp_restoration_on",
+            "damp_suspect_lines_total",
+            "damp_selftests_total",
+            "damp_selftest_failures_total",
+            "damp_repairs_total",
             "damp_uptime_seconds",
         }
 

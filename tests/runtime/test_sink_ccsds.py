@@ -44,6 +44,7 @@ PLACE = [
 ]
 CRC = PacketField("CRC", "uint", 16)
 COUNTS = ("IN", "RECORDED", "RESTORED", "PASSED", "DROPPED", "INCOMPLETE", "PENDING", "LOST")
+WATCH = ("SUSPECT", "TESTS", "FAILED", "REPAIRS")
 FIGURES = ("RATE_IN", "RATE_RESTORED", "P50", "P95", "P99", "TEMPERATURE")
 UNKNOWN = (1 << 64) - 1
 TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
@@ -71,6 +72,7 @@ def packets_of(data: bytes) -> dict[str, NDArray[Any]]:
 
 def counts_of(data: bytes) -> dict[str, NDArray[Any]]:
     fields = [PacketField(name, "uint", 64) for name in COUNTS] + [PacketField(name, "float", 32) for name in FIGURES]
+    fields += [PacketField("ON", "uint", 8), *(PacketField(name, "uint", 64) for name in WATCH)]
     read: dict[str, NDArray[Any]] = ccsdspy.FixedLength([*TIME, *fields, CRC]).load(
         BytesIO(data), include_primary_header=True
     )
@@ -191,6 +193,7 @@ def test_counts_are_fixed_fields(tmp_path: Path) -> None:
         "rates": {"in": 330.5, "restored": 329.25},
         "latency_s": {"p50": 0.25, "p95": 0.5, "p99": 1.5},
         "source": {"temperature_c": -12.5, "underruns": 3},
+        "restoration": {"state": "off", "suspect_lines": 7, "tests": {"tests": 9, "failed": 2, "repairs": 1}},
     }
     with SpacePackets(FACTS, path) as sink:
         sink.tell(full, utc_ns=4000 * 86_400_000_000_000 + 1_000_000)
@@ -198,13 +201,15 @@ def test_counts_are_fixed_fields(tmp_path: Path) -> None:
         sink.tell({})
     with path.open("rb") as file:
         data = split_by_apid(file)[101].read()
-    assert len(data) == 2 * 108
+    assert len(data) == 2 * 141
     read = counts_of(data)
     assert [int(read[name][0]) for name in COUNTS] == [1 << 40, 2, 3, 4, 5, 6, 7, 0]
     assert [float(read[name][0]) for name in FIGURES] == [330.5, 329.25, 0.25, 0.5, 1.5, -12.5]
     assert (int(read["DAYS"][0]), int(read["MS"][0]), int(read["PS"][0])) == (8383, 1, 0)
     assert [int(read[name][1]) for name in COUNTS] == [UNKNOWN] * 7 + [0]
     assert np.isnan([float(read[name][1]) for name in FIGURES]).all()
+    assert read["ON"].tolist() == [0, 255]
+    assert [[int(read[name][row]) for name in WATCH] for row in (0, 1)] == [[7, 9, 2, 1], [UNKNOWN] * 4]
     assert set(read["CCSDS_APID"]) == {101}
 
 
@@ -423,7 +428,7 @@ def test_a_network_that_is_away_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_packet_larger_than_a_datagram_is_refused() -> None:
     facts = StreamFacts(LineFormat(1, 40_000, np.dtype(np.uint16)))
-    with pytest.raises(InputError, match=r"packet bytes: .*\(found 65508\); give 108 to 65507"):
+    with pytest.raises(InputError, match=r"packet bytes: .*\(found 65508\); give 60 to 65507"):
         SpacePackets(facts, 47_123, packet_bytes=65_508)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ground:
         ground.bind(("127.0.0.1", 0))
@@ -442,8 +447,8 @@ def test_a_packet_larger_than_a_datagram_is_refused() -> None:
         ({"apid": 2047}, r"apid: not two APIDs \(found 2047\); 0 to 2046"),
         ({"apid": -1}, r"apid: not two APIDs \(found -1\)"),
         ({"apid": 5, "housekeeping_apid": 5}, r"apid: not two APIDs \(found 5\)"),
-        ({"packet_bytes": 107}, r"packet bytes: not a size of packets \(found 107\); give 108 to 65542"),
-        ({"packet_bytes": 65543}, r"packet bytes: not a size of packets \(found 65543\); give 108 to 65542"),
+        ({"packet_bytes": 59}, r"packet bytes: not a size of packets \(found 59\); give 60 to 65542"),
+        ({"packet_bytes": 65543}, r"packet bytes: not a size of packets \(found 65543\); give 60 to 65542"),
     ],
 )
 def test_mistakes_are_told_at_the_start(tmp_path: Path, given: dict[str, Any], said: str) -> None:

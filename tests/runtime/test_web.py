@@ -409,4 +409,4 @@ def test_health(state: str, ages: dict[str, float], status: int, silent: list[st
     with start(snapshot=lambda: replace(NOTHING, state=state, stages=known)) as server:
         got = ask(server, "/healthz")
         assert got.status == status
-        assert got.json == {"ok": status == 200, "state": state, "silent": silent}
+        assert got.json == {"ok": status == 200, "state": state, "restoration": "on", "silent": silent}
