@@ -81,7 +81,7 @@ class Golden(Part):
         arrays: {tensor: file}.
         tolerance: largest difference of the restored frame, as a share of its range.
         truth: file of what the restored frame should be, where the tolerance is of its quality alone, in dB of PSNR.
-        others: what it goes in with to choose other experts, and becomes: {tensor: file}, in place of those of `arrays`.
+        others: what it goes in with to choose other experts, and becomes: {tensor: file}, in place of those above.
     """
 
     arrays: dict[str, InnerPath]
@@ -164,7 +164,7 @@ class Manifest(Sealed):
 
     @property
     def proofs(self) -> list[dict[str, str]]:
-        """{tensor: file} of the golden frame: with each of the prompts by name, or the only ones; with other metrics."""
+        """{tensor: file} of the golden frame: with each of the prompts by name, or the only; with other metrics."""
         golden, restored = self.golden.arrays, self.signature.restored.name
         first = [{**golden, **p.arrays, restored: p.restored} for p in self.prompts.values()] or [golden]
         return [*first, *({**golden, **other} for other in self.golden.others)]

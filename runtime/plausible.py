@@ -1,4 +1,4 @@
-"""What no restoration of a frame looks like: found by a look at what went in and what came out, which alters nothing."""
+"""What no restoration of a frame looks like: a look at what went in and what came out, which alters nothing."""
 
 from collections import deque
 

@@ -85,7 +85,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
 @click.option(
     "--on-bad-bundle",
     type=click.Choice(["record", "refuse"]),
-    help="A bundle that cannot be trusted or run here: record only and end with 3, the default with --record; or refuse.",
+    help="One that cannot be trusted or run here: record only and end with 3, the default with --record.",
 )
 @config_option
 @json_option

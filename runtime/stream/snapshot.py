@@ -38,7 +38,7 @@ class RestorationFigures:
 
     state: str = "on"
     suspect_lines: int = 0
-    tests: TestFigures = TestFigures()
+    tests: TestFigures = field(default_factory=TestFigures)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Snapshot:
     source: Mapping[str, float]
     stages: Mapping[str, StageHealth]
     problems: Sequence[str]
-    restoration: RestorationFigures = RestorationFigures()
+    restoration: RestorationFigures = field(default_factory=RestorationFigures)
     describe: Mapping[str, str] = field(default_factory=dict)
     spool: Spool | None = None
 
