@@ -103,11 +103,8 @@ def other_experts(
             feeds = {**probe, metrics.name: moved}
             made, margins = reference.infer_with_margins(feeds)
             chosen = made[routing.name] > 0
-            if (
-                chosen[~covered].any()
-                and margins.min() >= CLOSE
-                and all(_alike(e.infer(feeds), made, reference, tolerance) for e in engines)
-            ):
+            sure = bool(chosen[~covered].any() and margins.min() >= CLOSE)
+            if sure and all(_alike(engine.infer(feeds), made, reference, tolerance) for engine in engines):
                 covered |= chosen
                 found.append({metrics.name: moved, **made})
             if covered.all():
