@@ -74,6 +74,15 @@ def test_a_measurement_becomes_a_cube_with_its_wavelengths(
     np.testing.assert_allclose(cube.cube, restored(bundle, measurement), atol=1e-6)
 
 
+def test_a_cube_has_no_type_and_scale_of_its_measurement(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    asked = "run", bundle, tmp_path / "m.npy", "--out", tmp_path / "cube.npy", "--output-type"
+    assert_failed(invoke(capsys, *asked, "input"), 2, "--output-type", "28 bands", "float32")
+    assert not (tmp_path / "cube.npy").exists()
+    assert invoke(capsys, *asked, "float32").code == 0
+
+
 def test_what_is_no_measurement_is_refused_in_one_line(
     bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
 ) -> None:
