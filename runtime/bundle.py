@@ -1,7 +1,7 @@
 """Bundles that are open: what was verified, its engine, and cubes restored with it."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -65,17 +65,13 @@ class Bundle(Closing):
         """What the numbers of a cube mean to this bundle; see `runtime.meaning.meaning_of`. Raises CubeError."""
         m = self.manifest
         known = Known("bundle", m.scale, m.wavelengths, m.signature.measured.bands)
-        if not m.signature.alike:
-            asked = replace(asked or Asked(), constant_bands="restore")
-        found = meaning_of(cube, stated, asked, known)
-        missing = int(found.missing.sum())
-        if not m.signature.alike and (missing or found.bad):
-            raise CubeError(
-                f"what is restored from this frame has no place for its {'missing pixels' if missing else 'bad bands'}",
-                key="ignore_value",
-                value=missing or len(found.bad),
-                remedy="give frames without missing pixels and bad bands",
-            )
+        if m.signature.alike:
+            found = meaning_of(cube, stated, asked, known)
+        else:
+            # Before anything is asked of their mark: they are missing, whatever it is.
+            _refuse_missing(~np.isfinite(cube).all(axis=0) if cube.dtype.kind == "f" else np.empty(0))
+            found = meaning_of(cube, stated, replace(asked or Asked(), constant_bands="restore"), known)
+            _refuse_missing(found.missing, found.bad)
         told = found.wavelengths
         if m.signature.measured.kind == "rgb" and told and not told[0] > told[1] > told[2]:
             doubt = f"its bands lie at {', '.join(f'{nm:g}' for nm in told)} nm, the network takes red, green and blue"
@@ -252,3 +248,17 @@ def load_bundle(
     needed = [*manifest.proving, *manifest.instrument.values()]
     kept = replace(contents, files={name: files[name] for name in needed})
     return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor))
+
+
+def _refuse_missing(missing: NDArray[Any], bad: Collection[int] = ()) -> None:
+    """Raise CubeError where pixels are missing or bands bad of a frame from which another plane is restored."""
+    count = int(missing.sum())
+    if count or bad:
+        raise CubeError(
+            f"what is restored from this frame has no place for its {'missing pixels' if count else 'bad bands'}",
+            key="cube",
+            value=count or len(bad),
+            remedy="replace them in the file, or name them to a stream: stream.radiometry.bad_pixels"
+            if count
+            else "give frames without them",
+        )

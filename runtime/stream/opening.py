@@ -216,7 +216,8 @@ def fit(
         problem = "the network takes lines of one width, which have one place only"
         raise CubeError(problem, key="samples", value=lines.samples, remedy=remedy)
     if count > measured.bands and not signature.band_groups:
-        remedy = f"choose {measured.bands} of them: stream.bands"
+        choose = f"choose {measured.bands} of them: stream.bands"
+        remedy = "give measurements of one band" if signature.is_area else choose
         problem = "the source has more bands than the network, which does not restore them in groups"
         raise CubeError(problem, key="bands", value=count, remedy=remedy)
     if count < measured.bands:

@@ -87,12 +87,38 @@ def test_what_is_no_measurement_is_refused_in_one_line(
     bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
 ) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((SIDE, WIDE + 2), np.float32))
-    np.save(tmp_path / "cube.npy", np.zeros((SIDE, SIDE, 28), np.float32))
-    np.save(tmp_path / "nan.npy", np.where(measurement > measurement.mean(), np.nan, measurement))
-    for name, said in (("wide", f"{SIDE}x{WIDE + 2}"), ("cube", "one band has two axes"), ("nan", "nan.npy")):
+    for name, said in (("wide", f"{SIDE}x{WIDE + 2}"),):
         done = invoke(capsys, "run", bundle, tmp_path / f"{name}.npy", "--out", tmp_path / "out.npy")
         assert_failed(done, 2, said)
         assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize("kind", ["npy", "mat", "hdr"])
+@pytest.mark.parametrize("what", ["cube", "nan"])
+def test_what_is_said_of_no_measurement_leads_to_one(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys, what: str, kind: str
+) -> None:
+    file, odd = tmp_path / f"odd.{kind}", measurement.copy()
+    odd[3, 4] = np.nan
+    array = np.ones((SIDE, WIDE, 28), np.float32) if what == "cube" else odd
+    if kind == "hdr":
+        write_cube(file, array.transpose(2, 0, 1) if what == "cube" else array[None])
+    else:
+        as_file(file, array)
+    flags = {"cube": ["--layout", "lines,samples,bands"], "nan": ["--ignore-value", "nan"]}
+    for more in ([], flags[what]):
+        done = invoke(capsys, "run", bundle, file, "--out", tmp_path / "out.npy", *more)
+        assert_failed(done, 2, {"cube": "of one band", "nan": "radiometry.bad_pixels"}[what])
+        assert "--" not in done.err and not (tmp_path / "out.npy").exists()
+    if (kind, what) == ("hdr", "cube"):
+        streamed = invoke(capsys, "stream", bundle, "--source", f"envi:{file}", "--restored", tmp_path / "out")
+        assert_failed(streamed, 2, "give measurements of one band")
+
+
+def as_file(file: Path, array: np.ndarray) -> None:
+    from scipy.io import savemat
+
+    np.save(file, array) if file.suffix == ".npy" else savemat(file, {"data": array})
 
 
 def test_every_frame_of_the_simulator_is_accounted_for(bundle: Path, tmp_path: Path, capsys: Capsys) -> None:
