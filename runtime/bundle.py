@@ -1,7 +1,7 @@
 """Bundles that are open: what was verified, its engine, and cubes restored with it."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from .engines import (
 from .errors import CubeError, MachineError
 from .files.disk import available_memory
 from .golden import check_golden_embedding, check_golden_metrics, golden_difference
-from .meaning import Asked, Known, Meaning, meaning_of
+from .meaning import Asked, Known, Meaning, meaning_of, words
 from .prompts import Condition, Given, Prompts
 from .restore import Progress, Restored, check_fits, restore_cube
 from .stated import NOTHING, Stated
@@ -71,7 +71,8 @@ class Bundle(Closing):
             # Before anything is asked of their mark: they are missing, whatever it is.
             _refuse_missing(~np.isfinite(cube).all(axis=0) if cube.dtype.kind == "f" else np.empty(0))
             found = meaning_of(cube, stated, replace(asked or Asked(), constant_bands="restore"), known)
-            _refuse_missing(found.missing, found.bad)
+            seen = [words.number(mark.value) for mark in found.marks if mark.whence == "data"]
+            _refuse_missing(found.missing, found.bad, seen)
         told = found.wavelengths
         if m.signature.measured.kind == "rgb" and told and not told[0] > told[1] > told[2]:
             doubt = f"its bands lie at {', '.join(f'{nm:g}' for nm in told)} nm, the network takes red, green and blue"
@@ -250,15 +251,19 @@ def load_bundle(
     return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor))
 
 
-def _refuse_missing(missing: NDArray[Any], bad: Collection[int] = ()) -> None:
-    """Raise CubeError where pixels are missing or bands bad of a frame from which another plane is restored."""
+def _refuse_missing(missing: NDArray[Any], bad: Collection[int] = (), seen: Sequence[str] = ()) -> None:
+    """Raise CubeError where pixels are missing or bands bad of a frame from which another plane is restored.
+
+    `seen` are values that are taken for marks of missing pixels though nobody said so.
+    """
     count = int(missing.sum())
-    if count or bad:
-        raise CubeError(
-            f"what is restored from this frame has no place for its {'missing pixels' if count else 'bad bands'}",
-            key="cube",
-            value=count or len(bad),
-            remedy="replace them in the file, or name them to a stream: stream.radiometry.bad_pixels"
-            if count
-            else "give frames without them",
-        )
+    if not count and not bad:
+        return
+    raise CubeError(
+        f"what is restored from this frame has no place for its {'missing pixels' if count else 'bad bands'}",
+        key="cube",
+        value=count or len(bad),
+        remedy=(f"if {', '.join(seen)} is measured and no mark, say --ignore-value none; else " if seen else "")
+        + ("replace them in the file, or name them to a stream: stream.radiometry.bad_pixels"
+           if count else "give frames without them"),
+    )  # fmt: skip

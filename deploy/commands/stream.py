@@ -313,7 +313,7 @@ def _told(result: StreamResult, last: Snapshot) -> dict[str, Any]:
     if count.dropped:
         fates = (
             ("dropped", "restoration was behind"), ("failed", "the engine failed on them"),
-            ("unfit", "they were not whole, or not what a network should see"),
+            ("unfit", "they were not whole, or not what a network should see (the log says why)"),
         )  # fmt: skip
         why = [f"{result.frames[fate]} frames, since {told}" for fate, told in fates if result.frames[fate]]
         console.warn(

@@ -228,7 +228,12 @@ def fit(
         raise CubeError(problem, key="bands", value=count, remedy=remedy)
     try:
         meaning = source_meaning(
-            source, asked, manifest.scale, converts=not radiometry, saturation=_limit(lines, radiometry)
+            source,
+            asked,
+            manifest.scale,
+            converts=not radiometry,
+            keeps=signature.alike,
+            saturation=_limit(lines, radiometry),
         )
     except CubeError as error:
         error.file = error.file or source.describe().get("path")

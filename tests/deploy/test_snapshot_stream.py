@@ -298,3 +298,46 @@ def test_dark_and_bad_pixels_are_those_of_the_area_detector(
     done = invoke(capsys, "stream", bundle, "--source", f"envi:{tmp_path / 'raw.bil.hdr'}", "--restored",
                   tmp_path / "no", "--config", tmp_path / "deploy.yaml")  # fmt: skip
     assert_failed(done, 2, "bad.npy", f"[{SIDE}, {WIDE}]")
+
+
+def test_a_hot_pixel_is_named_or_taken_as_it_is(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    numbers = np.rint(2000 * measurement).astype(np.uint16)
+    numbers[4, 9] = 65535
+    (tmp_path / "in").mkdir()
+    write_cube(tmp_path / "in/hot.tif", numbers[None])
+    asked = "run", bundle, tmp_path / "in/hot.tif", "--out", tmp_path / "cube.npy"
+    assert_failed(invoke(capsys, *asked), 2, "if 65535 is measured and no mark, say --ignore-value none", "bad_pixels")
+    assert invoke(capsys, *asked, "--ignore-value", "none").code == 0
+    streamed = "stream", bundle, "--source", f"watch-photos:{tmp_path / 'in'}", "--json"
+    (tmp_path / "deploy.yaml").write_text("stream: {idle_seconds: 1}\n")
+    done = invoke(capsys, *streamed, "--restored", tmp_path / "a", "--config", tmp_path / "deploy.yaml")
+    assert done.json["lines"]["dropped"] == SIDE and "bad_pixels" in done.err
+    assert "bad_pixels; if 65535 is measured" in (tmp_path / "a/stream.jsonl").read_text()
+    name_bad_pixel(tmp_path)
+    done = invoke(capsys, *streamed, "--restored", tmp_path / "b", "--config", tmp_path / "deploy.yaml")
+    assert done.code == 0 and done.json["lines"]["restored"] == SIDE, done.err
+
+
+def test_a_pixel_without_a_number_costs_its_frame_unless_it_is_named(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    measurement[4, 9] = np.nan
+    write_cube(tmp_path / "raw.hdr", np.concatenate([measurement, measurement])[None])
+    streamed = "stream", bundle, "--source", f"envi:{tmp_path / 'raw.hdr'}", "--json"
+    done = invoke(capsys, *streamed, "--restored", tmp_path / "a")
+    assert done.json["lines"]["dropped"] == 2 * SIDE and "--ignore-value" not in done.err
+    assert "values of the frame are not finite" in (tmp_path / "a/stream.jsonl").read_text()
+    name_bad_pixel(tmp_path)
+    done = invoke(capsys, *streamed, "--restored", tmp_path / "b", "--config", tmp_path / "deploy.yaml")
+    assert done.code == 0 and done.json["lines"]["restored"] == 2 * SIDE, done.err
+    assert np.isfinite(read_cube(tmp_path / "b/restored.hdr").cube).all()
+
+
+def name_bad_pixel(folder: Path) -> None:
+    bad = np.zeros((SIDE, WIDE), np.uint8)
+    bad[4, 9] = 1
+    np.save(folder / "bad.npy", bad)
+    radiometry = "{bad_pixels: bad.npy, scale: 2000}"
+    (folder / "deploy.yaml").write_text(f"stream: {{idle_seconds: 1, radiometry: {radiometry}}}\n")
