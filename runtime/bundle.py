@@ -28,6 +28,7 @@ from .engines import (
 from .errors import CubeError, MachineError
 from .files.disk import available_memory
 from .golden import check_golden_embedding, check_golden_metrics, golden_difference
+from .manifest import Manifest
 from .meaning import Asked, Known, Meaning, meaning_of, words
 from .prompts import Condition, Given, Prompts
 from .restore import Progress, Restored, check_fits, restore_cube
@@ -63,21 +64,7 @@ class Bundle(Closing):
 
     def meaning(self, cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None) -> Meaning:
         """What the numbers of a cube mean to this bundle; see `runtime.meaning.meaning_of`. Raises CubeError."""
-        m = self.manifest
-        known = Known("bundle", m.scale, m.wavelengths, m.signature.measured.bands)
-        if m.signature.alike:
-            found = meaning_of(cube, stated, asked, known)
-        else:
-            # Before anything is asked of their mark: they are missing, whatever it is.
-            _refuse_missing(~np.isfinite(cube).all(axis=0) if cube.dtype.kind == "f" else np.empty(0))
-            found = meaning_of(cube, stated, replace(asked or Asked(), constant_bands="restore"), known)
-            seen = [words.number(mark.value) for mark in found.marks if mark.whence == "data"]
-            _refuse_missing(found.missing, found.bad, seen)
-        told = found.wavelengths
-        if m.signature.measured.kind == "rgb" and told and not told[0] > told[1] > told[2]:
-            doubt = f"its bands lie at {', '.join(f'{nm:g}' for nm in told)} nm, the network takes red, green and blue"
-            found = replace(found, doubts=(*found.doubts, doubt))
-        return found
+        return meaning_for(self.manifest, cube, stated, asked)
 
     def restore(
         self,
@@ -249,6 +236,26 @@ def load_bundle(
     needed = [*manifest.proving, *manifest.instrument.values()]
     kept = replace(contents, files={name: files[name] for name in needed})
     return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor))
+
+
+def meaning_for(
+    manifest: Manifest, cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None
+) -> Meaning:
+    """What the numbers of a cube mean to the bundle of a manifest. Raises CubeError."""
+    known = Known("bundle", manifest.scale, manifest.wavelengths, manifest.signature.measured.bands)
+    if manifest.signature.alike:
+        found = meaning_of(cube, stated, asked, known)
+    else:
+        # Before anything is asked of their mark: they are missing, whatever it is.
+        _refuse_missing(~np.isfinite(cube).all(axis=0) if cube.dtype.kind == "f" else np.empty(0))
+        found = meaning_of(cube, stated, replace(asked or Asked(), constant_bands="restore"), known)
+        seen = [words.number(mark.value) for mark in found.marks if mark.whence == "data"]
+        _refuse_missing(found.missing, found.bad, seen)
+    told = found.wavelengths
+    if manifest.signature.measured.kind == "rgb" and told and not told[0] > told[1] > told[2]:
+        doubt = f"its bands lie at {', '.join(f'{nm:g}' for nm in told)} nm, the network takes red, green and blue"
+        found = replace(found, doubts=(*found.doubts, doubt))
+    return found
 
 
 def _refuse_missing(missing: NDArray[Any], bad: Collection[int] = (), seen: Sequence[str] = ()) -> None:

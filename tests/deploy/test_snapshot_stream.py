@@ -93,6 +93,24 @@ def test_what_is_no_measurement_is_refused_in_one_line(
         assert not (tmp_path / "out.npy").exists()
 
 
+@pytest.mark.parametrize("name", ["m.npy", "m.tif"])
+def test_a_measurement_is_inspected_as_it_is_restored(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys, name: str
+) -> None:
+    if name == "m.tif":
+        write_cube(tmp_path / name, np.rint(2000 * measurement).astype(np.uint16)[None])
+        done = invoke(capsys, "inspect", tmp_path / name, "--json")
+        assert done.json["shape"] == [3, SIDE, WIDE] and "--bundle" in done.json["notes"][0]
+    done = invoke(capsys, "inspect", tmp_path / name, "--bundle", bundle, "--json")
+    assert done.code == 0 and done.json["shape"] == [1, SIDE, WIDE], done.err
+    ran = invoke(capsys, "run", bundle, tmp_path / name, "--out", tmp_path / "cube.npy", "--json")
+    assert done.json["scale"] == (ran.json["scale"] or 1) == (2000 if name == "m.tif" else 1)
+    measurement[3, 3] = np.nan
+    np.save(tmp_path / "nan.npy", measurement)
+    done = invoke(capsys, "inspect", tmp_path / "nan.npy", "--bundle", bundle)
+    assert done.code == 1 and "no place for its missing pixels" in done.err
+
+
 @pytest.mark.parametrize("kind", ["npy", "mat", "hdr"])
 @pytest.mark.parametrize("what", ["cube", "nan"])
 def test_what_is_said_of_no_measurement_leads_to_one(
