@@ -314,6 +314,7 @@ def _told(result: StreamResult, last: Snapshot) -> dict[str, Any]:
         fates = (
             ("dropped", "restoration was behind"), ("failed", "the engine failed on them"),
             ("unfit", "they were not whole, or not what a network should see (the log says why)"),
+            ("cut_off", "the end cut them off"),
         )  # fmt: skip
         why = [f"{result.frames[fate]} frames, since {told}" for fate, told in fates if result.frames[fate]]
         console.warn(

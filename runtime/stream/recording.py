@@ -4,6 +4,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from runtime.errors import DeployError, MachineError
 from runtime.lines import Flag
@@ -73,7 +74,7 @@ class Recorder:
                 elif isinstance(item, Cut):
                     self._screen.broken()
                     self._give(self._assembler.end(time.monotonic()))
-            self._give(self._assembler.end(time.monotonic()))
+            self._give([replace(frame, last=True) for frame in self._assembler.end(time.monotonic())])
         finally:
             self._frames.close()
             if self._writer is not None:

@@ -140,6 +140,12 @@ class FrameRestorer:
         self._samples = np.pad(np.arange(narrow), (0, facts.frame[1] - narrow), "reflect")
         self.runs = self._plan.runs
 
+    def cut_off(self, frame: Frame) -> bool:
+        """Whether the end of the stream left a part of a frame of which nothing can be made."""
+        lines = self._facts.frame[0]
+        fixed = self._facts.signature.tiling == "fixed" and not self.passes_through
+        return frame.last and fixed and len(frame.slots) < lines and not (frame.first - frame.run) % lines
+
     def restore(
         self, frame: Frame, abandoned: Callable[[], bool] = lambda: False, alive: Callable[[], None] = lambda: None
     ) -> tuple[Float32, FrameReport]:

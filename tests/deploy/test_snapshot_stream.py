@@ -93,6 +93,16 @@ def test_what_is_no_measurement_is_refused_in_one_line(
         assert not (tmp_path / "out.npy").exists()
 
 
+def test_the_frame_that_the_end_cuts_off_is_told_as_that(bundle: Path, tmp_path: Path, capsys: Capsys) -> None:
+    source = f"sim:snapshot,frames=2,count={2 * SIDE + 5}"
+    done = invoke(capsys, "stream", bundle, "--source", source, "--restored", tmp_path / "out", "--json")
+    frames = done.json["frames_by_fate"]
+    assert done.code == 0 and (frames["restored"], frames["unfit"], frames["cut_off"]) == (2, 0, 1), done.err
+    assert "5 lines were not restored: 1 frames, since the end cut them off" in done.err
+    log = (tmp_path / "out/stream.jsonl").read_text()
+    assert '"why":"the end cut it off"' in log and '"kind":"unfit"' not in log
+
+
 @pytest.mark.parametrize("name", ["m.npy", "m.tif"])
 def test_a_measurement_is_inspected_as_it_is_restored(
     bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys, name: str
