@@ -204,6 +204,7 @@ def _source_options(config: Config, scale: float | None, bundle: Bundle) -> Sour
         simulator=told.simulator,
         instrument=bundle.instrument,
         frame=signature.measured.lines if signature.is_area else None,
+        samples=signature.measured.samples if signature.tiling == "fixed" else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,10 @@ def test_a_folder_of_measurements_is_streamed(
     bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys, source: str
 ) -> None:
     (tmp_path / "in").mkdir()
+    odd = {"wide": (SIDE, WIDE + 2), "high": (SIDE + 2, WIDE)}
+    for name, shape in odd.items():
+        write_cube(tmp_path / f"in/{name}.{'hdr' if source == 'watch' else 'tif'}", np.ones((1, *shape), np.uint16))
+    time.sleep(0.02)
     for number in range(2):
         numbers = np.rint((1 - 0.3 * number) * measurement * 2000).astype(np.uint16)[None]
         if source == "watch":
@@ -262,6 +267,8 @@ def test_a_folder_of_measurements_is_streamed(
     done = invoke(capsys, "stream", bundle, "--source", f"{source}:{tmp_path / 'in'}", "--restored", tmp_path / "out",
                   "--config", tmp_path / "deploy.yaml", "--json")  # fmt: skip
     assert done.code == 0, done.err
+    log = (tmp_path / "out/stream.jsonl").read_text()
+    assert all(f"skipped {name}" in log for name in odd)
     made = read_cube(tmp_path / "out/restored.hdr").cube
     assert made.shape == (28, 2 * SIDE, SIDE)
     own = restored(bundle, np.rint(0.7 * measurement * 2000).astype(np.float32) / 2000)
