@@ -370,6 +370,21 @@ def test_a_pixel_without_a_number_costs_its_frame_unless_it_is_named(
     assert np.isfinite(read_cube(tmp_path / "b/restored.hdr").cube).all()
 
 
+def test_a_rerun_tells_every_recorded_line_that_was_not_restored(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    frames = np.stack([measurement] * 4)
+    frames[1, 4, 9] = np.nan
+    write_cube(tmp_path / "raw.hdr", frames.reshape(1, -1, WIDE))
+    asked = (
+        "stream", bundle, "--source", f"envi:{tmp_path / 'raw.hdr'}", "--record", tmp_path / "out", "--restored",
+        tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert invoke(capsys, *asked).json["lines"]["dropped"] == SIDE
+    done = invoke(capsys, *asked)
+    assert f"lines {SIDE} to {2 * SIDE - 1} of the record were not restored by the runs before" in done.err
+
+
 def name_bad_pixel(folder: Path) -> None:
     bad = np.zeros((SIDE, WIDE), np.uint8)
     bad[4, 9] = 1
