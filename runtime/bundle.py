@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -32,8 +32,8 @@ from .errors import CubeError, MachineError
 from .files.disk import available_memory
 from .golden import Answer, check_golden_embedding, check_golden_metrics, proved
 from .made import MADE
-from .manifest import MANIFEST
-from .meaning import Asked, Known, Meaning, meaning_of
+from .manifest import MANIFEST, Manifest
+from .meaning import Asked, Known, Meaning, meaning_of, words
 from .plausible import Range
 from .prompts import Condition, Given, Prompts
 from .restore import Progress, Restored, check_fits, restore_cube
@@ -83,24 +83,7 @@ class Bundle(Closing):
 
     def meaning(self, cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None) -> Meaning:
         """What the numbers of a cube mean to this bundle; see `runtime.meaning.meaning_of`. Raises CubeError."""
-        m = self.manifest
-        known = Known("bundle", m.scale, m.wavelengths, m.signature.measured.bands)
-        if not m.signature.alike:
-            asked = replace(asked or Asked(), constant_bands="restore")
-        found = meaning_of(cube, stated, asked, known)
-        missing = int(found.missing.sum())
-        if not m.signature.alike and (missing or found.bad):
-            raise CubeError(
-                f"what is restored from this frame has no place for its {'missing pixels' if missing else 'bad bands'}",
-                key="ignore_value",
-                value=missing or len(found.bad),
-                remedy="give frames without missing pixels and bad bands",
-            )
-        told = found.wavelengths
-        if m.signature.measured.kind == "rgb" and told and not told[0] > told[1] > told[2]:
-            doubt = f"its bands lie at {', '.join(f'{nm:g}' for nm in told)} nm, the network takes red, green and blue"
-            found = replace(found, doubts=(*found.doubts, doubt))
-        return found
+        return meaning_for(self.manifest, cube, stated, asked)
 
     def restore(
         self,
@@ -283,3 +266,41 @@ def load_bundle(
         return load_bundle(path, threads=threads, engine=engine, prompt=prompt)
 
     return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor), again)
+
+
+def meaning_for(
+    manifest: Manifest, cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None
+) -> Meaning:
+    """What the numbers of a cube mean to the bundle of a manifest. Raises CubeError."""
+    known = Known("bundle", manifest.scale, manifest.wavelengths, manifest.signature.measured.bands)
+    if manifest.signature.alike:
+        found = meaning_of(cube, stated, asked, known)
+    else:
+        # Before anything is asked of their mark: they are missing, whatever it is.
+        _refuse_missing(~np.isfinite(cube).all(axis=0) if cube.dtype.kind == "f" else np.empty(0))
+        found = meaning_of(cube, stated, replace(asked or Asked(), constant_bands="restore"), known)
+        seen = [words.number(mark.value) for mark in found.marks if mark.whence == "data"]
+        _refuse_missing(found.missing, found.bad, seen)
+    told = found.wavelengths
+    if manifest.signature.measured.kind == "rgb" and told and not told[0] > told[1] > told[2]:
+        doubt = f"its bands lie at {', '.join(f'{nm:g}' for nm in told)} nm, the network takes red, green and blue"
+        found = replace(found, doubts=(*found.doubts, doubt))
+    return found
+
+
+def _refuse_missing(missing: NDArray[Any], bad: Collection[int] = (), seen: Sequence[str] = ()) -> None:
+    """Raise CubeError where pixels are missing or bands bad of a frame from which another plane is restored.
+
+    `seen` are values that are taken for marks of missing pixels though nobody said so.
+    """
+    count = int(missing.sum())
+    if not count and not bad:
+        return
+    raise CubeError(
+        f"what is restored from this frame has no place for its {'missing pixels' if count else 'bad bands'}",
+        key="cube",
+        value=count or len(bad),
+        remedy=(f"if {', '.join(seen)} is measured and no mark, say --ignore-value none; else " if seen else "")
+        + ("replace them in the file, or name them to a stream: stream.radiometry.bad_pixels"
+           if count else "give frames without them"),
+    )  # fmt: skip

@@ -160,7 +160,9 @@ def check_fits(shape: tuple[int, ...], signature: Signature) -> None:
             "the cube has more bands than the network, which does not restore them in groups",
             key="bands",
             value=shape[0],
-            remedy=f"give the {bands} bands that it takes: --bands names them by their places from 0, as 24,17,10",
+            remedy="give a measurement of one band"
+            if signature.is_area
+            else f"give the {bands} bands that it takes: --bands names them by their places from 0, as 24,17,10",
         )
     if signature.tiling == "fixed" and shape[1:] != size:
         raise CubeError(

@@ -70,6 +70,11 @@ class TaskResult:
         return self.engine.sam - self.pytorch.sam
 
     @property
+    def tiled(self) -> bool:
+        """Whether PyTorch restored a cube in tiles, and as a whole beside."""
+        return self.untiled != self.pytorch
+
+    @property
     def tiling_drop_db(self) -> float:
         """What cutting into tiles costs PyTorch itself, in dB."""
         return self.untiled.psnr - self.pytorch.psnr

@@ -130,22 +130,24 @@ def show(found: Comparison, gates: Mapping[str, list[GateResult]]) -> None:
     from ..checking.gates import failed
 
     variants = found.variants
+    tasks = variants[found.chosen].tasks
+    told = tasks.values()
+    comes, tiled = any(r.input for r in told), any(r.tiled for r in told)
+    cells = {
+        "degradation": list(tasks),
+        "input dB": ["-" if r.input is None else f"{r.input.psnr:.2f}" for r in told if comes],
+        "engine dB": [f"{r.engine.psnr:.2f}" for r in told],
+        "PyTorch dB": [f"{r.pytorch.psnr:.2f}" for r in told],
+        "SSIM": [f"{r.engine.ssim:.4f}" for r in told],
+        "SAM deg": [f"{r.engine.sam:.3f}" for r in told],
+        "ERGAS": [f"{r.engine.ergas:.2f}" for r in told],
+        "tiling costs dB": [f"{r.tiling_drop_db:+.3f}" for r in told if tiled],
+    }
+    shown = {head: column for head, column in cells.items() if column}
     console.table(
         f"{found.chosen} against the truth, {len(found.cubes)} cube{'s' * (len(found.cubes) > 1)}",
-        ("degradation", "input dB", "engine dB", "PyTorch dB", "SSIM", "SAM deg", "ERGAS", "tiling costs dB"),
-        [
-            (
-                task,
-                "-" if r.input is None else f"{r.input.psnr:.2f}",
-                f"{r.engine.psnr:.2f}",
-                f"{r.pytorch.psnr:.2f}",
-                f"{r.engine.ssim:.4f}",
-                f"{r.engine.sam:.3f}",
-                f"{r.engine.ergas:.2f}",
-                f"{r.tiling_drop_db:+.3f}",
-            )
-            for task, r in variants[found.chosen].tasks.items()
-        ],
+        tuple(shown),
+        list(zip(*shown.values(), strict=True)),
     )
     if len(variants) > 1:
         cells = {

@@ -1,10 +1,12 @@
 """`deploy inspect CUBE`: what the numbers of a cube file are taken to mean, and what is doubtful about them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from runtime.bundle import meaning_for
 from runtime.errors import CubeError, CubeFileError, GateError
 from runtime.files import READERS, CubeFile, Photograph, read_cube
 from runtime.files.envi import pair_of
@@ -19,6 +21,7 @@ from .. import console
 ROWS = 16
 """Of the table for people; neighbouring bands share one."""
 NOBODY = "nobody"
+GREY = "to a network that takes one band this is one, whose scale is not the type's: say --bundle BUNDLE"
 
 
 def is_cube(path: Path) -> bool:
@@ -40,16 +43,19 @@ def inspect_cube(
         CubeFileError: it cannot be read.
         GateError: something is doubtful; `report` has all of it.
     """
-    source = read_cube(path, layout=layout, key=key)
+    # As `deploy run` reads it: what a coded aperture measures is one plane.
+    plane = bundle is not None and bundle.signature.is_area
+    source = read_cube(path, layout=layout, key=key, plane=plane)
     largest = float(np.max(np.abs(source.cube, dtype=np.float64), initial=1, where=np.isfinite(source.cube)))
     try:
-        # Nobody's scale is refused here: integers may get one from the bundle.
-        known = Known(NOBODY, largest)
-        if bundle is not None:
-            measured = bundle.signature.measured
-            known = Known("bundle", bundle.scale, bundle.wavelengths, measured.bands)
+        if bundle is None:
+            # Nobody's scale is refused here: integers may get one from the bundle.
+            found = meaning_of(source.cube, source.stated, asked, Known(NOBODY, largest))
+            if source.photograph is not None and source.photograph.grey and len(source.cube) > 1:
+                found = replace(found, notes=(*found.notes, GREY))
+        else:
             check_fits(source.cube.shape, bundle.signature)
-        found = meaning_of(source.cube, source.stated, asked, known)
+            found = meaning_for(bundle, source.cube, source.stated, asked)
         meaning: Meaning | None = found
         doubts = list(found.doubts)
     except CubeError as error:

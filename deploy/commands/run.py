@@ -49,9 +49,7 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
 @click.option(
     "--output-type",
     type=click.Choice(["input", "float32"]),
-    default="input",
-    show_default=True,
-    help="The input's type and scale, or float32 in the unit range.",
+    help="The input's type and scale, or float32 in the unit range.  [default: input, where the network keeps shapes]",
 )
 @click.option("--clip", is_flag=True, help="Clip the restored cube to [0, 1] (in the unit range).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine.")
@@ -60,7 +58,7 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
 @click.option("--self-test/--no-self-test", default=True, show_default=True, help="Restore the golden frame first.")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
 @json_option
-def command(bundle: Path, cube: Path, out: Path, output_type: str, **options: Any) -> dict[str, Any]:
+def command(bundle: Path, cube: Path, out: Path, **options: Any) -> dict[str, Any]:
     """Restore a cube, a photograph, a folder of photographs or a video with a bundle.
 
     Integer cubes come back in their own type and scale, with wavelengths and georeferencing; pixels that the file marks
@@ -69,7 +67,7 @@ def command(bundle: Path, cube: Path, out: Path, output_type: str, **options: An
     what is there already is left, so that a run which was interrupted goes on. Of a video, or `-` for one through a
     pipe, every frame is restored and the sound is kept.
     """
-    how = How(unit=output_type == "float32", **options)
+    how = How(**options)
     if cube.is_dir():
         return run_folder(bundle, cube, out, how)
     return (run_video if is_video(cube) else run_cube)(bundle, cube, out, how)

@@ -23,7 +23,7 @@ from runtime.meaning import Asked, Meaning, header_fields, words
 from runtime.parity import told
 from runtime.restore import Restored
 from runtime.restore_file import meaning_of_file, restore_file
-from runtime.signature import Signature
+from runtime.signature import Signature, plane_text
 
 from .. import console
 from ..folders import refuse_cube_output
@@ -41,7 +41,7 @@ class How:
     Attributes:
         layout, key, bands: of cubes: how they are read, and the bands of them that the network sees, places from 0.
         scale, marks, constant_bands: of their numbers, as `Asked` has it.
-        unit, clip: of the restored cube, as `Bundle.restore` has it.
+        output_type, clip: of the restored cube; None for what suits the network.
         engine, threads, prompt, self_test: of the bundle. replace: what is at `--out`.
     """
 
@@ -51,7 +51,7 @@ class How:
     scale: float | None = None
     marks: tuple[float, ...] | None = None
     constant_bands: Literal["leave", "restore"] | None = None
-    unit: bool = False
+    output_type: Literal["input", "float32"] | None = None
     clip: bool = False
     engine: str | None = None
     threads: int | None = None
@@ -63,6 +63,22 @@ class How:
     def asked(self) -> Asked:
         """Of the meaning of numbers."""
         return Asked(self.scale, self.marks, self.constant_bands)
+
+    @property
+    def unit(self) -> bool:
+        """Float32 in the unit range is asked for."""
+        return self.output_type == "float32"
+
+    def refuse_unlike(self, signature: Signature) -> None:
+        """Refuse the input's type where the network gives another plane than it takes. Raises InputError."""
+        if self.output_type == "input" and not signature.alike:
+            raise InputError(
+                f"the network makes {plane_text(signature.restored)} of {plane_text(signature.measured)}, which share "
+                "no type and scale",
+                key="--output-type",
+                value="input",
+                remedy="leave it out: float32 in the unit range is written",
+            )
 
     def refuse_for(self, what: str) -> None:
         """Refuse what is of one cube alone where `what`, a folder or a video, is restored. Raises InputError."""
@@ -96,12 +112,14 @@ def proved(loaded: Bundle, how: How) -> None:
 def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
     """Restore one cube or photograph; returns what `--json` prints."""
     refuse_cube_output(out, how.replace)
+    signature = read_manifest(bundle).signature
+    how.refuse_unlike(signature)
     # What a coded aperture measures is one plane, whose files need no axis for bands.
-    plane = how.bands is None and read_manifest(bundle).signature.is_area
+    plane = how.bands is None and signature.is_area
     source = read_cube(cube, layout=how.layout, key=how.key, plane=plane)
     if how.bands is not None:
         source = taking(source, how.bands)
-    source = _as_written(source, out, unit=how.unit)
+    source = _as_written(source, out, unit=how.unit or not signature.alike)
     refuse_large(source)
     refuse_full(source, out)
     with opened(bundle, how) as loaded:

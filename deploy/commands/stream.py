@@ -292,6 +292,7 @@ def _source_options(config: Config, scale: float | None, facts: _Facts) -> Sourc
         simulator=told.simulator,
         instrument=facts.instrument,
         frame=signature.measured.lines if signature is not None and signature.is_area else None,
+        samples=signature.measured.samples if signature is not None and signature.tiling == "fixed" else None,
     )
 
 
@@ -404,7 +405,8 @@ def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict
     if count.dropped:
         fates = (
             ("dropped", "restoration was behind"), ("failed", "the engine failed on them"),
-            ("unfit", "they were not whole, or not what a network should see"),
+            ("unfit", "they were not whole, or not what a network should see (the log says why)"),
+            ("cut_off", "the end cut them off"),
         )  # fmt: skip
         why = [f"{result.frames[fate]} frames, since {told}" for fate, told in fates if result.frames[fate]]
         console.warn(

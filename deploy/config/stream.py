@@ -41,7 +41,8 @@ class StreamSection(Section):
     )
     output: Literal["input", "float32"] = Field(
         default="input",
-        description="Type of the restored lines: the input's type and scale, or float32 in the unit range.",
+        description="Type of the restored lines: the input's type and scale, or float32 in the unit range, as what a "
+        "network makes of another plane always is.",
         examples=["float32"],
     )
     rate: Annotated[Number, Field(gt=0)] | None = Field(

@@ -53,7 +53,8 @@ def assemble(
     results, cases = found.variants[found.chosen].tasks, found.cases
     pictured: list[Pictured] = [(case, results[case.task].input, results[case.task].engine) for case in cases]
     if shown is not None:
-        pictured.insert(0, shown)
+        # Of one task one cube is pictured.
+        pictured = [shown, *(each for each in pictured if each[0].task != shown[0].task)]
     first = pictured[0][0]
     missed = failed(gates)
     if missed:
@@ -187,14 +188,17 @@ def _variant_tables(found: Comparison) -> list[Table]:
         )
         heads = ("variant", *(f"layer {n + 1}" for n in range(layers)))
         tables.append(Table("Same experts by layer, %", heads, shares))
-    worst = tuple(
-        (v.precision, t.cube, t.task, str(t.line), str(t.sample), f"{t.distance:.1e}")
-        for v in variants
-        for t in v.worst
-    )
-    heads = ("variant", "cube", "degradation", "line", "sample", "RMS distance, share of range")
-    tables.append(Table("The tiles least like PyTorch", heads, worst))
-    return tables
+    worst = [(v.precision, tile) for v in variants for tile in v.worst]
+    several = any(tile.line or tile.sample for _, tile in worst)
+    cells = {
+        "variant": [precision for precision, _ in worst],
+        "cube": [tile.cube for _, tile in worst],
+        "degradation": [tile.task for _, tile in worst],
+        "line": [str(tile.line) for _, tile in worst if several],
+        "sample": [str(tile.sample) for _, tile in worst if several],
+        "RMS distance, share of range": [f"{tile.distance:.1e}" for _, tile in worst],
+    }
+    return [*tables, _table("The tiles least like PyTorch", cells)]
 
 
 def _band_psnr(case: Case) -> list[float]:
@@ -224,9 +228,10 @@ def _row(
 
 def _accuracy(results: Mapping[str, TaskResult]) -> Table:
     told = results.values()
+    comes = any(r.input for r in told)
     cells = {
         "degradation": list(results),
-        "PSNR in, dB": ["-" if r.input is None else f"{r.input.psnr:.2f}" for r in told],
+        "PSNR in, dB": ["-" if r.input is None else f"{r.input.psnr:.2f}" for r in told if comes],
         "PSNR out, dB": [f"{r.engine.psnr:.2f}" for r in told],
         "PSNR by band, dB": [f"{r.engine.band_psnr:.2f}" for r in told],
         "SSIM": [f"{r.engine.ssim:.4f}" for r in told],
@@ -238,6 +243,7 @@ def _accuracy(results: Mapping[str, TaskResult]) -> Table:
 
 def _against_pytorch(results: Mapping[str, TaskResult]) -> Table:
     told = results.values()
+    tiled = any(r.tiled for r in told)
     cells = {
         "degradation": list(results),
         "PyTorch, dB": [f"{r.pytorch.psnr:.3f}" for r in told],
@@ -246,11 +252,13 @@ def _against_pytorch(results: Mapping[str, TaskResult]) -> Table:
         "SAM rise, degrees": [f"{r.sam_rise_deg:.5f}" for r in told],
         "largest difference": [f"{r.max_difference:.1e}" for r in told],
         "same experts, %": [f"{100 * r.routing.agreement:.1f}" for r in told if r.routing],
-        "tiling costs, dB": [f"{r.tiling_drop_db:.3f}" for r in told],
+        "tiling costs, dB": [f"{r.tiling_drop_db:.3f}" for r in told if tiled],
     }
     note = (
         "Both went through the same tiles, blending and metrics; the last column is what tiling costs PyTorch, below "
         "zero where tiles come out better."
+        if tiled
+        else ""
     )
     return _table("The engine against PyTorch", cells, note)
 
@@ -270,7 +278,7 @@ def _built(bundle: Bundle) -> tuple[Fact, ...]:
         Fact("network", f"{network.architecture}, {network.parameters / 1e6:.2f} M parameters, {network.checkpoint}"),
         Fact("target", m.target.name, f"engine {m.target.engine}"),
         Fact("precision", bundle.choice.precision, bundle.choice.why),
-        Fact("frame", plane_text(m.signature.measured), f"overlap {m.overlap}"),
+        Fact("frame", plane_text(m.signature.measured), f"overlap {m.overlap}" * (m.signature.tiling == "free")),
         Fact("scale of integer cubes", scale),
         Fact("checkpoint, SHA-256", network.checkpoint_sha256),
         Fact("versions", versions),

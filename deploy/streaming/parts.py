@@ -14,6 +14,7 @@ from runtime.lines import LineFormat
 from runtime.meaning import Asked
 from runtime.meaning.numbers import DIM_SHARE, UNIT_LIMIT
 from runtime.meaning.words import wavelength_doubt
+from runtime.record.index import without
 from runtime.record.writer import LineWriter
 from runtime.sinks import Sink, SinkOptions, StreamFacts, open_sink
 from runtime.sinks.quicklook import Scroll
@@ -37,6 +38,9 @@ from runtime.stream.web import serve, serve_metrics
 
 from .. import console
 from ..config.stream import StreamSection
+
+SHOWN = 5
+"""Runs of lines that were not restored that are told one by one."""
 
 
 @dataclass(frozen=True)
@@ -203,16 +207,18 @@ def _segment(told: StreamSection) -> int | None:
 
 
 def _never_restored(parts: Parts) -> list[str]:
-    """Lines at the end of the record that no run before has restored: it was killed, or dropped its last frames."""
+    """Lines of the record that no run before has restored: it was killed, or dropped their frames."""
     if parts.record is None or parts.restored is None:
         return []
-    first, behind = parts.restored.next_sequence, parts.record.next_sequence
-    if first >= behind:
+    left = without(parts.record.runs(), parts.restored.runs())
+    if not left:
         return []
+    told = ", ".join(f"{first} to {last}" for first, last in left[:SHOWN])
+    more = f" and {len(left) - SHOWN} more runs, {sum(last + 1 - first for first, last in left)} lines in all,"
     names = "lines.hdr" if parts.limit is None else "lines-NNNN.hdr, segment by segment"
     return [
-        f"lines {first} to {behind - 1} of the record were not restored by the run before; a copy of the record can be "
-        f"restored later with --source envi:COPY/{names}, which numbers its lines anew and knows of no gaps"
+        f"lines {told}{more * (len(left) > SHOWN)} of the record were not restored by the runs before; a copy of it "
+        f"can be restored later with --source envi:COPY/{names}, which numbers its lines anew and knows of no gaps"
     ]
 
 

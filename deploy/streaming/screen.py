@@ -111,7 +111,9 @@ def _lines(snapshot: Snapshot, width: int) -> list[Text]:
         counts.append(f"{count:<{cell + gap}}")
     off = off_balance(snapshot)
     verdict = Text(f"✗ {imbalance_text(off)}", style="bold red") if off else Text("✓ balanced", style="bold green")
-    told = ", ".join(f"{count_text(number)} {name}" for name, number in snapshot.frames.items())
+    # Before the end nothing is cut off by it.
+    fates = {name: number for name, number in snapshot.frames.items() if number or name != "cut_off"}
+    told = ", ".join(f"{count_text(number)} {name.replace('_', ' ')}" for name, number in fates.items())
     verdict.append(f"   frames: {told}", style="not bold default")
     return [Text(), labels, counts, _fates_bar(snapshot, off, width), verdict]
 

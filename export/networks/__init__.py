@@ -5,6 +5,7 @@ A package has an `Architecture` (see `architecture.py`); adding one means adding
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def load_checkpoint(
     with _placed(found):
         module = found.architecture.load(found.state, content.given, said, file).eval()
         _check_finite(module.state_dict(), file)
-    net = Network(module, found.architecture, found.facts)
+    doubts = (*found.facts.doubts, *found.architecture.doubts(found.state, module))
+    net = Network(module, found.architecture, replace(found.facts, doubts=doubts))
     _check_wavelengths(net.facts, net.smallest.restored.bands)
     return net
 

@@ -66,6 +66,7 @@ class Architecture:
         stored: tensors that a checkpoint keeps; the state dict.
         module_name: the network's module that a part of the static form stands for.
         options: what may be said when it is loaded: {name: meaning}.
+        doubts: (state, network) -> sentences on options that were taken in place of what the checkpoint has.
         chosen: options that a loaded network was given, or took from its checkpoint.
         kept: those, and keys of the configuration, whose outcome a bundle holds: to be compared with it, the network is
             loaded without them.
@@ -102,6 +103,7 @@ class Architecture:
     stored: Callable[[Any], Mapping[str, Tensor]] = lambda module: module.state_dict()
     module_name: Callable[[str], str] = lambda part: part
     options: Mapping[str, str] = field(default_factory=dict)
+    doubts: Callable[[Mapping[str, Tensor], Any], tuple[str, ...]] = lambda state, module: ()
     chosen: Callable[[Any], dict[str, Option]] = lambda module: {}
     kept: Collection[str] = ()
     constants: Callable[[Any], Mapping[str, Float32]] = lambda module: {}

@@ -122,6 +122,14 @@ def stored_state(net: Masked) -> dict[str, Tensor]:
     return net.state_dict() | ({} if net.mask is None else {STORED: net.mask})
 
 
+def mask_doubts(state: Mapping[str, Tensor], net: Masked) -> tuple[str, ...]:
+    """That another mask was taken than the one that the checkpoint keeps."""
+    stored = state.get(STORED)
+    if stored is None or net.mask is None or torch.equal(stored.float(), net.mask):
+        return ()
+    return ("another mask is taken than the one that the checkpoint keeps, and weights not trained for it lose by it",)
+
+
 def mask_facts(net: Masked) -> dict[str, Any] | None:
     """SHA-256 of the mask's float32 numbers (little-endian, line by line), its lines, samples and mean."""
     if net.mask is None:

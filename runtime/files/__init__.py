@@ -19,7 +19,7 @@ from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, t
 from runtime.files.envi_header import stated_by
 from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
 from runtime.files.foreign import refuse_foreign
-from runtime.files.layout import DEFAULT_LAYOUT, PLANE_LAYOUTS, Order, check_plane, checked_layout
+from runtime.files.layout import AS_CUBE, DEFAULT_LAYOUT, ONE_BAND, PLANE_LAYOUTS, Order, check_plane, checked_layout
 from runtime.files.matlab import read_mat
 from runtime.files.photographs import SUFFIXES, Photograph, as_plane, is_photograph, read_photograph
 from runtime.files.pictures import check_picture, write_picture
@@ -180,7 +180,12 @@ def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = 
                     if named
                     else "give a file with one of these suffixes: " + " ".join(READERS),
                 ) from error
-    found = reader(path, order, key)
+    try:
+        found = reader(path, order, key)
+    except CubeFileError as error:
+        if plane:
+            error.remedy = error.remedy.replace(AS_CUBE, ONE_BAND)
+        raise
     if found.format in ("envi", "photograph"):
         return found
     # All that these formats' readers doubt is which axis is which.

@@ -19,6 +19,8 @@ Order = tuple[str, ...]
 AS_PLANE = f"read it as one band with --layout {PLANE_LAYOUTS[0]}"
 AS_CUBE = f"give a layout of three axes, as in --layout {DEFAULT_LAYOUT}"
 """What to do where a file has two axes and three were told, and the other way round."""
+ONE_BAND = "give a file of one band"
+"""In place of `AS_CUBE` where nothing but one band is of use."""
 
 _REFUSED_KINDS = {
     "b": "truth values",
@@ -47,8 +49,7 @@ def checked_layout(layout: str, path: Path) -> Order:
 def check_plane(bands: int, order: Order, path: Path) -> None:
     """Raise CubeFileError where `order` is that of one band and there are more."""
     if len(order) == 2 and bands != 1:
-        raise CubeFileError(f"a layout of two axes is for one band, not {bands}", file=path, key="layout",
-                            value=",".join(order), remedy=AS_CUBE)  # fmt: skip
+        raise CubeFileError("one band is expected", file=path, key="bands", value=bands, remedy=AS_CUBE)
 
 
 def to_cube(array: NDArray[Any], order: Order, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:

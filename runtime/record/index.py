@@ -7,7 +7,7 @@ records in the same order; NAME.hdr is the ENVI header. In a ring, NAME is NAME-
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,6 +76,45 @@ def last_sequence(stem: Path) -> int:
             return int(records_at(index.fileno(), count - 1, 1)["sequence"][0]) if count else -1
     except OSError:
         return -1
+
+
+Runs = list[tuple[int, int]]
+"""(first, last) of sequence numbers that follow on each other, in order."""
+
+
+def runs_of(found: Iterable[Path]) -> Runs:
+    """Of the lines of files, oldest first, by their indexes; a file whose index cannot be read has none."""
+    runs: Runs = []
+    for stem in found:
+        with suppress(OSError), suffixed(stem, ".idx").open("rb", buffering=0) as index:
+            place = 0
+            while len(sequence := records_at(index.fileno(), place, PIECE // RECORD.itemsize)["sequence"]):
+                place += len(sequence)
+                ends = np.flatnonzero(sequence[1:] != sequence[:-1] + 1)
+                firsts, lasts = sequence[np.append(0, ends + 1)], sequence[np.append(ends, len(sequence) - 1)]
+                if runs and runs[-1][1] + 1 == firsts[0]:
+                    firsts[0] = runs.pop()[0]
+                runs += zip(firsts.tolist(), lasts.tolist(), strict=True)
+    return runs
+
+
+def without(runs: Runs, others: Runs) -> Runs:
+    """What of these runs is in none of the others."""
+    left: Runs = []
+    rest = iter(others)
+    other = next(rest, None)
+    for first, last in runs:
+        start = first
+        while other is not None and other[0] <= last:
+            if start < other[0]:
+                left.append((start, other[0] - 1))
+            start = max(start, other[1] + 1)
+            if other[1] > last:
+                break
+            other = next(rest, None)
+        if start <= last:
+            left.append((start, last))
+    return left
 
 
 def read_line_header(stem: Path) -> EnviHeader | None:

@@ -25,9 +25,11 @@ from runtime.errors import CubeFileError, InputError, MachineError
 from runtime.lines import LineFormat
 from runtime.record.index import (
     RECORD,
+    Runs,
     last_sequence,
     read_line_header,
     rising,
+    runs_of,
     segment_numbers,
     segment_stem,
     stems,
@@ -190,6 +192,10 @@ class LineWriter(Closing):
     def next_sequence(self) -> int:
         """The number after the last line's, 0 where there are no lines."""
         return self._next
+
+    def runs(self) -> Runs:
+        """Numbers of the lines that are there now."""
+        return runs_of(stems(self._folder, self._name))
 
     @property
     def lines(self) -> int:

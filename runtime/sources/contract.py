@@ -29,6 +29,7 @@ class SourceOptions:
         simulator: settings of the simulator, see `runtime.sources.sim.SimSettings`.
         instrument: {name: array} of the instrument that is expected, such as its mask, for the simulator.
         frame: lines of the frames of an area detector that are expected, of one band; None of others.
+        samples: that lines have, where the network takes one width only; a folder leaves out files of others.
     """
 
     wavelengths: tuple[float, ...] | None = None
@@ -40,6 +41,7 @@ class SourceOptions:
     simulator: Mapping[str, Any] = field(default_factory=dict)
     instrument: Mapping[str, Float32] = field(default_factory=dict)
     frame: int | None = None
+    samples: int | None = None
 
 
 class Source(Closing):

@@ -89,8 +89,8 @@ class Folder(Protocol):
 class Watch(Source):
     """The files of a folder, in the order of their last change, then of their names. Frame ids are lines of a file.
 
-    It waits for the first complete one, which says what the lines of all the others look like, and ends when nothing
-    new came for `idle_seconds`, never where the options do not say.
+    It waits for the first complete one that is of the size which the options expect. That one says what the lines of
+    all the others look like. It ends when nothing new came for `idle_seconds`, never where the options do not say.
 
     Raises:
         CubeFileError: there is no such folder, or no complete file came in the folder's patience.
@@ -163,9 +163,12 @@ class Watch(Source):
                 ) from error
             late = time.monotonic() >= deadline
             for found in self._folder.finished():
-                if isinstance(found, Finished):
+                if isinstance(found, Skipped):
+                    self._skip(found)
+                elif unfit := self._unfit(found):
+                    self._skip(Skipped(found.path.name, unfit))
+                else:
                     return found
-                self._skip(found)
             if late:
                 why = [event.why for event in self._events if isinstance(event, Broken)] + self._folder.reasons()
                 raise CubeFileError(
@@ -175,6 +178,21 @@ class Watch(Source):
                     remedy="start the recorder first, or allow more seconds of idleness (stream.idle_seconds)",
                 )
             time.sleep(POLL)
+
+    def _unfit(self, file: Finished) -> str:
+        """Why a file cannot be of what is expected, so that it says nothing of the others; empty where it may be."""
+        found, frame, samples = file.format(self._options), self._options.frame, self._options.samples
+        if samples not in (None, found.samples):
+            return f"its lines have {found.samples} samples, {samples} are expected"
+        if frame is None:
+            return ""
+        if found.bands != 1:
+            return f"it has {found.bands} bands, one is expected"
+        try:
+            file.lines(frame).close()
+        except CubeFileError as error:
+            return str(error)
+        return ""
 
     def _take(self, reader: Lines, line: Line) -> Event:
         event: Event

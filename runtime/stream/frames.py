@@ -18,6 +18,7 @@ class Frame:
         slots: the lines; None where a line is missing and is to be interpolated.
         shared: how many of the last lines the next frame begins with; 0 where nothing follows on this one.
         completed: time.monotonic() at its last line.
+        last: the stream ended in it.
     """
 
     number: int
@@ -26,6 +27,7 @@ class Frame:
     slots: tuple[Slot | None, ...]
     shared: int
     completed: float
+    last: bool = False
 
     def release(self) -> None:
         """Let go of the lines."""

@@ -239,7 +239,8 @@ def fit(
         problem = "the network takes lines of one width, which have one place only"
         raise CubeError(problem, key="samples", value=lines.samples, remedy=remedy)
     if count > measured.bands and not signature.band_groups:
-        remedy = f"choose {measured.bands} of them: stream.bands"
+        choose = f"choose {measured.bands} of them: stream.bands"
+        remedy = "give measurements of one band" if signature.is_area else choose
         problem = "the source has more bands than the network, which does not restore them in groups"
         raise CubeError(problem, key="bands", value=count, remedy=remedy)
     if count < measured.bands:
@@ -249,7 +250,7 @@ def fit(
         )
         raise CubeError(problem, key="bands", value=count, remedy=remedy)
     try:
-        lines, meaning = _meant(source, asked, manifest.scale, radiometry)
+        lines, meaning = _meant(source, asked, manifest.scale, radiometry, keeps=signature.alike)
     except CubeError as error:
         error.file = error.file or source.describe().get("path")
         raise
@@ -286,11 +287,13 @@ def fit(
 
 
 def _meant(
-    source: Source, asked: Asked, scale: float | None, radiometry: Mapping[str, Any]
+    source: Source, asked: Asked, scale: float | None, radiometry: Mapping[str, Any], *, keeps: bool = True
 ) -> tuple[LineFormat, SourceMeaning]:
     """What a source's numbers mean to a bundle of that scale, and the lines' format with it. Raises CubeError."""
     lines = source.format
-    meaning = source_meaning(source, asked, scale, converts=not radiometry, saturation=_limit(lines, radiometry))
+    meaning = source_meaning(
+        source, asked, scale, converts=not radiometry, keeps=keeps, saturation=_limit(lines, radiometry)
+    )
     said = lines.scale if asked.scale is None else asked.scale
     return replace(lines, scale=said, ignore_value=standing(meaning.marks, lines.dtype)), meaning
 

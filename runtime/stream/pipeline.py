@@ -303,16 +303,18 @@ class Stream:
         return result
 
     def frames(self) -> dict[str, int]:
-        """Frames so far: restored, passed through as a whole, dropped, failed in the engine, unfit for the network."""
+        """Frames so far: restored, passed through as a whole, dropped, failed in the engine, unfit for the network, and
+        the last one where the end cut it off."""
         done = self._restoration
         if done is None:
             return dict.fromkeys(("restored", "passed", "dropped", "failed", "unfit"), 0)
         return {
             "restored": done.given - done.passed,
             "passed": done.passed,
-            "dropped": done.dropped - done.broken - done.unfit,
+            "dropped": done.dropped - done.broken - done.unfit - done.cut_off,
             "failed": done.broken,
             "unfit": done.unfit,
+            "cut_off": done.cut_off,
         }
 
     def snapshot(self) -> Snapshot:

@@ -4,7 +4,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.errors import DeployError, MachineError
 from runtime.lines import Flag
@@ -80,8 +80,8 @@ class Recorder:
                     self._miss(item.count)
                 elif isinstance(item, Cut):
                     self._screen.broken()
-                    self._end()
-            self._end()
+                    self._give(lambda assembler: assembler.end(time.monotonic()))
+            self._give(lambda assembler: [replace(one, last=True) for one in assembler.end(time.monotonic())])
         finally:
             if self._frames is not None:
                 self._frames.frames.close()
@@ -116,9 +116,6 @@ class Recorder:
 
     def _miss(self, count: int) -> None:
         self._give(lambda assembler: assembler.miss(count, time.monotonic()))
-
-    def _end(self) -> None:
-        self._give(lambda assembler: assembler.end(time.monotonic()))
 
     def _give(self, completed: Callable[[Assembler], list[Frame]]) -> None:
         if self._frames is None:

@@ -59,7 +59,7 @@ class Restoration:
         self._stage, self._log, self._seen = stage, log, seen
         self._failures = 0
         self.failure: DeployError | None = None
-        self.given = self.passed = self.dropped = self.broken = self.unfit = 0
+        self.given = self.passed = self.dropped = self.broken = self.unfit = self.cut_off = 0
 
     def run(self, given_up: Callable[[], bool]) -> None:
         """Work until the last frame has come through; after `given_up` says so, every frame is dropped."""
@@ -93,6 +93,10 @@ class Restoration:
     def _frame(self, frame: Frame, given_up: Callable[[], bool]) -> None:
         if self.failure is not None or given_up():
             self._drop(frame, "the engine failed" if self.failure is not None else "the stream ended")
+            return
+        if self._restorer.cut_off(frame):
+            self._drop(frame, "the end cut it off")
+            self.cut_off += 1
             return
         try:
             with self._stage.busy(ENGINE_LIMIT_S):

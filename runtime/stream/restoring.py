@@ -32,6 +32,9 @@ ENOUGH = 0.5
 """Where fewer of a frame's lines are fit, the whole frame is passed through: it would be made of neighbours."""
 
 
+BAD_PIXELS = "name pixels of the detector that are always so in stream.radiometry.bad_pixels"
+
+
 @dataclass(frozen=True)
 class RestorerFacts:
     """What the network restores, and how its frames lie in the lines.
@@ -141,6 +144,12 @@ class FrameRestorer:
         self._samples = np.pad(np.arange(narrow), (0, facts.frame[1] - narrow), "reflect")
         self.runs = self._plan.runs
 
+    def cut_off(self, frame: Frame) -> bool:
+        """Whether the end of the stream left a part of a frame of which nothing can be made."""
+        lines = self._facts.frame[0]
+        fixed = self._facts.signature.tiling == "fixed" and not self.passes_through
+        return frame.last and fixed and len(frame.slots) < lines and not (frame.first - frame.run) % lines
+
     def restore(
         self, frame: Frame, abandoned: Callable[[], bool] = lambda: False, alive: Callable[[], None] = lambda: None
     ) -> tuple[Float32, FrameReport]:
@@ -168,8 +177,8 @@ class FrameRestorer:
                 "the frame begins where none does, behind lines that are missing", key="lines", value=frame.first,
                 remedy="mend the source",
             )  # fmt: skip
-        # Bad elements of an area detector may fill a line: what is saturated is judged by the frame.
-        faults = UNFIT if self._image is None else UNFIT & ~Flag.SATURATED
+        # What bad elements of an area detector give, which radiometry replaces, is judged by the frame.
+        faults = UNFIT if self._image is None else UNFIT & ~(Flag.SATURATED | Flag.NOT_FINITE)
         unfit = np.array([slot is not None and bool(slot.flags & faults) for slot in frame.slots])
         if self._image is not None and (unfit.any() or not taken.all() or count < len(self._image)):
             raise self._not_whole(int((taken & ~unfit).sum()))
@@ -177,9 +186,11 @@ class FrameRestorer:
         unfit[[keep.place for keep in kept if keep.whole]] = True
         fit = np.flatnonzero(taken & ~unfit)
         whole = len(fit) >= ENOUGH * count and not (fixed and count < self._facts.frame[0])
-        missing = bool(self._missing[:, np.flatnonzero(taken)].any())
-        if not self.passes_through and (missing or not whole):
-            raise self._not_whole(len(fit), missing=missing)
+        missing = int(np.count_nonzero(self._missing[:, np.flatnonzero(taken)]))
+        if not self.passes_through and missing:
+            raise self._holed(missing, "missing")
+        if not self.passes_through and not whole:
+            raise self._not_whole(len(fit))
         if not whole:
             return self.pass_through(frame)
         self._bridge(fit, count)
@@ -225,11 +236,20 @@ class FrameRestorer:
         self._keep(frame, np.flatnonzero(taken), kept, values)
         return values, self._report(frame, taken, {"whole": time.monotonic() - began}, passed=True, doubts=doubts)
 
-    def _not_whole(self, fit: int, *, missing: bool = False) -> CubeError:
+    def _holed(self, count: int, what: str) -> CubeError:
+        seen = [words.number(mark.value) for mark in self.marks if mark.whence == "data"]
+        return CubeError(
+            f"values of the frame are {what}, and nothing stands for them in what is restored",
+            key="lines",
+            value=count,
+            remedy=BAD_PIXELS + (f"; if {seen[0]} is measured and no mark, say --ignore-value none" if seen else ""),
+        )
+
+    def _not_whole(self, fit: int) -> CubeError:
         return CubeError(
             "the frame is not whole, and nothing of it can be passed through",
             key="lines",
-            value=f"{fit} of {self._facts.frame[0]}{', some with missing values' * missing}",
+            value=f"{fit} of {self._facts.frame[0]}",
             remedy="mend the source",
         )
 
@@ -278,11 +298,13 @@ class FrameRestorer:
         return kept, doubts
 
     def _develop(self, image: Line, came: Sequence[tuple[int, Slot]]) -> None:
-        """Radiometry of a frame of an area detector. Raises CubeError where it saw nothing, or was at its limit."""
+        """Radiometry of a frame of an area detector. Raises CubeError where its numbers are none to restore from."""
         for place, slot in came:
             np.copyto(image[place], slot.line[0])
         self._radiometric.apply_line(image, self._unit[0])
         np.copyto(self._missing[0], self._radiometric.drawn(marked(image, self.marks)) if self.marks else False)
+        if wild := int(np.count_nonzero(~np.isfinite(self._unit[0]) & ~self._missing[0])):
+            raise self._holed(wild, "not finite")
         if image.min() == image.max():
             raise CubeError("the frame has one value all over", key="lines", value=image.max(), remedy="let light in")
         saturated = self._radiometric.saturated(image)

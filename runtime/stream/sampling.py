@@ -13,6 +13,8 @@ from runtime.meaning.numbers import Values, judged, of_numbers
 from runtime.scaling import Conversion
 from runtime.sources import Source
 
+DROPPED = "a frame that holds one is dropped, unless stream.radiometry.bad_pixels names it"
+
 
 @dataclass(frozen=True, eq=False)
 class SourceMeaning:
@@ -27,7 +29,13 @@ class SourceMeaning:
 
 
 def source_meaning(
-    source: Source, asked: Asked, scale: float | None, *, converts: bool, saturation: float | None = None
+    source: Source,
+    asked: Asked,
+    scale: float | None,
+    *,
+    converts: bool,
+    keeps: bool = True,
+    saturation: float | None = None,
 ) -> SourceMeaning:
     """What a source's numbers mean.
 
@@ -36,6 +44,7 @@ def source_meaning(
         asked: above all else.
         scale: the bundle's.
         converts: its numbers go to the unit range as they are, by a scale or gains; else radiometry makes them others.
+        keeps: missing values may stay in what is restored; else their frames are dropped.
         saturation: digital number at which the detector is at its limit, which is no mark of missing values.
 
     Raises:
@@ -63,14 +72,21 @@ def source_meaning(
             missing = np.logical_or.reduce([np.zeros(sample.shape[1:], np.bool_), *found])
             seen += doubtful(sample, marks, bad, missing, values, asked)
         doubts += [f"of {sample.shape[1]} lines looked at, {text}" for text in seen]
+        if not keeps and any(pixels.any() for pixels in found):
+            doubts.append(f"what is restored has no place for missing pixels: {DROPPED}")
         doubts += words.of_bad(bad, said=asked.constant_bands is not None)[1]
         good = np.setdiff1d(np.arange(format.bands), list(bad))
         wild = ~np.isfinite(sample[good]) & ~marked(sample[good], marks)
         if wild.any():
             doubts.append(
                 f"{int(wild.any(axis=(0, 2)).sum())} of {sample.shape[1]} lines looked at hold values that are not "
-                "finite: they pass unrestored; where they are missing pixels, say "
-                + words.flags([float("nan"), *(mark.value for mark in marks)], sample.dtype)
+                "finite: "
+                + (
+                    "they pass unrestored; where they are missing pixels, say "
+                    + words.flags([float("nan"), *(mark.value for mark in marks)], sample.dtype)
+                    if keeps
+                    else DROPPED
+                )
             )
         if len(bad) == format.bands:
             raise CubeError(

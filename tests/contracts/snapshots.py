@@ -19,7 +19,7 @@ USUAL = replace(
     NOTHING,
     seconds=3725.0,
     lines=Count(3300, 3299, 512, 32, 2700, 17),
-    frames={"restored": 8, "passed": 1, "dropped": 40, "failed": 0, "unfit": 0},
+    frames={"restored": 8, "passed": 1, "dropped": 40, "failed": 0, "unfit": 0, "cut_off": 0},
     rates={"in": 330.4, "recorded": 330.4, "restored": 51.24},
     latency_s={"p50": 0.61, "p95": 0.82, "p99": 1.24},
     queues={"record": QueueFigures(3, 64, "block", 0), "restore": QueueFigures(1, 2, "drop-oldest", 40)},

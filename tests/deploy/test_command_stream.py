@@ -643,7 +643,8 @@ def test_held_connections_and_no_descriptors_end_no_record(tiny_bundle: Path, tm
     """More connections than the process may have files, on every listener, from another process."""
     process = started(
         tiny_bundle, "--source", "sim:samples=64,rate=200", "--record", tmp_path / "raw", "--restored",
-        tmp_path / "out", "--publish", "0", "--prometheus", 0, "--web", 0, "--duration", 12, "--json", folder=tmp_path, descriptors=160,
+        tmp_path / "out", "--publish", "0", "--prometheus", 0, "--web", 0, "--duration", 12, "--json", folder=tmp_path,
+        descriptors=160,
     )  # fmt: skip
     wait_for_lines(tmp_path / "raw/lines.idx", 10, process)
     table = [row.split() for row in Path(f"/proc/{process.pid}/net/tcp").read_text().splitlines()[1:]]

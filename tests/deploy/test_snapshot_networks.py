@@ -55,6 +55,31 @@ def test_a_network_goes_the_whole_way_with_the_mask_that_is_named(bare: Path, tm
     assert_failed(done, 2, "mask", "another network")
 
 
+def test_a_page_has_no_columns_that_say_nothing_and_one_section_of_a_task(binary: Path, tmp_path: Path) -> None:
+    from deploy.building.build import build
+    from deploy.checking.check import check
+    from deploy.config import Config, with_overrides
+    from deploy.reporting.check_report import assemble
+
+    config = with_overrides(Config(), {"model.checkpoint": str(binary)})
+    build(config, tmp_path / "bundle")
+    with load_bundle(tmp_path / "bundle") as loaded:
+        found = check(loaded, config, wanted=())
+        case = found.cases[0]
+        shown = case, None, found.variants["fp32"].tasks[case.task].engine
+        report = assemble("title", loaded, found, [], (), shown=shown)
+    assert [each.title for each in report.cases] == ["snapshot", "noisy"]
+    heads = {head for table in report.tables for head in table.columns}
+    assert heads >= {"PSNR out, dB", "PyTorch, dB", "RMS distance, share of range"}
+    assert not heads & {"PSNR in, dB", "tiling costs, dB", "line", "sample"}
+
+
+def test_what_is_told_of_a_check_has_no_such_columns_either(binary: Path, tmp_path: Path, capsys: Capsys) -> None:
+    assert invoke(capsys, "build", "--checkpoint", binary, "--out", tmp_path / "bundle").code == 0
+    done = invoke(capsys, "check", tmp_path / "bundle", "--checkpoint", binary)
+    assert done.code == 0 and "engine" in done.out and "input" not in done.out and "tiling" not in done.out
+
+
 @pytest.mark.parametrize("latent", ["input", 2])
 def test_a_prior_goes_it_with_its_noise_inside_or_as_a_prompt(
     latent: str | int, tmp_path: Path, capsys: Capsys

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -74,16 +75,79 @@ def test_a_measurement_becomes_a_cube_with_its_wavelengths(
     np.testing.assert_allclose(cube.cube, restored(bundle, measurement), atol=1e-6)
 
 
+def test_a_cube_has_no_type_and_scale_of_its_measurement(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    asked = "run", bundle, tmp_path / "m.npy", "--out", tmp_path / "cube.npy", "--output-type"
+    assert_failed(invoke(capsys, *asked, "input"), 2, "--output-type", "28 bands", "float32")
+    assert not (tmp_path / "cube.npy").exists()
+    assert invoke(capsys, *asked, "float32").code == 0
+
+
 def test_what_is_no_measurement_is_refused_in_one_line(
     bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
 ) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((SIDE, WIDE + 2), np.float32))
-    np.save(tmp_path / "cube.npy", np.zeros((SIDE, SIDE, 28), np.float32))
-    np.save(tmp_path / "nan.npy", np.where(measurement > measurement.mean(), np.nan, measurement))
-    for name, said in (("wide", f"{SIDE}x{WIDE + 2}"), ("cube", "one band has two axes"), ("nan", "nan.npy")):
+    for name, said in (("wide", f"{SIDE}x{WIDE + 2}"),):
         done = invoke(capsys, "run", bundle, tmp_path / f"{name}.npy", "--out", tmp_path / "out.npy")
         assert_failed(done, 2, said)
         assert not (tmp_path / "out.npy").exists()
+
+
+def test_the_frame_that_the_end_cuts_off_is_told_as_that(bundle: Path, tmp_path: Path, capsys: Capsys) -> None:
+    source = f"sim:snapshot,frames=2,count={2 * SIDE + 5}"
+    done = invoke(capsys, "stream", bundle, "--source", source, "--restored", tmp_path / "out", "--json")
+    frames = done.json["frames_by_fate"]
+    assert done.code == 0 and (frames["restored"], frames["unfit"], frames["cut_off"]) == (2, 0, 1), done.err
+    assert "5 lines were not restored: 1 frames, since the end cut them off" in done.err
+    log = (tmp_path / "out/stream.jsonl").read_text()
+    assert '"why":"the end cut it off"' in log and '"kind":"unfit"' not in log
+
+
+@pytest.mark.parametrize("name", ["m.npy", "m.tif"])
+def test_a_measurement_is_inspected_as_it_is_restored(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys, name: str
+) -> None:
+    if name == "m.tif":
+        write_cube(tmp_path / name, np.rint(2000 * measurement).astype(np.uint16)[None])
+        done = invoke(capsys, "inspect", tmp_path / name, "--json")
+        assert done.json["shape"] == [3, SIDE, WIDE] and "--bundle" in done.json["notes"][0]
+    done = invoke(capsys, "inspect", tmp_path / name, "--bundle", bundle, "--json")
+    assert done.code == 0 and done.json["shape"] == [1, SIDE, WIDE], done.err
+    ran = invoke(capsys, "run", bundle, tmp_path / name, "--out", tmp_path / "cube.npy", "--json")
+    assert done.json["scale"] == (ran.json["scale"] or 1) == (2000 if name == "m.tif" else 1)
+    measurement[3, 3] = np.nan
+    np.save(tmp_path / "nan.npy", measurement)
+    done = invoke(capsys, "inspect", tmp_path / "nan.npy", "--bundle", bundle)
+    assert done.code == 1 and "no place for its missing pixels" in done.err
+
+
+@pytest.mark.parametrize("kind", ["npy", "mat", "hdr"])
+@pytest.mark.parametrize("what", ["cube", "nan"])
+def test_what_is_said_of_no_measurement_leads_to_one(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys, what: str, kind: str
+) -> None:
+    file, odd = tmp_path / f"odd.{kind}", measurement.copy()
+    odd[3, 4] = np.nan
+    array = np.ones((SIDE, WIDE, 28), np.float32) if what == "cube" else odd
+    if kind == "hdr":
+        write_cube(file, array.transpose(2, 0, 1) if what == "cube" else array[None])
+    else:
+        as_file(file, array)
+    flags = {"cube": ["--layout", "lines,samples,bands"], "nan": ["--ignore-value", "nan"]}
+    for more in ([], flags[what]):
+        done = invoke(capsys, "run", bundle, file, "--out", tmp_path / "out.npy", *more)
+        assert_failed(done, 2, {"cube": "of one band", "nan": "radiometry.bad_pixels"}[what])
+        assert "--" not in done.err and not (tmp_path / "out.npy").exists()
+    if (kind, what) == ("hdr", "cube"):
+        streamed = invoke(capsys, "stream", bundle, "--source", f"envi:{file}", "--restored", tmp_path / "out")
+        assert_failed(streamed, 2, "give measurements of one band")
+
+
+def as_file(file: Path, array: np.ndarray) -> None:
+    from scipy.io import savemat
+
+    np.save(file, array) if file.suffix == ".npy" else savemat(file, {"data": array})
 
 
 def test_every_frame_of_the_simulator_is_accounted_for(bundle: Path, tmp_path: Path, capsys: Capsys) -> None:
@@ -189,6 +253,10 @@ def test_a_folder_of_measurements_is_streamed(
     bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys, source: str
 ) -> None:
     (tmp_path / "in").mkdir()
+    odd = {"wide": (SIDE, WIDE + 2), "high": (SIDE + 2, WIDE)}
+    for name, shape in odd.items():
+        write_cube(tmp_path / f"in/{name}.{'hdr' if source == 'watch' else 'tif'}", np.ones((1, *shape), np.uint16))
+    time.sleep(0.02)
     for number in range(2):
         numbers = np.rint((1 - 0.3 * number) * measurement * 2000).astype(np.uint16)[None]
         if source == "watch":
@@ -199,6 +267,8 @@ def test_a_folder_of_measurements_is_streamed(
     done = invoke(capsys, "stream", bundle, "--source", f"{source}:{tmp_path / 'in'}", "--restored", tmp_path / "out",
                   "--config", tmp_path / "deploy.yaml", "--json")  # fmt: skip
     assert done.code == 0, done.err
+    log = (tmp_path / "out/stream.jsonl").read_text()
+    assert all(f"skipped {name}" in log for name in odd)
     made = read_cube(tmp_path / "out/restored.hdr").cube
     assert made.shape == (28, 2 * SIDE, SIDE)
     own = restored(bundle, np.rint(0.7 * measurement * 2000).astype(np.float32) / 2000)
@@ -263,3 +333,61 @@ def test_dark_and_bad_pixels_are_those_of_the_area_detector(
     done = invoke(capsys, "stream", bundle, "--source", f"envi:{tmp_path / 'raw.bil.hdr'}", "--restored",
                   tmp_path / "no", "--config", tmp_path / "deploy.yaml")  # fmt: skip
     assert_failed(done, 2, "bad.npy", f"[{SIDE}, {WIDE}]")
+
+
+def test_a_hot_pixel_is_named_or_taken_as_it_is(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    numbers = np.rint(2000 * measurement).astype(np.uint16)
+    numbers[4, 9] = 65535
+    (tmp_path / "in").mkdir()
+    write_cube(tmp_path / "in/hot.tif", numbers[None])
+    asked = "run", bundle, tmp_path / "in/hot.tif", "--out", tmp_path / "cube.npy"
+    assert_failed(invoke(capsys, *asked), 2, "if 65535 is measured and no mark, say --ignore-value none", "bad_pixels")
+    assert invoke(capsys, *asked, "--ignore-value", "none").code == 0
+    streamed = "stream", bundle, "--source", f"watch-photos:{tmp_path / 'in'}", "--json"
+    (tmp_path / "deploy.yaml").write_text("stream: {idle_seconds: 1}\n")
+    done = invoke(capsys, *streamed, "--restored", tmp_path / "a", "--config", tmp_path / "deploy.yaml")
+    assert done.json["lines"]["dropped"] == SIDE and "bad_pixels" in done.err
+    assert "bad_pixels; if 65535 is measured" in (tmp_path / "a/stream.jsonl").read_text()
+    name_bad_pixel(tmp_path)
+    done = invoke(capsys, *streamed, "--restored", tmp_path / "b", "--config", tmp_path / "deploy.yaml")
+    assert done.code == 0 and done.json["lines"]["restored"] == SIDE, done.err
+
+
+def test_a_pixel_without_a_number_costs_its_frame_unless_it_is_named(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    measurement[4, 9] = np.nan
+    write_cube(tmp_path / "raw.hdr", np.concatenate([measurement, measurement])[None])
+    streamed = "stream", bundle, "--source", f"envi:{tmp_path / 'raw.hdr'}", "--json"
+    done = invoke(capsys, *streamed, "--restored", tmp_path / "a")
+    assert done.json["lines"]["dropped"] == 2 * SIDE and "--ignore-value" not in done.err
+    assert "values of the frame are not finite" in (tmp_path / "a/stream.jsonl").read_text()
+    name_bad_pixel(tmp_path)
+    done = invoke(capsys, *streamed, "--restored", tmp_path / "b", "--config", tmp_path / "deploy.yaml")
+    assert done.code == 0 and done.json["lines"]["restored"] == 2 * SIDE, done.err
+    assert np.isfinite(read_cube(tmp_path / "b/restored.hdr").cube).all()
+
+
+def test_a_rerun_tells_every_recorded_line_that_was_not_restored(
+    bundle: Path, measurement: np.ndarray, tmp_path: Path, capsys: Capsys
+) -> None:
+    frames = np.stack([measurement] * 4)
+    frames[1, 4, 9] = np.nan
+    write_cube(tmp_path / "raw.hdr", frames.reshape(1, -1, WIDE))
+    asked = (
+        "stream", bundle, "--source", f"envi:{tmp_path / 'raw.hdr'}", "--record", tmp_path / "out", "--restored",
+        tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert invoke(capsys, *asked).json["lines"]["dropped"] == SIDE
+    done = invoke(capsys, *asked)
+    assert f"lines {SIDE} to {2 * SIDE - 1} of the record were not restored by the runs before" in done.err
+
+
+def name_bad_pixel(folder: Path) -> None:
+    bad = np.zeros((SIDE, WIDE), np.uint8)
+    bad[4, 9] = 1
+    np.save(folder / "bad.npy", bad)
+    radiometry = "{bad_pixels: bad.npy, scale: 2000}"
+    (folder / "deploy.yaml").write_text(f"stream: {{idle_seconds: 1, radiometry: {radiometry}}}\n")

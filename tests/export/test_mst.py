@@ -18,6 +18,7 @@ from export.networks import Network, load_checkpoint, network_of, save_checkpoin
 from export.networks.architecture import Option
 from export.networks.mst import Mst, MstConfig
 from export.networks.mst.network import shifted
+from export.networks.sdp import SdpConfig, wrap
 from export.onnx import Graph, export_graph
 from export.torch_engine import TorchEngine
 from runtime.engines import EngineOptions, open_engine
@@ -156,6 +157,22 @@ def test_its_mask_is_kept_told_and_chosen_anew(tmp_path: Path) -> None:
     assert other.configuration["mask"]["sha256"] != facts["sha256"]
     assert other.options == {"mask": str(tmp_path / "other.npy")} and other.frame(1, 1) == (20, 24 + 54)
     assert "20x24" in other.architecture.about(other.module)
+
+
+@pytest.mark.parametrize("prior", [False, True], ids=["alone", "with a prior"])
+def test_another_mask_than_the_kept_one_is_a_doubt(prior: bool, tmp_path: Path) -> None:
+    net = snapshot_network(SMALL, small_mask())
+    file = save_checkpoint(
+        network_of(wrap(net, SdpConfig(latent_dims=8)) if prior else net), tmp_path / "net.safetensors"
+    )
+    for name, mask in (("same", small_mask()), ("other", small_mask(seed=6)), ("larger", small_mask(20, 24))):
+        np.save(tmp_path / f"{name}.npy", mask)
+    told = {
+        name: load_checkpoint(file, mask=str(tmp_path / f"{name}.npy")).facts.doubts
+        for name in ("same", "other", "larger")
+    }
+    assert told["same"] == () and load_checkpoint(file).facts.doubts == ()
+    assert all("the one that the checkpoint keeps" in told[name][0] for name in ("other", "larger"))
 
 
 def test_without_a_mask_it_is_looked_at_alone(tmp_path: Path) -> None:

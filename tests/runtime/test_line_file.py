@@ -24,7 +24,7 @@ from runtime.lines import Flag, LineFormat
 from runtime.record import ring
 from runtime.record import segment as line_segment
 from runtime.record import writer as line_file
-from runtime.record.index import RECORD, Report, read_index, verify
+from runtime.record.index import RECORD, Report, Runs, read_index, runs_of, suffixed, verify, without
 from runtime.record.writer import LineWriter, open_line_writer
 from tests.contracts.line_files import SMALL, bytes_of, check_folder, data_files, known, served
 from tests.runtime.test_files_envi import by_gdal
@@ -143,6 +143,30 @@ def test_an_empty_record_has_no_header_and_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "lines.hdr").exists()
     with open_line_writer(tmp_path, "lines", SMALL) as writer:
         assert (writer.next_sequence, writer.lines, writer.resumed) == (0, 0, None)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 1000])
+def test_runs_of_lines_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr("runtime.record.index.PIECE", piece * RECORD.itemsize)
+    for name, numbers in (("a", [0, 1, 2, 5, 6]), ("b", [7, 9]), ("c", [])):
+        records = np.zeros(len(numbers), RECORD)
+        records["sequence"] = numbers
+        records.tofile(suffixed(tmp_path / name, ".idx"))
+    assert runs_of(tmp_path / name for name in ("a", "none", "b", "c")) == [(0, 2), (5, 7), (9, 9)]
+
+
+def test_runs_without_others() -> None:
+    rng = np.random.default_rng(0)
+
+    def runs(numbers: np.ndarray) -> Runs:
+        parts = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+        return [(int(part[0]), int(part[-1])) for part in parts if part.size]
+
+    for _ in range(200):
+        some, others = (np.flatnonzero(rng.random(30) < rng.random()) for _ in range(2))
+        assert without(runs(some), runs(others)) == [
+            run for first, last in runs(some) for run in runs(np.setdiff1d(np.arange(first, last + 1), others))
+        ]
 
 
 def test_a_rerun_appends(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Stream:
         lines |= {"dropped": self.total - 512 - 17 - self.pending - self.lost, "pending": self.pending}
         return {
             "lines": lines,
-            "frames": {"restored": 8, "passed": 1, "dropped": 40, "failed": 0, "unfit": 0},
+            "frames": {"restored": 8, "passed": 1, "dropped": 40, "failed": 0, "unfit": 0, "cut_off": 0},
             "rates": {"in": 330.4, "recorded": 330.4, "restored": 51.24},
             "latency_s": {"p50": 0.61, "p95": 0.82, "p99": 1.24},
             "queues": {

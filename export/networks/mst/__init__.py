@@ -29,6 +29,7 @@ ARCHITECTURE = Architecture(
     about=_about,
     size=cassi.frame_size,
     stored=cassi.stored_state,
+    doubts=cassi.mask_doubts,
     options=cassi.OPTIONS,
     chosen=lambda net: dict(net.said),
     tasks=cassi.TASKS,

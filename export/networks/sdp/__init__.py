@@ -71,6 +71,7 @@ ARCHITECTURE = Architecture(
     about=_about,
     size=cassi.frame_size,
     stored=cassi.stored_state,
+    doubts=cassi.mask_doubts,
     module_name=module_name,
     options={**cassi.OPTIONS, "latent": LATENT},
     chosen=lambda net: {**net.said, "latent": _latent(net)},

@@ -139,7 +139,7 @@ def test_every_line_of_a_file_is_recorded_and_restored() -> None:
     assert record.closed
     assert kept.closed
     # 16 full frames of a step of 6, and a last one of 4 lines.
-    assert result.frames == {"restored": 17, "passed": 0, "dropped": 0, "failed": 0, "unfit": 0}
+    assert result.frames == {"restored": 17, "passed": 0, "dropped": 0, "failed": 0, "unfit": 0, "cut_off": 0}
     padded = {number for number, flags in kept.flags.items() if flags & Flag.PADDED}
     assert padded == {96, 97, 98, 99}
 
@@ -577,7 +577,7 @@ def test_lines_of_other_bands_come_out_and_a_frame_that_is_not_full_is_dropped()
     assert result.count.as_json() == {
         "in": 100, "recorded": 100, "restored": 96, "passed": 0, "dropped": 4, "incomplete": 0,
     }  # fmt: skip
-    assert result.frames == {"restored": 12, "passed": 0, "dropped": 0, "failed": 0, "unfit": 1}
+    assert result.frames == {"restored": 12, "passed": 0, "dropped": 0, "failed": 0, "unfit": 0, "cut_off": 1}
     assert not result.failures and result.ended_by == "source"
     assert sorted(kept.lines) == list(range(96)) and sorted(record.lines) == list(range(100))
     for number, values in kept.lines.items():
@@ -586,7 +586,7 @@ def test_lines_of_other_bands_come_out_and_a_frame_that_is_not_full_is_dropped()
         assert kept.flags[number] & ~Flag.BREAK == Flag.RESTORED
     frame, lines = dropped
     assert (frame["kind"], frame["sequence"], frame["last"]) == ("drop-frame", 96, 99)
-    assert frame["why"] == "the frame is not whole, and nothing of it can be passed through"
+    assert frame["why"] == "the end cut it off"
     assert (lines["kind"], lines["sequence"], lines["last"], lines["lines"]) == ("drop", 96, 99, 4)
     told = stream.snapshot()
     assert (told.prompt, told.prompt_by, told.experts, told.clipped) == ({}, "", (), 0)
@@ -616,7 +616,7 @@ def test_frames_of_mostly_unfit_lines_are_dropped_and_never_passed() -> None:
     result = run(stream)
     assert sorted(kept.lines) == [*range(8), *range(16, 32)]
     assert (result.count.restored, result.count.dropped, result.count.passed) == (24, 8, 0)
-    assert result.frames == {"restored": 3, "passed": 0, "dropped": 0, "failed": 0, "unfit": 1}
+    assert result.frames == {"restored": 3, "passed": 0, "dropped": 0, "failed": 0, "unfit": 1, "cut_off": 0}
     assert kept.flags[17] == Flag.EMPTY | Flag.RESTORED and not any(
         flags & Flag.PASSED for flags in kept.flags.values()
     )
@@ -647,7 +647,14 @@ def test_frames_that_the_engine_does_not_take_are_dropped_and_never_passed() -> 
         lines[number][0, 0] = 4090
     stream, kept, record, dropped = coded_stream(lines, picky)
     result = run(stream)
-    assert not result.failures and result.frames == {"restored": 4, "passed": 0, "dropped": 0, "failed": 0, "unfit": 6}
+    assert not result.failures and result.frames == {
+        "restored": 4,
+        "passed": 0,
+        "dropped": 0,
+        "failed": 0,
+        "unfit": 6,
+        "cut_off": 0,
+    }
     assert (result.count.restored, result.count.dropped, result.count.passed) == (32, 48, 0)
     assert sorted(kept.lines) == [*range(16), *range(64, 80)] and len(record.lines) == 80
     whys = [each["why"] for each in dropped if each["kind"] == "drop-frame"]
