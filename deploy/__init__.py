@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from runtime.versions import PROGRAM
+
 if TYPE_CHECKING:
     from .building.build import build
     from .checking.check import check
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from .finalizing.finalize import finalize
 
 __all__ = ["Config", "build", "check", "finalize", "load_config"]
-__version__ = "0.1.0"
+__version__ = PROGRAM
 _PLACES = {"build": "building.build", "check": "checking.check", "finalize": "finalizing.finalize"}
 
 

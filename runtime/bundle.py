@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arrays import Float32
+from .board_names import refuse_other_board
 from .bundle_files import Contents, stored_array, verified_bundle
 from .closing import Closing
 from .engines import (
@@ -32,6 +33,7 @@ from .meaning import Asked, Known, Meaning, meaning_of
 from .prompts import Condition, Given, Prompts
 from .restore import Progress, Restored, check_fits, restore_cube
 from .stated import NOTHING, Stated
+from .trust import Trust
 
 
 class Bundle(Closing):
@@ -176,7 +178,12 @@ class Bundle(Closing):
 
 
 def load_bundle(
-    path: str | Path, *, threads: int | None = None, engine: str | None = None, prompt: str | None = None
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    engine: str | None = None,
+    prompt: str | None = None,
+    trust: Trust | None = None,
 ) -> Bundle:
     """Open a bundle: check the manifest and the hash of every file, then load the very bytes that were hashed.
 
@@ -186,15 +193,17 @@ def load_bundle(
         engine: run the bundle's graph in this engine instead of the target's; never done unasked. Where it computes
             no metrics, NumPy does (`Bundle.prompts.told`).
         prompt: name of the prompt, where the bundle holds several (`manifest.prompts`).
+        trust: whose signature is needed (`runtime.trust.read_keyring`); None is this computer's keyring.
 
     Raises:
-        InputError: there is no such prompt.
-        BundleError: something is missing, damaged, altered or of an unknown version.
-        MachineError: the engine is not installed, was not built yet or cannot run here.
+        InputError: there is no such prompt, or the keyring cannot be used.
+        BundleError: something is missing, damaged, altered, of an unknown version, or not signed as it must be.
+        MachineError: the engine is not installed, was not built yet or cannot run here; or it is for another board.
     """
     folder = Path(path)
-    contents = verified_bundle(folder)
+    contents = verified_bundle(folder, trust)
     manifest, choice, files = contents.manifest, contents.choice, contents.files
+    refuse_other_board(manifest, folder)
     name, program, built = manifest.target.engine, str(manifest.graphs[choice.precision]), None
     if engine is not None and engine != name:
         name = engine

@@ -112,6 +112,7 @@ def declared(extra: str = "") -> dict[str, Requirement]:
         ("stream", {"prometheus-client", "pyzmq", "spacepackets"}),
         ("photographs", {"pyvips", "pyvips-binary"}),
         ("video", {"av"}),
+        ("signing", {"cryptography"}),
         ("genicam", set()),
     ],
 )

@@ -40,6 +40,7 @@ from .options import (
     json_option,
     prompt_option,
     read_config,
+    trust_option,
 )
 
 LOG_NAME = "stream.jsonl"
@@ -78,6 +79,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
 @prompt_option
 @click.option("--self-test/--no-self-test", default=True, show_default=True, help="Restore the golden frame first.")
 @config_option
+@trust_option
 @json_option
 def command(
     bundle: Path,
