@@ -16,7 +16,6 @@ from typing import IO
 from .bundle_files import Head, check_files, copy_checked, copy_file, head_of, install_bundle, read_head, writing
 from .durable import replacing, sync_folder
 from .errors import BundleError
-from .manifest import MANIFEST
 from .trust import Trust
 from .untrusted import open_regular
 
@@ -124,8 +123,6 @@ def _head(file: IO[bytes], archive: Path, trust: Trust | None) -> tuple[dict[str
         file.seek(members[name].offset)
         return _taken(file, members[name].size, archive)
 
-    if MANIFEST not in members:
-        raise _wrong(archive, f"is no archive of a bundle, it has no {MANIFEST}")
     head = read_head(read, archive, trust)
     sizes = {name: record.bytes for name, record in head.records.items()}
     sizes |= {name: len(data) for name, data in head.files.items()}

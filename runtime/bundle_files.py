@@ -25,7 +25,7 @@ from .trust import NO_KEYRING, Signed, Trust, trust_here
 from .untrusted import IrregularError, open_regular
 from .versions import PROGRAM, within
 
-MEND = "copy or build the bundle again"
+MEND, GIVE = "copy or build the bundle again", "give the folder that `deploy build` wrote"
 MANIFEST_SIGNED, MADE_SIGNED = MANIFEST + MINISIG, MADE + MINISIG
 TOP = (MANIFEST, MANIFEST_SIGNED, MADE, MADE_SIGNED)
 """The files that say what a bundle is; they list all others."""
@@ -124,6 +124,8 @@ def _signed_file(read: Read, place: Path, name: str, trust: Trust) -> tuple[dict
     """A file of `TOP` and the one that signs it, where they are there, and who did: before anybody looks into it."""
     data = read(name, LARGEST)
     if data is None:
+        if name == MANIFEST:
+            raise BundleError(f"is not a bundle, it has no {MANIFEST}", file=place, remedy=GIVE)
         return {}, None
     minisig = read(name + MINISIG, LARGEST_MINISIG)
     # While an engine takes another one's place, both signatures are there.
@@ -162,11 +164,8 @@ def read_manifest(folder: str | Path, trust: Trust | None = None) -> Manifest:
 
 
 def _refuse_no_bundle(folder: Path) -> None:
-    remedy = "give the folder that `deploy build` wrote"
     if not folder.is_dir():
-        raise BundleError("no such bundle" + ", this is a file" * folder.is_file(), file=folder, remedy=remedy)
-    if not os.path.lexists(folder / MANIFEST):
-        raise BundleError(f"is not a bundle, it has no {MANIFEST}", file=folder, remedy=remedy)
+        raise BundleError("no such bundle" + ", this is a file" * folder.is_file(), file=folder, remedy=GIVE)
 
 
 def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:

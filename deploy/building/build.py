@@ -30,7 +30,7 @@ from ..config.sections import OutputSection
 from ..finalizing.engine import BUILT_NEXT, EngineStep, engine_step, request_of
 from ..finalizing.finalize import THIS_DEVICE, Device, finalize
 from ..finalizing.targets import known_targets
-from ..folders import refuse_existing
+from ..folders import refuse_existing, refuse_foreign
 from .calibration_frames import open_calibration
 from .engines import check_engine, check_metrics
 from .golden import (
@@ -46,7 +46,7 @@ from .golden import (
     prompts_digest,
 )
 from .graphs import Graphs, extractor_graph, make_graphs, measure, metrics_graph, probe_frames
-from .plan import Plan, refuse_foreign, used_tools, workplace
+from .plan import Plan, used_tools, workplace
 from .precision import Decision
 from .variants import decide, make_variants
 

@@ -11,7 +11,7 @@ from runtime.errors import DeployError
 from runtime.trust import NO_KEYRING
 
 from .. import console
-from ..folders import refuse_folder
+from ..folders import refuse_folder, refuse_foreign
 from .options import examples, json_option, trust_option
 from .verify import facts, tell
 
@@ -29,6 +29,7 @@ def command(archive: Path, out: Path, replace: bool) -> dict[str, Any]:
     them, and they are signed where there is a keyring.
     """
     refuse_folder(out, replace)
+    refuse_foreign(out)
     before = _serial(out)
     with console.progress("unpacking"):
         head = unpack(archive, out, replace=replace)

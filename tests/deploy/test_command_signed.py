@@ -263,6 +263,9 @@ def test_a_bundle_travels_as_one_file(capsys: Capture, bundle: Path, key: Secret
         assert invoke(capsys, *words, "--replace").code == 0
     assert_failed(invoke(capsys, "pack", bundle, "--out", "back", "--replace"), 2, "is a folder")
     assert_failed(invoke(capsys, "unpack", "b.damp", "--out", "b.damp", "--replace"), 2, "b.damp")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one").touch()
+    assert_failed(invoke(capsys, "unpack", "b.damp", "--out", "photos", "--replace"), 2, "photos", "is not a bundle")
 
 
 def test_an_archive_that_is_refused_is_named(capsys: Capture, tmp_path: Path) -> None:
