@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from runtime.versions import PROGRAM
-
 if TYPE_CHECKING:
     from .building.build import build
     from .checking.check import check
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
     from .finalizing.finalize import finalize
 
 __all__ = ["Config", "build", "check", "finalize", "load_config"]
-__version__ = PROGRAM
+__version__ = "0.1.0"
 _PLACES = {"build": "building.build", "check": "checking.check", "finalize": "finalizing.finalize"}
 
 
