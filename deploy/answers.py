@@ -79,6 +79,7 @@ EXTRAS = {
     "torch": "export", "jinja2": "export", "onnx": "export", "onnxscript": "export", "safetensors": "export",
     "skimage": "report", "sklearn": "report", "pywt": "report", "matplotlib": "report",
     "pyvips": "photographs", "av": "video",
+    "cryptography": "signing",
     "zmq": "stream", "spacepackets": "stream", "prometheus_client": "stream",
 }  # fmt: skip
 """Package -> the extra that brings it."""

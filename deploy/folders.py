@@ -10,6 +10,7 @@ from runtime.bundle_files import install_bundle
 from runtime.durable import fill_folder
 from runtime.errors import InputError
 from runtime.files import written_files
+from runtime.manifest import MANIFEST
 
 
 def refuse_folder(out: Path, replace: bool) -> None:
@@ -56,6 +57,15 @@ def refuse_existing(out: Path, replace: bool) -> None:
     """Raise InputError where `out` exists, be it as a broken link, and may not be replaced."""
     if os.path.lexists(out) and not replace:
         raise InputError("exists already", file=out, key="--out", remedy="give another --out, or --replace")
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise InputError where what `--replace` would remove is neither a bundle nor an empty folder."""
+    ours = not out.is_symlink() and out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))
+    if os.path.lexists(out) and not ours:
+        raise InputError(
+            "is not a bundle and is not replaced", file=out, key="--out", remedy="give another --out, or move it away"
+        )
 
 
 def refuse_cube_output(out: Path, replace: bool) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arrays import Float32
-from .bundle_files import Contents, stored_array, verified_bundle
+from .board_names import refuse_other_board
+from .bundle_files import TOP, Contents, stored_array, verified_bundle
 from .closing import Closing
 from .engines import (
     CPU_ENGINES,
@@ -31,13 +32,13 @@ from .engines import (
 from .errors import CubeError, MachineError
 from .files.disk import available_memory
 from .golden import Answer, check_golden_embedding, check_golden_metrics, proved
-from .made import MADE
-from .manifest import MANIFEST, Manifest
+from .manifest import Manifest
 from .meaning import Asked, Known, Meaning, meaning_of, words
 from .plausible import Range
 from .prompts import Condition, Given, Prompts
 from .restore import Progress, Restored, check_fits, restore_cube
 from .stated import NOTHING, Stated
+from .trust import Trust
 
 
 class Bundle(Closing):
@@ -186,7 +187,12 @@ class Bundle(Closing):
 
 
 def load_bundle(
-    path: str | Path, *, threads: int | None = None, engine: str | None = None, prompt: str | None = None
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    engine: str | None = None,
+    prompt: str | None = None,
+    trust: Trust | None = None,
 ) -> Bundle:
     """Open a bundle: check the manifest and the hash of every file, then load the very bytes that were hashed.
 
@@ -196,15 +202,17 @@ def load_bundle(
         engine: run the bundle's graph in this engine instead of the target's; never done unasked. Where it computes
             no metrics, NumPy does (`Bundle.prompts.told`).
         prompt: name of the prompt, where the bundle holds several (`manifest.prompts`).
+        trust: whose signature is needed (`runtime.trust.read_keyring`); None is this computer's keyring.
 
     Raises:
-        InputError: there is no such prompt.
-        BundleError: something is missing, damaged, altered or of an unknown version.
-        MachineError: the engine is not installed, was not built yet or cannot run here.
+        InputError: there is no such prompt, or the keyring cannot be used.
+        BundleError: something is missing, damaged, altered, of an unknown version, or not signed as it must be.
+        MachineError: the engine is not installed, was not built yet or cannot run here; or it is for another board.
     """
     folder = Path(path)
-    contents = verified_bundle(folder)
+    contents = verified_bundle(folder, trust)
     manifest, choice, files = contents.manifest, contents.choice, contents.files
+    refuse_other_board(manifest, folder)
     name, program, built = manifest.target.engine, str(manifest.graphs[choice.precision]), None
     if engine is not None and engine != name:
         name = engine
@@ -259,11 +267,11 @@ def load_bundle(
             remedy=f"{error.remedy}; or ask for --engine onnxruntime to run the graph here",
         ) from error
     # The graphs are the engine's now.
-    needed = [*manifest.proving, *manifest.instrument.values(), MANIFEST, *([MADE] if contents.made else [])]
+    needed = [*manifest.proving, *manifest.instrument.values(), *(name for name in TOP if name in files)]
     kept = replace(contents, files={name: files[name] for name in needed})
 
     def again() -> Bundle:
-        return load_bundle(path, threads=threads, engine=engine, prompt=prompt)
+        return load_bundle(path, threads=threads, engine=engine, prompt=prompt, trust=trust)
 
     return Bundle(folder, kept, opened, Prompts(signature, constants, graph, conditions, prompt, extractor), again)
 

@@ -4,11 +4,12 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +19,54 @@ from .durable import fill_folder, swap, sync_folder, write_bytes
 from .errors import BundleError
 from .made import MADE, Choice, Made, parse_made
 from .manifest import LARGEST, MANIFEST, FileRecord, Manifest, dump, parse
-from .untrusted import IrregularError, TooLargeError, read_untrusted
+from .secret_key import SecretKey, comment_on
+from .signing import LARGEST_MINISIG, MINISIG, key_name
+from .trust import NO_KEYRING, Signed, Trust, trust_here
+from .untrusted import IrregularError, open_regular
+from .versions import PROGRAM, within
 
-MEND = "copy or build the bundle again"
+MEND, GIVE = "copy or build the bundle again", "give the folder that `deploy build` wrote"
+MANIFEST_SIGNED, MADE_SIGNED = MANIFEST + MINISIG, MADE + MINISIG
+TOP = (MANIFEST, MANIFEST_SIGNED, MADE, MADE_SIGNED)
+"""The files that say what a bundle is; they list all others."""
+CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Contents:
-    """A bundle whose every byte was checked.
+class Head:
+    """What a bundle says of itself, whose signatures were checked; none of the files that it lists was read.
 
     Attributes:
         manifest: what the ground wrote.
         made: what was made of it where it flies; None where nothing was.
-        files: inner path -> bytes of every file, `manifest.json` and `made.json` among them.
+        files: name -> bytes of those of `TOP` that are there.
+        signed, made_signed: who signed manifest and made; None where nobody did.
     """
 
     manifest: Manifest
     made: Made | None
     files: dict[str, bytes]
+    signed: Signed | None = None
+    made_signed: Signed | None = None
 
     @property
     def records(self) -> dict[str, FileRecord]:
-        """Inner path -> size and hash of everything that lies there."""
-        listed = {**self.manifest.files, **(self.made.files if self.made else {})}
-        return listed | _records({name: data for name, data in self.files.items() if name not in listed})
+        """Size and hash of every file that is listed."""
+        return {**self.manifest.files, **(self.made.files if self.made else {})}
+
+
+@dataclass(frozen=True)
+class Contents(Head):
+    """A bundle whose every byte was checked.
+
+    Attributes:
+        files: inner path -> bytes of every file, those of `TOP` among them.
+    """
+
+    @property
+    def whole(self) -> dict[str, FileRecord]:
+        """Size and hash of every file, those of `TOP` among them."""
+        return self.records | _records({name: self.files[name] for name in TOP if name in self.files})
 
     @property
     def choice(self) -> Choice:
@@ -52,27 +77,79 @@ class Contents:
         return Choice(precision=told.chosen, why=told.why, tolerance=golden.tolerance)
 
 
-def verified_bundle(path: str | Path) -> Contents:
+def verified_bundle(path: str | Path, trust: Trust | None = None) -> Contents:
     """Every file that the manifest and the record of the engine list, all hashes checked; no engine is loaded.
 
+    Args:
+        path: the bundle's folder.
+        trust: whose signature is needed; the keyring of this computer where it is None.
+
     Raises:
-        BundleError: something is missing, damaged, altered or of an unknown version.
+        BundleError: something is missing, damaged, altered, of an unknown version, or not signed as it must be.
+        InputError: the keyring cannot be used.
     """
     folder = Path(path)
-    data = _manifest(folder)
-    manifest, made = parse(data, Manifest, file=folder / MANIFEST), None
-    files = {MANIFEST: data, **{name: _verified(folder, name, record) for name, record in manifest.files.items()}}
+    head = head_of(folder, trust)
+    files = {name: _verified(folder, name, record) for name, record in head.records.items()}
+    return Contents(head.manifest, head.made, {**head.files, **files}, head.signed, head.made_signed)
+
+
+Read = Callable[[str, int], bytes | None]
+"""(inner path, most bytes) -> what is there, or None."""
+
+
+def head_of(folder: Path, trust: Trust | None = None) -> Head:
+    """What a bundle says of itself, and who signed it; no other file is read. Raises as `verified_bundle`."""
+    _refuse_no_bundle(folder)
+    return read_head(partial(_read_if_there, folder), folder, trust)
+
+
+def read_head(read: Read, place: Path, trust: Trust | None = None) -> Head:
+    """The same of files that lie anywhere; errors name them below `place`."""
+    trust = trust_here() if trust is None else trust
+    files, signed = _signed_file(read, place, MANIFEST, trust)
+    manifest = _parse_manifest(files[MANIFEST], place)
     needed = [*map(manifest.graphs.get, manifest.tolerances), *manifest.graphs.values()]
     needed += [graph for graph in (manifest.metrics_graph, manifest.extractor_graph) if graph is not None]
     needed += [*manifest.proving, *manifest.instrument.values()]
     for name in needed:
-        if name is None or name not in files:
-            raise BundleError("the manifest does not list a file it needs", file=folder, key=name, remedy=MEND)
-    if os.path.lexists(folder / MADE):
-        record = _read(folder, MADE, LARGEST)
-        made = parse_made(record, manifest, digest(data), file=folder / MADE)
-        files |= {MADE: record, **{name: _verified(folder, name, record) for name, record in made.files.items()}}
-    return Contents(manifest, made, files)
+        if name is None or name not in manifest.files:
+            raise BundleError("the manifest does not list a file it needs", file=place, key=name, remedy=MEND)
+    of_made, made_signed = _signed_file(read, place, MADE, trust)
+    made = None
+    if MADE in of_made:
+        made = parse_made(of_made[MADE], manifest, digest(files[MANIFEST]), file=place / MADE)
+    head = Head(manifest, made, {**files, **of_made}, signed, made_signed)
+    if own := sorted(head.records.keys() & set(TOP)):
+        raise BundleError("is listed like one of the files that it lists", file=place / own[0], remedy=MEND)
+    return head
+
+
+def _signed_file(read: Read, place: Path, name: str, trust: Trust) -> tuple[dict[str, bytes], Signed | None]:
+    """A file of `TOP` and the one that signs it, where they are there, and who did: before anybody looks into it."""
+    data = read(name, LARGEST)
+    if data is None:
+        if name == MANIFEST:
+            raise BundleError(f"is not a bundle, it has no {MANIFEST}", file=place, remedy=GIVE)
+        return {}, None
+    minisig = read(name + MINISIG, LARGEST_MINISIG)
+    # While an engine takes another one's place, both signatures are there.
+    signed = trust.signed(data, minisig, file=place / name, most=1 if name == MANIFEST else 2)
+    return {name: data, **({} if minisig is None else {name + MINISIG: minisig})}, signed
+
+
+def _parse_manifest(data: bytes, place: Path) -> Manifest:
+    manifest = parse(data, Manifest, file=place / MANIFEST)
+    oldest = manifest.minimum_runtime
+    if oldest is not None and not within(PROGRAM, f">={oldest}"):
+        raise BundleError(
+            f"needs a newer version of this program, which is {PROGRAM}",
+            file=place / MANIFEST,
+            key="minimum_runtime",
+            value=oldest,
+            remedy="update it, or build the bundle for this version",
+        )
+    return manifest
 
 
 def unlisted_files(folder: str | Path, bundle: Contents) -> tuple[str, ...]:
@@ -82,18 +159,18 @@ def unlisted_files(folder: str | Path, bundle: Contents) -> tuple[str, ...]:
     return tuple(sorted(set(inner) - bundle.files.keys()))
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a bundle, checked; no other file is read. Raises BundleError."""
-    return parse(_manifest(Path(folder)), Manifest, file=Path(folder) / MANIFEST)
+def read_manifest(folder: str | Path, trust: Trust | None = None) -> Manifest:
+    """The manifest of a bundle, checked; no other file is read. Raises as `verified_bundle`."""
+    place = Path(folder)
+    _refuse_no_bundle(place)
+    trust = trust_here() if trust is None else trust
+    files, _ = _signed_file(partial(_read_if_there, place), place, MANIFEST, trust)
+    return _parse_manifest(files[MANIFEST], place)
 
 
-def _manifest(folder: Path) -> bytes:
-    remedy = "give the folder that `deploy build` wrote"
+def _refuse_no_bundle(folder: Path) -> None:
     if not folder.is_dir():
-        raise BundleError("no such bundle" + ", this is a file" * folder.is_file(), file=folder, remedy=remedy)
-    if not os.path.lexists(folder / MANIFEST):
-        raise BundleError(f"is not a bundle, it has no {MANIFEST}", file=folder, remedy=remedy)
-    return _read(folder, MANIFEST, LARGEST)
+        raise BundleError("no such bundle" + ", this is a file" * folder.is_file(), file=folder, remedy=GIVE)
 
 
 def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
@@ -105,31 +182,133 @@ def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -
         manifest: its `files` are filled in here.
     """
     complete = dump(manifest.model_copy(update={"files": _records(files)}))
-    with _writing(folder):
+    with writing(folder):
         fill_folder(folder, {**files, MANIFEST: complete})
 
 
 def install_engine(
-    folder: Path, begun: Contents, choice: Choice, proof: dict[str, Any], files: Mapping[str, bytes]
+    folder: Path,
+    begun: Head,
+    choice: Choice,
+    proof: dict[str, Any],
+    files: Mapping[str, bytes],
+    *,
+    trust: Trust | None = None,
+    key: SecretKey | None = None,
+) -> None:
+    """Give a bundle that is in use another engine, with a `made.json` that says so and is signed with the key, if any.
+
+    Raises as `install_made`.
+    """
+    data = dump(
+        Made(
+            schema_version=Made.version,
+            manifest_sha256=digest(begun.files[MANIFEST]),
+            choice=choice,
+            proof=proof,
+            files=_records(files),
+        )
+    )
+    minisig = None if key is None else key.minisig(data, comment_on(MADE, begun.manifest))
+    install_made(folder, begun, data, minisig, files, trust)
+
+
+def install_made(
+    folder: Path,
+    begun: Head,
+    made: bytes,
+    minisig: bytes | None,
+    files: Mapping[str, bytes],
+    trust: Trust | None = None,
 ) -> None:
     """Give a bundle that is in use another engine: its files first, the `made.json` that lists them last and at once.
 
     The files of the engine before, which have other names, go after the `made.json` that listed them. Raises
     DeployError where the system refuses, and where the bundle is not the one that it was when the engine was `begun`.
     """
-    there = verified_bundle(folder)
-    data = there.files[MANIFEST]
-    if data != begun.files[MANIFEST]:
+    trust = trust_here() if trust is None else trust
+    there = verified_bundle(folder, trust)
+    if there.files[MANIFEST] != begun.files[MANIFEST]:
         raise BundleError("is another bundle than the one that the engine is for", file=folder, remedy="do it again")
-    made = Made(
-        schema_version=Made.version, manifest_sha256=digest(data), choice=choice, proof=proof, files=_records(files)
-    )
-    with _writing(folder):
-        for name, content in (*files.items(), (MADE, dump(made))):
+    signed = folder / MADE_SIGNED
+    with writing(folder):
+        for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(folder / name, content)
+        if minisig is not None:
+            # Until `made.json` is there, the one before is still signed too.
+            write_bytes(signed, minisig + _signing(there, trust, folder))
+        write_bytes(folder / MADE, made)
+        if minisig is not None:
+            write_bytes(signed, minisig)
+        else:
+            signed.unlink(missing_ok=True)
         for name in there.made.files.keys() - files.keys() if there.made else ():
             (folder / name).unlink(missing_ok=True)
+
+
+def _signing(there: Head, trust: Trust, folder: Path) -> bytes:
+    """The one signature of the engine that is there, of which a stop can have left two; or nothing."""
+    lines = there.files.get(MADE_SIGNED, b"").splitlines(keepends=True)
+    for start in range(0, len(lines), 4):
+        one = b"".join(lines[start : start + 4])
+        with suppress(BundleError):
+            trust.signed(there.files[MADE], one, file=folder / MADE)
+            return one
+    return b""
+
+
+def sign_bundle(folder: Path, key: SecretKey, told: str = "") -> Head:
+    """Sign a bundle whose every byte was checked, whoever signed it before; and its `made.json` unless another key did.
+
+    Returns:
+        what it says of itself; `files` as they were.
+
+    Raises DeployError.
+    """
+    _refuse_no_bundle(folder)
+
+    def unsigned(name: str, most: int) -> bytes | None:
+        return None if name == MANIFEST_SIGNED else _read_if_there(folder, name, most)
+
+    head = read_head(unsigned, folder, NO_KEYRING)
+    _check_listed(folder, head)
+    others = head.made_signed is not None and head.made_signed.key != key_name(key.id)
+    names = [MANIFEST] if head.made is None or others else [MADE, MANIFEST]
+    made = {name: key.minisig(head.files[name], comment_on(name, head.manifest, told)) for name in names}
+    with writing(folder):
+        for name, minisig in made.items():
+            write_bytes(folder / (name + MINISIG), minisig)
+    return head
+
+
+def check_files(folder: Path, trust: Trust | None = None) -> Head:
+    """Check a bundle as `verified_bundle` does, and keep none of its files in memory."""
+    head = head_of(folder, trust)
+    _check_listed(folder, head)
+    return head
+
+
+def _check_listed(folder: Path, head: Head) -> None:
+    for name, record in head.records.items():
+        copy_file(folder, name, record, lambda chunk: None)
+
+
+def copy_file(folder: Path, name: str, record: FileRecord, write: Callable[[bytes], object]) -> None:
+    """Hand on a file of a bundle in parts. Raises BundleError, in the end, where it is not the one that was built."""
+    with _opened(folder, name, record.bytes) as file:
+        copy_checked(file, record, write, folder / name)
+
+
+def copy_checked(file: IO[bytes], record: FileRecord, write: Callable[[bytes], object], named: Path) -> None:
+    """Hand on as many bytes as the record says; raises BundleError where they have another hash."""
+    left, digest = record.bytes, hashlib.sha256()
+    while left and (chunk := _taken(file, min(CHUNK, left), named)):
+        digest.update(chunk)
+        write(chunk)
+        left -= len(chunk)
+    if left or digest.hexdigest() != record.sha256:
+        raise _other(named)
 
 
 def install_bundle(folder: Path, out: Path, *, replace: bool) -> None:
@@ -140,7 +319,7 @@ def install_bundle(folder: Path, out: Path, *, replace: bool) -> None:
     Raises:
         BundleError: the system refused, or something is at `out` and may not be replaced.
     """
-    with _writing(out):
+    with writing(out):
         if os.path.lexists(out) and not replace:
             raise BundleError("exists already", file=out, remedy="give another place, or allow it to be replaced")
         place = out.resolve() if out.is_symlink() else out
@@ -167,7 +346,7 @@ def _replace(folder: Path, out: Path) -> None:
 
 
 @contextmanager
-def _writing(place: Path) -> Iterator[None]:
+def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -185,29 +364,51 @@ def array_bytes(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _read(folder: Path, name: str, limit: int) -> bytes:
+def _opened(folder: Path, name: str, limit: int) -> io.BufferedReader:
+    """A regular file of a bundle that has at most `limit` bytes, none of its folders a link. Raises BundleError."""
     path = folder / name
     try:
         if any(folder.joinpath(inner).is_symlink() for inner in Path(name).parents if inner.name):
             raise BundleError("lies behind a link, which could lead out of the bundle", file=path, remedy=MEND)
-        return read_untrusted(path, limit, links=False)
+        file, size = open_regular(path, links=False)
     except IrregularError as error:
         raise BundleError("is not a regular file", file=path, remedy=MEND) from error
-    except TooLargeError as error:
-        raise BundleError("the file is larger than it can be", file=path, value=error.size, remedy=MEND) from error
     except OSError as error:
-        raise BundleError(
-            f"a file of the bundle cannot be read: {error.strerror or error}", file=path, remedy=MEND
-        ) from error
+        raise _unread(path, error) from error
+    if size > limit:
+        file.close()
+        raise BundleError("the file is larger than it can be", file=path, value=size, remedy=MEND)
+    return io.BufferedReader(file)
+
+
+def _taken(file: IO[bytes], most: int, path: Path) -> bytes:
+    try:
+        return file.read(most)
+    except OSError as error:
+        raise _unread(path, error) from error
+
+
+def _unread(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"a file of the bundle cannot be read: {error.strerror or error}", file=path, remedy=MEND)
+
+
+def _read_if_there(folder: Path, name: str, limit: int) -> bytes | None:
+    if not os.path.lexists(folder / name):
+        return None
+    with _opened(folder, name, limit) as file:
+        return _taken(file, limit, folder / name)
 
 
 def _verified(folder: Path, name: str, record: FileRecord) -> bytes:
-    data = _read(folder, name, record.bytes)
+    with _opened(folder, name, record.bytes) as file:
+        data = _taken(file, record.bytes, folder / name)
     if len(data) != record.bytes or digest(data) != record.sha256:
-        raise BundleError(
-            "the file is not the one that was built: its SHA-256 differs", file=folder / name, remedy=MEND
-        )
+        raise _other(folder / name)
     return data
+
+
+def _other(path: Path) -> BundleError:
+    return BundleError("the file is not the one that was built: its SHA-256 differs", file=path, remedy=MEND)
 
 
 def digest(data: bytes) -> str:

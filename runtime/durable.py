@@ -77,6 +77,45 @@ def fill_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         sync_folder(Path(place))
 
 
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """Write a small file whole, with these permissions from the beginning, or not at all; never over another one.
+
+    Raises:
+        InputError: something is there, or the system refused.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _place_new(temporary, path)
+        sync_folder(path.parent)
+    except FileExistsError as error:
+        raise InputError("exists already", file=path, remedy="give another name") from error
+    except OSError as error:
+        raise InputError(
+            f"cannot be written: {error.strerror or error}",
+            file=path,
+            remedy="check the folder, its permissions and its free space",
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:
+        # Some file systems of memory cards know no second names.
+        if os.path.lexists(path):
+            raise
+        temporary.rename(path)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file whole or not at all; raises InputError."""
     with replacing(path) as temporary:

@@ -20,6 +20,10 @@ LARGEST = 4 << 20
 LARGEST_PART = 2 << 30
 """Bytes of one file, which is also what an ONNX file can hold."""
 
+Serial = Annotated[int, Field(ge=0, lt=1 << 63)]
+BOARD_NAME, VERSION = r"^[A-Za-z0-9][A-Za-z0-9 ._,:+/-]{0,99}$", r"^[0-9]{1,6}(\.[0-9]{1,6}){0,4}$"
+Boards = Annotated[list[Annotated[str, Field(pattern=BOARD_NAME)]], Field(max_length=64)]
+
 
 class Part(BaseModel):
     """A part of what a bundle says of itself."""
@@ -132,6 +136,9 @@ class Manifest(Sealed):
         prompts: constant prompts by name, where the bundle holds them for several purposes; the signature's own files
             are those of one of them.
         instrument: {name: file} of arrays of the instrument whose frames are restored, such as its mask.
+        serial: number that grows from bundle to bundle, so that an older one can be told.
+        compatible: names of boards or targets that it is for; none for all.
+        minimum_runtime: oldest version of this program that may open it.
     """
 
     called: ClassVar[str] = "the manifest"
@@ -156,6 +163,9 @@ class Manifest(Sealed):
     memory: Annotated[int, Field(ge=0)] | None = None
     prompts: dict[Name, NamedPrompt] = {}
     instrument: dict[Name, InnerPath] = {}
+    serial: Serial = 0
+    compatible: Boards = []
+    minimum_runtime: Annotated[str, Field(pattern=VERSION)] | None = None
 
     @property
     def tolerances(self) -> dict[str, float]:

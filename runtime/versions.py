@@ -1,9 +1,11 @@
-"""Versions of engines: dotted numbers, and bounds on them such as `>=10.3,<12`."""
+"""Versions of engines and of this program: dotted numbers, and bounds on them such as `>=10.3,<12`."""
 
 import operator
 import re
 from collections.abc import Callable
 
+PROGRAM = "0.1.0"
+"""Of this program."""
 _BOUND = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*([0-9]+(?:\.[0-9]+){0,4})\s*")
 _COMPARE: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 DISTRIBUTION = "damp-deploy"
-EXTRAS = ("cpu", "photographs", "video")
+EXTRAS = ("cpu", "photographs", "signing", "video")
 SOURCES = {"pyvips": "cffi>=1"}
 """Of pure Python and published as source alone, with what it needs: pip makes the wheel on the flight computer."""
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"

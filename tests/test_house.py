@@ -16,7 +16,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import deploy
 from deploy.cli import COMMANDS
+from runtime.versions import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTION = "damp-deploy"
@@ -89,6 +91,11 @@ def test_packages_come_from_this_tree(tmp_path: Path) -> None:
         assert Path(done.stdout.strip()) == ROOT / name, done.stderr or "run `make install`"
 
 
+def test_the_version_is_the_same_wherever_it_is_told() -> None:
+    told = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert told and told[1] == deploy.__version__ == PROGRAM
+
+
 def declared(extra: str = "") -> dict[str, Requirement]:
     """Requirements of the project itself: those of the base, or those that an extra adds."""
     found: dict[str, Requirement] = {}
@@ -112,6 +119,7 @@ def declared(extra: str = "") -> dict[str, Requirement]:
         ("stream", {"prometheus-client", "pyzmq", "spacepackets"}),
         ("photographs", {"pyvips", "pyvips-binary"}),
         ("video", {"av"}),
+        ("signing", {"cryptography"}),
         ("genicam", set()),
     ],
 )

@@ -13,22 +13,24 @@ from export import onnx as exporting
 from export.metrics import PromptMetrics
 from export.networks import Network
 from export.tensorrt import build as builder
-from runtime.bundle_files import install_bundle, install_engine, verified_bundle, write_bundle
+from runtime.bundle_files import TOP, install_bundle, install_engine, verified_bundle, write_bundle
 from runtime.engines import GPU_ENGINES, PORTABLE
 from runtime.errors import CheckpointError, GateError, InputError, MachineError
 from runtime.files.disk import available_memory
-from runtime.made import MADE, Choice
-from runtime.manifest import MANIFEST, Golden, Manifest, NamedPrompt, NetworkMade, Precision, TargetMade
+from runtime.made import Choice
+from runtime.manifest import Golden, Manifest, NamedPrompt, NetworkMade, Precision, TargetMade
 from runtime.parity import told
 from runtime.precisions import PRECISIONS
 from runtime.signature import Signature
+from runtime.trust import NO_KEYRING
 
 from .. import console
 from ..config import Config, with_overrides
+from ..config.sections import OutputSection
 from ..finalizing.engine import BUILT_NEXT, EngineStep, engine_step, request_of
 from ..finalizing.finalize import THIS_DEVICE, Device, finalize
 from ..finalizing.targets import known_targets
-from ..folders import refuse_existing
+from ..folders import refuse_existing, refuse_foreign
 from .calibration_frames import open_calibration
 from .engines import check_engine, check_metrics
 from .golden import (
@@ -44,12 +46,12 @@ from .golden import (
     prompts_digest,
 )
 from .graphs import Graphs, extractor_graph, make_graphs, measure, metrics_graph, probe_frames
-from .plan import Plan, refuse_foreign, used_tools, workplace
+from .plan import Plan, used_tools, workplace
 from .precision import Decision
 from .variants import decide, make_variants
 
 METRICS_GRAPH, EXTRACTOR_GRAPH = "graphs/metrics.onnx", "graphs/extractor.onnx"
-OWN = (MANIFEST, MADE, "graphs", "golden", "instrument", "engine", "report")
+OWN = (*TOP, "graphs", "golden", "instrument", "engine", "report")
 """What a bundle keeps for its own files."""
 ARITHMETIC = {"fp16": {"arithmetic": "every FP16 tensor rounded, sums in float32, on the CPU"}}
 """What a manifest says of figures that were not measured in the engine that flies."""
@@ -165,7 +167,9 @@ def build(
         shutil.rmtree(finished, ignore_errors=True)
         facts = {**variants.facts, "metrics_apart": apart, "engine_choice_ms": decision.milliseconds}
         facts["candidates"] = {c.precision: c.as_json() for c in decision.candidates}
-        manifest = _manifest(net, plan, why, scale_from, graphs, agreements, decision, facts, step.deferred)
+        manifest = _manifest(
+            net, plan, why, scale_from, graphs, agreements, decision, facts, step.deferred, config.output
+        )
         paths = graphs.paths()
         files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
         files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
@@ -178,13 +182,14 @@ def build(
         write_bundle(finished, files, manifest)
         if step.record is not None:
             choice = Choice(precision=precision, why=why, tolerance=manifest.golden.tolerance, engine=step.record)
-            install_engine(finished, verified_bundle(finished), choice, step.facts, step.files)
+            begun = verified_bundle(finished, NO_KEYRING)
+            install_engine(finished, begun, choice, step.facts, step.files, trust=NO_KEYRING)
     except (GateError, InputError):
         # A graph that failed is not worth going on with; what was interrupted is, and the builder's log is named.
         shutil.rmtree(work, ignore_errors=True)
         raise
     _say_what_was_built(graphs, agreements, step, chosen, decision.milliseconds)
-    proved = finalize(finished, device=device) if step.deferred == BUILT_NEXT else None
+    proved = finalize(finished, device=device, trust=NO_KEYRING) if step.deferred == BUILT_NEXT else None
     install_bundle(finished, out, replace=replace)
     shutil.rmtree(work, ignore_errors=True)
     shown = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
@@ -237,14 +242,15 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
 
 def _manifest(
     net: Network, plan: Plan, why: str, scale_from: str | None, graphs: Graphs, agreements: dict[str, Any],
-    decision: Decision, facts: dict[str, Any], deferred: str | None,
+    decision: Decision, facts: dict[str, Any], deferred: str | None, output: OutputSection,
 ) -> Manifest:  # fmt: skip
+    now = datetime.now(timezone.utc)
     agreement, paths = agreements[plan.precision], graphs.paths()
     signature = net.signature(plan.lines, plan.samples)
     target = plan.target
     return Manifest(
         schema_version=Manifest.version,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now.isoformat(timespec="seconds"),
         tools=plan.tools,
         network=NetworkMade(
             architecture=net.architecture.id,
@@ -294,6 +300,9 @@ def _manifest(
             for (name, paths), told in zip(prompt_paths(net, signature).items(), net.conditions.values(), strict=True)
         },
         instrument=instrument_paths(net),
+        serial=int(now.timestamp()) if output.serial is None else output.serial,
+        compatible=list(output.compatible),
+        minimum_runtime=output.minimum_runtime,
     )
 
 

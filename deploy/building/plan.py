@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 from export.targets import Target
 from runtime.errors import InputError
-from runtime.manifest import MANIFEST
 
 from .. import __version__
 
@@ -69,15 +67,6 @@ def used_tools() -> dict[str, str]:
     tools = {"damp-deploy": __version__, "python": platform.python_version()}
     installed = {(d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in distributions()}
     return tools | {name: installed[name] for name in TOOLS if name in installed}
-
-
-def refuse_foreign(out: Path) -> None:
-    """Raise InputError where what `--replace` would remove is neither a bundle nor an empty folder."""
-    ours = not out.is_symlink() and out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))
-    if os.path.lexists(out) and not ours:
-        raise InputError(
-            "is not a bundle and is not replaced", file=out, key="--out", remedy="give another --out, or move it away"
-        )
 
 
 def workplace(out: Path, plan: Plan) -> Path:

@@ -30,7 +30,7 @@ from ..checking.latency import (
 )
 from ..folders import refuse_folder, write_folder
 from ..reporting.plots import latency_plot
-from .options import engine_option, examples, json_option, prompt_option
+from .options import engine_option, examples, json_option, prompt_option, trust_option
 
 GPU_UNITS = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C", "memory_mib": "MiB in use"}
 """Figure of a GPU -> what the table calls it."""
@@ -75,6 +75,7 @@ GPU_UNITS = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C", "memory
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for a picture and the figures.")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
+@trust_option
 @json_option
 def command(
     bundle: Path,

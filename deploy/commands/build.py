@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from runtime.errors import DeployError
+from runtime.errors import DeployError, InputError
+from runtime.trust import trust_here
 
 from .. import console
 from .options import (
@@ -49,6 +50,7 @@ from .options import (
     type=click.Choice(["host", "graph"]),
     help="What computes the metrics of a frame: NumPy, or a graph in the engine.  [default: the target's own]",
 )
+@click.option("--serial", type=int, help="Number of the bundle, which only grows.  [default: the clock's seconds, UTC]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: build/bundle]")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
 @remote_options
@@ -69,6 +71,7 @@ def command(
     engine: str | None,
     metrics: str | None,
     scale: float | None,
+    serial: int | None,
     out: Path | None,
     replace: bool,
     remote: str | None,
@@ -91,9 +94,13 @@ def command(
         "input.overlap": overlap,
         "precision": precision,
         "calibration.dir": calibration,
+        "output.serial": serial,
         **reading_flags(layout, key, scale, marks),
     }
     there = None if remote is None else parse_remote(remote, remote_command, ssh_config)
+    if there is not None and (place := trust_here().place):
+        problem = "what has just been built is not signed yet, and the keyring here asks for it"
+        raise InputError(problem, file=place, key="--remote", remedy="build, `deploy sign`, then `deploy finalize`")
     done = build(
         with_flags(config, flags),
         out,

@@ -27,6 +27,7 @@ from .options import (
     read_config,
     reading_flags,
     reading_options,
+    trust_option,
     with_flags,
 )
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @engine_option
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page with pictures and tables there.")
 @config_option
+@trust_option
 @json_option
 def command(
     bundle: Path,

@@ -13,7 +13,16 @@ from runtime.errors import InputError
 
 from .. import console
 from ..reporting.plots import require_plots
-from .options import comma_list, examples, json_option, network_option, network_options, parse_size, reading_options
+from .options import (
+    comma_list,
+    examples,
+    json_option,
+    network_option,
+    network_options,
+    parse_size,
+    reading_options,
+    trust_option,
+)
 
 if TYPE_CHECKING:
     # The ground's: imported where they are used, so that a flight computer can show this command's help.
@@ -40,6 +49,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=int, help="Experts that run for a frame, where the checkpoint does not tell it.")
 @network_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the degradations.")
+@trust_option
 @json_option
 def command(
     model: str,

@@ -24,7 +24,7 @@ from ..triton.repository import (
     refuse_overlap,
     repository_files,
 )
-from .options import examples, json_option, prompt_option
+from .options import examples, json_option, prompt_option, trust_option
 
 
 @click.command(
@@ -41,6 +41,7 @@ from .options import examples, json_option, prompt_option
 @click.option("--graph", is_flag=True, help="Serve the ONNX graph in ONNX Runtime, whatever the bundle's engine is.")
 @prompt_option
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
+@trust_option
 @json_option
 def command(
     bundle: Path, out: Path, name: str | None, graph: bool, prompt: str | None, replace: bool

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from .options import examples, json_option, remote_options
+from .options import examples, json_option, remote_options, trust_option
 
 
 @click.command(epilog=examples("deploy finalize bundle", "deploy finalize orin --remote pilot@orin --json"))
@@ -13,6 +13,7 @@ from .options import examples, json_option, remote_options
 @click.option("--allow-known-bad", is_flag=True, help="Build with a TensorRT that is reported to compute wrongly.")
 @click.option("--rebuild", is_flag=True, help="Build the engine again where there is one.")
 @remote_options
+@trust_option
 @json_option
 def command(
     bundle: Path,

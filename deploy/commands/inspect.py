@@ -1,6 +1,7 @@
 """`deploy inspect`: what a bundle says of itself, after every byte of it was checked."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from .options import (
     network_option,
     network_options,
     reading_options,
+    signed_text,
+    trust_option,
 )
 
 
@@ -44,6 +47,7 @@ from .options import (
 @click.option("--bundle", "judged_for", type=click.Path(path_type=Path), help="Of a cube: judge it for this bundle.")
 @click.option("--top-k", type=int, help="Of a checkpoint that does not tell it.")
 @network_option
+@trust_option
 @json_option
 def command(
     bundle: Path,
@@ -76,6 +80,9 @@ def command(
     routing = m.signature.routing
     rows = [
         ("network", f"{network.architecture}, {network.parameters / 1e6:.2f} M parameters"),
+        ("signature", signed_text(contents.signed)),
+        *((("engine's", signed_text(contents.made_signed)),) if made else ()),
+        ("serial", f"{m.serial}{_wanted(m)}"),
         ("checkpoint", f"{network.checkpoint} (sha256 {network.checkpoint_sha256[:12]})"),
         ("about", network.about or "-"),
         ("built", f"{m.created} by damp-deploy {m.tools.get('damp-deploy', '?')}"),
@@ -113,12 +120,21 @@ def command(
     return {
         "bundle": str(bundle),
         "intact": True,
+        "signed": contents.signed and asdict(contents.signed),
+        "made_signed": contents.made_signed and asdict(contents.made_signed),
         "unlisted": list(strangers),
         "engine": here,
         "refusal": refusal or None,
         "manifest": m.model_dump(mode="json"),
         "made": made and made.model_dump(mode="json"),
     }
+
+
+def _wanted(manifest: Manifest) -> str:
+    """What it asks of a computer, to follow its serial."""
+    boards = f", for {', '.join(manifest.compatible)}" if manifest.compatible else ""
+    oldest = manifest.minimum_runtime
+    return boards + (f", opened by damp-deploy {oldest} or newer" if oldest else "")
 
 
 def _array(name: str, file: str, bundle: Contents) -> str:

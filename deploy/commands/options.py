@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,9 @@ import click
 
 from runtime.engines import ENGINES
 from runtime.errors import ConfigError, InputError
+from runtime.secret_key import LONGEST_PASSWORD
+from runtime.trust import Signed, trusting
+from runtime.untrusted import TooLargeError, read_untrusted
 
 from .. import console
 from ..config import Config, load_config, with_overrides
@@ -73,6 +77,44 @@ def reading_flags(
     return {"input.layout": layout, "input.key": key, "input.scale": scale, "input.ignore_value": marks}
 
 
+def trust_option(command: F) -> F:
+    """`--trust PATH`: from then on the keyring of whatever opens a bundle in this command."""
+    return click.option(
+        "--trust",
+        metavar="PATH",
+        expose_value=False,
+        callback=_trust,
+        help="A .pub, or a folder of such: only bundles that one of these keys signed are opened.",
+    )(command)
+
+
+def _trust(context: click.Context, parameter: click.Parameter, path: str | None) -> None:
+    if path is not None:
+        context.with_resource(trusting(str(Path(path).absolute()) if path else ""))
+
+
+def password_option(command: F) -> F:
+    """`--password-file FILE`, for `read_password`."""
+    return click.option(
+        "--password-file", type=click.Path(path_type=Path), help="The secret key's password is the first line of it."
+    )(command)
+
+
+def read_password(file: Path | None, *, new: bool = False) -> str:
+    """The password of a secret key, of a file or asked for. Raises InputError."""
+    if file is not None:
+        try:
+            text = read_untrusted(file, LONGEST_PASSWORD + 2).decode("utf-8", "surrogateescape")
+        except (OSError, TooLargeError) as error:
+            why = "it is too long" if isinstance(error, TooLargeError) else error.strerror
+            raise InputError(f"cannot be read: {why}", file=file, key="--password-file", remedy="a line") from error
+        return text.partition("\n")[0].removesuffix("\r")
+    if not sys.stdin.isatty():
+        remedy = "give --password-file" + ", or --no-password" * new
+        raise InputError("nobody can be asked for the password", key="password", remedy=remedy)
+    return str(click.prompt("Password", hide_input=True, confirmation_prompt=new, err=True))
+
+
 def prompt_option(command: F) -> F:
     """`--prompt NAME`."""
     return click.option("--prompt", metavar="NAME", help="What the network is told, where a bundle holds several.")(
@@ -133,6 +175,15 @@ def remote_options(command: F) -> F:
     return command
 
 
+def signed_text(signed: Signed | None) -> str:
+    """Who signed a file, for people."""
+    if signed is None:
+        return "not signed"
+    if signed.comment is None:
+        return f"signed, key not trusted here ({signed.key})"
+    return f"signed by {signed.key} ({signed.comment.replace(chr(9), ', ')})"
+
+
 def examples(*lines: str) -> str:
     """Epilog of a subcommand that shows how it is used."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
@@ -167,6 +218,7 @@ FLAGS = {
     "input.frame": "--size", "input.overlap": "--overlap", "input.scale": "--scale", "calibration.dir": "--calibration",
     "input.layout": "--layout", "input.key": "--key", "input.ignore_value": "--ignore-value",
     "precision": "--precision", "target": "--target", "model.checkpoint": "--checkpoint",
+    "output.serial": "--serial",
 }  # fmt: skip
 """What the keys of a deploy.yaml are called on the command line."""
 

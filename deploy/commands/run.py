@@ -7,7 +7,15 @@ import click
 
 from runtime.errors import InputError
 
-from .options import constant_bands_option, engine_option, examples, json_option, prompt_option, reading_options
+from .options import (
+    constant_bands_option,
+    engine_option,
+    examples,
+    json_option,
+    prompt_option,
+    reading_options,
+    trust_option,
+)
 from .run_cube import How, run_cube
 from .run_folder import run_folder
 from .run_video import is_video, run_video
@@ -57,6 +65,7 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
 @prompt_option
 @click.option("--self-test/--no-self-test", default=True, show_default=True, help="Restore the golden frame first.")
 @click.option("--replace", is_flag=True, help="Replace what is at --out.")
+@trust_option
 @json_option
 def command(bundle: Path, cube: Path, out: Path, **options: Any) -> dict[str, Any]:
     """Restore a cube, a photograph, a folder of photographs or a video with a bundle.

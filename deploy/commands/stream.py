@@ -45,6 +45,7 @@ from .options import (
     json_option,
     prompt_option,
     read_config,
+    trust_option,
 )
 
 LOG_NAME, SUSPECTS_NAME = "stream.jsonl", "suspect.jsonl"
@@ -88,6 +89,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
     help="One that cannot be trusted or run here: record only and end with 3, the default with --record.",
 )
 @config_option
+@trust_option
 @json_option
 def command(
     bundle: Path,
@@ -190,7 +192,7 @@ def command(
         stack.enter_context(_signals(stopping := _Stopping()))
         told_of = {"bundle": str(bundle)} if why is not None else _described(loaded)
         if why is None:
-            stack.enter_context(Scrubber(loaded.path, loaded.contents.records, _damaged(events)))
+            stack.enter_context(Scrubber(loaded.path, loaded.contents.whole, _damaged(events)))
         result, last = _stream(told_of, source, parts, config, events, suspects, outward, stopping)
         if events is not None:
             # What it has lost is known when nothing comes any more.

@@ -16,9 +16,11 @@ from .types import (
     MAX_BANDS,
     MAX_SIDE,
     AskedPrecision,
+    BoardName,
     Name,
     Number,
     PathText,
+    ProgramVersion,
     Scalar,
     Section,
     Side,
@@ -307,12 +309,23 @@ class CheckSection(Section):
 
 
 class OutputSection(Section):
-    """Where the bundle goes."""
+    """Where the bundle goes, and what it says of itself to who installs it."""
 
     dir: PathText | None = Field(
         default="build/bundle",
         description="Folder of the bundle when --out is not given, relative to this file's folder.",
         examples=["build/bundle"],
+    )
+    serial: Annotated[Whole, Field(ge=0, lt=1 << 63)] | None = Field(
+        default=None,
+        description="Number of the bundle, which only grows; null takes the seconds of the clock (UTC) at its build.",
+        examples=[12],
+    )
+    compatible: Annotated[tuple[BoardName, ...], Field(max_length=64), AfterValidator(distinct)] = Field(
+        default=(), description="Boards or targets that the bundle is for; none for all.", examples=[["jetson-orin"]]
+    )
+    minimum_runtime: ProgramVersion | None = Field(
+        default=None, description="Oldest version of damp-deploy that may open the bundle.", examples=["0.1.0"]
     )
 
 

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from runtime.files.layout import LAYOUTS
+from runtime.manifest import BOARD_NAME, VERSION
 from runtime.precisions import PrecisionName
 from runtime.versions import satisfiable
 
@@ -75,6 +76,8 @@ Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), AllowInfNan(False)]
 Side = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
 Name = Annotated[str, Strict(), StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+BoardName = Annotated[str, Strict(), StringConstraints(pattern=BOARD_NAME)]
+ProgramVersion = Annotated[str, Strict(), StringConstraints(pattern=VERSION)]
 Scalar = Annotated[str | int | float | bool, BeforeValidator(scalar)]
 PathText = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=4096), AfterValidator(printable_text)]
 Wavelength = Annotated[Number, Field(gt=0)]

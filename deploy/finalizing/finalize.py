@@ -14,6 +14,7 @@ from export import targets
 from export.tensorrt import build as builder
 from export.tensorrt import known_bad
 from export.tensorrt.build import EngineMade, Request
+from runtime.board_names import refuse_other_board
 from runtime.bundle_files import Contents, install_engine, verified_bundle
 from runtime.engines import Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
@@ -23,7 +24,10 @@ from runtime.made import Choice
 from runtime.manifest import Precision
 from runtime.parity import told
 from runtime.precisions import CLEARLY
+from runtime.secret_key import DEVICE_KEY, SecretKey, device_key
 from runtime.signature import Signature
+from runtime.signing import key_name
+from runtime.trust import Trust, trust_here
 
 from .. import console
 from .engine import EngineStep, build_with_progress, distrust_timings, engine_of
@@ -56,17 +60,28 @@ THIS_DEVICE = Device(builder.builder_version, compute_capability, build_with_pro
 
 
 def finalize(
-    folder: Path, *, allow_known_bad: bool = False, rebuild: bool = False, device: Device = THIS_DEVICE
+    folder: Path,
+    *,
+    allow_known_bad: bool = False,
+    rebuild: bool = False,
+    device: Device = THIS_DEVICE,
+    trust: Trust | None = None,
 ) -> dict[str, Any]:
     """Build, prove and install the engine of the bundle in `folder`; returns what `--json` prints.
 
+    What it made is signed with the key of this computer, where it has one, and must be where there is a keyring.
+
     Raises:
-        BundleError: the bundle is damaged, or needs no engine.
+        BundleError: the bundle is damaged, not signed as it must be, or needs no engine.
+        InputError: the keyring or the computer's own key cannot be used.
         MachineError: this computer is not the target, its builder may not be used, or the build failed.
         GateError: the engine does not restore the golden frame; the bundle stays as it was.
     """
-    bundle = verified_bundle(folder)
+    trust = trust_here() if trust is None else trust
+    bundle = verified_bundle(folder, trust)
     manifest, target = bundle.manifest, bundle.manifest.target
+    refuse_other_board(manifest, folder)
+    key = _own_key(trust)
     if target.engine not in targets.ENGINE_FILES:
         problem = "its engine loads the graph, there is nothing to build"
         raise BundleError(problem, file=folder, key="finalize", remedy="use it as it is")
@@ -96,7 +111,7 @@ def finalize(
     }
     tolerance = manifest.tolerances[best.precision]
     choice = Choice(precision=best.precision, why=why, tolerance=tolerance, engine=best.step.record)
-    install_engine(folder, bundle, choice, facts, best.step.files)
+    install_engine(folder, bundle, choice, facts, best.step.files, trust=trust, key=key)
     shutil.rmtree(work, ignore_errors=True)
     console.say(
         f"engine     {facts['bytes'] / 2**20:.1f} MiB, built in {facts['seconds']:.1f} s; golden frame within "
@@ -109,8 +124,21 @@ def finalize(
         "builder": request.kind,
         "version": version,
         "precision": {"chosen": best.precision, "why": why},
+        "signed": key and key_name(key.id),
         **facts,
     }
+
+
+def _own_key(trust: Trust) -> SecretKey | None:
+    """What this computer signs with. Raises InputError, before the long work, where nobody would take it."""
+    key = device_key()
+    if trust.keys and key is None:
+        problem = "this computer has no key to sign its engine with, which the keyring asks for"
+        raise InputError(problem, file=DEVICE_KEY, remedy=f"deploy keygen --no-password; its .pub into {trust.place}")
+    if trust.keys and key is not None and key.public.value not in {known.value for known in trust.keys}:
+        problem = "this computer's own key is not in the keyring, so its engine would be refused"
+        raise InputError(problem, key=key_name(key.id), remedy=f"put its .pub into {trust.place}")
+    return key
 
 
 @dataclass(frozen=True)

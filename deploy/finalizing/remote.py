@@ -21,8 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.bundle_files import install_engine, verified_bundle
+from runtime.bundle_files import MADE_SIGNED, install_made, verified_bundle
 from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError
+from runtime.made import MADE, Made
 from runtime.manifest import LARGEST_PART, MANIFEST
 
 from .. import console
@@ -38,6 +39,8 @@ OPTIONS = (
 )
 LARGEST_ANSWER = 1 << 20
 LARGEST_TALK = 4 << 20
+MOST_LINES, LARGEST_SHOWN = 2000, 1 << 19
+"""Lines, and bytes of them, that are shown of what it says while it builds: each costs us more than it costs there."""
 TEXT_LIMIT = 4096
 MOST_MEMBERS = 1000
 LONGEST_NAME = 255
@@ -126,28 +129,49 @@ def finalize_remotely(folder: Path, remote: Remote, *, flags: tuple[str, ...] = 
     if made is None or back.files[MANIFEST] != sent.files[MANIFEST]:
         problem = "the bundle that came back is not the one that was sent with its engine"
         raise BundleError(problem, file=folder, remedy=f"nothing was changed here; {LOOK}")
-    install_engine(here, sent, made.choice, made.proof, {name: back.files[name] for name in made.files})
+    _refuse_unproved(made, folder)
+    engine = {name: back.files[name] for name in made.files}
+    install_made(here, sent, back.files[MADE], back.files.get(MADE_SIGNED), engine)
     return {**answer, "bundle": str(folder), "remote": remote.host}
 
 
+def _refuse_unproved(made: Made, folder: Path) -> None:
+    """Raise BundleError where the target does not say that the engine restored the golden frame there."""
+    off, tolerance = made.proof.get("golden_difference"), made.choice.tolerance
+    # True is an int, and no figure.
+    if not isinstance(off, int | float) or isinstance(off, bool) or not 0 <= off <= tolerance:
+        raise BundleError(
+            "the engine that came back was not proved on the golden frame",
+            file=folder,
+            key="golden_difference",
+            value=off,
+            remedy=f"at most {tolerance:g}; nothing was changed here; {LOOK}",
+        )
+
+
 class _Listener(threading.Thread):
-    """Reads all that ssh says on standard error, shows it if asked to, and kills it beyond `LARGEST_TALK`.
+    """Reads all that ssh says on standard error, shows it if asked to, and kills it where it says too much.
 
     Attributes:
         heard: bytes so far.
+        too_much: it said more than `LARGEST_TALK`, or more than is shown.
         last: the last line that was not empty, at most `TEXT_LIMIT` bytes of it.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], host: str, *, show: bool) -> None:
         super().__init__(daemon=True)
-        self.heard, self.last = 0, ""
+        self.heard, self.last, self.too_much = 0, "", False
+        self._lines = 0
         self._child, self._host, self._show = child, host, show
 
     def run(self) -> None:
         assert self._child.stderr is not None
         for line in iter(partial(self._child.stderr.readline, TEXT_LIMIT), b""):
             self.heard += len(line)
-            if self.heard > LARGEST_TALK:
+            self._lines += 1
+            most = LARGEST_SHOWN if self._show else LARGEST_TALK
+            self.too_much = self.heard > most or (self._show and self._lines > MOST_LINES)
+            if self.too_much:
                 self._child.kill()
                 return
             text = line.decode("utf-8", "replace").rstrip()
@@ -189,14 +213,14 @@ def _asked(
 ) -> tuple[int, bytes, str]:
     """Run one command there: its exit code, its output, the last line that it said.
 
-    Raises BundleError where the output has more than `limit` bytes, or what it says more than `LARGEST_TALK`.
+    Raises BundleError where the output has more than `limit` bytes, or it says too much.
     """
     with _connected(remote, words, show=show) as (child, listener):
         assert child.stdin is not None and child.stdout is not None
         threading.Thread(target=_write, args=(child.stdin, feed), daemon=True).start()
         data = child.stdout.read(limit + 1)
         code = child.wait() if len(data) <= limit else -1
-    if len(data) > limit or listener.heard > LARGEST_TALK:
+    if len(data) > limit or listener.too_much:
         raise BundleError(
             "the target sends more than there can be to send",
             key=remote.host,

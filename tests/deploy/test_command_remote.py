@@ -19,12 +19,17 @@ from pathlib import Path
 import pytest
 
 from deploy.finalizing import remote
-from runtime.bundle_files import read_manifest, verified_bundle
+from runtime.bundle_files import MADE_SIGNED, MANIFEST_SIGNED, read_manifest, verified_bundle
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import BundleError, MachineError
-from tests.contracts.bundles import known_bundle
+from runtime.made import MADE
+from runtime.manifest import MANIFEST
+from runtime.secret_key import new_key
+from runtime.trust import VARIABLE
+from tests.contracts.bundles import for_a_board, give_engine, known_bundle, reseal
 from tests.contracts.command import Done, command_line, invoke
 from tests.contracts.device import CONFIG, TARGET
+from tests.contracts.signed import keyring
 from tests.contracts.sshd import SSHD, running_sshd
 from tests.deploy.test_command_engines import contents
 
@@ -251,6 +256,77 @@ def test_a_target_that_sends_without_end_is_cut_off(fake_ssh: Callable[[str], re
     ):
         with pytest.raises(BundleError, match="more than there can be to send"):
             ask()
+
+
+@pytest.mark.parametrize("talk", ["yes", "yes 0123456789 | tr -d '\\n' | fold -w 4000"], ids=["lines", "long lines"])
+def test_what_the_target_says_is_shown_within_bounds(
+    fake_ssh: Callable[[str], remote.Remote], monkeypatch: pytest.MonkeyPatch, talk: str
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(remote.console, "say", shown.append)
+    there = fake_ssh(f"({talk}) >&2; echo '{{}}'")
+    with pytest.raises(BundleError, match="more than there can be to send"):
+        remote._finalize_there(there, "/tmp/x", ())
+    assert 0 < len(shown) <= remote.MOST_LINES and sum(map(len, shown)) <= 2 * remote.LARGEST_SHOWN
+
+
+@pytest.fixture
+def boards(tmp_path: Path) -> tuple[Path, Path]:
+    """A bundle for a board, and what is there once its engine was made."""
+    here, there = for_a_board(tmp_path / "here"), for_a_board(tmp_path / "there")
+    return here, give_engine(there)
+
+
+def answering(there: Path) -> str:
+    """A target that sends the bundle in `there` back, whatever it was sent, for `fake_ssh`."""
+    pack = f"exec tar -cf - -C '{there}' ."
+    return (
+        f'case "$*" in *"tar -cf"*) {pack};; *"tar -xf"*) cat >/dev/null;; *finalize*) echo \'{{"engine": "e"}}\';; '
+        "*mkdir*) ;; *) echo /tmp/damp-deploy-none; cat >/dev/null;; esac"
+    )
+
+
+PROOFS = [
+    ({"golden_difference": 1e-6}, True), ({"golden_difference": 0}, True), ({"golden_difference": 1e-4}, True),
+    ({}, False), ({"golden_difference": None}, False), ({"golden_difference": "0"}, False),
+    ({"golden_difference": True}, False), ({"golden_difference": -1e-9}, False), ({"golden_difference": 2e-4}, False),
+    ({"golden_difference": [0]}, False), ({"golden_difference": 1e308}, False), ({"golden_difference": 10**400}, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("proof", "right"), PROOFS)
+def test_an_engine_that_nobody_proved_is_not_installed(
+    fake_ssh: Callable[[str], remote.Remote], boards: tuple[Path, Path], proof: dict[str, object], right: bool
+) -> None:
+    here, there = boards
+    reseal(there, lambda content: content.update(proof=proof), MADE)
+    before, target = contents(here), fake_ssh(answering(there))
+    if right:
+        assert remote.finalize_remotely(here, target)["remote"] == "device"
+        assert contents(here) == contents(there)
+        return
+    with pytest.raises(BundleError, match="was not proved on the golden frame"):
+        remote.finalize_remotely(here, target)
+    assert contents(here) == before
+
+
+def test_an_engine_that_comes_back_is_signed_where_there_is_a_keyring(
+    fake_ssh: Callable[[str], remote.Remote], boards: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here, there), ground, board = boards, new_key(), new_key()
+    for folder in boards:
+        (folder / MANIFEST_SIGNED).write_bytes(ground.minisig((folder / MANIFEST).read_bytes(), "told"))
+    monkeypatch.setenv(VARIABLE, keyring(tmp_path / "ring", ground, board).place)
+    before, target = contents(here), fake_ssh(answering(there))
+    with pytest.raises(BundleError, match="is not signed"):
+        remote.finalize_remotely(here, target)
+    (there / MADE_SIGNED).write_bytes(new_key().minisig((there / MADE).read_bytes(), "told"))
+    with pytest.raises(BundleError, match="not trusted here"):
+        remote.finalize_remotely(here, target)
+    assert contents(here) == before
+    (there / MADE_SIGNED).write_bytes(board.minisig((there / MADE).read_bytes(), "told"))
+    remote.finalize_remotely(here, target)
+    assert contents(here) == contents(there) and verified_bundle(here).made_signed
 
 
 @pytest.mark.parametrize("answer", ['{"seconds": NaN}', '{"seconds": 1e999}', "[" * 100_000, "[]", "", "1"])
