@@ -1,13 +1,11 @@
 """Folders of results: whole or absent, like everything that is written here."""
 
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.bundle_files import install_bundle
-from runtime.durable import fill_folder
+from runtime.durable import fill_folder, part_of
 from runtime.errors import InputError
 from runtime.files import written_files
 
@@ -37,10 +35,10 @@ def write_folder(out: Path, files: Mapping[str, bytes], *, replace: bool) -> Non
     """
     refuse_folder(out, replace)
     out = out.absolute()
-    work = out.with_name(f".{out.name[:100]}.{secrets.token_hex(6)}.part")
     try:
-        fill_folder(work, files)
-        install_bundle(work, out, replace=replace)
+        with part_of(out, folder=True) as work:
+            fill_folder(work, files)
+            install_bundle(work, out, replace=replace)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror or error}",
@@ -48,8 +46,6 @@ def write_folder(out: Path, files: Mapping[str, bytes], *, replace: bool) -> Non
             key="--out",
             remedy="check the folder, its permissions and its free space",
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def refuse_existing(out: Path, replace: bool) -> None:
