@@ -9,11 +9,12 @@ import hashlib
 import json
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BundleError, InputError
 from .prompts import TOLERANCES
 from .signature import InnerPath, Name, Signature
+from .stated import increasing
 
 MANIFEST, SEAL = "manifest.json", "seal"
 LARGEST = 4 << 20
@@ -138,7 +139,7 @@ class Manifest(Sealed):
     tools: dict[str, str]
     network: NetworkMade
     signature: Signature
-    wavelengths: list[float] | None
+    wavelengths: Annotated[list[float], AfterValidator(increasing)] | None
     overlap: Annotated[int, Field(ge=0, le=1 << 20)]
     scale: Annotated[float, Field(gt=0)] | None
     scale_from: str | None

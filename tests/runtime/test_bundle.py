@@ -481,6 +481,13 @@ WRONG: dict[str, tuple[Change, str]] = {
         lambda c: (c["signature"]["restored"].update(bands=4), c["signature"].update(band_groups=False)),
         "3 wavelengths for 4 bands",
     ),
+    **{
+        f"wavelengths {told}": (
+            lambda c, told=told: c.update(wavelengths=told),
+            "wavelengths: .*must increase strictly",
+        )
+        for told in ([500.0, 400.0, 300.0], [400.0, 500.0, 500.0], [-1.0, 400.0, 500.0], [0.0, 400.0, 500.0])
+    },
     "more lines": (lambda c: planes(c, lines=16), OTHER_GRAPH),
     "lines of one plane": (lambda c: c["signature"]["restored"].update(lines=16), "as large as they went in"),
     "more experts": (lambda c: c["signature"]["side"][0].update(shape=[2, 5]), OTHER_GRAPH),
