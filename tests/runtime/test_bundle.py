@@ -554,6 +554,38 @@ WRONG: dict[str, tuple[Change, str]] = {
 }
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
+FREE = {
+    "evidence": lambda c: c["evidence"],
+    "options": lambda c: c["network"]["options"],
+    "configuration": lambda c: c["network"]["configuration"],
+}
+BEYOND = {
+    "deep": (nested(20), "nested too deep"),
+    "as deep as JSON is read": (nested(150), "nested too deep"),
+    "many": ([0] * 200_000, "too many values"),
+    "large": (10**4000, "too large"),
+    "large and negative": (-(2**63), "too large"),
+}
+
+
+@pytest.mark.parametrize("beyond", BEYOND)
+@pytest.mark.parametrize("place", FREE)
+def test_what_is_free_in_a_manifest_has_bounds(altered: Path, place: str, beyond: str) -> None:
+    held, match = BEYOND[beyond]
+    reseal(altered, lambda content: FREE[place](content).update(here=held))
+    refused(altered, match)
+
+
+def test_what_is_free_in_a_manifest_is_taken_within_bounds(altered: Path) -> None:
+    within = {"deep": nested(10), "many": [0.5] * 50_000, "large": 2**63 - 1}
+    reseal(altered, lambda content: content["evidence"].update(within))
+    assert verified_bundle(altered).manifest.evidence["large"] == 2**63 - 1
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_manifest_that_is_wrong_is_refused_although_it_is_sealed(altered: Path, name: str) -> None:
     change, match = WRONG[name]
@@ -639,6 +671,7 @@ def named(content: dict[str, Any], name: str) -> None:
 
 
 WRONG_MADE: dict[str, tuple[Change, str]] = {
+    "deep proof": (lambda c: c["proof"].update(nested(20)), "nested too deep"),
     **{f"file {p!r}": (lambda c, p=p: named(c, p), "inside") for p in OUTSIDE},
     "unknown version": (
         lambda c: c.update(schema_version=2),
