@@ -480,6 +480,46 @@ def test_a_header_rewritten_with_another_layout_is_an_error(tmp_path: Path) -> N
             following(source, buffer(source))
 
 
+MEANING = "reflectance scale factor = 4095\n"
+ANEW = {
+    "reflectance scale factor": "reflectance scale factor = 10000\n",
+    "data ignore value": f"{MEANING}data ignore value = 100\n",
+    "wavelength": f"{MEANING}wavelength units = nm\nwavelength = {{400, 500, 600}}\n",
+    "bbl": f"{MEANING}bbl = {{1, 0, 1}}\n",
+    "data gain values": f"{MEANING}data gain values = {{2, 2, 2}}\n",
+    "data offset values": f"{MEANING}data offset values = {{2, 2, 2}}\n",
+    "data reflectance gain values": f"{MEANING}data reflectance gain values = {{2, 2, 2}}\n",
+    "data reflectance offset values": f"{MEANING}data reflectance offset values = {{2, 2, 2}}\n",
+}
+
+
+@pytest.mark.parametrize("key", ANEW)
+def test_a_header_that_is_rewritten_with_another_meaning_is_an_error(tmp_path: Path, key: str) -> None:
+    cube = cube_of(8)
+    header, data = growing(tmp_path, cube, 4)
+    header.write_text(text_of(cube, 8) + MEANING)
+    with open_source(f"envi-live:{header}", SHORT) as source:
+        drained(source, 4)
+        rename_over(header, text_of(cube, 8) + ANEW[key])
+        data.write_bytes(bytes_of(cube))
+        with pytest.raises(CubeFileError, match=rf"x\.hdr, {key}: the header was rewritten"):
+            following(source, buffer(source))
+
+
+def test_a_header_that_says_for_a_moment_less_is_no_error(tmp_path: Path) -> None:
+    cube = cube_of(8)
+    header, data = growing(tmp_path, cube, 4)
+    header.write_text(text_of(cube, 8) + MEANING)
+    options = SourceOptions(wavelengths=(1.0, 2.0, 3.0), idle_seconds=PATIENCE)
+    with open_source(f"envi-live:{header}", options) as source:
+        drained(source, 4)
+        header.write_text(text_of(cube, 8))
+        data.write_bytes(bytes_of(cube))
+        assert source.read(buffer(source), 0.1) == Quiet()
+        header.write_text(text_of(cube, 9) + MEANING + ANEW["wavelength"].removeprefix(MEANING))
+        np.testing.assert_array_equal(cube_from(drained(source, 4)[1]), cube[:, 4:])
+
+
 def test_a_growing_file_that_vanishes_for_good_has_ended(tmp_path: Path) -> None:
     header, data = growing(tmp_path, cube_of(8), 8)
     with open_source(f"envi-live:{header}", SHORT) as source:
