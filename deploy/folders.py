@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.bundle_files import install_bundle
+from runtime.bundle_files import bring_back, install_bundle
 from runtime.durable import fill_folder, part_of
 from runtime.errors import InputError
 from runtime.files import written_files
@@ -50,6 +50,7 @@ def write_folder(out: Path, files: Mapping[str, bytes], *, replace: bool) -> Non
 
 def refuse_existing(out: Path, replace: bool) -> None:
     """Raise InputError where `out` exists, be it as a broken link, and may not be replaced."""
+    bring_back(out)
     if os.path.lexists(out) and not replace:
         raise InputError("exists already", file=out, key="--out", remedy="give another --out, or --replace")
 

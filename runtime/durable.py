@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -13,6 +12,11 @@ from glob import escape
 from pathlib import Path
 
 from .errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Not a POSIX system.
+    fcntl = None  # type: ignore[assignment]
 
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE (linux/fcntl.h, linux/fs.h)."""

@@ -13,6 +13,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from tests.contracts.bundles import (
 )
 from tests.contracts.coded import CODE, CODE_FILE, CODED, coded_bundle, decoded
 from tests.contracts.graphs import damp_like, known_graph
+from tests.contracts.killing import killed
 
 
 @pytest.fixture(scope="module")
@@ -1055,6 +1057,32 @@ def test_a_bundle_that_cannot_take_its_place_leaves_the_older_one(
         install_bundle(tmp_path / "absent", tmp_path / "bundle", replace=True)
     load_bundle(tmp_path / "bundle").close()
     assert names_in(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_bundle_is_whole_wherever_its_installation_was_killed(
+    identity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    monkeypatch.setattr("runtime.bundle_files.swap", lambda one, other: False)
+    gone = code = 0
+    for kill_at in range(100):
+        folder = tmp_path / str(kill_at)
+        known_bundle(folder / "bundle", gain=2.0)
+        shutil.copytree(identity, folder / "new")
+        if link:
+            (folder / "link").symlink_to("bundle")
+        out = folder / ("link" if link else "bundle")
+        known = [(folder / name / MANIFEST).read_bytes() for name in ("bundle", "new")]
+        code = killed(kill_at, partial(install_bundle, folder / "new", out, replace=True))
+        gone += not out.exists()
+        assert dump(read_manifest(out)) in known
+        verified_bundle(out)
+        shutil.copytree(identity, folder / "newer")
+        install_bundle(folder / "newer", out, replace=True)
+        assert set(names_in(folder)) - {"new", "link"} == {"bundle"}
+        if code == 0:
+            break
+    assert code == 0 and gone
 
 
 def test_behind_a_link_the_bundle_is_replaced_and_the_link_stays(identity: Path, tmp_path: Path) -> None:

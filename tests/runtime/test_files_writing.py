@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from runtime.errors import CubeFileError
 from runtime.files import CubeFile, read_cube, write_cube
 from runtime.files.envi import pair_of, read_envi, read_header, write_envi
 from runtime.files.envi_text import Interleave, listed
+from tests.contracts.killing import killed
 from tests.runtime.files_data import CODES, DATA, REAL_HEADERS, edited, sample, skip_without_data, write_pair
 from tests.runtime.test_files_envi import by_gdal, by_spectral
 
@@ -265,25 +265,6 @@ def test_a_pair_that_was_ready_is_whole_at_the_next_read(
             write_envi(tmp_path / "out.img", sample("f8"))
     np.testing.assert_array_equal(read_envi(tmp_path / "out.hdr"), sample("f8"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.hdr", "out.img"]
-
-
-def killed(kill_at: int, write: Callable[[], object]) -> int:
-    """Write in another process, which is killed before it does one more thing to the file system; its exit code."""
-    child = os.fork()
-    if child == 0:
-        left = kill_at
-
-        def counted(event: str, _: object) -> None:
-            nonlocal left
-            if event in ("open", "os.rename", "os.remove", "os.mkdir", "fcntl.flock"):
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(counted)
-        write()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_pair_is_whole_wherever_its_writer_was_killed(tmp_path: Path) -> None:
