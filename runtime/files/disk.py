@@ -26,6 +26,9 @@ NO_LIMIT = 1 << 46
 PIECE = 1 << 24
 """Bytes moved at a time between a file and an array."""
 
+MOST_HELD = 2000
+"""Arrays that a file may hold beside each other: each takes up to a millisecond to look at."""
+
 SMALL_EXPANSION = 64 << 20
 """Bytes any compressed file may expand to: no flight computer runs out of memory over them."""
 
@@ -172,6 +175,14 @@ def check_expansion(path: Path, expanded: int, stored: int, *, key: str | None =
             file=path,
             key=key,
             remedy="write it without compression if it is genuine",
+        )
+
+
+def check_held(path: Path, held: int) -> None:
+    """Refuse a file that holds too many arrays: CubeFileError."""
+    if held > MOST_HELD:
+        raise CubeFileError(
+            f"holds more than {MOST_HELD} arrays", file=path, remedy="save the cube in a file of its own"
         )
 
 

@@ -242,7 +242,7 @@ def test_a_struct_that_expands_without_end(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_of_endless_fields_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.files.matlab._MOST_FIELDS", 4)
+    monkeypatch.setattr("runtime.files.matlab.MOST_HELD", 4)
     fields = struct_of({f"f{number}": OTHERS["nothing"] for number in range(9)} | {"Data": ARRAY})
     (tmp_path / "a.mat").write_bytes(HEAD + 2 * element(14, fields))
     assert ": s (1x1 struct), s.f0 (empty), s.f1 (empty), s.f2 (empty), s.f3 (empty), s (1x1 struct); " in refusal(
