@@ -80,6 +80,26 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             raise CubeFileError(f"cannot be read: {reason(error)}", file=path, remedy="check the disk") from error
 
 
+@contextmanager
+def unchanged(*paths: Path) -> Iterator[None]:
+    """Raise CubeFileError where one of the files was written to, or replaced, while they were read in the block."""
+    before = list(map(mark_of, paths))
+    yield
+    for path, mark in zip(paths, before, strict=True):
+        if mark_of(path) != mark:
+            raise CubeFileError(
+                "was changed while it was read", file=path, remedy="read it again when nothing writes to it"
+            )
+
+
+def mark_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; empty where there is none."""
+    with suppress(OSError, ValueError):
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return ()
+
+
 def available_memory(system: Path = Path("/")) -> int:
     """Bytes of memory a new array may take on this machine, swap not counted.
 

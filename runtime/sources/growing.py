@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runtime.errors import CubeFileError
-from runtime.files.disk import opened, reason
+from runtime.files.disk import mark_of, opened, reason
 from runtime.files.envi import read_text
 from runtime.files.envi_header import EnviHeader, parse_header, stated_by
 from runtime.files.envi_text import GAIN_KEYS
@@ -45,7 +45,7 @@ class Growing:
     @classmethod
     def opened(cls, header_path: Path, data_path: Path) -> Growing:
         """Raises CubeFileError: there is no such file, no data in it, or no whole header."""
-        mark = _mark(header_path)
+        mark = mark_of(header_path)
         header = _read(header_path, data_path)
         with ExitStack() as stack:
             data, _ = stack.enter_context(opened(data_path))
@@ -79,7 +79,7 @@ class Growing:
         Raises:
             CubeFileError: it says now that the lines look otherwise, or mean something else, than they were read.
         """
-        mark = _mark(self.header.path)
+        mark = mark_of(self.header.path)
         if mark in (self.header_mark, ()):
             return True
         if self._anew[0] != mark:
@@ -116,14 +116,6 @@ class Growing:
 def _read(path: Path, data_path: Path) -> EnviHeader:
     # Recorders write `lines = 0` until they know better, which a finished file must not say.
     return parse_header(_NO_LINES.sub(r"\g<1>1", read_text(path)), path=path, data_path=data_path)
-
-
-def _mark(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; empty where there is none."""
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
-    return ()
 
 
 def layout(header: EnviHeader) -> tuple[object, ...]:

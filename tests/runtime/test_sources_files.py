@@ -218,6 +218,21 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path: Path, interleav
     np.testing.assert_array_equal(cube_from(lines), cube[:, : len(lines)])
 
 
+@pytest.mark.parametrize("interleave", ["bil", "bip", "bsq"])
+def test_a_file_overwritten_while_it_is_read_is_an_error(tmp_path: Path, interleave: str) -> None:
+    cube = cube_of(200)
+    header = put(tmp_path / "in", "x", cube, interleave)
+    with open_source(f"envi:{header}") as source:
+        lines, line = drained(source, 3)[1], buffer(source)
+        with header.with_suffix(".img").open("r+b") as file:
+            file.write(bytes_of(cube_of(200, seed=1), interleave))
+        with pytest.raises(CubeFileError, match=r"x\.img, lines: was written to while it was read: line 64 may be"):
+            for _ in range(200):
+                assert isinstance(source.read(line, 1), Taken)
+                lines.append(line.copy())
+    np.testing.assert_array_equal(cube_from(lines), cube[:, :64])
+
+
 def test_a_file_replaced_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
     cube = cube_of(200)
     header = put(tmp_path / "in", "x", cube)
