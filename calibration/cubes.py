@@ -9,6 +9,7 @@ import numpy as np
 from runtime.arrays import Float32
 from runtime.errors import CubeError, InputError, plain
 from runtime.files import READERS, read_cube
+from runtime.files.disk import complete_pairs
 from runtime.files.foreign import refuse_foreign
 from runtime.files.photographs import SUFFIXES as PHOTOGRAPHS
 from runtime.meaning import Asked, Known, meaning_of
@@ -69,6 +70,7 @@ def find_cubes(folder: Path, scenes: Sequence[str] | None = None, *, option: str
     if not folder.is_dir():
         raise InputError("no such folder", file=folder, key=option, remedy="give a folder of clean cubes")
     found: dict[str, Path] = {}
+    complete_pairs(folder)
     try:
         inside = sorted(folder.iterdir())
     except OSError as error:

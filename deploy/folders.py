@@ -1,13 +1,13 @@
 """Folders of results: whole or absent, like everything that is written here."""
 
+import fcntl
 import os
-import secrets
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.bundle_files import install_bundle
-from runtime.durable import fill_folder
+from runtime.bundle_files import bring_back, install_bundle
+from runtime.durable import fill_folder, part_of
 from runtime.errors import InputError
 from runtime.files import written_files
 from runtime.manifest import MANIFEST
@@ -38,10 +38,10 @@ def write_folder(out: Path, files: Mapping[str, bytes], *, replace: bool) -> Non
     """
     refuse_folder(out, replace)
     out = out.absolute()
-    work = out.with_name(f".{out.name[:100]}.{secrets.token_hex(6)}.part")
     try:
-        fill_folder(work, files)
-        install_bundle(work, out, replace=replace)
+        with part_of(out, folder=True) as work:
+            fill_folder(work, files)
+            install_bundle(work, out, replace=replace)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror or error}",
@@ -49,12 +49,45 @@ def write_folder(out: Path, files: Mapping[str, bytes], *, replace: bool) -> Non
             key="--out",
             remedy="check the folder, its permissions and its free space",
         ) from error
+
+
+@contextmanager
+def ours_alone(work: Path) -> Iterator[Path]:
+    """A folder in which unfinished work waits to go on, made where it is not there; nobody else works in it meanwhile.
+
+    Its name can be foreseen, so somebody else may have made it, to have his files taken for ours.
+
+    Raises:
+        InputError: somebody else did, or works in it now, or the system refused.
+    """
+    try:
+        work.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise InputError(
+            f"cannot be made: {error.strerror or error}", file=work, remedy="give a folder you may write"
+        ) from error
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            problem = "belongs to somebody else, or others may write to it"
+            raise InputError(problem, file=work, remedy="remove it, or give another --out")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who had it locked may have removed it.
+            work.lstat()
+        except (BlockingIOError, FileNotFoundError) as error:
+            raise InputError("another process is at the same work", file=work, remedy="wait until it ends") from error
+        except OSError:
+            pass  # This file system has no locks.
+        yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        os.close(descriptor)
 
 
 def refuse_existing(out: Path, replace: bool) -> None:
     """Raise InputError where `out` exists, be it as a broken link, and may not be replaced."""
+    bring_back(out)
     if os.path.lexists(out) and not replace:
         raise InputError("exists already", file=out, key="--out", remedy="give another --out, or --replace")
 

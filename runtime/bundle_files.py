@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import Float32
-from .durable import fill_folder, swap, sync_folder, write_bytes
+from .durable import alone_in, fill_folder, swap, sync_folder, write_bytes
 from .errors import BundleError
 from .made import MADE, Choice, Made, parse_made
 from .manifest import LARGEST, MANIFEST, FileRecord, Manifest, dump, parse
@@ -169,6 +169,7 @@ def read_manifest(folder: str | Path, trust: Trust | None = None) -> Manifest:
 
 
 def _refuse_no_bundle(folder: Path) -> None:
+    bring_back(folder)
     if not folder.is_dir():
         raise BundleError("no such bundle" + ", this is a file" * folder.is_file(), file=folder, remedy=GIVE)
 
@@ -314,35 +315,49 @@ def copy_checked(file: IO[bytes], record: FileRecord, write: Callable[[bytes], o
 def install_bundle(folder: Path, out: Path, *, replace: bool) -> None:
     """Put a finished folder in its place; at no moment is `out` half there, or gone where the system can swap folders.
 
+    Where it cannot, `out` is gone for a moment; if this is killed in it, `bring_back` finds what was there before.
+
     Where `out` is a link to a bundle, that bundle is replaced and the link stays.
 
     Raises:
         BundleError: the system refused, or something is at `out` and may not be replaced.
     """
+    bring_back(out)
     with writing(out):
         if os.path.lexists(out) and not replace:
             raise BundleError("exists already", file=out, remedy="give another place, or allow it to be replaced")
-        place = out.resolve() if out.is_symlink() else out
+        place, old = _place(out)
         if not place.exists():
             folder.rename(place)
-        elif swap(folder, place):
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            _replace(folder, place)
+        elif not swap(folder, place):
+            with alone_in(place.parent):
+                shutil.rmtree(old, ignore_errors=True)
+                place.rename(old)
+                try:
+                    folder.rename(place)
+                except OSError:
+                    old.rename(place)
+                    raise
+                old.rename(folder)
         sync_folder(place.parent)
+        # What was there before.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _replace(folder: Path, out: Path) -> None:
-    """For file systems that cannot swap: the old bundle is put back where the new one cannot take its place."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    out.rename(old)
-    try:
-        folder.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def bring_back(out: Path) -> None:
+    """Put back what was at `out` where an installation was killed that had moved it away."""
+    with suppress(OSError):
+        place, old = _place(out)
+        if not place.exists() and old.is_dir():
+            with alone_in(place.parent):
+                if not place.exists():
+                    old.rename(place)
+
+
+def _place(out: Path) -> tuple[Path, Path]:
+    """Where a bundle lies, be `out` a link to it, and where it is for the moment in which another takes its place."""
+    place = out.resolve() if out.is_symlink() else out
+    return place, place.with_name(f".{place.name}.old")
 
 
 @contextmanager

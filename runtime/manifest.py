@@ -9,14 +9,17 @@ import hashlib
 import json
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BundleError, InputError
 from .prompts import TOLERANCES
 from .signature import InnerPath, Name, Signature
+from .stated import increasing
 
 MANIFEST, SEAL = "manifest.json", "seal"
 LARGEST = 4 << 20
+DEEPEST, MOST_VALUES, LARGEST_NUMBER = 16, 100_000, 1 << 63
+"""Of what a sealed file may hold: lists within lists, values in all, and whole numbers, of which this is too large."""
 LARGEST_PART = 2 << 30
 """Bytes of one file, which is also what an ONNX file can hold."""
 
@@ -147,7 +150,7 @@ class Manifest(Sealed):
     tools: dict[str, str]
     network: NetworkMade
     signature: Signature
-    wavelengths: list[float] | None
+    wavelengths: Annotated[list[float], AfterValidator(increasing)] | None
     overlap: Annotated[int, Field(ge=0, le=1 << 20)]
     scale: Annotated[float, Field(gt=0)] | None
     scale_from: str | None
@@ -253,6 +256,8 @@ def parse(data: bytes, kind: type[Content], *, file: object) -> Content:
     if version != kind.version:
         remedy = f"this program reads version {kind.version}; update it or build the bundle again"
         raise wrong("'s version is not known here", remedy, key="schema_version", value=version)
+    if (problem := _beyond(content)) is not None:
+        raise wrong(f" holds {problem}")
     seal = content.pop(SEAL, None)
     try:
         sealed = hashlib.sha256(_canonical(content)).hexdigest() == seal
@@ -269,6 +274,17 @@ def parse(data: bytes, kind: type[Content], *, file: object) -> Content:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or None
         raise wrong(f" is wrong: {first['msg'].removeprefix('Value error, ')}", key=key) from error
+
+
+def _beyond(content: Any) -> str | None:
+    """Why it is not taken: what is free in it could be of any depth, number and size."""
+    level, values = [content], 0
+    for _ in range(DEEPEST):
+        values += len(level)
+        if any(isinstance(value, int) and abs(value) >= LARGEST_NUMBER for value in level):
+            return "a number that is too large"
+        level = [i for v in level for i in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
+    return "too many values" if values > MOST_VALUES else "lists that are nested too deep" if level else None
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

@@ -1,6 +1,14 @@
 """What a file or a source states about its numbers, as it stands there."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+from pydantic_core import PydanticCustomError
+
+Values = TypeVar("Values", bound=Sequence[float])
 
 
 @dataclass(frozen=True)
@@ -35,3 +43,15 @@ class Stated:
 
 NOTHING = Stated()
 """Of numbers that come without a file."""
+
+
+def increasing(wavelengths: Values) -> Values:
+    """Centres of a network's bands in nm, each finite and above the one before. Raises ValueError."""
+    for entry, (left, right) in enumerate(pairwise((0.0, *wavelengths))):
+        if not left < right < math.inf:
+            raise PydanticCustomError(
+                "not_increasing",
+                "must increase strictly, but {right} nm follows {left} nm",
+                {"left": f"{left:g}", "right": f"{right:g}", "entry": entry},
+            )
+    return wavelengths

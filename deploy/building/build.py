@@ -147,51 +147,51 @@ def build(
     console.say(f"frame      {signature.measured.bands} bands x {frame.lines} lines x {frame.samples} samples")
     console.say(f"precision  {precision} ({why})")
     console.say(f"scale      {_scale_text(scale, scale_from, signature)}")
-    work = workplace(out, plan)
-    try:
-        graphs = make_graphs(net, plan, work)
-        variants = make_variants(net, plan, graphs, frames, config, work)
-        graphs = variants.graphs
-        probes = probe_frames(net, plan)
-        decision = decide(net, plan, variants, config, signature, probes[0], work)
-        chosen, precision = decision.engine, decision.precision
-        why = decision.why or why
-        plan = dataclasses.replace(plan, precision=precision)
-        graphs = graphs.only({precision, *(c.precision for c in decision.candidates if c.passed)})
-        # What needs a GPU is held against the golden frame where it runs; its graph is held against PyTorch here.
-        agreements, diverse = measure(net, plan, graphs, PORTABLE if gpu else chosen)
-        of_metrics, apart = metrics_graph(module, signature, probes, work) if module else (None, None)
-        program = graphs.chosen(precision).data
-        step = engine_step(plan.target, plan.engine, precision, program, work)
-        finished = work / "bundle"
-        shutil.rmtree(finished, ignore_errors=True)
-        facts = {**variants.facts, "metrics_apart": apart, "engine_choice_ms": decision.milliseconds}
-        facts["candidates"] = {c.precision: c.as_json() for c in decision.candidates}
-        manifest = _manifest(
-            net, plan, why, scale_from, graphs, agreements, decision, facts, step.deferred, config.output
-        )
-        paths = graphs.paths()
-        files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
-        files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
-        if signature.embedding is not None:
-            files[EXTRACTOR_GRAPH] = extractor_graph(net, signature, probes, work)
-        files |= variants.files | instrument_files(net)
-        golden, others = golden_files(net, plan, graphs, diverse, max(manifest.tolerances.values()))
-        files |= golden | prompt_files(net, signature)
-        manifest = manifest.model_copy(update={"golden": manifest.golden.model_copy(update={"others": others})})
-        write_bundle(finished, files, manifest)
-        if step.record is not None:
-            choice = Choice(precision=precision, why=why, tolerance=manifest.golden.tolerance, engine=step.record)
-            begun = verified_bundle(finished, NO_KEYRING)
-            install_engine(finished, begun, choice, step.facts, step.files, trust=NO_KEYRING)
-    except (GateError, InputError):
-        # A graph that failed is not worth going on with; what was interrupted is, and the builder's log is named.
+    with workplace(out, plan) as work:
+        try:
+            graphs = make_graphs(net, plan, work)
+            variants = make_variants(net, plan, graphs, frames, config, work)
+            graphs = variants.graphs
+            probes = probe_frames(net, plan)
+            decision = decide(net, plan, variants, config, signature, probes[0], work)
+            chosen, precision = decision.engine, decision.precision
+            why = decision.why or why
+            plan = dataclasses.replace(plan, precision=precision)
+            graphs = graphs.only({precision, *(c.precision for c in decision.candidates if c.passed)})
+            # What needs a GPU is held against the golden frame where it runs; its graph is held against PyTorch here.
+            agreements, diverse = measure(net, plan, graphs, PORTABLE if gpu else chosen)
+            of_metrics, apart = metrics_graph(module, signature, probes, work) if module else (None, None)
+            program = graphs.chosen(precision).data
+            step = engine_step(plan.target, plan.engine, precision, program, work)
+            finished = work / "bundle"
+            shutil.rmtree(finished, ignore_errors=True)
+            facts = {**variants.facts, "metrics_apart": apart, "engine_choice_ms": decision.milliseconds}
+            facts["candidates"] = {c.precision: c.as_json() for c in decision.candidates}
+            manifest = _manifest(
+                net, plan, why, scale_from, graphs, agreements, decision, facts, step.deferred, config.output
+            )
+            paths = graphs.paths()
+            files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
+            files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
+            if signature.embedding is not None:
+                files[EXTRACTOR_GRAPH] = extractor_graph(net, signature, probes, work)
+            files |= variants.files | instrument_files(net)
+            golden, others = golden_files(net, plan, graphs, diverse, max(manifest.tolerances.values()))
+            files |= golden | prompt_files(net, signature)
+            manifest = manifest.model_copy(update={"golden": manifest.golden.model_copy(update={"others": others})})
+            write_bundle(finished, files, manifest)
+            if step.record is not None:
+                choice = Choice(precision=precision, why=why, tolerance=manifest.golden.tolerance, engine=step.record)
+                begun = verified_bundle(finished, NO_KEYRING)
+                install_engine(finished, begun, choice, step.facts, step.files, trust=NO_KEYRING)
+        except (GateError, InputError):
+            # A graph that failed is not worth going on with; what was interrupted is, and the builder's log is named.
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        _say_what_was_built(graphs, agreements, step, chosen, decision.milliseconds)
+        proved = finalize(finished, device=device, trust=NO_KEYRING) if step.deferred == BUILT_NEXT else None
+        install_bundle(finished, out, replace=replace)
         shutil.rmtree(work, ignore_errors=True)
-        raise
-    _say_what_was_built(graphs, agreements, step, chosen, decision.milliseconds)
-    proved = finalize(finished, device=device, trust=NO_KEYRING) if step.deferred == BUILT_NEXT else None
-    install_bundle(finished, out, replace=replace)
-    shutil.rmtree(work, ignore_errors=True)
     shown = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     console.say(f"bundle     {shown}", "bold green")
     return {

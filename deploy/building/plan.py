@@ -4,6 +4,8 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from glob import escape
 from importlib.metadata import distributions
@@ -14,6 +16,7 @@ from export.targets import Target
 from runtime.errors import InputError
 
 from .. import __version__
+from ..folders import ours_alone
 
 TOOLS = (
     "numpy", "scipy", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "polygraphy", "tensorrt",
@@ -69,17 +72,19 @@ def used_tools() -> dict[str, str]:
     return tools | {name: installed[name] for name in TOOLS if name in installed}
 
 
-def workplace(out: Path, plan: Plan) -> Path:
-    """A hidden folder beside `out` for this plan; those of other plans for the same `out` are removed."""
+@contextmanager
+def workplace(out: Path, plan: Plan) -> Iterator[Path]:
+    """A hidden folder beside `out` for this plan; those that other plans for the same `out` left are removed."""
     work = out.with_name(f".{out.name}.building-{plan.recipe()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for other in out.parent.glob(f".{escape(out.name)}.building-*"):
-            if other != work:
-                shutil.rmtree(other, ignore_errors=True)
-        work.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror or error}", file=out, key="--out", remedy="give a folder you may write"
         ) from error
-    return work
+    for other in out.parent.glob(f".{escape(out.name)}.building-*"):
+        if other != work:
+            with suppress(InputError), ours_alone(other):
+                shutil.rmtree(other, ignore_errors=True)
+    with ours_alone(work):
+        yield work

@@ -1,7 +1,6 @@
 """What keys of deploy.yaml can hold: the types that its sections share."""
 
 import math
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -20,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from runtime.files.layout import LAYOUTS
 from runtime.manifest import BOARD_NAME, VERSION
 from runtime.precisions import PrecisionName
+from runtime.stated import increasing
 from runtime.versions import satisfiable
 
 MAX_SIDE = 16384
@@ -58,17 +58,6 @@ def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     repeated = next((value for value in values if values.count(value) > 1), None)
     if repeated is not None:
         raise PydanticCustomError("repeated", "must not name {entry} twice", {"entry": repeated})
-    return values
-
-
-def increasing(values: tuple[float, ...]) -> tuple[float, ...]:
-    for number, (left, right) in enumerate(pairwise(values)):
-        if right <= left:
-            raise PydanticCustomError(
-                "not_increasing",
-                "must increase strictly, but {right} nm follows {left} nm",
-                {"left": f"{left:g}", "right": f"{right:g}", "entry": number + 1},
-            )
     return values
 
 

@@ -18,7 +18,7 @@ from runtime.board_names import refuse_other_board
 from runtime.bundle_files import Contents, install_engine, verified_bundle
 from runtime.engines import Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
-from runtime.errors import BundleError, DeployError, InputError, MachineError
+from runtime.errors import BundleError, DeployError, MachineError
 from runtime.golden import golden_difference, golden_feeds
 from runtime.made import Choice
 from runtime.manifest import Precision
@@ -30,6 +30,7 @@ from runtime.signing import key_name
 from runtime.trust import Trust, trust_here
 
 from .. import console
+from ..folders import ours_alone
 from .engine import EngineStep, build_with_progress, distrust_timings, engine_of
 
 TIMES = 11
@@ -95,24 +96,24 @@ def finalize(
     _refuse_other_gpu(target.name, target.sm, device.present())
     console.say(f"bundle     {manifest.network.checkpoint} for {target.name}, {manifest.precision.chosen}")
     console.say(f"builder    {request.kind} {version}, SM {request.sm}")
-    work = _workplace(folder)
-    if rebuild:
-        distrust_timings(work)
-    proved = partial(_proved, folder, bundle, request, version, device, allow_known_bad)
-    best, why, timed = _fastest(proved, manifest.precision, work)
-    reports = known_bad.matching(known_bad.TABLE, request.kind, version, request.sm, best.precision)
-    facts = {
-        **best.step.facts,
-        "golden_difference": best.difference,
-        **({"precision_choice_ms": timed} if timed else {}),
-        **({"known_bad_allowed": [report.source for report in reports]} if reports else {}),
-        "finalized": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "runs_on": best.described,
-    }
-    tolerance = manifest.tolerances[best.precision]
-    choice = Choice(precision=best.precision, why=why, tolerance=tolerance, engine=best.step.record)
-    install_engine(folder, bundle, choice, facts, best.step.files, trust=trust, key=key)
-    shutil.rmtree(work, ignore_errors=True)
+    with ours_alone(folder.absolute().with_name(f".{folder.absolute().name}.finalizing")) as work:
+        if rebuild:
+            distrust_timings(work)
+        proved = partial(_proved, folder, bundle, request, version, device, allow_known_bad)
+        best, why, timed = _fastest(proved, manifest.precision, work)
+        reports = known_bad.matching(known_bad.TABLE, request.kind, version, request.sm, best.precision)
+        facts = {
+            **best.step.facts,
+            "golden_difference": best.difference,
+            **({"precision_choice_ms": timed} if timed else {}),
+            **({"known_bad_allowed": [report.source for report in reports]} if reports else {}),
+            "finalized": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "runs_on": best.described,
+        }
+        tolerance = manifest.tolerances[best.precision]
+        choice = Choice(precision=best.precision, why=why, tolerance=tolerance, engine=best.step.record)
+        install_engine(folder, bundle, choice, facts, best.step.files, trust=trust, key=key)
+        shutil.rmtree(work, ignore_errors=True)
     console.say(
         f"engine     {facts['bytes'] / 2**20:.1f} MiB, built in {facts['seconds']:.1f} s; golden frame within "
         f"{told(best.difference, manifest.golden.truth is not None)} (at most {tolerance:.1e})",
@@ -218,16 +219,3 @@ def _refuse_other_gpu(target: str, sm: str, present: str | None) -> None:
         problem = f"this computer's GPU is not the target's: SM {present}, not {sm}"
         remedy = "run it on the target, or build the bundle for this computer"
     raise MachineError(problem, key="target", value=target, remedy=remedy)
-
-
-def _workplace(folder: Path) -> Path:
-    """A hidden folder beside the bundle, where a build that was stopped waits to go on."""
-    absolute = folder.absolute()
-    work = absolute.with_name(f".{absolute.name}.finalizing")
-    try:
-        work.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot be written: {error.strerror or error}", file=work, remedy="give write permission beside the bundle"
-        ) from error
-    return work

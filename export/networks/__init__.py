@@ -4,9 +4,8 @@ A package has an `Architecture` (see `architecture.py`); adding one means adding
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.errors import CheckpointError, plain
+from runtime.stated import increasing
 
 from . import bisrnet, damp, dfpir, dpmambair, mst, sdp
 from .architecture import Architecture, Network, Option
@@ -135,14 +135,16 @@ def _check_finite(state: Mapping[str, Tensor], file: Path) -> None:
 
 def _check_wavelengths(facts: CheckpointFacts, bands: int) -> None:
     told = facts.wavelengths
-    if told and (len(told) != bands or any(b <= a for a, b in pairwise(told))):
-        raise CheckpointError(
-            f"{bands} wavelengths in increasing order are expected, or none",
-            file=facts.file,
-            key="wavelengths",
-            value=len(told),
-            remedy="save it again with the wavelengths of its bands",
-        )
+    with suppress(ValueError):
+        if len(increasing(told)) in (0, bands):
+            return
+    raise CheckpointError(
+        f"{bands} wavelengths in increasing order are expected, or none",
+        file=facts.file,
+        key="wavelengths",
+        value=len(told),
+        remedy="save it again with the wavelengths of its bands",
+    )
 
 
 def network_of(module: nn.Module) -> Network:

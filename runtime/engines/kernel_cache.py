@@ -78,9 +78,7 @@ def write_kernels(belongs: Mapping[str, str], kernels: bytes) -> None:
     file, data = kernel_file(belongs), b"\n".join(_head(belongs, kernels).values()) + _END + kernels
     if not kernels or len(data) > LARGEST:
         raise InputError("TensorRT for RTX gives nothing that can be kept", value=f"{len(kernels)} bytes")
-    with replacing(file) as temporary:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.touch(mode=0o600)
+    with replacing(file, private=True) as temporary:
         temporary.write_bytes(data)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.arrays import read_npy, read_npz, write_npy
-from runtime.files.disk import refuse_inputs
+from runtime.files.disk import refuse_inputs, unchanged
 from runtime.files.envi import DATA_SUFFIXES, pair_of, read_envi, read_header, target_pair, write_envi
 from runtime.files.envi_header import stated_by
 from runtime.files.envi_text import INTERLEAVES, Fields, Interleave, listed
@@ -152,7 +152,7 @@ def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = 
 
     Raises:
         CubeFileError: the file is missing, damaged, of an unknown format, not a cube, of more bands or axes than
-            `layout` is for, or too large for this machine.
+            `layout` is for, too large for this machine, or changes while it is read.
     """
     path = Path(path)
     usual = PLANE_LAYOUTS[0] if plane else DEFAULT_LAYOUT
@@ -181,7 +181,8 @@ def read_cube(path: str | Path, *, layout: str | None = None, key: str | None = 
                     else "give a file with one of these suffixes: " + " ".join(READERS),
                 ) from error
     try:
-        found = reader(path, order, key)
+        with unchanged(*(pair_of(path) if reader is _read_envi else (path,))):
+            found = reader(path, order, key)
     except CubeFileError as error:
         if plane:
             error.remedy = error.remedy.replace(AS_CUBE, ONE_BAND)

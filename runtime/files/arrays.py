@@ -13,7 +13,18 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
-from runtime.files.disk import PIECE, allocated, check_expansion, fill, opened, reason, refuse_inputs, write_together
+from runtime.files.disk import (
+    MOST_HELD,
+    PIECE,
+    allocated,
+    check_expansion,
+    check_held,
+    fill,
+    opened,
+    reason,
+    refuse_inputs,
+    write_together,
+)
 from runtime.files.layout import Order, check_plane, check_shape, check_type, from_cube, to_cube
 
 HEADER_BYTES = 10_000
@@ -48,10 +59,13 @@ def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
     name = "cube" if key is None else key
     with opened(path) as (file, size):
         try:
-            archive = zipfile.ZipFile(file)
+            reader = _Listed(cast(io.RawIOBase, file))
+            archive = zipfile.ZipFile(reader)
+            reader.most = size
         except Exception as error:
             raise _damaged(path, None, error) from error
         with archive:
+            check_held(path, len(archive.infolist()))
             members = {member.filename: member for member in archive.infolist()}
             if len(members) != len(archive.infolist()):
                 raise CubeFileError("two arrays have the same name", file=path, remedy="write the file again")
@@ -69,6 +83,17 @@ def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
                 return cube, None
             values = _member(archive, members[f"{WAVELENGTH_KEY}.npy"], path, size, WAVELENGTH_KEY, dimensions=1)
     return cube, _wavelengths(values, cube.shape[0], path)
+
+
+class _Listed(io.BufferedReader):
+    """An archive whose list of members, which `zipfile` reads at once, must not be longer than that of many arrays."""
+
+    most = MOST_HELD << 8
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.most:
+            raise ValueError(f"its list of arrays takes {size} bytes")
+        return super().read(size)
 
 
 def _wavelengths(values: NDArray[Any], bands: int, path: Path) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.durable import sync_folder
+from runtime.durable import TOKEN, alone_in, part_of, sync_folder
 from runtime.errors import CubeFileError, MachineError
 from runtime.untrusted import open_regular
 
@@ -26,11 +26,17 @@ NO_LIMIT = 1 << 46
 PIECE = 1 << 24
 """Bytes moved at a time between a file and an array."""
 
+MOST_HELD = 2000
+"""Arrays that a file may hold beside each other: each takes up to a millisecond to look at."""
+
 SMALL_EXPANSION = 64 << 20
 """Bytes any compressed file may expand to: no flight computer runs out of memory over them."""
 
 EXPANSION_RATIO = 100
 """Largest expansion above SMALL_EXPANSION. Sensor noise keeps real cubes below 10; deflate itself reaches 1032."""
+
+_READY = f".?*.{TOKEN}.ready"
+"""Names of headers whose pairs are whole, and not yet in their places."""
 
 
 def reason(error: BaseException) -> str:
@@ -72,6 +78,26 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             yield file, size
         except OSError as error:
             raise CubeFileError(f"cannot be read: {reason(error)}", file=path, remedy="check the disk") from error
+
+
+@contextmanager
+def unchanged(*paths: Path) -> Iterator[None]:
+    """Raise CubeFileError where one of the files was written to, or replaced, while they were read in the block."""
+    before = list(map(mark_of, paths))
+    yield
+    for path, mark in zip(paths, before, strict=True):
+        if mark_of(path) != mark:
+            raise CubeFileError(
+                "was changed while it was read", file=path, remedy="read it again when nothing writes to it"
+            )
+
+
+def mark_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; empty where there is none."""
+    with suppress(OSError, ValueError):
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return ()
 
 
 def available_memory(system: Path = Path("/")) -> int:
@@ -172,6 +198,14 @@ def check_expansion(path: Path, expanded: int, stored: int, *, key: str | None =
         )
 
 
+def check_held(path: Path, held: int) -> None:
+    """Refuse a file that holds too many arrays: CubeFileError."""
+    if held > MOST_HELD:
+        raise CubeFileError(
+            f"holds more than {MOST_HELD} arrays", file=path, remedy="save the cube in a file of its own"
+        )
+
+
 def fill(array: NDArray[Any], read: Callable[[int], bytes]) -> int:
     """Fill a C-contiguous `array` from `read(n)`, which gives 1..n bytes, or none at the end.
 
@@ -209,72 +243,74 @@ def read_at(file: BinaryIO, path: Path, offset: int, array: NDArray[Any]) -> int
 
 
 def write_together(targets: Sequence[tuple[Path, Callable[[BinaryIO], None]]]) -> None:
-    """Write files of one folder so that all of them are there afterwards, or none.
+    """Write a file, or a pair in one folder, so that it is whole afterwards, or nothing has changed.
 
-    Every file is written under a temporary name and synced; only then are they renamed, in the order given. A single
-    file replaces its predecessor in one step. Of several, the predecessors are moved aside in the reverse order first
-    and put back on failure: at no moment does a later file (a header) stand beside an earlier one (its data) that it
-    does not describe.
+    All is written under temporary names and synced first. A single file replaces its predecessor in one step. A pair
+    cannot: its header is renamed to say that it is ready, from where on any reader or writer would complete what is
+    left to do, if this one is killed (`complete_pairs`).
 
     Args:
-        targets: pairs of a path and a function that writes its contents.
+        targets: pairs of a path and a function that writes its contents; the header comes last.
 
     Raises:
-        CubeFileError: the system refused (no space, no permission, a folder in the way); nothing has changed.
+        CubeFileError: the system refused (no space, no permission, a folder in the way).
     """
-    folder = targets[0][0].parent
-    temporary = [folder / f".{secrets.token_hex(8)}.part" for _ in targets]
-    aside: list[tuple[Path, Path]] = []
-    placed: list[Path] = []
+    folder, token = targets[0][0].parent, secrets.token_hex(6) if len(targets) > 1 else ""
     current = targets[0][0]
     try:
-        for (path, write), part in zip(targets, temporary, strict=True):
-            current = path
-            if path.is_dir():
-                raise IsADirectoryError(0, "a folder of that name is in the way")
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-            with open(descriptor, "wb") as file:  # noqa: PTH123
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        if len(targets) > 1:
-            for current in (path for path, _ in reversed(targets) if os.path.lexists(path)):
-                kept = folder / f".{secrets.token_hex(8)}.old"
-                os.replace(current, kept)  # noqa: PTH105
-                aside.append((kept, current))
-            if aside:
+        with ExitStack() as stack:
+            for current, write in targets:
+                if current.is_dir():
+                    raise IsADirectoryError(0, "a folder of that name is in the way")
+                part = stack.enter_context(part_of(current, token))
+                with part.open("wb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            if not token:
+                os.replace(part, current)  # noqa: PTH105
                 sync_folder(folder)
-        for (path, _), part in zip(targets, temporary, strict=True):
-            current = path
-            replaces = os.path.lexists(path)
-            os.replace(part, path)  # noqa: PTH105
-            if not replaces:
-                placed.append(path)
-        sync_folder(folder)
-    except BaseException as error:
-        for path in [*reversed(placed), *temporary]:
-            with suppress(OSError):
-                path.unlink()
-        lost = [kept for kept, path in reversed(aside) if not _put_back(kept, path)]
-        if isinstance(error, (OSError, ValueError)):
-            raise CubeFileError(
-                f"cannot be written: {reason(error)}",
-                file=current,
-                remedy="check the folder, its permissions and its free space"
-                + "".join(f"; the file replaced is kept as {kept.name}" for kept in lost),
-            ) from error
-        raise
-    for kept, _ in aside:
-        with suppress(OSError):
-            kept.unlink()
+                return
+            with alone_in(folder):
+                _complete(folder)
+                ready = part.with_suffix(".ready")
+                try:
+                    os.replace(part, ready)  # noqa: PTH105
+                    sync_folder(folder)
+                except OSError:
+                    ready.unlink(missing_ok=True)
+                    raise
+                _complete(folder)
+    except (OSError, ValueError) as error:
+        raise CubeFileError(
+            f"cannot be written: {reason(error)}",
+            file=current,
+            remedy="check the folder, its permissions and its free space",
+        ) from error
 
 
-def _put_back(kept: Path, path: Path) -> bool:
-    try:
-        os.replace(kept, path)  # noqa: PTH105
-    except OSError:
-        return False
-    return True
+def complete_pairs(folder: Path) -> None:
+    """Put in their places the pairs of a folder that were ready when their writers were killed."""
+    with suppress(OSError):
+        if any(folder.glob(_READY)):
+            with alone_in(folder):
+                _complete(folder)
+
+
+def _complete(folder: Path) -> None:
+    """The same for a caller that is `alone_in` it: no header ever stands beside data that it does not describe."""
+    # In a folder that all may write to, strangers may have made what looks like a pair.
+    owners = (os.geteuid(), folder.stat().st_uid)
+    for ready in list(folder.glob(_READY)):
+        header, end = folder / ready.name[1:-19], f"{ready.suffixes[-2]}.part"
+        parts = list(folder.glob(f".*{end}"))
+        if all(file.lstat().st_uid in owners for file in (ready, *parts)):
+            header.unlink(missing_ok=True)
+            for part in parts:
+                os.replace(part, folder / part.name[1:].removesuffix(end))  # noqa: PTH105
+            sync_folder(folder)
+            os.replace(ready, header)  # noqa: PTH105
+            sync_folder(folder)
 
 
 def refuse_inputs(path: Path, inputs: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, plain, printable
 from runtime.files import foreign
-from runtime.files.disk import PIECE, allocated, opened, read_at, refuse_inputs, write_together
+from runtime.files.disk import PIECE, allocated, complete_pairs, opened, read_at, refuse_inputs, write_together
 from runtime.files.envi_header import CODE_OF_TYPE, EnviHeader, is_envi, parse_header
 from runtime.files.envi_text import Interleave, header_text
 
@@ -49,6 +49,7 @@ def growing_pair_of(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     if path.suffix.lower() != ".hdr":
         return pair_of(path)
+    complete_pairs(path.parent)
     with opened(path):
         return path, _data_file(path, likely(path.stem, _beside(path)))
 
@@ -70,6 +71,7 @@ def _usual(stem: str, name: str) -> bool:
 
 def _found(path: Path) -> tuple[Path, Path, tuple[str, ...]]:
     """A pair, and the names of files that are passed over since their size is not the one that the header says."""
+    complete_pairs(path.parent)
     with opened(path):
         pass
     if path.suffix.lower() != ".hdr":
@@ -377,6 +379,7 @@ def target_pair(path: Path, size: int | None = None) -> tuple[Path, Path]:
         header_path, data_path = path, path.with_suffix(".img")
     else:
         header_path, data_path = path.with_suffix(".hdr") if path.suffix else _with_suffix(path, ".hdr"), path
+    complete_pairs(path.parent)
     stem = header_path.stem
     rivals = [name for name, there in _beside(header_path).items() if _usual(stem, name) or there == size]
     rivals = [name for name in rivals if name != data_path.name]

@@ -10,7 +10,7 @@ else left out with a word.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, isinf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,6 +226,8 @@ def _number(found: Mapping[str, Field], key: str, path: Path) -> float | None:
     value = _float(re.split(r"[\s,;]+", text)[0]) if len(values) == 1 else None
     if value is None:
         raise wrong(field, path, "is not a number", "correct or delete it")
+    if isinf(value) and not _NOT_FINITE.search(text):
+        raise wrong(field, path, "is larger than a number can be", "correct or delete it")
     return value
 
 

@@ -135,7 +135,7 @@ def split(text: str, path: Path) -> tuple[dict[str, Field], dict[str, str]]:
 
     Braces nest, since a list that lost its closing brace would otherwise swallow the keys after it unnoticed; a list of
     one value per band ends at the next key at the latest. A line that is neither blank, comment nor `key = value` is a
-    vendor's note, unless it begins with a key that we interpret.
+    vendor's note, unless it begins with a key that we interpret, or is the last one and is cut off.
     """
     if "\0" in text:
         raise CubeFileError(
@@ -149,10 +149,12 @@ def split(text: str, path: Path) -> tuple[dict[str, Field], dict[str, str]]:
         raise CubeFileError("the first line is not ENVI", file=path, line=1, remedy="give an ENVI header")
     found: dict[str, Field] = {}
     doubts: dict[str, str] = {}
-    last = ""
+    last, cut = "", None
+    whole = text.rstrip(" \t").endswith(("\n", "\r"))
     for number, line in rows:
         if not line or line.startswith(";"):
             continue
+        cut = None
         if line.startswith("{") and last and not found[last].text:
             name, value = found.pop(last).name, line
         elif "=" in line and not line.startswith(("{", "}")):
@@ -161,6 +163,8 @@ def split(text: str, path: Path) -> tuple[dict[str, Field], dict[str, str]]:
         else:
             _note(line, number, rows, path, doubts)
             last = ""
+            if not whole or any(key.startswith(normalised(line)) for key in INTERPRETED_KEYS):
+                cut = number, line
             continue
         last = normalised(name)
         if last in BAND_KEYS:
@@ -180,6 +184,12 @@ def split(text: str, path: Path) -> tuple[dict[str, Field], dict[str, str]]:
                 "a value without a key", file=path, line=number, value=value, remedy="name it or delete it"
             )
         _add(found, doubts, last, Field(name, value, number), path)
+        if not (value or whole) and last in INTERPRETED_KEYS:
+            cut = number, line
+    if cut is not None:
+        raise CubeFileError(
+            "the header ends within this line", file=path, line=cut[0], value=cut[1], remedy="copy it again, whole"
+        )
     return {key: field for key, field in found.items() if key not in doubts}, doubts
 
 

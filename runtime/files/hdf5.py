@@ -127,8 +127,10 @@ def _unfiltered(
             raw = inflater.decompress(raw, expected + 5)
             if not inflater.eof:
                 raise damaged(path, f"a chunk inflates beyond its {expected} bytes or is cut short", name)
-        elif len(raw) == expected:
-            raw = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1).T.tobytes()
+        else:
+            # A checksum may have been stored before the shuffle, whose bytes beyond whole elements stay where they are.
+            rest = len(raw) - len(raw) % dtype.itemsize
+            raw = np.frombuffer(raw[:rest], np.uint8).reshape(dtype.itemsize, -1).T.tobytes() + raw[rest:]
     if len(raw) != expected:
         raise damaged(path, f"a chunk holds {len(raw)} bytes instead of {expected}", name)
     return np.frombuffer(raw, dtype).reshape(chunk)

@@ -17,14 +17,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, plain
-from runtime.files.disk import opened
+from runtime.files.disk import MOST_HELD, opened
 from runtime.files.hdf5 import is_hdf5
 from runtime.files.layout import AS_CUBE, AS_PLANE, Order, check_plane, check_shape, to_cube
 from runtime.files.matlab_hdf5 import opened_hdf5
 from runtime.files.matlab_level5 import HEADER_BYTES, Level5
 from runtime.files.matlab_variables import NUMERIC, Contents, Variable
 
-_MOST_FIELDS = 10_000
 _MOST_LISTED = 20
 
 _LINES = ("nrow", "nrows", "row", "rows", "height", "h", "lines", "nlines")
@@ -42,7 +41,7 @@ def read_mat(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
         key: the array's name, behind those of the structs or groups that it is in, with dots or slashes between; for a
             2-D array followed by lines and samples of the image, as in `Y:307x307`. None takes the only 3-D numeric
             array outside structs; where `order` has two axes, the only 2-D one with more than one row and column. Of a
-            struct the first 10000 fields are looked at, and 16 levels.
+            struct the first 2000 fields are looked at, and 16 levels.
 
     Raises:
         CubeFileError: it is no such file or damaged; there is no such array, or several to choose from; it is no array
@@ -128,7 +127,7 @@ class _Choice:
     def _named(self, key: str) -> list[Variable]:
         names = (key, key.lstrip("/").replace("/", "."))
         around = [v for v in self.top if any(name.startswith(f"{v.name}.") for name in names)]
-        fields = islice(chain.from_iterable(map(self.contents.inside, around)), _MOST_FIELDS)
+        fields = islice(chain.from_iterable(map(self.contents.inside, around)), MOST_HELD)
         return [v for v in self.top if v.name in names] or [v for v in fields if v.name in names]
 
     def _size(self, name: str, text: str) -> _Size:
@@ -143,7 +142,7 @@ class _Choice:
         """The variables, each followed by what is in it; of hostile files not all."""
         found: list[Variable] = []
         for variable in self.top:
-            found += self._with_fields(variable, max(0, _MOST_FIELDS - len(found)))
+            found += self._with_fields(variable, max(0, MOST_HELD - len(found)))
         return found
 
     def _with_fields(self, variable: Variable, most: int) -> list[Variable]:

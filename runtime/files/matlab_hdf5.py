@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
-from runtime.files.disk import reason
+from runtime.files.disk import check_held, reason
 from runtime.files.hdf5 import read_dataset
 from runtime.files.layout import Order
 from runtime.files.matlab_variables import DEEPEST, NUMERIC, Variable
@@ -33,6 +33,7 @@ class Hdf5:
         self._headed = head.startswith(_HEADER)
 
     def top(self) -> list[Variable]:
+        check_held(self._path, len(self._file))
         return [held for held in _held(self._file, ()) if not held.name.startswith("#")]
 
     def inside(self, variable: Variable) -> Iterator[Variable]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
-from runtime.files.disk import EXPANSION_RATIO, SMALL_EXPANSION, allocated, check_expansion, fill, reason
+from runtime.files.disk import EXPANSION_RATIO, SMALL_EXPANSION, allocated, check_expansion, check_held, fill, reason
 from runtime.files.hdf5 import damaged
 from runtime.files.layout import Order
 from runtime.files.matlab_variables import DEEPEST, NUMERIC, Variable
@@ -74,8 +74,9 @@ class Level5:
 
     def top(self) -> list[Variable]:
         """By the tag of each variable and the first bytes behind it: linear in the number of variables."""
-        found, offset = [], HEADER_BYTES
+        found, offset, elements = [], HEADER_BYTES, 0
         while offset < self._size:
+            check_held(self._path, elements := elements + 1)
             if offset + 8 > self._size:
                 raise damaged(self._path, f"a tag is cut off at byte {offset}")
             kind, length, _ = _Bytes(self._file, _Place(offset, 8, False), self._path, self._endian).tag(small=False)

@@ -67,6 +67,11 @@ def _of_mark(mark: Mark, count: int, dtype: np.dtype[Any], every: str) -> str | 
         )
     if mark.whence == "flag":
         return None if count else f"no value is the {number(mark.named or mark.low)} that --ignore-value says"
+    if not np.isfinite(mark.low) and dtype.kind != "f":
+        return (
+            f"the mark of missing pixels is said to be {number(mark.low)}, which no {dtype} is: none is taken as "
+            "missing by it; say --ignore-value with the right one, or none"
+        )
     if mark.named is None or not count:
         return None
     if mark.low < mark.high:

@@ -6,6 +6,7 @@ begin.
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -49,7 +50,7 @@ class EnviFile(Source):
         self.format, self.stated = format_of(header, options), stated_by(header)
         self._pace = Pace(options.rate)
         self._header = header
-        self._lines = LineReader(header, options.frame)
+        self._lines = LineReader(header, options.frame, steady=True)
 
     def read(self, line: Line, timeout: float) -> Event:
         check_buffer(line, self.format)
@@ -80,6 +81,7 @@ class LineReader:
     Args:
         header: of the pair.
         frame: see `SourceOptions`.
+        steady: it is an error where somebody writes to the file, even where all lines are still there.
 
     Attributes:
         next: number of the line that comes next.
@@ -88,7 +90,7 @@ class LineReader:
         CubeFileError: the data file cannot be read, or has no whole frames and no index that tells them.
     """
 
-    def __init__(self, header: EnviHeader, frame: int | None = None) -> None:
+    def __init__(self, header: EnviHeader, frame: int | None = None, *, steady: bool = False) -> None:
         self._header, self._flags = header, _recorded(header)
         if self._flags is None:
             refuse_other_frames(header.lines, frame, header.path)
@@ -97,6 +99,7 @@ class LineReader:
         self._stack = ExitStack()
         self._file, _ = self._stack.enter_context(opened(header.data_path))
         self._end = header.lines
+        self._written = self._status().st_mtime_ns if steady else None
 
     @property
     def left(self) -> int:
@@ -131,7 +134,22 @@ class LineReader:
             count = read_at(self._file, header.data_path, offset, self._block[:count]) // header.line_bytes
             if not count:
                 raise self._cut_short()
+        now = self._status()
+        if (
+            self._written not in (None, now.st_mtime_ns)
+            and now.st_size >= header.header_offset + header.lines * header.line_bytes
+        ):
+            raise CubeFileError(
+                f"was written to while it was read: line {self.next} may be another one",
+                file=header.data_path,
+                key="lines",
+                value=header.lines,
+                remedy="read it when nothing writes to it, or with envi-live: while it grows",
+            )
         self._first, self._held = self.next, count
+
+    def _status(self) -> os.stat_result:
+        return os.fstat(self._file.fileno())
 
     def _cut_short(self) -> CubeFileError:
         return CubeFileError(

@@ -23,8 +23,8 @@ from runtime.files.envi import growing_pair_of
 from runtime.files.envi_header import EnviHeader, stated_by
 from runtime.lines import NO_FLAGS, Broken, Ended, Event, Flag, Line, Missing, Quiet, Taken
 from runtime.sources.contract import Source, SourceOptions
-from runtime.sources.envi_file import block_shape, converting, described, format_of, line_in, path_of, sampled
-from runtime.sources.growing import Growing, in_words, layout
+from runtime.sources.envi_file import block_shape, described, format_of, line_in, path_of, sampled
+from runtime.sources.growing import Growing, changed, in_words, layout
 from runtime.sources.pacing import Pace, check_buffer
 
 IDLE_SECONDS = 10.0
@@ -121,7 +121,8 @@ class EnviLive(Source):
             self._look_for_the_next()
             return
         file, header = self._file, self._file.header
-        file.check_header()
+        if not file.check_header(self._options):
+            return
         size = file.size()
         whole = max(0, size - header.header_offset) // header.line_bytes
         # A torn line may be cut off again, as a recorder does that was restarted; whole lines may not.
@@ -173,12 +174,13 @@ class EnviLive(Source):
                 self._events.append(Broken(f"it did not come back: {error}"))
                 self._end()
             return
-        same = layout(file.header) == layout(old) and not converting(self.stated, file.header)
-        if not same or repr(format_of(file.header, self._options)) != repr(self.format):
+        keys = changed(old, file.header, self._options)
+        if keys or layout(file.header) != layout(old):
             file.close()
             raise CubeFileError(
                 "the file that took its place has another layout, scale, gains, bad bands or wavelengths",
                 file=file.header.path,
+                key=", ".join(keys) or None,
                 value=in_words(file.header),
                 remedy=f"open it anew; the file before had {in_words(old)}",
             )

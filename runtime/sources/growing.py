@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from runtime.errors import CubeFileError
-from runtime.files.disk import opened, reason
+from runtime.files.disk import mark_of, opened, reason
 from runtime.files.envi import read_text
-from runtime.files.envi_header import EnviHeader, parse_header
+from runtime.files.envi_header import EnviHeader, parse_header, stated_by
+from runtime.files.envi_text import GAIN_KEYS
+from runtime.sources.contract import SourceOptions
 
 _NO_LINES = re.compile(r"^([ \t]*lines[ \t]*=[ \t]*)0+(?=[ \t\r]*$)", re.ASCII | re.IGNORECASE | re.MULTILINE)
+
+_CONVERTING = ("gains", "offsets", "reflectance_gains", "reflectance_offsets")
+_MEANING = {
+    "reflectance scale factor": "scale",
+    "wavelength": "wavelengths",
+    "data ignore value": "marks",
+    "bbl": "bad",
+    **dict(zip(GAIN_KEYS, _CONVERTING, strict=True)),
+}
+"""Keys that say what numbers mean, and what of `Stated` they become."""
+_SETTLED_S = 0.2
+"""What a header says anew is believed when it stands there for so long: it may be half written."""
 
 
 @dataclass(eq=False)
@@ -25,11 +40,12 @@ class Growing:
     header_mark: tuple[int, ...]
     data: BinaryIO
     stack: ExitStack
+    _anew: tuple[tuple[int, ...], float] = ((), 0.0)
 
     @classmethod
     def opened(cls, header_path: Path, data_path: Path) -> Growing:
         """Raises CubeFileError: there is no such file, no data in it, or no whole header."""
-        mark = _mark(header_path)
+        mark = mark_of(header_path)
         header = _read(header_path, data_path)
         with ExitStack() as stack:
             data, _ = stack.enter_context(opened(data_path))
@@ -54,28 +70,44 @@ class Growing:
                 f"cannot be read: {reason(error)}", file=self.header.data_path, remedy="check the disk"
             ) from error
 
-    def check_header(self) -> None:
+    def check_header(self, options: SourceOptions) -> bool:
         """Read the header again where it was rewritten; one that is not whole is left alone until it changes again.
 
+        Returns:
+            whether it says what it said before; it may say otherwise where it is being written just now.
+
         Raises:
-            CubeFileError: it says now that the lines look otherwise than they were read.
+            CubeFileError: it says now that the lines look otherwise, or mean something else, than they were read.
         """
-        mark = _mark(self.header.path)
+        mark = mark_of(self.header.path)
         if mark in (self.header_mark, ()):
-            return
-        self.header_mark = mark
-        try:
-            header = _read(self.header.path, self.header.data_path)
-        except CubeFileError:
-            return
+            return True
+        if self._anew[0] != mark:
+            self._anew = mark, time.monotonic()
+        header, keys = self.header, []
+        with suppress(CubeFileError):
+            header = _read(header.path, header.data_path)
+            keys = changed(self.header, header, options)
         # The header of a file that has taken this one's place is that file's.
-        if layout(header) != layout(self.header) and not self.replaced():
+        if (layout(header) == layout(self.header) and not keys) or self.replaced():
+            self.header_mark = mark
+            return True
+        if time.monotonic() - self._anew[1] < _SETTLED_S:
+            return False
+        if layout(header) == layout(self.header):
             raise CubeFileError(
-                "the header was rewritten with another layout than the lines were read with",
-                file=self.header.path,
-                value=in_words(header),
-                remedy=f"it was {in_words(self.header)}; read the file again when it is whole",
+                "the header was rewritten, and says something else of the numbers than the lines were read by",
+                file=header.path,
+                key=", ".join(keys),
+                value=header.fields.get(keys[0]),
+                remedy="read the file again when it is whole, or tell its recorder to say this before the first line",
             )
+        raise CubeFileError(
+            "the header was rewritten with another layout than the lines were read with",
+            file=header.path,
+            value=in_words(header),
+            remedy=f"it was {in_words(self.header)}; read the file again when it is whole",
+        )
 
     def close(self) -> None:
         self.stack.close()
@@ -86,17 +118,18 @@ def _read(path: Path, data_path: Path) -> EnviHeader:
     return parse_header(_NO_LINES.sub(r"\g<1>1", read_text(path)), path=path, data_path=data_path)
 
 
-def _mark(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; empty where there is none."""
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
-    return ()
-
-
 def layout(header: EnviHeader) -> tuple[object, ...]:
     """What says where each value of a line is; the number of lines is no part of it."""
     return header.bands, header.samples, header.dtype, header.interleave, header.header_offset
+
+
+def changed(old: EnviHeader, new: EnviHeader, options: SourceOptions) -> list[str]:
+    """Keys that say something else of what the numbers mean, without those for which the options speak."""
+    told = {"scale": options.scale, "wavelengths": options.wavelengths}
+    one, two = stated_by(old), stated_by(new)
+    # By their text, since the mark of missing pixels may be NaN.
+    differs = {name: repr(getattr(one, name)) != repr(getattr(two, name)) for name in _MEANING.values()}
+    return [key for key, name in _MEANING.items() if differs[name] and told.get(name) is None]
 
 
 def in_words(header: EnviHeader) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from deploy.folders import ours_alone
 from export.networks import load_checkpoint, network_of, save_checkpoint
 from runtime.bundle import load_bundle
 from runtime.bundle_files import read_manifest
@@ -145,6 +147,36 @@ def test_what_is_not_the_unfinished_build_of_this_recipe_is_not_used(capsys: Cap
     assert done.code == 0 and "unfinished" not in done.out
     assert names_in(unfinished) == sorted([*others, "bundle", "net.safetensors"])
     assert (unfinished / "bundle" / "graphs" / "fp32.onnx").read_bytes() == graph, "the same recipe, other bytes"
+
+
+def test_two_builds_do_not_share_what_is_unfinished(capsys: Capsys, unfinished: Path) -> None:
+    (work,) = unfinished.glob(UNFINISHED)
+    other = Path(shutil.copytree(work, unfinished / ".bundle.building-0123456789abcdef"))
+    with ours_alone(other):
+        with ours_alone(work):
+            done = invoke(capsys, "build", "--checkpoint", "net.safetensors", *RECIPE, "--out", "bundle")
+            assert_failed(done, 2, "another process is at the same work")
+            assert names_in(work) == names_in(other) == ["graph.json", "graph.onnx"]
+        done = invoke(capsys, "build", "--checkpoint", "net.safetensors", *RECIPE, "--out", "bundle")
+    assert done.code == 0 and "going on with an unfinished build" in done.out
+    assert names_in(unfinished) == [other.name, "bundle", "net.safetensors"]
+
+
+@pytest.mark.parametrize("made", ["writable", "link", "another's"])
+def test_what_somebody_else_may_have_made_is_not_gone_on_with(capsys: Capsys, unfinished: Path, made: str) -> None:
+    (work,) = unfinished.glob(UNFINISHED)
+    assert stat.S_IMODE(work.stat().st_mode) == 0o700
+    if made == "link":
+        work.symlink_to(work.rename(unfinished / "elsewhere"))
+    elif made == "writable":
+        work.chmod(0o777)
+    elif os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    else:
+        os.chown(work, 1, 1)
+    done = invoke(capsys, "build", "--checkpoint", "net.safetensors", *RECIPE, "--out", "bundle")
+    assert_failed(done, 2, work.name)
+    assert (work / "graph.onnx").is_file()
 
 
 # A graph that fails

@@ -13,6 +13,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from tests.contracts.bundles import (
 )
 from tests.contracts.coded import CODE, CODE_FILE, CODED, coded_bundle, decoded
 from tests.contracts.graphs import damp_like, known_graph
+from tests.contracts.killing import killed
 
 
 @pytest.fixture(scope="module")
@@ -481,6 +483,13 @@ WRONG: dict[str, tuple[Change, str]] = {
         lambda c: (c["signature"]["restored"].update(bands=4), c["signature"].update(band_groups=False)),
         "3 wavelengths for 4 bands",
     ),
+    **{
+        f"wavelengths {told}": (
+            lambda c, told=told: c.update(wavelengths=told),
+            "wavelengths: .*must increase strictly",
+        )
+        for told in ([500.0, 400.0, 300.0], [400.0, 500.0, 500.0], [-1.0, 400.0, 500.0], [0.0, 400.0, 500.0])
+    },
     "more lines": (lambda c: planes(c, lines=16), OTHER_GRAPH),
     "lines of one plane": (lambda c: c["signature"]["restored"].update(lines=16), "as large as they went in"),
     "more experts": (lambda c: c["signature"]["side"][0].update(shape=[2, 5]), OTHER_GRAPH),
@@ -545,6 +554,38 @@ WRONG: dict[str, tuple[Change, str]] = {
     "half a character": (lambda c: c["network"].update(about="\ud800"), "altered or damaged"),
     "graph that is an array": (lambda c: c["graphs"].update(fp32="golden/routing.npy"), "the graph"),
 }
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
+FREE = {
+    "evidence": lambda c: c["evidence"],
+    "options": lambda c: c["network"]["options"],
+    "configuration": lambda c: c["network"]["configuration"],
+}
+BEYOND = {
+    "deep": (nested(20), "nested too deep"),
+    "as deep as JSON is read": (nested(150), "nested too deep"),
+    "many": ([0] * 200_000, "too many values"),
+    "large": (10**4000, "too large"),
+    "large and negative": (-(2**63), "too large"),
+}
+
+
+@pytest.mark.parametrize("beyond", BEYOND)
+@pytest.mark.parametrize("place", FREE)
+def test_what_is_free_in_a_manifest_has_bounds(altered: Path, place: str, beyond: str) -> None:
+    held, match = BEYOND[beyond]
+    reseal(altered, lambda content: FREE[place](content).update(here=held))
+    refused(altered, match)
+
+
+def test_what_is_free_in_a_manifest_is_taken_within_bounds(altered: Path) -> None:
+    within = {"deep": nested(10), "many": [0.5] * 50_000, "large": 2**63 - 1}
+    reseal(altered, lambda content: content["evidence"].update(within))
+    assert verified_bundle(altered).manifest.evidence["large"] == 2**63 - 1
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -632,6 +673,7 @@ def named(content: dict[str, Any], name: str) -> None:
 
 
 WRONG_MADE: dict[str, tuple[Change, str]] = {
+    "deep proof": (lambda c: c["proof"].update(nested(20)), "nested too deep"),
     **{f"file {p!r}": (lambda c, p=p: named(c, p), "inside") for p in OUTSIDE},
     "unknown version": (
         lambda c: c.update(schema_version=2),
@@ -1015,6 +1057,32 @@ def test_a_bundle_that_cannot_take_its_place_leaves_the_older_one(
         install_bundle(tmp_path / "absent", tmp_path / "bundle", replace=True)
     load_bundle(tmp_path / "bundle").close()
     assert names_in(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_bundle_is_whole_wherever_its_installation_was_killed(
+    identity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    monkeypatch.setattr("runtime.bundle_files.swap", lambda one, other: False)
+    gone = code = 0
+    for kill_at in range(100):
+        folder = tmp_path / str(kill_at)
+        known_bundle(folder / "bundle", gain=2.0)
+        shutil.copytree(identity, folder / "new")
+        if link:
+            (folder / "link").symlink_to("bundle")
+        out = folder / ("link" if link else "bundle")
+        known = [(folder / name / MANIFEST).read_bytes() for name in ("bundle", "new")]
+        code = killed(kill_at, partial(install_bundle, folder / "new", out, replace=True))
+        gone += not out.exists()
+        assert dump(read_manifest(out)) in known
+        verified_bundle(out)
+        shutil.copytree(identity, folder / "newer")
+        install_bundle(folder / "newer", out, replace=True)
+        assert set(names_in(folder)) - {"new", "link"} == {"bundle"}
+        if code == 0:
+            break
+    assert code == 0 and gone
 
 
 def test_behind_a_link_the_bundle_is_replaced_and_the_link_stays(identity: Path, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import scipy.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,3 +266,32 @@ def test_damaged_files_raise_one_kind_of_error(
         assert read_cube(path).cube.size == 60
     except CubeFileError as error:
         assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("most", [4, 5])
+@pytest.mark.parametrize("name", ["a.npz", "a.mat", "a-7.3.mat"])
+def test_a_file_of_very_many_arrays_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int
+) -> None:
+    arrays, path = {"cube": sample("u2"), **{f"v{i}": np.zeros(3) for i in range(4)}}, tmp_path / name
+    if name == "a.npz":
+        np.savez(path, **arrays)
+    elif name == "a.mat":
+        scipy.io.savemat(path, arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            file.update(arrays)
+    monkeypatch.setattr("runtime.files.disk.MOST_HELD", most)
+    if most == 5:
+        assert read_cube(path).cube.ndim == 3
+    else:
+        with pytest.raises(CubeFileError, match=rf"{name}: holds more than 4 arrays; save the cube in a file"):
+            read_cube(path)
+
+
+def test_the_list_of_an_archive_is_not_read_however_long_it_is(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for number in range(10_000):
+            archive.writestr(f"array-{number}.npy", b"")
+    with pytest.raises(CubeFileError, match=r"a\.npz: .*its list of arrays takes \d+ bytes"):
+        read_cube(tmp_path / "a.npz")

@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 
+import runtime.files
 from runtime.errors import CubeFileError
-from runtime.files import READERS, WRITERS, read_cube
+from runtime.files import READERS, WRITERS, read_cube, write_cube
 from tests.runtime.files_data import sample, write_pair
 
 
@@ -30,6 +33,34 @@ def test_what_is_no_file_to_read(tmp_path: Path, suffix: str) -> None:
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(CubeFileError, match="is not a regular file"):
+        read_cube(path)
+
+
+@pytest.mark.parametrize("how", ["overwritten", "longer", "replaced"])
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.mat", "a.hdr", "a.img", "a.png"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
+    path, cube = tmp_path / name, sample("u1", (3, 5, 4))
+    write = {".npz": lambda: np.savez(path, cube=cube), ".mat": lambda: scipy.io.savemat(path, {"cube": cube})}
+    write.get(path.suffix, lambda: write_cube(path, cube))()
+    data = path.with_suffix(".img") if name == "a.hdr" else path
+    where = "read_envi" if data.suffix == ".img" else f"read_{'photograph' if name == 'a.png' else path.suffix[1:]}"
+    read = getattr(runtime.files, where)
+
+    def meanwhile(*arguments: Any) -> Any:
+        found = read(*arguments)
+        content = data.read_bytes()
+        if how == "replaced":
+            data.rename(tmp_path / "before")
+        data.write_bytes(content + b" " * (how == "longer"))
+        if how == "overwritten":
+            os.utime(data, ns=(0, 1))
+        return found
+
+    assert read_cube(path).cube.size == cube.size
+    monkeypatch.setattr(runtime.files, where, meanwhile)
+    with pytest.raises(CubeFileError, match=rf"{data.name}: was changed while it was read"):
         read_cube(path)
 
 

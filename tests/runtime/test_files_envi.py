@@ -300,6 +300,8 @@ def test_units_of_wavelengths(
 
 
 REFUSED = [
+    ((), "data ignore value = 1e999", "is larger than a number can be (found '1e999')"),
+    ((), "data ignore value = -1e400", "is larger than a number can be"),
     (("samples",), "", "samples: is missing; add 'samples = ...'"),
     (("interleave",), "interleave =", "line 9, interleave: is not an interleave (found ''); set it to bil, bip or bsq"),
     (("interleave",), "interleave = bli", "is not an interleave (found 'bli')"),
@@ -332,6 +334,19 @@ REFUSED = [
     ((), "data ignore value = none", "is not a number (found 'none')"),
     ((), "note = a\0b", "holds NUL bytes"),
 ]
+
+
+@pytest.mark.parametrize("key", ["reflectance scale factor", "data ignore value", "wavelength", "data gain values"])
+def test_a_header_that_is_cut_off_within_a_key_is_refused(tmp_path: Path, key: str) -> None:
+    header = write_pair(tmp_path, sample("u2"), 12)
+    text = header.read_text()
+    for end in range(1, len(f"{key} = ") + 1):
+        header.write_text(f"{text.rstrip()}\n{f'{key} = '[:end]}")
+        with pytest.raises(CubeFileError, match=r"the header ends within this line|'=' is missing"):
+            read_header(header)
+    for note in ("written by a camera\n", "; a comment", "\n", "", "sensor type =", f"{key} = \n"):
+        header.write_text(f"{text.rstrip()}\n{note}")
+        assert read_header(header).reflectance_scale_factor is None
 
 
 @pytest.mark.parametrize(("drop", "line", "message"), REFUSED)

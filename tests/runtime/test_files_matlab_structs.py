@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,7 @@ def test_a_struct_that_expands_without_end(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_of_endless_fields_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.files.matlab._MOST_FIELDS", 4)
+    monkeypatch.setattr("runtime.files.matlab.MOST_HELD", 4)
     fields = struct_of({f"f{number}": OTHERS["nothing"] for number in range(9)} | {"Data": ARRAY})
     (tmp_path / "a.mat").write_bytes(HEAD + 2 * element(14, fields))
     assert ": s (1x1 struct), s.f0 (empty), s.f1 (empty), s.f2 (empty), s.f3 (empty), s (1x1 struct); " in refusal(
@@ -435,6 +436,35 @@ def test_a_checksum_that_is_stored_is_held(tmp_path: Path, shape: tuple[int, ...
         (tmp_path / "a.mat").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
         with pytest.raises(CubeFileError):
             read_cube(tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">f4", "<f8"])
+@pytest.mark.parametrize("order", list(permutations(("fletcher32", "shuffle", "deflate"))))
+def test_a_checksum_is_held_wherever_in_the_pipeline_it_stands(
+    tmp_path: Path, order: tuple[str, ...], dtype: str
+) -> None:
+    values, path = np.random.default_rng(0).integers(0, 9, (3, 5, 7)).astype(dtype), tmp_path / "a.mat"
+
+    def write() -> None:
+        with h5py.File(path, "w") as file:
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_chunk((2, 5, 3))
+            for name in order:
+                getattr(properties, f"set_{name}")(*([4] if name == "deflate" else []))
+            kind, space = h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(values.shape)
+            h5py.h5d.create(file.id, b"cube", kind, space, properties).write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+
+    write()
+    np.testing.assert_array_equal(read_cube(path, layout="samples,lines,bands").cube, values)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["cube"], values)
+        info = file["cube"].id.get_chunk_info(0)
+    if order[-1] == "fletcher32":
+        whole = bytearray(path.read_bytes())
+        whole[info.byte_offset + info.size - 1] ^= 1
+        path.write_bytes(whole)
+        with pytest.raises(CubeFileError, match=r"a\.mat, cube: .*checksum of a chunk"):
+            read_cube(path, layout="samples,lines,bands")
 
 
 def test_arrays_that_are_no_real_numbers_are_told_how_to_be_saved(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from runtime.durable import part_of, replacing, write_bytes
 from runtime.errors import CubeFileError
 from runtime.files import CubeFile, read_cube, write_cube
 from runtime.files.envi import pair_of, read_envi, read_header, write_envi
 from runtime.files.envi_text import Interleave, listed
+from tests.contracts.killing import killed
 from tests.runtime.files_data import CODES, DATA, REAL_HEADERS, edited, sample, skip_without_data, write_pair
 from tests.runtime.test_files_envi import by_gdal, by_spectral
 
@@ -203,9 +207,9 @@ class Failing:
         return self.function(*arguments, **options)
 
 
-FAILURES = (
-    [("fsync", count) for count in range(4)] + [("replace", count) for count in range(4)] + [("open", 0), ("open", 1)]
-)
+FAILURES = [("fsync", 0), ("fsync", 1), ("fsync", 2), ("replace", 0), ("open", 0), ("open", 1)]
+TOO_LATE = [("fsync", 3), ("fsync", 4), ("replace", 1), ("replace", 2)]
+"""Failures of a pair that is ready: it comes into its place as soon as the system lets it."""
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -249,33 +253,107 @@ def test_a_keyboard_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kill_at", range(7))
-def test_a_killed_replacement_leaves_no_header_with_other_data(tmp_path: Path, kill_at: int) -> None:
-    old, new = sample("u2", seed=1), sample("u2", seed=2)
-    write_envi(tmp_path / "out.img", old, interleave="bil")
+@pytest.mark.parametrize(("name", "count"), TOO_LATE)
+@pytest.mark.parametrize("once", [True, False])
+def test_a_pair_that_was_ready_is_whole_at_the_next_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: int, once: bool
+) -> None:
+    write_envi(tmp_path / "out.img", sample("u1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, Failing(getattr(os, name), count, OSError(errno.EIO, "broken"), once=once))
+        with pytest.raises(CubeFileError, match="broken"):
+            write_envi(tmp_path / "out.img", sample("f8"))
+    np.testing.assert_array_equal(read_envi(tmp_path / "out.hdr"), sample("f8"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.hdr", "out.img"]
+
+
+def test_a_pair_is_whole_wherever_its_writer_was_killed(tmp_path: Path) -> None:
+    old, new = sample("u2", seed=1), sample("u2", (4, 5, 6), seed=2)
+    brought = 0
+    for kill_at in range(100):
+        for first in (old, None):
+            folder = tmp_path / f"{kill_at}-{first is None}"
+            folder.mkdir()
+            if first is not None:
+                write_envi(folder / "out.img", first)
+            code = killed(kill_at, partial(write_envi, folder / "out.img", new, interleave="bsq"))
+            missing = not (folder / "out.hdr").exists()
+            try:
+                read = read_envi(folder / ("out.hdr", "out.img")[kill_at % 2])
+            except CubeFileError:
+                assert first is None
+                assert not (folder / "out.hdr").exists()
+                assert not (folder / "out.img").exists()
+            else:
+                assert any(np.array_equal(read, cube) for cube in (first, new) if cube is not None)
+                brought += missing
+            write_envi(folder / "out.img", old)
+            np.testing.assert_array_equal(read_envi(folder / "out.hdr"), old)
+            assert sorted(path.name for path in folder.iterdir()) == ["out.hdr", "out.img"]
+        if code == 0:
+            break
+    assert code == 0
+    assert brought > 3
+
+
+def test_what_a_living_writer_writes_is_left_alone(tmp_path: Path) -> None:
+    ready, go = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        steps = [0]
-
-        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any) -> Any:
-                if steps[0] == kill_at:
-                    os._exit(1)
-                steps[0] += 1
-                return function(*arguments)
-
-            return call
-
-        os.replace, os.fsync = counted(os.replace), counted(os.fsync)
-        write_envi(tmp_path / "out.img", new, interleave="bsq")
+        with replacing(tmp_path / "a.bin") as part:
+            part.write_bytes(b"first")
+            os.write(ready[1], b".")
+            os.read(go[0], 1)
         os._exit(0)
-    os.waitpid(child, 0)
-    try:
-        read = read_envi(tmp_path / "out.hdr")
-    except CubeFileError:
-        assert not (tmp_path / "out.hdr").exists()
-    else:
-        assert np.array_equal(read, old) or np.array_equal(read, new)
+    os.read(ready[0], 1)
+    (tmp_path / ".a.bin.0123456789ab.part").write_bytes(b"of a dead writer")
+    (tmp_path / ".b.bin.0123456789ab.part").write_bytes(b"of another name")
+    write_bytes(tmp_path / "a.bin", b"second")
+    assert len(list(tmp_path.glob(".a.bin.*.part"))) == 1
+    assert (tmp_path / "a.bin").read_bytes() == b"second"
+    os.write(go[1], b".")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "a.bin").read_bytes() == b"first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.bin.0123456789ab.part", "a.bin"]
+
+
+def test_a_folder_that_a_dead_writer_filled_is_removed(tmp_path: Path) -> None:
+    def fill() -> None:
+        with part_of(tmp_path / "a", folder=True) as part:
+            (part / "inside").mkdir()
+            (part / "inside" / "file").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert killed(100, fill) == -signal.SIGKILL
+    assert [path.name[:3] for path in tmp_path.iterdir()] == [".a."]
+    with part_of(tmp_path / "a", folder=True) as part:
+        assert list(tmp_path.iterdir()) == [part]
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_writers_of_one_pair_leave_one_of_theirs(tmp_path: Path) -> None:
+    cubes = [sample("u2", seed=seed) for seed in range(3)]
+    children = []
+    for cube in cubes:
+        child = os.fork()
+        if child == 0:
+            for _ in range(30):
+                write_envi(tmp_path / "out.img", cube, fields={"sum": str(int(cube.sum()))})
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    header = read_header(tmp_path / "out.hdr")
+    assert header.fields["sum"] == str(int(read_envi(header).sum()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.hdr", "out.img"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+def test_what_a_stranger_made_ready_is_not_taken(tmp_path: Path) -> None:
+    write_envi(tmp_path / "out.img", sample("u1"))
+    for name in (".out.hdr.0123456789ab.ready", ".out.img.0123456789ab.part"):
+        (tmp_path / name).write_bytes(b"ENVI")
+        os.chown(tmp_path / name, 1, 1)
+    np.testing.assert_array_equal(read_envi(tmp_path / "out.hdr"), sample("u1"))
 
 
 def test_npy_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

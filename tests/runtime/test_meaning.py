@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -195,6 +196,13 @@ def test_values_about_a_mark_that_are_measurements_stay_measurements() -> None:
     # 0.5 lies in the midst of the values, and none equals it.
     cube[cube == np.float32(0.5)] = 0.51
     assert not understood(cube, Stated(marks=(0.5,))).missing.any()
+
+
+@pytest.mark.parametrize("mark", [math.nan, math.inf, -math.inf])
+def test_a_mark_that_is_no_integer_is_doubted(mark: float) -> None:
+    found = understood(numbers("u2"), Stated(marks=(mark,)))
+    assert not found.missing.any() and "which no uint16 is" in found.doubts[0]
+    assert not understood(numbers("f4"), Stated(marks=(mark,))).doubts
 
 
 @pytest.mark.parametrize("mark", [-9999.0, 0.5, 70000.0, 1e300])

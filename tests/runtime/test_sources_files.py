@@ -218,6 +218,21 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path: Path, interleav
     np.testing.assert_array_equal(cube_from(lines), cube[:, : len(lines)])
 
 
+@pytest.mark.parametrize("interleave", ["bil", "bip", "bsq"])
+def test_a_file_overwritten_while_it_is_read_is_an_error(tmp_path: Path, interleave: str) -> None:
+    cube = cube_of(200)
+    header = put(tmp_path / "in", "x", cube, interleave)
+    with open_source(f"envi:{header}") as source:
+        lines, line = drained(source, 3)[1], buffer(source)
+        with header.with_suffix(".img").open("r+b") as file:
+            file.write(bytes_of(cube_of(200, seed=1), interleave))
+        with pytest.raises(CubeFileError, match=r"x\.img, lines: was written to while it was read: line 64 may be"):
+            for _ in range(200):
+                assert isinstance(source.read(line, 1), Taken)
+                lines.append(line.copy())
+    np.testing.assert_array_equal(cube_from(lines), cube[:, :64])
+
+
 def test_a_file_replaced_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
     cube = cube_of(200)
     header = put(tmp_path / "in", "x", cube)
@@ -478,6 +493,46 @@ def test_a_header_rewritten_with_another_layout_is_an_error(tmp_path: Path) -> N
         rename_over(header, text_of(cube_of(2), 8).replace("byte order = 0", "byte order = 1"))
         with pytest.raises(CubeFileError, match=r"x\.hdr: the header was rewritten with another layout .*>u2"):
             following(source, buffer(source))
+
+
+MEANING = "reflectance scale factor = 4095\n"
+ANEW = {
+    "reflectance scale factor": "reflectance scale factor = 10000\n",
+    "data ignore value": f"{MEANING}data ignore value = 100\n",
+    "wavelength": f"{MEANING}wavelength units = nm\nwavelength = {{400, 500, 600}}\n",
+    "bbl": f"{MEANING}bbl = {{1, 0, 1}}\n",
+    "data gain values": f"{MEANING}data gain values = {{2, 2, 2}}\n",
+    "data offset values": f"{MEANING}data offset values = {{2, 2, 2}}\n",
+    "data reflectance gain values": f"{MEANING}data reflectance gain values = {{2, 2, 2}}\n",
+    "data reflectance offset values": f"{MEANING}data reflectance offset values = {{2, 2, 2}}\n",
+}
+
+
+@pytest.mark.parametrize("key", ANEW)
+def test_a_header_that_is_rewritten_with_another_meaning_is_an_error(tmp_path: Path, key: str) -> None:
+    cube = cube_of(8)
+    header, data = growing(tmp_path, cube, 4)
+    header.write_text(text_of(cube, 8) + MEANING)
+    with open_source(f"envi-live:{header}", SHORT) as source:
+        drained(source, 4)
+        rename_over(header, text_of(cube, 8) + ANEW[key])
+        data.write_bytes(bytes_of(cube))
+        with pytest.raises(CubeFileError, match=rf"x\.hdr, {key}: the header was rewritten"):
+            following(source, buffer(source))
+
+
+def test_a_header_that_says_for_a_moment_less_is_no_error(tmp_path: Path) -> None:
+    cube = cube_of(8)
+    header, data = growing(tmp_path, cube, 4)
+    header.write_text(text_of(cube, 8) + MEANING)
+    options = SourceOptions(wavelengths=(1.0, 2.0, 3.0), idle_seconds=PATIENCE)
+    with open_source(f"envi-live:{header}", options) as source:
+        drained(source, 4)
+        header.write_text(text_of(cube, 8))
+        data.write_bytes(bytes_of(cube))
+        assert source.read(buffer(source), 0.1) == Quiet()
+        header.write_text(text_of(cube, 9) + MEANING + ANEW["wavelength"].removeprefix(MEANING))
+        np.testing.assert_array_equal(cube_from(drained(source, 4)[1]), cube[:, 4:])
 
 
 def test_a_growing_file_that_vanishes_for_good_has_ended(tmp_path: Path) -> None:
