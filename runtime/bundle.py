@@ -1,11 +1,11 @@
 """Bundles that are open: what was verified, its engine, and cubes restored with it."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,13 +25,16 @@ from .engines import (
     open_extractor,
     open_metrics,
 )
-from .errors import CubeError, MachineError
+from .errors import BundleError, CubeError, MachineError
 from .files.disk import available_memory
 from .golden import check_golden_embedding, check_golden_metrics, golden_difference
 from .meaning import Asked, Known, Meaning, meaning_of
 from .prompts import Condition, Given, Prompts
 from .restore import Progress, Restored, check_fits, restore_cube
+from .signature import Signature
 from .stated import NOTHING, Stated
+
+Loaded = TypeVar("Loaded")
 
 
 class Bundle(Closing):
@@ -208,7 +211,7 @@ def load_bundle(
             value=manifest.deferred,
             remedy="run `deploy finalize` on the target, or ask for --engine onnxruntime to run the graph here",
         )
-    options = EngineOptions(threads or manifest.target.threads, choice.precision, built)
+    options = EngineOptions(threads or manifest.target.threads, choice.precision, built, manifest.cost)
     if name in CPU_ENGINES and (manifest.memory or 0) > available_memory():
         raise MachineError(
             f"the network takes about {(manifest.memory or 0) / 2**30:.1f} GiB of memory, "
@@ -228,15 +231,23 @@ def load_bundle(
     if prompt is not None:
         # Before anything is opened.
         Prompts(signature, constants, None, conditions).of(prompt)
+
+    def loaded(load: Callable[[str, bytes, Signature, EngineOptions], Loaded], by: str, file: str) -> Loaded:
+        try:
+            return load(by, files[file], signature, options)
+        except BundleError as error:
+            error.file = error.file or str(folder / file)
+            raise
+
     try:
         with ExitStack() as undo:
-            opened = undo.enter_context(open_engine(name, files[program], signature, options))
+            opened = undo.enter_context(loaded(open_engine, name, program))
             graph = extractor = None
             if of_metrics is not None:
-                graph = undo.enter_context(open_metrics(name, files[of_metrics], signature, options))
+                graph = undo.enter_context(loaded(open_metrics, name, of_metrics))
             if manifest.extractor_graph is not None:
                 by = name if name in METRICS_ENGINES else PORTABLE
-                extractor = open_extractor(by, files[manifest.extractor_graph], signature, options)
+                extractor = loaded(open_extractor, by, manifest.extractor_graph)
             undo.pop_all()
     except MachineError as error:
         if name != manifest.target.engine or name not in GPU_ENGINES:
