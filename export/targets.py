@@ -11,8 +11,6 @@ from typing import Any
 
 from runtime.errors import InputError
 
-ENGINE_FILES = ("tensorrt", "tensorrt-rtx")
-"""Engines that load a file built for one kind of GPU; the others load the graph itself."""
 GPU = ("fp32", "fp16", "int8")
 SHARED_MEMORY = frozenset({"8.7", "11.0", "12.1"})
 """Compute capabilities of GPUs that have no memory but the host's: Jetson Orin, Jetson Thor, GB10."""

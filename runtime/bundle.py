@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +29,7 @@ from .engines import (
     open_extractor,
     open_metrics,
 )
-from .errors import CubeError, MachineError
+from .errors import BundleError, CubeError, MachineError
 from .files.disk import available_memory
 from .golden import Answer, check_golden_embedding, check_golden_metrics, proved
 from .manifest import Manifest
@@ -37,8 +37,11 @@ from .meaning import Asked, Known, Meaning, meaning_of, words
 from .plausible import Range
 from .prompts import Condition, Given, Prompts
 from .restore import Progress, Restored, check_fits, restore_cube
+from .signature import Signature
 from .stated import NOTHING, Stated
 from .trust import Trust
+
+Loaded = TypeVar("Loaded")
 
 
 class Bundle(Closing):
@@ -226,7 +229,7 @@ def load_bundle(
             value=manifest.deferred,
             remedy="run `deploy finalize` on the target, or ask for --engine onnxruntime to run the graph here",
         )
-    options = EngineOptions(threads or manifest.target.threads, choice.precision, built)
+    options = EngineOptions(threads or manifest.target.threads, choice.precision, built, manifest.cost)
     if name in CPU_ENGINES and (manifest.memory or 0) > available_memory():
         raise MachineError(
             f"the network takes about {(manifest.memory or 0) / 2**30:.1f} GiB of memory, "
@@ -246,15 +249,23 @@ def load_bundle(
     if prompt is not None:
         # Before anything is opened.
         Prompts(signature, constants, None, conditions).of(prompt)
+
+    def loaded(load: Callable[[str, bytes, Signature, EngineOptions], Loaded], by: str, file: str) -> Loaded:
+        try:
+            return load(by, files[file], signature, options)
+        except BundleError as error:
+            error.file = error.file or str(folder / file)
+            raise
+
     try:
         with ExitStack() as undo:
-            opened = undo.enter_context(open_engine(name, files[program], signature, options))
+            opened = undo.enter_context(loaded(open_engine, name, program))
             graph = extractor = None
             if of_metrics is not None:
-                graph = undo.enter_context(open_metrics(name, files[of_metrics], signature, options))
+                graph = undo.enter_context(loaded(open_metrics, name, of_metrics))
             if manifest.extractor_graph is not None:
                 by = name if name in METRICS_ENGINES else PORTABLE
-                extractor = open_extractor(by, files[manifest.extractor_graph], signature, options)
+                extractor = loaded(open_extractor, by, manifest.extractor_graph)
             undo.pop_all()
     except MachineError as error:
         if name != manifest.target.engine or name not in GPU_ENGINES:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .engines.onnx_cost import Cost
 from .errors import BundleError, InputError
 from .prompts import TOLERANCES
 from .signature import InnerPath, Name, Signature
@@ -136,6 +137,7 @@ class Manifest(Sealed):
         metrics_graph: ONNX file that computes the metrics of a frame in the target's engine; None where NumPy does.
         extractor_graph: ONNX file that computes the embedding of a frame, where the network takes one.
         memory: bytes that the graph takes in an engine on a CPU, estimated; None where that is little.
+        cost: what the most demanding of the graphs asks for, by which they are judged when they are opened.
         prompts: constant prompts by name, where the bundle holds them for several purposes; the signature's own files
             are those of one of them.
         instrument: {name: file} of arrays of the instrument whose frames are restored, such as its mask.
@@ -164,6 +166,7 @@ class Manifest(Sealed):
     metrics_graph: InnerPath | None = None
     extractor_graph: InnerPath | None = None
     memory: Annotated[int, Field(ge=0)] | None = None
+    cost: Cost | None = None
     prompts: dict[Name, NamedPrompt] = {}
     instrument: dict[Name, InnerPath] = {}
     serial: Serial = 0

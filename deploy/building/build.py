@@ -14,7 +14,8 @@ from export.metrics import PromptMetrics
 from export.networks import Network
 from export.tensorrt import build as builder
 from runtime.bundle_files import TOP, install_bundle, install_engine, verified_bundle, write_bundle
-from runtime.engines import GPU_ENGINES, PORTABLE
+from runtime.engines import ENGINE_FILES, GPU_ENGINES, PORTABLE
+from runtime.engines.onnx_cost import Cost, cost_of
 from runtime.errors import CheckpointError, GateError, InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.made import Choice
@@ -92,7 +93,7 @@ def build(
     engine = check_engine(engine, target.engine, precision)
     target = dataclasses.replace(target, metrics=metrics or target.metrics)
     check_metrics(target.metrics, engine)
-    gpu, is_built = engine in GPU_ENGINES, engine in targets.ENGINE_FILES
+    gpu, is_built = engine in GPU_ENGINES, engine in ENGINE_FILES
     if gpu and not is_built:
         # What loads the graph itself is locked to no GPU and to no TensorRT, and nothing is left to do there.
         target = dataclasses.replace(target, sm=None, tensorrt=None, made_there=False)
@@ -167,14 +168,16 @@ def build(
             shutil.rmtree(finished, ignore_errors=True)
             facts = {**variants.facts, "metrics_apart": apart, "engine_choice_ms": decision.milliseconds}
             facts["candidates"] = {c.precision: c.as_json() for c in decision.candidates}
-            manifest = _manifest(
-                net, plan, why, scale_from, graphs, agreements, decision, facts, step.deferred, config.output
-            )
             paths = graphs.paths()
             files = {paths[name]: graph.data for name, graph in graphs.variants.items()}
             files |= {METRICS_GRAPH: of_metrics} if of_metrics else {}
             if signature.embedding is not None:
                 files[EXTRACTOR_GRAPH] = extractor_graph(net, signature, probes, work)
+            costs = [cost_of(data) for data in files.values()]
+            cost = Cost(max(c.peak_bytes for c in costs), max(c.multiply_adds for c in costs))
+            manifest = _manifest(
+                net, plan, why, scale_from, graphs, agreements, decision, facts, step.deferred, config.output, cost
+            )
             files |= variants.files | instrument_files(net)
             golden, others = golden_files(net, plan, graphs, diverse, max(manifest.tolerances.values()))
             files |= golden | prompt_files(net, signature)
@@ -242,7 +245,7 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
 
 def _manifest(
     net: Network, plan: Plan, why: str, scale_from: str | None, graphs: Graphs, agreements: dict[str, Any],
-    decision: Decision, facts: dict[str, Any], deferred: str | None, output: OutputSection,
+    decision: Decision, facts: dict[str, Any], deferred: str | None, output: OutputSection, cost: Cost,
 ) -> Manifest:  # fmt: skip
     now = datetime.now(timezone.utc)
     agreement, paths = agreements[plan.precision], graphs.paths()
@@ -293,6 +296,7 @@ def _manifest(
         metrics_graph=METRICS_GRAPH if facts["metrics_apart"] else None,
         extractor_graph=None if signature.embedding is None else EXTRACTOR_GRAPH,
         memory=net.architecture.memory and net.architecture.memory(net.module, plan.lines, plan.samples),
+        cost=cost,
         prompts={
             name: NamedPrompt(
                 arrays=paths, restored=golden_of(name, net, signature), tasks=list(told.tasks), about=dict(told.about)

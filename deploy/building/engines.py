@@ -1,7 +1,6 @@
 """Which engine a bundle is built for, and what it can compute."""
 
-from export import targets
-from runtime.engines import ENGINES, GPU_ENGINES, METRICS_ENGINES, PORTABLE
+from runtime.engines import ENGINE_FILES, ENGINES, GPU_ENGINES, METRICS_ENGINES, PORTABLE
 from runtime.errors import InputError
 
 
@@ -14,7 +13,7 @@ def check_engine(asked: str | None, own: str, precision: str) -> str:
     """
     engine = own if asked is None else asked
     same_place = GPU_ENGINES if own in GPU_ENGINES else {*ENGINES, "auto"} - GPU_ENGINES
-    others = sorted(same_place - {*targets.ENGINE_FILES, own})
+    others = sorted(same_place - {*ENGINE_FILES, own})
     if engine not in (own, *others):
         raise InputError(
             "the target does not run this engine" if engine in {*ENGINES, "auto"} else "unknown engine",

@@ -316,7 +316,7 @@ def _ways(bundle: Bundle, graphs: Mapping[str, bytes], wanted: tuple[str, ...], 
                 # No CPU engine rounds like FP16 by itself.
                 data = half_arithmetic(data)
                 runs_in, precision = PORTABLE, "fp32"
-            options = EngineOptions(m.target.threads, precision)
+            options = EngineOptions(m.target.threads, precision, cost=m.cost)
             try:
                 engine = stack.enter_context(open_engine(runs_in, data, signature, options))
             except MachineError as error:

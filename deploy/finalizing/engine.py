@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export import targets
 from export.targets import Target
 from export.tensorrt import build as builder
 from export.tensorrt import lint as linter
 from export.tensorrt.build import EngineMade, Request
 from runtime.durable import write_bytes
+from runtime.engines import ENGINE_FILES
 from runtime.engines.cuda import compute_capability
 from runtime.engines.tensorrt_libraries import tensorrt_version
 from runtime.errors import InputError
@@ -61,7 +61,7 @@ def engine_step(target: Target, engine: str, precision: str, graph: bytes, work:
     Raises:
         DeployError: the target is wrong, or a builder that is here and fits failed.
     """
-    if engine not in targets.ENGINE_FILES:
+    if engine not in ENGINE_FILES:
         return EngineStep(None, {}, None, {})
     request = request_of(target)
     lint_graph(graph, request, precision)

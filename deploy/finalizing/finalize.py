@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from export import targets
 from export.tensorrt import build as builder
 from export.tensorrt import known_bad
 from export.tensorrt.build import EngineMade, Request
 from runtime.board_names import refuse_other_board
 from runtime.bundle_files import Contents, install_engine, verified_bundle
-from runtime.engines import Built, Engine, EngineOptions, open_engine
+from runtime.engines import ENGINE_FILES, Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
-from runtime.errors import BundleError, DeployError, MachineError
+from runtime.engines.onnx_guard import check_graph
+from runtime.errors import BundleError, DeployError, InputError, MachineError
 from runtime.golden import golden_difference, golden_feeds
 from runtime.made import Choice
 from runtime.manifest import Precision
@@ -83,7 +83,7 @@ def finalize(
     manifest, target = bundle.manifest, bundle.manifest.target
     refuse_other_board(manifest, folder)
     key = _own_key(trust)
-    if target.engine not in targets.ENGINE_FILES:
+    if target.engine not in ENGINE_FILES:
         problem = "its engine loads the graph, there is nothing to build"
         raise BundleError(problem, file=folder, key="finalize", remedy="use it as it is")
     if bundle.made is not None and not rebuild:
@@ -163,7 +163,9 @@ def _proved(
         known_bad.refuse_known_bad(request.kind, version, request.sm, precision)
     for report in known_bad.matching(known_bad.WATCHED, request.kind, version, request.sm, precision):
         console.warn(f"{request.kind} {version}: {report.what} ({report.source})")
-    graph = bundle.files[manifest.graphs[precision]]
+    path = manifest.graphs[precision]
+    graph = bundle.files[path]
+    check_graph(graph, manifest.cost, file=folder / path)
     made, model = device.build(graph, request, work), device.model()
     options = EngineOptions(manifest.target.threads, precision, Built(request.kind, made.version, request.sm, model))
     try:

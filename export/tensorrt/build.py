@@ -16,7 +16,7 @@ import onnx
 
 from export.targets import SHARED_MEMORY
 from runtime.durable import write_bytes
-from runtime.engines.onnx_guard import check_onnx
+from runtime.engines.onnx_guard import check_graph
 from runtime.engines.tensorrt_libraries import REMEDIES, load_tensorrt, tensorrt_version
 from runtime.errors import InputError, MachineError
 from runtime.files.disk import available_memory
@@ -164,10 +164,10 @@ def build_engine(
         use_timings: let the builder choose by what it timed in an earlier build; else it times anew.
 
     Raises:
-        BundleError: the graph refers to other files, or is none that an export of ours writes.
+        BundleError: the graph refers to other files, or is none that an export of ours writes, or asks for too much.
         MachineError: no builder, too little memory, or the builder failed; the message names its log.
     """
-    check_onnx(graph)
+    check_graph(graph)
     version = builder_version(request)
     work.mkdir(parents=True, exist_ok=True)
     facts = {"graph": hashlib.sha256(graph).hexdigest(), "version": version, **asdict(request)}

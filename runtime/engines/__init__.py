@@ -8,6 +8,8 @@ from runtime.errors import BundleError
 from runtime.signature import Ports, Signature
 
 from .contract import Built, Engine, EngineOptions
+from .onnx_cost import Cost
+from .onnx_guard import check_graph
 from .onnxruntime_session import BoundSession
 
 ENGINES: dict[str, str] = {
@@ -26,6 +28,8 @@ which extra of this distribution brings each of them.
 """
 GPU_ENGINES = frozenset({"tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-rtx"})
 """Those that run on an NVIDIA GPU."""
+ENGINE_FILES = ("tensorrt", "tensorrt-rtx")
+"""Those that load a file built for one kind of GPU; the others load the graph itself."""
 CPU_ENGINES = tuple(name for name in ENGINES if name not in GPU_ENGINES)
 PORTABLE = "onnxruntime"
 """The one in which graphs are measured wherever they fly; it has no bfloat16."""
@@ -35,10 +39,12 @@ METRICS_ENGINES = ("onnxruntime", "onnxruntime-cuda")
 __all__ = [
     "CPU_ENGINES",
     "ENGINES",
+    "ENGINE_FILES",
     "GPU_ENGINES",
     "METRICS_ENGINES",
     "PORTABLE",
     "Built",
+    "Cost",
     "Engine",
     "EngineOptions",
     "available_engines",
@@ -52,14 +58,19 @@ __all__ = [
 def open_engine(name: str, program: bytes, signature: Signature, options: EngineOptions | None = None) -> Engine:
     """Load a graph, or an engine file, into the named engine: the bytes that were hashed, never a path.
 
+    A graph is judged before its engine's library is imported: see `check_graph`.
+
     Raises:
-        BundleError: unknown engine, or the graph is not what the specification says.
+        BundleError: unknown engine, the graph is not what the specification says, or asks for too much.
         MachineError: the engine is not installed or cannot run here.
     """
     if name not in ENGINES:
         raise BundleError("unknown engine", key="engine", value=name, remedy=f"one of {', '.join(ENGINES)}")
+    options = options or EngineOptions()
+    if name not in ENGINE_FILES:
+        check_graph(program, options.cost)
     module, kind = _backend(name)
-    engine: Engine = module.open_engine(program, signature, options or EngineOptions(), *kind)
+    engine: Engine = module.open_engine(program, signature, options, *kind)
     return engine
 
 
@@ -67,7 +78,7 @@ def open_metrics(name: str, graph: bytes, signature: Signature, options: EngineO
     """Load a graph `frame` -> `metrics` into the named engine, one of METRICS_ENGINES; it is computed in float32.
 
     Raises:
-        BundleError: the graph is not what the specification says.
+        BundleError: the graph is not what the specification says, or asks for too much.
         MachineError: the engine is not installed or cannot run here.
     """
     return _session(name, graph, signature.metrics_ports, options)
@@ -79,9 +90,10 @@ def open_extractor(name: str, graph: bytes, signature: Signature, options: Engin
 
 
 def _session(name: str, graph: bytes, ports: Ports, options: EngineOptions | None) -> BoundSession:
+    options = options or EngineOptions()
+    check_graph(graph, options.cost)
     module, kind = _backend(name)
-    asked = EngineOptions((options or EngineOptions()).threads)
-    session: BoundSession = module.open_session(graph, ports, asked, *kind)
+    session: BoundSession = module.open_session(graph, ports, EngineOptions(options.threads), *kind)
     return session
 
 

@@ -12,6 +12,8 @@ from runtime.closing import Closing
 from runtime.errors import BundleError, CubeError, MachineError
 from runtime.signature import Ports, Signature
 
+from .onnx_cost import Cost
+
 
 def check_signature(found: Mapping[str, tuple[int, ...] | None], ports: Ports) -> None:
     """Refuse a loaded graph whose inputs and outputs are others than these.
@@ -65,11 +67,13 @@ class EngineOptions:
         precision: what the manifest says; an engine that computes a graph in other types than the graph's own does so
             only where this names them (`bf16`).
         built: of an engine file; None where the engine loads the graph itself.
+        cost: what the manifest says of its graphs, by which one is judged that an engine loads.
     """
 
     threads: int | None = None
     precision: str = "fp32"
     built: Built | None = None
+    cost: Cost | None = None
 
 
 class Engine(Closing):

@@ -19,7 +19,6 @@ from runtime.signature import Ports, Signature
 from .buffers import GpuMemory
 from .contract import EngineOptions
 from .cuda import CAPTURE_REFUSED, open_cuda
-from .onnx_guard import check_onnx
 from .onnxruntime_libraries import loads_tensorrt, make_known, missing_library, provider_library
 from .onnxruntime_session import REINSTALL_GPU, TELL_PLACES, BoundSession, SessionEngine, cause, without_frames
 from .tensorrt_libraries import REMEDIES, RTX_PLUGIN
@@ -95,7 +94,6 @@ def open_session(graph: bytes, ports: Ports, options: EngineOptions, kind: str) 
     Raises:
         MachineError: also where the provider would leave any node to the CPU.
     """
-    check_onnx(graph)
     provider = PROVIDERS[kind]
     try:
         import onnxruntime as ort

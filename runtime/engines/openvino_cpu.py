@@ -10,7 +10,6 @@ from runtime.machine import available_cores
 from runtime.signature import Signature
 
 from .contract import Engine, EngineOptions, check_signature
-from .onnx_guard import check_onnx
 
 EXTRAS = {"openvino": "openvino"}
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -58,7 +57,6 @@ class OpenVinoCpu(Engine):
 
 def open_engine(graph: bytes, signature: Signature, options: EngineOptions) -> OpenVinoCpu:
     """See `runtime.engines.open_engine`."""
-    check_onnx(graph)
     try:
         import openvino as ov
     except ImportError as error:

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto
 
 from deploy.building.engines import check_engine
-from export.targets import BUILT_IN, ENGINE_FILES
+from export.targets import BUILT_IN
 from runtime.bundle_files import verified_bundle
-from runtime.engines import ENGINES, GPU_ENGINES, available_engines
+from runtime.engines import ENGINE_FILES, ENGINES, GPU_ENGINES, available_engines
 from runtime.engines.cuda import compute_capability
 from runtime.engines.onnxruntime_gpu import PROVIDERS
 from runtime.errors import InputError
