@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "verify": "deploy.commands.verify",
     "pack": "deploy.commands.pack",
     "unpack": "deploy.commands.unpack",
+    "slots": "deploy.commands.slots",
     "export-triton": "deploy.commands.export_triton",
     "simulate": "deploy.commands.simulate",
     "demo": "deploy.commands.demo",

@@ -6,15 +6,13 @@ Every byte beside the content is fixed, so the same bundle gives the same archiv
 
 import io
 import os
-import secrets
-import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from .bundle_files import Head, check_files, copy_checked, copy_file, head_of, install_bundle, read_head, writing
-from .durable import replacing, sync_folder
+from .durable import part_of, replacing, sync_folder
 from .errors import BundleError
 from .trust import Trust
 from .untrusted import open_regular
@@ -64,27 +62,23 @@ def unpack(archive: Path, out: Path, *, replace: bool, trust: Trust | None = Non
     Raises:
         BundleError: it is no archive of a bundle, damaged, or not signed as it must be; or the system refused.
     """
-    work = out.absolute().with_name(f".{out.name[:100]}.{secrets.token_hex(6)}.part")
     with _opened(archive) as file:
         members, head = _head(file, archive, trust)
-        try:
-            with writing(out):
-                for name, member in members.items():
-                    path = work / name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with path.open("xb") as copy:
-                        if name in head.files:
-                            copy.write(head.files[name])
-                        else:
-                            file.seek(member.offset)
-                            copy_checked(file, head.records[name], copy.write, archive / name)
-                        copy.flush()
-                        os.fsync(copy.fileno())
-                for place, _, _ in os.walk(work):
-                    sync_folder(Path(place))
+        with writing(out), part_of(out.absolute(), folder=True) as work:
+            for name, member in members.items():
+                path = work / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("xb") as copy:
+                    if name in head.files:
+                        copy.write(head.files[name])
+                    else:
+                        file.seek(member.offset)
+                        copy_checked(file, head.records[name], copy.write, archive / name)
+                    copy.flush()
+                    os.fsync(copy.fileno())
+            for place, _, _ in os.walk(work):
+                sync_folder(Path(place))
             install_bundle(work, out, replace=replace)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     return head
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from runtime.meaning import Asked
 from runtime.parity import told
 from runtime.priority import let_workers_yield
 from runtime.sinks import SINKS, find_sink
+from runtime.slots import NAMES
 from runtime.sources import FORMS, Source, SourceOptions, find_source, open_source
 from runtime.stream.event_log import EventLog, Suspects
 from runtime.stream.health import Watchdog
@@ -34,6 +35,7 @@ from .. import console
 from ..answers import leave
 from ..config import Config
 from ..streaming.parts import Outward, Parts, make_parts, make_record_parts
+from ..streaming.slot import Flying
 from ..streaming.view import LiveView
 from .options import (
     PositiveNumber,
@@ -61,7 +63,8 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
         "deploy stream orin --source envi-live:/data/capture.hdr --restored out --quicklook out/now.png --json",
     )
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--store", type=click.Path(path_type=Path), help="Fly from two slots instead, see `deploy slots`.")
 @click.option("--source", "spec", required=True, help=f"{FORMS}.")
 @click.option("--record", type=click.Path(path_type=Path), help="Folder of the raw record; a rerun appends to it.")
 @click.option("--restored", type=click.Path(path_type=Path), help="Folder of the restored lines; a rerun appends.")
@@ -92,7 +95,8 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
 @trust_option
 @json_option
 def command(
-    bundle: Path,
+    bundle: Path | None,
+    store: Path | None,
     spec: str,
     record: Path | None,
     restored: Path | None,
@@ -121,6 +125,10 @@ def command(
     in = restored + dropped + incomplete.
     """
     raise_limit()
+    if (bundle is None) == (store is None):
+        raise InputError(
+            "one bundle flies", key="BUNDLE", remedy="give its folder, or --store with the slots of several"
+        )
     config = read_config(config_file, checkpoint_given=False)
     folders = [folder for folder in (record, restored) if folder is not None]
     find_source(spec)
@@ -152,21 +160,32 @@ def command(
     outward = Outward(tuple(one for _, one in sinks), prometheus, web)
     if on_bad_bundle == "record" and record is None:
         raise InputError("there is no record", key="--on-bad-bundle", value="record", remedy="give --record")
+
+    def load(path: Path) -> Bundle:
+        with ExitStack() as undo:
+            opening = load_bundle(path, threads=threads, engine=engine, prompt=prompt or config.stream.prompt)
+            opened = undo.enter_context(opening)
+            opened.prompts.check_chosen()
+            if self_test:
+                _prove(opened)
+            undo.pop_all()
+        return opened
+
+    flying = None if store is None else Flying(store, load)
+    places = [Path(str(bundle))] if store is None else [store / name for name in NAMES]
     keeps_recording = record is not None and on_bad_bundle != "refuse"
     with ExitStack() as stack:
         try:
-            loaded = stack.enter_context(
-                load_bundle(bundle, threads=threads, engine=engine, prompt=prompt or config.stream.prompt)
-            )
-            loaded.prompts.check_chosen()
-            if self_test:
-                _prove(loaded)
+            loaded = stack.enter_context(load(places[0]) if flying is None else flying.open())
             facts = _Facts(loaded.manifest, loaded.instrument)
             why: DeployError | None = None
         except (BundleError, GateError, MachineError) as error:
             if not keeps_recording:
                 raise
-            facts, why = _Facts.of(bundle), error
+            facts, why = _Facts.of(places), error
+        if store is not None and why is None and restored is not None:
+            # After an update these are lines of another network.
+            restored = restored / str(loaded.manifest.serial)
         if record is None and restored is None:
             console.warn("neither --record nor --restored is given: nothing is kept")
         let_workers_yield()
@@ -188,9 +207,13 @@ def command(
             parts = make_record_parts(why, source, config.stream, record, limit, duration, asked, outward, stack)
         logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
         events = None if logged is None else stack.enter_context(EventLog(logged))
+        if flying is not None:
+            parts.telling.append(flying.look)
+            if events is not None:
+                flying.log = events.write
         suspects = None if (kept := restored or record) is None else Suspects(kept / SUSPECTS_NAME, stack)
         stack.enter_context(_signals(stopping := _Stopping()))
-        told_of = {"bundle": str(bundle)} if why is not None else _described(loaded)
+        told_of = {"bundle": str(bundle or store)} if why is not None else _described(loaded)
         if why is None:
             stack.enter_context(Scrubber(loaded.path, loaded.contents.whole, _damaged(events)))
         result, last = _stream(told_of, source, parts, config, events, suspects, outward, stopping)
@@ -217,12 +240,12 @@ class _Facts:
     instrument: Mapping[str, Float32] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, bundle: Path) -> _Facts:
-        """As far as a bundle that cannot be used can still tell."""
-        try:
-            return cls(read_manifest(bundle))
-        except BundleError:
-            return cls(None)
+    def of(cls, bundles: Sequence[Path]) -> _Facts:
+        """As far as bundles that cannot be used can still tell."""
+        for bundle in bundles:
+            with suppress(BundleError):
+                return cls(read_manifest(bundle))
+        return cls(None)
 
 
 def _damaged(events: EventLog | None) -> Callable[[Path, str], None]:

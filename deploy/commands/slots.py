@@ -1,0 +1,89 @@
+"""`deploy slots`: two places for bundles on a flight computer, so that an update that does not work gives way."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime import slots
+
+from .. import console
+from .options import examples, json_option, trust_option
+
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the two slots and of what is known of them.",
+)
+slot_argument = click.argument("slot", type=click.Choice(slots.NAMES))
+
+
+@click.group(
+    epilog=examples(
+        "deploy slots install nano.damp --store /var/lib/damp-deploy/store",
+        "deploy stream --store /var/lib/damp-deploy/store --source genicam: --record raw --restored out",
+        "deploy slots list --store /var/lib/damp-deploy/store --json",
+    )
+)
+def command() -> None:
+    """Keep two bundles: the newest one flies once it has proved itself, the other one where it does not."""
+
+
+@command.command()
+@click.argument("bundle", metavar="BUNDLE|ARCHIVE", type=click.Path(path_type=Path))
+@store_option
+@click.option("--allow-older", is_flag=True, help="Also where its serial is lower than that of one that was good.")
+@trust_option
+@json_option
+def install(bundle: Path, store: Path, allow_older: bool) -> dict[str, Any]:
+    """Write a bundle into the slot that is not needed; the next stream tries it, three times at most."""
+    with console.progress("checking and writing every byte"):
+        state = slots.install(bundle, store, allow_older=allow_older)
+    return _told(store, state)
+
+
+@command.command(name="list")
+@store_option
+@json_option
+def list_slots(store: Path) -> dict[str, Any]:
+    """Show what is in the slots, which one is tried first, and why one is bad."""
+    return _told(store, slots.read_state(store))
+
+
+@command.command()
+@slot_argument
+@store_option
+@trust_option
+@json_option
+def use(slot: str, store: Path) -> dict[str, Any]:
+    """Try a slot first from the next start on, be it older or bad; it is checked, and proves itself anew."""
+    return _told(store, slots.use(store, slot))
+
+
+@command.command()
+@slot_argument
+@store_option
+@json_option
+def good(slot: str, store: Path) -> dict[str, Any]:
+    """Say that a slot has proved itself, as a stream does after three self-tests and a minute of restored lines."""
+    return _told(store, slots.good(store, slot))
+
+
+@command.command()
+@slot_argument
+@store_option
+@click.option("--why", default="somebody said so", show_default=True, help="For the log.")
+@json_option
+def bad(slot: str, store: Path, why: str) -> dict[str, Any]:
+    """Say that a slot is not to be tried again; the other one is, where it may be."""
+    return _told(store, slots.bad(store, slot, why))
+
+
+def _told(store: Path, state: slots.State) -> dict[str, Any]:
+    for name, slot in state.slots.items():
+        about = "" if slot.state == "empty" else f", serial {slot.serial}"
+        about += f", {slot.tries} tries left" if slot.state == "new" else f": {slot.why}" if slot.why else ""
+        console.say(f"{'*' if name == state.active else ' '} {name}  {slot.state}{about}")
+    return {"store": str(store), **asdict(state)}

@@ -1,0 +1,101 @@
+"""The slot that a stream flies from: opened with a try counted, good once it has proved itself, bad where it fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime import slots
+from runtime.bundle import Bundle
+from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError
+
+TESTS, SECONDS = 3, 60.0
+"""A new bundle is good after so many self-tests in flight, and so long of restored lines."""
+PAUSE_S = 5.0
+"""Lines that come less often than that count as none."""
+
+
+class Flying:
+    """The slots of a store, for one stream.
+
+    Args:
+        store: see `runtime.slots`.
+        load: opens a bundle and proves it.
+
+    Attributes:
+        name: of the slot that flies; None where none does.
+        log: takes events; may be set.
+    """
+
+    def __init__(self, store: Path, load: Callable[[Path], Bundle]) -> None:
+        self.store, self._load = store, load
+        self.name: str | None = None
+        self.log: Callable[..., None] = lambda kind, **fields: None
+        self._failed: list[str] = []
+        self._proved = self._ended = False
+        self._restored = 0
+        self._seconds, self._seen = 0.0, time.monotonic()
+
+    def open(self) -> Bundle:
+        """The first bundle that works, of the active slot or the other one.
+
+        Raises:
+            DeployError: why the last one that was tried does not.
+        """
+        why: DeployError = BundleError(
+            "no slot has a bundle that may be tried", file=self.store, remedy="`deploy slots install` one"
+        )
+        try:
+            while (name := slots.next_slot(self.store, self._failed)) is not None:
+                found = self._opened(name)
+                if isinstance(found, Bundle):
+                    return found
+                why = found
+        except InputError as error:
+            raise BundleError(error.problem, file=error.file, remedy=error.remedy) from error
+        raise why
+
+    def _opened(self, name: str) -> Bundle | DeployError:
+        try:
+            bundle = self._load(self.store / name)
+        except (BundleError, GateError, MachineError) as error:
+            self._failed.append(name)
+            # What this computer cannot do today it may do tomorrow.
+            if not isinstance(error, MachineError):
+                slots.bad(self.store, name, error.one_line())
+            self.log("slot", slot=name, ok=False, why=error.one_line())
+            return error
+        self.name = name
+        self.log("slot", slot=name, ok=True, serial=bundle.manifest.serial)
+        bundle.again = self._again
+        return bundle
+
+    def _again(self) -> Bundle:
+        """The same slot anew, or the other one where it no longer works."""
+        self._failed = []
+        assert self.name is not None, "one flies"
+        found = self._opened(self.name)
+        return found if isinstance(found, Bundle) else self.open()
+
+    def look(self, snapshot: Mapping[str, Any]) -> None:
+        """Called about once a second: a slot becomes good, or bad where restoration has ended."""
+        now, restored, told = time.monotonic(), snapshot["lines"]["restored"], snapshot["restoration"]
+        if restored > self._restored:
+            self._seconds += min(now - self._seen, PAUSE_S)
+            self._restored, self._seen = restored, now
+        if self.name is None or self._ended:
+            return
+        tests = told["tests"]["tests"] - told["tests"]["failed"]
+        try:
+            if told["state"] == "off":
+                self._ended = True
+                slots.bad(self.store, self.name, "; ".join(snapshot["problems"]))
+                self.log("slot", slot=self.name, ok=False, why="restoration is off")
+            elif not self._proved and tests >= TESTS and self._seconds >= SECONDS:
+                self._proved = True
+                slots.good(self.store, self.name)
+                self.log("slot", slot=self.name, ok=True, state="good")
+        except DeployError as error:
+            self.log("slot", slot=self.name, ok=False, why=error.one_line())
