@@ -305,17 +305,12 @@ class Stream:
     def frames(self) -> dict[str, int]:
         """Frames so far: restored, passed through as a whole, dropped, failed in the engine, unfit for the network, and
         the last one where the end cut it off."""
-        done = self._restoration
-        if done is None:
-            return dict.fromkeys(("restored", "passed", "dropped", "failed", "unfit"), 0)
-        return {
-            "restored": done.given - done.passed,
-            "passed": done.passed,
-            "dropped": done.dropped - done.broken - done.unfit - done.cut_off,
-            "failed": done.broken,
-            "unfit": done.unfit,
-            "cut_off": done.cut_off,
-        }
+        fates = {"restored": 0, "passed": 0, "dropped": 0, "failed": 0, "unfit": 0, "cut_off": 0}
+        if (done := self._restoration) is None:
+            return fates
+        fates |= {"passed": done.passed, "failed": done.broken, "unfit": done.unfit, "cut_off": done.cut_off}
+        rest = done.dropped - done.broken - done.unfit - done.cut_off
+        return fates | {"restored": done.given - done.passed, "dropped": rest}
 
     def snapshot(self) -> Snapshot:
         """Everything that can be watched, of one moment; from any thread, and quick."""

@@ -680,3 +680,36 @@ def test_a_log_that_cannot_be_written_is_told(
     )  # fmt: skip
     assert done.code == 0 and done.json["lines"]["recorded"] == 80
     assert done.json["log"]["lost"] > 0 and "of the log could not be written" in done.err
+
+
+def test_a_stream_flies_from_slots_and_an_update_that_fails_gives_way(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    words = ("--store", store, "--source", "sim:samples=64,count=80", "--record", tmp_path / "raw", "--restored",
+             tmp_path / "out", "--json")  # fmt: skip
+    done = invoke(capsys, "slots", "install", tiny_bundle, "--store", store, "--json")
+    assert done.code == 0 and done.json["slots"]["b"]["state"] == "new"
+    monkeypatch.setattr("deploy.streaming.slot.TESTS", 0)
+    monkeypatch.setattr("deploy.streaming.slot.SECONDS", 0.0)
+    assert invoke(capsys, "stream", *words).code == 0
+    state = invoke(capsys, "slots", "list", "--store", store, "--json").json
+    assert state["slots"]["b"]["state"] == "good", "it proved itself"
+    serial = state["slots"]["b"]["serial"]
+    assert len(read_index(tmp_path / f"out/{serial}/restored.idx")) == 80
+    # An update whose graph restores otherwise than its golden frame says.
+    newer = shutil.copytree(tiny_bundle, tmp_path / "newer")
+    reseal(newer, lambda content: (content.update(serial=serial + 1), content["golden"].update(tolerance=1e-12)))
+    assert invoke(capsys, "slots", "install", newer, "--store", store).code == 0
+    done = invoke(capsys, "stream", *words)
+    assert done.code == 0 and done.json["lines"]["restored"] == 80
+    state = invoke(capsys, "slots", "list", "--store", store, "--json").json
+    assert (state["active"], state["slots"]["a"]["state"]) == ("b", "bad") and "golden" in state["slots"]["a"]["why"]
+    assert len(read_index(tmp_path / f"out/{serial}/restored.idx")) == 160
+    # Nothing left that works: lines are recorded.
+    graph = store / "b/graphs/fp32.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    assert_failed(invoke(capsys, "stream", *words[:-1]), 3, "restoration is off")
+    assert verify(tmp_path / "raw", "lines").last == 239
+    assert_failed(invoke(capsys, "stream", tiny_bundle, *words), 2, "one bundle flies")
+    assert_failed(invoke(capsys, "stream", *words[2:]), 2, "one bundle flies")
