@@ -10,6 +10,8 @@ from typing import Any
 from runtime import slots
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError
+from runtime.manifest import Manifest
+from runtime.stream.selftest import check_same
 
 TESTS, SECONDS = 3, 60.0
 """A new bundle is good after so many self-tests in flight, and so long of restored lines."""
@@ -34,6 +36,7 @@ class Flying:
         self.name: str | None = None
         self.log: Callable[..., None] = lambda kind, **fields: None
         self._failed: list[str] = []
+        self._flies: Manifest | None = None
         self._proved = self._ended = False
         self._restored = 0
         self._seconds, self._seen = 0.0, time.monotonic()
@@ -67,13 +70,21 @@ class Flying:
                 slots.bad(self.store, name, error.one_line())
             self.log("slot", slot=name, ok=False, why=error.one_line())
             return error
-        self.name = name
+        if self._flies is not None:
+            try:
+                check_same(self._flies, bundle.manifest, bundle.path)
+            except BundleError as error:
+                # It is for the next start, and no worse for that.
+                bundle.close()
+                self._failed.append(name)
+                return error
+        self.name, self._flies = name, bundle.manifest
         self.log("slot", slot=name, ok=True, serial=bundle.manifest.serial)
         bundle.again = self._again
         return bundle
 
     def _again(self) -> Bundle:
-        """The same slot anew, or the other one where it no longer works."""
+        """The same slot anew, or the other one where it no longer works and that one holds the same network."""
         self._failed = []
         assert self.name is not None, "one flies"
         found = self._opened(self.name)
@@ -83,7 +94,7 @@ class Flying:
         """Called about once a second: a slot becomes good, or bad where restoration has ended."""
         now, restored, told = time.monotonic(), snapshot["lines"]["restored"], snapshot["restoration"]
         if restored > self._restored:
-            self._seconds += min(now - self._seen, PAUSE_S)
+            self._seconds += now - self._seen if now - self._seen <= PAUSE_S else 0.0
             self._restored, self._seen = restored, now
         if self.name is None or self._ended:
             return

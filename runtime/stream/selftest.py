@@ -147,7 +147,7 @@ class SelfTest(Closing):
             self._bundle.close()
         fresh = self._again()
         try:
-            _check_same(self._bundle.manifest, fresh.manifest, fresh.path)
+            check_same(self._bundle.manifest, fresh.manifest, fresh.path)
             fresh.self_test()
         except BaseException:
             fresh.close()
@@ -167,7 +167,7 @@ class SelfTest(Closing):
             self._bundle.close()
 
 
-def _check_same(before: Manifest, after: Manifest, path: Path) -> None:
+def check_same(before: Manifest, after: Manifest, path: Path) -> None:
     """Refuse in flight what would restore other lines than those before it."""
     for key in ("signature", "scale", "overlap", "wavelengths", "network"):
         if getattr(before, key) != getattr(after, key):

@@ -1,0 +1,75 @@
+"""A stream's slot in flight: which bundle takes the place of one that broke, and which slot is blamed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.streaming.slot import SECONDS, TESTS, Flying
+from runtime import slots
+from runtime.bundle import load_bundle
+from runtime.errors import BundleError
+from tests.contracts.bundles import known_bundle, reseal
+
+
+def stored(folder: Path, *networks: str) -> Path:
+    """A store whose slots a and b hold these networks, b the newer one; both are good and b is active."""
+    store = folder / "store"
+    for serial, network in enumerate(networks, 1):
+        bundle = known_bundle(folder / f"ground-{serial}")
+        reseal(bundle, lambda content, s=serial, n=network: (  # type: ignore[misc]
+            content.update(serial=s), content["network"].update(checkpoint_sha256=n * 64)))  # fmt: skip
+        state = slots.install(bundle, store)
+        slots.good(store, state.active)
+    return store
+
+
+def snapshot(restored: int, state: str = "on", tests: int = 0) -> dict[str, Any]:
+    told = {"tests": tests, "failed": 0, "repairs": 0, "age_s": None}
+    return {"lines": {"restored": restored}, "restoration": {"state": state, "tests": told}, "problems": ["it broke"]}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_other_slot_takes_over_where_it_holds_the_same_network(tmp_path: Path, same: bool) -> None:
+    store = stored(tmp_path, "1", "1" if same else "2")
+    flying = Flying(store, load_bundle)
+    with flying.open() as bundle:
+        first = flying.name
+        assert first is not None
+        other = "a" if first == "b" else "b"
+        (store / first / "graphs/fp32.onnx").write_bytes(b"damaged")
+        if same:
+            bundle.again().close()
+            assert flying.name == other
+        else:
+            with pytest.raises(BundleError, match="another bundle"):
+                bundle.again()
+            flying.look(snapshot(0, "off"))
+    state = slots.read_state(store)
+    assert (state.slots[first].state, state.slots[other].state, state.active) == ("bad", "good", other)
+
+
+def test_a_slot_is_good_only_after_tests_and_restored_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stored(tmp_path, "1")
+    update = shutil.copytree(tmp_path / "ground-1", tmp_path / "update")
+    reseal(update, lambda content: content.update(serial=7))
+    new = slots.install(update, store).active
+    now = [100.0]
+    monkeypatch.setattr("deploy.streaming.slot.time.monotonic", lambda: now[0])
+    flying = Flying(store, load_bundle)
+    with flying.open():
+        for second in range(int(SECONDS) + 10):
+            now[0] += 1
+            flying.look(snapshot(0, tests=second))
+        assert slots.read_state(store).slots[new].state == "new", "nothing was restored"
+        for second in range(int(SECONDS) - 1):
+            now[0] += 1
+            flying.look(snapshot(second + 1, tests=TESTS))
+        assert slots.read_state(store).slots[new].state == "new"
+        now[0] += 5
+        flying.look(snapshot(1000, tests=TESTS))
+    state = slots.read_state(store)
+    assert (state.slots[new].state, state.highest) == ("good", 7)
