@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import InputError, MachineError
+from .errors import BundleError, MachineError
 from .manifest import Manifest
 
 BOARD = Path("/etc/damp-deploy/board")
@@ -20,11 +20,11 @@ def board_names() -> tuple[str, ...]:
     """What this computer is called by its owner and by its device tree; nothing where nobody says.
 
     Raises:
-        InputError: what the owner says cannot be read.
+        BundleError: what the owner says cannot be read.
     """
     told = os.environ.get(VARIABLE, "").replace(",", "\n") or _told(BOARD)
     # Not every computer has a device tree, or shows it.
-    with suppress(InputError):
+    with suppress(BundleError):
         told += "\n" + _told(DEVICE_TREE).replace("\0", "\n")
     return tuple(dict.fromkeys(name.strip() for name in told.split("\n") if name.strip()))
 
@@ -50,4 +50,4 @@ def _told(file: Path) -> str:
         return ""
     except OSError as error:
         remedy = "let this user read what the board is called"
-        raise InputError(f"cannot be read: {error.strerror}", file=file, remedy=remedy) from error
+        raise BundleError(f"cannot be read: {error.strerror}", file=file, remedy=remedy) from error

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BundleError, InputError
+from .errors import BundleError
 from .signing import LARGEST_KEY, MINISIG, PublicKey, key_name, mistake, parse_minisigs, parse_public
 from .untrusted import TooLargeError, read_untrusted
 
@@ -91,12 +91,12 @@ NO_KEYRING = Trust()
 
 
 def trust_here() -> Trust:
-    """The keyring of `--trust` or `VARIABLE`, else the computer's own, else none. Raises InputError."""
+    """The keyring of `--trust` or `VARIABLE`, else the computer's own, else none. Raises BundleError."""
     told = os.environ.get(VARIABLE)
     if told is None:
         return read_keyring(KEYRING, required=False)
     if not told:
-        raise InputError("names no keyring", key=VARIABLE, value=told, remedy="give a .pub, a folder of such, or none")
+        raise BundleError("names no keyring", key=VARIABLE, value=told, remedy="give a .pub, a folder of such, or none")
     return read_keyring(Path(told))
 
 
@@ -120,10 +120,10 @@ def read_keyring(place: Path, *, required: bool = True) -> Trust:
 
     Args:
         place: the file or folder.
-        required: whether it must be there; else it is a folder, and one without any .pub is no keyring.
+        required: whether it must be there.
 
     Raises:
-        InputError: it is not there, holds no key or something else, or cannot be read: never taken for none.
+        BundleError: it is not there, holds no key or something else, or cannot be read: never taken for none.
     """
     try:
         place.lstat()
@@ -138,8 +138,6 @@ def read_keyring(place: Path, *, required: bool = True) -> Trust:
         files = sorted(place.iterdir()) if is_folder else [place]
     except OSError as error:
         raise _unusable(place, error.strerror or str(error)) from error
-    if not required and is_folder and not any(file.suffix == ".pub" for file in files):
-        return NO_KEYRING
     if not files:
         raise _unusable(place, "it holds no key")
     return Trust(tuple(_key(file) for file in files), str(place))
@@ -154,8 +152,8 @@ def _key(file: Path) -> PublicKey:
         raise _unusable(file, "it is too large for a public key") from error
 
 
-def _unusable(place: Path, why: str) -> InputError:
-    return InputError(
+def _unusable(place: Path, why: str) -> BundleError:
+    return BundleError(
         f"the keyring cannot be used: {why}",
         file=place,
         remedy="give a .pub, or a folder of .pub files and nothing else",

@@ -16,7 +16,7 @@ from runtime.arrays import Float32
 from runtime.bundle import Bundle, load_bundle
 from runtime.bundle_files import read_manifest
 from runtime.descriptors import raise_limit
-from runtime.errors import BundleError, CubeFileError, DeployError, GateError, InputError, MachineError
+from runtime.errors import BundleError, CubeFileError, DeployError, InputError, MachineError
 from runtime.manifest import Manifest
 from runtime.meaning import Asked
 from runtime.parity import told
@@ -26,6 +26,7 @@ from runtime.slots import NAMES
 from runtime.sources import FORMS, Source, SourceOptions, find_source, open_source
 from runtime.stream.event_log import EventLog, Suspects
 from runtime.stream.health import Watchdog
+from runtime.stream.opening import MEMORY
 from runtime.stream.pipeline import Stream, StreamResult
 from runtime.stream.scrubbing import Scrubber
 from runtime.stream.snapshot import Snapshot
@@ -47,6 +48,7 @@ from .options import (
     json_option,
     prompt_option,
     read_config,
+    signed_text,
     trust_option,
 )
 
@@ -179,10 +181,13 @@ def command(
             loaded = stack.enter_context(load(places[0]) if flying is None else flying.open())
             facts = _Facts(loaded.manifest, loaded.instrument)
             why: DeployError | None = None
-        except (BundleError, GateError, MachineError) as error:
-            if not keeps_recording:
+        except Exception as error:
+            wrong_options = isinstance(error, InputError) and not isinstance(error, BundleError)
+            if wrong_options or not keeps_recording:
                 raise
-            facts, why = _Facts.of(places), error
+            # Whatever a library raises: it is no reason not to record.
+            told_why = MachineError(f"the bundle cannot be opened: {type(error).__name__}: {error}", file=places[0])
+            facts, why = _Facts.of(places), error if isinstance(error, DeployError) else told_why
         if store is not None and why is None and restored is not None:
             # After an update these are lines of another network.
             restored = restored / str(loaded.manifest.serial)
@@ -197,9 +202,10 @@ def command(
                 parts = make_parts(
                     loaded, source, config.stream, record, restored, limit, duration, asked, outward, files
                 )
-            except CubeFileError as error:
-                # Lines of another network, say, lie where these would be restored to: after an update, nothing else.
-                if not (keeps_recording and restored is not None and _is_own(Path(error.file or ""), restored)):
+            except DeployError as error:
+                # Lines of another network, say, lie where these would be restored to, or memory is too small for both.
+                in_the_way = isinstance(error, CubeFileError) and Path(error.file or "").name.startswith("restored")
+                if not keeps_recording or not (in_the_way or error.key == MEMORY):
                     raise
                 files.close()
                 why = error
@@ -243,7 +249,7 @@ class _Facts:
     def of(cls, bundles: Sequence[Path]) -> _Facts:
         """As far as bundles that cannot be used can still tell."""
         for bundle in bundles:
-            with suppress(BundleError):
+            with suppress(DeployError, ImportError):
                 return cls(read_manifest(bundle))
         return cls(None)
 
@@ -272,6 +278,7 @@ def _described(loaded: Bundle) -> dict[str, str]:
     return {
         "bundle": str(loaded.path),
         "engine": ", ".join(loaded.engine.describe().values()),
+        "signature": signed_text(loaded.contents.signed),
         "metrics": loaded.prompts.told,
         "precision": loaded.choice.precision,
         **({"prompt": loaded.prompts.chosen} if loaded.prompts.chosen else {}),

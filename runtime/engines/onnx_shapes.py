@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from .onnx_graph import BOOL, FLOAT, INT64, SIZES, UINT8, Node, Tensor, constant_of
+from .onnx_graph import BOOL, FLOAT, INT32, INT64, SIZES, UINT8, Node, Tensor, constant_of
 from .onnx_wire import MOST_NUMBERS
 
 Shape = tuple[int, ...]
@@ -76,7 +76,10 @@ def _constant(node: Node, given: Given) -> list[Tensor]:
 
 
 def _cast(node: Node, given: Given) -> list[Tensor]:
-    return [replace(_need(given, 0), type=node.integer("to"))]
+    found, to = _need(given, 0), node.integer("to")
+    # In narrower types numbers become others, of which no shape is made.
+    kept = to == INT64 or (to == INT32 and all(abs(value) < 1 << 31 for value in found.values or ()))
+    return [replace(found, type=to, values=found.values if kept else None)]
 
 
 def _typed_as(place: int, otherwise: int, node: Node, given: Given) -> list[Tensor]:

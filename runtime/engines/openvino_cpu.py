@@ -46,6 +46,10 @@ class OpenVinoCpu(Engine):
             ) from error
         return tuple(np.array(results[name]) for name in ports.outputs)
 
+    def close(self) -> None:
+        """Give back the compiled model; a frame after it fails."""
+        self._request = None
+
     def describe(self) -> dict[str, str]:
         return {
             "engine": "openvino",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from runtime.descriptors import insisting
+from runtime.descriptors import insisting, is_shortage
 from runtime.durable import sync_folder, write_bytes
 from runtime.errors import CubeFileError, DeployError, InputError, MachineError
 from runtime.files.envi_header import parse_header
@@ -192,7 +192,7 @@ class Ring:
 
     def _delete(self, segment: Segment) -> None:
         try:
-            insisting(lambda: remove_files(segment.stem))
+            remove_files(segment.stem)
         except OSError as error:
             raise MachineError(
                 f"cannot be deleted to make room: {error.strerror or error}",
@@ -285,11 +285,20 @@ def remove_files(stem: Path) -> None:
     """Delete a segment: first, and for good, its header becomes NAME.deleting, by which an unfinished one is known."""
     with suppress(FileNotFoundError):
         suffixed(stem, ".hdr").replace(suffixed(stem, ".deleting"))
-    sync_folder(stem.parent)
+    _synced(stem.parent)
     for suffix in (".verified", ".idx", ".raw"):
         suffixed(stem, suffix).unlink(missing_ok=True)
-    sync_folder(stem.parent)
+    _synced(stem.parent)
     suffixed(stem, ".deleting").unlink(missing_ok=True)
+
+
+def _synced(folder: Path) -> None:
+    try:
+        insisting(lambda: sync_folder(folder))
+    except OSError as error:
+        # Where nothing can be opened, a power cut may bring a deleted segment back, and no line is lost for it.
+        if not is_shortage(error):
+            raise
 
 
 def finish_deletions(folder: Path, name: str) -> dict[Path, int]:

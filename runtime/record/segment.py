@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.descriptors import insisting, is_shortage
+from runtime.descriptors import hold_back, insisting, is_shortage
 from runtime.durable import sync_folder, write_bytes
 from runtime.errors import CubeFileError, InputError, MachineError
 from runtime.record import index as line_index
@@ -133,6 +133,7 @@ class LineFile:
             raise self._lost
         if self.lines == self.saved:
             return
+        hold_back()
         path = self._path[0]
         try:
             _DATA_SYNC(self._data)

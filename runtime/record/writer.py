@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.closing import Closing
-from runtime.descriptors import insisting
+from runtime.descriptors import insisting, is_shortage
 from runtime.durable import sync_folder
 from runtime.errors import CubeFileError, InputError, MachineError
 from runtime.lines import LineFormat
@@ -306,7 +306,13 @@ class LineWriter(Closing):
         if self._file.lines >= self._segment_lines:
             self.checkpoint()
             stem = segment_stem(self._folder, self._name, self._number + 1)
-            following = insisting(lambda: LineFile(stem, self._layout))
+            try:
+                following = insisting(lambda: LineFile(stem, self._layout))
+            except MachineError as error:
+                if not is_shortage(error):
+                    raise
+                # The next segment begins later.
+                return wanted
             full, self._file, self._number = self._file, following, self._number + 1
             full.release()
             self._ring.add(closed_segment(full.stem))

@@ -186,10 +186,10 @@ class Suspects:
         self._log: EventLog | None = None
 
     def add(self, **fields: Any) -> None:
-        """Add lines, with `sequence`, `last` and `why`; from one thread. A disk that refuses is no reason to end."""
+        """Add lines: `sequence`, `last`, `lines`, `why`; from one thread. A disk that refuses is no reason to end."""
         with suppress(InputError):
             self._log = self._log or self._stack.enter_context(EventLog(self._path))
-            self._log.write("suspect", **{key: fields[key] for key in ("sequence", "last", "why")})
+            self._log.write("suspect", **{key: fields[key] for key in ("sequence", "last", "lines", "why")})
 
 
 def _said(fields: Mapping[str, Any]) -> bytes:

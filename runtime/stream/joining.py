@@ -79,6 +79,7 @@ class Joiner:
     def _blend(self, head: Float32, before: FrameReport, report: FrameReport) -> None:
         """What both frames have, in place of `head`; a line that one of them passed through is never blended."""
         old, new = before.flags[-self._overlap :], report.flags[: self._overlap]
+        new |= old & np.uint32(Flag.SUSPECT)
         passed_before, passed = (old & Flag.PASSED) > 0, (new & Flag.PASSED) > 0
         if not (passed_before.any() or passed.any()):
             np.subtract(head, self._tail, out=self._step)

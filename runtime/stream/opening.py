@@ -36,6 +36,8 @@ __all__ = ["Fit", "StreamOptions", "fit", "open_source", "open_stream"]
 EXACT_BYTES = 2
 """float32 holds every whole number of so many bytes."""
 FLOAT32 = np.dtype(np.float32)
+MEMORY = "stream"
+"""Key of the error that a stream is too large for this machine's memory."""
 Output = Literal["input", "float32"]
 
 
@@ -70,7 +72,7 @@ class Fit:
         if needed > there:
             raise MachineError(
                 f"the lines and frames on their way take {needed / 2**20:.0f} MiB, and {there / 2**20:.0f} are free",
-                key="stream",
+                key=MEMORY,
                 value=f"{self.output.bands} bands x {self.lines.samples} samples, frames of {frame} lines",
                 remedy="choose bands (stream.bands), fewer stream.line_buffers, or a bundle with shorter frames",
             )
@@ -144,8 +146,10 @@ def restoring(bundle: Bundle, fitted: Fit, options: StreamOptions) -> Restoring:
 def recorded_format(source: Source, asked: Asked, record: Path, radiometry: Mapping[str, Any]) -> LineFormat:
     """Format of lines that are recorded only: what a bundle would have made it, so that one may restore on later."""
     lines = replace(source.format, scale=source.format.scale if asked.scale is None else asked.scale)
+    # Marks and what is said of a scale are the same whatever the bundle's is, but for numbers far beyond it.
+    scale = float(np.iinfo(lines.dtype).max) if lines.dtype.kind in "iu" else 1.0
     with suppress(CubeError):
-        lines, meaning = _meant(source, asked, 1.0, radiometry)
+        lines, meaning = _meant(source, asked, scale, radiometry)
         lines = lines if radiometry else replace(lines, scale=_own_scale(meaning))
     return as_recorded(record / "lines.lock", lines)
 

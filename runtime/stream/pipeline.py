@@ -182,6 +182,8 @@ class Stream:
         self._rates: dict[str, float] = {}
         self._suspect_lines = 0
         self._watch = None if isinstance(restoring, DeployError) else restoring.watch
+        if self._watch is not None:
+            self._watch.begin_at(first_sequence)
         self._last: FrameReport | None = None
         self._doubts: tuple[str, ...] = ()
         self._incoming: Queue[Item] = Queue("record", options.line_buffers, "block")
@@ -420,9 +422,9 @@ class Stream:
         self._doubts += report.doubts
         self._speed.frame(report)
 
-    def _suspected(self, first: int, last: int, why: str) -> None:
-        self._suspect_lines += last - first + 1
-        self._tell("suspect", sequence=first, last=last, why=why)
+    def _suspected(self, first: int, last: int, lines: int, why: str) -> None:
+        self._suspect_lines += lines
+        self._tell("suspect", sequence=first, last=last, lines=lines, why=why)
 
     def _figures(self) -> RestorationFigures:
         off, watch = "restore" in self._failures(), None if self._watch is None else self._watch.figures

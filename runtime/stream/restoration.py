@@ -32,7 +32,8 @@ class Restoration:
         frames: whole frames; `lost` is what its policy dropped.
         restorer, joiner, distributor: what is done with them.
         watch: tests the engine, and opens it anew; None where nobody can.
-        suspect: called with the first and the last line that were restored by an engine that was wrong, and why.
+        suspect: called with the first and the last number of lines that may be wrong, how many of them were restored,
+            and why.
         seen: called with the report of every frame that was given out.
 
     Attributes:
@@ -50,10 +51,11 @@ class Restoration:
         log: Log,
         seen: Callable[[FrameReport], None],
         watch: SelfTest | None = None,
-        suspect: Callable[[int, int, str], None] = lambda first, last, why: None,
+        suspect: Callable[[int, int, int, str], None] = lambda first, last, lines, why: None,
     ) -> None:
         self._watch, self._suspect = watch, suspect
         self._repairs: deque[float] = deque(maxlen=REPAIRS)
+        self._restored: deque[tuple[int, int]] = deque()
         self._frames, self._lost, self._restorer = frames, lost, restorer
         self._joiner, self._distributor = joiner, distributor
         self._stage, self._log, self._seen = stage, log, seen
@@ -123,9 +125,13 @@ class Restoration:
             self._log("doubt", frame=frame.number, sequence=frame.first, what=doubt)
         behind = frame.first + len(frame.slots)
         if self._watch is not None:
-            self._watch.reached = behind
+            # What the next frame shares is not settled yet.
+            self._watch.reached = behind - frame.shared
+            while self._restored and self._restored[0][1] <= self._watch.oldest:
+                self._restored.popleft()
+            self._restored.append((frame.first, behind))
         if report.suspect:
-            self._suspect(frame.first, behind - 1, report.suspect)
+            self._suspect(frame.first, behind - 1, sum(frame.taken), report.suspect)
             self._alarm()
         self._joiner.restored(frame, values, report)
         self._seen(report)
@@ -138,7 +144,10 @@ class Restoration:
         self.broken += 1
         self._alarm()
         if self._failures >= TRIES:
-            self._repair(f"the engine failed on {TRIES} frames in a row: {told}")
+            why = f"the engine failed on {TRIES} frames in a row: {told}"
+            # What it made before may be wrong, too.
+            if self._watch is None or self._tested(self._watch):
+                self._repair(why)
 
     def _alarm(self) -> None:
         if self._watch is not None:
@@ -149,21 +158,30 @@ class Restoration:
         watch = self._watch
         if watch is None or self.failure is not None:
             return
-        if watch.due(idle=idle):
-            with self._stage.busy(ENGINE_LIMIT_S):
-                found = watch.test()
-            if found is not None:
-                since, told = watch.since, found.one_line()
-                self._log("selftest", ok=False, error=told)
-                if watch.reached > since:
-                    self._suspect(since, watch.reached - 1, told)
-                self._repair(told)
-        elif watch.refresh_due():
+        if refresh := watch.refresh_due():
+            # What it restored is judged by what it is now, not by the fresh one.
+            watch.alarm()
+        if (refresh or watch.due(idle=idle)) and self._tested(watch) and refresh:
             self._renew(repair=False, why="it was time")
+
+    def _tested(self, watch: SelfTest) -> bool:
+        """A self-test that found nothing; what it finds is listed and repaired."""
+        with self._stage.busy(ENGINE_LIMIT_S):
+            found = watch.test()
+        if found is None:
+            return True
+        told = found.one_line()
+        self._log("selftest", ok=False, error=told)
+        lines, at = 0, watch.since
+        for first, behind in self._restored:
+            lines, at = lines + max(0, behind - max(first, at)), max(at, behind)
+        if lines:
+            self._suspect(watch.since, at - 1, lines, told)
+        self._repair(told)
+        return False
 
     def _repair(self, why: str) -> None:
         """Another engine in the place of one that is wrong, or none from now on."""
-        self._stage.well = False
         now, often = time.monotonic(), len(self._repairs) == REPAIRS
         if self._watch is None or (often and now - self._repairs[0] < REPAIRS_S):
             self._off(f"{why}; it was opened anew {REPAIRS} times" if often else why)
@@ -176,16 +194,20 @@ class Restoration:
         try:
             with self._stage.busy(ENGINE_LIMIT_S):
                 fresh = self._watch.renew(repair=repair)
-        except DeployError as error:
-            self._log("failed", stage="engine", error=error.one_line())
+        # Whatever a library raises, or where there is no memory for another engine.
+        except Exception as error:
+            told = error.one_line() if isinstance(error, DeployError) else f"{type(error).__name__}: {error}"
+            self._log("failed", stage="engine", error=told)
             if repair:
-                self._off(f"{why}; opened anew: {error.one_line()}")
+                self._off(f"{why}; opened anew: {told}")
             return
         self._restorer.use(fresh.engine.infer, fresh.prompts)
-        self._failures, self._stage.well = 0, True
+        self._failures = 0
+        self._restored.clear()
         self._log("repaired" if repair else "refreshed", why=why)
 
     def _off(self, why: str) -> None:
+        self._stage.well = False
         self.failure = restoration_off(why)
         self._log("failed", stage="restoration", error=self.failure.one_line())
 

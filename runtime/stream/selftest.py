@@ -46,7 +46,7 @@ class SelfTest(Closing):
         refresh_seconds: after so long the engine is opened anew though nothing was found; 0 for never.
 
     Attributes:
-        reached: number of the line behind the last one that was restored; kept by whoever restores.
+        reached: number of the line behind the last one that is settled; kept by whoever restores.
     """
 
     def __init__(
@@ -67,7 +67,17 @@ class SelfTest(Closing):
         self._good_at = [self.reached] * len(self._bundle.manifest.proofs)
         self._place, self._alarmed = 0, False
         self._tested = self._refreshed = now
-        self._not_before = now
+        self._not_before = self._alarm_after = now
+
+    def begin_at(self, first: int) -> None:
+        """Lines before this one are of an earlier stream."""
+        self.reached = first
+        self._good_at = [first] * len(self._good_at)
+
+    @property
+    def oldest(self) -> int:
+        """Number of the line up to which every proof was good."""
+        return min(self._good_at)
 
     @property
     def figures(self) -> TestFigures:
@@ -76,14 +86,16 @@ class SelfTest(Closing):
         return TestFigures(self._tests, self._failed, self._repairs, age)
 
     def alarm(self) -> None:
-        """Something looks wrong: test all there is, as soon as tests may take time again."""
+        """Something looks wrong: test all there is now, or where alarms come often when they may take time again."""
         self._alarmed = True
 
     def due(self, *, idle: bool) -> bool:
         """Whether a test is to be run now."""
         now = time.monotonic()
         wait = self._seconds * (IDLE_SHARE if idle else 1.0)
-        return now >= self._not_before and (self._alarmed or (self._seconds > 0 and now - self._tested >= wait))
+        if self._alarmed and now >= self._alarm_after:
+            return True
+        return now >= self._not_before and self._seconds > 0 and now - self._tested >= wait
 
     def refresh_due(self) -> bool:
         """Whether the engine is to be opened anew, though nothing was found."""
@@ -96,7 +108,8 @@ class SelfTest(Closing):
         """
         proofs = len(self._good_at)
         began, found = time.monotonic(), None
-        for _ in range(proofs if self._alarmed else 1):
+        alarmed = self._alarmed
+        for _ in range(proofs if alarmed else 1):
             self._tests += 1
             found = self._found(self._place)
             if found is not None:
@@ -108,6 +121,7 @@ class SelfTest(Closing):
         self._tested = time.monotonic()
         self._last_good = self._last_good if found else self._tested
         self._not_before = self._tested + (self._tested - began) / SHARE
+        self._alarm_after = self._not_before if alarmed else self._alarm_after
         return found
 
     @property

@@ -595,11 +595,16 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
     )
     bad = damaged(tiny_bundle, tmp_path)
     packets = ("--packets", tmp_path / "out.ccsds", "--web", 0)
-    for bundle in (bad, tmp_path / "not there"):
-        done = invoke(capsys, "stream", bundle, *words, *packets)
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/old.txt").write_text("no key")
+    keyring = ("--trust", tmp_path / "keys")
+    for bundle, more, why in (
+        (bad, (), "fp32.onnx"), (tmp_path / "not there", (), "no such bundle"), (tiny_bundle, keyring, "old.txt"),
+    ):  # fmt: skip
+        done = invoke(capsys, "stream", bundle, *words, *packets, *more)
         assert done.code == 3
         assert "restoration is off, lines are recorded only" in done.err
-        assert ("fp32.onnx" if bundle == bad else "no such bundle") in done.err
+        assert why in done.err
         assert done.json["lines"] == {
             "in": 80, "recorded": 80, "restored": 0, "passed": 0, "dropped": 80, "incomplete": 0,
         }  # fmt: skip
@@ -607,11 +612,11 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
         assert not (tmp_path / "out/restored.raw").exists()
     # What comes with a bundle that is whole goes on behind them.
     assert invoke(capsys, "stream", tiny_bundle, *words).code == 0
-    assert verify(tmp_path / "raw", "lines").last == 239
-    assert read_index(tmp_path / "out/restored.idx")["sequence"].tolist() == list(range(160, 240))
+    assert verify(tmp_path / "raw", "lines").last == 319
+    assert read_index(tmp_path / "out/restored.idx")["sequence"].tolist() == list(range(240, 320))
     # And the other way round.
     assert invoke(capsys, "stream", bad, *words).code == 3
-    assert verify(tmp_path / "raw", "lines").last == 319
+    assert verify(tmp_path / "raw", "lines").last == 399
 
 
 def test_a_bad_bundle_is_refused_where_that_is_asked_for_or_nothing_is_recorded(

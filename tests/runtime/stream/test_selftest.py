@@ -180,6 +180,56 @@ def test_the_engine_is_opened_anew_when_it_is_time(bundle: runtime.Bundle, tmp_p
     assert result.count.restored == 160 and snapshot.restoration.tests.repairs == 0
 
 
+def test_a_rerun_doubts_no_line_of_the_run_before(bundle: runtime.Bundle, tmp_path: Path) -> None:
+    assert flown(bundle, tmp_path, lines=40)[0].failures == {}
+    goes_wrong(bundle, lambda made: made * 2, after=2)
+    events: list[tuple[str, dict[str, Any]]] = []
+    stream = open_stream(
+        bundle, Script(range(40)), record=tmp_path / "raw", restored=tmp_path / "made",
+        options=runtime.StreamOptions(policy="block", selftest_seconds=1e-9),
+        log=lambda kind, **fields: events.append((kind, fields)),
+    )  # fmt: skip
+    assert stream.run().failures == {}
+    suspects = of_kind(events, "suspect")
+    assert suspects and all(one["sequence"] >= 40 and one["lines"] <= 16 for one in suspects)
+
+
+@pytest.mark.parametrize("repair", [True, False])
+def test_whatever_the_opening_of_another_engine_raises_the_record_goes_on(
+    bundle: runtime.Bundle, tmp_path: Path, repair: bool
+) -> None:
+    def fails() -> runtime.Bundle:
+        raise MemoryError
+
+    bundle.again = fails
+    if repair:
+        goes_wrong(bundle, lambda made: made * 2)
+    result, snapshot, _ = flown(
+        bundle, tmp_path, **({} if repair else {"selftest_seconds": 0, "refresh_seconds": 1e-9})
+    )
+    assert result.count.recorded == 160
+    assert snapshot.restoration.state == ("off" if repair else "on")
+    assert ("MemoryError" in result.failures["restore"].one_line()) if repair else result.count.restored == 160
+
+
+def test_lines_that_a_wrong_frame_was_blended_into_are_flagged_and_listed(
+    bundle: runtime.Bundle, tmp_path: Path
+) -> None:
+    plain, runs = bundle.engine.infer_impl, 0
+
+    def once(*inputs: Float32) -> tuple[Float32, ...]:
+        nonlocal runs
+        runs += 1
+        restored, *side = plain(*inputs)
+        return (np.zeros_like(restored) if runs == 2 else restored, *side)
+
+    bundle.engine.infer_impl = once  # type: ignore[method-assign]
+    _, _, events = flown(bundle, tmp_path, selftest_seconds=1000)
+    flags = read_index(tmp_path / "made/restored.idx")["flags"]
+    assert np.flatnonzero(flags & Flag.SUSPECT).tolist() == list(range(4, 12)), "frames of 8, which share 4"
+    assert of_kind(events, "suspect") == [{**of_kind(events, "suspect")[0], "sequence": 4, "last": 11, "lines": 8}]
+
+
 def test_tests_take_no_more_than_their_share(bundle: runtime.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "SHARE", 0.02)
     now = [0.0]
@@ -196,9 +246,13 @@ def test_tests_take_no_more_than_their_share(bundle: runtime.Bundle, monkeypatch
     now[0] = 2
     assert watch.due(idle=True) and not watch.due(idle=False)
     assert watch.test() is None
+    assert not watch.due(idle=True), "three seconds of a test, and 150 until the next"
     watch.alarm()
-    assert not watch.due(idle=False), "three seconds of a test, and 150 until the next"
-    now[0] = 5 + 150
+    assert watch.due(idle=False), "an alarm is looked into at once"
+    assert watch.test() is None
+    watch.alarm()
+    assert not watch.due(idle=False), "but not all the time"
+    now[0] = 8 + 150
     assert watch.due(idle=False)
 
 
