@@ -357,7 +357,7 @@ def bring_back(out: Path) -> None:
 def _place(out: Path) -> tuple[Path, Path]:
     """Where a bundle lies, be `out` a link to it, and where it is for the moment in which another takes its place."""
     place = out.resolve() if out.is_symlink() else out
-    return place, place.with_name(f".{place.name}.old")
+    return place, place.parent / f".{place.name}.old"
 
 
 @contextmanager

@@ -204,13 +204,14 @@ def test_any_configuration_is_what_it_computes_without_folding(name: str) -> Non
         expected = restated(net.state_dict(), config, frame, text)
         found = net(frame, perturbation)
         assert perturbation.shape == (2, sum(config.perturbation))
-        assert (found - expected).abs().max() < 1e-12 * (expected.max() - expected.min())
+        # Two channels that nearly agree lose digits in the norm, on some processors more than on others.
+        assert (found - expected).abs().max() < 1e-10 * (expected.max() - expected.min())
         # One prompt for the whole batch.
         one = net(frame, perturbation[:1])
-        torch.testing.assert_close(one[:1], found[:1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(one[:1], found[:1], rtol=0, atol=1e-10)
         static = ARCHITECTURE.static(net).double()
         made = static(frame[:1], perturbation[:1])
-        assert (made - expected[:1]).abs().max() < 1e-11 * (expected.max() - expected.min())
+        assert (made - expected[:1]).abs().max() < 1e-10 * (expected.max() - expected.min())
 
 
 def test_of_equal_numbers_the_lower_channel_comes_first() -> None:
