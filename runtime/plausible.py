@@ -40,9 +40,10 @@ def implausible(given: Float32, restored: Float32, *, alike: bool, known: Range 
     room = WIDENED * (high - low)
     if not alike and known is None:
         return ""
-    if restored.min() < low - room or restored.max() > high + room:
-        if np.mean((restored < low - room) | (restored > high + room)) > OUTSIDE:
-            return "many values come out far beyond the range of what came in"
+    beyond = restored.min() < low - room or restored.max() > high + room
+    # The second look, which costs more, is for frames that need it.
+    if beyond and np.mean((restored < low - room) | (restored > high + room)) > OUTSIDE:
+        return "many values come out far beyond the range of what came in"
     if alike and varied.any():
         one, other = (cube[varied, ::SPARSE, ::SPARSE].ravel().astype(np.float64) for cube in (given, restored))
         one, other = one - one.mean(), other - other.mean()

@@ -305,7 +305,7 @@ def test_an_engine_that_nobody_proved_is_not_installed(
         assert remote.finalize_remotely(here, target)["remote"] == "device"
         assert contents(here) == contents(there)
         return
-    with pytest.raises(BundleError, match="was not proved on the golden frame|holds a number that is too large"):
+    with pytest.raises(BundleError, match=r"was not proved on the golden frame|holds a number that is too large"):
         remote.finalize_remotely(here, target)
     assert contents(here) == before
 
