@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BundleError
+from .errors import BundleError, InputError
 from .signing import LARGEST_KEY, MINISIG, PublicKey, key_name, mistake, parse_minisigs, parse_public
 from .untrusted import TooLargeError, read_untrusted
 
@@ -150,6 +150,8 @@ def _key(file: Path) -> PublicKey:
         raise _unusable(file, error.strerror or str(error)) from error
     except TooLargeError as error:
         raise _unusable(file, "it is too large for a public key") from error
+    except InputError as error:
+        raise BundleError(error.problem, file=error.file, value=error.value, remedy=error.remedy) from error
 
 
 def _unusable(place: Path, why: str) -> BundleError:
