@@ -198,6 +198,15 @@ class Radiometry:
             found.reshape(-1)[self._repair.sources[:, replaced]] = True
         return found
 
+    def tables(self) -> list[NDArray[Any]]:
+        """The arrays that lines are worked out with; nothing writes to them."""
+        found = [self.bad, self._good, self._dark, self._factor]
+        if (repair := self._repair) is not None:
+            found += [repair.bands, repair.samples, repair.sources, repair.dark, repair.weights]
+        if self._resampling is not None:
+            found += [self._resampling.sources, self._resampling.weights]
+        return [table for table in found if table is not None]
+
     def describe(self) -> dict[str, str]:
         """What is done and with which files, for people and logs."""
         return {**self._facts, "digest": self._digest}

@@ -15,6 +15,7 @@ from .pool import LinePool, Slot
 from .queues import Queue
 
 PATIENCE = 0.2
+CLOCK_STEP_NS = 1_000_000_000
 Log = Callable[..., None]
 """Called with the kind of an event and its fields."""
 
@@ -48,6 +49,7 @@ class Intake:
         self, source: Source, pool: LinePool, out: Queue[Item], books: Books, stage: Stage, log: Log, first: int
     ) -> None:
         self._source, self._pool, self._out = source, pool, out
+        self._clock: int | None = None
         self._books, self._stage, self._log = books, stage, log
         self.next_sequence = first
         self.failure: DeployError | None = None
@@ -91,7 +93,15 @@ class Intake:
                 slot.release()
             self._out.close()
 
+    def _watch_clock(self, utc_ns: int) -> None:
+        """Times of a camera's lines go on as time does; a clock that is set is told."""
+        apart = utc_ns - time.monotonic_ns()
+        if self._source.live and self._clock is not None and abs(apart - self._clock) > CLOCK_STEP_NS:
+            self._log("clock", sequence=self.next_sequence, seconds=round((apart - self._clock) / 1e9, 3))
+        self._clock = apart
+
     def _give(self, slot: Slot, event: Taken, due: Flag) -> None:
+        self._watch_clock(event.utc_ns)
         slot.sequence, slot.frame_id, slot.utc_ns = self.next_sequence, event.frame_id, event.utc_ns
         slot.flags, slot.arrived = event.flags | due, time.monotonic()
         self.next_sequence += 1

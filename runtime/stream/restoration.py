@@ -168,17 +168,30 @@ class Restoration:
         """A self-test that found nothing; what it finds is listed and repaired."""
         with self._stage.busy(ENGINE_LIMIT_S):
             found = watch.test()
+        try:
+            altered = self._restorer.tables.mend()
+        except MachineError as error:
+            self._off(error.one_line())
+            return False
+        if altered:
+            self._list(watch, f"{altered} of the radiometry's tables changed in memory")
+            self._log("repaired", why="the radiometry's tables were put back")
         if found is None:
+            self._log("selftest", ok=True)
             return True
         told = found.one_line()
         self._log("selftest", ok=False, error=told)
+        self._list(watch, told)
+        self._repair(told)
+        return False
+
+    def _list(self, watch: SelfTest, why: str) -> None:
+        """Tell which lines were restored since the test that fails was last good."""
         lines, at = 0, watch.since
         for first, behind in self._restored:
             lines, at = lines + max(0, behind - max(first, at)), max(at, behind)
         if lines:
-            self._suspect(watch.since, at - 1, lines, told)
-        self._repair(told)
-        return False
+            self._suspect(watch.since, at - 1, lines, why)
 
     def _repair(self, why: str) -> None:
         """Another engine in the place of one that is wrong, or none from now on."""

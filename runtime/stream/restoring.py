@@ -27,6 +27,7 @@ from .pool import Slot
 from .report import FrameReport, stamps
 from .sampling import at_limit
 from .screening import SATURATED_SHARE
+from .tables import Tables
 
 ENOUGH = 0.5
 """Where fewer of a frame's lines are fit, the whole frame is passed through: it would be made of neighbours."""
@@ -104,6 +105,7 @@ class FrameRestorer:
         bands, samples: of the restored lines.
         marks: of missing values that are known.
         mark: what stands for missing values; None until one is known.
+        tables: of the radiometry, watched.
         passes_through: what cannot be restored may come out as it came in.
         runs: of the engine, for one frame.
     """
@@ -127,6 +129,7 @@ class FrameRestorer:
         self._listed = np.isin(np.arange(format.bands) if self._chosen is None else self._chosen, facts.bad)
         self._told: dict[int, str] = {}
         self._jumps = Jumps()
+        self.tables = Tables(radiometric.tables())
         self._stand_in = stand_in(format.dtype)
         self._whole = np.zeros(format.shape, np.float32)
         self._mask = np.zeros(format.shape, np.bool_)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,18 @@ import pytest
 import runtime
 from runtime.arrays import Float32
 from runtime.errors import BundleError, DeployError
-from runtime.lines import Flag
+from runtime.lines import Flag, Taken
+from runtime.radiometry import load_radiometry
 from runtime.record.index import read_index, verify
 from runtime.stream import selftest
 from runtime.stream.opening import open_stream
-from runtime.stream.pipeline import StreamResult
+from runtime.stream.pipeline import Restoring, Stream, StreamResult
 from runtime.stream.selftest import SelfTest
 from runtime.stream.snapshot import Snapshot
 from tests.contracts.bundles import known_bundle, reseal
 
 from .lines import Script
+from .test_pipeline import FACTS, FORMAT, same
 
 Wrong = Callable[[Float32], Float32]
 
@@ -263,3 +267,38 @@ def test_golden_frames_that_change_in_memory_are_found(bundle: runtime.Bundle) -
     bundle.contents.files[name] = bytes(data)
     found = SelfTest(bundle, bundle.again).test()
     assert isinstance(found, DeployError) and "changed in memory" in found.one_line()
+
+
+def test_tables_of_the_radiometry_that_change_in_memory_are_put_back(bundle: runtime.Bundle, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"policy": "block", "selftest_seconds": 1e-9}
+    events: list[tuple[str, dict[str, Any]]] = []
+    stream = open_stream(
+        bundle, Script(range(80)), restored=tmp_path / "made", radiometry={"dark": 64},
+        options=runtime.StreamOptions(**options), log=lambda kind, **fields: events.append((kind, fields)),
+    )  # fmt: skip
+    assert stream._restoration is not None
+    tables = stream._restoration._restorer.tables
+    dark = next(table for table in tables._arrays if table.dtype == np.float32)
+    dark.view(np.uint32)[0, 5] ^= 1 << 20
+    result = stream.run()
+    assert result.failures == {} and (dark == 64).all()
+    assert "tables changed in memory" in of_kind(events, "suspect")[0]["why"]
+    tables._copies[0].view(np.uint8).reshape(-1)[0] ^= 1
+    tables._arrays[0].view(np.uint8).reshape(-1)[0] ^= 2
+    with pytest.raises(DeployError, match="and their copies too"):
+        tables.mend()
+
+
+def test_a_clock_that_is_set_is_told() -> None:
+    class Stepped(Script):
+        def read(self, line: Any, timeout: float) -> Any:
+            event = super().read(line, timeout)
+            if isinstance(event, Taken):
+                step = 7_000_000_000 if event.frame_id >= 30 else 0
+                event = replace(event, utc_ns=time.time_ns() + step)
+            return event
+
+    events: list[tuple[str, dict[str, Any]]] = []
+    restoring = Restoring(FACTS, same, load_radiometry({}, FORMAT), FORMAT)
+    Stream(Stepped(range(60), live=True), restoring, None, [], log=lambda kind, **f: events.append((kind, f))).run()
+    assert [round(one["seconds"]) for one in of_kind(events, "clock")] == [7]
