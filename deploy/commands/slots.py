@@ -23,12 +23,14 @@ slot_argument = click.argument("slot", type=click.Choice(slots.NAMES))
 @click.group(
     epilog=examples(
         "deploy slots install nano.damp --store /var/lib/damp-deploy/store",
-        "deploy stream --store /var/lib/damp-deploy/store --source genicam: --record raw --restored out",
         "deploy slots list --store /var/lib/damp-deploy/store --json",
     )
 )
 def command() -> None:
-    """Keep two bundles: the newest one flies once it has proved itself, the other one where it does not."""
+    """Keep two bundles: the newest one flies once it has proved itself, the other one where it does not.
+
+    `deploy stream --store STORE` flies from them.
+    """
 
 
 @command.command()
