@@ -24,7 +24,7 @@ BENCHMARKS = $(sort gpu $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench train-background lint lint-style lint-types lint-imports check-flight clean
+.PHONY: help install demo test bench train-background lint lint-style lint-types lint-imports check-flight sbom clean
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -79,6 +79,16 @@ lint-imports: install
 
 check-flight: install ## do the flight computers' Pythons find wheels for the flight install?
 	$(BIN)/python -m tests.flight_wheels
+
+# No pip in the environment that is told of, and what is read is what is installed there: not this tree's own path.
+sbom: ## what the flight install brings, package by package with versions and licences: build/sbom.json (CycloneDX)
+	rm -rf build/sbom build/sbom.json
+	$(PYTHON) -m venv build/sbom/tool
+	build/sbom/tool/bin/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) cyclonedx-bom
+	$(PYTHON) -m venv --without-pip build/sbom/flight
+	build/sbom/tool/bin/python -m pip --python build/sbom/flight/bin/python install --quiet -c constraints.txt $(PIP_ARGS) ".[cpu,stream,signing]"
+	build/sbom/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json build/sbom/flight/bin/python
+	@build/sbom/tool/bin/python -c 'import json; print(len(json.load(open("build/sbom.json"))["components"]), "components in build/sbom.json")'
 
 clean: ## remove what was built and cached; the virtual environment and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .benchmarks
