@@ -20,7 +20,7 @@ EXTRAS := cpu,export,photographs,report,rtx,openvino,signing,dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPED := -p runtime -p calibration -p deploy
-BENCHMARKS = $(sort gpu $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))))
+BENCHMARKS = $(sort faults gpu $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
