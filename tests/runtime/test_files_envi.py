@@ -494,7 +494,7 @@ def test_a_two_megabyte_header_takes_linear_time(tmp_path: Path, filling: Any) -
         read_header(header)
     except CubeFileError as error:
         assert len(str(error)) < 1000
-    assert time.process_time() - start < 10, "quadratic would be hours"
+    assert time.process_time() - start < 60, "quadratic would be hours"
 
 
 names = st.text(st.characters(codec="ascii", min_codepoint=97, max_codepoint=122), min_size=1, max_size=12).map(
