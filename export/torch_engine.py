@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.devices import usable
@@ -20,6 +21,8 @@ AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 WARM_UP = 3
 
 Forward = Callable[..., "tuple[Tensor, ...]"]
+Choices = Callable[[Float32], "tuple[NDArray[np.bool_], Float32]"]
+"""Metrics [B, M] -> which experts are chosen, bool [B, layers, experts], and margins [B, layers]."""
 
 
 class TorchEngine(Engine):
@@ -101,18 +104,32 @@ class TorchEngine(Engine):
         1 where all experts run, so that nothing was to be chosen; empty without experts. The reference form alone can
         tell.
         """
-        routing, module, side = self._net.architecture.routing, self._net.module, self.signature.routing
-        if routing is None or side is None:
+        side, metrics = self.signature.routing, self.signature.metrics
+        if self._net.architecture.routing is None or side is None:
             return self.infer(feeds), np.ones(side.shape[0] if side else 0, np.float32)
-        with routing.probabilities(module) as seen:
+        assert metrics is not None, "experts are chosen by metrics"
+        made, choices = self.infer_with_choices(feeds)
+        return made, choices(feeds[metrics.name])[1][0]
+
+    def infer_with_choices(self, feeds: Mapping[str, Float32]) -> tuple[dict[str, Float32], Choices]:
+        """`infer`, and what a network with experts would choose for the same frame with other metrics.
+
+        That is as right as what a router sees of the frame is the same whatever the layers before it chose.
+        """
+        routing = self._net.architecture.routing
+        assert routing is not None, "the network has experts"
+        with routing.routers(self._net.module) as routers:
             made = self.infer(feeds)
-        k = routing.top_k(module)
-        margins = np.ones(len(seen), np.float32)
-        for layer, p in enumerate(seen):
-            if p.shape[-1] > k:
-                ranked = p[0].sort(descending=True).values
-                margins[layer] = float(ranked[k - 1] - ranked[k])
-        return made, margins
+        k = routing.top_k(self._net.module)
+
+        def choices(metrics: Float32) -> tuple[NDArray[np.bool_], Float32]:
+            with torch.inference_mode():
+                p = torch.stack([router(torch.from_numpy(metrics)) for router in routers], dim=1)
+            ranked = p.sort(descending=True).values
+            ahead = ranked[..., k - 1] - ranked[..., k] if k < p.shape[-1] else torch.ones(p.shape[:2])
+            return (p >= ranked[..., k - 1 : k]).numpy(), ahead.numpy()
+
+        return made, choices
 
     def gap(self, feeds: Mapping[str, Float32]) -> float | None:
         """How near the closest of the network's hard choices was to another one; None where it makes none."""

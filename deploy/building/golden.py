@@ -1,7 +1,7 @@
 """The golden frame of a bundle: which it is, what it must become, how far it may be off elsewhere."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import combinations
 
@@ -25,8 +25,10 @@ from .graphs import Graphs, probe_truth
 from .plan import Plan
 
 GOLDEN_LEAST, TRUTH = 5e-3, "golden/truth.npy"
-MOVES = 128
-"""Metrics that are tried for one more expert."""
+MOVES, FURTHEST, CLEAR = 8192, 3.0, 10 * CLOSE
+"""Metrics that are tried, how far, and the margin from which on a choice is as good as any."""
+RUNS = 16
+"""Frames that are run for them at most."""
 
 
 def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], reference: TorchEngine) -> Probe:
@@ -76,7 +78,8 @@ def other_experts(
     """The golden frame with other metrics, so that between them every expert works that any of many metrics call.
 
     A fault in an expert that no proof calls would fly unnoticed. Only metrics are taken whose choices no rounding turns
-    over, and with which every graph of the bundle does what PyTorch does.
+    over, and with which every graph of the bundle does what PyTorch does. All are judged by the routers alone, on what
+    these see of the golden frame; the frame is run with those that promise most.
 
     Returns:
         {tensor: array} of the metrics and of what the network gives, each with an expert that none before it has.
@@ -84,40 +87,43 @@ def other_experts(
     signature = reference.signature
     routing, metrics = signature.routing, signature.metrics
     found: list[Probe] = []
-    if routing is None or metrics is None:
+    if net.architecture.routing is None or routing is None or metrics is None:
         return found
-    covered = reference.infer(probe)[routing.name] > 0
-    # Quick: what is chosen there is asked again at the frame's own size.
-    corner, measured = TorchEngine(net, *net.smallest.measured.size), signature.measured.name
-    lines, samples = corner.signature.measured.size
-    part = probe[measured][:, :, :lines, :samples]
+    made, choices = reference.infer_with_choices(probe)
+    covered = made[routing.name] > 0
+    if covered.all():
+        return found
+    tried = _moved(np.concatenate([one[metrics.name] for one in probes]))
+    called, margins = choices(tried)
+    clear = np.where(margins >= CLOSE, margins.clip(max=CLEAR), 0).min(axis=1)
     with ExitStack() as stack:
         engines = []
         for name, graph in graphs.variants.items():
             program = half_arithmetic(graph.data) if computes_half(name, plan.half) else graph.data
             options = EngineOptions(plan.target.threads)
             engines.append(stack.enter_context(open_engine("onnxruntime", program, signature, options)))
-        for moved in _moved([one[metrics.name] for one in probes]):
-            if not (corner.infer({**probe, measured: part, metrics.name: moved})[routing.name] > 0)[~covered].any():
-                continue
-            feeds = {**probe, metrics.name: moved}
-            made, margins = reference.infer_with_margins(feeds)
+        for _ in range(RUNS):
+            promise = (called & ~covered).sum(axis=(1, 2)) * clear
+            best = promise.argmax()
+            if not promise[best]:
+                break
+            # One of every set of experts: others fail as it does.
+            clear[(called == called[best]).all(axis=(1, 2))] = 0
+            feeds = {**probe, metrics.name: tried[best : best + 1]}
+            made, ahead = reference.infer_with_margins(feeds)
             chosen = made[routing.name] > 0
-            sure = bool(chosen[~covered].any() and margins.min() >= CLOSE)
+            sure = bool(chosen[~covered].any() and ahead.min() >= CLOSE)
             if sure and all(_alike(engine.infer(feeds), made, reference, tolerance) for engine in engines):
                 covered |= chosen
-                found.append({metrics.name: moved, **made})
-            if covered.all():
-                break
+                found.append({metrics.name: feeds[metrics.name], **made})
     return found
 
 
-def _moved(metrics: list[Float32]) -> Iterator[Float32]:
-    rng = np.random.default_rng(0)
-    yield from metrics
-    for attempt in range(MOVES):
-        own = metrics[attempt % len(metrics)]
-        yield (own * np.exp(2 * rng.standard_normal(own.shape))).astype(np.float32)
+def _moved(own: Float32) -> Float32:
+    """[MOVES, M], multiples of these [n, M], further and further away."""
+    moves = np.random.default_rng(0).standard_normal((MOVES, own.shape[1]))
+    far = np.linspace(0, FURTHEST, MOVES)[:, None]
+    return (own[np.arange(MOVES) % len(own)] * np.exp(far * moves)).astype(np.float32)
 
 
 def _alike(made: Mapping[str, Float32], expected: Probe, reference: TorchEngine, tolerance: float) -> bool:
@@ -138,8 +144,8 @@ def golden_files(
     reference = TorchEngine(net, plan.lines, plan.samples)
     probe = golden_probe(net, plan, graphs, probes, reference)
     signature = reference.signature
-    places = golden_arrays(signature)
-    files = {places[name]: array_bytes(array) for name, array in {**probe, **reference.infer(probe)}.items()}
+    places, made = golden_arrays(signature), reference.infer(probe)
+    files = {places[name]: array_bytes(array) for name, array in {**probe, **made}.items()}
     truth = probe_truth(net, plan)
     if truth is not None:
         files[TRUTH] = array_bytes(truth)
@@ -147,17 +153,21 @@ def golden_files(
         name: reference.infer({**probe, **condition.constants})[signature.restored.name]
         for name, condition in net.conditions.items()
     }
-    for (one, made), (two, other) in combinations(restored.items(), 2):
-        distance = apart(made, other)
+    for (one, mine), (two, other) in combinations(restored.items(), 2):
+        distance = apart(mine, other)
         if distance <= tolerance:
             console.warn(
                 f"{one} and {two} restore the golden frame alike ({distance:.1e}): its proof does not tell them apart"
             )
     files |= {golden_of(name, net, signature): array_bytes(made) for name, made in restored.items()}
     others = []
-    for number, arrays in enumerate(other_experts(net, plan, graphs, probe, probes, tolerance, reference), 2):
+    found = other_experts(net, plan, graphs, probe, probes, tolerance, reference)
+    for number, arrays in enumerate(found, 2):
         others.append({name: f"golden/{number}/{name}.npy" for name in arrays})
         files |= {others[-1][name]: array_bytes(array) for name, array in arrays.items()}
+    if signature.routing is not None:
+        called = np.any([one[signature.routing.name] > 0 for one in (made, *found)], axis=0)
+        console.say(f"golden     {1 + len(found)} frames, which call {called.sum()} of {called.size} experts")
     return files, others
 
 

@@ -34,13 +34,13 @@ class Routing:
 
     Attributes:
         top_k: experts that run for a frame.
-        probabilities: a context whose list fills, while the network runs, with the probabilities [B, experts] of each
-            of its routers.
+        routers: a context whose list fills, while the network runs on one frame, with what each of its routers makes of
+            that frame: metrics [B, M] -> probabilities [B, experts].
         balances: spatial share of every expert, float64 [layers, experts]; None where there is no such thing.
     """
 
     top_k: Callable[[Any], int]
-    probabilities: Callable[[Any], AbstractContextManager[list[Tensor]]]
+    routers: Callable[[Any], AbstractContextManager[list[Callable[[Tensor], Tensor]]]]
     balances: Callable[[Any], NDArray[np.float64] | None] = lambda module: None
 
 

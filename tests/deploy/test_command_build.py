@@ -387,6 +387,18 @@ def test_the_tiny_bundle_restores_what_pytorch_restores(tiny_bundle: Path, tiny_
     assert np.abs(golden["restored"] - golden["frame"]).max() > 1e-3
 
 
+def test_golden_frames_call_every_expert_that_metrics_can_call(
+    capsys: Capsys, in_a_folder_of_its_own: None, graphs_once: None
+) -> None:
+    done = invoke(capsys, "build", "--checkpoint", "damp-nano", "--size", "64x64", "--target", "cpu", "--out", "bundle")
+    assert done.code == 0 and "4 frames, which call 4 of 4 experts" in done.out
+    proofs = read_manifest(Path("bundle")).proofs
+    called = [np.load(Path("bundle") / proof["routing"]) > 0 for proof in proofs]
+    assert len(proofs) == 4 and np.any(called, axis=0).all()
+    with load_bundle(Path("bundle")) as bundle:
+        assert bundle.self_test() <= bundle.manifest.golden.tolerance
+
+
 # Weights among others in a file
 
 

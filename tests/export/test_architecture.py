@@ -152,6 +152,20 @@ def test_margins_are_of_the_layers_that_choose(small: Network) -> None:
     assert list(made) == ["restored"] and margins.shape == (0,)
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_choices_for_other_metrics_are_those_of_a_run(top_k: int) -> None:
+    net = network_of(network(dataclasses.replace(SMALL, experts=4, top_k=top_k)))
+    engine, feeds = TorchEngine(net, *SIZE), inputs(net.signature(*SIZE), 0)
+    made, choices = engine.infer_with_choices(feeds)
+    np.testing.assert_array_equal(made["routing"], engine.infer(feeds)["routing"])
+    tried = np.random.default_rng(0).standard_normal((8, feeds["metrics"].shape[1])).astype(np.float32)
+    for metrics, chosen, margins in zip(tried, *choices(tried), strict=True):
+        other, ahead = engine.infer_with_margins({**feeds, "metrics": metrics[None]})
+        np.testing.assert_array_equal(chosen, other["routing"] > 0)
+        np.testing.assert_allclose(margins, ahead, atol=1e-6)
+    assert len(np.unique(choices(tried)[0], axis=0)) > (top_k == 1)
+
+
 class Turned(nn.Module):
     """Gives its bands last, and more than it promised."""
 

@@ -6,7 +6,7 @@ from ..architecture import Architecture, Routing
 from .checkpoint import build, recognises, stored_state
 from .config import SIZE_MULTIPLE, DampConfig
 from .deployment import deployment_form, module_name
-from .network import Damp, balances, probabilities
+from .network import Damp, balances, routers
 
 __all__ = ["ARCHITECTURE", "SIZE_MULTIPLE", "Damp", "DampConfig", "deployment_form"]
 
@@ -42,5 +42,5 @@ ARCHITECTURE = Architecture(
     options={"top_k": "experts that run for a frame"},
     chosen=lambda net: {"top_k": net.config.top_k},
     tasks=("noise", "blur", "sr", "inpaint", "bandloss", "poisson", "motionblur"),
-    routing=Routing(lambda net: net.config.top_k, probabilities, balances),
+    routing=Routing(lambda net: net.config.top_k, routers, balances),
 )

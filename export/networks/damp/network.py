@@ -1,6 +1,6 @@
 """DAMP in torch, equal to the public reference key for key and number for number (routing noise off)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -161,12 +161,16 @@ def balances(net: Damp) -> NDArray[np.float64] | None:
 
 
 @contextmanager
-def probabilities(net: Damp) -> Iterator[list[Tensor]]:
-    """A list that fills, while the network runs, with the probabilities [B, experts] of each of its routers."""
-    seen: list[Tensor] = []
+def routers(net: Damp) -> Iterator[list[Callable[[Tensor], Tensor]]]:
+    """A list that fills, while the network runs on one frame, with what each of its routers makes of that frame.
+
+    Each is metrics [B, M] -> probabilities [B, experts]; what mixtures before it make of other metrics is not in them.
+    """
+    seen: list[Callable[[Tensor], Tensor]] = []
 
     def keep(router: Router, given: tuple[Tensor, Tensor], _: Tensor) -> None:
-        seen.append(router.probabilities(*given))
+        pooled = given[0].mean(dim=(2, 3), keepdim=True)
+        seen.append(lambda metrics: router.probabilities(pooled.expand(len(metrics), -1, -1, -1), net.dep(metrics)))
 
     hooks = [m.register_forward_hook(keep) for m in net.modules() if isinstance(m, Router)]
     try:
