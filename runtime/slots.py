@@ -245,6 +245,16 @@ def bad(store: Path, name: str, why: str) -> State:
         return _keep(store, _gone_bad(state, name, why), "bad", slot=name, serial=slot.serial, why=why)
 
 
+def untried(store: Path, name: str) -> State:
+    """Give a new slot the try back that was counted: it was not to blame for the end. Raises DeployError."""
+    with _changing(store) as state:
+        slot = _there(store, state, name)
+        if slot.state != "new":
+            return state
+        fresh = replace(slot, tries=min(slot.tries + 1, TRIES))
+        return _keep(store, state.having(name, fresh), "untried", slot=name, serial=slot.serial, left=fresh.tries)
+
+
 def _gone_bad(state: State, name: str, why: str) -> State:
     state = state.having(name, replace(state.slots[name], state="bad", tries=0, why=why))
     usable = state.slots[_other(name)].state in ("good", "new")

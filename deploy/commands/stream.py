@@ -16,6 +16,7 @@ from runtime.arrays import Float32
 from runtime.bundle import Bundle, load_bundle
 from runtime.bundle_files import read_manifest
 from runtime.descriptors import raise_limit
+from runtime.engines import refuse_unknown
 from runtime.errors import BundleError, CubeFileError, DeployError, InputError, MachineError
 from runtime.manifest import Manifest
 from runtime.meaning import Asked
@@ -31,6 +32,7 @@ from runtime.stream.pipeline import Stream, StreamResult
 from runtime.stream.scrubbing import Scrubber
 from runtime.stream.snapshot import Snapshot
 from runtime.stream.teller import BoardTemperature, Teller
+from runtime.trust import trust_here
 
 from .. import console
 from ..answers import leave
@@ -162,6 +164,10 @@ def command(
     outward = Outward(tuple(one for _, one in sinks), prometheus, web)
     if on_bad_bundle == "record" and record is None:
         raise InputError("there is no record", key="--on-bad-bundle", value="record", remedy="give --record")
+    # What was typed wrong says nothing of a bundle: no slot is tried for it.
+    trust_here()
+    if engine is not None:
+        refuse_unknown(engine)
 
     def load(path: Path) -> Bundle:
         with ExitStack() as undo:

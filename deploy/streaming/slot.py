@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime import slots
 from runtime.bundle import Bundle
-from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError
+from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError, UntrustedError
 from runtime.manifest import Manifest
 from runtime.stream.selftest import check_same
 
@@ -17,6 +17,11 @@ TESTS, SECONDS = 3, 60.0
 """A new bundle is good after so many self-tests in flight, and so long of restored lines."""
 PAUSE_S = 5.0
 """Lines that come less often than that count as none."""
+
+
+def _blames(error: DeployError) -> bool:
+    """Whether it is the bundle's fault, not that of this computer, its keyring or an option."""
+    return isinstance(error, BundleError | GateError) and not isinstance(error, UntrustedError)
 
 
 class Flying:
@@ -45,29 +50,27 @@ class Flying:
         """The first bundle that works, of the active slot or the other one.
 
         Raises:
-            DeployError: why the last one that was tried does not.
+            DeployError: why the last one that was tried does not; or this is no store.
         """
         why: DeployError = BundleError(
             "no slot has a bundle that may be tried", file=self.store, remedy="`deploy slots install` one"
         )
-        try:
-            while (name := slots.next_slot(self.store, self._failed)) is not None:
-                found = self._opened(name)
-                if isinstance(found, Bundle):
-                    return found
-                why = found
-        except InputError as error:
-            raise BundleError(error.problem, file=error.file, remedy=error.remedy) from error
+        while (name := slots.next_slot(self.store, self._failed)) is not None:
+            found = self._opened(name)
+            if isinstance(found, Bundle):
+                return found
+            why = found
         raise why
 
     def _opened(self, name: str) -> Bundle | DeployError:
         try:
             bundle = self._load(self.store / name)
-        except (BundleError, GateError, MachineError) as error:
+        except (InputError, GateError, MachineError) as error:
             self._failed.append(name)
-            # What this computer cannot do today it may do tomorrow.
-            if not isinstance(error, MachineError):
+            if _blames(error):
                 slots.bad(self.store, name, error.one_line())
+            else:
+                slots.untried(self.store, name)
             self.log("slot", slot=name, ok=False, why=error.one_line())
             return error
         if self._flies is not None:
@@ -88,6 +91,8 @@ class Flying:
         self._failed = []
         assert self.name is not None, "one flies"
         found = self._opened(self.name)
+        # A keyring that changed meanwhile is no fault of the slot, whatever follows.
+        self._ended |= isinstance(found, InputError) and not _blames(found)
         return found if isinstance(found, Bundle) else self.open()
 
     def look(self, snapshot: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from runtime.record.index import read_index, verify
 from tests.contracts.bundles import reseal
 from tests.contracts.command import Done, assert_failed, assert_json_error, command_line, invoke
 from tests.contracts.line_files import assert_others_read
+from tests.contracts.signed import write_keys
 
 ROOT = Path(__file__).parents[2]
 SIM = "sim:samples=64,lines=128,rate=400"
@@ -597,9 +598,12 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
     packets = ("--packets", tmp_path / "out.ccsds", "--web", 0)
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys/old.txt").write_text("no key")
+    write_keys(tmp_path, "other")
     keyring = ("--trust", tmp_path / "keys")
+    assert_failed(invoke(capsys, "stream", tiny_bundle, *words[:-1], *keyring), 2, "old.txt", "is no public key")
     for bundle, more, why in (
-        (bad, (), "fp32.onnx"), (tmp_path / "not there", (), "no such bundle"), (tiny_bundle, keyring, "old.txt"),
+        (bad, (), "fp32.onnx"), (tmp_path / "not there", (), "no such bundle"),
+        (tiny_bundle, ("--trust", tmp_path / "other.pub"), "is not signed"),
     ):  # fmt: skip
         done = invoke(capsys, "stream", bundle, *words, *packets, *more)
         assert done.code == 3
