@@ -437,6 +437,8 @@ def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict
         console.warn(
             f"{last.restoration.suspect_lines} restored lines may be wrong; {SUSPECTS_NAME} and the log say why"
         )
+    if last.restoration.untested:
+        console.warn(f"{last.restoration.untested} restored lines had no self-test behind them: the end left no time")
     shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
     console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
     console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")

@@ -80,6 +80,11 @@ class SelfTest(Closing):
         return min(self._good_at)
 
     @property
+    def in_flight(self) -> bool:
+        """Whether there are tests at all but those after an alarm."""
+        return self._seconds > 0
+
+    @property
     def figures(self) -> TestFigures:
         last = self._last_good
         age = None if last is None else round(time.monotonic() - last, 3)
