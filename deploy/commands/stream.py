@@ -179,10 +179,10 @@ def command(
             undo.pop_all()
         return opened
 
-    flying = None if store is None else Flying(store, load)
     places = [Path(str(bundle))] if store is None else [store / name for name in NAMES]
     keeps_recording = record is not None and on_bad_bundle != "refuse"
     with ExitStack() as stack:
+        flying = None if store is None else stack.enter_context(Flying(store, load))
         try:
             loaded = stack.enter_context(load(places[0]) if flying is None else flying.open())
             facts = _Facts(loaded.manifest, loaded.instrument)
@@ -222,19 +222,22 @@ def command(
         if flying is not None:
             parts.telling.append(flying.look)
             if events is not None:
-                flying.log = events.write
+                flying.log_to(events.write)
         suspects = None if (kept := restored or record) is None else Suspects(kept / SUSPECTS_NAME, stack)
         stack.enter_context(_signals(stopping := _Stopping()))
         told_of = {"bundle": str(bundle or store)} if why is not None else _described(loaded)
         if why is None:
             stack.enter_context(Scrubber(loaded.path, loaded.contents.whole, _damaged(events)))
         result, last = _stream(told_of, source, parts, config, events, suspects, outward, stopping)
+        if flying is not None and "restore" not in result.hung:
+            flying.close()
         if events is not None:
             # What it has lost is known when nothing comes any more.
             events.close()
         doubts = [] if parts.fitted is None else parts.fitted.doubts
+        more = {"doubts": [*doubts, *last.doubts], **({} if flying is None else flying.told)}
         try:
-            report = _told(result, last, events) | {"doubts": [*doubts, *last.doubts]}
+            report = _told(result, last, events, more)
         except DeployError as error:
             if result.hung:
                 leave(error)
@@ -419,8 +422,8 @@ def _signals(stopping: _Stopping) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict[str, Any]:
-    """What `--json` prints; raises the first failure with it."""
+def _told(result: StreamResult, last: Snapshot, events: EventLog | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--json` prints, with `more`; raises the first failure with it."""
     count, told = result.count, last.as_json()
     report = {
         "lines": count.as_json(),
@@ -430,6 +433,7 @@ def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict
         "ended_by": result.ended_by,
         **{key: told[key] for key in ("flags", "clipped", "latency_s", "spool", "restoration")},
         "log": None if events is None else {"file": str(events.path), "lost": events.lost},
+        **more,
     }
     if events is not None and events.lost:
         console.warn(f"{events.lost} lines of the log could not be written: {events.path}")

@@ -712,6 +712,11 @@ def test_a_stream_flies_from_slots_and_an_update_that_fails_gives_way(
     assert invoke(capsys, "slots", "install", newer, "--store", store).code == 0
     done = invoke(capsys, "stream", *words)
     assert done.code == 0 and done.json["lines"]["restored"] == 80
+    assert (done.json["slot"], done.json["serial"]) == ("b", serial)
+    assert any("slot a does not fly: " in one and "golden" in one for one in done.json["warnings"])
+    events = [json.loads(row) for row in (tmp_path / "raw/stream.jsonl").read_text().splitlines()]
+    told = [(one["slot"], one["ok"]) for one in events if one["kind"] == "slot"]
+    assert told[-3:] == [("a", False), ("b", True), ("b", True)], "tried, flies, is good"
     state = invoke(capsys, "slots", "list", "--store", store, "--json").json
     assert (state["active"], state["slots"]["a"]["state"]) == ("b", "bad") and "golden" in state["slots"]["a"]["why"]
     assert len(read_index(tmp_path / f"out/{serial}/restored.idx")) == 160

@@ -94,6 +94,38 @@ def test_a_keyring_or_an_option_says_nothing_of_a_bundle(tmp_path: Path, capsys:
     assert slots.read_state(store).slots == before
 
 
+def newly(folder: Path) -> Path:
+    slots.install(known_bundle(folder / "new"), folder / "store")
+    return folder / "store"
+
+
+def test_streams_that_end_well_cost_a_new_bundle_no_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = newly(tmp_path)
+    words = ("stream", "--store", store, "--source", "sim:bands=3,samples=16,count=20,rate=2000", "--json")
+    for _ in range(slots.TRIES + 1):
+        done = invoke(capsys, *words)
+        assert done.code == 0 and (done.json["slot"], done.json["serial"]) == ("b", 0)
+        assert any("slot b is new: good after 3 self-tests and 60 s" in one for one in done.json["warnings"])
+        # Nor does a source that is not there.
+        assert_failed(invoke(capsys, *words[:3], "--source", "envi:nothing.hdr"), 2, "nothing.hdr")
+    assert slots.read_state(store).slots["b"].tries == slots.TRIES
+
+
+@pytest.mark.parametrize("how", ["hung", "a failed test", "off"])
+def test_an_end_that_is_not_clean_costs_a_try(tmp_path: Path, how: str) -> None:
+    store = newly(tmp_path)
+    flying = Flying(store, load_bundle)
+    with flying.open():
+        if how == "a failed test":
+            flying.look({**snapshot(100), "restoration": {"state": "on", "tests": {"tests": 3, "failed": 1}}})
+        elif how == "off":
+            flying.look(snapshot(100, "off"))
+        if how != "hung":
+            flying.close()
+    found = slots.read_state(store).slots["b"]
+    assert (found.state, found.tries) == (("bad", 0) if how == "off" else ("new", slots.TRIES - 1))
+
+
 @pytest.mark.parametrize("error", [InputError, MachineError, UntrustedError])
 def test_who_is_not_to_blame_gets_the_try_back(tmp_path: Path, error: type[DeployError]) -> None:
     store = tmp_path / "store"
