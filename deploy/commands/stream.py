@@ -14,7 +14,7 @@ import click
 
 from runtime.arrays import Float32
 from runtime.bundle import Bundle, load_bundle
-from runtime.bundle_files import read_manifest
+from runtime.bundle_files import read_manifest, refuse_no_bundle
 from runtime.descriptors import raise_limit
 from runtime.engines import refuse_unknown
 from runtime.errors import BundleError, CubeFileError, DeployError, InputError, MachineError
@@ -166,6 +166,8 @@ def command(
         raise InputError("there is no record", key="--on-bad-bundle", value="record", remedy="give --record")
     # What was typed wrong says nothing of a bundle: no slot is tried for it.
     trust_here()
+    if bundle is not None:
+        refuse_no_bundle(bundle)
     if engine is not None:
         refuse_unknown(engine)
 

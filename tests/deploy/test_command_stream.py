@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.archive import pack
 from runtime.files import read_cube, write_cube
 from runtime.files.envi import read_envi
 from runtime.lines import Flag
@@ -596,13 +597,11 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
     )
     bad = damaged(tiny_bundle, tmp_path)
     packets = ("--packets", tmp_path / "out.ccsds", "--web", 0)
-    (tmp_path / "keys").mkdir()
-    (tmp_path / "keys/old.txt").write_text("no key")
     write_keys(tmp_path, "other")
-    keyring = ("--trust", tmp_path / "keys")
-    assert_failed(invoke(capsys, "stream", tiny_bundle, *words[:-1], *keyring), 2, "old.txt", "is no public key")
+    headless = shutil.copytree(bad, tmp_path / "headless")
+    (headless / "manifest.json").unlink()
     for bundle, more, why in (
-        (bad, (), "fp32.onnx"), (tmp_path / "not there", (), "no such bundle"),
+        (bad, (), "fp32.onnx"), (headless, (), "has no manifest.json"),
         (tiny_bundle, ("--trust", tmp_path / "other.pub"), "is not signed"),
     ):  # fmt: skip
         done = invoke(capsys, "stream", bundle, *words, *packets, *more)
@@ -621,6 +620,31 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
     # And the other way round.
     assert invoke(capsys, "stream", bad, *words).code == 3
     assert verify(tmp_path / "raw", "lines").last == 399
+
+
+def test_what_was_typed_wrong_ends_at_once_though_there_is_a_record(
+    doubling: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/old.txt").write_text("no key")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/one.png").write_bytes(b"")
+    pack(doubling, tmp_path / "bundle.damp")
+    record = ("--source", "sim:bands=3,samples=16,count=20", "--record", "raw", "--json")
+    for words, *parts in (
+        (("nowhere",), "no such bundle"),
+        (("pictures",), "is not a bundle"),
+        (("bundle.damp",), "this is a file", "deploy unpack"),
+        ((doubling, "--engine", "nonsense"), "unknown engine"),
+        ((doubling, "--prompt", "derain"), "derain"),
+        ((doubling, "--trust", "keys"), "old.txt", "is no public key"),
+        (("--store", "nowhere"), "no such store"),
+    ):
+        done = invoke(capsys, "stream", *words, *record)
+        assert_json_error(done, 2)
+        assert all(part in done.err for part in parts), done.err
+    assert not (tmp_path / "raw").exists()
 
 
 def test_a_bad_bundle_is_refused_where_that_is_asked_for_or_nothing_is_recorded(
