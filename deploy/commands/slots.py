@@ -41,6 +41,8 @@ def command() -> None:
 @json_option
 def install(bundle: Path, store: Path, allow_older: bool) -> dict[str, Any]:
     """Write a bundle into the slot that is not needed; the next stream tries it, three times at most."""
+    if store.exists():
+        _warn(store)
     with console.progress("checking and writing every byte"):
         state = slots.install(bundle, store, allow_older=allow_older)
     return _told(store, state)
@@ -51,6 +53,7 @@ def install(bundle: Path, store: Path, allow_older: bool) -> dict[str, Any]:
 @json_option
 def list_slots(store: Path) -> dict[str, Any]:
     """Show what is in the slots, which one is tried first, and why one is bad."""
+    _warn(store)
     return _told(store, slots.read_state(store))
 
 
@@ -81,6 +84,11 @@ def good(slot: str, store: Path) -> dict[str, Any]:
 def bad(slot: str, store: Path, why: str) -> dict[str, Any]:
     """Say that a slot is not to be tried again; the other one is, where it may be."""
     return _told(store, slots.bad(store, slot, why))
+
+
+def _warn(store: Path) -> None:
+    for doubt in slots.doubts(store):
+        console.warn(doubt)
 
 
 def _told(store: Path, state: slots.State) -> dict[str, Any]:

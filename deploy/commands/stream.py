@@ -24,6 +24,7 @@ from runtime.parity import told
 from runtime.priority import let_workers_yield
 from runtime.sinks import SINKS, find_sink
 from runtime.slots import NAMES
+from runtime.slots import doubts as slot_doubts
 from runtime.sources import FORMS, Source, SourceOptions, find_source, open_source
 from runtime.stream.event_log import EventLog, Suspects
 from runtime.stream.health import Watchdog
@@ -168,6 +169,8 @@ def command(
     trust_here()
     if bundle is not None:
         refuse_no_bundle(bundle)
+    for doubt in [] if store is None else slot_doubts(store):
+        console.warn(doubt)
     if engine is not None:
         refuse_unknown(engine)
 
