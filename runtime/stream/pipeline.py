@@ -302,9 +302,11 @@ class Stream:
         if self._watch is not None and "restore" not in hung:
             self._watch.close()
         count, failures = self._books.close(record=self._writer is not None), self._failures()
+        # That nothing restores was known from the start, and ended no stream.
+        known = set() if self._off is None else {"restore"}
+        ended_by = "failure" if failures.keys() - known else self._ended_by
         result = StreamResult(
-            count, self.frames(), time.monotonic() - self._began, "failure" if failures else self._ended_by, failures,
-            hung,
+            count, self.frames(), time.monotonic() - self._began, ended_by, failures, hung
         )  # fmt: skip
         self._tell("stop", ended_by=result.ended_by, lines=count.as_json(), frames=result.frames, hung=list(hung))
         return result

@@ -251,16 +251,18 @@ class Restoration:
 
     def _off(self, why: str) -> None:
         self._stage.well = False
-        self.failure = restoration_off(why)
+        self.failure = restoration_off(DeployError(why))
         self._log("failed", stage="restoration", error=self.failure.one_line())
 
 
-def restoration_off(why: str) -> MachineError:
+def restoration_off(why: DeployError) -> MachineError:
     """What is told where lines are recorded and nothing restores them."""
     return MachineError(
-        f"restoration is off, lines are recorded only: {why}",
+        f"restoration is off, lines are recorded only: {why.problem}",
+        file=why.file,
         key="restoration",
-        remedy="the record is whole and can be restored later; run `deploy check` on this machine",
+        value=why.value,
+        remedy="restore the record later: `deploy stream BUNDLE --source envi:RECORD/lines.hdr --restored OTHER`",
     )
 
 

@@ -611,7 +611,11 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
         assert done.json["lines"] == {
             "in": 80, "recorded": 80, "restored": 0, "passed": 0, "dropped": 80, "incomplete": 0,
         }  # fmt: skip
-        assert done.json["restoration"]["state"] == "off"
+        assert done.json["restoration"]["state"] == "off" and done.json["ended_by"] == "source"
+        assert str(bundle) in done.json["error"]["file"]
+        assert "--source envi:RECORD/lines.hdr --restored OTHER" in done.json["error"]["remedy"]
+        assert "80 lines were not restored: restoration was off" in done.json["warnings"]
+        assert done.json["doubts"] == []
         assert not (tmp_path / "out/restored.raw").exists()
     # What comes with a bundle that is whole goes on behind them.
     assert invoke(capsys, "stream", tiny_bundle, *words).code == 0
