@@ -260,21 +260,16 @@ def install(bundle: Path, store: Path, *, allow_older: bool = False, trust: Trus
 def use(store: Path, name: str) -> State:
     """Make a slot the one that is tried first; it gets its tries anew, unless it is good. Raises DeployError."""
     with _changing(store) as state:
-        slot = _there(store, state, name)
-        head = check(store / name)
-        if digest(head.files[MANIFEST]) != slot.digest:
-            raise BundleError(
-                "is another bundle than the one that was installed", file=store / name, remedy="install it"
-            )
+        slot = _whole(store, state, name)
         fresh = slot if slot.state == "good" else replace(slot, state="new", tries=TRIES, why="")
         older = {"older_than": state.highest} if slot.serial < state.highest else {}
         return _keep(store, state.having(name, fresh, active=name), "use", slot=name, serial=slot.serial, **older)
 
 
 def good(store: Path, name: str) -> State:
-    """A slot has proved itself. Raises DeployError."""
+    """A slot has proved itself; every byte of it is checked. Raises DeployError."""
     with _changing(store) as state:
-        slot = _there(store, state, name)
+        slot = _whole(store, state, name)
         fresh = replace(slot, state="good", tries=TRIES, why="")
         highest = max(state.highest, slot.serial)
         return _keep(store, state.having(name, fresh, highest=highest), "good", slot=name, serial=slot.serial)
@@ -314,6 +309,14 @@ def _there(store: Path, state: State, name: str) -> Slot:
             remedy=f"there is one in {' and '.join(there)}" if there else "install one first",
         )
     return state.slots[name]
+
+
+def _whole(store: Path, state: State, name: str) -> Slot:
+    """A slot whose bundle is undamaged, and the one that was installed."""
+    slot = _there(store, state, name)
+    if digest(check(store / name).files[MANIFEST]) != slot.digest:
+        raise BundleError("is another bundle than the one that was installed", file=store / name, remedy="install it")
+    return slot
 
 
 def next_slot(store: Path, without: Collection[str] = ()) -> str | None:

@@ -21,10 +21,11 @@ slot_argument = click.argument("slot", type=click.Choice(slots.NAMES))
 
 
 @click.group(
+    no_args_is_help=False,
     epilog=examples(
         "deploy slots install nano.damp --store /var/lib/damp-deploy/store",
         "deploy slots list --store /var/lib/damp-deploy/store --json",
-    )
+    ),
 )
 def command() -> None:
     """Keep two bundles: the newest one flies once it has proved itself, the other one where it does not.
@@ -94,6 +95,12 @@ def _warn(store: Path) -> None:
 def _told(store: Path, state: slots.State) -> dict[str, Any]:
     for name, slot in state.slots.items():
         about = "" if slot.state == "empty" else f", serial {slot.serial}"
-        about += f", {slot.tries} tries left" if slot.state == "new" else f": {slot.why}" if slot.why else ""
+        about += (
+            f", {slot.tries} {'try' if slot.tries == 1 else 'tries'} left"
+            if slot.state == "new"
+            else f": {slot.why}"
+            if slot.why
+            else ""
+        )
         console.say(f"{'*' if name == state.active else ' '} {name}  {slot.state}{about}")
     return {"store": str(store), **asdict(state)}

@@ -65,6 +65,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
     epilog=examples(
         "deploy stream build/bundle --source sim: --record flight --restored flight --duration 60",
         "deploy stream orin --source genicam:192.168.1.20 --record raw --spool-limit 200GiB --restored out --web 8080",
+        "deploy stream --store /var/lib/damp-deploy/store --source genicam: --record raw --restored out",
         "deploy stream orin --source envi-live:/data/capture.hdr --restored out --quicklook out/now.png --json",
     )
 )
@@ -358,6 +359,8 @@ def _stream(
     def log(kind: str, **fields: Any) -> None:
         if events is not None:
             events.write(kind, **fields)
+        if kind == "selftest" and not fields["ok"]:
+            console.warn(f"a self-test failed: {fields['error']}")
         if suspects is not None and kind == "suspect":
             suspects.add(**fields)
 
@@ -458,9 +461,8 @@ def _told(result: StreamResult, last: Snapshot, events: EventLog | None, more: M
             ("cut_off", "the end cut them off"),
         )  # fmt: skip
         why = [f"{result.frames[fate]} frames, since {told}" for fate, told in fates if result.frames[fate]]
-        console.warn(
-            f"{count.dropped} lines were not restored" + (f": {'; '.join(why)}" if why else ", the end came first")
-        )
+        rest = ": restoration was off" if last.restoration.state == "off" else ", the end came first"
+        console.warn(f"{count.dropped} lines were not restored" + (f": {'; '.join(why)}" if why else rest))
     if count.restored and count.passed > count.restored / 2:
         console.warn(
             f"{count.passed} of {count.restored} restored lines are as they came: the log and their flags say why"

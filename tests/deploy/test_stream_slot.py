@@ -126,6 +126,13 @@ def test_an_end_that_is_not_clean_costs_a_try(tmp_path: Path, how: str) -> None:
     assert (found.state, found.tries) == (("bad", 0) if how == "off" else ("new", slots.TRIES - 1))
 
 
+@pytest.mark.parametrize("words", [(), ("good", "--store", "s")])
+def test_what_is_missing_is_said_in_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    done = invoke(capsys, "slots", *words)
+    assert_failed(done, 2, "Missing", "--help")
+    assert "\\n" not in done.err and "\\t" not in done.err
+
+
 @pytest.mark.parametrize("error", [InputError, MachineError, UntrustedError])
 def test_who_is_not_to_blame_gets_the_try_back(tmp_path: Path, error: type[DeployError]) -> None:
     store = tmp_path / "store"

@@ -70,6 +70,16 @@ def test_an_update_never_takes_the_only_good_slot(tmp_path: Path) -> None:
     assert states(slots.install(of_serial(tmp_path, 5), store))[first] == ("new", 5)
 
 
+def test_a_damaged_bundle_is_not_made_good(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    state = slots.install(of_serial(tmp_path, 1), store)
+    graph = store / "b/graphs/fp32.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        slots.good(store, "b")
+    assert slots.read_state(store) == state
+
+
 def test_serials_go_back_only_with_a_word(tmp_path: Path) -> None:
     store, older = tmp_path / "store", of_serial(tmp_path, 6)
     slots.good(store, slots.install(of_serial(tmp_path, 7), store).active)

@@ -89,6 +89,8 @@ def test_a_wrong_engine_is_found_flagged_and_replaced(bundle: runtime.Bundle, tm
     goes_wrong(bundle, wrong)
     result, snapshot, events = flown(bundle, tmp_path)
     assert result.failures == {}
+    told = [one["error"] for one in of_kind(events, "selftest") if not one["ok"]]
+    assert "opened anew" in told[0] and "do not fly" not in told[0]
     tests = snapshot.restoration.tests
     assert (tests.failed, tests.repairs, snapshot.restoration.state) == (1, 1, "on")
     assert len(of_kind(events, "repaired")) == 1
