@@ -41,7 +41,8 @@ def failed(error: DeployError, as_json: bool) -> int:
     console.complain(f"deploy: error: {error.one_line()}")
     if as_json:
         figures = error.result if isinstance(error, GateError) else None
-        told = {**(error.report or {}), "error": error.as_json(), **({"result": figures} if figures else {})}
+        done = {**error.report, "warnings": list(console.warnings)} if error.report else {}
+        told = {**done, "error": error.as_json(), **({"result": figures} if figures else {})}
         return _print_json(told, error.exit_code)
     return error.exit_code
 

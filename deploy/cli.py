@@ -101,7 +101,9 @@ def run(arguments: list[str]) -> int:
         return failed(error, as_json)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "deploy"
-        return failed(InputError(error.format_message().rstrip("."), remedy=f"see `{command} --help`"), as_json)
+        return failed(
+            InputError(" ".join(error.format_message().split()).rstrip("."), remedy=f"see `{command} --help`"), as_json
+        )
     except click.ClickException as error:
         return failed(InputError(error.format_message().rstrip(".")), as_json)
     except (KeyboardInterrupt, click.Abort):

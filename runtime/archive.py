@@ -101,7 +101,7 @@ def _opened(archive: Path) -> io.BufferedReader:
     try:
         return io.BufferedReader(open_regular(archive)[0])
     except OSError as error:
-        remedy = "give the file that `deploy pack` wrote, or the folder of a bundle"
+        remedy = "give the file that `deploy pack` wrote"
         raise BundleError(f"cannot be read: {error.strerror or error}", file=archive, remedy=remedy) from error
 
 

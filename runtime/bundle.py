@@ -28,6 +28,7 @@ from .engines import (
     open_engine,
     open_extractor,
     open_metrics,
+    refuse_unknown,
 )
 from .errors import BundleError, CubeError, MachineError
 from .files.disk import available_memory
@@ -208,10 +209,12 @@ def load_bundle(
         trust: whose signature is needed (`runtime.trust.read_keyring`); None is this computer's keyring.
 
     Raises:
-        InputError: there is no such prompt, or the keyring cannot be used.
+        InputError: there is no such engine or prompt, or the keyring cannot be used.
         BundleError: something is missing, damaged, altered, of an unknown version, or not signed as it must be.
         MachineError: the engine is not installed, was not built yet or cannot run here; or it is for another board.
     """
+    if engine is not None:
+        refuse_unknown(engine)
     folder = Path(path)
     contents = verified_bundle(folder, trust)
     manifest, choice, files = contents.manifest, contents.choice, contents.files

@@ -100,7 +100,7 @@ Read = Callable[[str, int], bytes | None]
 
 def head_of(folder: Path, trust: Trust | None = None) -> Head:
     """What a bundle says of itself, and who signed it; no other file is read. Raises as `verified_bundle`."""
-    _refuse_no_bundle(folder)
+    refuse_no_bundle(folder)
     return read_head(partial(_read_if_there, folder), folder, trust)
 
 
@@ -162,16 +162,23 @@ def unlisted_files(folder: str | Path, bundle: Contents) -> tuple[str, ...]:
 def read_manifest(folder: str | Path, trust: Trust | None = None) -> Manifest:
     """The manifest of a bundle, checked; no other file is read. Raises as `verified_bundle`."""
     place = Path(folder)
-    _refuse_no_bundle(place)
+    refuse_no_bundle(place)
     trust = trust_here() if trust is None else trust
     files, _ = _signed_file(partial(_read_if_there, place), place, MANIFEST, trust)
     return _parse_manifest(files[MANIFEST], place)
 
 
-def _refuse_no_bundle(folder: Path) -> None:
+def refuse_no_bundle(folder: Path) -> None:
+    """Raise BundleError where nothing of a bundle lies there, be it whole or damaged."""
     bring_back(folder)
+    if folder.is_file():
+        raise BundleError(
+            "no such bundle, this is a file", file=folder, remedy=f"{GIVE}, or `deploy unpack` an archive"
+        )
     if not folder.is_dir():
-        raise BundleError("no such bundle" + ", this is a file" * folder.is_file(), file=folder, remedy=GIVE)
+        raise BundleError("no such bundle", file=folder, remedy=GIVE)
+    if not any((folder / name).exists() for name in (*TOP, "graphs")):
+        raise BundleError(f"is not a bundle, it has no {MANIFEST}", file=folder, remedy=GIVE)
 
 
 def write_bundle(folder: Path, files: Mapping[str, bytes], manifest: Manifest) -> None:
@@ -267,7 +274,7 @@ def sign_bundle(folder: Path, key: SecretKey, told: str = "") -> Head:
 
     Raises DeployError.
     """
-    _refuse_no_bundle(folder)
+    refuse_no_bundle(folder)
 
     def unsigned(name: str, most: int) -> bytes | None:
         return None if name == MANIFEST_SIGNED else _read_if_there(folder, name, most)

@@ -117,6 +117,10 @@ class BundleError(InputError):
     """A bundle that is damaged, incomplete or not ours; `file` is the file inside it."""
 
 
+class UntrustedError(BundleError):
+    """A bundle that no key of this computer's keyring signed; another keyring may take it."""
+
+
 class ConfigError(InputError):
     """A configuration (deploy.yaml, target) that is wrong; `line` is the line of `key`."""
 

@@ -24,7 +24,7 @@ from .errors import BundleError, DeployError, InputError, MachineError
 from .manifest import MANIFEST
 from .plain_json import plain_json
 from .trust import Trust
-from .untrusted import read_untrusted
+from .untrusted import TooLargeError, read_untrusted
 
 NAMES = ("a", "b")
 TRIES = 3
@@ -87,12 +87,48 @@ def read_state(store: Path) -> State:
     Raises:
         InputError: this is no store.
     """
-    if not store.is_dir():
-        raise InputError("no such store", file=store, remedy="`deploy slots install BUNDLE --store STORE` makes one")
+    refuse_no_store(store)
     found = [state for name in (STATE, COPY) if (state := _parsed(store / name)) is not None]
     if found:
         return max(found, key=lambda state: state.generation)
     return _rebuilt(store)
+
+
+def refuse_no_store(store: Path) -> None:
+    """Raise InputError where there is no folder, or one that holds something else."""
+    if not store.is_dir():
+        remedy = "`deploy slots install BUNDLE --store STORE` makes one"
+        raise InputError("no such store" + ", this is a file" * store.is_file(), file=store, remedy=remedy)
+    there = sorted(one.name for one in store.iterdir() if not one.name.startswith("."))
+    if strange := not {STATE, COPY, LOG}.intersection(there) and set(there) - {*NAMES, LOCK, INCOMING}:
+        raise InputError("is no store", file=store, value=min(strange), remedy="give a store, or a new folder")
+
+
+def doubts(store: Path) -> list[str]:
+    """What a person should know of a store's state: copies that are damaged or lost. Raises InputError."""
+    refuse_no_store(store)
+    lost = [name for name in (STATE, COPY) if _parsed(store / name) is None]
+    if len(lost) == 1:
+        return [f"{store / lost[0]} is damaged or lost: the other copy holds, and the next change writes both"]
+    if not lost or not any((store / name).exists() for name in (*NAMES, STATE, COPY, LOG)):
+        return []
+    return [
+        f"both copies of the state in {store} are damaged or lost: what is whole in the slots is to be proved anew, "
+        f"and serials below {_rebuilt(store).highest} are older ones"
+    ]
+
+
+def _highest_good(store: Path) -> int:
+    """The highest serial that was good by the store's log, as far as that is there."""
+    highest = 0
+    for name in (f"{LOG}.1", LOG):
+        with suppress(OSError, TooLargeError):
+            for line in read_untrusted(store / name, LARGEST_LOG).splitlines():
+                # What a power cut tore is no line.
+                with suppress(ValueError, TypeError, KeyError):
+                    told = json.loads(line)
+                    highest = max(highest, int(told["serial"])) if told["kind"] == "good" else highest
+    return highest
 
 
 def _rebuilt(store: Path) -> State:
@@ -102,7 +138,8 @@ def _rebuilt(store: Path) -> State:
         with suppress(DeployError):
             head = check(store / name)
             slots[name] = Slot("new", TRIES, head.manifest.serial, digest(head.files[MANIFEST]))
-    return State(active=max(NAMES, key=lambda name: (slots[name].state != "empty", slots[name].serial)), slots=slots)
+    active = max(NAMES, key=lambda name: (slots[name].state != "empty", slots[name].serial))
+    return State(0, active, max(_highest_good(store), *(slot.serial for slot in slots.values())), slots)
 
 
 def _parsed(path: Path) -> State | None:
@@ -126,6 +163,7 @@ def _canonical(content: dict[str, Any]) -> bytes:
 @contextmanager
 def _changing(store: Path) -> Iterator[State]:
     """The state, which nobody else changes meanwhile. Raises DeployError."""
+    refuse_no_store(store)
     try:
         descriptor = os.open(store / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -135,6 +173,8 @@ def _changing(store: Path) -> Iterator[State]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise MachineError("another process changes this store", file=store, remedy="try again") from error
+        for doubt in doubts(store):
+            note(store, "doubt", why=doubt)
         yield read_state(store)
     finally:
         os.close(descriptor)
@@ -185,6 +225,8 @@ def install(bundle: Path, store: Path, *, allow_older: bool = False, trust: Trus
     serial = head.manifest.serial
     if store.resolve() in bundle.resolve().parents:
         raise InputError("lies in the store itself", file=bundle, remedy="give the bundle that came from the ground")
+    if store.exists():
+        refuse_no_store(store)
     try:
         store.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -218,21 +260,16 @@ def install(bundle: Path, store: Path, *, allow_older: bool = False, trust: Trus
 def use(store: Path, name: str) -> State:
     """Make a slot the one that is tried first; it gets its tries anew, unless it is good. Raises DeployError."""
     with _changing(store) as state:
-        slot = _there(store, state, name)
-        head = check(store / name)
-        if digest(head.files[MANIFEST]) != slot.digest:
-            raise BundleError(
-                "is another bundle than the one that was installed", file=store / name, remedy="install it"
-            )
+        slot = _whole(store, state, name)
         fresh = slot if slot.state == "good" else replace(slot, state="new", tries=TRIES, why="")
         older = {"older_than": state.highest} if slot.serial < state.highest else {}
         return _keep(store, state.having(name, fresh, active=name), "use", slot=name, serial=slot.serial, **older)
 
 
 def good(store: Path, name: str) -> State:
-    """A slot has proved itself. Raises DeployError."""
+    """A slot has proved itself; every byte of it is checked. Raises DeployError."""
     with _changing(store) as state:
-        slot = _there(store, state, name)
+        slot = _whole(store, state, name)
         fresh = replace(slot, state="good", tries=TRIES, why="")
         highest = max(state.highest, slot.serial)
         return _keep(store, state.having(name, fresh, highest=highest), "good", slot=name, serial=slot.serial)
@@ -243,6 +280,16 @@ def bad(store: Path, name: str, why: str) -> State:
     with _changing(store) as state:
         slot = _there(store, state, name)
         return _keep(store, _gone_bad(state, name, why), "bad", slot=name, serial=slot.serial, why=why)
+
+
+def untried(store: Path, name: str) -> State:
+    """Give a new slot the try back that was counted: it was not to blame for the end. Raises DeployError."""
+    with _changing(store) as state:
+        slot = _there(store, state, name)
+        if slot.state != "new":
+            return state
+        fresh = replace(slot, tries=min(slot.tries + 1, TRIES))
+        return _keep(store, state.having(name, fresh), "untried", slot=name, serial=slot.serial, left=fresh.tries)
 
 
 def _gone_bad(state: State, name: str, why: str) -> State:
@@ -262,6 +309,14 @@ def _there(store: Path, state: State, name: str) -> Slot:
             remedy=f"there is one in {' and '.join(there)}" if there else "install one first",
         )
     return state.slots[name]
+
+
+def _whole(store: Path, state: State, name: str) -> Slot:
+    """A slot whose bundle is undamaged, and the one that was installed."""
+    slot = _there(store, state, name)
+    if digest(check(store / name).files[MANIFEST]) != slot.digest:
+        raise BundleError("is another bundle than the one that was installed", file=store / name, remedy="install it")
+    return slot
 
 
 def next_slot(store: Path, without: Collection[str] = ()) -> str | None:

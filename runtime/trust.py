@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, UntrustedError
 from .signing import LARGEST_KEY, MINISIG, PublicKey, key_name, mistake, parse_minisigs, parse_public
 from .untrusted import TooLargeError, read_untrusted
 
@@ -58,20 +58,21 @@ class Trust:
             most: signatures that may be there; one that is right is enough.
 
         Raises:
-            BundleError: the signature is no signature; or there is a keyring, and none of its keys signed these bytes.
+            BundleError: the signature is no signature, or is not of these bytes.
+            UntrustedError: there is a keyring, and none of its keys signed them.
         """
         if minisig is None:
             if not self.keys:
                 return None
             remedy = f"sign it with `deploy sign`: only what the keys in {self.place} signed is taken here"
-            raise BundleError("is not signed", file=file, remedy=remedy)
+            raise UntrustedError("is not signed", file=file, remedy=remedy)
         beside = file.with_name(file.name + MINISIG)
         found = parse_minisigs(minisig, most=most, file=beside)
         if not self.keys:
             return Signed(key_name(found[0].key))
         known = [(made, key) for made in found for key in self.keys if key.id == made.key]
         if not known:
-            raise BundleError(
+            raise UntrustedError(
                 "is signed by a key that is not trusted here",
                 file=file,
                 value=", ".join(key_name(made.key) for made in found),
@@ -91,12 +92,12 @@ NO_KEYRING = Trust()
 
 
 def trust_here() -> Trust:
-    """The keyring of `--trust` or `VARIABLE`, else the computer's own, else none. Raises BundleError."""
+    """The keyring of `--trust` or `VARIABLE`, else the computer's own, else none. Raises InputError."""
     told = os.environ.get(VARIABLE)
     if told is None:
         return read_keyring(KEYRING, required=False)
     if not told:
-        raise BundleError("names no keyring", key=VARIABLE, value=told, remedy="give a .pub, a folder of such, or none")
+        raise InputError("names no keyring", key=VARIABLE, value=told, remedy="give a .pub, a folder of such, or none")
     return read_keyring(Path(told))
 
 
@@ -123,7 +124,7 @@ def read_keyring(place: Path, *, required: bool = True) -> Trust:
         required: whether it must be there.
 
     Raises:
-        BundleError: it is not there, holds no key or something else, or cannot be read: never taken for none.
+        InputError: it is not there, holds no key or something else, or cannot be read: never taken for none.
     """
     try:
         place.lstat()
@@ -150,12 +151,10 @@ def _key(file: Path) -> PublicKey:
         raise _unusable(file, error.strerror or str(error)) from error
     except TooLargeError as error:
         raise _unusable(file, "it is too large for a public key") from error
-    except InputError as error:
-        raise BundleError(error.problem, file=error.file, value=error.value, remedy=error.remedy) from error
 
 
-def _unusable(place: Path, why: str) -> BundleError:
-    return BundleError(
+def _unusable(place: Path, why: str) -> InputError:
+    return InputError(
         f"the keyring cannot be used: {why}",
         file=place,
         remedy="give a .pub, or a folder of .pub files and nothing else",

@@ -29,6 +29,7 @@ from .options import (
     reading_options,
     signed_text,
     trust_option,
+    warn_if_nobody_asked,
 )
 
 
@@ -114,9 +115,10 @@ def command(
     records = {**m.files, **(made.files if made else {})}
     files = [(name, f"{record.bytes:,}", record.sha256[:16]) for name, record in sorted(records.items())]
     console.table("files, all intact", ("file", "bytes", "sha256"), files)
+    warn_if_nobody_asked(contents.signed)
     strangers = unlisted_files(bundle, contents)
     if strangers:
-        console.warn(f"{len(strangers)} files here are not the bundle's and are never opened, first {strangers[0]}")
+        console.warn(f"files here that are not the bundle's are never opened: {len(strangers)}, first {strangers[0]}")
     return {
         "bundle": str(bundle),
         "intact": True,

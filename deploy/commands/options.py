@@ -103,12 +103,15 @@ def password_option(command: F) -> F:
 def read_password(file: Path | None, *, new: bool = False) -> str:
     """The password of a secret key, of a file or asked for. Raises InputError."""
     if file is not None:
+        remedy = "give a file whose first line is the password"
         try:
             text = read_untrusted(file, LONGEST_PASSWORD + 2).decode("utf-8", "surrogateescape")
         except (OSError, TooLargeError) as error:
             why = "it is too long" if isinstance(error, TooLargeError) else error.strerror
-            raise InputError(f"cannot be read: {why}", file=file, key="--password-file", remedy="a line") from error
-        return text.partition("\n")[0].removesuffix("\r")
+            raise InputError(f"cannot be read: {why}", file=file, key="--password-file", remedy=remedy) from error
+        if not (password := text.partition("\n")[0].removesuffix("\r")):
+            raise InputError("holds no password", file=file, key="--password-file", remedy=remedy)
+        return password
     if not sys.stdin.isatty():
         remedy = "give --password-file" + ", or --no-password" * new
         raise InputError("nobody can be asked for the password", key="password", remedy=remedy)
@@ -180,8 +183,14 @@ def signed_text(signed: Signed | None) -> str:
     if signed is None:
         return "not signed"
     if signed.comment is None:
-        return f"signed, key not trusted here ({signed.key})"
+        return f"carries a signature that names key {signed.key}; not verified: no keyring"
     return f"signed by {signed.key} ({signed.comment.replace(chr(9), ', ')})"
+
+
+def warn_if_nobody_asked(signed: Signed | None) -> None:
+    """Without a keyring: with one, what it does not trust is refused."""
+    if signed is None or not signed.trusted:
+        console.warn("no keyring: nobody asked who made this bundle; give --trust")
 
 
 def examples(*lines: str) -> str:

@@ -21,10 +21,11 @@ slot_argument = click.argument("slot", type=click.Choice(slots.NAMES))
 
 
 @click.group(
+    no_args_is_help=False,
     epilog=examples(
         "deploy slots install nano.damp --store /var/lib/damp-deploy/store",
         "deploy slots list --store /var/lib/damp-deploy/store --json",
-    )
+    ),
 )
 def command() -> None:
     """Keep two bundles: the newest one flies once it has proved itself, the other one where it does not.
@@ -41,6 +42,8 @@ def command() -> None:
 @json_option
 def install(bundle: Path, store: Path, allow_older: bool) -> dict[str, Any]:
     """Write a bundle into the slot that is not needed; the next stream tries it, three times at most."""
+    if store.exists():
+        _warn(store)
     with console.progress("checking and writing every byte"):
         state = slots.install(bundle, store, allow_older=allow_older)
     return _told(store, state)
@@ -51,6 +54,7 @@ def install(bundle: Path, store: Path, allow_older: bool) -> dict[str, Any]:
 @json_option
 def list_slots(store: Path) -> dict[str, Any]:
     """Show what is in the slots, which one is tried first, and why one is bad."""
+    _warn(store)
     return _told(store, slots.read_state(store))
 
 
@@ -83,9 +87,20 @@ def bad(slot: str, store: Path, why: str) -> dict[str, Any]:
     return _told(store, slots.bad(store, slot, why))
 
 
+def _warn(store: Path) -> None:
+    for doubt in slots.doubts(store):
+        console.warn(doubt)
+
+
 def _told(store: Path, state: slots.State) -> dict[str, Any]:
     for name, slot in state.slots.items():
         about = "" if slot.state == "empty" else f", serial {slot.serial}"
-        about += f", {slot.tries} tries left" if slot.state == "new" else f": {slot.why}" if slot.why else ""
+        about += (
+            f", {slot.tries} {'try' if slot.tries == 1 else 'tries'} left"
+            if slot.state == "new"
+            else f": {slot.why}"
+            if slot.why
+            else ""
+        )
         console.say(f"{'*' if name == state.active else ' '} {name}  {slot.state}{about}")
     return {"store": str(store), **asdict(state)}

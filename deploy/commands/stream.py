@@ -14,8 +14,9 @@ import click
 
 from runtime.arrays import Float32
 from runtime.bundle import Bundle, load_bundle
-from runtime.bundle_files import read_manifest
+from runtime.bundle_files import read_manifest, refuse_no_bundle
 from runtime.descriptors import raise_limit
+from runtime.engines import refuse_unknown
 from runtime.errors import BundleError, CubeFileError, DeployError, InputError, MachineError
 from runtime.manifest import Manifest
 from runtime.meaning import Asked
@@ -23,6 +24,7 @@ from runtime.parity import told
 from runtime.priority import let_workers_yield
 from runtime.sinks import SINKS, find_sink
 from runtime.slots import NAMES
+from runtime.slots import doubts as slot_doubts
 from runtime.sources import FORMS, Source, SourceOptions, find_source, open_source
 from runtime.stream.event_log import EventLog, Suspects
 from runtime.stream.health import Watchdog
@@ -31,6 +33,7 @@ from runtime.stream.pipeline import Stream, StreamResult
 from runtime.stream.scrubbing import Scrubber
 from runtime.stream.snapshot import Snapshot
 from runtime.stream.teller import BoardTemperature, Teller
+from runtime.trust import trust_here
 
 from .. import console
 from ..answers import leave
@@ -62,6 +65,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1
     epilog=examples(
         "deploy stream build/bundle --source sim: --record flight --restored flight --duration 60",
         "deploy stream orin --source genicam:192.168.1.20 --record raw --spool-limit 200GiB --restored out --web 8080",
+        "deploy stream --store /var/lib/damp-deploy/store --source genicam: --record raw --restored out",
         "deploy stream orin --source envi-live:/data/capture.hdr --restored out --quicklook out/now.png --json",
     )
 )
@@ -162,6 +166,14 @@ def command(
     outward = Outward(tuple(one for _, one in sinks), prometheus, web)
     if on_bad_bundle == "record" and record is None:
         raise InputError("there is no record", key="--on-bad-bundle", value="record", remedy="give --record")
+    # What was typed wrong says nothing of a bundle: no slot is tried for it.
+    trust_here()
+    if bundle is not None:
+        refuse_no_bundle(bundle)
+    for doubt in [] if store is None else slot_doubts(store):
+        console.warn(doubt)
+    if engine is not None:
+        refuse_unknown(engine)
 
     def load(path: Path) -> Bundle:
         with ExitStack() as undo:
@@ -173,10 +185,10 @@ def command(
             undo.pop_all()
         return opened
 
-    flying = None if store is None else Flying(store, load)
     places = [Path(str(bundle))] if store is None else [store / name for name in NAMES]
     keeps_recording = record is not None and on_bad_bundle != "refuse"
     with ExitStack() as stack:
+        flying = None if store is None else stack.enter_context(Flying(store, load))
         try:
             loaded = stack.enter_context(load(places[0]) if flying is None else flying.open())
             facts = _Facts(loaded.manifest, loaded.instrument)
@@ -216,19 +228,22 @@ def command(
         if flying is not None:
             parts.telling.append(flying.look)
             if events is not None:
-                flying.log = events.write
+                flying.log_to(events.write)
         suspects = None if (kept := restored or record) is None else Suspects(kept / SUSPECTS_NAME, stack)
         stack.enter_context(_signals(stopping := _Stopping()))
         told_of = {"bundle": str(bundle or store)} if why is not None else _described(loaded)
         if why is None:
             stack.enter_context(Scrubber(loaded.path, loaded.contents.whole, _damaged(events)))
         result, last = _stream(told_of, source, parts, config, events, suspects, outward, stopping)
+        if flying is not None and "restore" not in result.hung:
+            flying.close()
         if events is not None:
             # What it has lost is known when nothing comes any more.
             events.close()
         doubts = [] if parts.fitted is None else parts.fitted.doubts
+        more = {"doubts": [*doubts, *last.doubts], **({} if flying is None else flying.told)}
         try:
-            report = _told(result, last, events) | {"doubts": [*doubts, *last.doubts]}
+            report = _told(result, last, events, more)
         except DeployError as error:
             if result.hung:
                 leave(error)
@@ -344,6 +359,8 @@ def _stream(
     def log(kind: str, **fields: Any) -> None:
         if events is not None:
             events.write(kind, **fields)
+        if kind == "selftest" and not fields["ok"]:
+            console.warn(f"a self-test failed: {fields['error']}")
         if suspects is not None and kind == "suspect":
             suspects.add(**fields)
 
@@ -413,8 +430,8 @@ def _signals(stopping: _Stopping) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict[str, Any]:
-    """What `--json` prints; raises the first failure with it."""
+def _told(result: StreamResult, last: Snapshot, events: EventLog | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--json` prints, with `more`; raises the first failure with it."""
     count, told = result.count, last.as_json()
     report = {
         "lines": count.as_json(),
@@ -424,6 +441,7 @@ def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict
         "ended_by": result.ended_by,
         **{key: told[key] for key in ("flags", "clipped", "latency_s", "spool", "restoration")},
         "log": None if events is None else {"file": str(events.path), "lost": events.lost},
+        **more,
     }
     if events is not None and events.lost:
         console.warn(f"{events.lost} lines of the log could not be written: {events.path}")
@@ -431,6 +449,8 @@ def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict
         console.warn(
             f"{last.restoration.suspect_lines} restored lines may be wrong; {SUSPECTS_NAME} and the log say why"
         )
+    if last.restoration.untested:
+        console.warn(f"{last.restoration.untested} restored lines had no self-test behind them: the end left no time")
     shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
     console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
     console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")
@@ -441,9 +461,8 @@ def _told(result: StreamResult, last: Snapshot, events: EventLog | None) -> dict
             ("cut_off", "the end cut them off"),
         )  # fmt: skip
         why = [f"{result.frames[fate]} frames, since {told}" for fate, told in fates if result.frames[fate]]
-        console.warn(
-            f"{count.dropped} lines were not restored" + (f": {'; '.join(why)}" if why else ", the end came first")
-        )
+        rest = ": restoration was off" if last.restoration.state == "off" else ", the end came first"
+        console.warn(f"{count.dropped} lines were not restored" + (f": {'; '.join(why)}" if why else rest))
     if count.restored and count.passed > count.restored / 2:
         console.warn(
             f"{count.passed} of {count.restored} restored lines are as they came: the log and their flags say why"

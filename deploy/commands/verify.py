@@ -10,7 +10,7 @@ from runtime.archive import check
 from runtime.bundle_files import Head
 
 from .. import console
-from .options import examples, json_option, signed_text, trust_option
+from .options import examples, json_option, signed_text, trust_option, warn_if_nobody_asked
 
 
 @click.command(epilog=examples("deploy verify build/bundle --trust ground.pub", "deploy verify nano.damp --json"))
@@ -38,8 +38,7 @@ def tell(head: Head) -> None:
         f"network      {manifest.network.architecture}, {manifest.network.checkpoint}, serial {manifest.serial}"
     )
     console.say(f"files        {len(head.records)}, all intact", "bold green")
-    if head.signed is None or not head.signed.trusted:
-        console.warn("no keyring: nobody asked who made this bundle; give --trust")
+    warn_if_nobody_asked(head.signed)
 
 
 def facts(head: Head) -> dict[str, Any]:

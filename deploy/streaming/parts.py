@@ -180,10 +180,10 @@ def make_record_parts(
     """The same for a stream that nothing restores: a record, and sinks that tell the counts. Raises DeployError."""
     lines = recorded_format(source, asked, record, told.radiometry)
     raw = open_record(source, lines, record, opened, limit=limit, segment_bytes=_segment(told))
-    off = restoration_off(why.one_line())
+    off = restoration_off(why)
     parts = Parts(
         off, None, _options(told, seconds), record=raw, limit=limit, first_sequence=raw.next_sequence, bands="none",
-        notes=[off.problem, *filter(None, [raw.resumed])],
+        notes=[f"restoration is off, lines are recorded only: {why.one_line()}", *filter(None, [raw.resumed])],
     )  # fmt: skip
     try:
         _add_sinks(parts, StreamFacts(lines, "recorded only"), told, replace(outward, web=None), opened)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from runtime import slots
 from runtime.bundle import Bundle
-from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError
+from runtime.closing import Closing
+from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError, UntrustedError
 from runtime.manifest import Manifest
+from runtime.stream.intake import Log
 from runtime.stream.selftest import check_same
+
+from .. import console
 
 TESTS, SECONDS = 3, 60.0
 """A new bundle is good after so many self-tests in flight, and so long of restored lines."""
@@ -19,7 +24,12 @@ PAUSE_S = 5.0
 """Lines that come less often than that count as none."""
 
 
-class Flying:
+def _blames(error: DeployError) -> bool:
+    """Whether it is the bundle's fault, not that of this computer, its keyring or an option."""
+    return isinstance(error, BundleError | GateError) and not isinstance(error, UntrustedError)
+
+
+class Flying(Closing):
     """The slots of a store, for one stream.
 
     Args:
@@ -28,47 +38,64 @@ class Flying:
 
     Attributes:
         name: of the slot that flies; None where none does.
-        log: takes events; may be set.
     """
 
     def __init__(self, store: Path, load: Callable[[Path], Bundle]) -> None:
         self.store, self._load = store, load
         self.name: str | None = None
-        self.log: Callable[..., None] = lambda kind, **fields: None
+        self._early: list[dict[str, Any]] = []
+        self._log: Log = lambda kind, **fields: self._early.append(fields)
         self._failed: list[str] = []
         self._flies: Manifest | None = None
-        self._proved = self._ended = False
+        self._proved = self._ended = self._wrong = False
         self._restored = 0
         self._seconds, self._seen = 0.0, time.monotonic()
+
+    def log_to(self, log: Log) -> None:
+        """What happens to slots, and what did before there was a log, goes there as `slot`."""
+        self._log = log
+        for fields in self._early:
+            log("slot", **fields)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The slot that flies and its serial, for `--json`."""
+        return {"slot": self.name, "serial": None if self._flies is None else self._flies.serial}
+
+    def close(self) -> None:
+        """A new slot that did nothing wrong gets its try back; may be called twice."""
+        if self.name is not None and not self._ended and not self._wrong:
+            with suppress(DeployError):
+                slots.untried(self.store, self.name)
+        self._ended = True
 
     def open(self) -> Bundle:
         """The first bundle that works, of the active slot or the other one.
 
         Raises:
-            DeployError: why the last one that was tried does not.
+            DeployError: why the last one that was tried does not; or this is no store.
         """
         why: DeployError = BundleError(
             "no slot has a bundle that may be tried", file=self.store, remedy="`deploy slots install` one"
         )
-        try:
-            while (name := slots.next_slot(self.store, self._failed)) is not None:
-                found = self._opened(name)
-                if isinstance(found, Bundle):
-                    return found
-                why = found
-        except InputError as error:
-            raise BundleError(error.problem, file=error.file, remedy=error.remedy) from error
+        while (name := slots.next_slot(self.store, self._failed)) is not None:
+            found = self._opened(name)
+            if isinstance(found, Bundle):
+                return found
+            why = found
         raise why
 
     def _opened(self, name: str) -> Bundle | DeployError:
         try:
             bundle = self._load(self.store / name)
-        except (BundleError, GateError, MachineError) as error:
+        except (InputError, GateError, MachineError) as error:
             self._failed.append(name)
-            # What this computer cannot do today it may do tomorrow.
-            if not isinstance(error, MachineError):
+            if _blames(error):
                 slots.bad(self.store, name, error.one_line())
-            self.log("slot", slot=name, ok=False, why=error.one_line())
+            else:
+                slots.untried(self.store, name)
+            console.warn(f"slot {name} does not fly: {error.one_line()}")
+            self._log("slot", slot=name, ok=False, why=error.one_line())
             return error
         if self._flies is not None:
             try:
@@ -79,7 +106,14 @@ class Flying:
                 self._failed.append(name)
                 return error
         self.name, self._flies = name, bundle.manifest
-        self.log("slot", slot=name, ok=True, serial=bundle.manifest.serial)
+        self._log("slot", slot=name, ok=True, serial=bundle.manifest.serial)
+        slot = slots.read_state(self.store).slots[name]
+        if slot.state == "new":
+            left = "is" if slot.tries == 1 else "are"
+            console.warn(
+                f"slot {name} is new: good after {TESTS} self-tests and {SECONDS:g} s of restored lines; until then an "
+                f"end that is not a clean one costs a try, and {slot.tries} {left} left after this one"
+            )
         bundle.again = self._again
         return bundle
 
@@ -88,10 +122,13 @@ class Flying:
         self._failed = []
         assert self.name is not None, "one flies"
         found = self._opened(self.name)
+        # A keyring that changed meanwhile is no fault of the slot, whatever follows.
+        self._ended |= isinstance(found, InputError) and not _blames(found)
         return found if isinstance(found, Bundle) else self.open()
 
     def look(self, snapshot: Mapping[str, Any]) -> None:
         """Called about once a second: a slot becomes good, or bad where restoration has ended."""
+        self._wrong = snapshot["restoration"]["tests"]["failed"] > 0
         now, restored, told = time.monotonic(), snapshot["lines"]["restored"], snapshot["restoration"]
         if restored > self._restored:
             self._seconds += now - self._seen if now - self._seen <= PAUSE_S else 0.0
@@ -103,10 +140,10 @@ class Flying:
             if told["state"] == "off":
                 self._ended = True
                 slots.bad(self.store, self.name, "; ".join(snapshot["problems"]))
-                self.log("slot", slot=self.name, ok=False, why="restoration is off")
+                self._log("slot", slot=self.name, ok=False, why="restoration is off")
             elif not self._proved and tests >= TESTS and self._seconds >= SECONDS:
                 self._proved = True
                 slots.good(self.store, self.name)
-                self.log("slot", slot=self.name, ok=True, state="good")
+                self._log("slot", slot=self.name, ok=True, state="good")
         except DeployError as error:
-            self.log("slot", slot=self.name, ok=False, why=error.one_line())
+            self._log("slot", slot=self.name, ok=False, why=error.one_line())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 
-from runtime.errors import BundleError
+from runtime.errors import BundleError, InputError
 from runtime.signature import Ports, Signature
 
 from .contract import Built, Engine, EngineOptions
@@ -52,7 +52,14 @@ __all__ = [
     "open_engine",
     "open_extractor",
     "open_metrics",
+    "refuse_unknown",
 ]
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise InputError where no engine that somebody asks for has that name."""
+    if name not in ENGINES:
+        raise InputError("unknown engine", key="engine", value=name, remedy=f"one of {', '.join(ENGINES)}")
 
 
 def open_engine(name: str, program: bytes, signature: Signature, options: EngineOptions | None = None) -> Engine:

@@ -178,6 +178,7 @@ class Stream:
         self._finished, self._over = threading.Event(), threading.Event()
         self._ended_by = "source"
         self._began = time.monotonic()
+        self._deadline = math.inf
         self._speed = Speed()
         self._rates: dict[str, float] = {}
         self._suspect_lines = 0
@@ -277,7 +278,11 @@ class Stream:
         work = {
             "source": self._take,
             "record": self._recorder.run,
-            **({} if (restoration := self._restoration) is None else {"restore": partial(restoration.run, gone)}),
+            **(
+                {}
+                if (restoration := self._restoration) is None
+                else {"restore": partial(restoration.run, gone, self._left)}
+            ),
             **{name: worker.run for name, worker in self._workers.items()},
         }
         threads = {
@@ -297,9 +302,11 @@ class Stream:
         if self._watch is not None and "restore" not in hung:
             self._watch.close()
         count, failures = self._books.close(record=self._writer is not None), self._failures()
+        # That nothing restores was known from the start, and ended no stream.
+        known = set() if self._off is None else {"restore"}
+        ended_by = "failure" if failures.keys() - known else self._ended_by
         result = StreamResult(
-            count, self.frames(), time.monotonic() - self._began, "failure" if failures else self._ended_by, failures,
-            hung,
+            count, self.frames(), time.monotonic() - self._began, ended_by, failures, hung
         )  # fmt: skip
         self._tell("stop", ended_by=result.ended_by, lines=count.as_json(), frames=result.frames, hung=list(hung))
         return result
@@ -356,7 +363,7 @@ class Stream:
 
     def _wait(self, threads: Mapping[str, threading.Thread], tick: Callable[[], None]) -> None:
         """Until all threads have ended, or their time is up."""
-        deadline, reason, due = math.inf, "", 0.0
+        reason, due = "", 0.0
         optional = {outlet.name for outlet in self._outlets if not outlet.principal}
         while alive := [name for name, thread in threads.items() if thread.is_alive()]:
             now = time.monotonic()
@@ -365,16 +372,21 @@ class Stream:
             tick()
             if (self._stop.is_set() or self._finished.is_set()) and reason != self._ended_by:
                 reason = self._ended_by
-                deadline = min(deadline, now + self._grace())
+                self._deadline = min(self._deadline, now + self._grace())
             if optional.issuperset(alive):
                 # Nobody waits for ever for a preview.
-                deadline = min(deadline, now + OPTIONAL_GRACE_S)
-            if now >= deadline:
+                self._deadline = min(self._deadline, now + OPTIONAL_GRACE_S)
+            if now >= self._deadline:
                 if self._given_up.is_set():
                     return
                 self._given_up.set()
-                deadline = now + LAST_WAIT_S
+                self._deadline = now + LAST_WAIT_S
             threads[alive[0]].join(TICK_S)
+
+    def _left(self) -> float:
+        """Seconds until nobody waits for what has not ended."""
+        # A stop that was said this moment has no deadline yet.
+        return min(self._deadline - time.monotonic(), self._grace() if self._stop.is_set() else math.inf)
 
     def _grace(self) -> float:
         """Seconds that what is on its way may take."""
@@ -428,7 +440,8 @@ class Stream:
 
     def _figures(self) -> RestorationFigures:
         off, watch = "restore" in self._failures(), None if self._watch is None else self._watch.figures
-        return RestorationFigures("off" if off else "on", self._suspect_lines, watch or TestFigures())
+        untested = 0 if self._restoration is None else self._restoration.untested
+        return RestorationFigures("off" if off else "on", self._suspect_lines, watch or TestFigures(), untested)
 
     def _lose(self, first: int, last: int, lines: int) -> None:
         self._books.add(dropped=lines)

@@ -1,5 +1,6 @@
 """The stage that restores: as many frames as this computer can, and an account of all others."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Restoration:
 
     Attributes:
         given, passed, dropped, broken: frames; passed as a whole, and those that the engine failed on.
+        untested: lines that were restored since the last round of self-tests, for which the end left no time.
     """
 
     def __init__(
@@ -60,11 +62,17 @@ class Restoration:
         self._joiner, self._distributor = joiner, distributor
         self._stage, self._log, self._seen = stage, log, seen
         self._failures = 0
+        self._took = 0.0
         self.failure: DeployError | None = None
+        self.untested = 0
         self.given = self.passed = self.dropped = self.broken = self.unfit = self.cut_off = 0
 
-    def run(self, given_up: Callable[[], bool]) -> None:
-        """Work until the last frame has come through; after `given_up` says so, every frame is dropped."""
+    def run(self, given_up: Callable[[], bool], left: Callable[[], float] = lambda: math.inf) -> None:
+        """Work until the last frame has come through; after `given_up` says so, every frame is dropped.
+
+        Args:
+            left: seconds that there are still for tests.
+        """
         yield_to_others()
         try:
             while not self._frames.done:
@@ -80,6 +88,21 @@ class Restoration:
             self._joiner.ended()
         finally:
             self._distributor.close()
+        self._last_round(left)
+
+    def _last_round(self, left: Callable[[], float]) -> None:
+        """Every golden frame once more: what was restored since the last time, nobody tests later."""
+        watch = self._watch
+        if watch is None or not watch.in_flight or self.failure is not None or not self._restored:
+            return
+        watch.reached = self._restored[-1][1]
+        while watch.oldest < watch.reached:
+            if self._took > left():
+                self.untested, last = self._since(watch.oldest)
+                self._log("untested", sequence=watch.oldest, last=last, lines=self.untested)
+                return
+            if not self._tested(watch, mend=False):
+                return
 
     def _account(self, frame: Frame | None) -> None:
         """Frames that the queue dropped before this one, or all that it dropped."""
@@ -101,6 +124,7 @@ class Restoration:
             self.cut_off += 1
             return
         try:
+            began = time.monotonic()
             with self._stage.busy(ENGINE_LIMIT_S):
                 values, report = self._restorer.restore(frame, given_up, self._stage.beat)
         except AbandonedError:
@@ -118,7 +142,7 @@ class Restoration:
         except Exception as error:
             self._broken(frame, error)
             return
-        self._failures = 0
+        self._failures, self._took = 0, time.monotonic() - began
         self.given += 1
         self.passed += report.passed
         for doubt in report.doubts:
@@ -164,8 +188,8 @@ class Restoration:
         if (refresh or watch.due(idle=idle)) and self._tested(watch) and refresh:
             self._renew(repair=False, why="it was time")
 
-    def _tested(self, watch: SelfTest) -> bool:
-        """A self-test that found nothing; what it finds is listed and repaired."""
+    def _tested(self, watch: SelfTest, *, mend: bool = True) -> bool:
+        """A self-test that found nothing; what it finds is listed, and repaired where lines are still to come."""
         with self._stage.busy(ENGINE_LIMIT_S):
             found = watch.test()
         try:
@@ -182,16 +206,22 @@ class Restoration:
         told = found.one_line()
         self._log("selftest", ok=False, error=told)
         self._list(watch, told)
-        self._repair(told)
+        if mend:
+            self._repair(told)
         return False
 
     def _list(self, watch: SelfTest, why: str) -> None:
         """Tell which lines were restored since the test that fails was last good."""
-        lines, at = 0, watch.since
+        lines, last = self._since(watch.since)
+        if lines:
+            self._suspect(watch.since, last, lines, why)
+
+    def _since(self, at: int) -> tuple[int, int]:
+        """How many lines were restored from that number on, and the number of the last one."""
+        lines = 0
         for first, behind in self._restored:
             lines, at = lines + max(0, behind - max(first, at)), max(at, behind)
-        if lines:
-            self._suspect(watch.since, at - 1, lines, why)
+        return lines, at - 1
 
     def _repair(self, why: str) -> None:
         """Another engine in the place of one that is wrong, or none from now on."""
@@ -221,16 +251,18 @@ class Restoration:
 
     def _off(self, why: str) -> None:
         self._stage.well = False
-        self.failure = restoration_off(why)
+        self.failure = restoration_off(DeployError(why))
         self._log("failed", stage="restoration", error=self.failure.one_line())
 
 
-def restoration_off(why: str) -> MachineError:
+def restoration_off(why: DeployError) -> MachineError:
     """What is told where lines are recorded and nothing restores them."""
     return MachineError(
-        f"restoration is off, lines are recorded only: {why}",
+        f"restoration is off, lines are recorded only: {why.problem}",
+        file=why.file,
         key="restoration",
-        remedy="the record is whole and can be restored later; run `deploy check` on this machine",
+        value=why.value,
+        remedy="restore the record later: `deploy stream BUNDLE --source envi:RECORD/lines.hdr --restored OTHER`",
     )
 
 

@@ -18,6 +18,7 @@ SHARE = 0.02
 """Of the time, at most, that tests take."""
 IDLE_SHARE = 0.1
 """Where nothing waits to be restored, a test comes after so much of the time between two."""
+AGAIN = "where lines are still to come the engine is opened anew"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class SelfTest(Closing):
         return min(self._good_at)
 
     @property
+    def in_flight(self) -> bool:
+        """Whether there are tests at all but those after an alarm."""
+        return self._seconds > 0
+
+    @property
     def figures(self) -> TestFigures:
         last = self._last_good
         age = None if last is None else round(time.monotonic() - last, 3)
@@ -137,15 +143,14 @@ class SelfTest(Closing):
             # An engine that never gives the same bits twice is held to its tolerance alone.
             self._exact = self._bundle.prove(place).checksum == made
         except DeployError as error:
+            error.remedy = AGAIN
             return error
         # Whatever a library raises, the engine is not to be trusted.
         except Exception as error:
             return MachineError(f"the engine failed: {type(error).__name__}: {error}", key="engine")
         if not self._exact:
             return None
-        return GateError(
-            "the engine does not give the bits that it gave at its start", key="golden", remedy="it is opened anew"
-        )
+        return GateError("the engine does not give the bits that it gave at its start", key="golden", remedy=AGAIN)
 
     def renew(self, *, repair: bool) -> Bundle:
         """Another engine, proved on every golden frame; the one before is closed.

@@ -34,11 +34,15 @@ class Spool:
 
 @dataclass(frozen=True)
 class RestorationFigures:
-    """Whether lines are restored (`on`, or `off`: recorded only), how many may be wrong, and what self-tests found."""
+    """Whether lines are restored (`on`, or `off`: recorded only), how many may be wrong, and what self-tests found.
+
+    At the end also how many lines were `untested`: the last round of self-tests had no time.
+    """
 
     state: str = "on"
     suspect_lines: int = 0
     tests: TestFigures = field(default_factory=TestFigures)
+    untested: int = 0
 
 
 @dataclass(frozen=True)

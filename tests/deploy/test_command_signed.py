@@ -84,7 +84,7 @@ def test_keys_are_never_replaced(capsys: Capture, tmp_path: Path, there: str) ->
         ((), ("--out",)),
         (("--out", "a"), ("password", "--password-file", "--no-password")),
         (("--out", "a", "--password-file", "missing"), ("missing",)),
-        (("--out", "a", "--password-file", "empty"), ("is no password",)),
+        (("--out", "a", "--password-file", "empty"), ("empty", "--password-file", "holds no password", "first line")),
         (("--out", "a", "--password-file", "empty", "--no-password"), ("no password to read",)),
         (("--out", "nowhere/a", "--no-password"), ("nowhere/a.key", "No such file")),
     ],
@@ -142,13 +142,14 @@ def test_without_a_keyring_you_are_told_that_nobody_asked(capsys: Capture, bundl
     assert "no keyring" in done.json["warnings"][0]
     sign_bundle(bundle, key)
     done = invoke(capsys, "verify", bundle)
-    assert done.code == 0 and "signed, key not trusted here" in done.out and "no keyring" in done.err
+    assert done.code == 0 and "not verified: no keyring" in done.out and "no keyring" in done.err
 
 
 def test_inspect_tells_who_signed_it(capsys: Capture, bundle: Path, key: SecretKey) -> None:
     assert "not signed" in invoke(capsys, "inspect", bundle).out
     sign_bundle(bundle, key, "told")
-    assert "signed, key not trusted here" in invoke(capsys, "inspect", bundle).out
+    done = invoke(capsys, "inspect", bundle)
+    assert "not verified: no keyring" in done.out and "nobody asked who made this bundle" in done.err
     people = invoke(capsys, "inspect", bundle, "--trust", "ground.pub").out
     assert "signed by" in people and "serial:0, told)" in people
     done = invoke(capsys, "inspect", bundle, "--trust", "ground.pub", "--json")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.archive import pack
 from runtime.files import read_cube, write_cube
 from runtime.files.envi import read_envi
 from runtime.lines import Flag
@@ -26,6 +27,7 @@ from runtime.record.index import read_index, verify
 from tests.contracts.bundles import reseal
 from tests.contracts.command import Done, assert_failed, assert_json_error, command_line, invoke
 from tests.contracts.line_files import assert_others_read
+from tests.contracts.signed import write_keys
 
 ROOT = Path(__file__).parents[2]
 SIM = "sim:samples=64,lines=128,rate=400"
@@ -595,11 +597,12 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
     )
     bad = damaged(tiny_bundle, tmp_path)
     packets = ("--packets", tmp_path / "out.ccsds", "--web", 0)
-    (tmp_path / "keys").mkdir()
-    (tmp_path / "keys/old.txt").write_text("no key")
-    keyring = ("--trust", tmp_path / "keys")
+    write_keys(tmp_path, "other")
+    headless = shutil.copytree(bad, tmp_path / "headless")
+    (headless / "manifest.json").unlink()
     for bundle, more, why in (
-        (bad, (), "fp32.onnx"), (tmp_path / "not there", (), "no such bundle"), (tiny_bundle, keyring, "old.txt"),
+        (bad, (), "fp32.onnx"), (headless, (), "has no manifest.json"),
+        (tiny_bundle, ("--trust", tmp_path / "other.pub"), "is not signed"),
     ):  # fmt: skip
         done = invoke(capsys, "stream", bundle, *words, *packets, *more)
         assert done.code == 3
@@ -608,7 +611,11 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
         assert done.json["lines"] == {
             "in": 80, "recorded": 80, "restored": 0, "passed": 0, "dropped": 80, "incomplete": 0,
         }  # fmt: skip
-        assert done.json["restoration"]["state"] == "off"
+        assert done.json["restoration"]["state"] == "off" and done.json["ended_by"] == "source"
+        assert str(bundle) in done.json["error"]["file"]
+        assert "--source envi:RECORD/lines.hdr --restored OTHER" in done.json["error"]["remedy"]
+        assert "80 lines were not restored: restoration was off" in done.json["warnings"]
+        assert done.json["doubts"] == []
         assert not (tmp_path / "out/restored.raw").exists()
     # What comes with a bundle that is whole goes on behind them.
     assert invoke(capsys, "stream", tiny_bundle, *words).code == 0
@@ -617,6 +624,31 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
     # And the other way round.
     assert invoke(capsys, "stream", bad, *words).code == 3
     assert verify(tmp_path / "raw", "lines").last == 399
+
+
+def test_what_was_typed_wrong_ends_at_once_though_there_is_a_record(
+    doubling: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/old.txt").write_text("no key")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/one.png").write_bytes(b"")
+    pack(doubling, tmp_path / "bundle.damp")
+    record = ("--source", "sim:bands=3,samples=16,count=20", "--record", "raw", "--json")
+    for words, *parts in (
+        (("nowhere",), "no such bundle"),
+        (("pictures",), "is not a bundle"),
+        (("bundle.damp",), "this is a file", "deploy unpack"),
+        ((doubling, "--engine", "nonsense"), "unknown engine"),
+        ((doubling, "--prompt", "derain"), "derain"),
+        ((doubling, "--trust", "keys"), "old.txt", "is no public key"),
+        (("--store", "nowhere"), "no such store"),
+    ):
+        done = invoke(capsys, "stream", *words, *record)
+        assert_json_error(done, 2)
+        assert all(part in done.err for part in parts), done.err
+    assert not (tmp_path / "raw").exists()
 
 
 def test_a_bad_bundle_is_refused_where_that_is_asked_for_or_nothing_is_recorded(
@@ -708,6 +740,11 @@ def test_a_stream_flies_from_slots_and_an_update_that_fails_gives_way(
     assert invoke(capsys, "slots", "install", newer, "--store", store).code == 0
     done = invoke(capsys, "stream", *words)
     assert done.code == 0 and done.json["lines"]["restored"] == 80
+    assert (done.json["slot"], done.json["serial"]) == ("b", serial)
+    assert any("slot a does not fly: " in one and "golden" in one for one in done.json["warnings"])
+    events = [json.loads(row) for row in (tmp_path / "raw/stream.jsonl").read_text().splitlines()]
+    told = [(one["slot"], one["ok"]) for one in events if one["kind"] == "slot"]
+    assert told[-3:] == [("a", False), ("b", True), ("b", True)], "tried, flies, is good"
     state = invoke(capsys, "slots", "list", "--store", store, "--json").json
     assert (state["active"], state["slots"]["a"]["state"]) == ("b", "bad") and "golden" in state["slots"]["a"]["why"]
     assert len(read_index(tmp_path / f"out/{serial}/restored.idx")) == 160

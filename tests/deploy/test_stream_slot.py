@@ -10,9 +10,11 @@ import pytest
 
 from deploy.streaming.slot import SECONDS, TESTS, Flying
 from runtime import slots
-from runtime.bundle import load_bundle
-from runtime.errors import BundleError
+from runtime.bundle import Bundle, load_bundle
+from runtime.errors import BundleError, DeployError, InputError, MachineError, UntrustedError
 from tests.contracts.bundles import known_bundle, reseal
+from tests.contracts.command import assert_failed, invoke
+from tests.contracts.signed import write_keys
 
 
 def stored(folder: Path, *networks: str) -> Path:
@@ -73,3 +75,73 @@ def test_a_slot_is_good_only_after_tests_and_restored_lines(tmp_path: Path, monk
         flying.look(snapshot(1000, tests=TESTS))
     state = slots.read_state(store)
     assert (state.slots[new].state, state.highest) == ("good", 7)
+
+
+def test_a_keyring_or_an_option_says_nothing_of_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = stored(tmp_path, "1")
+    slots.install(known_bundle(tmp_path / "update"), store, allow_older=True)
+    before = slots.read_state(store).slots
+    write_keys(tmp_path, "other")
+    words = ("stream", "--store", store, "--source", "sim:bands=3,samples=16,count=20")
+    for more in (("--trust", "nothere"), ("--engine", "nonsense"), ("--prompt", "derain"),
+                 ("--trust", "nothere", "--on-bad-bundle", "refuse")):  # fmt: skip
+        recorded = (*words, "--record", tmp_path / "raw")
+        assert_failed(invoke(capsys, *recorded, *more), 2, more[1])
+        assert slots.read_state(store).slots == before
+    # A real key, of somebody else: nothing flies, and nobody is blamed.
+    done = invoke(capsys, *words, "--trust", tmp_path / "other.pub")
+    assert_failed(done, 2, "is not signed")
+    assert slots.read_state(store).slots == before
+
+
+def newly(folder: Path) -> Path:
+    slots.install(known_bundle(folder / "new"), folder / "store")
+    return folder / "store"
+
+
+def test_streams_that_end_well_cost_a_new_bundle_no_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = newly(tmp_path)
+    words = ("stream", "--store", store, "--source", "sim:bands=3,samples=16,count=20,rate=2000", "--json")
+    for _ in range(slots.TRIES + 1):
+        done = invoke(capsys, *words)
+        assert done.code == 0 and (done.json["slot"], done.json["serial"]) == ("b", 0)
+        assert any("slot b is new: good after 3 self-tests and 60 s" in one for one in done.json["warnings"])
+        # Nor does a source that is not there.
+        assert_failed(invoke(capsys, *words[:3], "--source", "envi:nothing.hdr"), 2, "nothing.hdr")
+    assert slots.read_state(store).slots["b"].tries == slots.TRIES
+
+
+@pytest.mark.parametrize("how", ["hung", "a failed test", "off"])
+def test_an_end_that_is_not_clean_costs_a_try(tmp_path: Path, how: str) -> None:
+    store = newly(tmp_path)
+    flying = Flying(store, load_bundle)
+    with flying.open():
+        if how == "a failed test":
+            flying.look({**snapshot(100), "restoration": {"state": "on", "tests": {"tests": 3, "failed": 1}}})
+        elif how == "off":
+            flying.look(snapshot(100, "off"))
+        if how != "hung":
+            flying.close()
+    found = slots.read_state(store).slots["b"]
+    assert (found.state, found.tries) == (("bad", 0) if how == "off" else ("new", slots.TRIES - 1))
+
+
+@pytest.mark.parametrize("words", [(), ("good", "--store", "s")])
+def test_what_is_missing_is_said_in_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    done = invoke(capsys, "slots", *words)
+    assert_failed(done, 2, "Missing", "--help")
+    assert "\\n" not in done.err and "\\t" not in done.err
+
+
+@pytest.mark.parametrize("error", [InputError, MachineError, UntrustedError])
+def test_who_is_not_to_blame_gets_the_try_back(tmp_path: Path, error: type[DeployError]) -> None:
+    store = tmp_path / "store"
+    slots.install(known_bundle(tmp_path / "bundle"), store)
+
+    def load(place: Path) -> Bundle:
+        raise error("not today")
+
+    for _ in range(slots.TRIES + 1):
+        with pytest.raises(error, match="not today"):
+            Flying(store, load).open()
+    assert slots.read_state(store).slots["b"].tries == slots.TRIES

@@ -70,6 +70,16 @@ def test_an_update_never_takes_the_only_good_slot(tmp_path: Path) -> None:
     assert states(slots.install(of_serial(tmp_path, 5), store))[first] == ("new", 5)
 
 
+def test_a_damaged_bundle_is_not_made_good(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    state = slots.install(of_serial(tmp_path, 1), store)
+    graph = store / "b/graphs/fp32.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        slots.good(store, "b")
+    assert slots.read_state(store) == state
+
+
 def test_serials_go_back_only_with_a_word(tmp_path: Path) -> None:
     store, older = tmp_path / "store", of_serial(tmp_path, 6)
     slots.good(store, slots.install(of_serial(tmp_path, 7), store).active)
@@ -128,6 +138,45 @@ def test_a_store_without_a_state_is_what_lies_in_its_slots(tmp_path: Path) -> No
     assert state.active == active and set(states(state).values()) == {("new", 1), ("new", 2)}
     shutil.rmtree(store / active)
     assert slots.read_state(store).active != active
+
+
+@pytest.mark.parametrize("lost", ["log.jsonl", "slots"])
+def test_serials_do_not_go_back_where_the_state_is_lost(tmp_path: Path, lost: str) -> None:
+    store, older = tmp_path / "store", of_serial(tmp_path, 6)
+    slots.good(store, slots.install(of_serial(tmp_path, 7), store).active)
+    assert slots.doubts(store) == []
+    (store / "state").write_bytes(b"lost")
+    assert ["state is damaged or lost" in one for one in slots.doubts(store)] == [True]
+    (store / "state.bak").unlink()
+    if lost == "slots":
+        shutil.rmtree(store / "b")
+        (store / "log.jsonl").write_bytes(b'{"kind": 7}\ntorn\n' + (store / "log.jsonl").read_bytes() + b'{"kind"')
+    else:
+        (store / "log.jsonl").unlink()
+    (doubt,) = slots.doubts(store)
+    assert "both copies of the state" in doubt and "serials below 7" in doubt
+    with pytest.raises(InputError, match="is older than one that was good here"):
+        slots.install(older, store)
+    assert kinds(store)[-1] == "doubt" if lost != "slots" else b"both copies" in (store / "log.jsonl").read_bytes()
+
+
+def test_what_holds_something_else_is_no_store(tmp_path: Path) -> None:
+    bundle = of_serial(tmp_path, 1)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/one.png").write_bytes(b"")
+    for place, match in ((bundle, "is no store"), (tmp_path / "pictures", "is no store"),
+                         (tmp_path / "pictures/one.png", "this is a file")):  # fmt: skip
+        before = sorted(place.rglob("*"))
+        for way in (slots.read_state, slots.doubts, lambda place: slots.bad(place, "a", "no")):
+            with pytest.raises(InputError, match=match):
+                way(place)
+        with pytest.raises(InputError, match=match):
+            slots.install(known_bundle(tmp_path / f"new-{place.name}"), place)
+        assert sorted(place.rglob("*")) == before
+    with pytest.raises(InputError, match="no such store"):
+        slots.bad(tmp_path / "none", "a", "no")
+    (tmp_path / "empty").mkdir()
+    assert slots.install(bundle, tmp_path / "empty").active == "b"
 
 
 def test_what_is_no_store_is_told(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def test_a_wrong_engine_is_found_flagged_and_replaced(bundle: runtime.Bundle, tm
     goes_wrong(bundle, wrong)
     result, snapshot, events = flown(bundle, tmp_path)
     assert result.failures == {}
+    told = [one["error"] for one in of_kind(events, "selftest") if not one["ok"]]
+    assert "opened anew" in told[0] and "do not fly" not in told[0]
     tests = snapshot.restoration.tests
     assert (tests.failed, tests.repairs, snapshot.restoration.state) == (1, 1, "on")
     assert len(of_kind(events, "repaired")) == 1
@@ -102,6 +104,37 @@ def test_a_wrong_engine_is_found_flagged_and_replaced(bundle: runtime.Bundle, tm
             assert np.abs(values[:, place].astype(int) - raw[:, sequence]).max() <= 1
     # Few are lost, and behind them restoration goes on.
     assert result.count.dropped <= 8 and index["sequence"][-1] == 159
+
+
+@pytest.mark.parametrize("by", ["source", "signal"])
+def test_what_was_restored_last_is_tested_at_the_end(bundle: runtime.Bundle, tmp_path: Path, by: str) -> None:
+    goes_wrong(bundle, lambda made: made + np.float32(1e-5), after=10)
+    events: list[tuple[str, dict[str, Any]]] = []
+    stream = open_stream(
+        bundle, Script(range(160)), restored=tmp_path / "made",
+        options=runtime.StreamOptions(policy="block", selftest_seconds=1000),
+        log=lambda kind, **fields: events.append((kind, fields)),
+    )  # fmt: skip
+    result = stream.run(lambda: stream.stop() if by == "signal" and stream.snapshot().lines.restored > 100 else None)
+    assert result.failures == {} and result.ended_by in ("source", by)
+    (suspect,), last = of_kind(events, "suspect"), read_index(tmp_path / "made/restored.idx")["sequence"][-1]
+    assert (suspect["sequence"], suspect["last"]) == (0, last) and "does not give the bits" in suspect["why"]
+    found = stream.snapshot().restoration
+    assert found.suspect_lines == suspect["lines"] == result.count.restored
+    assert (found.state, found.tests.failed, found.tests.repairs, found.untested) == ("on", 1, 0, 0)
+
+
+def test_what_the_end_leaves_no_time_to_test_is_told(
+    bundle: runtime.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stream, "_left", lambda self: 0.0)
+    result, snapshot, events = flown(bundle, tmp_path, selftest_seconds=1000)
+    told = {"sequence": 0, "last": 159, "lines": 160}
+    assert of_kind(events, "untested") == [{**of_kind(events, "untested")[0], **told}]
+    assert snapshot.restoration.untested == result.count.restored == 160
+    assert not of_kind(events, "selftest")
+    # Where nobody wants tests, none is missed.
+    assert flown(bundle, tmp_path / "without", selftest_seconds=0)[1].restoration.untested == 0
 
 
 def test_what_does_not_look_like_a_restoration_is_flagged_line_by_line_and_tested_at_once(
