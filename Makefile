@@ -16,7 +16,7 @@ SLOW ?=
 # Tests run side by side, one thread each: two processes of two threads on two cores are many times slower.
 WORKERS ?= 2
 
-EXTRAS := cpu,export,photographs,report,rtx,openvino,signing,dev
+EXTRAS := cpu,export,photographs,report,rtx,openvino,signing,products,zarr,archive,dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPED := -p runtime -p calibration -p deploy

@@ -70,8 +70,8 @@ LIKE: Mapping[str, str] = {
     "envi": "runtime.products.envi_writer",
     "array": "runtime.products.arrays_writer",
 }
-"""Format of a source -> module with `open_like(out, result) -> CubeWriter` and `holds_like(result) -> int`, which writes
-the same kind: all but the cube's numbers is the source's."""
+"""Format of a source -> module with `open_like(out, result) -> CubeWriter` and `holds_like(result) -> int`, which
+writes the same kind: all but the cube's numbers is the source's."""
 
 
 def format_of(path: Path) -> Format | None:

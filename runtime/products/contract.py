@@ -228,8 +228,8 @@ class Result:
 class CubeWriter(Closing):
     """Takes a cube by blocks of lines, from the first to the last; whole after `finish`, absent without it.
 
-    It writes under temporary names beside the target, locked and synced (`runtime.durable.part_of`). `close` removes what
-    is not finished, and is harmless after `finish`.
+    It writes under temporary names beside the target, locked and synced (`runtime.durable.part_of`). `close` removes
+    what is not finished, and is harmless after `finish`.
     """
 
     @abstractmethod
@@ -242,7 +242,7 @@ class CubeWriter(Closing):
 
     @abstractmethod
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
-        """Put it in its place, with its provenance (JSON, under `PROVENANCE`) inside, or beside it where it has no room.
+        """Put it in its place, with its provenance (JSON, under `PROVENANCE`) inside, or beside where it has no room.
 
         Returns:
             all files written, the one that was asked for first.
@@ -253,6 +253,6 @@ class CubeWriter(Closing):
 
 
 PROVENANCE = "damp_deploy"
-"""The attribute, tag, or ENVI header key under which an output tells how it was made, as one JSON object in a text."""
+"""The attribute, tag or ENVI header key under which an output tells how it was made, as one JSON object."""
 LINE_OF_CHUNKS = 256 << 20
-"""Bytes of a row of chunks, all bands, above which a reader spools its cube to an unlinked file before it gives lines."""
+"""Bytes of a row of chunks, all bands, above which a reader spools its cube to an unlinked file first."""
