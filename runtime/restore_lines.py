@@ -202,8 +202,8 @@ def _restore_row(
             shares_[more], names[more] = of_tile[more], expert
     metrics: tuple[float, ...] = ()
     if signature.metrics is not None:
-        mean = np.mean([own[signature.metrics.name][0] for own in feeds], axis=0, dtype=np.float64)
-        metrics = tuple(float(value) for value in mean)
+        rows = np.stack([own[signature.metrics.name][0] for own in feeds])
+        metrics = tuple(rows.mean(axis=0, dtype=np.float64).tolist())
     return Row(window.start, plan.runs, metrics, experts, odd)
 
 
