@@ -1,17 +1,15 @@
 """`deploy inspect PRODUCT`: what a product is, without its pixels; with a bundle, what its numbers mean to it."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import meaning_for
 from runtime.errors import CubeError, GateError
 from runtime.manifest import Manifest
 from runtime.meaning import Asked, words
 from runtime.products import Reading, format_of, open_cube
 from runtime.products.contract import CubeReader, Description
 from runtime.products.provenance import provenance_of
-from runtime.survey import survey
+from runtime.restore_product import judged
 
 from .. import console
 
@@ -60,7 +58,7 @@ def _meant(reader: CubeReader, asked: Asked, bundle: Manifest, told: dict[str, A
     """Say and keep what its numbers mean to a bundle; the doubts."""
     try:
         with console.progress("looking") as moved:
-            found = survey(reader, partial(meaning_for, bundle), asked, moved)
+            found = judged(bundle, reader, asked, moved)
     except CubeError as error:
         return [error.one_line()]
     meaning, made = found.meaning, found.meaning.conversion
