@@ -8,7 +8,7 @@ else left out with a word.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, isinf
 from pathlib import Path
@@ -31,8 +31,16 @@ from runtime.files.envi_text import (
     split,
     wrong,
 )
+from runtime.files.layout import Order
+from runtime.files.rows import Rows
 from runtime.stated import Stated
 
+ORDERS: Mapping[str, Order] = {
+    "bsq": ("bands", "lines", "samples"),
+    "bil": ("lines", "bands", "samples"),
+    "bip": ("lines", "samples", "bands"),
+}
+"""Axes of each interleave, the slowest first."""
 LARGEST_AXIS = 2**31 - 1
 LARGEST_DATA = 2**46
 MOST_BANDS = 100_000
@@ -111,16 +119,25 @@ class EnviHeader:
         """Bytes of one line with all its bands."""
         return self.bands * self.samples * self.dtype.itemsize
 
+    @property
+    def rows(self) -> Rows:
+        """How the numbers lie in the data file."""
+        shape = (self.bands, self.lines, self.samples)
+        return Rows(shape, ORDERS[self.interleave], self.dtype, self.header_offset)
 
-def parse_header(text: str, *, path: Path, data_path: Path) -> EnviHeader:
+
+def parse_header(text: str, *, path: Path, data_path: Path, compressed: bool = False) -> EnviHeader:
     """Check the text of a header, without looking at the data file.
+
+    Args:
+        compressed: the header may say that the data file is.
 
     Raises:
         CubeFileError: as `read_header`.
     """
     found, told = split(text, path)
     doubts = list(told.values())
-    _check_kind(found, path, data_path, doubts)
+    _check_kind(found, path, data_path, doubts, compressed)
     samples, lines, bands = (_whole(found, key, path, 1, LARGEST_AXIS) for key in ("samples", "lines", "bands"))
     code = _whole(found, "data type", path, 0, LARGEST_AXIS)
     byte_order = _whole(found, "byte order", path, 0, 1, default=0)
@@ -179,7 +196,7 @@ def is_envi(file_type: str) -> bool:
     return normalised(file_type) in ("", "envi", "envi standard", "standard")
 
 
-def _check_kind(found: Mapping[str, Field], path: Path, data_path: Path, doubts: list[str]) -> None:
+def _check_kind(found: Mapping[str, Field], path: Path, data_path: Path, doubts: list[str], compressed: bool) -> None:
     field = found.get("file type")
     if field is not None and not is_envi(field.text):
         if kind := foreign.named(field.text):
@@ -188,7 +205,7 @@ def _check_kind(found: Mapping[str, Field], path: Path, data_path: Path, doubts:
         said = f"{plain(field.text)!r} is another program's, read as rows of numbers, as the other keys say"
         doubts.append(f"line {field.line}, file type: {said}")
     compression = found.get("file compression")
-    if compression is not None and compression.text not in ("", "0"):
+    if compression is not None and compression.text not in ("", "0", "1" if compressed else "0"):
         raise wrong(compression, path, "compressed ENVI files are not read", "write it without compression")
     for key in ("major frame offsets", "minor frame offsets"):
         field = found.get(key)
@@ -389,16 +406,28 @@ def wavelengths_nm(header: EnviHeader) -> tuple[float, ...] | None:
     nanometres and one wholly within 0.15 to 30 with a fraction in it as micrometres: optical sensors leave no other
     reading, and band numbers are whole.
     """
-    values = header.wavelengths
+    return _in_nm(header, header.wavelengths)
+
+
+def fwhm_nm(header: EnviHeader) -> tuple[float, ...] | None:
+    """The header's widths of bands in nanometres, None where they or the unit of its wavelengths are not known."""
+    return _in_nm(header, header.fwhm)
+
+
+def _in_nm(header: EnviHeader, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    unit = normalised(header.wavelength_units or "")
+    factor = NANOMETRES.get(unit)
+    if factor is None and unit in UNTOLD:
+        factor = likely_nm(header.wavelengths)
+    return None if factor is None or values is None else tuple(value * factor for value in values)
+
+
+def likely_nm(values: Sequence[float] | None) -> float | None:
+    """Nanometres per unit of wavelengths of which nobody says the unit; None where that is not clear."""
     if values is None:
         return None
-    unit = normalised(header.wavelength_units or "")
-    if unit in NANOMETRES:
-        return tuple(value * NANOMETRES[unit] for value in values)
-    if unit not in UNTOLD:
-        return None
     if min(values) >= 150 and max(values) <= 30_000:
-        return values
+        return 1.0
     if min(values) >= 0.15 and max(values) <= 30 and not all(value.is_integer() for value in values):
-        return tuple(value * 1e3 for value in values)
+        return 1e3
     return None
