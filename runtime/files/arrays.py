@@ -286,14 +286,14 @@ def write_npy(path: Path, cube: NDArray[Any], order: Order, inputs: Sequence[Pat
     shape = from_cube(cube, order).shape
 
     def write(file: BinaryIO) -> None:
-        write_rows(file, write_npy_header(file, shape, order, cube.dtype), 0, cube)
+        write_npy_header(file, shape, cube.dtype)
+        write_rows(file, rows_of(shape, order, cube.dtype, file.tell()), 0, cube)
 
     write_together([(path, write)])
 
 
-def write_npy_header(file: BinaryIO, shape: Sequence[int], order: Order, dtype: np.dtype[Any]) -> Rows:
-    """Begin a `.npy` file of an array of this shape, with its axes in `order`; how its numbers are going to lie."""
+def write_npy_header(file: BinaryIO, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+    """Begin a `.npy` file of an array of this shape, in C order."""
     header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
     npy.write_array_header_1_0(file, header)
     file.flush()
-    return rows_of(shape, order, dtype, file.tell())

@@ -56,7 +56,12 @@ def growing_pair_of(path: str | Path) -> tuple[Path, Path]:
 
 def may_hold_data(name: str) -> bool:
     """Whether a file may be the data of a header, by its name."""
-    return Path(name).suffix.lower() not in SIDE_SUFFIXES and not name.endswith("~")
+    return Path(_unpacked(name)).suffix.lower() not in SIDE_SUFFIXES and not name.endswith("~")
+
+
+def _unpacked(name: str) -> str:
+    """The name of a data file without that of its packing, which `runtime.products` undoes."""
+    return name[:-3] if name.lower().endswith(".gz") else name
 
 
 def likely(stem: str, names: Iterable[str]) -> list[str]:
@@ -78,6 +83,8 @@ def _found(path: Path) -> tuple[Path, Path, tuple[str, ...]]:
         candidates = [_with_suffix(path, suffix) for suffix in (".hdr", ".HDR")]
         if path.suffix:
             candidates += [path.with_suffix(suffix) for suffix in (".hdr", ".HDR")]
+        if (packed := Path(_unpacked(path.name))).suffix and packed.name != path.name:
+            candidates += [path.with_name(packed.name).with_suffix(suffix) for suffix in (".hdr", ".HDR")]
         return _header_file(path, candidates), path, ()
     sizes = _beside(path)
     fits = _of_size(path, sizes) if len(sizes) > 1 else []
@@ -95,7 +102,7 @@ def _beside(header: Path) -> dict[str, int]:
         names = [stem, *(stem + suffix for known in DATA_SUFFIXES for suffix in (known, known.upper()))]
     found: dict[Path, int] = {}
     for name in names:
-        if name == stem or (name.rpartition(".")[0] == stem and may_hold_data(name)):
+        if name == stem or (_unpacked(name).rpartition(".")[0] == stem and may_hold_data(name)):
             with suppress(OSError):
                 file = header.with_name(name)
                 if file.is_file() and not any(file.samefile(other) for other in found):
