@@ -1,6 +1,5 @@
 """One strict way to open a TIFF with rasterio (GDAL): this file is read, nothing beside it and nothing it names."""
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -83,7 +83,7 @@ def _files(path: Path, folder: Path) -> tuple[dict[int, Path], Path]:
     match = _BAND.fullmatch(path.name) or _TEXT.fullmatch(path.name)
     products = {m.group(1).casefold() for name in names if (m := _BAND.fullmatch(name) or _TEXT.fullmatch(name))}
     wanted = match.group(1).casefold() if match and not path.is_dir() else next(iter(products), "")
-    if len(products) > 1 and wanted not in products or (path.is_dir() and len(products) > 1):
+    if (len(products) > 1 and wanted not in products) or (path.is_dir() and len(products) > 1):
         raise CubeFileError("holds several products", file=path, remedy="give the _MTL_ text of one")
     bands: dict[int, Path] = {}
     texts = [name for name in names if (m := _TEXT.fullmatch(name)) and m.group(1).casefold() == wanted]
