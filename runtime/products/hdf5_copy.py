@@ -290,7 +290,10 @@ def _place(found: Any) -> Any:
 def _index(found: Any, asked: str) -> Any:
     from h5py import h5, h5d, h5g, h5p
 
-    if isinstance(found, h5g.GroupID | h5d.DatasetID) and getattr(found.get_create_plist(), asked)() & h5p.CRT_ORDER_TRACKED:
+    if (
+        isinstance(found, h5g.GroupID | h5d.DatasetID)
+        and getattr(found.get_create_plist(), asked)() & h5p.CRT_ORDER_TRACKED
+    ):
         return h5.INDEX_CRT_ORDER
     return h5.INDEX_NAME
 

@@ -60,7 +60,8 @@ class Rows:
     @property
     def missing(self) -> int:
         """Lines that are not there yet."""
-        return self._lines - self._first - self._held
+        left: int = self._lines - self._first - self._held
+        return left
 
     def append(self, block: NDArray[Any]) -> None:
         """Lines [bands, n, samples], or [n, samples] of a data set without bands; n is not more than `missing`."""

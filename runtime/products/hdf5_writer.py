@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import PIECE, reason
+from runtime.files.hdf5 import StoredArray
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
 from runtime.products.hdf5_copy import Copy, order_of
 from runtime.products.hdf5_lines import LinesOf
@@ -43,8 +44,8 @@ def holds_like(result: Result) -> int:
 
 
 def _held(tree: Tree, part: CubePart) -> int:
-    stored = tree.find(part.path)
-    taken: int = held(stored.shape, stored.chunks, stored.dtype.itemsize, part.axes)
+    stored = _cube(tree, part)
+    taken = held(stored.shape, stored.chunks, stored.dtype.itemsize, part.axes)
     others = _others(tree, part)
     return taken + (others.holds if others else 0)
 
@@ -61,10 +62,16 @@ def _parts(result: Result) -> tuple[CubePart, ...]:
     return parts
 
 
+def _cube(tree: Tree, part: CubePart) -> StoredArray:
+    stored = tree.array(part.path, (None, None, None))
+    if stored is None:
+        raise tree.wrong("is not there any more", part.path)
+    return stored
+
+
 def _others(tree: Tree, part: CubePart) -> LinesOf | None:
     """Those bands of a data set that are none of the cube's, such as PRISMA's of wavelength 0."""
-    stored = tree.array(part.path, (None, None, None))
-    assert stored is not None
+    stored = _cube(tree, part)
     others = left_of(stored.shape, part.axes, part.bands)
     return LinesOf(stored, part.axes, others) if others else None
 
@@ -82,9 +89,9 @@ class HdfLike(CubeWriter):
         try:
             self._tree = self._stack.enter_context(Tree(result.source.files[0]))
             with self._tree.guarded():
-                source = self._tree.find("/").file
+                cubes: list[Any] = [self._tree.find(part.path) for part in parts]
+                source = cubes[0].file
                 order = order_of(source)
-                cubes = [self._tree.find(part.path) for part in parts]
             self._out = Hdf5Out(out, result.source.files, order)
             self._stack.callback(self._out.close)
             beside = str(PurePosixPath(parts[0].path).parent)
