@@ -1,4 +1,4 @@
-"""Lines of an HDF5 data set, however it is cut into chunks: each chunk is inflated once when lines are read in order."""
+"""Lines of an HDF5 data set, however it is cut: read in order, no chunk is inflated twice."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import MachineError
-from runtime.files.disk import read_at, reason
+from runtime.files.disk import PIECE, read_at, reason
 from runtime.files.hdf5 import StoredArray
 from runtime.files.layout import AXES
 from runtime.products import contract
@@ -22,8 +22,8 @@ SPOOLED_AT_ONCE = 64 << 20
 class LinesOf:
     """Lines of a data set of three axes, or of two without bands.
 
-    The last row of chunks that was read in part is kept. Where a row is larger than `contract.LINE_OF_CHUNKS` (chunks of
-    whole bands), the cube is written once, at the first reading, to an unlinked temporary file [lines, bands, samples].
+    The last row of chunks that was read in part is kept. Where a row is larger than `contract.LINE_OF_CHUNKS`, as where
+    a chunk is a whole band, all is written once, at the first reading, to an unlinked file [lines, bands, samples].
 
     Args:
         stored: the data set.
@@ -49,7 +49,7 @@ class LinesOf:
         self._spools = self._row > 1 and row > contract.LINE_OF_CHUNKS
         self.block = 1 if self._spools else self._row
         if self._spools:
-            self.holds = 2 * max(SPOOLED_AT_ONCE, self._bytes_of(self._row, self._chunk_bands)) + 3 * chunk_bytes
+            self.holds = max(SPOOLED_AT_ONCE, self._bytes_of(self._row, self._chunk_bands)) + 3 * chunk_bytes
         else:
             self.holds = row * (self._row > 1) + 3 * chunk_bytes
         self._kept: tuple[int, NDArray[Any]] | None = None
@@ -80,7 +80,9 @@ class LinesOf:
             self._spool.close()
 
     def _bytes_of(self, lines: int, bands: int | None = None) -> int:
-        return (len(self._range) if bands is None else bands) * lines * self.shape[2] * self._stored.dtype.itemsize
+        count = len(self._range) if bands is None else bands
+        size: int = count * lines * self.shape[2] * self._stored.dtype.itemsize
+        return size
 
     def _decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
         """Those lines, as they are stored; bands between the ones that are given are read with them."""
@@ -99,11 +101,12 @@ class LinesOf:
     def _read_spooled(self, start: int, stop: int, out: NDArray[Any]) -> None:
         if self._spool is None:
             self._spool = self._spooled()
-        lines = np.empty((stop - start, len(self._range), self.shape[2]), self._stored.dtype)
-        read_at(self._spool, self._stored.path, start * self._bytes_of(1), lines)
-        if self._bands != tuple(self._range):
-            lines = lines[:, [band - self._range.start for band in self._bands]]
-        out[...] = lines.transpose(1, 0, 2)
+        bands, step = [band - self._range.start for band in self._bands], max(1, PIECE // self._bytes_of(1))
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            lines = np.empty((high - low, len(self._range), self.shape[2]), self._stored.dtype)
+            read_at(self._spool, self._stored.path, low * self._bytes_of(1), lines)
+            out[:, low - start : high - start] = lines.transpose(1, 0, 2)[bands]
 
     def _spooled(self) -> BinaryIO:
         """The data set in a temporary file [lines, bands, samples], gathered by bands and rows of chunks."""

@@ -16,7 +16,6 @@ from runtime.closing import Closing
 from runtime.errors import CubeFileError, DeployError, MachineError
 from runtime.files.disk import MOST_HELD, mark_of, opened, reason
 from runtime.files.hdf5 import StoredArray, is_hdf5
-from runtime.files.layout import AXES
 
 REPACK = "copy it again, or rewrite it with `h5repack -f SHUF -f GZIP=4`"
 _MOST_TEXT, _MOST_NUMBERS = 1 << 16, 1 << 16
@@ -65,7 +64,7 @@ class Tree(Closing):
 
     @contextmanager
     def guarded(self, *, pixels: bool = False) -> Iterator[None]:
-        """Whatever HDF5 finds wrong in the block is a CubeFileError; so is a file that changed, where `pixels` are read."""
+        """What HDF5 finds wrong in the block is a CubeFileError, as is a file that changed where `pixels` are read."""
         try:
             yield
             if pixels and mark_of(self.path) != self._mark:
@@ -95,11 +94,12 @@ class Tree(Closing):
                 raise self.wrong(f"holds more than {MOST_HELD} objects", where, remedy="save the cube in a file alone")
             return list(group)
 
-    def datasets(self) -> dict[str, Any]:
-        """The data sets that are reached by hard links alone, by path; of groups that hold each other, once each."""
+    def datasets(self) -> tuple[dict[str, Any], list[str]]:
+        """The h5py data sets that hard links lead to, by path, of groups that hold each other once; and other links."""
         import h5py
 
         found: dict[str, Any] = {}
+        links: list[str] = []
         with self.guarded():
             seen, left, looked = {self._file["/"]}, [("", self._file["/"])], 0
             while left:
@@ -108,15 +108,17 @@ class Tree(Closing):
                     looked += 1
                     if looked > MOST_HELD:
                         raise self.wrong(f"holds more than {MOST_HELD} objects", remedy="save the cube in a file alone")
-                    if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+                    where = f"{path}/{name}"
+                    if group.id.links.get_info(_raw(name)).type != h5py.h5l.TYPE_HARD:
+                        links.append(where)
                         continue
-                    held, where = group[name], f"{path}/{name}"
+                    held = group[name]
                     if isinstance(held, h5py.Dataset):
                         found[where] = held
                     elif isinstance(held, h5py.Group) and held not in seen and where.count("/") < _DEEPEST:
                         seen.add(held)
                         left.append((where, held))
-        return found
+        return found, links
 
     def array(self, where: str, shape: Sequence[int | None]) -> StoredArray | None:
         """The numbers at a path, None where nothing is; of this shape, None of which stands for any length."""
@@ -163,6 +165,19 @@ class Tree(Closing):
         found = self.values(where, name, 1)
         return None if found is None else found[0]
 
+    def scales(self, held: Any) -> list[Any]:
+        """The h5py data sets that stand for the axes of one in a NetCDF file, None of an axis without."""
+        import h5py
+
+        with self.guarded():
+            if "DIMENSION_LIST" not in held.attrs:
+                return [None] * len(held.shape)
+            told = held.attrs.get_id("DIMENSION_LIST")
+            kind = h5py.check_vlen_dtype(told.dtype)
+            if told.shape != (len(held.shape),) or kind is None or h5py.check_ref_dtype(kind) is not h5py.Reference:
+                raise self.wrong("is no list of dimensions", f"{held.name} DIMENSION_LIST")
+            return [self._file[refs[0]] if len(refs) else None for refs in held.attrs["DIMENSION_LIST"]]
+
     def wrong(self, problem: str, key: str | None = None, value: object = None, remedy: str = "") -> CubeFileError:
         """An error that names this file."""
         return CubeFileError(problem, file=self.path, key=key, value=value, remedy=remedy or "get the product again")
@@ -171,13 +186,13 @@ class Tree(Closing):
         import h5py
 
         for at, name in enumerate(names):
-            if not isinstance(group, h5py.Group) or not group.id.links.exists(name.encode()):
+            if not isinstance(group, h5py.Group) or not group.id.links.exists(_raw(name)):
                 return None
-            kind = group.id.links.get_info(name.encode()).type
+            kind = group.id.links.get_info(_raw(name)).type
             if kind == h5py.h5l.TYPE_SOFT:
                 if not links:
                     raise self.wrong("is a link that leads to itself", name, remedy="save the data set itself")
-                target = group.id.links.get_val(name.encode()).decode("utf-8", "surrogateescape")
+                target = group.id.links.get_val(_raw(name)).decode("utf-8", "surrogateescape")
                 start = self._file["/"] if target.startswith("/") else group
                 return self._walk(start, _names(target) + names[at + 1 :], links - 1)
             if kind != h5py.h5l.TYPE_HARD:
@@ -217,15 +232,19 @@ class Tree(Closing):
             raise self.wrong("is no number", f"{held.name} {name}", text) from error
 
 
+def _raw(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
 def _names(where: str) -> list[str]:
     return [name for name in where.split("/") if name not in ("", ".")]
 
 
-def holds(path: Path, *wheres: str) -> bool:
-    """Whether a file is HDF5 and has something at one of these paths; False of whatever cannot be read."""
+def recognised(path: Path, told: Callable[[Tree], bool]) -> bool:
+    """Whether a file is HDF5 of which `told` is true; False of whatever cannot be read."""
     try:
         with Tree(path) as tree:
-            return any(tree.find(where) is not None for where in wheres)
+            return told(tree)
     except DeployError:
         return False
 
@@ -256,8 +275,3 @@ def band_list(
         if not isfinite(value) or (above is not None and value <= above):
             raise tree.wrong(f"the entry of band {band + 1} is no such number", key, value)
     return tuple(values)
-
-
-def transposed(axes: Sequence[str]) -> list[int]:
-    """Where in [bands, lines, samples] the axes of a data set are found, as `transpose` wants them."""
-    return [AXES.index(axis) for axis in axes]
