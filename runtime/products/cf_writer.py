@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError
 from runtime.files.disk import PIECE
 from runtime.files.layout import AXES
+from runtime.products.cf_meaning import BY_BAND
 from runtime.products.cf_place import axes_of, mapping_of
 from runtime.products.contract import CubeWriter, Quality, Result
 from runtime.products.hdf5_out import Hdf5Out
@@ -180,7 +181,7 @@ class CfWriter(CubeWriter):
         if result.unit is None and result.quantity == "reflectance":
             about["units"] = "1"
         if self._by_band():
-            about["comment"] = "number * gain + offset of its band is the physical value, in the unit given"
+            about |= {"comment": BY_BAND, "ancillary_variables": "gain offset"}
         elif len(gains) and (gains[0], offsets[0]) != (1, 0):
             about |= {"scale_factor": gains[0], "add_offset": offsets[0]}
         set_texts(made, about | {**self._placed, "coordinates": " ".join(beside)})
@@ -204,11 +205,11 @@ class CfWriter(CubeWriter):
             self._cube.append(cube)
             if self._layers and quality is not None:
                 for rows, layer in zip(self._layers, (quality.seen, quality.expert), strict=True):
-                    rows.append(layer)
+                    rows.append(layer[None])
             reader = self._result.reader
             if self._located and reader is not None and (found := reader.located(done, done + count)) is not None:
                 for rows, degrees in zip(self._located, reversed(found), strict=True):
-                    rows.append(degrees)
+                    rows.append(degrees[None])
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         """See `CubeWriter`."""

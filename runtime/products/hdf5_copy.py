@@ -155,7 +155,7 @@ class Copy:
                 continue
             found = h5a.open(old, name)
             kind, at = found.get_type(), path + b"@" + name
-            self._take(found.get_storage_size())
+            self._take(kind.get_size() * prod(found.shape or (0,)))
             why = _strange(kind, found.shape)
             if why:
                 self._leave(at, why)

@@ -5,28 +5,29 @@ import tempfile
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.files.disk import PIECE
+from runtime.closing import Closing
+from runtime.files.disk import PIECE, read_at
 from runtime.files.layout import AXES
-from runtime.products.contract import LINE_OF_CHUNKS
+from runtime.products import contract, hdf5_lines
 from runtime.products.hdf5_lines import LinesOf
 
 
-class Rows:
+class Rows(Closing):
     """Lines of a data set, gathered until a row of its chunks is whole, so that each chunk is compressed once.
 
-    A row of more than `LINE_OF_CHUNKS` bytes waits in an unlinked file.
+    A row of more than `contract.LINE_OF_CHUNKS` bytes waits in an unlinked file, [lines, bands, samples].
 
     Args:
         dataset: the `h5py.Dataset`, without values.
         axes: `bands`, `lines` and `samples` in its order; without `bands` where it has none.
+        folder: where a row waits that is too large for memory.
         bands: those of its bands that are given, in the order of the blocks; None of all.
-        others: what has the values of the others, in their order.
-        folder: where a row too large for memory waits.
+        others: what has the values of the others, in their order; `close` closes it.
     """
 
     def __init__(
@@ -39,23 +40,28 @@ class Rows:
     ) -> None:
         self._dataset, self._source = dataset, others
         self._order = [axes.index(name) for name in AXES if name in axes]
-        self._lines = dataset.shape[axes.index("lines")]
+        lengths = dict(zip(axes, dataset.shape, strict=True))
+        self._lines, self._every = lengths["lines"], lengths.get("bands", 1)
+        every = self._every
+        self._bands = tuple(range(every)) if bands is None else tuple(bands)
+        self._others = tuple(sorted({*range(every)} - {*self._bands}))
         self._count = row_of(dataset.shape, dataset.chunks, dataset.dtype.itemsize, axes)
-        self._bands = None if bands is None else np.array(bands, np.intp)
-        self._others = left_of(dataset.shape, axes, bands) if bands is not None else ()
         self._first = self._held = 0
-        shape = [dataset.shape[axis] for axis in self._order]
-        shape[-2] = self._count
         kind = dataset.dtype.newbyteorder("=")
-        self._step = shape[0]
-        if prod(shape) * kind.itemsize > LINE_OF_CHUNKS and len(shape) == 3:
-            deep = dataset.chunks[axes.index("bands")] if dataset.chunks else 1
-            self._step = deep * max(1, 4 * PIECE // (deep * prod(shape[1:]) * kind.itemsize))
-            # Line by line in the file, as they come.
-            self._row = _on_disk(folder, (shape[1], shape[0], shape[2]), kind).transpose(1, 0, 2)
+        line = every * lengths["samples"] * kind.itemsize
+        self._file: BinaryIO | None = None
+        self._step = every
+        if self._count * line > contract.LINE_OF_CHUNKS:
+            deep = dict(zip(axes, dataset.chunks or (), strict=False)).get("bands", 1)
+            self._step = deep * max(1, hdf5_lines.SPOOLED_AT_ONCE * every // (deep * self._count * line))
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            self._row = np.empty((every, 0, lengths["samples"]), kind)
         else:
-            stored = np.empty([shape[self._order.index(axis)] for axis in range(len(shape))], kind)
+            # In the order of the data set, so that HDF5 takes it as it is.
+            stored = np.empty([self._count if axis == "lines" else lengths[axis] for axis in axes], kind)
             self._row = stored.transpose(self._order)
+            if len(axes) == 2:
+                self._row = self._row[None]
 
     @property
     def missing(self) -> int:
@@ -64,48 +70,58 @@ class Rows:
         return left
 
     def append(self, block: NDArray[Any]) -> None:
-        """Lines [bands, n, samples], or [n, samples] of a data set without bands; n is not more than `missing`."""
-        done, count = 0, block.shape[-2]
+        """Lines [bands, n, samples], [1, n, samples] of a data set without bands; n is not more than `missing`."""
+        done, count = 0, block.shape[1]
         while done < count:
             length = min(self._count, self._lines - self._first)
-            if self._held == 0 and self._source is not None:
-                same = np.empty((len(self._others), length, self._row.shape[-1]), self._row.dtype)
-                self._source.read(self._first, self._first + length, same)
-                self._row[list(self._others), :length] = same
             step = min(count - done, length - self._held)
-            into, part = slice(self._held, self._held + step), block[..., done : done + step, :]
-            if self._bands is None:
-                self._row[..., into, :] = part
-            else:
-                self._row[self._bands, into] = part
-            self._held += step
-            done += step
+            self._put(self._bands, block[:, done : done + step])
+            if self._source is not None:
+                start = self._first + self._held
+                same = np.empty((len(self._others), step, block.shape[2]), self._row.dtype)
+                self._source.read(start, start + step, same)
+                self._put(self._others, same)
+            self._held, done = self._held + step, done + step
             if self._held == length:
-                self._write(length)
+                for band in range(0, self._every, self._step):
+                    self._write(band, length)
                 self._first, self._held = self._first + length, 0
 
-    def _write(self, length: int) -> None:
-        row = self._row[..., :length, :]
-        lines = slice(self._first, self._first + length)
-        back = np.argsort(self._order)
-        if row.ndim == 2:
-            self._dataset[self._selection(lines)] = row.transpose(back)
+    def close(self) -> None:
+        """Give the temporary file back."""
+        if self._file is not None:
+            self._file.close()
+        if self._source is not None:
+            self._source.close()
+
+    def _put(self, bands: tuple[int, ...], lines: NDArray[Any]) -> None:
+        whole = bands == tuple(range(bands[0], bands[-1] + 1))
+        if self._file is None:
+            into = slice(bands[0], bands[-1] + 1) if whole else list(bands)
+            self._row[into, self._held : self._held + lines.shape[1]] = lines
             return
-        for band in range(0, row.shape[0], self._step):
-            bands = slice(band, min(band + self._step, row.shape[0]))
-            self._dataset[self._selection(bands, lines)] = row[bands].transpose(back)
+        every, samples = self._every, self._row.shape[2]
+        for line in range(lines.shape[1]):
+            values = np.ascontiguousarray(lines[:, line], self._row.dtype)
+            start = (self._held + line) * every
+            for first, part in [(bands[0], values)] if whole else zip(bands, values, strict=True):
+                _write_at(self._file, (start + first) * samples * values.itemsize, part)
 
-    def _selection(self, *parts: Any) -> tuple[Any, ...]:
-        """An index of the data set from one of [bands, lines]."""
-        whole: list[Any] = [slice(None)] * len(self._order)
-        for axis, part in zip(self._order, parts, strict=False):
-            whole[axis] = part
-        return tuple(whole)
-
-
-def left_of(shape: Sequence[int], axes: Sequence[str], bands: Sequence[int]) -> tuple[int, ...]:
-    """Bands of a data set that are not among `bands`."""
-    return tuple(sorted({*range(shape[axes.index("bands")])} - {*bands}))
+    def _write(self, first: int, length: int) -> None:
+        """Bands from `first` of the row that is held, into the data set."""
+        if self._file is None:
+            values = self._row[:, :length]
+        else:
+            every, samples = self._every, self._row.shape[2]
+            gathered = np.empty((length, min(self._step, every - first), samples), self._row.dtype)
+            for line, part in enumerate(gathered):
+                read_at(self._file, Path(), (line * every + first) * samples * part.itemsize, part)
+            values = gathered.transpose(1, 0, 2)
+        box = [slice(first, first + len(values)), slice(self._first, self._first + length), slice(None)]
+        if len(self._order) == 2:
+            box, values = box[1:], values[0]
+        back = np.argsort(self._order)
+        self._dataset[tuple(box[axis] for axis in back)] = values.transpose(back)
 
 
 def row_of(shape: Sequence[int], chunks: Sequence[int] | None, itemsize: int, axes: Sequence[str]) -> int:
@@ -117,15 +133,17 @@ def row_of(shape: Sequence[int], chunks: Sequence[int] | None, itemsize: int, ax
 
 
 def held(shape: Sequence[int], chunks: Sequence[int] | None, itemsize: int, axes: Sequence[str]) -> int:
-    """Bytes of memory that `Rows` takes, HDF5's own copy of a chunk counted."""
-    row = row_of(shape, chunks, itemsize, axes) * prod(shape) // shape[axes.index("lines")] * itemsize
-    chunk = prod(chunks or (1,)) * itemsize
-    # A row that waits on disk is taken from there in pieces.
-    return (row if row <= LINE_OF_CHUNKS else 4 * PIECE + chunk) + 3 * chunk
+    """Bytes of memory that `Rows` takes, HDF5's copies of a chunk counted."""
+    lengths, deep = dict(zip(axes, shape, strict=True)), dict(zip(axes, chunks or (), strict=False)).get("bands", 1)
+    lines = row_of(shape, chunks, itemsize, axes)
+    row = lines * lengths["bands"] * lengths["samples"] * itemsize
+    if row > contract.LINE_OF_CHUNKS:
+        row = 2 * max(hdf5_lines.SPOOLED_AT_ONCE, row * deep // lengths["bands"])
+    return row + 3 * prod(chunks or (0,)) * itemsize
 
 
-def _on_disk(folder: Path, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        # A map of a file whose blocks are not there would end the process where the disk is full.
-        os.posix_fallocate(file.fileno(), 0, prod(shape) * kind.itemsize)
-        return np.memmap(file, kind, "r+", shape=shape)
+def _write_at(file: BinaryIO, offset: int, values: NDArray[Any]) -> None:
+    data = values.reshape(-1).view(np.uint8).data
+    while len(data):
+        written = os.pwrite(file.fileno(), data, offset)
+        data, offset = data[written:], offset + written

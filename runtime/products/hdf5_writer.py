@@ -16,7 +16,7 @@ from runtime.products.hdf5_copy import Copy, order_of
 from runtime.products.hdf5_lines import LinesOf
 from runtime.products.hdf5_out import Hdf5Out
 from runtime.products.hdf5_quality import GROUP, NAMES, make_layers
-from runtime.products.hdf5_rows import Rows, held, left_of
+from runtime.products.hdf5_rows import Rows, held
 from runtime.products.hdf5_tree import CubePart, Tree
 
 _HISTORY = "history"
@@ -72,7 +72,7 @@ def _cube(tree: Tree, part: CubePart) -> StoredArray:
 def _others(tree: Tree, part: CubePart) -> LinesOf | None:
     """Those bands of a data set that are none of the cube's, such as PRISMA's of wavelength 0."""
     stored = _cube(tree, part)
-    others = left_of(stored.shape, part.axes, part.bands)
+    others = tuple(sorted({*range(stored.shape[part.axes.index("bands")])} - {*part.bands}))
     return LinesOf(stored, part.axes, others) if others else None
 
 
@@ -109,7 +109,7 @@ class HdfLike(CubeWriter):
                 self._history = _history(source)
                 made = [copy.of(cube) for cube in cubes]
                 self._rows = [
-                    Rows(cube, part.axes, out.parent, part.bands, self._closed(_others(self._tree, part)))
+                    self._stack.enter_context(Rows(cube, part.axes, out.parent, part.bands, _others(self._tree, part)))
                     for part, cube in zip(parts, made, strict=True)
                 ]
                 self._layers = self._quality(made[0], parts[0]) if result.quality else ()
@@ -117,11 +117,6 @@ class HdfLike(CubeWriter):
         except BaseException:
             self._stack.close()
             raise
-
-    def _closed(self, lines: LinesOf | None) -> LinesOf | None:
-        if lines:
-            self._stack.callback(lines.close)
-        return lines
 
     def _quality(self, cube: Any, part: CubePart) -> tuple[Rows, ...]:
         at = [part.axes.index("lines"), part.axes.index("samples")]
@@ -145,7 +140,7 @@ class HdfLike(CubeWriter):
                 band += len(part.bands)
             if self._layers and quality is not None:
                 for rows, layer in zip(self._layers, (quality.seen, quality.expert), strict=True):
-                    rows.append(layer)
+                    rows.append(layer[None])
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         """See `CubeWriter`."""
