@@ -77,11 +77,11 @@ class StoredArray:
             raise CubeFileError("its values lie in other files", file=path, key=name, remedy=remedy)
         self._stored = _type_of(dataset, path, name)
         self.dtype = self._stored.newbyteorder("=")
+        self._filters = self._pipeline()
         stored = dataset.id.get_storage_size()
         if dataset.shape is None or stored == 0:
             raise CubeFileError("holds no values", file=path, key=name, remedy="save it again")
         self.shape, self.chunks = tuple(dataset.shape), dataset.chunks
-        self._filters = self._pipeline()
         claimed = prod(self.shape) * self.dtype.itemsize
         if self.chunks is None:
             if claimed > stored or (dataset.id.get_offset() or 0) + claimed > size:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -168,10 +167,11 @@ def _ends(tree: Tree, scale: str | None, length: int) -> tuple[float, float] | N
     """First coordinate along an axis and its step; None where there is no step, or not one."""
     if scale is None or length < 2 or not _is_variable(tree, scale):
         return None
-    values = np.asarray(tree.numbers(scale, length), np.float64)
-    steps: Any = np.diff(values)
+    values = np.asarray(tree.numbers(scale), np.float64)
+    if values.shape != (length,) or not np.isfinite(values).all():
+        return None
     step = float(values[-1] - values[0]) / (length - 1)
-    regular = np.isfinite(values).all() and step != 0 and np.abs(steps - step).max() <= _REGULAR * abs(step)
+    regular = step != 0 and np.abs(np.diff(values) - step).max() <= _REGULAR * abs(step)
     return (float(values[0]), step) if regular else None
 
 

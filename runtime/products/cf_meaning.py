@@ -66,7 +66,7 @@ def wavelengths_of(tree: Tree, where: str, bands: int, unit: str = "") -> tuple[
     Raises:
         CubeFileError: there are not as many as bands, or one is not above 0; their unit is not known.
     """
-    values = band_list(tree, tree.numbers(where, bands), bands, where)
+    values = band_list(tree, tree.numbers(where), bands, where)
     if values is None:
         return None
     unit = tree.text(where, "units") or unit
@@ -79,7 +79,7 @@ def wavelengths_of(tree: Tree, where: str, bands: int, unit: str = "") -> tuple[
 
 def bad_bands(tree: Tree, where: str, bands: int) -> tuple[int, ...]:
     """Bands that a list of `good_wavelengths` calls bad, from 0; none of a list that calls all so."""
-    good = tree.numbers(where, bands) or ()
+    good = band_list(tree, tree.numbers(where), bands, where, above=None) or ()
     bad = tuple(band for band, value in enumerate(good) if value == 0)
     return bad if len(bad) < bands else ()
 

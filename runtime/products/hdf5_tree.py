@@ -139,13 +139,13 @@ class Tree(Closing):
                 raise self.wrong(f"is not of the shape {asked}", where, list(found.shape))
             return found
 
-    def numbers(self, where: str, count: int) -> tuple[float, ...] | None:
-        """A data set of `count` numbers, None where there is none."""
-        found = self.array(where, (count,))
+    def numbers(self, where: str) -> tuple[float, ...] | None:
+        """A data set of one axis, None where there is none."""
+        found = self.array(where, (None,))
         if found is None:
             return None
-        if count > _MOST_NUMBERS:
-            raise self.wrong(f"holds more than {_MOST_NUMBERS} numbers", where, count)
+        if found.shape[0] > _MOST_NUMBERS:
+            raise self.wrong(f"holds more than {_MOST_NUMBERS} numbers", where, found.shape[0])
         with self.guarded():
             return tuple(found.whole().astype(np.float64).tolist())
 
