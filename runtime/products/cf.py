@@ -8,6 +8,7 @@ import numpy as np
 from runtime.files.hdf5 import is_hdf5
 from runtime.files.layout import checked_layout
 from runtime.products.cf_meaning import (
+    BY_BAND,
     bad_bands,
     beside,
     crs_of,
@@ -19,7 +20,8 @@ from runtime.products.cf_meaning import (
 )
 from runtime.products.contract import CubeReader, Description, Grid, Place, Reading
 from runtime.products.hdf5_reader import Hdf5Reader, needed, opened_as
-from runtime.products.hdf5_tree import CubePart, Tree, chosen
+from runtime.products.hdf5_tree import CubePart, Tree, band_list, chosen
+from runtime.stated import Stated
 from runtime.untrusted import open_regular
 
 _WAVELENGTHS = ("wavelength", "wavelengths", "wl", "wvl", "lambda")
@@ -72,7 +74,7 @@ def _reader(tree: Tree, reading: Reading) -> Hdf5Reader:
         shape=(bands, lines, samples),
         dtype=stored.dtype,
         stated=replace(
-            packed(tree, where, stored.dtype, bands),
+            _scaled(tree, where, packed(tree, where, stored.dtype, bands), bands),
             bad=bad_bands(tree, good, bands) if good else (),
             wavelengths=wavelengths,
         ),
@@ -132,6 +134,15 @@ def _wavelengths(tree: Tree, where: str, bands: int, scale: str | None) -> tuple
     at = scale if scale and scale.rpartition("/")[2].casefold() in _WAVELENGTHS and _is_variable(tree, scale) else None
     at = at or beside(tree, where, [name for name in _WAVELENGTHS if scale is None or name != scale.lstrip("/")])
     return wavelengths_of(tree, at, bands) if at else None
+
+
+def _scaled(tree: Tree, where: str, stated: Stated, bands: int) -> Stated:
+    """With a gain and an offset of each band, where the cube says so in our words: CF conventions have none."""
+    gain, offset = beside(tree, where, ["gain"]), beside(tree, where, ["offset"])
+    if tree.text(where, "comment") != BY_BAND or gain is None or offset is None:
+        return stated
+    gains = band_list(tree, tree.numbers(gain, bands), bands, gain)
+    return replace(stated, gains=gains, offsets=band_list(tree, tree.numbers(offset, bands), bands, offset, above=None))
 
 
 def _is_variable(tree: Tree, where: str) -> bool:

@@ -11,6 +11,8 @@ from runtime.products.contract import Grid, Quantity
 from runtime.products.hdf5_tree import Tree, band_list
 from runtime.stated import Stated
 
+BY_BAND = "number * gain + offset of its band is the physical value, in the unit given"
+"""`comment` of a cube beside which the variables `gain` and `offset` have a number for each band."""
 Transform = tuple[float, float, float, float, float, float]
 
 
