@@ -45,9 +45,16 @@ def writing(file: Path) -> Iterator[Any]:
         raise
     except MemoryError as error:
         raise MachineError("there is not the memory to write it", file=file, remedy="write smaller cubes") from error
-    # GDAL's own exceptions have no public base.
-    except Exception as error:
+    except _refusals() as error:
         raise CubeFileError(f"cannot be written: {reason(error)}", file=file, remedy=REMEDY) from error
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
+    # GDAL's own exceptions have no public base.
+    return OSError, ValueError, RasterioError, CPLE_BaseError
 
 
 def rows_at_once(shape: tuple[int, int, int], itemsize: int) -> int:
@@ -128,8 +135,10 @@ class Draft:
             )
         self._waiting = self._waiting[:0]
         with writing(self.out) as rasterio:
+            from rasterio.shutil import copy
+
             self._complete(rasterio, tags)
-            rasterio.shutil.copy(self.path, target, driver="GTiff", **self.plan.options)
+            copy(self.path, target, driver="GTiff", **self.plan.options)
             if "copy_src_overviews" in self.plan.options:
                 self._lay_out(rasterio, target)
             self._check(rasterio, target)

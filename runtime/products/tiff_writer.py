@@ -116,10 +116,12 @@ def _draft(image: ImagePart, path: Path, result: Result, out: Path) -> Draft:
     """An uncompressed copy of a TIFF of the source."""
     _, lines, samples = result.shape
     rows = rows_at_once(result.shape, result.dtype.itemsize)
-    with writing(out) as rasterio, Tiff(image.path) as source:
+    with writing(out), Tiff(image.path) as source:
+        from rasterio.shutil import copy
+
         plan = _plan(source, image)
         options = {"interleave": plan.options["interleave"], "blockysize": rows, "tiled": "NO", "bigtiff": "YES"}
-        rasterio.shutil.copy(source.file, path, driver="GTiff", **options)
+        copy(source.file, path, driver="GTiff", **options)
     return Draft(path, plan, lines, np.empty((len(image.bands), rows, samples), result.dtype), out=out)
 
 
