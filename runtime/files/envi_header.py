@@ -383,22 +383,23 @@ def stated_by(header: EnviHeader) -> Stated:
 
 
 def wavelengths_nm(header: EnviHeader) -> tuple[float, ...] | None:
-    """The header's wavelengths in nanometres, or None where they or their unit are not known.
+    """The header's wavelengths in nanometres, or None where they or their unit are not known; see `nanometres_per`."""
+    factor = None if header.wavelengths is None else nanometres_per(header.wavelength_units or "", header.wavelengths)
+    return None if factor is None or header.wavelengths is None else tuple(v * factor for v in header.wavelengths)
+
+
+def nanometres_per(unit: str, wavelengths: tuple[float, ...]) -> float | None:
+    """How many nanometres one of the unit of these wavelengths is, None where it is not known.
 
     Without a unit (absent or `Unknown`, as several recorders write it), a list wholly within 150 to 30000 is taken as
     nanometres and one wholly within 0.15 to 30 with a fraction in it as micrometres: optical sensors leave no other
     reading, and band numbers are whole.
     """
-    values = header.wavelengths
-    if values is None:
-        return None
-    unit = normalised(header.wavelength_units or "")
-    if unit in NANOMETRES:
-        return tuple(value * NANOMETRES[unit] for value in values)
-    if unit not in UNTOLD:
-        return None
-    if min(values) >= 150 and max(values) <= 30_000:
-        return values
-    if min(values) >= 0.15 and max(values) <= 30 and not all(value.is_integer() for value in values):
-        return tuple(value * 1e3 for value in values)
+    unit = normalised(unit)
+    if unit in NANOMETRES or unit not in UNTOLD:
+        return NANOMETRES.get(unit)
+    if min(wavelengths) >= 150 and max(wavelengths) <= 30_000:
+        return 1.0
+    if min(wavelengths) >= 0.15 and max(wavelengths) <= 30 and not all(value.is_integer() for value in wavelengths):
+        return 1e3
     return None

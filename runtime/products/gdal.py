@@ -26,8 +26,6 @@ OPTIONS = {
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
     "GDAL_HTTP_MAX_RETRY": "0",
     "GDAL_NUM_THREADS": "1",
-    # Lines of uncompressed strips are read by themselves.
-    "GTIFF_DIRECT_IO": "YES",
 }
 CACHE = 64 << 20
 """Bytes of decoded pieces that GDAL keeps, of all files of the process."""
@@ -50,8 +48,8 @@ class ImagePart:
 
 
 @contextmanager
-def strict() -> Iterator[Any]:
-    """The module `rasterio` under `OPTIONS`, which end with the block; for reading and for writing.
+def strict(**more: str) -> Iterator[Any]:
+    """The module `rasterio` under `OPTIONS` and `more`, which end with the block; for reading and for writing.
 
     In the main thread GDAL's options hold for all threads meanwhile, elsewhere for this thread alone. The bound of
     GDAL's cache is one for the process and stays.
@@ -65,20 +63,8 @@ def strict() -> Iterator[Any]:
     with _opening:
         if int(rasterio.env.get_gdal_config("GDAL_CACHEMAX") or CACHE + 1) > CACHE:
             rasterio.env.set_gdal_config("GDAL_CACHEMAX", CACHE)
-    with rasterio.Env(**OPTIONS):
+    with rasterio.Env(**OPTIONS, **more):
         yield rasterio
-
-
-@contextmanager
-def _told(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """What a library raises in the block as CubeFileError."""
-    try:
-        yield
-    except (DeployError, ModuleNotFoundError):
-        raise
-    # GDAL's own exceptions have no public base, and bytes of a stranger may raise any other.
-    except Exception as error:
-        raise CubeFileError(f"{what}: {reason(error)}", file=path, remedy=remedy) from error
 
 
 class Tiff(Closing):
@@ -86,8 +72,7 @@ class Tiff(Closing):
 
     Attributes:
         path: as it was named.
-        layout: how it lies on the disk, `runtime.products.tiff_tree.Layout`.
-        file: rasterio's dataset, for what it says besides its numbers; asked within `strict`.
+        layout: how it lies on the disk.
 
     Raises:
         CubeFileError: see `layout_of`; GDAL refuses it, reads it otherwise, or it names other files.
@@ -98,27 +83,56 @@ class Tiff(Closing):
         self.path = path
         self._mark = mark_of(path)
         self.layout = layout_of(path)
-        target = os.path.abspath(path)
-        if target.startswith("/vsi"):
-            raise CubeFileError("GDAL takes this path for another kind", file=path, remedy="rename the folder")
-        with strict() as rasterio, _told(path, "GDAL cannot open it", "copy the file again"):
-            # Filters of warnings are the process's, too.
-            with _opening, warnings.catch_warnings():
-                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                self.file = rasterio.open(Path(target), driver="GTiff", sharing=False)
-            try:
-                self._check()
-            except BaseException:
-                self.file.close()
-                raise
+        # Long strips of one band are read line by line so, short ones are read slower.
+        self._direct = {"GTIFF_DIRECT_IO": "YES" if self.layout.loose and self.layout.block[0] > 1 else "NO"}
+        self._file: Any = None
+        with self.asking():
+            pass
 
-    def _check(self) -> None:
-        file = self.file
+    @contextmanager
+    def asking(self) -> Iterator[Any]:
+        """rasterio's dataset, opened anew after a `rest`.
+
+        Raises:
+            CubeFileError: what it is asked in the block cannot be read, or the file has changed since it was opened.
+        """
+        with strict(**self._direct) as rasterio:
+            try:
+                if self._file is None:
+                    self._file = self._opened(rasterio)
+                if mark_of(self.path) != self._mark:
+                    raise CubeFileError(
+                        "was changed since it was opened", file=self.path, remedy="read it again when it is whole"
+                    )
+                yield self._file
+            except (DeployError, ModuleNotFoundError):
+                raise
+            # GDAL's exceptions have no public base, and the bytes of a stranger may raise any other.
+            except Exception as error:
+                problem = f"GDAL cannot read it: {reason(error)}"
+                raise CubeFileError(problem, file=self.path, remedy="copy the file again") from error
+
+    def _opened(self, rasterio: Any) -> Any:
+        target = self.path.absolute()
+        if str(target).startswith("/vsi"):
+            raise CubeFileError("GDAL takes this path for another kind", file=target, remedy="rename the folder")
+        # Filters of warnings are the process's, too.
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            file = rasterio.open(target, driver="GTiff", sharing=False)
+        try:
+            self._check(file)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _check(self, file: Any) -> None:
         seen = (file.count, file.height, file.width), {np.dtype(name) for name in file.dtypes}
         if seen != (self.layout.shape, {self.layout.dtype}):
             found = f"{file.count} x {file.height} x {file.width} of {' and '.join(sorted(set(file.dtypes)))}"
             raise CubeFileError(
-                "GDAL sees another image than its tags tell", file=self.path, value=found, remedy="convert it"
+                "GDAL sees another image than its tags tell", file=self.path, value=found, remedy="write it anew"
             )
         if refers := [name for name in file.tag_namespaces() if name.upper() in _REFERS]:
             raise CubeFileError(
@@ -142,27 +156,28 @@ class Tiff(Closing):
         """
         right = self.layout.shape[2] if right is None else right
         out = allocated(self.path, (len(bands), stop - start, right - left), self.layout.dtype)
-        with self._reading() as window:
-            self.file.read(list(bands), out=out, window=window(left, start, right - left, stop - start))
+        with self.asking() as file:
+            file.read(list(bands), out=out, window=_window(left, start, right, stop))
         return out
 
     def blank(self, band: int | None, start: int, stop: int) -> Bools:
-        """Pixels [stop - start, samples] where the file's own mask, or this band of opacities, is 0."""
-        with self._reading() as window:
-            where = window(0, start, self.layout.shape[2], stop - start)
-            found = self.file.read_masks(1, window=where) if band is None else self.file.read(band, window=where)
+        """Pixels [stop - start, samples] where this band of opacities, or the file's own mask, is 0."""
+        window = _window(0, start, self.layout.shape[2], stop)
+        with self.asking() as file:
+            found = file.read_masks(1, window=window) if band is None else file.read(band, window=window)
         return np.asarray(found == 0)
 
-    @contextmanager
-    def _reading(self) -> Iterator[Any]:
-        if mark_of(self.path) != self._mark:
-            raise CubeFileError(
-                "was changed since it was opened", file=self.path, remedy="read it again when it is whole"
-            )
-        with strict(), _told(self.path, "its numbers cannot be read", "copy the file again"):
-            from rasterio.windows import Window
-
-            yield Window
+    def rest(self) -> None:
+        """Close the file until it is asked again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def close(self) -> None:
-        self.file.close()
+        self.rest()
+
+
+def _window(left: int, start: int, right: int, stop: int) -> Any:
+    from rasterio.windows import Window
+
+    return Window(left, start, right - left, stop - start)

@@ -5,7 +5,6 @@ TIFF 6.0, BigTIFF (https://www.awaresystems.be/imaging/tiff/bigtiff.html), GDAL'
 """
 
 import os
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,15 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import check_expansion, reason
 from runtime.files.tags import NO_DATA, SIZES
 from runtime.meaning.marks import held
+from runtime.products.texts import number_of
 from runtime.untrusted import open_regular
 
 BEGINS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32773: "PackBits", 32946: "deflate", 34887: "LERC", 34925: "LZMA", 50000: "ZSTD"}  # fmt: skip
+COMPRESSIONS = {
+    1: "none", 5: "LZW", 8: "deflate", 32773: "PackBits", 32946: "deflate", 34887: "LERC", 34925: "LZMA", 50000: "ZSTD",
+}  # fmt: skip
 """What keeps numbers as they were and needs no tables of another tag."""
 MOST_DIRECTORIES = 128
 MOST_TAGS = 4096
@@ -56,7 +59,7 @@ class Layout:
         dtype: of its numbers, in native byte order.
         block: lines and samples of a strip or tile.
         by_pixel: the bands of a pixel lie together; else each band has strips or tiles of its own.
-        compressed: its pieces are not numbers as they are.
+        loose: its strips are numbers as they are, so that lines of one can be had alone.
         nodata: what GDAL's tag says stands for nothing; `dtype` holds it.
         mask: there is a mask of its own, of the same size.
     """
@@ -65,7 +68,7 @@ class Layout:
     dtype: np.dtype[Any]
     block: tuple[int, int]
     by_pixel: bool
-    compressed: bool
+    loose: bool
     nodata: float | None = None
     mask: bool = False
 
@@ -73,6 +76,11 @@ class Layout:
     def piece(self) -> int:
         """Bytes of a strip or tile, decoded."""
         return prod(self.block) * (self.shape[0] if self.by_pixel else 1) * self.dtype.itemsize
+
+    @property
+    def rows(self) -> int:
+        """Lines that have to be read together."""
+        return 1 if self.loose else min(self.block[0], self.shape[1])
 
 
 def begins_as_tiff(path: Path) -> bool:
@@ -106,7 +114,7 @@ def layout_of(path: Path) -> Layout:
 
 class _Entry(NamedTuple):
     kind: int
-    count: int
+    values: int
     at: int
 
 
@@ -123,7 +131,7 @@ class _File:
         self._offset, self._inline = ("Q", 8) if self._wide else ("I", 4)
         self.first = int(struct.unpack_from(f"{self.order}{self._offset}", head.ljust(16, b"\0"), self._inline)[0])
 
-    def bytes(self, at: int, count: int) -> bytes:
+    def take(self, at: int, count: int) -> bytes:
         if at + count > self.size or len(found := os.pread(self._number, count, at)) < count:
             raise ValueError(f"{count} bytes at {at} lie behind its end, at {self.size}")
         return found
@@ -135,11 +143,11 @@ class _File:
             if not at:
                 return
             width = 8 if self._wide else 2
-            count = int.from_bytes(self.bytes(at, width), "little" if self.order == "<" else "big")
+            count = int.from_bytes(self.take(at, width), "little" if self.order == "<" else "big")
             if count > MOST_TAGS:
                 raise ValueError(f"a directory claims {count} tags")
             row = 4 + 2 * self._inline
-            rows = self.bytes(at + width, count * row + self._inline)
+            rows = self.take(at + width, count * row + self._inline)
             found: dict[int, _Entry] = {}
             for start in range(0, count * row, row):
                 tag, kind, values = struct.unpack_from(f"{self.order}HH{self._offset}", rows, start)
@@ -155,13 +163,13 @@ class _File:
     def _unpacked(self, data: bytes, at: int) -> int:
         return int(struct.unpack_from(f"{self.order}{self._offset}", data, at)[0])
 
-    def array(self, tag: int, entry: _Entry, start: int, stop: int) -> "np.ndarray[Any, np.dtype[Any]]":
+    def array(self, tag: int, entry: _Entry, start: int, stop: int) -> NDArray[Any]:
         """Whole numbers `start` to `stop` of a tag."""
         if entry.kind not in _WHOLE:
             raise ValueError(f"{_NAMES.get(tag, tag)} is of a kind that is no whole number")
         dtype = np.dtype(self.order + _WHOLE[entry.kind])
-        stop = min(stop, entry.count)
-        return np.frombuffer(self.bytes(entry.at + start * dtype.itemsize, (stop - start) * dtype.itemsize), dtype)
+        stop = min(stop, entry.values)
+        return np.frombuffer(self.take(entry.at + start * dtype.itemsize, (stop - start) * dtype.itemsize), dtype)
 
 
 class _Image:
@@ -195,9 +203,9 @@ class _Image:
     def text(self, tag: int, most: int) -> str | None:
         if (entry := self.tags.get(tag)) is None:
             return None
-        if entry.count > most:
-            raise ValueError(f"tag {tag} has {entry.count} bytes, {most} are accepted")
-        return self.file.bytes(entry.at, entry.count).split(b"\0")[0].decode("latin-1").strip()
+        if entry.values > most:
+            raise ValueError(f"tag {tag} has {entry.values} bytes, {most} are accepted")
+        return self.file.take(entry.at, entry.values).split(b"\0")[0].decode("latin-1").strip()
 
     def check_pieces(self, bits: int) -> tuple[int, int]:
         """The lines and samples of a strip or tile, when all are stored, inside the file, and expand within bounds."""
@@ -233,8 +241,8 @@ class _Image:
         places, lengths = self.tags.get(where), self.tags.get(sizes)
         if places is None or lengths is None:
             raise ValueError(f"{_NAMES[where if places is None else sizes]} is missing")
-        if not pieces == places.count == lengths.count:
-            problem = f"the image needs {pieces} pieces, {places.count} have a place and {lengths.count} a length"
+        if not pieces == places.values == lengths.values:
+            problem = f"the image needs {pieces} pieces, {places.values} have a place and {lengths.values} a length"
             raise self.wrong(where, problem, None, _AGAIN)
         if pieces > MOST_PIECES:
             raise self.wrong(where, f"more than {MOST_PIECES} pieces", pieces, "write larger strips or tiles")
@@ -279,7 +287,7 @@ def _layout(path: Path, file: _File) -> Layout:
         dtype=dtype,
         block=block,
         by_pixel=image.number(284, 1) == 1,
-        compressed=image.number(259, 1) != 1,
+        loose=image.number(259, 1) == 1 and 322 not in image.tags,
         nodata=_nodata(image, dtype),
         mask=bool(masks),
     )
@@ -299,7 +307,7 @@ def _nodata(image: _Image, dtype: np.dtype[Any]) -> float | None:
     text = image.text(NO_DATA, 256)
     if not text:
         return None
-    value = float(text) if _NUMBER.fullmatch(text) else None
+    value = number_of(text)
     if value is None or held(value, dtype) is None:
         raise CubeFileError(
             f"no {dtype} is what it says stands for nothing",
