@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.closing import Closing
 from runtime.products.contract import LINE_OF_CHUNKS
-from runtime.products.spool import Tiles
+from runtime.products.scratch import Tiles
 from runtime.products.zarr_codecs import Codecs, Step, checksum
 from runtime.products.zarr_meta import Array, Node, said_fill
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated, mark_of
 from runtime.products.contract import LINE_OF_CHUNKS, CubeReader, Description, Reading
-from runtime.products.spool import Tiles
+from runtime.products.scratch import Tiles
 from runtime.products.zarr_cf import Told, told
 from runtime.products.zarr_chunks import Chunks
 from runtime.products.zarr_meta import array_of

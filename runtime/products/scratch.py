@@ -17,7 +17,7 @@ from runtime.files.disk import reason
 _REMEDY = "set TMPDIR to a folder with more space"
 
 
-class Spool(Closing):
+class Scratch(Closing):
     """Bytes in an unlinked temporary file, reserved when it is made; gone when it is closed, or its process ends.
 
     Args:
@@ -79,7 +79,7 @@ class Spool(Closing):
 
 
 class Tiles(Closing):
-    """A cube [bands, lines, samples] in a spool, as [lines][columns of chunks][bands][samples of the column].
+    """A cube [bands, lines, samples] in such a file, as [lines][columns of chunks][bands][samples of the column].
 
     So a chunk is written or read by one call for each of its lines, and lines of the cube by one.
 
@@ -94,7 +94,7 @@ class Tiles(Closing):
         self._bands, _, self._samples = shape
         self._dtype, self._width = dtype, width
         self._line = self._bands * self._samples * dtype.itemsize
-        self._spool = Spool(self._line * shape[1], path)
+        self._spool = Scratch(self._line * shape[1], path)
 
     def _place(self, band: int, line: int, sample: int, samples: int) -> int:
         return line * self._line + (sample * self._bands + band * samples) * self._dtype.itemsize
