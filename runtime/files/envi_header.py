@@ -383,16 +383,18 @@ def stated_by(header: EnviHeader) -> Stated:
 
 
 def wavelengths_nm(header: EnviHeader) -> tuple[float, ...] | None:
-    """The header's wavelengths in nanometres, or None where they or their unit are not known.
+    """The header's wavelengths in nanometres, or None where they or their unit are not known."""
+    return None if header.wavelengths is None else nanometres(header.wavelengths, header.wavelength_units or "")
+
+
+def nanometres(values: tuple[float, ...], unit: str) -> tuple[float, ...] | None:
+    """Wavelengths of such a unit in nanometres, or None where it is not known.
 
     Without a unit (absent or `Unknown`, as several recorders write it), a list wholly within 150 to 30000 is taken as
     nanometres and one wholly within 0.15 to 30 with a fraction in it as micrometres: optical sensors leave no other
     reading, and band numbers are whole.
     """
-    values = header.wavelengths
-    if values is None:
-        return None
-    unit = normalised(header.wavelength_units or "")
+    unit = normalised(unit)
     if unit in NANOMETRES:
         return tuple(value * NANOMETRES[unit] for value in values)
     if unit not in UNTOLD:
