@@ -1,0 +1,160 @@
+"""Products among files and folders: what is one, what beside one is none, and what claims to be one."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import CubeFileError
+from runtime.files.disk import reason
+from runtime.files.envi import may_hold_data, pair_of
+from runtime.files.foreign import kind_of, refuse_foreign
+from runtime.products import format_of
+from runtime.products.stac import is_stac, items
+
+DEEPEST = 32
+"""Folders below the one that is searched."""
+_CLAIMS = (".nc", ".he5", ".h5", ".tif", ".tiff", ".hdr", ".npy", ".npz", ".mat", ".zarr", ".img.gz")
+_BEGINS = ("a TIFF file", "an HDF5 file", "a NetCDF file")
+_BESIDE = re.compile(
+    r"(?i)_quality$|[_-](?:glt|igm|obs|loc|orb|unc|elc|sro)(?:_ort)?$|^emit_l\w+_(?:mask|obs|rfluncert)_"
+    r"|[_-]ql_\w+(?:_cog)?$|^(?:darkref|whiteref|dark_?reference|white_?reference)"
+)
+"""Names without suffixes of what lies beside a product: lookup tables, geometry, masks, quality, references."""
+_LEFT_OUT = ("a picture", "a photograph of another kind", "a compressed file", "a Zarr folder")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        products: files and folders to open, in one order whoever lists the folders; nobody has opened them.
+        refused: what cannot be a product here, and why.
+    """
+
+    products: tuple[Path, ...]
+    refused: tuple[tuple[Path, CubeFileError], ...]
+
+
+def found_in(paths: Sequence[Path], *, outside: bool = False) -> Found:
+    """All products at or below `paths`: products, folders and STAC files.
+
+    Folders are searched, those behind links and hidden ones not; one that is a product itself is not searched further.
+    What is no product in a folder is left out without a word, but not what claims to be one by its suffix or its first
+    bytes: it is among the products, and fails when it is opened.
+
+    Args:
+        outside: what STAC files name may lie anywhere on this computer.
+    """
+    products: dict[Path, Path] = {}
+    refused: dict[Path, CubeFileError] = {}
+    for path in paths:
+        try:
+            for one in _below(path, refused, outside=outside):
+                products.setdefault(_real(one), one)
+        except CubeFileError as error:
+            refused[path] = error
+    wanted = (one for one in products.values() if one not in refused)
+    return Found(tuple(sorted(wanted, key=_key)), tuple(sorted(refused.items(), key=lambda pair: _key(pair[0]))))
+
+
+def _key(path: Path) -> tuple[str, ...]:
+    return path.parts
+
+
+def _real(path: Path) -> Path:
+    with suppress(OSError, RuntimeError, ValueError):
+        return path.resolve()
+    return path
+
+
+def _below(path: Path, refused: dict[Path, CubeFileError], *, outside: bool) -> Iterator[Path]:
+    """What is asked for by name is a product, or is refused."""
+    if is_stac(path) or path.suffix.lower() in (".json", ".geojson"):
+        yield from (asked.path for asked in items(path, outside=outside))
+    elif format_of(path) is not None or _claims(path):
+        yield _one_of_pair(path)
+    elif path.is_dir():
+        yield from _searched(path, refused, 0)
+    else:
+        if not os.path.lexists(path):
+            raise CubeFileError("no such file or folder", file=path, remedy="check the path")
+        refuse_foreign(path)
+        remedy = "docs/products.md has a list of them"
+        raise CubeFileError("is no product that is read", file=path, value=path.suffix or None, remedy=remedy)
+
+
+def _searched(folder: Path, refused: dict[Path, CubeFileError], depth: int) -> Iterator[Path]:
+    if depth > DEEPEST:
+        problem, remedy = f"is more than {DEEPEST} folders deep", "name it itself"
+        refused[folder] = CubeFileError(problem, file=folder, remedy=remedy)
+        return
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        remedy = "check the permissions"
+        refused[folder] = CubeFileError(f"cannot be read: {reason(error)}", file=folder, remedy=remedy)
+        return
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            if path.is_symlink():
+                continue
+            if format_of(path) is not None or _claims(path):
+                yield path
+            else:
+                yield from _searched(path, refused, depth + 1)
+        elif path.is_file() and not _is_beside(path):
+            yield from _file(path, refused)
+
+
+def _file(path: Path, refused: dict[Path, CubeFileError]) -> Iterator[Path]:
+    if _is_header_of_another(path):
+        return
+    if format_of(path) is not None or _claims(path):
+        yield _one_of_pair(path)
+        return
+    kind = kind_of(path)
+    if kind is not None and kind.name not in _LEFT_OUT:
+        try:
+            refuse_foreign(path)
+        except CubeFileError as error:
+            refused[path] = error
+
+
+def _is_beside(path: Path) -> bool:
+    name = path.name
+    for _ in range(3):
+        if _BESIDE.search(name):
+            return True
+        name, dot, _suffix = name.rpartition(".")
+        if not dot:
+            break
+    return False
+
+
+def _claims(path: Path) -> bool:
+    """Whether the suffix or the first bytes say that it is a product."""
+    if path.name.lower().endswith(_CLAIMS):
+        return path.exists()
+    kind = kind_of(path, by_suffix=False) if path.is_file() else None
+    return kind is not None and kind.name in _BEGINS
+
+
+def _is_header_of_another(path: Path) -> bool:
+    """A header beside a file that is a product without it, such as a GeoTIFF."""
+    if path.suffix.lower() != ".hdr":
+        return False
+    names = [path.with_suffix(suffix) for suffix in (".tif", ".TIF", ".tiff", ".TIFF")]
+    return any(other.is_file() for other in (*names, path.with_suffix("")) if other.suffix.lower() in (".tif", ".tiff"))
+
+
+def _one_of_pair(path: Path) -> Path:
+    """Of an ENVI pair the data file, whichever of the two it is."""
+    if path.suffix.lower() == ".hdr" and path.is_file():
+        with suppress(CubeFileError):
+            data = pair_of(path)[1]
+            return data if may_hold_data(data.name) else path
+    return path
