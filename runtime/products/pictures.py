@@ -14,7 +14,7 @@ from PIL import Image
 
 from runtime.errors import CubeFileError, DeployError
 from runtime.files.disk import MOST_HELD, check_expansion, opened, reason
-from runtime.files.envi_header import likely_nm
+from runtime.files.envi_header import nanometres_per
 from runtime.files.layout import AXES
 from runtime.files.rows import Rows
 from runtime.products.contract import Description, Reading
@@ -153,7 +153,7 @@ def _wavelengths(folder: Path, files: list[Path]) -> tuple[tuple[float, ...] | N
     try:
         words = read_untrusted(told, _MOST_TEXT).decode("utf-8-sig", "replace").replace(",", " ").split()
         values = tuple(float(word) for word in words if word.casefold() != "nm")
-        factor = likely_nm(values) if values and all(map(isfinite, values)) else None
+        factor = nanometres_per("", tuple(values)) if values and all(map(isfinite, values)) else None
         if len(values) != len(files) or factor is None:
             raise ValueError(f"has {len(values)} values for {len(files)} bands, or not in nanometres")
     except (OSError, ValueError, TooLargeError) as error:
