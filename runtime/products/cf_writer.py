@@ -49,7 +49,8 @@ def holds(result: Result) -> int:
 
 
 def _stored(kind: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(_STORED.get(kind.str[1:], kind)).newbyteorder("=")
+    stored: np.dtype[Any] = np.dtype(_STORED.get(kind.str[1:], kind)).newbyteorder("=")
+    return stored
 
 
 def _chunks(shape: tuple[int, int, int], kind: np.dtype[Any]) -> tuple[int, int, int]:
