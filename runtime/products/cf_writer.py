@@ -204,7 +204,8 @@ class CfWriter(CubeWriter):
         assert count <= self._cube.missing
         with self._out.writing():
             self._cube.append(cube)
-            if self._layers and quality is not None:
+            if self._layers:
+                assert quality is not None
                 for rows, layer in zip(self._layers, (quality.seen, quality.expert), strict=True):
                     rows.append(layer[None])
             reader = self._result.reader

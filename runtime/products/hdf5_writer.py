@@ -12,8 +12,9 @@ from runtime.errors import CubeFileError
 from runtime.files.disk import PIECE, reason
 from runtime.files.hdf5 import StoredArray
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
-from runtime.products.hdf5_copy import Copy, order_of
+from runtime.products.hdf5_copy import Copy
 from runtime.products.hdf5_lines import LinesOf
+from runtime.products.hdf5_objects import order_of
 from runtime.products.hdf5_out import Hdf5Out
 from runtime.products.hdf5_quality import GROUP, NAMES, make_layers
 from runtime.products.hdf5_rows import Rows, held
@@ -138,7 +139,8 @@ class HdfLike(CubeWriter):
             for part, rows in zip(self._parts, self._rows, strict=True):
                 rows.append(cube[band : band + len(part.bands)])
                 band += len(part.bands)
-            if self._layers and quality is not None:
+            if self._layers:
+                assert quality is not None
                 for rows, layer in zip(self._layers, (quality.seen, quality.expert), strict=True):
                     rows.append(layer[None])
 

@@ -295,7 +295,7 @@ def test_absent_without_its_end(tmp_path: Path) -> None:
     out.write_text("what was here")
     with open_hdf5(path) as reader:
         block = reader.read_lines(0, 5)
-        with open_writer(out, result_of(reader), "like") as writer:
+        with open_writer(out, result_of(reader, quality=False), "like") as writer:
             writer.write_lines(block)
         with (
             pytest.raises(CubeFileError, match="4 of its lines were not written"),
@@ -314,7 +314,7 @@ def test_a_source_that_changes_is_refused(tmp_path: Path) -> None:
     path, out = emit(tmp_path / "EMIT.nc"), tmp_path / "o.nc"
     with open_hdf5(path) as reader:
         block = reader.read_lines(0, 9)
-        with open_writer(out, result_of(reader), "like") as writer:
+        with open_writer(out, result_of(reader, quality=False), "like") as writer:
             os.utime(path, (1, 1))
             with pytest.raises(CubeFileError, match="was changed since it was opened"):
                 writer.write_lines(block)
@@ -360,7 +360,7 @@ from pathlib import Path
 from runtime.products import open_writer
 from tests.runtime.products.hdf5_data import open_hdf5, result_of
 with open_hdf5(Path({str(path)!r})) as reader:
-    writer = open_writer(Path({str(out)!r}), result_of(reader), "like")
+    writer = open_writer(Path({str(out)!r}), result_of(reader, quality=False), "like")
     writer.write_lines(reader.read_lines(0, 5))
     os.kill(os.getpid(), signal.SIGKILL)
 """
