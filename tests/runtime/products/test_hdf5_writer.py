@@ -209,6 +209,19 @@ def test_attributes_of_more_than_64_kib(tmp_path: Path) -> None:
         file.createDimension("more", 2)
 
 
+@pytest.mark.parametrize("told", [["one", "two"], np.bytes_(b"one\ntwo"), 5, h5py.Empty("f4"), None])
+def test_a_history_goes_on(told: Any, tmp_path: Path) -> None:
+    path = emit(tmp_path / "EMIT.nc")
+    if told is not None:
+        with h5py.File(path, "r+") as file:
+            file.attrs["history"] = told
+    rewrite(path, tmp_path / "o.nc")
+    with h5py.File(tmp_path / "o.nc") as file:
+        before = ["one", "two"] if isinstance(told, list | bytes) else []
+        assert file.attrs["history"].splitlines() == [*before, "damp-deploy 1.2: see damp_deploy"]
+        assert ("it is no text" in file.attrs["damp_deploy"]) is (told is not None and not before)
+
+
 def test_nothing_comes_from_another_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret.h5"
     with h5py.File(secret, "w") as file:
