@@ -189,6 +189,7 @@ MEANINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"wavelengths": (WAVES[2], *WAVES[:2], *WAVES[3:]), "bad": (0,)},
     ),
     "no wavelengths": ({"stated": Stated(), "fwhm": None, "quantity": "counts"}, {"wavelengths": None}),
+    "reflectance in the unit range": ({"quantity": "reflectance", "unit_range": True}, {"gains": None}),
     "no mark, nor quantity": ({"mark": None, "quantity": None}, {"marks": ()}),
 }
 
@@ -207,6 +208,13 @@ def test_our_reader_sees_what_was_meant(name: str, tmp_path: Path) -> None:
         assert about.unit == asked.unit or asked.unit is None
     with xarray.open_dataset(out) as opened:
         assert ("band" in opened.sizes) is (name in ("wavelengths in no order", "no wavelengths"))
+
+
+def test_radiance_in_the_unit_range_is_none(tmp_path: Path) -> None:
+    asked = result(CUBE / np.float32(9000), quantity="radiance", unit="W m-2", unit_range=True)
+    with open_hdf5(written(tmp_path / "o.nc", asked, CUBE / np.float32(9000))) as reader:
+        about = reader.description
+        assert (about.title, about.quantity, about.unit) == ("/cube", None, None)
 
 
 @pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i4", "f2", "f4", "f8", ">f4", ">i2", "?"])
