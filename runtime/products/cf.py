@@ -92,14 +92,14 @@ def _reader(tree: Tree, reading: Reading) -> Hdf5Reader:
 def _cube(tree: Tree, reading: Reading) -> tuple[str, tuple[str, ...], dict[str, str]]:
     """Path and axes of the one cube, and the paths of the variables that stand for its axes."""
     held, links = tree.datasets()
-    paths = {dataset: where for where, dataset in reversed(held.items())}
+    dimensions = tree.dimensions(held)
     cubes: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
     bare = []
     for where, dataset in held.items():
         if len(dataset.shape or ()) != 3:
             continue
-        scales = [paths.get(scale) for scale in tree.scales(dataset)]
-        axes = _axes([None if scale is None else scale.rpartition("/")[2] for scale in scales])
+        scales = [dimensions.get(where, {}).get(axis) for axis in range(3)]
+        axes = _axes([scale and scale.rpartition("/")[2] for scale in scales])
         if axes is None:
             bare.append(where)
         else:

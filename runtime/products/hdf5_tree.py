@@ -3,8 +3,9 @@
 HDF5 follows any link of a path that it is given, into other files too, and has no switch against it (h5py issue 2891).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
@@ -16,6 +17,7 @@ from runtime.closing import Closing
 from runtime.errors import CubeFileError, DeployError, MachineError
 from runtime.files.disk import MOST_HELD, mark_of, opened, reason
 from runtime.files.hdf5 import StoredArray, is_hdf5
+from runtime.files.hdf5_text import variable_text
 
 REPACK = "copy it again, or rewrite it with `h5repack -f SHUF -f GZIP=4`"
 _MOST_TEXT, _MOST_NUMBERS = 1 << 16, 1 << 16
@@ -51,16 +53,18 @@ class Tree(Closing):
         import h5py
 
         self.path = path
-        with opened(path) as (file, self.size):
+        with ExitStack() as stack:
+            file, self.size = stack.enter_context(opened(path))
             if not is_hdf5(file, self.size):
                 raise CubeFileError("is no HDF5 file", file=path, remedy="copy it again")
-        self._mark = mark_of(path)
-        with self.guarded():
-            self._file = h5py.File(path, "r", locking=False)
+            self._raw, self._mark = file.fileno(), mark_of(path)
+            with self.guarded():
+                self._file = stack.enter_context(h5py.File(path, "r", locking=False))
+            self._open = stack.pop_all()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._open.close()
 
     @contextmanager
     def guarded(self, *, pixels: bool = False) -> Iterator[None]:
@@ -165,18 +169,24 @@ class Tree(Closing):
         found = self.values(where, name, 1)
         return None if found is None else found[0]
 
-    def scales(self, held: Any) -> list[Any]:
-        """The h5py data sets that stand for the axes of one in a NetCDF file, None of an axis without."""
-        import h5py
-
+    def dimensions(self, held: Mapping[str, Any]) -> dict[str, dict[int, str]]:
+        """Which of the data sets `held` stands for which axis of which, as NetCDF's dimensions do; all by path."""
+        paths = {dataset: where for where, dataset in held.items()}
+        found: dict[str, dict[int, str]] = {}
+        count = 0
         with self.guarded():
-            if "DIMENSION_LIST" not in held.attrs:
-                return [None] * len(held.shape)
-            told = held.attrs.get_id("DIMENSION_LIST")
-            kind = h5py.check_vlen_dtype(told.dtype)
-            if told.shape != (len(held.shape),) or kind is None or h5py.check_ref_dtype(kind) is not h5py.Reference:
-                raise self.wrong("is no list of dimensions", f"{held.name} DIMENSION_LIST")
-            return [self._file[refs[0]] if len(refs) else None for refs in held.attrs["DIMENSION_LIST"]]
+            for where, dataset in held.items():
+                # The list at the other end, DIMENSION_LIST, lies in a heap that HDF5 cannot be trusted with.
+                if "REFERENCE_LIST" not in dataset.attrs:
+                    continue
+                told = dataset.attrs.get_id("REFERENCE_LIST")
+                count += prod(told.shape)
+                if told.dtype.names != ("dataset", "dimension") or count > _MOST_NUMBERS:
+                    raise self.wrong("is no list of references", f"{where} REFERENCE_LIST")
+                for reference, axis in dataset.attrs["REFERENCE_LIST"]:
+                    if reference and (other := paths.get(self._file[reference])):
+                        found.setdefault(other, {})[int(axis)] = where
+        return found
 
     def wrong(self, problem: str, key: str | None = None, value: object = None, remedy: str = "") -> CubeFileError:
         """An error that names this file."""
@@ -213,14 +223,19 @@ class Tree(Closing):
     def _as_text(self, held: Any, told: Any, name: str) -> str:
         import h5py
 
-        vlen = h5py.check_string_dtype(told.dtype) is not None
-        if not vlen or prod(told.shape) != 1 or told.dtype.itemsize > _MOST_TEXT:
-            raise self.wrong("is no text", f"{held.name} {name}", str(told.dtype))
-        found = np.asarray(held.attrs[name], object).reshape(-1)[0]
-        text = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
-        if len(text) > _MOST_TEXT:
-            raise self.wrong(f"is longer than {_MOST_TEXT} characters", f"{held.name} {name}")
-        return text.strip("\0 \t\r\n")
+        key, kind = f"{held.name} {name}", h5py.check_string_dtype(told.dtype)
+        if kind is None or prod(told.shape) != 1 or told.dtype.itemsize > _MOST_TEXT:
+            raise self.wrong("is no text", key, str(told.dtype))
+        if kind.length is None:
+            base, header = self._file.userblock_size, h5py.h5o.get_info(held.id).addr
+            found = variable_text(lambda at, count: os.pread(self._raw, count, base + at), header, _raw(name))
+        else:
+            found = np.asarray(held.attrs[name], object).reshape(-1)[0]
+            found = found if isinstance(found, bytes) else str(found).encode()
+        if found is None or len(found) > _MOST_TEXT:
+            remedy = "write it as a text of fixed length, as in h5py with numpy.bytes_"
+            raise self.wrong("is a text that is too long or in a place that is not read", key, remedy=remedy)
+        return found.decode("utf-8", "replace").strip("\0 \t\r\n")
 
     def _as_numbers(self, held: Any, told: Any, name: str) -> tuple[float, ...]:
         if told.dtype.kind in "iuf" and told.dtype.itemsize <= 8:
