@@ -141,8 +141,8 @@ def _scaled(tree: Tree, where: str, stated: Stated, bands: int) -> Stated:
     gain, offset = beside(tree, where, ["gain"]), beside(tree, where, ["offset"])
     if tree.text(where, "comment") != BY_BAND or gain is None or offset is None:
         return stated
-    gains = band_list(tree, tree.numbers(gain, bands), bands, gain)
-    return replace(stated, gains=gains, offsets=band_list(tree, tree.numbers(offset, bands), bands, offset, above=None))
+    gains = band_list(tree, tree.numbers(gain), bands, gain)
+    return replace(stated, gains=gains, offsets=band_list(tree, tree.numbers(offset), bands, offset, above=None))
 
 
 def _is_variable(tree: Tree, where: str) -> bool:

@@ -49,7 +49,8 @@ def holds(result: Result) -> int:
 
 
 def _stored(kind: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(_STORED.get(kind.str[1:], kind)).newbyteorder("=")
+    stored: np.dtype[Any] = np.dtype(_STORED.get(kind.str[1:], kind)).newbyteorder("=")
+    return stored
 
 
 def _chunks(shape: tuple[int, int, int], kind: np.dtype[Any]) -> tuple[int, int, int]:
@@ -76,8 +77,7 @@ class CfWriter(CubeWriter):
 
     def _fill(self, folder: Path) -> None:
         result = self._result
-        versions = _versions()
-        self._out.file.attrs["_NCProperties"] = np.bytes_(versions.encode())
+        self._out.file.attrs["_NCProperties"] = np.bytes_(_versions().encode())
         set_texts(self._out.file, {"Conventions": "CF-1.11", "title": f"{result.source.path.stem}, restored"})
         self._dimensions()
         beside = [*self._of_bands(), *self._of_place()]
@@ -163,8 +163,10 @@ class CfWriter(CubeWriter):
         result = self._result
         kind, mark = _stored(result.dtype), result.mark
         fill = None if mark is None else np.array([mark], kind)
-        named = result.quantity in ("reflectance", "radiance") and (result.stated.gains or not result.unit_range)
-        name = str(result.quantity) if named else "cube"
+        # Radiance in the unit range is none any more; reflectance is.
+        of_units = result.quantity == "radiance" and result.unit_range and not result.stated.gains
+        quantity = None if of_units else result.quantity
+        name = str(quantity) if quantity in ("reflectance", "radiance") else "cube"
         made = self._out.file.create_dataset(
             name,
             result.shape,
@@ -177,8 +179,8 @@ class CfWriter(CubeWriter):
         if fill is not None:
             made.attrs["_FillValue"] = fill
         gains, offsets = _pairs(result)
-        about: dict[str, Any] = {"long_name": result.quantity or "cube", "units": result.unit}
-        if result.unit is None and result.quantity == "reflectance":
+        about: dict[str, Any] = {"long_name": quantity or "cube", "units": None if of_units else result.unit}
+        if result.unit is None and quantity == "reflectance":
             about["units"] = "1"
         if self._by_band():
             about |= {"comment": BY_BAND, "ancillary_variables": "gain offset"}
@@ -203,7 +205,8 @@ class CfWriter(CubeWriter):
         assert count <= self._cube.missing
         with self._out.writing():
             self._cube.append(cube)
-            if self._layers and quality is not None:
+            if self._layers:
+                assert quality is not None
                 for rows, layer in zip(self._layers, (quality.seen, quality.expert), strict=True):
                     rows.append(layer[None])
             reader = self._result.reader

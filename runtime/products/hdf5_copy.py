@@ -3,8 +3,8 @@
 HDF5's own copy (H5Ocopy) would follow what a stranger's file names, forget references and note the time of day.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -13,17 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import CubeFileError
+from runtime.errors import CubeFileError, DeployError
 from runtime.files.disk import PIECE, reason
 from runtime.products.contract import LINE_OF_CHUNKS
+from runtime.products.hdf5_objects import (
+    boxes,
+    foreign,
+    index_of,
+    links_of,
+    place_of,
+    pointing,
+    strange,
+    text_of,
+    weight,
+)
 
-_FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 5: "n-bit", 6: "scale-offset", 32000: "LZF"}
-"""Those that HDF5 and h5py have built in: for any other HDF5 looks for a library to load."""
-_MOST_POINTERS = 1 << 16
-"""Texts, lists or references that one data set or attribute may hold: each is moved by itself."""
 _SMALL_CHUNK = 1 << 16
 """Bytes of a compressed chunk that HDF5 may inflate by itself: to 64 MiB at most."""
-_ENTRY = "cannot be copied"
 
 
 class Copy:
@@ -49,7 +55,7 @@ class Copy:
         self._path, self._left = path, size
         self._size = size
         self._source, self._target = source.id, target.id
-        self._empty = {_place(one.id) for one in empty}
+        self._empty = {place_of(one.id) for one in empty}
         self._without = {name.encode() for name in without}
         self._places: dict[Any, bytes] = {}
         self._types: dict[Any, Any] = {}
@@ -65,7 +71,7 @@ class Copy:
         self._make_objects()
         for old, new, name in self._pairs:
             with self._at(name):
-                if _place(old) not in self._empty:
+                if place_of(old) not in self._empty:
                     self._values(old, new, name)
                 self._attributes(old, new, name, () if name != b"/" else root_without)
             taken()
@@ -74,21 +80,33 @@ class Copy:
         """The copy of a data set of the source."""
         import h5py
 
-        return h5py.Dataset(h5py.h5o.open(self._target, self._places[_place(found.id)]))
+        return h5py.Dataset(h5py.h5o.open(self._target, self._places[place_of(found.id)]))
 
-    def _at(self, name: bytes) -> "_Damaged":
-        return _Damaged(self._path, _text(name))
+    @contextmanager
+    def _at(self, name: bytes) -> Iterator[None]:
+        """Whatever goes wrong inside is a CubeFileError of this object of the source."""
+        try:
+            yield
+        except (DeployError, MemoryError):
+            raise
+        except Exception as error:
+            raise CubeFileError(
+                f"cannot be copied: {reason(error)}",
+                file=self._path,
+                key=text_of(name),
+                remedy="write another format, such as NetCDF",
+            ) from error
 
     def _make_objects(self) -> None:
         from h5py import h5g, h5o
 
         old, new = h5g.open(self._source, b"/"), h5g.open(self._target, b"/")
         waiting = [(old, new, b"")]
-        self._places[_place(old)] = b"/"
+        self._places[place_of(old)] = b"/"
         self._pairs.append((old, new, b"/"))
         while waiting:
             old, new, prefix = waiting.pop(0)
-            for name in _links(old):
+            for name in links_of(old):
                 path = prefix + b"/" + name
                 if path in self._without:
                     continue
@@ -96,14 +114,14 @@ class Copy:
                     if not self._made_link(old, new, name, path):
                         continue
                     found = h5o.open(old, name)
-                    known = self._places.get(_place(found))
+                    known = self._places.get(place_of(found))
                     if known is not None:
                         new.links.create_hard(name, self._target, known)
                         continue
                     made = self._made(found, new, name, path)
                     if made is None:
                         continue
-                    self._places[_place(found)] = path
+                    self._places[place_of(found)] = path
                     self._pairs.append((found, made, path))
                     if isinstance(found, h5g.GroupID):
                         waiting.append((found, made, path))
@@ -129,10 +147,10 @@ class Copy:
         if isinstance(found, h5t.TypeID):
             kind = found.copy()
             kind.commit(new, name)
-            self._types[_place(found)] = kind
+            self._types[place_of(found)] = kind
             return kind
         made = found.get_create_plist()
-        why = _foreign(h5d, made) or _strange(found.get_type(), found.shape)
+        why = foreign(h5d, made) or strange(found.get_type(), found.shape)
         if why:
             self._leave(path, why)
             return None
@@ -140,34 +158,34 @@ class Copy:
         return h5d.create(new, name, self._type(found.get_type()), found.get_space(), made)
 
     def _leave(self, path: bytes, why: str) -> None:
-        self.notes.append(f"{_text(path)} is left out: {why}")
+        self.notes.append(f"{text_of(path)} is left out: {why}")
 
     def _type(self, kind: Any) -> Any:
-        return (self._types.get(_place(kind)) if kind.committed() else None) or kind.copy()
+        return (self._types.get(place_of(kind)) if kind.committed() else None) or kind.copy()
 
     def _attributes(self, old: Any, new: Any, path: bytes, without: Collection[bytes]) -> None:
         from h5py import h5a
 
         names: list[bytes] = []
-        h5a.iterate(old, names.append, index_type=_index(old, "get_attr_creation_order"))
+        h5a.iterate(old, names.append, index_type=index_of(old, "get_attr_creation_order"))
         for name in names:
             if name in without:
                 continue
             found = h5a.open(old, name)
             kind, at = found.get_type(), path + b"@" + name
             self._take(kind.get_size() * prod(found.shape or (0,)))
-            why = _strange(kind, found.shape)
+            why = strange(kind, found.shape)
             if why:
                 self._leave(at, why)
                 continue
             values = None
-            if found.shape is not None and not _pointing(kind):
+            if found.shape is not None and not pointing(kind):
                 values, memory = np.empty(found.shape, f"V{kind.get_size()}"), kind.copy()
                 found.read(values, mtype=memory)
             elif found.shape is not None:
                 values, memory = np.empty(found.shape, found.dtype), None
                 found.read(values)
-                self._take(_weight(values))
+                self._take(weight(values))
                 if not self._moved(values):
                     self._leave(at, "it refers to something that is left out")
                     continue
@@ -186,9 +204,9 @@ class Copy:
         if chunked:
             old.chunk_iter(chunks.append)
             largest = max((chunk.size for chunk in chunks), default=0)
-            if largest > (_SMALL_CHUNK if _pointing(old.get_type()) and properties.get_nfilters() else LINE_OF_CHUNKS):
+            if largest > (_SMALL_CHUNK if pointing(old.get_type()) and properties.get_nfilters() else LINE_OF_CHUNKS):
                 raise ValueError(f"a chunk of {largest} bytes is more than is moved at once")
-        if _pointing(old.get_type()):
+        if pointing(old.get_type()):
             self._pointers(old, new, path)
         elif chunked:
             for chunk in chunks:
@@ -204,7 +222,7 @@ class Copy:
 
         kind = old.get_type()
         memory = kind.copy()
-        for start, count in _boxes(old.shape, max(1, PIECE // kind.get_size())):
+        for start, count in boxes(old.shape, max(1, PIECE // kind.get_size())):
             values = np.empty(count, f"V{kind.get_size()}")
             there, here = old.get_space(), h5s.create_simple(count) if count else h5s.create(h5s.SCALAR)
             if count:
@@ -222,7 +240,7 @@ class Copy:
             if one:
                 there.select_hyperslab(start, one)
             old.read(here, there, values)
-            self._take(_weight(values))
+            self._take(weight(values))
             if not self._moved(values):
                 self._leave(path + str(list(start)).encode(), "it refers to something that is left out")
                 continue
@@ -244,7 +262,7 @@ class Copy:
             elif isinstance(value, h5r.Reference) and value:
                 place = None
                 with suppress(Exception):
-                    place = self._places.get(_place(h5r.dereference(value, self._source)))
+                    place = self._places.get(place_of(h5r.dereference(value, self._source)))
                 if place is None:
                     return False
                 values[index] = h5r.create(self._target, place, h5r.OBJECT)
@@ -255,121 +273,3 @@ class Copy:
         self._left -= count
         if self._left < 0:
             raise ValueError(f"it says that it holds more than its {self._size} bytes")
-
-
-class _Damaged:
-    """Whatever goes wrong inside is a CubeFileError of this object of the source."""
-
-    def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, MemoryError | CubeFileError):
-            raise CubeFileError(
-                f"{_ENTRY}: {reason(error)}",
-                file=self._path,
-                key=self._key,
-                remedy="write another format, such as NetCDF",
-            ) from error
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")
-
-
-def _place(found: Any) -> Any:
-    from h5py import h5o
-
-    info = h5o.get_info(found)
-    return info.fileno, info.addr
-
-
-def _index(found: Any, asked: str) -> Any:
-    from h5py import h5, h5d, h5g, h5p
-
-    if (
-        isinstance(found, h5g.GroupID | h5d.DatasetID)
-        and getattr(found.get_create_plist(), asked)() & h5p.CRT_ORDER_TRACKED
-    ):
-        return h5.INDEX_CRT_ORDER
-    return h5.INDEX_NAME
-
-
-def order_of(file: Any) -> tuple[int, int]:
-    """What a file keeps of the order of links and attributes in its root."""
-    made = file["/"].id.get_create_plist()
-    return made.get_link_creation_order(), made.get_attr_creation_order()
-
-
-def _links(group: Any) -> list[bytes]:
-    names: list[bytes] = []
-    group.links.iterate(names.append, idx_type=_index(group, "get_link_creation_order"))
-    return names
-
-
-def _foreign(h5d: Any, made: Any) -> str | None:
-    """Why the values of a data set are none of the file's own."""
-    if made.get_layout() == h5d.VIRTUAL or made.get_external_count():
-        return "its values lie in other files"
-    unknown = {made.get_filter(index)[0] for index in range(made.get_nfilters())} - _FILTERS.keys()
-    return f"it is compressed by filter {min(unknown)}, which a plug-in would have to undo" if unknown else None
-
-
-def _strange(kind: Any, shape: Sequence[int] | None) -> str | None:
-    from h5py import h5t
-
-    if any(isinstance(part, h5t.TypeReferenceID) and not part.equal(h5t.STD_REF_OBJ) for part in _parts(kind)):
-        return "it refers to regions"
-    if _pointing(kind) and prod(shape or ()) > _MOST_POINTERS:
-        return f"it holds more than {_MOST_POINTERS} texts, lists or references"
-    return None
-
-
-def _pointing(kind: Any) -> bool:
-    """Whether values of a type are addresses: they lie elsewhere in the file, or are what does."""
-    from h5py import h5t
-
-    return any(
-        isinstance(part, h5t.TypeVlenID | h5t.TypeReferenceID)
-        or (isinstance(part, h5t.TypeStringID) and part.is_variable_str())
-        for part in _parts(kind)
-    )
-
-
-def _parts(kind: Any) -> Iterator[Any]:
-    """A type and all that it is made of."""
-    from h5py import h5t
-
-    yield kind
-    if isinstance(kind, h5t.TypeCompoundID):
-        for index in range(kind.get_nmembers()):
-            yield from _parts(kind.get_member_type(index))
-    elif isinstance(kind, h5t.TypeVlenID | h5t.TypeArrayID):
-        yield from _parts(kind.get_super())
-
-
-def _weight(values: Any) -> int:
-    """Bytes that variable-length values take beside their array."""
-    if isinstance(values, bytes | str):
-        return len(values)
-    if not isinstance(values, np.ndarray):
-        return 0
-    if values.dtype.names:
-        return sum(_weight(values[name]) for name in values.dtype.names)
-    if values.dtype.kind != "O":
-        return 0
-    return sum(_weight(value) + getattr(value, "nbytes", 0) for value in values.flat)
-
-
-def _boxes(shape: Sequence[int], most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Start and extent of boxes that fill `shape`, none with more than `most` elements."""
-    steps, room = [], most
-    for length in reversed(shape):
-        steps.append(max(1, min(length, room)))
-        room //= steps[-1]
-    ranges = (range(0, length, step) for length, step in zip(shape, reversed(steps), strict=True))
-    for start in product(*ranges):
-        yield start, tuple(min(step, length - at) for step, length, at in zip(steps[::-1], shape, start, strict=True))

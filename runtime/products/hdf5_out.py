@@ -93,10 +93,10 @@ class Hdf5Out:
                 raise IsADirectoryError(0, "a folder of that name is in the way")
             self._part = self._stack.enter_context(part_of(out))
             self._sink = _Sink(self._part)
+            self._stack.callback(os.close, self._sink.descriptor)
         except (OSError, ValueError) as error:
             self._stack.close()
             raise _refused(out, error) from error
-        self._stack.callback(os.close, self._sink.descriptor)
         made, access = h5p.create(h5p.FILE_CREATE), h5p.create(h5p.FILE_ACCESS)
         made.set_link_creation_order(order[0])
         made.set_attr_creation_order(order[1])

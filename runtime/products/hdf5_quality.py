@@ -46,7 +46,7 @@ def set_texts(held: Any, attributes: Mapping[str, Any]) -> None:
 
     for name, value in attributes.items():
         if isinstance(value, str) and value:
-            data = value.encode()
+            data = value.encode(errors="replace")
             held.attrs.create(name, np.array(data, f"S{len(data)}"), dtype=h5py.string_dtype("utf-8", len(data)))
         elif value is not None and not isinstance(value, str):
             held.attrs[name] = value

@@ -38,7 +38,7 @@ class Rows(Closing):
         bands: Sequence[int] | None = None,
         others: LinesOf | None = None,
     ) -> None:
-        self._dataset, self._source = dataset, others
+        self._dataset, self._source, self._folder = dataset, others, folder
         self._order = [axes.index(name) for name in AXES if name in axes]
         lengths = dict(zip(axes, dataset.shape, strict=True))
         self._lines, self._every = lengths["lines"], lengths.get("bands", 1)
@@ -115,7 +115,7 @@ class Rows(Closing):
             every, samples = self._every, self._row.shape[2]
             gathered = np.empty((length, min(self._step, every - first), samples), self._row.dtype)
             for line, part in enumerate(gathered):
-                read_at(self._file, Path(), (line * every + first) * samples * part.itemsize, part)
+                read_at(self._file, self._folder, (line * every + first) * samples * part.itemsize, part)
             values = gathered.transpose(1, 0, 2)
         box = [slice(first, first + len(values)), slice(self._first, self._first + length), slice(None)]
         if len(self._order) == 2:

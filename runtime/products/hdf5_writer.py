@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
-from runtime.files.disk import PIECE, reason
+from runtime.files.disk import PIECE
 from runtime.files.hdf5 import StoredArray
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
-from runtime.products.hdf5_copy import Copy, order_of
+from runtime.products.hdf5_copy import Copy
 from runtime.products.hdf5_lines import LinesOf
+from runtime.products.hdf5_objects import order_of
 from runtime.products.hdf5_out import Hdf5Out
 from runtime.products.hdf5_quality import GROUP, NAMES, make_layers
 from runtime.products.hdf5_rows import Rows, held
@@ -96,24 +97,26 @@ class HdfLike(CubeWriter):
             self._stack.callback(self._out.close)
             beside = str(PurePosixPath(parts[0].path).parent)
             with self._out.writing():
-                copy = Copy(
-                    self._tree.path,
-                    self._tree.size,
-                    source,
-                    self._out.file,
-                    empty=cubes,
-                    without=[GROUP, *(str(PurePosixPath(beside, name)) for name in NAMES)],
-                )
-                copy.make(self._out.check, (PROVENANCE.encode(), _HISTORY.encode()))
+                # What goes wrong here, with a disk that is not full, is the source's.
+                with self._tree.guarded():
+                    copy = Copy(
+                        self._tree.path,
+                        self._tree.size,
+                        source,
+                        self._out.file,
+                        empty=cubes,
+                        without=[GROUP, *(str(PurePosixPath(beside, name)) for name in NAMES)],
+                    )
+                    copy.make(self._out.check, (PROVENANCE.encode(), _HISTORY.encode()))
+                    self._history = _history(source, copy.notes)
                 self.notes = tuple(copy.notes)
-                self._history = _history(source)
                 made = [copy.of(cube) for cube in cubes]
                 self._rows = [
                     self._stack.enter_context(Rows(cube, part.axes, out.parent, part.bands, _others(self._tree, part)))
                     for part, cube in zip(parts, made, strict=True)
                 ]
                 self._layers = self._quality(made[0], parts[0]) if result.quality else ()
-            self._shape, self._parts = result.shape, parts
+            self._parts = parts
         except BaseException:
             self._stack.close()
             raise
@@ -138,7 +141,8 @@ class HdfLike(CubeWriter):
             for part, rows in zip(self._parts, self._rows, strict=True):
                 rows.append(cube[band : band + len(part.bands)])
                 band += len(part.bands)
-            if self._layers and quality is not None:
+            if self._layers:
+                assert quality is not None
                 for rows, layer in zip(self._layers, (quality.seen, quality.expert), strict=True):
                     rows.append(layer[None])
 
@@ -172,17 +176,15 @@ def _scale(cube: Any, axis: int) -> Any | None:
     return scales[0] if fits else None
 
 
-def _history(source: Any) -> str | None:
+def _history(source: Any, notes: list[str]) -> str | None:
     import h5py
 
     if _HISTORY not in source.attrs:
         return None
     told = source.attrs.get_id(_HISTORY)
-    if told.shape not in ((), (1,)) or h5py.check_string_dtype(told.dtype) is None:
+    if told.shape is None or h5py.check_string_dtype(told.dtype) is None:
+        notes.append(f"/@{_HISTORY} is left out: it is no text")
         return None
-    try:
-        text = np.asarray(source.attrs[_HISTORY], object).reshape(-1)[0]
-    except (OSError, UnicodeError, ValueError) as error:
-        return f"(a history that cannot be read: {reason(error)})"
-    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-    return text[-_LONGEST_HISTORY:].rstrip("\0")
+    texts = np.asarray(source.attrs[_HISTORY], object).reshape(-1)
+    lines = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in texts]
+    return "\n".join(lines)[-_LONGEST_HISTORY:].rstrip("\0")

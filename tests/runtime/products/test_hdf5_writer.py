@@ -209,6 +209,19 @@ def test_attributes_of_more_than_64_kib(tmp_path: Path) -> None:
         file.createDimension("more", 2)
 
 
+@pytest.mark.parametrize("told", [["one", "two"], np.bytes_(b"one\ntwo"), 5, h5py.Empty("f4"), None])
+def test_a_history_goes_on(told: Any, tmp_path: Path) -> None:
+    path = emit(tmp_path / "EMIT.nc")
+    if told is not None:
+        with h5py.File(path, "r+") as file:
+            file.attrs["history"] = told
+    rewrite(path, tmp_path / "o.nc")
+    with h5py.File(tmp_path / "o.nc") as file:
+        before = ["one", "two"] if isinstance(told, list | bytes) else []
+        assert file.attrs["history"].splitlines() == [*before, "damp-deploy 1.2: see damp_deploy"]
+        assert ("it is no text" in file.attrs["damp_deploy"]) is (told is not None and not before)
+
+
 def test_nothing_comes_from_another_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret.h5"
     with h5py.File(secret, "w") as file:
@@ -295,7 +308,7 @@ def test_absent_without_its_end(tmp_path: Path) -> None:
     out.write_text("what was here")
     with open_hdf5(path) as reader:
         block = reader.read_lines(0, 5)
-        with open_writer(out, result_of(reader), "like") as writer:
+        with open_writer(out, result_of(reader, quality=False), "like") as writer:
             writer.write_lines(block)
         with (
             pytest.raises(CubeFileError, match="4 of its lines were not written"),
@@ -314,7 +327,7 @@ def test_a_source_that_changes_is_refused(tmp_path: Path) -> None:
     path, out = emit(tmp_path / "EMIT.nc"), tmp_path / "o.nc"
     with open_hdf5(path) as reader:
         block = reader.read_lines(0, 9)
-        with open_writer(out, result_of(reader), "like") as writer:
+        with open_writer(out, result_of(reader, quality=False), "like") as writer:
             os.utime(path, (1, 1))
             with pytest.raises(CubeFileError, match="was changed since it was opened"):
                 writer.write_lines(block)
@@ -360,7 +373,7 @@ from pathlib import Path
 from runtime.products import open_writer
 from tests.runtime.products.hdf5_written import open_hdf5, result_of
 with open_hdf5(Path({str(path)!r})) as reader:
-    writer = open_writer(Path({str(out)!r}), result_of(reader), "like")
+    writer = open_writer(Path({str(out)!r}), result_of(reader, quality=False), "like")
     writer.write_lines(reader.read_lines(0, 5))
     os.kill(os.getpid(), signal.SIGKILL)
 """
