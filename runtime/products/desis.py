@@ -12,9 +12,8 @@ from runtime.errors import CubeFileError
 from runtime.files.envi import read_text
 from runtime.files.envi_header import EnviHeader, nanometres_per, parse_header, stated_by
 from runtime.products.contract import Description, Quantity, Reading
-from runtime.products.enmap import names_in
 from runtime.products.gdal import Tiff
-from runtime.products.tiff_cube import Images, TiffCube
+from runtime.products.tiff_cube import Images, TiffCube, names_in
 from runtime.products.tiff_tags import told_by
 
 _IMAGE = re.compile(r"desis.*-spectral_image(?:_cog)?\.(tiff?|hdr)", re.IGNORECASE)

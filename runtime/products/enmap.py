@@ -4,7 +4,6 @@ EN-PCV-ICD-2009 (EnMAP HSI product specification). L1B has an image for each det
 bands stay in that order. Its geotransform is false, its place is the polynomials of the XML.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from runtime.errors import CubeFileError
 from runtime.files.foreign import kind_of
 from runtime.products.contract import Description, Place, Quantity, Reading
 from runtime.products.gdal import Tiff
-from runtime.products.tiff_cube import Image, Images, RawImage, TiffCube
+from runtime.products.tiff_cube import Image, Images, RawImage, TiffCube, names_in, open_images
 from runtime.products.tiff_tags import Told, told_by
 from runtime.products.xml_tree import Element, read_xml
 from runtime.stated import Stated
@@ -52,18 +51,19 @@ def open_reader(path: Path, reading: Reading) -> TiffCube:
     if level not in _LEVELS:
         remedy = f"levels {', '.join(_LEVELS)} are read"
         raise CubeFileError("is no level of a spectral image", file=metadata, key="level", value=level, remedy=remedy)
-    opened: list[Image] = []
+    opened = open_images(files, _image)
     try:
-        for file in files:
-            opened.append(RawImage(file) if file.suffix.lower()[1:] in _RAW else Tiff(file))
         told = [told_by(image) if isinstance(image, Tiff) else None for image in opened]
         images = Images(opened, [range(1, image.layout.shape[0] + 1) for image in opened])
-        description = _described(path, metadata, root, level, images, told)
+        return TiffCube(_described(path, metadata, root, level, images, told), images)
     except BaseException:
         for image in opened:
             image.close()
         raise
-    return TiffCube(description, images)
+
+
+def _image(path: Path) -> Image:
+    return RawImage(path) if path.suffix.lower()[1:] in _RAW else Tiff(path)
 
 
 def _described(
@@ -127,7 +127,7 @@ def _place(root: Element, level: str, told: Sequence[Told | None]) -> Place:
     found = told[0].place if told[0] is not None else Place()
     if level != "L1B":
         return found
-    first = root.first("product/navigation/RPC/bandID") or root.first("product/navigation/sensorModel/RPC/bandID")
+    first = root.first("product/navigation/RPC/bandID")
     texts = {child.name: "".join(child.pieces).strip() for child in first.children} if first is not None else {}
     rpc = {}
     for ours, theirs in _PIECES.items():
@@ -137,14 +137,6 @@ def _place(root: Element, level: str, told: Sequence[Told | None]) -> Place:
             rpc[f"{theirs}_{what}_COEFF"] = " ".join(texts.get(f"{ours}_{what}_{n:02d}", "?") for n in range(1, 21))
     whole = all(text and "?" not in text for text in rpc.values())
     return replace(Place(), rpc=rpc if whole else {})
-
-
-def names_in(folder: Path) -> list[str]:
-    """Names in a folder, none of one that cannot be listed."""
-    try:
-        return sorted(os.listdir(folder))  # noqa: PTH208
-    except OSError:
-        return []
 
 
 def _metadata_of(path: Path) -> Path:
@@ -183,11 +175,9 @@ def _image_of(name: str, metadata: Path, there: Sequence[str], path: Path) -> Pa
     found = {
         other: m.group(2).lower() for other in there if (m := _IMAGE.fullmatch(other)) and m.group(1).casefold() == stem
     }
-    kinds = [(name,)] if name in found else []
-    kinds = [(path.name,), *kinds] if path.name in found and found[path.name] != "hdr" else kinds
-    for suffixes in (("tif", "tiff"), _RAW, ("jp2",)):
-        kinds.append(tuple(other for other, suffix in found.items() if suffix in suffixes))
-    chosen = next((kind for kind in kinds if kind), ())
+    named = [one for one in (path.name, name) if found.get(one, "hdr") != "hdr"][:1]
+    kinds = ([other for other in found if found[other] in some] for some in (("tif", "tiff"), _RAW, ("jp2",)))
+    chosen = next((kind for kind in (named, *kinds) if kind), [])
     if len(chosen) != 1:
         problem = f"{len(chosen)} files could be this image" if chosen else "this image is missing"
         remedy = f"give one of them: {' '.join(chosen)}" if chosen else "put it beside METADATA.XML"

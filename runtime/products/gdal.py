@@ -1,6 +1,5 @@
 """One strict way to open a TIFF with rasterio (GDAL): this file is read, nothing beside it and nothing it names."""
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.arrays import Bools
 from runtime.closing import Closing
 from runtime.errors import CubeFileError, DeployError
-from runtime.files.disk import allocated, mark_of, reason
+from runtime.files.disk import mark_of, reason
 from runtime.products.tiff_tree import layout_of
 
 OPTIONS = {
@@ -109,7 +108,7 @@ class Tiff(Closing):
                 raise
             # GDAL's exceptions have no public base, and the bytes of a stranger may raise any other.
             except Exception as error:
-                problem = f"GDAL cannot read it: {reason(error)}"
+                problem = f"GDAL cannot read it: {reason(error.__cause__ or error)}"
                 raise CubeFileError(problem, file=self.path, remedy="copy the file again") from error
 
     def _opened(self, rasterio: Any) -> Any:
@@ -142,23 +141,14 @@ class Tiff(Closing):
                 remedy="write it anew without them: gdal_translate -nomd IN.tif OUT.tif",
             )
 
-    def read(
-        self, bands: Sequence[int], start: int, stop: int, left: int = 0, right: int | None = None
-    ) -> NDArray[Any]:
-        """Lines `start` to `stop` of bands (from 1) [bands, stop - start, samples], in one call.
-
-        Args:
-            left, right: samples, all of them by default.
+    def read_into(self, out: NDArray[Any], bands: Sequence[int], start: int, left: int = 0) -> None:
+        """Lines from `start` and samples from `left` of bands (from 1) into [bands, lines, samples], in one call.
 
         Raises:
             CubeFileError: they cannot be read, or the file has changed since it was opened.
-            MachineError: there is not the memory.
         """
-        right = self.layout.shape[2] if right is None else right
-        out = allocated(self.path, (len(bands), stop - start, right - left), self.layout.dtype)
         with self.asking() as file:
-            file.read(list(bands), out=out, window=_window(left, start, right, stop))
-        return out
+            file.read(list(bands), out=out, window=_window(left, start, left + out.shape[2], start + out.shape[1]))
 
     def blank(self, band: int | None, start: int, stop: int) -> Bools:
         """Pixels [stop - start, samples] where this band of opacities, or the file's own mask, is 0."""

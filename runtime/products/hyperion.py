@@ -9,10 +9,10 @@ from pathlib import Path
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import opened
-from runtime.products.contract import Description, Reading
-from runtime.products.enmap import names_in
+from runtime.products.contract import Description, Place, Reading
+from runtime.products.gdal import Tiff
 from runtime.products.texts import finite
-from runtime.products.tiff_cube import Images, TiffCube, open_all
+from runtime.products.tiff_cube import Images, TiffCube, names_in, open_images
 from runtime.products.tiff_tags import told_by
 from runtime.stated import Stated
 
@@ -43,14 +43,20 @@ def open_reader(path: Path, reading: Reading) -> TiffCube:
     folder = path if path.is_dir() else path.parent
     bands, text = _files(path, folder)
     factors = {key: _factor(text, f"SCALING_FACTOR_{key}") for key in ("VNIR", "SWIR")}
-    tiffs = open_all(list(bands.values()))
+    places: list[Place] = []
+
+    def band(path: Path) -> Tiff:
+        tiff = Tiff(path)
+        places.append(told_by(tiff).place)
+        if tiff.layout.shape[0] != 1 or places[-1] != places[0]:
+            tiff.close()
+            problem = "must have one band, and the place of the first"
+            raise CubeFileError(problem, file=path, value=f"{tiff.layout.shape[0]} bands", remedy=_AGAIN)
+        return tiff
+
+    tiffs = open_images(list(bands.values()), band)
     try:
-        for tiff in tiffs:
-            if tiff.layout.shape[0] != 1:
-                raise CubeFileError("must have one band", file=tiff.path, value=tiff.layout.shape[0], remedy=_AGAIN)
         images = Images(tiffs, [(1,)] * len(tiffs))
-        place = told_by(tiffs[0]).place
-        images.take_turns()
         missing = _BANDS - len(bands)
         description = Description(
             format="hyperion",
@@ -67,7 +73,7 @@ def open_reader(path: Path, reading: Reading) -> TiffCube:
             ),
             quantity="radiance",
             unit="W m-2 sr-1 um-1",
-            place=place,
+            place=places[0],
             notes=(f"{missing} of {_BANDS} bands are not there",) if missing else (),
         )
         return TiffCube(description, images)
@@ -83,7 +89,7 @@ def _files(path: Path, folder: Path) -> tuple[dict[int, Path], Path]:
     match = _BAND.fullmatch(path.name) or _TEXT.fullmatch(path.name)
     products = {m.group(1).casefold() for name in names if (m := _BAND.fullmatch(name) or _TEXT.fullmatch(name))}
     wanted = match.group(1).casefold() if match and not path.is_dir() else next(iter(products), "")
-    if len(products) > 1 and wanted not in products or (path.is_dir() and len(products) > 1):
+    if path.is_dir() and len(products) > 1:
         raise CubeFileError("holds several products", file=path, remedy="give the _MTL_ text of one")
     bands: dict[int, Path] = {}
     texts = [name for name in names if (m := _TEXT.fullmatch(name)) and m.group(1).casefold() == wanted]

@@ -3,8 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,12 +13,16 @@ from numpy.typing import NDArray
 from runtime.arrays import Bools
 from runtime.closing import Closing
 from runtime.errors import CubeFileError, MachineError
-from runtime.files import disk
 from runtime.files.disk import PIECE, allocated, reason
 from runtime.files.envi import read_header, read_lines
 from runtime.products.contract import LINE_OF_CHUNKS, CubeReader, Description
 from runtime.products.gdal import CACHE, ImagePart, Tiff
 from runtime.products.tiff_tree import Layout
+
+try:
+    import resource
+except ImportError:  # Not a POSIX system.
+    resource = None  # type: ignore[assignment]
 
 SPARE_FILES = 128
 """Files that the rest of the process may open beside those of a cube that stay open."""
@@ -31,9 +34,7 @@ class Image(Protocol):
     path: Path
     layout: Layout
 
-    def read(
-        self, bands: Sequence[int], start: int, stop: int, left: int = 0, right: int | None = None
-    ) -> NDArray[Any]: ...
+    def read_into(self, out: NDArray[Any], bands: Sequence[int], start: int, left: int = 0) -> None: ...
 
     def rest(self) -> None: ...
 
@@ -54,12 +55,10 @@ class RawImage(Closing):
             loose=True,
         )
 
-    def read(
-        self, bands: Sequence[int], start: int, stop: int, left: int = 0, right: int | None = None
-    ) -> NDArray[Any]:
-        """See `Tiff.read`."""
-        cube = read_lines(self.header, start, stop)
-        return cube[np.array(bands) - 1, :, left:right].astype(self.layout.dtype, copy=False)
+    def read_into(self, out: NDArray[Any], bands: Sequence[int], start: int, left: int = 0) -> None:
+        """See `Tiff.read_into`."""
+        cube = read_lines(self.header, start, start + out.shape[1])
+        out[...] = cube[np.array(bands) - 1, :, left : left + out.shape[2]]
 
     def rest(self) -> None:
         """Nothing is open."""
@@ -99,14 +98,14 @@ class Images(Closing):
         spooled = rows > 1 and rows * together * self.dtype.itemsize > LINE_OF_CHUNKS
         self._spools = [_Spool(*one) for one in zip(images, bands, strict=True)] if spooled else None
         self.block = 1 if spooled else rows
-        self.holds = CACHE + (2 if spooled else 1) * max(image.layout.piece for image in images if not _alone(image))
+        decoded = [image.layout.piece for image in images if not image.layout.loose]
+        self.holds = CACHE + (2 * max(decoded) if spooled else sum(decoded))
         self._turns = not _may_stay_open(len(images))
-        self.take_turns()
+        for image in images if self._turns else ():
+            image.rest()
 
     def read_lines(self, start: int, stop: int) -> NDArray[Any]:
         """See `CubeReader`."""
-        if self._spools is None and len(self.images) == 1:
-            return self.images[0].read(self.parts[0].bands, start, stop)
         out = allocated(self.parts[0].path, (self.shape[0], stop - start, self.shape[2]), self.dtype)
         band = 0
         for number, (image, count) in enumerate(zip(self.images, self._counts, strict=True)):
@@ -114,15 +113,11 @@ class Images(Closing):
             if self._spools is not None:
                 self._spools[number].read_into(here, start, stop)
             else:
-                here[...] = image.read(self.parts[number].bands, start, stop)
+                image.read_into(here, self.parts[number].bands, start)
             band += count
             if self._turns:
                 image.rest()
         return out
-
-    def take_turns(self) -> None:
-        for image in self.images if self._turns else ():
-            image.rest()
 
     def close(self) -> None:
         for one in (*self.images, *(self._spools or ())):
@@ -130,7 +125,7 @@ class Images(Closing):
 
 
 class _Spool:
-    """The bands of one image in an unlinked file [lines, bands, samples], filled by rows of pieces when they are asked."""
+    """Bands of an image in an unlinked file [lines, bands, samples], filled by rows of pieces when they are asked."""
 
     def __init__(self, image: Image, bands: Sequence[int]) -> None:
         self.image, self.bands = image, tuple(bands)
@@ -154,8 +149,10 @@ class _Spool:
         size = math.prod(shape) * layout.dtype.itemsize
         try:
             with tempfile.TemporaryFile() as file:
-                # A mapped file that finds no room ends the process.
-                os.posix_fallocate(file.fileno(), 0, size)
+                # Room is taken first: a mapped file that finds none ends the process.
+                getattr(os, "posix_fallocate", lambda number, _, size: os.truncate(number, size))(
+                    file.fileno(), 0, size
+                )
                 return np.memmap(file, layout.dtype, "r+", shape=shape)
         except OSError as error:
             raise MachineError(
@@ -176,7 +173,8 @@ class _Spool:
             right = min(left + wide, layout.shape[2])
             for band in range(0, count, deep):
                 some = self.bands[band : band + deep]
-                read = self.image.read(some, start, stop, left, right)
+                read = allocated(self.image.path, (len(some), stop - start, right - left), layout.dtype)
+                self.image.read_into(read, some, start, left)
                 lines[start:stop, band : band + len(some), left:right] = read.transpose(1, 0, 2)
 
     def close(self) -> None:
@@ -217,38 +215,39 @@ class TiffCube(CubeReader):
         self._images.close()
 
 
-def open_all(paths: Sequence[Path]) -> list[Tiff]:
-    """TIFFs of one cube; those that the limit of open files leaves no room for rest. Raises as `Tiff` does."""
-    opened: list[Tiff] = []
+def open_images(paths: Sequence[Path], opening: Callable[[Path], Image] = Tiff) -> list[Image]:
+    """The images of one cube; those that the limit of open files leaves no room for rest. Raises as `opening` does."""
+    found: list[Image] = []
     rest = not _may_stay_open(len(paths))
     try:
         for path in paths:
-            opened.append(Tiff(path))
+            found.append(opening(path))
             if rest:
-                opened[-1].rest()
+                found[-1].rest()
     except BaseException:
-        for one in opened:
-            one.close()
+        for image in found:
+            image.close()
         raise
-    return opened
+    return found
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names in a folder, in order; none of one that cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208
+    except OSError:
+        return []
 
 
 def _may_stay_open(files: int) -> bool:
-    limit, used = 256, 0
-    if disk.resource is not None:
-        limit = disk.resource.getrlimit(disk.resource.RLIMIT_NOFILE)[0]
-    with suppress(OSError):
-        used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    limit = 256 if resource is None else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    used = len(names_in(Path("/proc/self/fd")))
     return files == 1 or limit < 0 or used + files + SPARE_FILES <= limit
 
 
 def _across(layout: Layout) -> int:
     """Samples of a line as whole pieces hold them."""
     return layout.shape[2] if layout.loose else -(-layout.shape[2] // layout.block[1]) * layout.block[1]
-
-
-def _alone(image: Image) -> bool:
-    return isinstance(image, RawImage)
 
 
 def _sized(layout: Layout) -> str:

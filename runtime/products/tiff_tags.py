@@ -163,7 +163,7 @@ class _Bands:
         if not all(found) or factor not in _OF_LIGHT:
             return None
         values = tuple(float(match.group(1)) for match in found if match and len(match.group(1)) <= 32)
-        return _times(values, factor) if len(values) == len(self.names) and 0 < min(values) else None
+        return _times(values, factor) if len(values) == len(self.names) and min(values) > 0 else None
 
     def same(self, key: str) -> str:
         """What all bands, or the file, say of `key`; nothing where they differ."""

@@ -36,16 +36,14 @@ MOST_PIECE = 1 << 30
 MOST_METADATA = 16 << 20
 _AT_ONCE = 1 << 20
 _NAMES = {
+    254: "NewSubfileType",
     256: "ImageWidth", 257: "ImageLength", 258: "BitsPerSample", 259: "Compression", 262: "PhotometricInterpretation",
     277: "SamplesPerPixel", 278: "RowsPerStrip", 284: "PlanarConfiguration", 322: "TileWidth", 323: "TileLength",
     339: "SampleFormat", 273: "StripOffsets", 279: "StripByteCounts", 324: "TileOffsets", 325: "TileByteCounts",
 }  # fmt: skip
 _WHOLE = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
-_REDUCED, _PAGE, _MASK = 1, 2, 4
-_NUMBER = re.compile(
-    r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?|[+-]?(?:nan|inf|infinity)", re.ASCII | re.IGNORECASE
-)
+_REDUCED, _MASK = 1, 4
 _CONVERT = "convert it: gdal_translate -co COMPRESS=DEFLATE IN.tif OUT.tif"
 _AGAIN = "copy the file again"
 
