@@ -48,7 +48,9 @@ def add_structure(source: Path, target: Path) -> None:
             struct.pack_into(wide, front, pointer, struct.unpack_from(wide, front, pointer)[0] + len(_GHOST))
         for table in tables:
             count = len(table.places)
-            front[table.where : table.where + count * table.dtype.itemsize] = moved[:count].astype(table.dtype).tobytes()
+            front[table.where : table.where + count * table.dtype.itemsize] = (
+                moved[:count].astype(table.dtype).tobytes()
+            )
             moved = moved[count:]
         written.write(front[:start] + _GHOST + front[start:])
         for place, length in zip(places[stored].tolist(), lengths[stored].tolist(), strict=True):
