@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError, DeployError, MachineError
 from runtime.files.disk import reason
 from runtime.products.cog_layout import COG, add_structure
+from runtime.products.contract import Result
 from runtime.products.gdal import strict
 
-GATHERED = 24 << 20
+GATHERED = 16 << 20
 """Bytes of lines that are written to a draft, or read back, at once."""
 MOST_ROWS = 256
 CACHE = 16 << 20
@@ -77,6 +78,13 @@ def rows_at_once(shape: tuple[int, int, int], itemsize: int) -> int:
     """Lines of a strip of drafts that hold [bands, lines, samples] together."""
     bands, lines, samples = shape
     return max(1, min(GATHERED // max(1, bands * samples * itemsize), MOST_ROWS, lines))
+
+
+def packing(result: Result) -> int:
+    """Bytes that a writer of drafts keeps: lines that wait, twice, GDAL itself, where its strips lie (measured)."""
+    bands, lines, _ = result.shape
+    rows = rows_at_once(result.shape, result.dtype.itemsize)
+    return 2 * GATHERED + (28 << 20) + 48 * bands * -(-lines // rows)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from runtime.errors import CubeFileError
 from runtime.files.disk import refuse_inputs
 from runtime.products.contract import PROVENANCE, CubeWriter, Result
 from runtime.products.gdal import ImagePart, Tiff
-from runtime.products.tiff_draft import CACHE, Draft, Plan, rows_at_once, structure_of, sums_of, writing
+from runtime.products.tiff_draft import CACHE, Draft, Plan, packing, rows_at_once, structure_of, sums_of, writing
 from runtime.products.tiff_folder import copy_others, refuse_within
 from runtime.products.tiff_target import TiffTarget, put_packed, quality_path
 
@@ -49,7 +49,7 @@ def open_like(out: Path, result: Result) -> CubeWriter:
             value=result.dtype,
             remedy="write a COG: --out NAME.tif",
         )
-    inputs = [*datasets, *(image.path for image in images)]
+    inputs = [*source.files, *(image.path for image in images)]
     if source.format in _FOLDERS or len(images) > 1:
         folder = source.path if source.path.is_dir() else images[0].path.parent
         refuse_within(out, folder)
@@ -63,7 +63,7 @@ def open_like(out: Path, result: Result) -> CubeWriter:
 
 def holds_like(result: Result) -> int:
     """Bytes that such a writer keeps beside the block it is given."""
-    return 100 << 20
+    return packing(result)
 
 
 def images_of(result: Result) -> Sequence[ImagePart]:
