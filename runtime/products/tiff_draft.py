@@ -84,7 +84,7 @@ def packing(result: Result) -> int:
     """Bytes that a writer of drafts keeps: lines that wait, twice, GDAL itself, where its strips lie (measured)."""
     bands, lines, _ = result.shape
     rows = rows_at_once(result.shape, result.dtype.itemsize)
-    return 2 * GATHERED + (28 << 20) + 48 * bands * -(-lines // rows)
+    return 2 * GATHERED + (32 << 20) + 48 * bands * -(-lines // rows)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def structure_of(dataset: Any) -> dict[str, str]:
 def sums_of(dataset: Any, bands: Sequence[int], columns: Sequence[tuple[int, int]]) -> list[list[int]]:
     """CRC-32 [columns][bands] of an open TIFF's numbers, line after line. Band 0 is its mask."""
     alone = structure_of(dataset).get("INTERLEAVE") != "PIXEL"
-    groups = [[band] for band in bands] if alone else [list(bands)]
+    groups = [[band] for band in bands] if alone or not bands else [list(bands)]
     return [[total for group in groups for total in _sums(dataset, group, column)] for column in columns]
 
 

@@ -289,5 +289,4 @@ print(most() - before, cog.holds(result))
 def test_memory_is_what_is_said_whatever_the_bands(tmp_path: Path, shape: str) -> None:
     done = run(MEASURED, tmp_path / "a.tif", shape)
     peak, said = map(int, done.stdout.split())
-    print(peak, said)
     assert 0.8 * said < peak < 1.15 * said

@@ -9,8 +9,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from runtime.products import open_writer
-from runtime.products.contract import CubeReader, CubeWriter, Description, Quality, Result
+from runtime.products import desis, enmap, geotiff, hyperion, open_writer
+from runtime.products.contract import CubeReader, CubeWriter, Description, Quality, Reading, Result
 
 STEP = 7
 
@@ -28,6 +28,12 @@ def written(out: Path, result: Result, cube: NDArray[Any], kind: str = "cog") ->
     with open_writer(out, result, kind) as writer:
         write(writer, cube)
         return writer.finish({"program": "damp-deploy", "scale": float("nan"), "name": "<&> é"})
+
+
+def opened(path: Path) -> CubeReader:
+    """A product of TIFFs, by the module that recognises it."""
+    module = next(one for one in (enmap, desis, hyperion, geotiff) if one.recognises(path))
+    return module.open_reader(path, Reading())
 
 
 def like(reader: CubeReader, **changes: Any) -> Result:
