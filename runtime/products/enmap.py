@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from runtime.errors import CubeFileError
 from runtime.files.foreign import kind_of
 from runtime.products.contract import Description, Place, Quantity, Reading
@@ -89,11 +91,11 @@ def _described(
     if 0 in gains:
         problem = f"band {gains.index(0) + 1} has none that a number can go through"
         raise CubeFileError(problem, file=metadata, key="GainOfBand", value=0, remedy=_AGAIN)
-    marks, doubts = dict[float, None](), list[str]()
-    for one in told:
-        marks.update(dict.fromkeys(one.stated.marks if one is not None else ()))
-        if one is not None and one.stated.gains is not None and level != "L2A":
-            doubts.append("the images state a scale of their own; the gains of METADATA.XML are taken")
+    marks = dict.fromkeys(mark for one in told if one is not None for mark in one.stated.marks)
+    scales = [gain for one in told if one is not None for gain in one.stated.gains or ()]
+    doubts: tuple[str, ...] = ()
+    if scales and not (len(scales) == len(gains) and np.allclose(scales, gains, atol=0)):
+        doubts = ("the images state other scales than METADATA.XML, whose gains are taken",)
     if level == "L1B":
         marks[root.number("specific/backgroundValue", metadata)] = None
     elif not marks:
@@ -112,7 +114,7 @@ def _described(
             marks=tuple(marks),
             wavelengths=centres,
             axes=True,
-            doubts=tuple(doubts),
+            doubts=doubts,
         ),
         fwhm=widths,
         quantity=_LEVELS[level],

@@ -98,8 +98,9 @@ class Images(Closing):
         spooled = rows > 1 and rows * together * self.dtype.itemsize > LINE_OF_CHUNKS
         self._spools = [_Spool(*one) for one in zip(images, bands, strict=True)] if spooled else None
         self.block = 1 if spooled else rows
+        # GDAL has a piece decoded and as it is stored; a spool is filled by a third.
         decoded = [image.layout.piece for image in images if not image.layout.loose]
-        self.holds = CACHE + (2 * max(decoded) if spooled else sum(decoded))
+        self.holds = CACHE + (3 * max(decoded) if spooled else 2 * sum(decoded))
         self._turns = not _may_stay_open(len(images))
         for image in images if self._turns else ():
             image.rest()

@@ -77,6 +77,16 @@ def test_any_name_of_a_product_opens_it(data_dir: Path) -> None:
             assert reader.description.path == path
 
 
+def test_a_scale_of_the_image_that_differs_is_told(data_dir: Path, tmp_path: Path) -> None:
+    folder = copied(data_dir, tmp_path, "L2A")
+    for scale, doubts in ((0.0001, 0), (0.01, 1)):
+        with rasterio.open(folder / f"{folder.name}-SPECTRAL_IMAGE.TIF", "r+") as file:
+            file.scales = (scale,) * 218
+        with opened(folder) as reader:
+            assert reader.description.stated.gains == (0.0001,) * 218
+            assert len(reader.description.stated.doubts) == doubts
+
+
 def test_lower_case_cog_and_gzipped_metadata(data_dir: Path, tmp_path: Path) -> None:
     folder = copied(data_dir, tmp_path, "L2A")
     metadata = folder / f"{folder.name}-METADATA.XML"

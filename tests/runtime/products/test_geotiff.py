@@ -174,6 +174,16 @@ def test_wavelengths_are_found_however_they_are_told(tmp_path: Path, way: str) -
         assert stated.bad == ((2,) if way == "envi" else ())
 
 
+def test_a_unit_of_wavelengths_that_is_not_known_is_told(tmp_path: Path) -> None:
+    with tiff(tmp_path / "a.tif", cube(2)) as file:
+        for band in (1, 2):
+            file.update_tags(band, wavelength=str(band), wavelength_units="Index")
+    with opened(tmp_path / "a.tif") as reader:
+        stated = reader.description.stated
+        assert stated.wavelengths is None
+        assert "'Index' is not known" in stated.doubts[0]
+
+
 def test_names_that_tell_metres_are_no_wavelengths(tmp_path: Path) -> None:
     with tiff(tmp_path / "a.tif", cube(2)) as file:
         file.descriptions = ("10 m", "20 m")
