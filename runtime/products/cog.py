@@ -14,7 +14,7 @@ import numpy as np
 from runtime.errors import CubeFileError
 from runtime.files.disk import refuse_inputs
 from runtime.products.contract import CubeReader, CubeWriter, Gcp, Place, Result
-from runtime.products.tiff_draft import Draft, Plan, rows_at_once, writing
+from runtime.products.tiff_draft import Draft, Plan, packing, rows_at_once, writing
 from runtime.products.tiff_target import TiffTarget, put_packed, quality_path
 
 SUFFIX = ".tif"
@@ -41,7 +41,7 @@ def open_writer(out: Path, result: Result) -> CubeWriter:
 
 def holds(result: Result) -> int:
     """Bytes that such a writer keeps beside the block it is given."""
-    return 100 << 20
+    return packing(result)
 
 
 class _Cog(TiffTarget):

@@ -1,64 +1,94 @@
-"""The word in a TIFF that its blocks lie as a COG's do. GDAL before 3.11 writes it of pixel-interleaved ones alone.
+"""What tells a reader that a TIFF is laid out as a COG. GDAL before 3.11 writes it of pixel-interleaved ones alone.
 
-Layout: https://gdal.org/en/stable/drivers/raster/cog.html, "header ghost area"; TIFF 6.0 and BigTIFF.
+A text behind the header, and of each strip or tile its size before it and its last 4 bytes behind it:
+https://gdal.org/en/stable/drivers/raster/cog.html, "header ghost area"; TIFF 6.0 and BigTIFF.
 """
 
 import os
-import shutil
 import struct
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.files.tags import SIZES
 
 COG = "COG"
 """Value of `LAYOUT` in GDAL's domain IMAGE_STRUCTURE."""
-_OFFSETS = (273, 324)
-"""Tags of the places of strips and of tiles."""
-_TEXT = b"LAYOUT=IFDS_BEFORE_DATA\nKNOWN_INCOMPATIBLE_EDITION=NO\n "
+_PLACES, _LENGTHS = (273, 324), (279, 325)
+"""Tags of strips and tiles."""
+_TEXT = (
+    b"LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\nBLOCK_LEADER=SIZE_AS_UINT4\n"
+    b"BLOCK_TRAILER=LAST_4_BYTES_REPEATED\nKNOWN_INCOMPATIBLE_EDITION=NO\n "
+)
 # The first directory follows at once, on a place that divides by 16: the text is filled up with blanks.
 _FILLED = _TEXT + b" " * (-(43 + len(_TEXT)) % 16)
 _GHOST = b"GDAL_STRUCTURAL_METADATA_SIZE=%06d bytes\n" % len(_FILLED) + _FILLED
 
 
 def add_structure(source: Path, target: Path) -> None:
-    """Copy a TIFF that GDAL wrote with its directories first, and say so in it. Raises OSError."""
-    with source.open("rb") as file, target.open("w+b") as written:
+    """Copy a TIFF that GDAL wrote, its directories first, as a COG. Raises OSError."""
+    with source.open("rb") as file, target.open("wb") as written:
         head = file.read(16)
         order, big = "<" if head[:2] == b"II" else ">", 43 in head[2:4]
         start = 16 if big else 8
-        written.write(head[:start] + _GHOST)
-        file.seek(start)
-        shutil.copyfileobj(file, written, 1 << 24)
-        patches = list(_moved(file.fileno(), order, big))
-        for place, data in patches:
-            written.seek(place + len(_GHOST) if place >= start else place)
-            written.write(data)
+        pointers, tables = _directories(file, order, big)
+        places = np.concatenate([table.places for table in tables])
+        lengths = np.concatenate([table.lengths for table in tables])
+        stored = np.flatnonzero(places)
+        stored = stored[np.argsort(places[stored], kind="stable")]
+        data = int(places[stored[0]])
+        moved = np.zeros_like(places)
+        moved[stored] = data + len(_GHOST) + 4 + np.concatenate([[0], np.cumsum(lengths[stored] + 8)[:-1]])
+        file.seek(0)
+        front = bytearray(file.read(data))
+        for pointer in pointers:
+            wide = order + ("Q" if big else "I")
+            struct.pack_into(wide, front, pointer, struct.unpack_from(wide, front, pointer)[0] + len(_GHOST))
+        for table in tables:
+            count = len(table.places)
+            front[table.where : table.where + count * table.dtype.itemsize] = (
+                moved[:count].astype(table.dtype).tobytes()
+            )
+            moved = moved[count:]
+        written.write(front[:start] + _GHOST + front[start:])
+        for place, length in zip(places[stored].tolist(), lengths[stored].tolist(), strict=True):
+            block = os.pread(file.fileno(), length, place)
+            written.write(struct.pack("<I", length) + block + block[-4:])
 
 
-def _moved(file: int, order: str, big: bool) -> Iterator[tuple[int, bytes]]:
-    """Places in the file, and what stands there of places when all behind its header moves on."""
+class _Table:
+    """Strips or tiles of a directory: where the list of their places stands, of which type, and what it says."""
+
+    def __init__(self, where: int, places: NDArray[Any], lengths: NDArray[Any]) -> None:
+        self.where, self.dtype = where, places.dtype
+        self.places, self.lengths = places.astype(np.int64), lengths.astype(np.int64)
+
+
+def _directories(file: BinaryIO, order: str, big: bool) -> tuple[list[int], list[_Table]]:
+    """Where offsets stand that move with what they point to, and the strips or tiles of all directories."""
     wide, inline, number = ("Q", 8, "Q") if big else ("I", 4, "H")
-    row, place = 4 + 2 * inline, inline
+    row, pointer = 4 + 2 * inline, inline
+    pointers: list[int] = []
+    tables: list[_Table] = []
 
-    def unpacked(kind: str, at: int) -> int:
-        size = struct.calcsize(kind)
-        return int(struct.unpack(order + kind, os.pread(file, size, at))[0])
+    def unpacked(kind: str, at: int) -> tuple[int, ...]:
+        return struct.unpack(order + kind, os.pread(file.fileno(), struct.calcsize(order + kind), at))
 
-    while at := unpacked(wide, place):
-        yield place, struct.pack(order + wide, at + len(_GHOST))
-        first, count = at + struct.calcsize(number), unpacked(number, at)
+    while at := unpacked(wide, pointer)[0]:
+        pointers.append(pointer)
+        first, count = at + struct.calcsize(number), unpacked(number, at)[0]
+        found = {}
         for entry in range(first, first + count * row, row):
-            tag, kind, values = struct.unpack(f"{order}HH{wide}", os.pread(file, 4 + inline, entry))
-            value = entry + 4 + inline
-            size = values * SIZES[kind]
-            where = value
+            tag, kind, values = unpacked(f"HH{wide}", entry)
+            where, size = entry + 4 + inline, values * SIZES[kind]
             if size > inline:
-                where = unpacked(wide, value)
-                yield value, struct.pack(order + wide, where + len(_GHOST))
-            if tag in _OFFSETS:
-                places = np.frombuffer(os.pread(file, size, where), f"{order}u{SIZES[kind]}")
-                yield where, np.where(places > 0, places + len(_GHOST), 0).astype(places.dtype).tobytes()
-        place = first + count * row
+                pointers.append(where)
+                where = unpacked(wide, where)[0]
+            if tag in (*_PLACES, *_LENGTHS):
+                array = np.frombuffer(os.pread(file.fileno(), size, where), f"{order}u{SIZES[kind]}")
+                found[tag in _PLACES] = where, array
+        tables.append(_Table(*found[True], found[False][1]))
+        pointer = first + count * row
+    return pointers, tables

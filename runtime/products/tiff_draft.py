@@ -20,11 +20,15 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError, DeployError, MachineError
 from runtime.files.disk import reason
 from runtime.products.cog_layout import COG, add_structure
+from runtime.products.contract import Result
 from runtime.products.gdal import strict
 
-GATHERED = 24 << 20
+GATHERED = 16 << 20
 """Bytes of lines that are written to a draft, or read back, at once."""
 MOST_ROWS = 256
+CACHE = 16 << 20
+"""Bytes of blocks that GDAL keeps while it packs."""
+_OPTIONS = {"GDAL_TIFF_INTERNAL_MASK": "YES", "GTIFF_DIRECT_IO": "YES"}
 REMEDY = "check the folder, its permissions and its free space"
 
 
@@ -38,7 +42,7 @@ def writing(file: Path) -> Iterator[Any]:
         ModuleNotFoundError: rasterio is not installed.
     """
     try:
-        with strict() as rasterio, rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"), warnings.catch_warnings():
+        with strict(**_OPTIONS) as rasterio, warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             yield rasterio
     except (DeployError, ModuleNotFoundError):
@@ -57,10 +61,30 @@ def _refusals() -> tuple[type[Exception], ...]:
     return OSError, ValueError, RasterioError, CPLE_BaseError
 
 
+@contextmanager
+def _cache(size: int) -> Iterator[None]:
+    """Bound GDAL's cache, one for the process, otherwise for a while."""
+    from rasterio.env import get_gdal_config, set_gdal_config
+
+    before = get_gdal_config("GDAL_CACHEMAX")
+    set_gdal_config("GDAL_CACHEMAX", size)
+    try:
+        yield
+    finally:
+        set_gdal_config("GDAL_CACHEMAX", before)
+
+
 def rows_at_once(shape: tuple[int, int, int], itemsize: int) -> int:
     """Lines of a strip of drafts that hold [bands, lines, samples] together."""
     bands, lines, samples = shape
     return max(1, min(GATHERED // max(1, bands * samples * itemsize), MOST_ROWS, lines))
+
+
+def packing(result: Result) -> int:
+    """Bytes that a writer of drafts keeps: lines that wait, twice, GDAL itself, where its strips lie (measured)."""
+    bands, lines, _ = result.shape
+    rows = rows_at_once(result.shape, result.dtype.itemsize)
+    return 2 * GATHERED + (32 << 20) + 48 * bands * -(-lines // rows)
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,7 @@ class Plan:
         kept: checksums by column of other bands, which are in the draft from the beginning; of its mask as band 0.
         overviews: factors, each smaller copy by averages of what is not missing.
         nearest: or by taking every n-th pixel.
+        cache: bytes of blocks that GDAL keeps: of all bands that lie together.
     """
 
     options: Mapping[str, Any]
@@ -82,6 +107,7 @@ class Plan:
     kept: Mapping[int, list[int]] = field(default_factory=dict)
     overviews: tuple[int, ...] = ()
     nearest: bool = False
+    cache: int = CACHE
 
 
 class Draft:
@@ -102,6 +128,8 @@ class Draft:
     def write(self, cube: NDArray[Any]) -> None:
         """Append lines [bands, n, samples]. Raises CubeFileError."""
         at = 0
+        if self._done + self._held + cube.shape[1] > self.lines:
+            raise ValueError(f"more than the {self.lines} lines of the cube")
         while at < cube.shape[1]:
             count = min(cube.shape[1] - at, self._waiting.shape[1] - self._held)
             self._waiting[:, self._held : self._held + count] = cube[:, at : at + count]
@@ -134,7 +162,7 @@ class Draft:
                 f"{self._done} of {self.lines} lines were written", file=self.out, remedy="write all of them"
             )
         self._waiting = self._waiting[:0]
-        with writing(self.out) as rasterio:
+        with writing(self.out) as rasterio, _cache(self.plan.cache):
             from rasterio.shutil import copy
 
             self._complete(rasterio, tags)
@@ -183,7 +211,7 @@ def structure_of(dataset: Any) -> dict[str, str]:
 def sums_of(dataset: Any, bands: Sequence[int], columns: Sequence[tuple[int, int]]) -> list[list[int]]:
     """CRC-32 [columns][bands] of an open TIFF's numbers, line after line. Band 0 is its mask."""
     alone = structure_of(dataset).get("INTERLEAVE") != "PIXEL"
-    groups = [[band] for band in bands] if alone else [list(bands)]
+    groups = [[band] for band in bands] if alone or not bands else [list(bands)]
     return [[total for group in groups for total in _sums(dataset, group, column)] for column in columns]
 
 

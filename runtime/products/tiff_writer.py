@@ -16,7 +16,7 @@ from runtime.errors import CubeFileError
 from runtime.files.disk import refuse_inputs
 from runtime.products.contract import PROVENANCE, CubeWriter, Result
 from runtime.products.gdal import ImagePart, Tiff
-from runtime.products.tiff_draft import Draft, Plan, rows_at_once, structure_of, sums_of, writing
+from runtime.products.tiff_draft import CACHE, Draft, Plan, packing, rows_at_once, structure_of, sums_of, writing
 from runtime.products.tiff_folder import copy_others, refuse_within
 from runtime.products.tiff_target import TiffTarget, put_packed, quality_path
 
@@ -63,7 +63,7 @@ def open_like(out: Path, result: Result) -> CubeWriter:
 
 def holds_like(result: Result) -> int:
     """Bytes that such a writer keeps beside the block it is given."""
-    return 100 << 20
+    return packing(result)
 
 
 def images_of(result: Result) -> Sequence[ImagePart]:
@@ -119,16 +119,17 @@ def _draft(image: ImagePart, path: Path, result: Result, out: Path) -> Draft:
     with writing(out), Tiff(image.path) as source:
         from rasterio.shutil import copy
 
-        plan = _plan(source, image)
+        with source.asking() as dataset:
+            plan = _plan(source, dataset, image)
         options = {"interleave": plan.options["interleave"], "blockysize": rows, "tiled": "NO", "bigtiff": "YES"}
-        copy(source.file, path, driver="GTiff", **options)
+        copy(dataset, path, driver="GTiff", **options)
     return Draft(path, plan, lines, np.empty((len(image.bands), rows, samples), result.dtype), out=out)
 
 
-def _plan(source: Tiff, image: ImagePart) -> Plan:
-    layout, structure = source.layout, structure_of(source.file)
+def _plan(source: Tiff, dataset: Any, image: ImagePart) -> Plan:
+    layout, structure = source.layout, structure_of(dataset)
     height, width = layout.block
-    tiled = bool(source.file.profile["tiled"])
+    tiled = bool(dataset.profile["tiled"])
     with source.path.open("rb") as file:
         head = file.read(4)
     big = 43 in head
@@ -147,15 +148,17 @@ def _plan(source: Tiff, image: ImagePart) -> Plan:
         options["predictor"] = structure["PREDICTOR"]
     if structure.get("MINISWHITE"):
         options["photometric"] = "MINISWHITE"
-    overviews = tuple(source.file.overviews(1))
+    overviews = tuple(dataset.overviews(1))
     if overviews or structure.get("LAYOUT"):
         options["copy_src_overviews"] = "YES"
     samples = layout.shape[2]
     step = width if layout.by_pixel and tiled else samples
     columns = tuple((first, min(first + step, samples)) for first in range(0, samples, step))
     others = [band for band in range(1, layout.shape[0] + 1) if band not in image.bands]
-    kept = dict(zip(others, map(list, zip(*sums_of(source.file, others, columns), strict=True)), strict=True))
+    kept = dict(zip(others, map(list, zip(*sums_of(dataset, others, columns), strict=True)), strict=True))
     if layout.mask:
-        kept[0] = [mask for [mask] in sums_of(source.file, [0], columns)]
-    nearest = source.file.tags().get("OVR_RESAMPLING_ALG") == "NEAREST"
-    return Plan(options, image.bands, columns, kept, overviews, nearest)
+        kept[0] = [mask for [mask] in sums_of(dataset, [0], columns)]
+    nearest = dataset.tags().get("OVR_RESAMPLING_ALG") == "NEAREST"
+    # Blocks of all bands are packed together: else each is packed anew for every band.
+    cache = CACHE + (2 * layout.piece if layout.by_pixel else 0)
+    return Plan(options, image.bands, columns, kept, overviews, nearest, cache)
