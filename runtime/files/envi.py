@@ -102,7 +102,7 @@ def _beside(header: Path) -> dict[str, int]:
         names = [stem, *(stem + suffix for known in DATA_SUFFIXES for suffix in (known, known.upper()))]
     found: dict[Path, int] = {}
     for name in names:
-        if name == stem or (_unpacked(name).rpartition(".")[0] == stem and may_hold_data(name)):
+        if stem in (name, _unpacked(name)) or (_unpacked(name).rpartition(".")[0] == stem and may_hold_data(name)):
             with suppress(OSError):
                 file = header.with_name(name)
                 if file.is_file() and not any(file.samefile(other) for other in found):

@@ -143,8 +143,9 @@ class EnviReader(FlatReader):
                     break
                 spool.append(piece)
         if left:
+            what = "more" if left < 0 else "fewer"
             raise CubeFileError(
-                f"holds {'more' if left < 0 else 'fewer'} bytes than the {self.header.rows.end} that its header asks for",
+                f"holds {what} bytes than the {self.header.rows.end} that its header asks for",
                 file=path,
                 key="lines",
                 value=self.header.lines,

@@ -93,7 +93,7 @@ def map_fields(grid: Grid) -> dict[str, str]:
         (b, e), (down * math.sin(turn), -down * math.cos(turn)), rtol=0, atol=1e-6 * down
     ):
         return {}
-    crs = " ".join(grid.crs.split())
+    crs = _old_wkt(" ".join(grid.crs.split()))
     name = re.match(r'\w+\["([^"]*)"', crs)
     called = "" if name is None else name[1].translate(str.maketrans(",{}[]", "     "))
     utm = re.search(r"(?i)UTM[ _]zone[ _](\d{1,2})([NS])", called)
@@ -109,6 +109,16 @@ def map_fields(grid: Grid) -> dict[str, str]:
         items.append(f"rotation={math.degrees(turn)!r}")
     fields = {"map info": "{" + ", ".join(items) + "}"}
     return fields | ({"coordinate system string": "{" + crs + "}"} if crs else {})
+
+
+def _old_wkt(crs: str) -> str:
+    """WKT of version 1, which is what others read in a header; as it is where nothing is installed that converts it."""
+    if re.match(r"(?i)(?:PROJ|GEOG|GEOD|BOUND|COMPOUND)(?:ETIC)?CRS", crs):
+        with suppress(ImportError, ValueError):
+            from rasterio.crs import CRS
+
+            return str(CRS.from_wkt(crs).to_wkt(version="WKT1_GDAL"))
+    return crs
 
 
 def beside(header: EnviHeader, kind: str) -> EnviHeader | None:

@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,19 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError, MachineError
 from runtime.files import read_cube
 from runtime.files.envi import read_envi, read_header
-from runtime.products import Result, format_of, open_cube, open_writer
+from runtime.products import FORMATS, Result, format_of, open_cube, open_writer
 from runtime.products.contract import CubeReader, Description, Grid, Place, Quality, Reading
 from runtime.products.envi_place import grid_of, map_fields
 from runtime.stated import Stated
 from tests.contracts.killing import killed
 from tests.runtime.files_data import CODES, REAL_HEADERS, edited, sample, write_pair
 from tests.runtime.test_files_envi import by_gdal, by_spectral
+
+
+@pytest.fixture(autouse=True)
+def _formats_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.products.FORMATS", [one for one in FORMATS if find_spec(one.module)])
+
 
 MAKE = {"program": "deploy", "counts": {"moved": 3}, "text": "braces { } , = ;\n\u00e9"}
 
@@ -122,11 +129,7 @@ def test_aviris_ng_by_an_independent_reader(data_dir: Path) -> None:
         valid = cube != -9999
         assert (cube[valid].min(), cube[valid].max()) == (truth["min"], truth["max"])
         assert int((~valid).all(axis=0).sum()) == truth["missing_pixels"]
-        # Every so many bands: the spectrum at one pixel.
-        step = -(-85 // len(truth["line9_sample11"]))
-        np.testing.assert_allclose(
-            cube[::step, 9, 11][: len(truth["line9_sample11"])], truth["line9_sample11"], rtol=1e-5
-        )
+        np.testing.assert_allclose(cube[:: 85 // 6, 9, 11], truth["line9_sample11"], rtol=1e-5)
         # Easting and northing are no longitude and latitude.
         assert reader.located(0, 2) is None
         glt, ortho = reader.glt(), told.place.ortho
@@ -241,14 +244,13 @@ def packed(tmp_path: Path, said: bool, name: str = "cube.img.gz") -> tuple[Path,
 )
 def test_packed_by_gzip(tmp_path: Path, said: bool, name: str) -> None:
     data, cube = packed(tmp_path, said, name)
-    if name == "cube":
-        data.with_suffix(".img").unlink()
     for path in (data, tmp_path / "cube.hdr"):
         with open_cube(path) as reader:
             np.testing.assert_array_equal(in_blocks(reader, 7), cube)
             assert any("packed by gzip" in note for note in reader.description.notes)
             result = result_of(reader.description)
-    files = written(tmp_path / "out" if (tmp_path / "out").mkdir() else tmp_path / "out/again.img", result, cube)
+    (tmp_path / "out").mkdir()
+    files = written(tmp_path / "out/again.img", result, cube)
     np.testing.assert_array_equal(read_envi(files[0]), cube)
 
 
@@ -272,7 +274,7 @@ def test_gzip_that_is_not_what_the_header_says(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(CubeFileError, match="compressed bytes claim to hold"):
         open_cube(data)
     edited(tmp_path / "cube.hdr", "lines = 40", drop=("lines",))
-    monkeypatch.setattr("runtime.files.disk.shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Full())
+    monkeypatch.setattr("runtime.files.disk.shutil.disk_usage", lambda _: _Full())
     with open_cube(data) as reader, pytest.raises(MachineError, match="set TMPDIR to a folder with more room"):
         reader.read_lines(0, 1)
 
@@ -314,7 +316,7 @@ def test_files_that_change_while_they_are_open(tmp_path: Path, interleave: str, 
             else:
                 file.write(b"x")
         os.utime(data, ns=(1, 1))
-        with pytest.raises(CubeFileError, match="was written to after it was opened|ends at byte 180"):
+        with pytest.raises(CubeFileError, match=r"was written to after it was opened|ends at byte 180"):
             reader.read_lines(5, 7)
     write_pair(tmp_path, cube := sample("u2", (3, 7, 5)), 12, interleave)
     with open_cube(header) as reader:
