@@ -52,11 +52,8 @@ def found_in(paths: Sequence[Path], *, outside: bool = False) -> Found:
     products: dict[Path, Path] = {}
     refused: dict[Path, CubeFileError] = {}
     for path in paths:
-        try:
-            for one in _below(path, refused, outside=outside):
-                products.setdefault(_real(one), one)
-        except CubeFileError as error:
-            refused[path] = error
+        for one in _noting(path, refused, outside=outside):
+            products.setdefault(_real(one), one)
     wanted = (one for one in products.values() if one not in refused)
     return Found(tuple(sorted(wanted, key=_key)), tuple(sorted(refused.items(), key=lambda pair: _key(pair[0]))))
 
@@ -69,6 +66,13 @@ def _real(path: Path) -> Path:
     with suppress(OSError, RuntimeError, ValueError):
         return path.resolve()
     return path
+
+
+def _noting(path: Path, refused: dict[Path, CubeFileError], *, outside: bool) -> Iterator[Path]:
+    try:
+        yield from _below(path, refused, outside=outside)
+    except CubeFileError as error:
+        refused[path] = error
 
 
 def _below(path: Path, refused: dict[Path, CubeFileError], *, outside: bool) -> Iterator[Path]:
