@@ -34,8 +34,6 @@ _LAYERS: Mapping[str, Mapping[str, Any]] = {
 
 def open_writer(out: Path, result: Result) -> CubeWriter:
     """A writer of a store [wavelength, y, x]; see `CubeWriter`. ModuleNotFoundError where zarr is not installed."""
-    import numcodecs  # noqa: F401
-
     return _Writer(out, result, zarr_version())
 
 

@@ -91,7 +91,8 @@ def test_what_lies_beside_a_product_is_left_out(tmp_path: Path) -> None:
     touch(
         tmp_path, "EMIT_L2A_MASK_001_20240101T000000_1_001.nc", "EMIT_L1B_OBS_001_20240101T000000_1_001.nc",
         "EMIT_L2A_RFLUNCERT_001_20240101T000000_1_001.nc", "scene_quality.tif", "scene_quality.img",
-        "scene_quality.hdr", "x.damp_deploy.json", "AV320240101t000000_000_L1B_ORT_x_OBS.nc", "cube.tif.aux.xml", "ang_rdn_v2x1_loc",
+        "scene_quality.hdr", "x.damp_deploy.json",
+        "AV320240101t000000_000_L1B_ORT_x_OBS.nc", "cube.tif.aux.xml", "ang_rdn_v2x1_loc",
         "ang_rdn_v2x1_loc.hdr", "WHITEREF_1.raw", "WHITEREF_1.hdr", "darkReference", "darkReference.hdr",
     )  # fmt: skip
     touch(tmp_path, "darkforest.tif", "obsidian.tif", "scene.tif", data=TIFF)
