@@ -22,8 +22,8 @@ BLOCK = 32 << 20
 def result_on_map(result: Result, glt: Glt) -> Result:
     """The result as it lies on the map: its shape, its place, and a mark for where nothing is.
 
-    A result without a mark gets one: -9999 for floats, the smallest number of a signed type, 0 of an unsigned one, which
-    agencies take for no data. Restored numbers that equal it are moved to the next one.
+    A result without a mark gets one: -9999 for floats, the smallest number of a signed type, 0 of an unsigned one,
+    which is what agencies take for no data. Restored numbers that equal it are moved to the next one.
     """
     shape = (result.shape[0], glt.grid.lines, glt.grid.samples)
     mark = chosen_mark(result.dtype) if result.mark is None else result.mark
@@ -42,8 +42,8 @@ def chosen_mark(dtype: np.dtype[Any]) -> float:
 def open_ortho(inner: Callable[[], CubeWriter], glt: Glt, source: Result) -> CubeWriter:
     """A writer that takes a cube's lines on the sensor's grid, and hands the lines of the map to another at the end.
 
-    Until then they lie in an unlinked temporary file (`TMPDIR`), pixel by pixel, all bands of one together: a line of the
-    map crosses many of the sensor, of each of which it needs few samples.
+    Until then they lie in an unlinked temporary file (`TMPDIR`), all bands of a pixel together: a line of the map
+    crosses many of the sensor, and needs few samples of each.
 
     Args:
         inner: opens the writer of `result_on_map(source, glt)`; asked at once, so that what it refuses is known before

@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import CubeFileError
+from runtime.errors import CubeFileError, MachineError
 from runtime.files.disk import reason
 from runtime.files.envi import may_hold_data, pair_of
 from runtime.files.foreign import kind_of, refuse_foreign
-from runtime.products import format_of
+from runtime.products import format_of, open_cube
 from runtime.products.stac import is_stac, items
 
 DEEPEST = 32
@@ -20,9 +20,15 @@ _CLAIMS = (".nc", ".he5", ".h5", ".tif", ".tiff", ".hdr", ".npy", ".npz", ".mat"
 _BEGINS = ("a TIFF file", "an HDF5 file", "a NetCDF file")
 _BESIDE = re.compile(
     r"(?i)_quality$|[_-](?:glt|igm|obs|loc|orb|unc|elc|sro)(?:_ort)?$|^emit_l\w+_(?:mask|obs|rfluncert)_"
-    r"|[_-]ql_\w+(?:_cog)?$|^(?:darkref|whiteref|dark_?reference|white_?reference)"
+    r"|[_-]ql_\w+(?:_cog)?$|^(?:dark|white)(?:$|_?ref)"
 )
 """Names without suffixes of what lies beside a product: lookup tables, geometry, masks, quality, references."""
+_MAIN = {
+    "enmap": re.compile(r"(?i)(enmap.*)-metadata\.xml(?:\.gz)?"),
+    "desis": re.compile(r"(?i)(desis.*)-spectral_image(?:_cog)?\.tiff?"),
+    "hyperion": re.compile(r"(?i)(eo1h.*)_mtl_(?:l1t|l1gst)\.txt"),
+}
+"""Format of a folder -> name of the file that stands for a product in it, whose other files begin alike."""
 _LEFT_OUT = ("a picture", "a photograph of another kind", "a compressed file", "a Zarr folder")
 
 
@@ -52,11 +58,8 @@ def found_in(paths: Sequence[Path], *, outside: bool = False) -> Found:
     products: dict[Path, Path] = {}
     refused: dict[Path, CubeFileError] = {}
     for path in paths:
-        try:
-            for one in _below(path, refused, outside=outside):
-                products.setdefault(_real(one), one)
-        except CubeFileError as error:
-            refused[path] = error
+        for one in _noting(path, refused, outside=outside):
+            products.setdefault(_real(one), one)
     wanted = (one for one in products.values() if one not in refused)
     return Found(tuple(sorted(wanted, key=_key)), tuple(sorted(refused.items(), key=lambda pair: _key(pair[0]))))
 
@@ -71,20 +74,51 @@ def _real(path: Path) -> Path:
     return path
 
 
+def _noting(path: Path, refused: dict[Path, CubeFileError], *, outside: bool) -> Iterator[Path]:
+    try:
+        yield from _below(path, refused, outside=outside)
+    except CubeFileError as error:
+        refused[path] = error
+
+
 def _below(path: Path, refused: dict[Path, CubeFileError], *, outside: bool) -> Iterator[Path]:
     """What is asked for by name is a product, or is refused."""
     if is_stac(path) or path.suffix.lower() in (".json", ".geojson"):
         yield from (asked.path for asked in items(path, outside=outside))
+    elif path.is_dir():
+        yield from _folder(path, refused, 0)
     elif format_of(path) is not None or _claims(path):
         yield _one_of_pair(path)
-    elif path.is_dir():
-        yield from _searched(path, refused, 0)
     else:
         if not os.path.lexists(path):
             raise CubeFileError("no such file or folder", file=path, remedy="check the path")
         refuse_foreign(path)
         remedy = "docs/products.md has a list of them"
         raise CubeFileError("is no product that is read", file=path, value=path.suffix or None, remedy=remedy)
+
+
+def _folder(path: Path, refused: dict[Path, CubeFileError], depth: int) -> Iterator[Path]:
+    """The folder itself where it is one product, else what is in it."""
+    found = format_of(path)
+    kind = None if found is None else found.name
+    if kind not in (*_MAIN, "pictures", None) or (kind is None and _claims(path)):
+        yield path
+        return
+    inside = list(_searched(path, refused, depth))
+    if kind == "pictures":
+        # Cubes whose names have numbers look like pictures of bands, and so do previews beside cubes.
+        pictures = all(one.parent == path and one.suffix.lower() in (".tif", ".tiff") for one in inside)
+        yield from [path] if pictures and (not inside or _opens(path)) else inside
+    elif kind is not None and (not inside or (len(inside) == 1 and _MAIN[kind].fullmatch(inside[0].name))):
+        yield path
+    else:
+        yield from inside
+
+
+def _opens(path: Path) -> bool:
+    with suppress(CubeFileError, MachineError), open_cube(path):
+        return True
+    return False
 
 
 def _searched(folder: Path, refused: dict[Path, CubeFileError], depth: int) -> Iterator[Path]:
@@ -98,23 +132,27 @@ def _searched(folder: Path, refused: dict[Path, CubeFileError], depth: int) -> I
         remedy = "check the permissions"
         refused[folder] = CubeFileError(f"cannot be read: {reason(error)}", file=folder, remedy=remedy)
         return
-    for path in (folder / name for name in names):
+    mains = {name: match[1] for name in names if (match := _main(name))}
+    stems = tuple(mains.values())
+    for name in names:
+        path = folder / name
         if path.is_dir():
-            if path.is_symlink():
-                continue
-            if format_of(path) is not None or _claims(path):
-                yield path
-            else:
-                yield from _searched(path, refused, depth + 1)
-        elif path.is_file() and not _is_beside(path):
+            if not path.is_symlink():
+                yield from _folder(path, refused, depth + 1)
+        elif name in mains:
+            yield path
+        elif path.is_file() and not (stems and name.startswith(stems)) and not _is_beside(path):
             yield from _file(path, refused)
 
 
+def _main(name: str) -> re.Match[str] | None:
+    return next((match for pattern in _MAIN.values() if (match := pattern.fullmatch(name))), None)
+
+
 def _file(path: Path, refused: dict[Path, CubeFileError]) -> Iterator[Path]:
-    if _is_header_of_another(path):
-        return
     if format_of(path) is not None or _claims(path):
-        yield _one_of_pair(path)
+        if not _is_header_of_another(path):
+            yield _one_of_pair(path)
         return
     kind = kind_of(path)
     if kind is not None and kind.name not in _LEFT_OUT:
@@ -152,9 +190,9 @@ def _is_header_of_another(path: Path) -> bool:
 
 
 def _one_of_pair(path: Path) -> Path:
-    """Of an ENVI pair the data file, whichever of the two it is."""
-    if path.suffix.lower() == ".hdr" and path.is_file():
-        with suppress(CubeFileError):
-            data = pair_of(path)[1]
+    """Of an ENVI pair the data file, whichever file of it, or beside it, was found."""
+    with suppress(CubeFileError):
+        if path.suffix.lower() == ".hdr" or not path.name.lower().endswith(_CLAIMS):
+            data = pair_of(pair_of(path)[0])[1]
             return data if may_hold_data(data.name) else path
     return path

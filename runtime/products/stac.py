@@ -1,7 +1,7 @@
 """STAC items, catalogues and collections on disk (versions 1.0 and 1.1) as lists of products.
 
-SpatioTemporal Asset Catalog specification, with its extensions eo, raster and projection. Only local files are named, and
-only such as lie in the folder of the file that was asked for, unless somebody says that they may lie outside.
+SpatioTemporal Asset Catalog specification, with its extensions eo, raster and projection. Only local files are named,
+and only such as lie in the folder of the file that was asked for, unless somebody says that they may lie outside.
 """
 
 import math

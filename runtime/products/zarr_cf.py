@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
+from runtime.files.envi_header import nanometres
 from runtime.files.layout import AXES, DEFAULT_LAYOUT, check_type, checked_layout
 from runtime.products.contract import Grid, Place, Quantity, Reading
 from runtime.products.strict_json import number_in
@@ -21,12 +22,6 @@ from runtime.stated import Stated
 BANDS = ("wavelength", "wavelengths", "band", "bands", "spectral", "channel", "channels", "lambda", "wl")
 LINES = ("y", "line", "lines", "row", "rows", "northing", "lat", "latitude", "downtrack", "along_track", "alongtrack")
 SAMPLES = ("x", "sample", "samples", "column", "columns", "col", "easting", "lon", "longitude", "crosstrack")
-_NANOMETRES = {
-    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1.0),
-    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre"), 1e3),
-    "micrometres": 1e3,
-    **dict.fromkeys(("m", "meter", "metre"), 1e9),
-}
 _MOST_BANDS, _MOST_PLACES = 100_000, 10_000_000
 _GAINS = ("gain", "offset")
 _EVEN = 1e-3
@@ -198,18 +193,14 @@ class _Sides:
             return None
         node = self.used[-1]
         unit = node.attributes.get("units")
-        factor = _NANOMETRES.get(str(unit).strip().lower())
-        if factor is None:
-            # Without a unit only numbers that no other one would give are taken.
-            if unit is not None or not (found > 100).all() or not positive:
-                notes.append(f"{node.name} has no unit of length that is known ({str(unit)[:40]}); it is left out")
-                return None
-            factor = 1.0
-        found = found * factor
+        in_nm = nanometres(tuple(found.tolist()), unit if isinstance(unit, str) else "")
+        if in_nm is None:
+            notes.append(f"{node.name} has no unit of length that is known ({str(unit)[:40]}); it is left out")
+            return None
         if not (found > 0).all() if positive else not (found >= 0).all():
             raise wrong(node, node.name, "holds a length that is none", float(found.min()), "write it again")
         # A length in micrometres is a decimal number, whose product with 1000 has digits of no meaning.
-        return tuple(found.tolist() if factor == 1 else (float(f"{value:.12g}") for value in found))
+        return in_nm if in_nm == tuple(found.tolist()) else tuple(float(f"{value:.12g}") for value in in_nm)
 
     def scale(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
         """Gains and offsets: of CF's attributes, or of arrays with one value per band."""

@@ -55,8 +55,9 @@ class Codecs:
             raw = _undone(step, raw, size)
         if len(raw) != sizes[0]:
             raise CodecError(f"{len(raw)} bytes instead of {sizes[0]}")
-        values = np.frombuffer(raw, self.stored).reshape([shape[axis] for axis in self.axes])
-        return values.transpose(np.argsort(self.axes)).astype(self.stored.newbyteorder("="), copy=False)
+        values: NDArray[Any] = np.frombuffer(raw, self.stored).reshape([shape[axis] for axis in self.axes])
+        native: NDArray[Any] = values.transpose(np.argsort(self.axes)).astype(self.stored.newbyteorder("="), copy=False)
+        return native
 
     def encoded(self, array: NDArray[Any]) -> bytes:
         """The bytes of an array; the same for the same values."""

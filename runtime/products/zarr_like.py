@@ -144,9 +144,10 @@ class _Writer(CubeWriter):
         else:
             nodes.append(replace(root, folder=self._hidden.path, attributes={**root.attributes, **told_of}))
         with writing(out):
-            self._copy({node.file for node in nodes} | {node.folder / ".zattrs" for node in nodes})
-            for node in nodes:
-                write_metadata(self._with_consolidated(node, nodes))
+            new = self._metadata(nodes)
+            self._copy(set(new))
+            for file, content in new.items():
+                write_json(file, content)
             self._consolidate(nodes)
             if self._beside is not None:
                 write_metadata(Node(self._beside.path, "/", root.version, _group_meta(root.version), told_of))
@@ -173,6 +174,17 @@ class _Writer(CubeWriter):
             for name in sorted(files):
                 if folder / name not in left and inner / name not in new and inner / name != target / ".zmetadata":
                     _copy_file(folder / name, inner / name)
+
+    def _metadata(self, nodes: list[Node]) -> dict[Path, Mapping[str, Any]]:
+        """{file: content} of metadata that are not those of the source."""
+        new: dict[Path, Mapping[str, Any]] = {}
+        for node in nodes:
+            source = self._store.nodes.get(node.name)
+            old = metadata_of(source) if source is not None else {}
+            for name, content in metadata_of(self._with_consolidated(node, nodes)).items():
+                if old.get(name) != content:
+                    new[node.folder / name] = content
+        return new
 
     def _with_consolidated(self, node: Node, nodes: list[Node]) -> Node:
         """In version 3 what a root says of all others lies in its own metadata."""

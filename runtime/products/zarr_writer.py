@@ -1,7 +1,6 @@
 """New Zarr stores by the CF conventions, as xarray opens them: version 3, or 2 where zarr 2 is installed."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.plain_json import plain_json
-from runtime.products.contract import PROVENANCE, CubeWriter, Grid, Quality, Result
+from runtime.products.cf_place import axes_of, mapping_of
+from runtime.products.contract import PROVENANCE, CubeWriter, Grid, Quality, Result, Seen
 from runtime.products.zarr_folder import Hidden, writing
 from runtime.products.zarr_meta import Array, Node, said_mark
 from runtime.products.zarr_rows import Rows, metadata_of, new_array, write_json, write_metadata, write_whole
@@ -25,19 +25,15 @@ _UNIT = (64, 32, 256)
 _LAYERS: Mapping[str, Mapping[str, Any]] = {
     SEEN: {
         "long_name": "what became of a pixel",
-        "flag_masks": [1, 2, 4, 8, 16],
-        "flag_meanings": "restored passed missing saturated suspect",
+        "flag_masks": [int(one) for one in Seen],
+        "flag_meanings": " ".join(str(one.name).lower() for one in Seen),
     },
     EXPERT: {"long_name": "the expert that weighs most, from 1; 0 where none was asked"},
 }
-_GEOGRAPHIC = re.compile(r"\s*(?:GEOGCS|GEOGCRS|GEODCRS|GEOGRAPHICCRS)\b")
-_TRANSVERSE = re.compile(r'(?:PROJECTION|METHOD)\["Transverse[ _]Mercator"')
 
 
 def open_writer(out: Path, result: Result) -> CubeWriter:
     """A writer of a store [wavelength, y, x]; see `CubeWriter`. ModuleNotFoundError where zarr is not installed."""
-    import numcodecs  # noqa: F401
-
     return _Writer(out, result, zarr_version())
 
 
@@ -76,12 +72,15 @@ class _Writer(CubeWriter):
     def _start(self) -> None:
         result, group = self._result, self._hidden.path
         _, lines, samples = result.shape
+        waves = np.diff(result.stated.wavelengths or ())
+        # CF asks of a dimension's own coordinate that it rises or falls.
+        self._band = "wavelength" if (waves > 0).all() or (waves < 0).all() else "band"
         self._located = result.reader is not None and result.reader.located(0, 1) is not None
         self._arrays = list(self._small())
         for array, values in self._arrays:
             with writing(self._hidden.out):
                 write_whole(array, values)
-        cube = self._new(_named(result), result.shape, result.dtype, ("wavelength", "y", "x"), self._attributes(),
+        cube = self._new(_named(result), result.shape, result.dtype, (self._band, "y", "x"), self._attributes(),
                          chunks=_unit(result.shape), fill=result.mark)  # fmt: skip
         self._rows = [Rows(cube, (0, 1, 2), self._hidden.out)]
         planes: list[Array] = []
@@ -89,8 +88,8 @@ class _Writer(CubeWriter):
             planes = layers(group, self._version, lines, samples, ("y", "x"), _UNIT[1])
         if self._located:
             kind, chunks = np.dtype(np.float64), (max(1, min(_UNIT[1], lines)), samples)
-            for name, unit in (("longitude", "degrees_east"), ("latitude", "degrees_north")):
-                said = {"standard_name": name, "units": unit, **_marked(np.nan, kind, self._version)}
+            for name, standard, unit in (("lon", "longitude", "degrees_east"), ("lat", "latitude", "degrees_north")):
+                said = {"standard_name": standard, "units": unit, **_marked(np.nan, kind, self._version)}
                 planes.append(self._new(name, (lines, samples), kind, ("y", "x"), said, chunks=chunks, fill=np.nan))
         self._rows += [Rows(plane, (0, 1), self._hidden.out) for plane in planes]
         for rows in self._rows:
@@ -102,20 +101,18 @@ class _Writer(CubeWriter):
 
     def _attributes(self) -> dict[str, Any]:
         """Of the cube."""
-        result, stated = self._result, self._result.stated
+        result = self._result
         told: dict[str, Any] = {"long_name": f"restored {_named(result)}"}
         if result.unit is not None or result.quantity == "reflectance":
             told["units"] = result.unit or "1"
-        for key, values in (("scale_factor", stated.gains), ("add_offset", stated.offsets)):
-            if values is not None and len(set(values)) == 1 and not _listed(result):
-                told[key] = values[0]
+        gains, offsets = scale_of(result)
+        if gains and not _differ(gains, offsets) and (gains[0], offsets[0]) != (1, 0):
+            told |= {"scale_factor": gains[0], "add_offset": offsets[0]}
         if result.place.grid is not None:
             told["grid_mapping"] = "spatial_ref"
-        beside = [
-            array.node.name[1:] for array, _ in self._arrays if array.node.name[1:] not in ("wavelength", "x", "y")
-        ]
+        beside = [array.node.name[1:] for array, _ in self._arrays if array.node.name[1:] not in (self._band, "x", "y")]
         if self._located:
-            beside += ["longitude", "latitude"]
+            beside += ["lon", "lat"]
         if beside:
             told["coordinates"] = " ".join(beside)
         if result.mark is not None:
@@ -128,7 +125,7 @@ class _Writer(CubeWriter):
         bands = result.shape[0]
 
         def of_bands(name: str, values: Any, kind: str, **said: Any) -> tuple[Array, NDArray[Any]]:
-            array = self._new(name, (bands,), np.dtype(kind), ("wavelength",), said)
+            array = self._new(name, (bands,), np.dtype(kind), (self._band,), said)
             return array, np.asarray(values, kind)
 
         if stated.wavelengths is not None:
@@ -139,29 +136,18 @@ class _Writer(CubeWriter):
         good = np.ones(bands, np.uint8)
         good[list(stated.bad)] = 0
         yield of_bands("good_wavelengths", good, "u1", long_name="1 where a band holds data")
-        if _listed(result):
+        gains, offsets = scale_of(result)
+        if _differ(gains, offsets):
             about = "physical value = number x gain + offset"
-            yield of_bands("gain", stated.gains or (1.0,) * bands, "f8", long_name=about)
-            yield of_bands("offset", stated.offsets or (0.0,) * bands, "f8", long_name=about)
+            yield of_bands("gain", gains, "f8", long_name=about)
+            yield of_bands("offset", offsets, "f8", long_name=about)
         if result.place.grid is not None:
             yield from self._grid(result.place.grid)
 
     def _grid(self, grid: Grid) -> Iterator[tuple[Array, NDArray[Any]]]:
-        numbers, geographic = grid.transform, _GEOGRAPHIC.match(grid.crs) is not None
-        said = {"crs_wkt": grid.crs, "spatial_ref": grid.crs, "GeoTransform": " ".join(map(repr, map(float, numbers)))}
-        if geographic or _TRANSVERSE.search(grid.crs):
-            said["grid_mapping_name"] = "latitude_longitude" if geographic else "transverse_mercator"
-        yield self._new("spatial_ref", (), np.dtype(np.int32), (), said), np.zeros((), np.int32)
-        if numbers[2] or numbers[4]:
-            return
-        names = ("longitude", "latitude") if geographic else ("projection_x_coordinate", "projection_y_coordinate")
-        for name, standard, count, first, step in (
-            ("x", names[0], grid.samples, numbers[0], numbers[1]),
-            ("y", names[1], grid.lines, numbers[3], numbers[5]),
-        ):
-            unit = {"units": f"degrees_{'east' if name == 'x' else 'north'}"} if geographic else {}
-            array = self._new(name, (count,), np.dtype(np.float64), (name,), {"standard_name": standard, **unit})
-            yield array, first + step * (np.arange(count) + 0.5)
+        yield self._new("spatial_ref", (), np.dtype(np.int32), (), mapping_of(grid)), np.zeros((), np.int32)
+        for name, (values, said) in axes_of(grid).items():
+            yield self._new(name, values.shape, values.dtype, (name,), said), values
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         start, stop = self._rows[0].done, self._rows[0].done + cube.shape[1]
@@ -211,12 +197,27 @@ def check_whole(done: int, result: Result, out: Path) -> None:
 
 
 def _named(result: Result) -> str:
-    return result.quantity or "cube"
+    """The name of the cube: of what its values are, where they are that."""
+    physical = result.quantity in ("reflectance", "radiance") and (result.stated.gains or not result.unit_range)
+    return str(result.quantity) if physical else "cube"
 
 
-def _listed(result: Result) -> bool:
-    """Gains or offsets differ from band to band."""
-    return any(len(set(values or ())) > 1 for values in (result.stated.gains, result.stated.offsets))
+def scale_of(result: Result) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Gains and offsets to the physical value, one per band; empty where nobody says."""
+    stated, bands = result.stated, result.shape[0]
+    gains, offsets = stated.gains, stated.offsets
+    if gains is None and offsets is None:
+        gains, offsets = stated.reflectance_gains, stated.reflectance_offsets
+    if gains is None and offsets is None and stated.scale:
+        gains = (1 / stated.scale,) * bands
+    if gains is None and offsets is None:
+        return (), ()
+    return gains or (1.0,) * bands, offsets or (0.0,) * bands
+
+
+def _differ(*lists: tuple[float, ...]) -> bool:
+    """From band to band."""
+    return any(len(set(values)) > 1 for values in lists)
 
 
 def _marked(mark: float, dtype: np.dtype[Any], version: int) -> dict[str, Any]:
