@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from runtime.engines import open_engine
 from runtime.errors import InputError
 from runtime.manifest import MANIFEST
 from runtime.secret_key import SecretKey, dump_secret, read_secret
+from runtime.signing import key_name
 from runtime.trust import read_keyring
 from tests.contracts.bundles import for_a_board, give_engine, reseal
 from tests.contracts.command import assert_failed, assert_json_error, invoke
@@ -375,3 +377,56 @@ def test_an_engine_of_the_ground_is_signed_with_its_bundle(capsys: Capture, boar
     assert invoke(capsys, "sign", board, "--key", "ground.key").code == 0
     done = invoke(capsys, "verify", board, "--trust", "ground.pub")
     assert done.code == 0 and done.out.count("signed by") == 2
+
+
+# deploy doctor
+
+
+def test_doctor_tells_what_this_computer_trusts(
+    capsys: Capture, key: SecretKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(code: int = 0) -> tuple[dict[str, str], str, dict[str, object]]:
+        done = invoke(capsys, "doctor", "--json")
+        assert done.code == code, done.err
+        found = {one["name"]: one for one in done.json.get("findings", [])}
+        parts = ("keyring", "signatures", "device key")
+        return {name: found[name]["outcome"] for name in parts if found}, done.err, done.json.get("trust", {})
+
+    outcomes, said, facts = told()
+    assert outcomes == {"keyring": "absent", "signatures": "ok", "device key": "absent"}
+    assert "none: bundles need no signature" in said
+    assert facts == {
+        "keyring": None, "keys": 0, "signature_needed": False, "device_key": None, "cryptography": True
+    }  # fmt: skip
+    trust.KEYRING.mkdir(parents=True)
+    shutil.copy("ground.pub", trust.KEYRING)
+    own = write_keys(tmp_path, "device")
+    monkeypatch.setenv(secret_key.VARIABLE, str(tmp_path / "device.key"))
+    outcomes, said, _ = told()
+    assert outcomes["device key"] == "absent" and "not in the keyring" in said
+    shutil.copy("device.pub", trust.KEYRING)
+    outcomes, said, facts = told()
+    assert set(outcomes.values()) == {"ok"}
+    assert f"{trust.KEYRING}: 2 keys, one of which must have signed a bundle" in said and key_name(own.id) in said
+    assert facts == {
+        "keyring": str(trust.KEYRING), "keys": 2, "signature_needed": True, "device_key": key_name(own.id),
+        "cryptography": True,
+    }  # fmt: skip
+    (tmp_path / "device.key").chmod(0o644)
+    assert "others may read" in told(3)[1]
+    (trust.KEYRING / "readme").touch()
+    assert "readme: is no public key" in told(3)[1]
+
+
+def test_doctor_tells_that_nothing_checks_signatures(
+    capsys: Capture, key: SecretKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_keys(tmp_path, "device")
+    monkeypatch.setenv(secret_key.VARIABLE, str(tmp_path / "device.key"))
+    for name in ("cryptography.hazmat.primitives.asymmetric.ed25519", "cryptography"):
+        monkeypatch.setitem(sys.modules, name, None)
+    done = invoke(capsys, "doctor", "--json")
+    assert done.code == 0 and done.json["trust"]["cryptography"] is False
+    assert done.err.count("damp-deploy[signing]") == 2
+    monkeypatch.setenv(trust.VARIABLE, str(tmp_path / "ground.pub"))
+    assert_failed(invoke(capsys, "doctor"), 3, "signatures", "damp-deploy[signing]")
