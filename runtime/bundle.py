@@ -291,12 +291,17 @@ def load_bundle(
 
 
 def meaning_for(
-    manifest: Manifest, cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None
+    manifest: Manifest,
+    cube: NDArray[Any],
+    stated: Stated = NOTHING,
+    asked: Asked | None = None,
+    *,
+    bad: Mapping[int, str] | None = None,
 ) -> Meaning:
-    """What the numbers of a cube mean to the bundle of a manifest. Raises CubeError."""
+    """What the numbers of a cube mean to the bundle of a manifest; see `meaning_of`. Raises CubeError."""
     known = Known("bundle", manifest.scale, manifest.wavelengths, manifest.signature.measured.bands)
     if manifest.signature.alike:
-        found = meaning_of(cube, stated, asked, known)
+        found = meaning_of(cube, stated, asked, known, bad=bad)
     else:
         # Before anything is asked of their mark: they are missing, whatever it is.
         _refuse_missing(~np.isfinite(cube).all(axis=0) if cube.dtype.kind == "f" else np.empty(0))

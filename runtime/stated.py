@@ -25,6 +25,7 @@ class Stated:
         axes: it, or who had it read, says which axis is which; None where there is no file.
         photograph: it is no measurement: black, white and one value all over are what the picture shows, not marks of
             missing pixels, bad bands or a saturated detector, which nobody looks for then.
+        radiance: its physical values are radiance, for which no number stands for 1.0 by itself.
         doubts: what its reader could not take as it stands.
     """
 
@@ -38,6 +39,7 @@ class Stated:
     wavelengths: tuple[float, ...] | None = None
     axes: bool | None = None
     photograph: bool = False
+    radiance: bool = False
     doubts: tuple[str, ...] = ()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from runtime.errors import InputError
+from runtime.products import WRITERS
 
 from .options import (
     constant_bands_option,
@@ -18,6 +19,7 @@ from .options import (
 )
 from .run_cube import How, run_cube
 from .run_folder import run_folder
+from .run_product import is_product, run_product
 from .run_video import is_video, run_video
 
 
@@ -33,6 +35,8 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
 @click.command(
     epilog=examples(
         "deploy run build/bundle scene.hdr --out restored.hdr",
+        "deploy run build/bundle EMIT_L2A_RFL_001.nc --out restored.nc",
+        "deploy run build/bundle ENMAP01-L2A-FOLDER --out restored.tif --format cog",
         "deploy run build/bundle photo.jpg --out restored.png",
         "deploy run build/bundle photos/ --out restored/",
         "deploy run build/bundle film.mp4 --out restored.mkv",
@@ -47,7 +51,8 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="ENVI (.hdr, .bil, .bip, .bsq, ...), .npy, .png or .tif; a folder for a folder; .mkv, .mp4 or - for a video.",
+    help="ENVI (.hdr, .bil, ...), .npy, .nc, .zarr, .tif, .png, or like the input; a folder for a folder; .mkv, .mp4 or - "
+    "for a video.",
 )
 @reading_options
 @constant_bands_option
@@ -59,6 +64,26 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     type=click.Choice(["input", "float32"]),
     help="The input's type and scale, or float32 in the unit range.  [default: input, where the network keeps shapes]",
 )
+@click.option(
+    "--metrics",
+    type=click.Choice(["frame", "scene"]),
+    help="What the network is told is measured: each row of frames, in little memory, or the whole cube.  "
+    "[default: scene of ENVI, .npy, .npz and .mat that fit into memory, frame of all else]",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["like", *WRITERS]),
+    help="Of what is written, where the suffix of --out does not say: like the input, or another.",
+)
+@click.option(
+    "--ortho", is_flag=True, help="Put the restored cube on the map grid of the product's lookup table (GLT)."
+)
+@click.option(
+    "--missing-chunks",
+    type=click.Choice(["refuse", "fill"]),
+    help="A Zarr cube without some of its chunks: refuse it, or take them as fill.  [default: refuse]",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be restored and how much memory that takes.")
 @click.option("--clip", is_flag=True, help="Clip the restored cube to [0, 1] (in the unit range).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine.")
 @engine_option
@@ -68,7 +93,10 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
 @trust_option
 @json_option
 def command(bundle: Path, cube: Path, out: Path, **options: Any) -> dict[str, Any]:
-    """Restore a cube, a photograph, a folder of photographs or a video with a bundle.
+    """Restore a cube, a product, a photograph, a folder of photographs or a video with a bundle.
+
+    Products of agencies (EMIT, EnMAP, PRISMA, DESIS, AVIRIS, HYPSO, Hyperion, NetCDF, GeoTIFF, Zarr) come back as they
+    are delivered, or as --format says: docs/products.md.
 
     Integer cubes come back in their own type and scale, with wavelengths and georeferencing; pixels that the file marks
     with `data ignore value` stay as they are. Photographs (PNG, JPEG, TIFF) come back as they were turned, with their
@@ -77,6 +105,8 @@ def command(bundle: Path, cube: Path, out: Path, **options: Any) -> dict[str, An
     pipe, every frame is restored and the sound is kept.
     """
     how = How(**options)
+    if is_product(bundle, cube, how):
+        return run_product(bundle, cube, out, how)
     if cube.is_dir():
         return run_folder(bundle, cube, out, how)
     return (run_video if is_video(cube) else run_cube)(bundle, cube, out, how)

@@ -43,6 +43,8 @@ class How:
         scale, marks, constant_bands: of their numbers, as `Asked` has it.
         output_type, clip: of the restored cube; None for what suits the network.
         engine, threads, prompt, self_test: of the bundle. replace: what is at `--out`.
+        metrics, format, ortho, missing_chunks: of products that are restored line by line, as `Ways` has it; None where
+            nothing was said. dry_run: tell what would be done.
     """
 
     layout: str | None = None
@@ -58,6 +60,16 @@ class How:
     prompt: str | None = None
     self_test: bool = True
     replace: bool = False
+    metrics: Literal["frame", "scene"] | None = None
+    format: str | None = None
+    ortho: bool = False
+    missing_chunks: Literal["refuse", "fill"] | None = None
+    dry_run: bool = False
+
+    @property
+    def by_lines(self) -> bool:
+        """Something is asked for that only a product restored line by line has."""
+        return bool(self.metrics == "frame" or self.format or self.ortho or self.missing_chunks or self.dry_run)
 
     @property
     def asked(self) -> Asked:
@@ -83,6 +95,8 @@ class How:
     def refuse_for(self, what: str) -> None:
         """Refuse what is of one cube alone where `what`, a folder or a video, is restored. Raises InputError."""
         told = {"--layout": self.layout, "--key": self.key, "--bands": self.bands, "--output-type": self.unit or None}
+        told |= {"--metrics": self.metrics, "--format": self.format, "--ortho": self.ortho or None}
+        told |= {"--missing-chunks": self.missing_chunks, "--dry-run": self.dry_run or None}
         for key, value in told.items():
             if value is not None:
                 raise InputError(
@@ -200,7 +214,7 @@ def refuse_large(source: CubeFile) -> None:
             file=source.path,
             key="cube",
             value=f"{source.cube.nbytes / 2**30:.1f} GiB",
-            remedy="`deploy stream BUNDLE --source envi:FILE --restored FOLDER` needs little, whatever the cube's size",
+            remedy="say --metrics frame: that needs little, whatever the cube's size",
         )
 
 

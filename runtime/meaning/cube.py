@@ -15,7 +15,7 @@ from runtime.meaning import words
 from runtime.meaning.bands import LISTED, bad_bands, bridged
 from runtime.meaning.doubtful import doubtful
 from runtime.meaning.marks import Mark, marked, seen_marks, told_mark
-from runtime.meaning.numbers import Asked, Known, Values, judged, of_numbers
+from runtime.meaning.numbers import BRIGHTEST, Asked, Known, Values, by_brightest, judged, of_numbers
 from runtime.scaling import Conversion, next_to
 from runtime.stated import NOTHING, Stated
 
@@ -26,11 +26,14 @@ class Meaning:
 
     Attributes:
         conversion: to the unit range and back.
-        scale_from: who told it: `flag`, `file`, `bundle` or `model`; None for floats that are taken as they are.
+        scale_from: who told it: `flag`, `file`, `bundle` or `model`, of radiance its `brightest band`; None for floats
+            that are taken as they are.
         marks: of missing values.
         bad: {band, from 0: why} of those that no network should see.
         missing: bool [lines, samples], pixels that are marked in a band that is not bad.
         wavelengths: nm, None where nobody tells them.
+        order: bands in the order in which the network sees them; None for their own.
+        fills: float32 [bands], what the network sees in missing pixels; None for the mean of the others.
         notes: what was made of it, for people.
         doubts: what a person should read before trusting the result.
     """
@@ -41,6 +44,8 @@ class Meaning:
     bad: Mapping[int, str]
     missing: Bools
     wavelengths: tuple[float, ...] | None
+    order: tuple[int, ...] | None = None
+    fills: Float32 | None = None
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
@@ -48,16 +53,24 @@ class Meaning:
         """What the network sees of a cube [bands, lines, samples]: float32 in the unit range, nothing missing in it.
 
         Missing pixels hold the mean of the others, band by band; bad bands lie on a line over wavelength through the
-        good ones beside them.
+        good ones beside them. Bands are in the network's `order`.
         """
         unit = self.conversion.to_unit(cube)
         if self.missing.any():
             there = ~self.missing
             for number, band in enumerate(unit):
                 if number not in self.bad:
-                    band[self.missing] = band[there].mean(dtype=np.float64)
-        bridged(unit, self.bad, self.wavelengths)
-        return unit
+                    band[self.missing] = (
+                        band[there].mean(dtype=np.float64) if self.fills is None else self.fills[number]
+                    )
+        if self.order is None:
+            bridged(unit, self.bad, self.wavelengths)
+            return unit
+        assert self.wavelengths is not None, "they made the order"
+        seen = unit[list(self.order)]
+        bad = {place for place, number in enumerate(self.order) if number in self.bad}
+        bridged(seen, bad, [self.wavelengths[number] for number in self.order])
+        return seen
 
     def given_back(
         self, restored: Float32, source: NDArray[Any], *, clip: bool, unit: bool
@@ -65,7 +78,7 @@ class Meaning:
         """A restored unit cube as its user gets it: in the source's type and numbers, what was missing as it was.
 
         Args:
-            restored: float32 [bands, lines, samples] in the unit range.
+            restored: float32 [bands, lines, samples] in the unit range, bands in the network's order.
             source: the cube that was restored.
             clip: clip to [0, 1] first.
             unit: stay in the unit range as float32; what is missing is converted too, but a mark stays itself.
@@ -76,7 +89,8 @@ class Meaning:
         out = np.empty(restored.shape, np.float32 if unit else source.dtype)
         back = Conversion() if unit else self.conversion
         saturated = moved = 0
-        for number, (values, band) in enumerate(zip(restored, out, strict=True)):
+        for number, values in zip(self.order or range(len(restored)), restored, strict=True):
+            band = out[number]
             stays = np.ones_like(self.missing) if number in self.bad else self.missing
             saturated += back.band_to_numbers(number, np.clip(values, 0, 1) if clip else values, band)
             moved += self._off_marks(band, ~stays)
@@ -127,7 +141,12 @@ def header_fields(meaning: Meaning, source: NDArray[Any], *, unit: bool) -> dict
 
 
 def meaning_of(
-    cube: NDArray[Any], stated: Stated = NOTHING, asked: Asked | None = None, known: Known | None = None
+    cube: NDArray[Any],
+    stated: Stated = NOTHING,
+    asked: Asked | None = None,
+    known: Known | None = None,
+    *,
+    bad: Mapping[int, str] | None = None,
 ) -> Meaning:
     """What the numbers of a cube mean.
 
@@ -136,6 +155,7 @@ def meaning_of(
         stated: by its file.
         asked: by who wants it restored; above all else.
         known: by the network's side.
+        bad: bad bands, where the cube is a sample of one whose every pixel was looked at for them.
 
     Raises:
         CubeError: there is no single reading, each with what to say: a scale is missing, or does not fit the numbers;
@@ -144,7 +164,8 @@ def meaning_of(
     asked, known = asked or Asked(), known or Known()
     if cube.dtype.kind not in "iuf":
         raise CubeError("not a cube of real numbers", key="cube", value=cube.dtype, remedy="give integers or floats")
-    marks, bad = look(cube, stated, asked)
+    marks, looked = look(cube, stated, asked)
+    bad = looked if bad is None else bad
     if len(bad) == len(cube):
         problem = "every pixel is marked as missing" if marks else "no band holds data"
         raise CubeError(problem, key="cube", value=words.bands(bad), remedy="give a cube with data")
@@ -154,6 +175,12 @@ def meaning_of(
     of_bad, bad_doubts = words.of_bad(bad, said=asked.constant_bands is not None)
     whose, conversion, notes = of_numbers(cube.dtype, len(cube), stated, asked, known)
     values = Values.of(cube, marks, bad)
+    if whose == BRIGHTEST:
+        conversion = by_brightest(conversion, values)
+    told = stated.wavelengths
+    order = tuple(int(band) for band in np.argsort(told, kind="stable")) if told and asked.by_wavelength else None
+    if order == tuple(range(len(cube))):
+        order = None
     conversion, doubt = judged(whose, conversion, values, stated, known)
     return Meaning(
         conversion,
@@ -161,7 +188,8 @@ def meaning_of(
         tuple(marks),
         bad,
         missing,
-        stated.wavelengths,
+        told,
+        order,
         notes=(*notes, *of_bad),
         doubts=tuple(
             filter(
@@ -173,7 +201,7 @@ def meaning_of(
                     *([] if stated.photograph else doubtful(cube, marks, bad, missing, values, asked)),
                     doubt,
                     words.axis_doubt(cube.shape, known.bands, stated.axes) if known.bands else None,
-                    words.wavelength_doubt("the file's", stated.wavelengths, known.wavelengths),
+                    words.wavelength_doubt("the file's", sorted(told) if told and order else told, known.wavelengths),
                 ),
             )
         ),

@@ -1,7 +1,7 @@
 """From numbers to the unit range: which scale or gains hold, and whether they fit what is there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +18,10 @@ DIM_SHARE = 0.1
 """Below this share of a scale that nobody said for these numbers, it may be another sensor's."""
 USUAL = (100, 255, 1000, 4095, 10000, 65535)
 """What stands for 1.0 in most cubes."""
+BRIGHT = 99
+"""Percentile of a band's values that is taken for its brightest."""
+BRIGHTEST = "brightest band"
+"""What tells the scale of radiance that nobody said one for."""
 DARK = 0.01
 """What reaches no more than this behind a factor, and more before it, has gone through it already."""
 
@@ -30,11 +34,13 @@ class Asked:
         scale: number that stands for 1.0.
         marks: values that mark missing pixels, possibly NaN; none at all where it is empty.
         constant_bands: bands of one value are left out, which is told unless it is asked for, or `restore`d.
+        by_wavelength: the network sees bands in the order of their wavelengths, where these are known.
     """
 
     scale: float | None = None
     marks: tuple[float, ...] | None = None
     constant_bands: Literal["leave", "restore"] | None = None
+    by_wavelength: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ def of_numbers(
         CubeError: nobody tells one for integers, or the file contradicts itself.
     """
     key, gains, offsets = _gains(stated)
+    if stated.radiance and asked.scale is None:
+        return BRIGHTEST, Conversion(1.0, gains, offsets), []
     linear = gains is not None or offsets is not None
     alike = Conversion(1.0, gains, offsets).alike
     if asked.scale is not None:
@@ -167,6 +175,16 @@ def _gains(stated: Stated) -> tuple[str, Doubles | None, Doubles | None]:
     return found[0] if found else ("", None, None)
 
 
+def by_brightest(conversion: Conversion, values: Values) -> Conversion:
+    """Radiance by what its brightest band reaches, to three digits. Raises CubeError where nothing is bright."""
+    reached = []
+    for band, some in values.bands.items():
+        out = np.empty(max(1, len(some) - 2))
+        conversion.band_to_unit(band, some[: len(out)], out)
+        reached.append(float(np.percentile(out, BRIGHT)))
+    return replace(conversion, scale=float(f"{max(reached):.3g}"))
+
+
 def judged(
     whose: str | None, conversion: Conversion, values: Values, stated: Stated, known: Known
 ) -> tuple[Conversion, str | None]:
@@ -175,6 +193,8 @@ def judged(
     Raises:
         CubeError: they lie far outside the unit range, or seem to have been converted already.
     """
+    if whose == BRIGHTEST:
+        return conversion, None
     found, plain = values.reach(conversion), values.reach(Conversion())
     linear = conversion.gains is not None or conversion.offsets is not None
     key = _gains(stated)[0] if linear else "reflectance scale factor" if whose == "file" else "scale"

@@ -12,7 +12,19 @@ from runtime.errors import CubeFileError
 from runtime.files.foreign import refuse_foreign
 from runtime.products.contract import CubeReader, CubeWriter, Reading, Result
 
-__all__ = ["FORMATS", "LIKE", "WRITERS", "CubeReader", "CubeWriter", "Reading", "format_of", "open_cube", "open_writer"]
+__all__ = [
+    "FORMATS",
+    "LIKE",
+    "WRITERS",
+    "CubeReader",
+    "CubeWriter",
+    "Reading",
+    "format_of",
+    "holds",
+    "open_cube",
+    "open_writer",
+    "suffix_of",
+]
 
 
 class Format(NamedTuple):
@@ -100,6 +112,19 @@ def open_writer(out: Path, result: Result, kind: str) -> CubeWriter:
     module = import_module(LIKE[result.source.format] if kind == "like" else WRITERS[kind])
     writer: CubeWriter = (module.open_like if kind == "like" else module.open_writer)(out, result)
     return writer
+
+
+def holds(result: Result, kind: str) -> int:
+    """Bytes that such a writer keeps beside the block it is given."""
+    module = import_module(LIKE[result.source.format] if kind == "like" else WRITERS[kind])
+    kept: int = (module.holds_like if kind == "like" else module.holds)(result)
+    return kept
+
+
+def suffix_of(kind: str) -> str:
+    """Of the files or folders of a format of `WRITERS`, with its dot."""
+    suffix: str = import_module(WRITERS[kind]).SUFFIX
+    return suffix
 
 
 def _unknown(path: Path) -> CubeFileError:

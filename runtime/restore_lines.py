@@ -1,0 +1,246 @@
+"""A cube of any length restored by rows of frames on one grid: no split of the work changes a value.
+
+A row of frames is the engine's lines by all samples of the cube. The network's metrics are of a row, as they are of a
+frame of the stream, or of the whole cube where somebody gives these.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.arrays import Bools, Float32
+from runtime.bundle import Bundle
+from runtime.errors import CubeError
+from runtime.meaning import Meaning
+from runtime.plausible import implausible
+from runtime.products.contract import CubeReader, Quality, Seen
+from runtime.survey import Survey
+from runtime.tiles import FramePlan, Tile, frame_plan, shares
+
+Given = tuple[Mapping[str, Float32], ...]
+"""What the network takes beside its frames, one for each band group."""
+
+
+class Row(NamedTuple):
+    """What became of a row of frames.
+
+    Attributes:
+        line: its first line.
+        frames: in it: band groups times tiles.
+        metrics: [M], the mean over its band groups; empty where the network takes none, or the row was not restored.
+        experts: {expert, from 1: tiles in which it weighs most}.
+        odd: {what is odd about frames that came out: how many}.
+        passed: why it was not restored; empty where it was.
+    """
+
+    line: int
+    frames: int
+    metrics: tuple[float, ...]
+    experts: Mapping[int, int]
+    odd: Mapping[str, int]
+    passed: str = ""
+
+
+class Block(NamedTuple):
+    """Lines that are finished.
+
+    Attributes:
+        start: the first.
+        cube: [bands, n, samples], of the source's type and numbers, or of the unit range.
+        quality: of them.
+        missing, saturated, moved: pixels without a value; values set to a limit of the type, or off a mark.
+    """
+
+    start: int
+    cube: NDArray[Any]
+    quality: Quality
+    missing: int
+    saturated: int
+    moved: int
+
+
+@dataclass(eq=False)
+class _Window:
+    """The lines of a row, and what came of rows before it, moved on from row to row.
+
+    Attributes:
+        start: the first line.
+        numbers, masked, full: of the source, as it gives them; saturated pixels.
+        made: float32 [bands, n, samples], what frames add up to. share: the largest of a tile's shares in a pixel.
+        expert, restored, odd: of pixels.
+    """
+
+    start: int
+    numbers: NDArray[Any]
+    masked: Bools | None
+    full: Bools | None
+    made: Float32
+    share: Float32
+    expert: NDArray[np.uint8]
+    restored: Bools
+    odd: Bools
+
+    @classmethod
+    def of(cls, reader: CubeReader, start: int, stop: int) -> "_Window":
+        numbers = reader.read_lines(start, stop)
+        plane = numbers.shape[1:]
+        return cls(
+            start, numbers, reader.missing(start, stop), reader.saturated(start, stop),
+            np.zeros(numbers.shape, np.float32), np.zeros(plane, np.float32), np.zeros(plane, np.uint8),
+            np.zeros(plane, np.bool_), np.zeros(plane, np.bool_),
+        )  # fmt: skip
+
+    def moved_on(self, reader: CubeReader, start: int, stop: int) -> "_Window":
+        """The lines `start` to `stop`, those that were there before with what was added up in them."""
+        had = self.start + self.numbers.shape[1]
+        if start >= had:
+            return _Window.of(reader, start, stop)
+        new = _Window.of(reader, had, stop) if stop > had else None
+        kept, self.start = slice(start - self.start, None), start
+        for name in ("numbers", "masked", "full", "made", "share", "expert", "restored", "odd"):
+            own = getattr(self, name)
+            if own is None:
+                continue
+            parts = [own[..., kept, :], *([] if new is None else [getattr(new, name)])]
+            setattr(self, name, np.concatenate(parts, axis=-2))
+        return self
+
+
+def restore_lines(
+    bundle: Bundle,
+    reader: CubeReader,
+    survey: Survey,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    given: Given | None = None,
+    clip: bool = False,
+    unit: bool = False,
+) -> Iterator[Block | Row]:
+    """Restore lines `start` to `stop` of a product: every row of frames as it is done, every block as it is finished.
+
+    Args:
+        bundle: its network gives what it takes, band for band, and is tiled freely.
+        reader, survey: the product, and what was made of its numbers.
+        given: what the network takes beside frames, in place of what each row's own lines say.
+        clip: clip to [0, 1] in the unit range.
+        unit: give float32 in the unit range.
+
+    Raises:
+        CubeFileError: lines cannot be read.
+        MachineError: the engine failed.
+    """
+    shape, signature = reader.description.shape, bundle.manifest.signature
+    lines, height = shape[1], signature.measured.size[0]
+    stop = lines if stop is None else stop
+    plan = frame_plan((shape[0], min(height, lines), shape[2]), signature, bundle.manifest.overlap)
+    rows = shares(lines, height, bundle.manifest.overlap)
+    window: _Window | None = None
+    for place, (first, share) in enumerate(rows):
+        end = rows[place + 1][0] if place + 1 < len(rows) else lines
+        if first + len(share) <= start:
+            continue
+        if first >= stop:
+            break
+        last = first + len(share)
+        window = _Window.of(reader, first, last) if window is None else window.moved_on(reader, first, last)
+        yield _restore_row(bundle, survey, plan, window, share, given)
+        low, high = max(start, first), min(stop, end)
+        if low < high:
+            yield _finished(survey, window, low, high, clip=clip, unit=unit)
+
+
+def _restore_row(
+    bundle: Bundle, survey: Survey, plan: FramePlan, window: _Window, share: Float32, given: Given | None
+) -> Row:
+    """Add the frames of a row to the window."""
+    signature = bundle.manifest.signature
+    meaning = survey.of_lines(window.numbers, window.masked)
+    cube = meaning.unit(window.numbers)
+    tiles = [(tile, _across(part) * share[:, None]) for tile, part in plan.tiles]
+    try:
+        if meaning.missing.all():
+            raise CubeError("every pixel is missing")
+        feeds = given or [bundle.prompts(cube[at : at + signature.measured.bands]) for at, _ in plan.groups]
+    except CubeError as error:
+        for tile, part in tiles:
+            _area(window.made, tile)[...] += _area(cube, tile) * part
+        return Row(window.start, 0, (), {}, {}, error.problem)
+    experts, odd = dict[int, int](), dict[str, int]()
+    weights = np.zeros((len(tiles), 0))
+    for (at, of_group), own in zip(plan.groups, feeds, strict=True):
+        part = cube[at : at + signature.measured.bands]
+        joined = window.made[at : at + signature.restored.bands]
+        for number, (tile, of_tile) in enumerate(tiles):
+            if _area(meaning.missing, tile).all():
+                _area(joined, tile)[...] += _area(part, tile) * of_tile * of_group
+                continue
+            frame = plan.tiling.cut(part, tile)
+            made = bundle.engine.infer({signature.measured.name: frame, **own})
+            out = made[signature.restored.name][0]
+            why = implausible(frame[0], out, alike=True, known=bundle.restored_range)
+            if why:
+                odd[why] = odd.get(why, 0) + 1
+                _area(window.odd, tile)[...] = True
+            _area(joined, tile)[...] += out[:, : tile.lines, : tile.samples] * of_tile * of_group
+            if signature.routing is not None:
+                routed = made[signature.routing.name].sum(axis=0, dtype=np.float64)
+                weights = weights if weights.size else np.zeros((len(tiles), len(routed)))
+                weights[number] += routed
+    for number, (tile, of_tile) in enumerate(tiles):
+        if _area(meaning.missing, tile).all():
+            continue
+        _area(window.restored, tile)[...] = True
+        if weights.size:
+            expert = int(weights[number].argmax()) + 1
+            experts[expert] = experts.get(expert, 0) + 1
+            shares_, names = _area(window.share, tile), _area(window.expert, tile)
+            more = of_tile > shares_
+            shares_[more], names[more] = of_tile[more], expert
+    metrics: tuple[float, ...] = ()
+    if signature.metrics is not None:
+        rows = np.stack([own[signature.metrics.name][0] for own in feeds])
+        metrics = tuple(rows.mean(axis=0, dtype=np.float64).tolist())
+    return Row(window.start, plan.runs, metrics, experts, odd)
+
+
+def _across(share: Float32) -> Float32:
+    """Shares [samples] of a tile among those beside it, of its shares [lines, samples] in a plan of one row."""
+    return share[:1]
+
+
+def _area(plane: NDArray[Any], tile: Tile) -> NDArray[Any]:
+    return plane[..., : tile.lines, tile.sample : tile.sample + tile.samples]
+
+
+def _finished(survey: Survey, window: _Window, low: int, high: int, *, clip: bool, unit: bool) -> Block:
+    """Lines that no later row adds to."""
+    inner = slice(low - window.start, high - window.start)
+    numbers = window.numbers[:, inner]
+    meaning = survey.of_lines(numbers, None if window.masked is None else window.masked[inner])
+    out, saturated, moved = meaning.given_back(window.made[:, inner], numbers, clip=clip, unit=unit)
+    restored = window.restored[inner]
+    out[:, ~restored] = _as_they_were(meaning, numbers, unit=unit)[:, ~restored]
+    full = np.zeros(restored.shape, np.bool_) if window.full is None else window.full[inner].copy()
+    if out.dtype.kind in "iu":
+        limits = np.iinfo(out.dtype)
+        for number, band in enumerate(out):
+            if number not in meaning.bad:
+                full |= (band == limits.max) | ((band == limits.min) & (limits.min < 0))
+    seen = np.where(restored, Seen.RESTORED, Seen.PASSED).astype(np.uint8)
+    seen[full] |= Seen.SATURATED
+    seen[window.odd[inner]] |= Seen.SUSPECT
+    seen[meaning.missing] = Seen.MISSING
+    expert = np.where(meaning.missing, 0, window.expert[inner]).astype(np.uint8)
+    return Block(low, out, Quality(seen, expert), int(meaning.missing.sum()), saturated, moved)
+
+
+def _as_they_were(meaning: Meaning, numbers: NDArray[Any], *, unit: bool) -> NDArray[Any]:
+    """What was in no frame, in the numbers that are given."""
+    if not unit:
+        return numbers
+    made: NDArray[Any] = meaning.conversion.to_unit(numbers)
+    return made
