@@ -65,7 +65,7 @@ def _alone(function: Callable[[Item], Made], items: list[Item], memory: int) -> 
         for item in items:
             try:
                 yield item, pool.submit(function, item).result()
-            except BrokenProcessPool:
+            except BrokenProcessPool:  # noqa: PERF203
                 pool.shutdown(wait=True)
                 pool = _pool(1, memory)
                 yield item, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Row:
         attempts: times that it was handed out and something came back. deaths: processes that ended under it.
         worker, seconds: who restored it, and how long that took. ended: when, Unix time.
         size, changed: bytes and time (ns) of the output's first file, by which it is known again without being opened.
-        result: what was told of the restoration. error, line: what went wrong, as `DeployError.as_json` and in one line.
+        result: what was told of the restoration.
+        error, line: what went wrong, as `DeployError.as_json`, and in one line.
     """
 
     path: str
@@ -151,7 +153,7 @@ class Ledger:
             )
 
     def mark(self, path: str, **columns: Any) -> None:
-        """Change columns of one row. Where the disk takes nothing they are kept, and written with the next that it takes."""
+        """Change columns of one row. What the disk does not take is written with the next that it takes."""
         self._unwritten.setdefault(path, {}).update(columns)
         with suppress(sqlite3.Error):
             self._write()
@@ -161,7 +163,9 @@ class Ledger:
             for path, columns in self._unwritten.items():
                 values = {name: _value(name, value) for name, value in columns.items()}
                 setting = ", ".join(f"{name} = :{name}" for name in values)
-                self._base.execute(f"update products set {setting} where path = :the_path", {**values, "the_path": path})
+                self._base.execute(
+                    f"update products set {setting} where path = :the_path", {**values, "the_path": path}
+                )
         self._unwritten.clear()
 
     def _transaction(self) -> _Transaction:
@@ -228,12 +232,7 @@ def on_network_disk(path: Path, mounts: Path = Path("/proc/self/mounts")) -> boo
 
 
 def totals(states: Iterable[State]) -> dict[str, int]:
-    """{"planned", "done", "present", "refused", "failed", "quarantined", "left"}; the first is the sum of the others."""
-    counted = {state: 0 for state in ENDS}
-    left = 0
-    for state in states:
-        if state in counted:
-            counted[state] += 1
-        else:
-            left += 1
-    return {"planned": sum(counted.values()) + left, **counted, "left": left}
+    """{"planned", "done", "present", "refused", "failed", "quarantined", "left"}: the first is the others' sum."""
+    counted = Counter(states)
+    ends = {str(state): counted[state] for state in ENDS}
+    return {"planned": counted.total(), **ends, "left": counted.total() - sum(ends.values())}

@@ -55,7 +55,7 @@ def _filtered() -> bool:
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _DENY),
     ]
-    program = _Program(len(steps), (_Step * len(steps))(*steps))
+    program = _Program(len(steps), (_Step * len(steps))(*(_Step(*step) for step in steps)))
     try:
         prctl = ctypes.CDLL(None, use_errno=True).prctl
     except (OSError, AttributeError):

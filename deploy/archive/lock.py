@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from .order import FOLDER
 
 LOCK = "lock"
 PART = re.compile(rf"\..+\.{TOKEN}\.part", re.DOTALL)
+PARTS = re.compile(r"\..+\.([0-9a-f]{16})\.parts", re.DOTALL)
 OTHERS_AGE_S = 3600.0
 """Of a temporary that another computer's worker may still be writing where its lock is not seen here."""
 
@@ -84,12 +85,14 @@ def _taken(file: Path, owner: tuple[str, int]) -> InputError:
     )
 
 
-def sweep(out: Path, *, shared: bool) -> int:
+def sweep(out: Path, *, shared: bool, keys: Collection[str] = ()) -> int:
     """Remove what writers that are dead had not finished; returns how many.
 
     Args:
+        keys: of restorations that go on; parts of others are removed too.
         shared: workers of other computers may be writing, whose locks are perhaps not seen here.
     """
+    begun = {key[:16] for key in keys}
     swept, oldest = 0, time.time() - OTHERS_AGE_S
     for place, folders, files in os.walk(out):
         for name in [*files, *folders]:
@@ -109,5 +112,9 @@ def sweep(out: Path, *, shared: bool) -> int:
                     swept += 1
                 finally:
                     os.close(descriptor)
+        for name in folders:
+            if (parts := PARTS.fullmatch(name)) and parts[1] not in begun:
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+                swept += 1
         folders[:] = [name for name in folders if name != FOLDER and not PART.fullmatch(name)]
     return swept

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.bundle import Bundle
+from runtime.bundle_files import read_manifest
+from runtime.durable import write_bytes
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.manifest import Manifest
 from runtime.meaning import Asked
 from runtime.products import open_cube
 from runtime.products.contract import Reading
 from runtime.products.naming import restored_name
-from runtime.restore_product import (
-    Ways,
-    join_parts,
-    key_of,
-    planned,
-    present,
-    refuse_unfit,
-    restore_part,
-    restore_product,
-)
+from runtime.restore_parts import join_parts, restore_part
+from runtime.restore_product import Ways, digest_of, judged, key_of, planned, refuse_unfit, restore_product
+
+if TYPE_CHECKING:
+    from runtime.products.searching import Found
 
 from ..answers import missing_package
 from .order import Order
@@ -58,26 +59,28 @@ class Task:
     Attributes:
         path, out: of the product, and of its restoration.
         key: of the restoration. order: how.
-        kind: the whole product, a part of it, or parts to be joined.
+        kind: the whole product; of a split one the look at every pixel, a part, or all parts to be joined.
         lines: of a part: the first, and the one after the last.
-        parts: the file of a part, or of all of them in their order.
+        parts: the file of a part; to be joined, all of them in their order, each with its SHA-256.
+        found: of a split one, what the look found (`runtime.survey.Survey`).
     """
 
     path: str
     out: str
     key: str
     order: Order
-    kind: Literal["whole", "part", "join"] = "whole"
+    kind: Literal["whole", "survey", "part", "join"] = "whole"
     lines: tuple[int, int] = (0, 0)
-    parts: tuple[str, ...] = ()
+    parts: tuple[tuple[str, str], ...] = ()
+    found: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a planner is given: a product, the bundle's manifest, how."""
+    """What a planner is given: a product, the folder of its restoration, how."""
 
     path: str
-    manifest: Manifest
+    folder: str
     order: Order
 
 
@@ -96,24 +99,42 @@ def ways_of(order: Order) -> Ways:
 
 
 def looked_at(look: Look) -> Record:
-    """What is known of a product without its pixels; `state` is planned, refused or failed."""
+    """What is known of a product without its pixels; `state` is planned, present, refused or failed."""
     path, ways = Path(look.path), ways_of(look.order)
+    told: Record = {}
     try:
+        told["stamp"] = stamp_of((path,))
+        manifest = _manifest(look.order.bundle)
         with open_cube(path, ways.reading) as reader:
             described = reader.description
-        refuse_unfit(look.manifest, described)
-        return {
-            "state": "planned",
-            "key": key_of(described, look.order.seal, ways),
-            "name": restored_name(described, look.order.kind),
-            "stamp": stamp_of(described.files),
-            "format": described.format,
-            "shape": described.shape,
-            "bytes": prod(described.shape) * described.dtype.itemsize,
-            "peak": planned(look.manifest, described, ways),
-        }
+        told |= {"stamp": stamp_of(described.files), "format": described.format, "shape": described.shape}
+        refuse_unfit(manifest, described)
+        out = Path(look.folder, restored_name(described, look.order.kind))
+        told |= {"key": key_of(described, look.order.seal, ways), "out": str(out)}
+        told |= {"bytes": prod(described.shape) * described.dtype.itemsize}
+        told |= {"peak": planned(manifest, described, ways), "state": "planned"}
+        told["cuts"] = parts_of(described.shape[1], manifest) if look.order.split else []
+        if os.path.lexists(out):
+            if present(out, told["key"]):
+                return {**told, **of_output(out), "state": "present"}
+            if not look.order.replace:
+                remedy = "give another --out, or --replace to put this one in its place"
+                raise InputError("holds another restoration, or none", file=out, key="--out", remedy=remedy)
+        return told
     except Exception as error:
-        return of_error(error, path)
+        return {**told, **of_error(error, path)}
+
+
+@lru_cache(1)
+def _manifest(bundle: str) -> Manifest:
+    return read_manifest(Path(bundle))
+
+
+def present(out: Path, key: str) -> bool:
+    """Whether an output is there, whole, and was made with that key."""
+    from runtime.restore_product import present as told
+
+    return bool(told(out, key))
 
 
 def stamp_of(files: tuple[Path, ...]) -> tuple[tuple[str, int, int], ...]:
@@ -140,19 +161,42 @@ def do(task: Task, bundle: Bundle, progress: Progress | None = None) -> Record:
 def _done(task: Task, bundle: Bundle, progress: Progress | None) -> Record:
     path, out, ways = Path(task.path), Path(task.out), ways_of(task.order)
     if task.kind == "part":
-        restore_part(bundle, path, Path(task.parts[0]), ways, *task.lines)
-        return {"state": "done"}
+        return {"state": "done", "sha256": _part(task, bundle, ways)}
     # Its worker was taken for dead, or the answer was lost.
-    if present(out, task.key):
+    if os.path.lexists(out) and present(out, task.key):
+        _remove_parts(task)
         return {"state": "done", **of_output(out)}
+    if task.kind == "survey":
+        with open_cube(path, ways.reading) as reader:
+            return {"state": "done", "found": judged(bundle, reader, ways, progress)}
     if task.kind == "join":
-        made = join_parts(bundle, path, [Path(part) for part in task.parts], out, ways)
+        parts = [(Path(part), sha256) for part, sha256 in task.parts]
+        made = join_parts(bundle, path, parts, out, ways, task.found)
+        _remove_parts(task)
     else:
         made = restore_product(bundle, path, out, ways, progress=progress)
     result = asdict(made)
     # Paths are within the archive, which may be moved.
     files = [str(Path(file).relative_to(out.parent)) for file in result.pop("files")]
     return {"state": "done", **of_output(out), "result": {"files": files, **result}}
+
+
+def _part(task: Task, bundle: Bundle, ways: Ways) -> str:
+    """Restore a part, unless it is there from before; returns its SHA-256, which lies beside it."""
+    part = Path(task.parts[0][0])
+    beside = part.with_suffix(".sha256")
+    part.parent.mkdir(exist_ok=True)
+    with suppress(OSError):
+        if (known := beside.read_text("ascii", "replace")) == digest_of(part):
+            return known
+    made = restore_part(bundle, Path(task.path), part, ways, task.found, *task.lines)
+    write_bytes(beside, made.encode())
+    return made
+
+
+def _remove_parts(task: Task) -> None:
+    for folder in {Path(part).parent for part, _ in task.parts}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def of_output(out: Path) -> Record:
@@ -162,7 +206,7 @@ def of_output(out: Path) -> Record:
 
 
 def of_error(error: Exception, path: Path) -> Record:
-    """What went wrong with a product: refused where it is the product's own fault, else failed; `retry` if it may pass."""
+    """What went wrong: refused where it is the product's own fault, else failed; with `retry` where that may pass."""
     found, system = _known(error, path), _system_error(error)
     refused, retry = isinstance(found, InputError), False
     if system in PASSING:
@@ -190,7 +234,9 @@ def _known(error: Exception, path: Path) -> DeployError:
         return missing
     if isinstance(error, OSError):
         return MachineError(
-            f"cannot be read or written: {error.strerror or error}", file=error.filename or path, remedy="check the disk"
+            f"cannot be read or written: {error.strerror or error}",
+            file=error.filename or path,
+            remedy="check the disk",
         )
     remedy = "please report it with events.jsonl, where its traceback is"
     return DeployError(f"a bug of ours: {type(error).__name__}", file=path, remedy=remedy)
@@ -213,19 +259,17 @@ def parts_of(lines: int, manifest: Manifest) -> list[tuple[int, int]]:
     """Where a cube of so many lines is split; one part where that is not worth it."""
     frame = manifest.signature.measured.size[0]
     count = max(1, lines // (FRAMES_OF_PART * max(1, frame - manifest.overlap)))
-    edges = [lines * n // count for n in range(count + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return [(lines * n // count, lines * (n + 1) // count) for n in range(count)]
 
 
-def part_files(task_out: str, key: str, count: int) -> tuple[str, ...]:
+def part_files(out: str, key: str, count: int) -> tuple[str, ...]:
     """Where the parts of a product lie: beside it, in a folder of its key."""
-    folder = Path(task_out).with_name(f".{Path(task_out).name}.{key[:16]}.parts")
-    return tuple(str(folder / f"{number:06}") for number in range(count))
+    folder = Path(out).with_name(f".{Path(out).name}.{key[:16]}.parts")
+    return tuple(str(folder / f"{number:06}.part") for number in range(count))
 
 
-def line_of(error: Mapping[str, Any]) -> str:
-    """An error of `DeployError.as_json` as one line."""
-    told = DeployError(
-        error["message"], file=error["file"], line=error["line"], key=error["key"], remedy=error["remedy"] or ""
-    )
-    return told.one_line()
+def search(order: Order) -> Found:
+    """The products that inputs hold. Raises CubeFileError where nothing can be found at all."""
+    from runtime.products.searching import found_in
+
+    return found_in([Path(path) for path in order.inputs], outside=order.outside)

@@ -33,7 +33,7 @@ class _Here:
 
 
 @dataclass
-class OpenBundle(WorkerPlugin):  # type: ignore[misc]
+class OpenBundle(WorkerPlugin):
     """Opens a bundle in every worker, verified byte by byte and proved; also in those that come later.
 
     Attributes:
@@ -95,6 +95,8 @@ def job(task: Task) -> Record:
 
     bundle = _Here.bundle
     if bundle is None or _Here.error is not None or _Here.seal != task.order.seal:
-        error = _Here.error or BundleError("is not open in this worker", file=task.order.bundle, remedy="start it again")
+        error = _Here.error or BundleError(
+            "is not open in this worker", file=task.order.bundle, remedy="start it again"
+        )
         return {"state": "unfit", "worker": name, "error": error.as_json(), "line": error.one_line()}
     return {"worker": name, **work.do(task, bundle, tell)}
