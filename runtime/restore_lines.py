@@ -231,8 +231,8 @@ def _finished(survey: Survey, window: _Window, low: int, high: int, *, clip: boo
             if number not in meaning.bad:
                 full |= (band == limits.max) | ((band == limits.min) & (limits.min < 0))
     seen = np.where(restored, Seen.RESTORED, Seen.PASSED).astype(np.uint8)
-    seen[full] |= Seen.SATURATED
-    seen[window.odd[inner]] |= Seen.SUSPECT
+    seen[full] |= np.uint8(Seen.SATURATED)
+    seen[window.odd[inner]] |= np.uint8(Seen.SUSPECT)
     seen[meaning.missing] = Seen.MISSING
     expert = np.where(meaning.missing, 0, window.expert[inner]).astype(np.uint8)
     return Block(low, out, Quality(seen, expert), int(meaning.missing.sum()), saturated, moved)

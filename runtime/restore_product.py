@@ -218,11 +218,10 @@ def _unlooked(description: Description) -> Meaning:
     return Meaning(Conversion(), None, (), {}, nothing, description.stated.wavelengths)
 
 
-def judged(bundle: Bundle, reader: CubeReader, ways: Ways, progress: Progress | None = None) -> Survey:
-    """A look at every pixel of a product, for a bundle. Raises CubeError."""
-    manifest = bundle.manifest
+def judged(manifest: Manifest, reader: CubeReader, asked: Asked, progress: Progress | None = None) -> Survey:
+    """A look at every pixel of a product, for the bundle of a manifest. Raises CubeError."""
     refuse_unfit(manifest, reader.description)
-    asked = replace(ways.asked, by_wavelength=manifest.signature.measured.kind == "cube")
+    asked = replace(asked, by_wavelength=manifest.signature.measured.kind == "cube")
     found = survey(reader, partial(meaning_for, manifest), asked, progress)
     bands, described = manifest.signature.measured.bands, reader.description
     doubt = words.axis_doubt(described.shape, bands, described.stated.axes)
@@ -260,7 +259,7 @@ def restore_product(
         refuse_unfit(bundle.manifest, description)
         needed = planned(bundle.manifest, description, ways)
         refuse_large(needed, description.path)
-        found = judged(bundle, reader, ways, _first_half(progress))
+        found = judged(bundle.manifest, reader, ways.asked, _first_half(progress))
         if told is not None:
             told(reader, found)
         given = _of_scene(bundle, reader, found) if ways.metrics == "scene" else None

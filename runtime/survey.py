@@ -12,7 +12,7 @@ from runtime.arrays import Bools
 from runtime.errors import CubeError
 from runtime.meaning import Asked, Meaning, words
 from runtime.meaning.bands import FEWEST, FULL, HARDLY, LISTED, ONE_VALUE
-from runtime.meaning.marks import marked
+from runtime.meaning.marks import marked, measured
 from runtime.products.contract import CubeReader
 from runtime.stated import Stated
 
@@ -82,8 +82,9 @@ def survey(reader: CubeReader, judge: Judge, asked: Asked, tell: Callable[[int, 
         bad: Mapping[int, str] | None = None
         for _ in range(ROUNDS):
             meaning = judge(sample, stated, asked, bad=bad)
-            seen = _looked(reader, meaning, tell)
-            found = _bad(seen, meaning, constant=asked.constant_bands != "restore")
+            ends = _ends(sample, meaning)
+            seen = _looked(reader, meaning, ends, tell)
+            found = _bad(seen, meaning, ends, constant=asked.constant_bands != "restore")
             agreed = found.keys() == meaning.bad.keys() and not seen.beyond(sample, meaning.bad)
             bad = found
             if agreed:
@@ -134,7 +135,8 @@ class _Looked:
     """What a look at every pixel finds, band by band.
 
     Attributes:
-        counts: values that are neither marked nor infinite nor NaN. same: those that are the one value of a bad band.
+        counts: values that are neither marked nor infinite nor NaN. same: those [bands, 2] that are the
+            smallest, or the largest, of the sample.
         sums: of good bands, over the `pixels` that are not `missing`.
         smallest, largest: values of a band; low, high: pixels [bands] that hold them.
         inside: pixels with a value in some band. wild: pixels with one that is not finite and not marked, `first` of
@@ -172,24 +174,33 @@ class _Looked:
         return [pixel[:, None, None] for pixel in (*self.low, *self.high) if pixel is not None]
 
 
-def _looked(reader: CubeReader, meaning: Meaning, tell: Callable[[int, int], None] | None) -> _Looked:
+def _ends(sample: NDArray[Any], meaning: Meaning) -> NDArray[Any]:
+    """The smallest and the largest measured value [bands, 2] of a sample; zeros of a band without any."""
+    ends = np.zeros((len(sample), 2), sample.dtype)
+    for number, band in enumerate(sample):
+        values = measured(band, meaning.marks)
+        if values.size:
+            ends[number] = values.min(), values.max()
+    return ends
+
+
+def _looked(
+    reader: CubeReader, meaning: Meaning, ends: NDArray[Any], tell: Callable[[int, int], None] | None
+) -> _Looked:
     bands, lines, _ = reader.description.shape
     zeros = np.zeros(bands, np.int64)
     seen = _Looked(
-        zeros, zeros.copy(), np.zeros(bands), np.full(bands, np.inf), np.full(bands, -np.inf), [None] * bands,
-        [None] * bands,
+        zeros, np.zeros((bands, 2), np.int64), np.zeros(bands), np.full(bands, np.inf), np.full(bands, -np.inf),
+        [None] * bands, [None] * bands,
     )  # fmt: skip
-    single = {band: float(why.rsplit(", ", 1)[1]) for band, why in meaning.bad.items() if why.startswith(ONE_VALUE)}
     for start, stop in steps(reader, BLOCK_BYTES):
-        _look_at(reader.read_lines(start, stop), reader.missing(start, stop), meaning, single, seen)
+        _look_at(reader.read_lines(start, stop), reader.missing(start, stop), meaning, ends, seen)
         if tell is not None:
             tell(stop, lines)
     return seen
 
 
-def _look_at(
-    numbers: NDArray[Any], masked: Bools | None, meaning: Meaning, single: Mapping[int, float], seen: _Looked
-) -> None:
+def _look_at(numbers: NDArray[Any], masked: Bools | None, meaning: Meaning, ends: NDArray[Any], seen: _Looked) -> None:
     flat = numbers.reshape(len(numbers), -1)
     none = np.zeros(flat.shape[1], np.bool_) if masked is None else masked.reshape(-1)
     missing, inside, wild = none.copy(), np.zeros_like(none), np.zeros_like(none)
@@ -209,8 +220,7 @@ def _look_at(
         seen.counts[number] += values.size
         if not values.size:
             continue
-        if number in single:
-            seen.same[number] += np.count_nonzero(values == band.dtype.type(single[number]))
+        seen.same[number] += [np.count_nonzero(values == end) for end in ends[number]]
         for extreme, better, kept, pixels in (
             (int(values.argmin()), np.less, seen.smallest, seen.low),
             (int(values.argmax()), np.greater, seen.largest, seen.high),
@@ -229,23 +239,19 @@ def _look_at(
     seen.wild += int(wild.sum())
 
 
-def _bad(seen: _Looked, meaning: Meaning, *, constant: bool) -> dict[int, str]:
+def _bad(seen: _Looked, meaning: Meaning, ends: NDArray[Any], *, constant: bool) -> dict[int, str]:
     """{band: what is wrong with it}, as `runtime.meaning.bands.bad_bands` has it of a whole cube."""
     found = {band: why for band, why in meaning.bad.items() if why == LISTED}
-    some = seen.counts >= FEWEST
-    varied = bool((some & (seen.smallest < seen.largest)).any())
+    single = (seen.counts >= FEWEST) & (seen.same.max(axis=1) > FULL * seen.counts)
     for number, count in enumerate(seen.counts.tolist()):
         if number in found:
             continue
-        why = meaning.bad.get(number, "")
         if not count:
             found[number] = "without a single value"
         elif count < HARDLY * seen.inside:
             found[number] = f"without a value in {100 * (1 - count / seen.inside):.0f} % of the pixels"
-        elif constant and varied and count >= FEWEST and seen.smallest[number] == seen.largest[number]:
-            found[number] = f"{ONE_VALUE}, {seen.smallest[number]:g}"
-        elif constant and why.startswith(ONE_VALUE) and seen.same[number] > FULL * count:
-            found[number] = why
+        elif constant and single[number] and not single.all():
+            found[number] = f"{ONE_VALUE}, {ends[number, seen.same[number].argmax()]:g}"
     return found
 
 

@@ -8,17 +8,19 @@ from typing import Any, Literal
 import click
 
 from runtime.bundle import load_bundle
-from runtime.bundle_files import Contents, stored_array, unlisted_files, verified_bundle
+from runtime.bundle_files import Contents, read_manifest, stored_array, unlisted_files, verified_bundle
 from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
 from runtime.files.foreign import refuse_foreign
 from runtime.manifest import Manifest
 from runtime.meaning import Asked
+from runtime.products import Reading
 from runtime.signature import plane_text
 
 from .. import console
 from .inspect_checkpoint import inspect_checkpoint, is_checkpoint
 from .inspect_cube import inspect_cube, is_cube
+from .inspect_product import inspect_product, is_product
 from .options import (
     constant_bands_option,
     engine_option,
@@ -41,7 +43,7 @@ from .options import (
         "deploy inspect flight/scene.hdr",
     )
 )
-@click.argument("bundle", metavar="BUNDLE|CHECKPOINT|CUBE", type=click.Path(path_type=Path))
+@click.argument("bundle", metavar="BUNDLE|CHECKPOINT|CUBE|PRODUCT", type=click.Path(path_type=Path))
 @engine_option
 @reading_options
 @constant_bands_option
@@ -66,8 +68,13 @@ def command(
 
     Of a checkpoint (.pth, .safetensors, or the name of a packaged model): the architecture that takes it, or its keys.
 
+    Of a product (NetCDF, GeoTIFF, Zarr, folders of agencies): what it says of itself, without a look at its pixels.
+
     Of a cube file: what its numbers are taken to mean, band by band; exit 1 where something is doubtful.
     """
+    if is_product(bundle):
+        manifest = None if judged_for is None else read_manifest(judged_for)
+        return inspect_product(bundle, Asked(scale, marks, constant_bands), Reading(layout, key), manifest)
     if is_cube(bundle):
         known = None if judged_for is None else verified_bundle(judged_for).manifest
         return inspect_cube(bundle, Asked(scale, marks, constant_bands), layout, key, known)

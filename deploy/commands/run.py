@@ -51,8 +51,8 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="ENVI (.hdr, .bil, ...), .npy, .nc, .zarr, .tif, .png, or like the input; a folder for a folder; .mkv, .mp4 or - "
-    "for a video.",
+    help="ENVI (.hdr, .bil, ...), .npy, .nc, .zarr, .tif, .png, or like the input; a folder for a folder; .mkv, .mp4 "
+    "or - for a video.",
 )
 @reading_options
 @constant_bands_option

@@ -218,7 +218,7 @@ def _never_restored(parts: Parts) -> list[str]:
     names = "lines.hdr" if parts.limit is None else "lines-NNNN.hdr, segment by segment"
     return [
         f"lines {told}{more * (len(left) > SHOWN)} of the record were not restored by the runs before; a copy of it "
-        f"can be restored later with --source envi:COPY/{names}, which numbers its lines anew and knows of no gaps"
+        f"can be restored later with --source file:COPY/{names}, which numbers its lines anew and knows of no gaps"
     ]
 
 

@@ -182,7 +182,7 @@ def allocated(path: Path, shape: Sequence[int], dtype: np.dtype[Any], *, copies:
         raise MachineError(
             f"reading it takes {needed} bytes of memory, {available} are available",
             file=path,
-            remedy="cut the cube, or restore it by lines: `deploy stream BUNDLE --source envi:FILE --restored FOLDER`",
+            remedy="cut the cube, or restore it by lines: `deploy run --metrics frame`",
         ) from error
 
 

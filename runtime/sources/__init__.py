@@ -7,6 +7,7 @@ from runtime.sources.contract import Source, SourceOptions
 
 SOURCES: dict[str, str] = {
     "sim": "runtime.sources.sim",
+    "file": "runtime.sources.file",
     "envi": "runtime.sources.envi_file",
     "envi-live": "runtime.sources.envi_live",
     "watch": "runtime.sources.watch",
@@ -21,7 +22,7 @@ __all__ = ["FORMS", "SOURCES", "Source", "SourceOptions", "find_source", "open_s
 
 
 def open_source(spec: str, options: SourceOptions | None = None) -> Source:
-    """Open what `--source` names, SCHEME:ADDRESS: `sim:`, `envi:PATH`, `watch:DIR`.
+    """Open what `--source` names, SCHEME:ADDRESS: `sim:`, `file:PATH`, `watch:DIR`.
 
     Raises:
         InputError: no such scheme, or the file is not what it should be.

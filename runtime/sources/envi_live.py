@@ -220,7 +220,7 @@ def _patiently(path: Path, seconds: float) -> Growing:
                     file=file.header.path,
                     key="interleave",
                     value="bsq",
-                    remedy="record bil or bip, or wait and read it with envi:PATH",
+                    remedy="record bil or bip, or wait and read it with file:PATH",
                 )
             if before is not None and layout(before) == layout(file.header):
                 return file

@@ -262,7 +262,7 @@ def restoration_off(why: DeployError) -> MachineError:
         file=why.file,
         key="restoration",
         value=why.value,
-        remedy="restore the record later: `deploy stream BUNDLE --source envi:RECORD/lines.hdr --restored OTHER`",
+        remedy="restore the record later: `deploy stream BUNDLE --source file:RECORD/lines.hdr --restored OTHER`",
     )
 
 

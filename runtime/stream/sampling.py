@@ -9,7 +9,7 @@ from runtime.meaning import Asked, Known, Mark, look, words
 from runtime.meaning.bands import LISTED
 from runtime.meaning.doubtful import doubtful
 from runtime.meaning.marks import marked
-from runtime.meaning.numbers import Values, judged, of_numbers
+from runtime.meaning.numbers import BRIGHTEST, Values, by_brightest, judged, of_numbers
 from runtime.scaling import Conversion
 from runtime.sources import Source
 
@@ -97,6 +97,8 @@ def source_meaning(
     if converts:
         whose, conversion, notes = of_numbers(format.dtype, format.bands, stated, asked, known)
         if sample is not None and values.bands:
+            if whose == BRIGHTEST:
+                conversion = by_brightest(conversion, values)
             conversion, doubt = judged(whose, conversion, values, stated, known)
             doubts += [doubt] if doubt else []
     elif any((stated.gains, stated.offsets, stated.reflectance_gains, stated.reflectance_offsets)):
