@@ -25,6 +25,7 @@ from runtime.meaning import Asked
 from runtime.products import open_cube
 from runtime.products.contract import Reading
 from runtime.products.naming import restored_name
+from runtime.products.provenance import provenance_of
 from runtime.restore_parts import join_parts, restore_part
 from runtime.restore_product import Ways, digest_of, judged, key_of, planned, refuse_unfit, restore_product
 
@@ -115,8 +116,8 @@ def looked_at(look: Look) -> Record:
         told |= {"peak": planned(manifest, described, ways), "state": "planned"}
         told["cuts"] = parts_of(described.shape[1], manifest) if look.order.split else []
         if os.path.lexists(out):
-            if present(out, told["key"]):
-                return {**told, **of_output(out), "state": "present"}
+            if (made := made_with(out, told["key"])) is not None:
+                return {**told, **made, "state": "present"}
             if not look.order.replace:
                 remedy = "give another --out, or --replace to put this one in its place"
                 raise InputError("holds another restoration, or none", file=out, key="--out", remedy=remedy)
@@ -130,11 +131,15 @@ def _manifest(bundle: str) -> Manifest:
     return read_manifest(Path(bundle))
 
 
-def present(out: Path, key: str) -> bool:
-    """Whether an output is there, whole, and was made with that key."""
-    from runtime.restore_product import present as told
-
-    return bool(told(out, key))
+def made_with(out: Path, key: str) -> Record | None:
+    """What an output tells of its restoration, where it is there, whole, and was made with that key; else None."""
+    told = provenance_of(out)
+    if told is None or told.get("key") != key:
+        return None
+    result = {
+        name: told[name] for name in ("frames", "experts", "missing", "moved", "saturated", "suspect") if name in told
+    }
+    return {**of_output(out), "result": result}
 
 
 def stamp_of(files: tuple[Path, ...]) -> tuple[tuple[str, int, int], ...]:
@@ -163,9 +168,9 @@ def _done(task: Task, bundle: Bundle, progress: Progress | None) -> Record:
     if task.kind == "part":
         return {"state": "done", "sha256": _part(task, bundle, ways)}
     # Its worker was taken for dead, or the answer was lost.
-    if os.path.lexists(out) and present(out, task.key):
+    if os.path.lexists(out) and (there := made_with(out, task.key)) is not None:
         _remove_parts(task)
-        return {"state": "done", **of_output(out)}
+        return {"state": "done", **there}
     if task.kind == "survey":
         with open_cube(path, ways.reading) as reader:
             return {"state": "done", "found": judged(bundle, reader, ways, progress)}
@@ -177,7 +182,7 @@ def _done(task: Task, bundle: Bundle, progress: Progress | None) -> Record:
         made = restore_product(bundle, path, out, ways, progress=progress)
     result = asdict(made)
     # Paths are within the archive, which may be moved.
-    files = [str(Path(file).relative_to(out.parent)) for file in result.pop("files")]
+    files = [os.path.relpath(file, out.parent) for file in result.pop("files")]
     return {"state": "done", **of_output(out), "result": {"files": files, **result}}
 
 

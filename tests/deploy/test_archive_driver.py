@@ -127,7 +127,7 @@ def test_a_signal_lets_running_products_end_and_a_rerun_goes_on(tmp_path: Path) 
 
 def test_more_memory_than_there_is_is_refused_before_anything_starts(tmp_path: Path) -> None:
     inputs = jobs(tmp_path / "in", a="write 0")
-    with pytest.raises(MachineError, match="2 workers of 9000.00 GiB take more memory than there is"):
+    with pytest.raises(MachineError, match=r"2 workers of 9000\.00 GiB take more memory than there is"):
         run_archive(order(inputs), tmp_path / "out", Means(workers=2, memory=9000 << 30), craft=CRAFT)
     assert begun(inputs) == {}
 
@@ -146,7 +146,8 @@ class driver:  # noqa: N801
             "from runtime.errors import DeployError\nfrom tests.deploy.archive_craft import CRAFT, order\n"
             "if __name__ == '__main__':\n"
             "    try:\n"
-            "        run_archive(order(Path(sys.argv[1])), Path(sys.argv[2]), Means(workers=2, memory=1 << 29), craft=CRAFT)\n"
+            "        means = Means(workers=2, memory=1 << 29)\n"
+            "        run_archive(order(Path(sys.argv[1])), Path(sys.argv[2]), means, craft=CRAFT)\n"
             "    except DeployError as error:\n"
             "        print(error, flush=True)\n"
             "        sys.exit(error.exit_code)\n"
