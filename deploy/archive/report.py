@@ -159,10 +159,9 @@ def _experts(rows: Sequence[Row]) -> str:
         f'<td><div class="bar" style="width: {100 * count / most:.1f}%"></div></td></tr>\n'
         for expert, count in sorted(chosen.items(), key=lambda item: item[0].zfill(4))
     )
+    head = "<tr><th>expert</th><th>tiles</th><th></th></tr>"
     caption = f"Experts that weighed most, of {total} tiles"
-    return (
-        f'<table class="bars"><caption>{caption}</caption><tr><th>expert</th><th>tiles</th><th></th></tr>{bars}</table>'
-    )
+    return f'<table class="bars"><caption>{caption}</caption>{head}{bars}</table>'
 
 
 def _pace(row: Row) -> str:

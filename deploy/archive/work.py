@@ -173,7 +173,7 @@ def _done(task: Task, bundle: Bundle, progress: Progress | None) -> Record:
         return {"state": "done", **there}
     if task.kind == "survey":
         with open_cube(path, ways.reading) as reader:
-            return {"state": "done", "found": judged(bundle, reader, ways, progress)}
+            return {"state": "done", "found": judged(bundle.manifest, reader, ways.asked, progress)}
     if task.kind == "join":
         parts = [(Path(part), sha256) for part, sha256 in task.parts]
         made = join_parts(bundle, path, parts, out, ways, task.found)

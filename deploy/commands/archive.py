@@ -90,7 +90,9 @@ def means_options(command: F) -> F:
         command,
         (
             click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to use, as tls://HOST:8786."),
-            click.option("--workers", type=click.IntRange(1, 1024), help="Processes of this computer  [default: cores]"),
+            click.option(
+                "--workers", type=click.IntRange(1, 1024), help="Processes of this computer  [default: its cores]",
+            ),
             click.option(
                 "--memory", callback=_bytes, metavar="SIZE",
                 help="Of each, such as 1.5GiB  [default: half as much again as the largest product needs]",
@@ -143,8 +145,8 @@ def plan(bundle: Path, inputs: tuple[Path, ...], out: Path, again: bool, **optio
         found = plan_of(order, out, known, search(order), looked_at, again=again, looked=looked)
     todo = [row for row in found.rows if row.state == "planned"]
     shown = [
-        (Path(row.path).name, row.format or "", " x ".join(map(str, row.shape or ())), f"{(row.bytes or 0) / 2**20:.1f}",
-         f"{(row.peak or 0) / 2**20:.0f}", row.out or "")
+        (Path(row.path).name, row.format or "", " x ".join(map(str, row.shape or ())),
+         f"{(row.bytes or 0) / 2**20:.1f}", f"{(row.peak or 0) / 2**20:.0f}", row.out or "")
         for row in todo[:SHOWN]
     ]  # fmt: skip
     if shown:
@@ -188,9 +190,7 @@ def run(bundle: Path, inputs: tuple[Path, ...], out: Path, **options: Any) -> di
     return run_archive(_order(bundle, inputs, options), out.absolute(), means)
 
 
-@command.command(
-    epilog=examples("deploy archive resume restored", "deploy archive resume restored --again --workers 2")
-)
+@command.command(epilog=examples("deploy archive resume restored", "deploy archive resume restored --again"))
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
 @means_options
 @trust_option

@@ -44,7 +44,8 @@ def look(look: Look) -> Record:
     out = Path(look.folder, path.stem + ".out")
     record: Record = {
         "state": "planned", "stamp": stamp_of((path,)), "format": "job", "shape": (1, 10, 10), "bytes": 100,
-        "peak": int(told[1]) if told[0] == "large" else 1 << 20, "key": f"{hash(path.name) & 0xFFFF:064x}", "out": str(out),
+        "peak": int(told[1]) if told[0] == "large" else 1 << 20, "key": path.name.encode().hex(),
+        "out": str(out),
     }  # fmt: skip
     return {**record, "state": "present", **of_output(out)} if out.exists() else record
 
