@@ -1,12 +1,14 @@
 """Functions of strangers' files, called in processes of their own: one that ends its process ends nothing else."""
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
+
+from runtime.machine import available_cores
 
 from .limits import bound_memory, close_network
 
@@ -14,6 +16,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 WINDOW = 8
 """Items in flight for each process."""
+MOST = 8
 
 
 def _begin(memory: int) -> None:
@@ -24,16 +27,15 @@ def _begin(memory: int) -> None:
     bound_memory(memory)
 
 
-def each(
-    function: Callable[[Item], Made], items: Iterable[Item], *, processes: int, memory: int
-) -> Iterator[tuple[Item, Made | None]]:
+def each(function: Callable[[Item], Made], items: Sequence[Item], *, memory: int) -> Iterator[tuple[Item, Made | None]]:
     """What `function` makes of each item, in the order in which they end; None of an item that ends its process.
 
     Args:
         function: of a module, of values that can be pickled; raises nothing.
-        processes: how many work side by side.
         memory: bytes that each may take.
     """
+    # A process takes a second to begin.
+    processes = max(1, min(MOST, available_cores(), len(items) // 4))
     waiting = iter(items)
     again: list[Item] = []
     while True:

@@ -50,9 +50,11 @@ def alone(out: Path) -> Iterator[None]:
                 raise _taken(file, owner) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
-        yield
-        with suppress(OSError):
-            os.ftruncate(descriptor, 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

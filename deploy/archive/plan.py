@@ -24,7 +24,6 @@ MARGIN, FITS, LEAST = 1.5, 0.85, 768 << 20
 since with more Dask pauses the worker; and the smallest."""
 LOOKING = 2 << 30
 """Bytes that a process may take which looks at products without reading their pixels."""
-LOOKERS = 4
 
 
 class Found(Protocol):
@@ -91,8 +90,7 @@ def plan_of(
             looks.append(Look(path, str(out / _folder(path, order.inputs)), order))
             rows[path] = Row(path)
     if looks:
-        processes = max(1, min(LOOKERS, available_cores(), len(looks) // 4))
-        for number, (item, record) in enumerate(each(look, looks, processes=processes, memory=LOOKING), 1):
+        for number, (item, record) in enumerate(each(look, looks, memory=LOOKING), 1):
             rows[item.path] = _looked(item, record, asked, out, before.get(item.path))
             cuts[item.path] = tuple(record.get("cuts", ())) if record else ()
             looked(number, len(looks))

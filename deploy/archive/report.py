@@ -16,7 +16,6 @@ import numpy as np
 
 from runtime.durable import write_bytes
 from runtime.errors import printable
-from runtime.machine import available_cores
 from runtime.products import open_cube
 from runtime.products.contract import CubeReader
 from runtime.sinks.quicklook import RESTORED, SHARES, render
@@ -55,7 +54,7 @@ def report_archive(out: Path, page: Path | None, quicklooks: int) -> dict[str, A
     page = page or out / PAGE
     restored = [row for row in rows if row.state in ("done", "present") and row.out is not None]
     chosen = [restored[i] for i in np.linspace(0, len(restored) - 1, min(quicklooks, len(restored))).astype(int)]
-    made = each(quicklook, [str(out / str(r.out)) for r in chosen], processes=available_cores(), memory=LOOKING)
+    made = each(quicklook, [str(out / str(r.out)) for r in chosen], memory=LOOKING)
     pictures = sorted((path, png) for path, png in made if png) if chosen else []
     write_bytes(page, page_of(order, rows, pictures, dashboard_of(out)).encode())
     return {"page": str(page), "products": totals(row.state for row in rows), "quicklooks": len(pictures)}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import GateError
-from runtime.machine import available_cores
 from runtime.products import open_cube
 from runtime.restore_product import digest_of
 
@@ -47,7 +46,7 @@ def verify_archive(out: Path) -> dict[str, Any]:
     claims = [_claim(row, out, ortho=order.ortho) for row in rows]
     wrong, unknown = list[str](), sum(claim.sha256 is None for claim in claims)
     with console.progress("reading back") as moved:
-        answers = each(verified, claims, processes=min(available_cores(), max(1, len(claims))), memory=LOOKING)
+        answers = each(verified, claims, memory=LOOKING)
         for number, (claim, problem) in enumerate(answers, 1):
             moved(number, len(claims))
             if problem != "":

@@ -119,6 +119,8 @@ def looked_at(look: Look) -> Record:
             if (made := made_with(out, told["key"])) is not None:
                 return {**told, **made, "state": "present"}
             if not look.order.replace:
+                # Of the output's making, not of the product's: it is looked at again the next time.
+                del told["stamp"]
                 remedy = "give another --out, or --replace to put this one in its place"
                 raise InputError("holds another restoration, or none", file=out, key="--out", remedy=remedy)
         return told
@@ -219,8 +221,8 @@ def of_error(error: Exception, path: Path) -> Record:
     elif system in LASTING or not path.exists():
         refused = False
     elif isinstance(found, MachineError):
-        # What other workers take now they give back.
-        retry = found.key == "memory"
+        # What other workers take now they give back; a limit of our own stays.
+        retry = found.key == "memory" and not isinstance(error, MemoryError)
     told: Record = {"state": "refused" if refused else "failed", "retry": retry}
     told |= {"error": found.as_json(), "line": found.one_line()}
     if found.exit_code == DeployError.exit_code:

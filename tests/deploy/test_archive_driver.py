@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_two_drivers_at_one_archive_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_a_signal_lets_running_products_end_and_a_rerun_goes_on(tmp_path: Path) -> None:
-    inputs = jobs(tmp_path / "in", **{f"a{n}": "write 1" for n in range(12)})
+    inputs = jobs(tmp_path / "in", **{f"a{n}": "write 0.5" for n in range(8)})
     out = tmp_path / "out"
     with driver(inputs, out) as one:
         wait_for(inputs / "a0.begun")
@@ -119,10 +120,10 @@ def test_a_signal_lets_running_products_end_and_a_rerun_goes_on(tmp_path: Path) 
     assert one.returncode == InterruptedArchiveError.exit_code == 130, said
     whole = {path.stem for path in out.glob("*.out")}
     states = {name: row.state for name, row in rows(out).items()}
-    assert {name for name, state in states.items() if state == "done"} == whole and 2 <= len(whole) < 12
+    assert {name for name, state in states.items() if state == "done"} == whole and 2 <= len(whole) < 8
     assert {state for name, state in states.items() if name not in whole} == {"planned"}
     counted = run_archive(order(inputs), out, MEANS, craft=CRAFT)["products"]
-    assert counted["present"] == len(whole) and counted["done"] == 12 - len(whole) and counted["left"] == 0
+    assert counted["present"] == len(whole) and counted["done"] == 8 - len(whole) and counted["left"] == 0
 
 
 def test_more_memory_than_there_is_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -140,13 +141,13 @@ def test_totals_balance() -> None:
 class driver:  # noqa: N801
     """`run_archive` in a process of its own, ended in any case."""
 
-    def __init__(self, inputs: Path, out: Path) -> None:
+    def __init__(self, inputs: Path, out: Path, means: Means = MEANS) -> None:
         code = (
-            "import sys\nfrom pathlib import Path\nfrom deploy.archive.run import Means, run_archive\n"
+            "import pickle, sys\nfrom pathlib import Path\nfrom deploy.archive.run import run_archive\n"
             "from runtime.errors import DeployError\nfrom tests.deploy.archive_craft import CRAFT, order\n"
             "if __name__ == '__main__':\n"
+            "    means = pickle.loads(bytes.fromhex(sys.argv[3]))\n"
             "    try:\n"
-            "        means = Means(workers=2, memory=1 << 29)\n"
             "        run_archive(order(Path(sys.argv[1])), Path(sys.argv[2]), means, craft=CRAFT)\n"
             "    except DeployError as error:\n"
             "        print(error, flush=True)\n"
@@ -155,8 +156,8 @@ class driver:  # noqa: N801
         script = out.with_suffix(".py")
         script.write_text(code)
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(inputs), str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            [sys.executable, str(script), str(inputs), str(out), pickle.dumps(means).hex()], stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )  # fmt: skip
 
     def __enter__(self) -> subprocess.Popen[str]:
