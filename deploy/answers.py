@@ -81,6 +81,7 @@ EXTRAS = {
     "skimage": "report", "sklearn": "report", "pywt": "report", "matplotlib": "report",
     "pyvips": "photographs", "av": "video",
     "cryptography": "signing",
+    "dask": "archive", "distributed": "archive",
     "zmq": "stream", "spacepackets": "stream", "prometheus_client": "stream",
 }  # fmt: skip
 """Package -> the extra that brings it."""

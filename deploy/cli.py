@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "finalize": "deploy.commands.finalize",
     "targets": "deploy.commands.targets",
     "run": "deploy.commands.run",
+    "archive": "deploy.commands.archive",
     "stream": "deploy.commands.stream",
     "check": "deploy.commands.check",
     "evaluate": "deploy.commands.evaluate",

@@ -45,7 +45,7 @@ class Finding:
 def command() -> dict[str, Any]:
     """Tell what this machine can do; exit 3 when the installation is broken or no engine is installed."""
     trusted, trust = _trust()
-    findings = [*_machine(), _installation(), *_engines(), *trusted, *_stream(), *_ground()]
+    findings = [*_machine(), _installation(), *_engines(), *trusted, *_stream(), _archives(), *_ground()]
     for finding in findings:
         mark, style = MARKS[finding.outcome]
         console.say(f"{mark} {finding.name:<27} {finding.text}", style)
@@ -142,6 +142,14 @@ def _stream() -> list[Finding]:
     if missing:
         return [cameras, Finding("publishing", "absent", 'not installed: pip install "damp-deploy[stream]"')]
     return [cameras, Finding("publishing", "ok", "Prometheus, ZeroMQ, CCSDS packets")]
+
+
+def _archives() -> Finding:
+    """What `deploy archive` needs."""
+    if find_spec("distributed") is None:
+        return Finding("archives", "absent", 'Dask is not installed: pip install "damp-deploy[archive]"')
+    links = "TLS" if find_spec("cryptography") else 'no TLS: pip install "damp-deploy[signing]"'
+    return Finding("archives", "ok", f"Dask distributed {version('distributed')}, {links}")
 
 
 def socket_limit(root: Path = Path("/")) -> int | None:

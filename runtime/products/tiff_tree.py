@@ -5,7 +5,6 @@ TIFF 6.0, BigTIFF (https://www.awaresystems.be/imaging/tiff/bigtiff.html), GDAL'
 """
 
 import os
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,0 +1,151 @@
+"""`deploy archive` on real products, with workers that are processes: what a user sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("distributed")
+
+from deploy.archive.order import FOLDER
+from runtime.bundle import load_bundle
+from runtime.restore_product import Ways, restore_product
+from tests.contracts.bundles import known_bundle
+from tests.contracts.command import assert_json_error, invoke, start
+
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle that doubles, and with `in`: three products in two folders, and two that are none."""
+    folder = tmp_path_factory.mktemp("archive")
+    known_bundle(folder / "bundle", gain=2, scale=10000)
+    rng = np.random.default_rng(0)
+    deeper = folder / "in" / "deeper"
+    deeper.mkdir(parents=True)
+    for path, lines in ((folder / "in" / "a.npy", 20), (folder / "in" / "tall.npy", 200), (deeper / "a.npy", 24)):
+        np.save(path, rng.integers(100, 3000, (lines, 24, 3)).astype(np.uint16))
+    np.save(folder / "in" / "bands.npy", rng.integers(100, 3000, (20, 24, 2)).astype(np.uint16))
+    (folder / "in" / "torn.npy").write_bytes((folder / "in" / "a.npy").read_bytes()[:500])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archived(scene: Path) -> Path:
+    """The folder once `in` was restored into `out`; `run.json` is what was printed."""
+    ended = start(
+        "archive", "run", "bundle", "in", "--out", "out", "--workers", "2", "--json", cwd=scene, env=dict(os.environ)
+    )
+    (scene / "run.json").write_text(json.dumps({"code": ended.code, "err": ended.err, **ended.json}))
+    return scene
+
+
+def test_the_plan_tells_sizes_and_refusals_and_does_nothing(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    planned = invoke(capsys, "archive", "plan", "bundle", "in", "--out", "planned", "--json")
+    assert planned.code == 0
+    assert planned.json["products"]["left"] == 3 and planned.json["products"]["refused"] == 2
+    assert planned.json["seconds"] is None and not Path("planned").exists()
+    of = {Path(row["path"]).relative_to(scene / "in").as_posix(): row for row in planned.json["plan"]}
+    assert of["a.npy"]["shape"] == [3, 20, 24] and of["a.npy"]["peak"] > 3 * 20 * 24
+    assert of["deeper/a.npy"]["out"] == "deeper/a_restored.npy"
+    assert "bands.npy" in of["bands.npy"]["line"] and "torn.npy" in planned.err
+
+
+def test_each_is_restored_as_alone_and_others_are_refused_by_name(archived: Path) -> None:
+    told = json.loads((archived / "run.json").read_text())
+    assert told["code"] == told["error"]["code"] == 1, told["err"]
+    assert told["error"]["message"] == "2 of 5 products were not restored: 2 refused"
+    assert told["products"] == {
+        "planned": 5, "done": 3, "present": 0, "refused": 2, "failed": 0, "quarantined": 0, "left": 0,
+    }  # fmt: skip
+    assert told["seconds"] > 0 and {"bands.npy", "torn.npy"} <= {
+        Path(line.split(": ")[1].split(",")[0]).name for line in told["errors"]
+    }
+    with load_bundle(archived / "bundle") as bundle:
+        for inner in ("a", "tall", "deeper/a"):
+            alone = archived / "alone" / f"{inner}_restored.npy"
+            alone.parent.mkdir(parents=True, exist_ok=True)
+            restore_product(bundle, archived / "in" / f"{inner}.npy", alone, Ways())
+            assert alone.read_bytes() == (archived / "out" / f"{inner}_restored.npy").read_bytes()
+            np.testing.assert_array_equal(np.load(alone), 2 * np.load(archived / "in" / f"{inner}.npy"))
+
+
+def test_read_back_and_told_and_found_again_without_the_ledger(
+    capsys: Capsys, archived: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archived)
+    assert invoke(capsys, "archive", "verify", "out").code == 0
+    page = invoke(capsys, "archive", "report", "out", "--quicklooks", "2", "--json")
+    assert page.code == 0 and page.json["quicklooks"] == 2
+    html = Path("out/report.html").read_text()
+    assert "torn.npy" in html and "data:image/png;base64," in html and "3 of 5 restored" in html
+
+    copy = Path(shutil.copytree("out", "copy"))
+    for file in Path(copy, FOLDER).glob("ledger*"):
+        file.unlink()
+    again = invoke(capsys, "archive", "resume", copy, "--json")
+    assert again.code == 1 and again.json["products"]["present"] == 3 and again.json["products"]["done"] == 0
+
+    damaged = shutil.copytree("out", "damaged") / Path("a_restored.npy")
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    wrong = invoke(capsys, "archive", "verify", "damaged", "--json")
+    assert assert_json_error(wrong, 1)["message"] == "1 of 3 outputs are not what was written"
+    assert "a_restored.npy" in wrong.json["wrong"][0]
+
+
+def test_split_is_whole(capsys: Capsys, archived: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(archived)
+    ended = invoke(capsys, "archive", "run", "bundle", "in/tall.npy", "--out", "split", "--split", "--json")
+    assert ended.code == 0, ended.err
+    assert Path("split/tall_restored.npy").read_bytes() == Path("out/tall_restored.npy").read_bytes()
+    assert not list(Path("split").rglob("*.part*"))
+    events = [json.loads(line) for line in Path("split", FOLDER, "events.jsonl").read_text().splitlines()]
+    (done,) = [event for event in events if event["event"] == "product"]
+    assert done["attempts"] > 3
+
+
+def test_outputs_of_another_bundle_are_left_alone_until_they_are_to_be_replaced(
+    capsys: Capsys, archived: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archived)
+    known_bundle(archived / "tripling", gain=3, scale=10000)
+    shutil.copytree("out", "both")
+    before = Path("both/a_restored.npy").read_bytes()
+    given = ("archive", "run", "tripling", "in/a.npy", "--out", "both", "--json")
+    refused = invoke(capsys, *given)
+    assert refused.code == 1 and "holds another restoration" in refused.json["errors"][0]
+    assert Path("both/a_restored.npy").read_bytes() == before
+    assert invoke(capsys, *given, "--replace").json["products"]["done"] == 1
+    np.testing.assert_array_equal(np.load("both/a_restored.npy"), 3 * np.load("in/a.npy"))
+
+
+def test_what_was_typed_wrong_ends_at_once(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scene)
+    given = ("archive", "run", "bundle", "in", "--out", "wrong")
+    Path("ca.pem").write_text("-")
+    for flags, key in (
+        (("--memory", "much"), "--memory"),
+        (("--scheduler", "tcp://10.0.0.1:8786"), "--scheduler"),
+        (("--scheduler", "127.0.0.1:8786", "--workers", "2"), "--workers"),
+        (("--tls-ca", "ca.pem"), "--tls-cert"),
+    ):
+        ended = invoke(capsys, *given, *flags, "--json")
+        assert assert_json_error(ended, 2)["key"] == key
+    assert not Path("wrong").exists()
+    ended = invoke(capsys, *given, "--memory", "9000GiB", "--json")
+    assert assert_json_error(ended, 3)["key"] == "--memory"
+
+
+def test_archives_without_dask_say_what_to_install(capsys: Capsys) -> None:
+    ended = invoke(capsys, "doctor", "--json")
+    (row,) = [finding for finding in ended.json["findings"] if finding["name"] == "archives"]
+    assert row["outcome"] == "ok" and row["text"].startswith("Dask distributed ")
