@@ -20,7 +20,7 @@ from runtime.products.cf_writer import holds
 from runtime.products.contract import CubeReader, Description, Grid, Place, Quality, Result
 from runtime.stated import Stated
 
-from .hdf5_data import open_hdf5, result_of, write_all
+from .hdf5_written import open_hdf5, result_of, write_all
 
 UTM = (
     'PROJCS["WGS 84 / UTM zone 32N",GEOGCS["WGS 84",DATUM["WGS_1984",SPHEROID["WGS 84",6378137,298.257223563,'

@@ -23,7 +23,7 @@ from runtime.products import contract, hdf5_lines, open_writer
 from runtime.products.hdf5_copy import Copy
 from runtime.products.hdf5_writer import holds_like
 
-from .hdf5_data import contents, open_hdf5, result_of, write_all
+from .hdf5_written import contents, open_hdf5, result_of, write_all
 
 PRODUCTS = [
     "emit/EMIT_L1B_RAD_001_20240101T000000_2400001_001.nc",
@@ -344,7 +344,7 @@ import sys
 from pathlib import Path
 from runtime.errors import CubeFileError
 from runtime.products import open_writer
-from tests.runtime.products.hdf5_data import open_hdf5, result_of, write_all
+from tests.runtime.products.hdf5_written import open_hdf5, result_of, write_all
 told = 0
 for limit in range(0, 60000, 1300):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -371,7 +371,7 @@ def test_a_kill_leaves_nothing_to_be_seen(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from runtime.products import open_writer
-from tests.runtime.products.hdf5_data import open_hdf5, result_of
+from tests.runtime.products.hdf5_written import open_hdf5, result_of
 with open_hdf5(Path({str(path)!r})) as reader:
     writer = open_writer(Path({str(out)!r}), result_of(reader, quality=False), "like")
     writer.write_lines(reader.read_lines(0, 5))
