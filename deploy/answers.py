@@ -82,6 +82,7 @@ EXTRAS = {
     "pyvips": "photographs", "av": "video",
     "cryptography": "signing",
     "dask": "archive", "distributed": "archive",
+    "rasterio": "products", "zarr": "zarr", "numcodecs": "zarr", "google_crc32c": "zarr",
     "zmq": "stream", "spacepackets": "stream", "prometheus_client": "stream",
 }  # fmt: skip
 """Package -> the extra that brings it."""

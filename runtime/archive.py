@@ -67,15 +67,16 @@ def unpack(archive: Path, out: Path, *, replace: bool, trust: Trust | None = Non
         with writing(out), part_of(out.absolute(), folder=True) as work:
             for name, member in members.items():
                 path = work / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("xb") as copy:
-                    if name in head.files:
-                        copy.write(head.files[name])
-                    else:
-                        file.seek(member.offset)
-                        copy_checked(file, head.records[name], copy.write, archive / name)
-                    copy.flush()
-                    os.fsync(copy.fileno())
+                with writing(out / name):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with path.open("xb") as copy:
+                        if name in head.files:
+                            copy.write(head.files[name])
+                        else:
+                            file.seek(member.offset)
+                            copy_checked(file, head.records[name], copy.write, archive / name)
+                        copy.flush()
+                        os.fsync(copy.fileno())
             for place, _, _ in os.walk(work):
                 sync_folder(Path(place))
             install_bundle(work, out, replace=replace)
@@ -113,20 +114,20 @@ def _head(file: IO[bytes], archive: Path, trust: Trust | None) -> tuple[dict[str
         if name not in members:
             return None
         if members[name].size > limit:
-            raise _wrong(archive, f"{name} is larger than it can be", members[name].size)
+            raise _wrong(archive, "is larger than it can be", members[name].size, key=name)
         file.seek(members[name].offset)
-        return _taken(file, members[name].size, archive)
+        return _taken(file, members[name].size, archive, key=name)
 
     head = read_head(read, archive, trust)
     sizes = {name: record.bytes for name, record in head.records.items()}
     sizes |= {name: len(data) for name, data in head.files.items()}
     if strange := sorted(members.keys() - sizes.keys()):
-        raise _wrong(archive, "holds a file that nothing in it lists", strange[0])
+        raise _wrong(archive, "is there, and nothing in it lists it", key=strange[0])
     if missing := sorted(sizes.keys() - members.keys()):
-        raise _wrong(archive, "lacks a file that it lists", missing[0])
+        raise _wrong(archive, "is listed, and not there", key=missing[0])
     for name, member in members.items():
         if member.size != sizes[name]:
-            raise _wrong(archive, f"{name} has another size than was built", member.size)
+            raise _wrong(archive, "has another size than was built", member.size, key=name)
     return members, head
 
 
@@ -142,13 +143,14 @@ def _members(file: IO[bytes], archive: Path) -> dict[str, _Member]:
             break
         name, length = _named(header)
         if not name:
-            raise _wrong(archive, "holds something else than plain files as `deploy pack` writes them", offset)
+            problem = f"at byte {offset} is something else than a plain file as `deploy pack` writes it"
+            raise _wrong(archive, problem, key=_said(header))
         if name <= last or len(found) == MOST_MEMBERS:
-            raise _wrong(archive, "has its files in another order, twice, or too many of them", name)
+            raise _wrong(archive, "comes in another order, twice, or as one too many", key=name)
         end = offset + BLOCK + length
         file.seek(end)
         if end > size or _taken(file, -length % BLOCK, archive) != bytes(-length % BLOCK):
-            raise _wrong(archive, "is cut off, or has something between its files", name)
+            raise _wrong(archive, "is cut off, or has something between it and the next file", key=name)
         found[name], last = _Member(offset + BLOCK, length), name
         offset = end + -length % BLOCK
     file.seek(offset)
@@ -169,6 +171,14 @@ def _named(header: bytes) -> tuple[str, int]:
     return "", 0
 
 
+def _said(header: bytes) -> str | None:
+    """What a header that is none of ours calls its member, for errors alone; None where it is no header at all."""
+    try:
+        return tarfile.TarInfo.frombuf(header, "utf-8", "strict").name or None
+    except (tarfile.HeaderError, ValueError):
+        return None
+
+
 def _header(name: str, size: int) -> bytes:
     """The 512 bytes before a file. Raises ValueError where the name is too long, or the size."""
     member = tarfile.TarInfo(name)
@@ -176,12 +186,14 @@ def _header(name: str, size: int) -> bytes:
     return member.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
 
 
-def _taken(file: IO[bytes], most: int, archive: Path) -> bytes:
+def _taken(file: IO[bytes], most: int, archive: Path, key: str | None = None) -> bytes:
     try:
         return file.read(most)
     except OSError as error:
-        raise _wrong(archive, f"cannot be read: {error.strerror or error}") from error
+        raise _wrong(archive, f"cannot be read: {error.strerror or error}", key=key) from error
 
 
-def _wrong(archive: Path, problem: str, value: object = None) -> BundleError:
-    return BundleError(problem, file=archive, value=value, remedy="pack the bundle again, or copy the archive again")
+def _wrong(archive: Path, problem: str, value: object = None, *, key: str | None = None) -> BundleError:
+    """With the member that is concerned as `key`."""
+    remedy = "pack the bundle again, or copy the archive again"
+    return BundleError(problem, file=archive, key=key, value=value, remedy=remedy)

@@ -10,7 +10,7 @@ from .manifest import Manifest
 BOARD = Path("/etc/damp-deploy/board")
 """Where the owner says what this computer is called, a name on a line."""
 VARIABLE = "DAMP_DEPLOY_BOARD"
-"""Says it in its place, in a comma list."""
+"""Says it in its place, names apart by semicolons, which no name holds."""
 DEVICE_TREE = Path("/proc/device-tree/compatible")
 MOST = 4096
 """Bytes of either file that are read."""
@@ -22,7 +22,7 @@ def board_names() -> tuple[str, ...]:
     Raises:
         BundleError: what the owner says cannot be read.
     """
-    told = os.environ.get(VARIABLE, "").replace(",", "\n") or _told(BOARD)
+    told = os.environ.get(VARIABLE, "").replace(";", "\n") or _told(BOARD)
     # Not every computer has a device tree, or shows it.
     with suppress(BundleError):
         told += "\n" + _told(DEVICE_TREE).replace("\0", "\n")

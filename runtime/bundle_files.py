@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .arrays import Float32
 from .durable import alone_in, fill_folder, swap, sync_folder, write_bytes
-from .errors import BundleError
+from .errors import BundleError, UntrustedError
 from .made import MADE, Choice, Made, parse_made
 from .manifest import LARGEST, MANIFEST, FileRecord, Manifest, dump, parse
 from .secret_key import SecretKey, comment_on
@@ -77,31 +77,44 @@ class Contents(Head):
         return Choice(precision=told.chosen, why=told.why, tolerance=golden.tolerance)
 
 
-def verified_bundle(path: str | Path, trust: Trust | None = None) -> Contents:
+def verified_bundle(path: str | Path, trust: Trust | None = None, *, made: bool = True) -> Contents:
     """Every file that the manifest and the record of the engine list, all hashes checked; no engine is loaded.
 
     Args:
         path: the bundle's folder.
         trust: whose signature is needed; the keyring of this computer where it is None.
+        made: read what was made of it, too; else it is as it came from the ground.
 
     Raises:
         BundleError: something is missing, damaged, altered, of an unknown version, or not signed as it must be.
         InputError: the keyring cannot be used.
     """
     folder = Path(path)
-    head = head_of(folder, trust)
+    head = head_of(folder, trust, made=made)
     files = {name: _verified(folder, name, record) for name, record in head.records.items()}
     return Contents(head.manifest, head.made, {**head.files, **files}, head.signed, head.made_signed)
+
+
+def replaceable_bundle(folder: Path, trust: Trust | None = None) -> Contents:
+    """The same where its engine is to be replaced: one that is damaged, or not signed as it must be, is none."""
+    try:
+        return verified_bundle(folder, trust)
+    except BundleError:
+        return verified_bundle(folder, trust, made=False)
 
 
 Read = Callable[[str, int], bytes | None]
 """(inner path, most bytes) -> what is there, or None."""
 
 
-def head_of(folder: Path, trust: Trust | None = None) -> Head:
+def head_of(folder: Path, trust: Trust | None = None, *, made: bool = True) -> Head:
     """What a bundle says of itself, and who signed it; no other file is read. Raises as `verified_bundle`."""
     refuse_no_bundle(folder)
-    return read_head(partial(_read_if_there, folder), folder, trust)
+
+    def read(name: str, limit: int) -> bytes | None:
+        return _read_if_there(folder, name, limit) if made or name not in (MADE, MADE_SIGNED) else None
+
+    return read_head(read, folder, trust)
 
 
 def read_head(read: Read, place: Path, trust: Trust | None = None) -> Head:
@@ -115,7 +128,11 @@ def read_head(read: Read, place: Path, trust: Trust | None = None) -> Head:
     for name in needed:
         if name is None or name not in manifest.files:
             raise BundleError("the manifest does not list a file it needs", file=place, key=name, remedy=MEND)
-    of_made, made_signed = _signed_file(read, place, MADE, trust)
+    try:
+        of_made, made_signed = _signed_file(read, place, MADE, trust)
+    except UntrustedError as error:
+        error.remedy += "; or build the engine again: `deploy finalize --rebuild`"
+        raise
     made = None
     if MADE in of_made:
         made = parse_made(of_made[MADE], manifest, digest(files[MANIFEST]), file=place / MADE)
@@ -235,7 +252,7 @@ def install_made(
     DeployError where the system refuses, and where the bundle is not the one that it was when the engine was `begun`.
     """
     trust = trust_here() if trust is None else trust
-    there = verified_bundle(folder, trust)
+    there = replaceable_bundle(folder, trust)
     if there.files[MANIFEST] != begun.files[MANIFEST]:
         raise BundleError("is another bundle than the one that the engine is for", file=folder, remedy="do it again")
     signed = folder / MADE_SIGNED

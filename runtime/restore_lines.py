@@ -5,7 +5,6 @@ frame of the stream, or of the whole cube where somebody gives these.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,51 +61,40 @@ class Block(NamedTuple):
     moved: int
 
 
-@dataclass(eq=False)
 class _Window:
-    """The lines of a row, and what came of rows before it, moved on from row to row.
+    """The lines of a row, and what came of rows before it: taken once, and moved on from row to row.
 
     Attributes:
         start: the first line.
-        numbers, masked, full: of the source, as it gives them; saturated pixels.
+        numbers, masked, full: of the source, as it gives them; saturated pixels. None where it does not say.
         made: float32 [bands, n, samples], what frames add up to. share: the largest of a tile's shares in a pixel.
         expert, restored, odd: of pixels.
     """
 
-    start: int
-    numbers: NDArray[Any]
-    masked: Bools | None
-    full: Bools | None
-    made: Float32
-    share: Float32
-    expert: NDArray[np.uint8]
-    restored: Bools
-    odd: Bools
+    def __init__(self, reader: CubeReader, height: int) -> None:
+        described = reader.description
+        shape = (described.shape[0], height, described.shape[2])
+        self._reader, self.start = reader, -height
+        self.numbers: NDArray[Any] = np.empty(shape, described.dtype)
+        self.masked: Bools | None = None
+        self.full: Bools | None = None
+        self.made = np.zeros(shape, np.float32)
+        self.share = np.zeros(shape[1:], np.float32)
+        self.expert = np.zeros(shape[1:], np.uint8)
+        self.restored, self.odd = np.zeros(shape[1:], np.bool_), np.zeros(shape[1:], np.bool_)
 
-    @classmethod
-    def of(cls, reader: CubeReader, start: int, stop: int) -> "_Window":
-        numbers = reader.read_lines(start, stop)
-        plane = numbers.shape[1:]
-        return cls(
-            start, numbers, reader.missing(start, stop), reader.saturated(start, stop),
-            np.zeros(numbers.shape, np.float32), np.zeros(plane, np.float32), np.zeros(plane, np.uint8),
-            np.zeros(plane, np.bool_), np.zeros(plane, np.bool_),
-        )  # fmt: skip
-
-    def moved_on(self, reader: CubeReader, start: int, stop: int) -> "_Window":
-        """The lines `start` to `stop`, those that were there before with what was added up in them."""
-        had = self.start + self.numbers.shape[1]
-        if start >= had:
-            return _Window.of(reader, start, stop)
-        new = _Window.of(reader, had, stop) if stop > had else None
-        kept, self.start = slice(start - self.start, None), start
-        for name in ("numbers", "masked", "full", "made", "share", "expert", "restored", "odd"):
-            own = getattr(self, name)
-            if own is None:
-                continue
-            parts = [own[..., kept, :], *([] if new is None else [getattr(new, name)])]
-            setattr(self, name, np.concatenate(parts, axis=-2))
-        return self
+    def move_to(self, start: int) -> None:
+        """Go on to the lines from `start`; those that were there before keep what was added up in them."""
+        height = self.numbers.shape[1]
+        kept = max(0, self.start + height - start)
+        for array in (self.made, self.share, self.expert, self.restored, self.odd):
+            array[..., :kept, :] = array[..., height - kept :, :]
+            array[..., kept:, :] = 0
+        self.numbers[:, :kept] = self.numbers[:, height - kept :]
+        self.start, stop = start, start + height
+        self.numbers[:, kept:] = self._reader.read_lines(start + kept, stop)
+        # Masks are of one bit a pixel: they are asked for anew.
+        self.masked, self.full = self._reader.missing(start, stop), self._reader.saturated(start, stop)
 
 
 def restore_lines(
@@ -138,15 +126,14 @@ def restore_lines(
     stop = lines if stop is None else stop
     plan = frame_plan((shape[0], min(height, lines), shape[2]), signature, bundle.manifest.overlap)
     rows = shares(lines, height, bundle.manifest.overlap)
-    window: _Window | None = None
+    window = _Window(reader, min(height, lines))
     for place, (first, share) in enumerate(rows):
         end = rows[place + 1][0] if place + 1 < len(rows) else lines
         if first + len(share) <= start:
             continue
         if first >= stop:
             break
-        last = first + len(share)
-        window = _Window.of(reader, first, last) if window is None else window.moved_on(reader, first, last)
+        window.move_to(first)
         yield _restore_row(bundle, survey, plan, window, share, given)
         low, high = max(start, first), min(stop, end)
         if low < high:

@@ -90,7 +90,7 @@ def join_parts(
                         row["metrics"] = tuple(row["metrics"])
                         tally.rows[row["line"]] = Row(**row)
             files = writer.finish(provenance(bundle, reader.description, found.meaning, ways, tally))
-        needed = planned(bundle.manifest, reader.description, ways)
+        needed = planned(bundle.manifest, reader, ways)
     return outcome(files, found.meaning, tally, time.monotonic() - began, needed)
 
 

@@ -32,7 +32,7 @@ from runtime.versions import PROGRAM
 
 FORMAT = 1
 """Of what an output holds: part of every key."""
-BASE_BYTES = 160 << 20
+BASE_BYTES = 112 << 20
 """Of Python, its libraries and an engine with nothing loaded."""
 LOOK_FACTOR, GROUP_FACTOR = 4, 20
 """Times the sample that judging it takes, and times the elements of a band group of a row that its metrics take."""
@@ -194,8 +194,9 @@ def result_of(
     )  # fmt: skip
 
 
-def planned(manifest: Manifest, description: Description, ways: Ways) -> int:
+def planned(manifest: Manifest, reader: CubeReader, ways: Ways) -> int:
     """Bytes of memory that a process takes at most which restores a product; docs/products.md tells what of."""
+    description = reader.description
     bands, lines, samples = description.shape
     size = description.dtype.itemsize
     signature = manifest.signature
@@ -208,7 +209,7 @@ def planned(manifest: Manifest, description: Description, ways: Ways) -> int:
     restoring = row * (2 * size + 2 * 4 + 4 * (1 + sorted_) + out) + GROUP_FACTOR * group
     looking = LOOK_FACTOR * min(SAMPLE_BYTES, prod(description.shape) * size) + 4 * BLOCK_BYTES
     scene = prod(description.shape) * 4 + GROUP_FACTOR * group // rows * lines if ways.metrics == "scene" else 0
-    written = result_of(description, None, _unlooked(description), ways, 1)
+    written = result_of(description, reader, _unlooked(description), ways, 1)
     writing = holds(written, ways.kind)
     return BASE_BYTES + (manifest.memory or 0) + description.holds + writing + scene + max(restoring, looking)
 
@@ -257,7 +258,7 @@ def restore_product(
     with open_cube(path, ways.reading) as reader, unchanged(*_plain_files(reader.description)):
         description = reader.description
         refuse_unfit(bundle.manifest, description)
-        needed = planned(bundle.manifest, description, ways)
+        needed = planned(bundle.manifest, reader, ways)
         refuse_large(needed, description.path)
         found = judged(bundle.manifest, reader, ways.asked, _first_half(progress))
         if told is not None:

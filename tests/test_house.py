@@ -27,7 +27,7 @@ FLYING = ("deploy", "runtime")
 REGISTRIES = {
     "deploy/__init__.py", "deploy/cli.py", "runtime/engines/__init__.py", "runtime/engines/onnxruntime_gpu.py",
     "runtime/engines/tensorrt_libraries.py", "runtime/sources/__init__.py", "runtime/sinks/__init__.py",
-    "calibration/severity.py",
+    "runtime/products/__init__.py", "calibration/severity.py",
 }  # fmt: skip
 """Files that load by name: tables of engines, sources, sinks and commands, and libraries that may not be there."""
 GROUND = ("torch", "onnx", "onnxscript", "safetensors", "export", "calibration", "training")
@@ -120,6 +120,9 @@ def declared(extra: str = "") -> dict[str, Requirement]:
         ("photographs", {"pyvips", "pyvips-binary"}),
         ("video", {"av"}),
         ("signing", {"cryptography"}),
+        ("products", {"rasterio"}),
+        ("zarr", {"zarr"}),
+        ("archive", {"dask", "distributed", "rasterio"}),
         ("genicam", set()),
     ],
 )

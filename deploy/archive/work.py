@@ -108,12 +108,13 @@ def looked_at(look: Look) -> Record:
         manifest = _manifest(look.order.bundle)
         with open_cube(path, ways.reading) as reader:
             described = reader.description
+            refuse_unfit(manifest, described)
+            peak = planned(manifest, reader, ways)
         told |= {"stamp": stamp_of(described.files), "format": described.format, "shape": described.shape}
-        refuse_unfit(manifest, described)
         out = Path(look.folder, restored_name(described, look.order.kind))
         told |= {"key": key_of(described, look.order.seal, ways), "out": str(out)}
         told |= {"bytes": prod(described.shape) * described.dtype.itemsize}
-        told |= {"peak": planned(manifest, described, ways), "state": "planned"}
+        told |= {"peak": peak, "state": "planned"}
         told["cuts"] = parts_of(described.shape[1], manifest) if look.order.split else []
         if os.path.lexists(out):
             if (made := made_with(out, told["key"])) is not None:

@@ -14,6 +14,7 @@ from runtime.bundle import Bundle
 from runtime.errors import InputError
 from runtime.precisions import VARIANTS
 from runtime.simulation.simulator import simulate_scene
+from runtime.trust import Trust
 
 from .. import console
 from ..config import Config
@@ -29,6 +30,7 @@ def check(
     scenes: tuple[str, ...] | None = None,
     wanted: tuple[str, ...] = VARIANTS,
     pictured: bool = True,
+    trust: Trust | None = None,
 ) -> Comparison:
     """Run the degradations of `config.check` through PyTorch and every wanted variant. Raises DeployError.
 
@@ -39,6 +41,7 @@ def check(
         scenes: of `data`, by name; all where it is None.
         wanted: variants besides the one that flies.
         pictured: keep the first cube's results, for a page.
+        trust: whose signature the bundle needs, as it did when it was opened.
     """
     if config.model.checkpoint is None:
         raise InputError(
@@ -62,7 +65,7 @@ def check(
     doubts = list[str]()
     count, cubes = _simulated(bundle, config) if data is None else _read(bundle, config, data, scenes, doubts)
     seed, of_files = config.check.seed, data is not None
-    found = compare(bundle, net, cubes, count, tasks, wanted, seed, of_files=of_files, pictured=pictured)
+    found = compare(bundle, net, cubes, count, tasks, wanted, seed, of_files=of_files, pictured=pictured, trust=trust)
     return replace(found, doubts=tuple(doubts))
 
 

@@ -32,6 +32,7 @@ from runtime.prompts import Prompts, differences
 from runtime.restore import Infer, Restored, restore_cube
 from runtime.signature import Signature
 from runtime.tiles import Tile, Tiling
+from runtime.trust import Trust
 
 from .. import console
 from .half import in_half
@@ -200,6 +201,7 @@ def compare(
     *,
     of_files: bool = False,
     pictured: bool = True,
+    trust: Trust | None = None,
 ) -> Comparison:
     """Degrade every cube, restore it by PyTorch and by every variant, and measure.
 
@@ -213,6 +215,7 @@ def compare(
         seed: of the degradations.
         of_files: the cubes have names of their own, which go into the seed.
         pictured: keep the first cube's results.
+        trust: whose signature the bundle needs, as it did when it was opened.
 
     Raises:
         GateError: the engine that flies failed on a cube.
@@ -220,7 +223,7 @@ def compare(
     signature = bundle.manifest.signature
     way = measuring(net, *signature.measured.size)
     chosen = bundle.choice.precision
-    graphs = _graphs(bundle.path, net, wanted)
+    graphs = _graphs(bundle.path, net, wanted, trust)
     tallies: dict[str, dict[str, _Tally]] = {}
     tiles: dict[str, list[WorstTile]] = {}
     margins: dict[str, list[Float32]] = {task: [] for task in tasks}
@@ -284,9 +287,9 @@ def compare(
     )
 
 
-def _graphs(path: Path, net: Network, wanted: tuple[str, ...]) -> dict[str, bytes]:
+def _graphs(path: Path, net: Network, wanted: tuple[str, ...], trust: Trust | None) -> dict[str, bytes]:
     """Variant -> its graph; fp16 rewritten from the float32 graph where it is wanted and not there."""
-    bundle = verified_bundle(path)
+    bundle = verified_bundle(path, trust)
     manifest = bundle.manifest
     graphs = {name: bundle.files[inner] for name, inner in manifest.graphs.items()}
     halves = "fp16" in wanted and not net.architecture.float32_only(net.module)

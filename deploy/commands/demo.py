@@ -15,6 +15,7 @@ from runtime.durable import write_bytes
 from runtime.errors import GateError, InputError
 from runtime.files import read_cube
 from runtime.restore_file import meaning_of_file, restore_file
+from runtime.trust import NO_KEYRING, trust_here
 
 from .. import console
 from ..config import Config, with_overrides
@@ -90,6 +91,7 @@ def demo(out: Path, network: str) -> dict[str, Any]:
     from ..reporting.page import Command, Fact, write_report
 
     net = load_checkpoint(network)
+    keyring = trust_here().place
     if os.path.lexists(out):
         raise InputError("exists already", file=out, key="--out", remedy="give another --out")
     try:
@@ -125,8 +127,9 @@ def demo(out: Path, network: str) -> dict[str, Any]:
     else:
         simulate.simulate(scene, degradation, SCENE, 31, (400.0, 700.0), SEED)
     _step(lines[2])
-    with load_bundle(bundle, prompt=prompt or None) as loaded:
-        found = check.check(loaded, config, wanted=())
+    # This process has just built it, and nobody has signed it.
+    with load_bundle(bundle, prompt=prompt or None, trust=NO_KEYRING) as loaded:
+        found = check.check(loaded, config, wanted=(), trust=NO_KEYRING)
         gates = check.judged(found, config)
         show(found, gates)
         _step(lines[3])
@@ -189,6 +192,8 @@ def demo(out: Path, network: str) -> dict[str, Any]:
     console.say(f"report     {out / 'report.html'}", "bold")
     console.say(f"pictures   {out / 'side-by-side.png'}: {', '.join(looks)}")
     console.say(f"bundle     {bundle}")
+    if keyring:
+        console.warn(f"this bundle is not signed: `deploy sign` it before other commands open it here ({keyring})")
     summary = conclude(found, gates, bundle, loaded.choice.why)
     if gain < shown.least:
         raise GateError(

@@ -14,9 +14,12 @@ import deploy
 import runtime
 from runtime.engines import available_engines, extra_of
 from runtime.engines.cuda import compute_capability
-from runtime.errors import MachineError
+from runtime.errors import InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.machine import available_cores
+from runtime.secret_key import device_key
+from runtime.signing import key_name
+from runtime.trust import NO_KEYRING, trust_here
 
 from .. import __version__, console
 from .options import examples, json_option
@@ -41,14 +44,15 @@ class Finding:
 @json_option
 def command() -> dict[str, Any]:
     """Tell what this machine can do; exit 3 when the installation is broken or no engine is installed."""
-    findings = [*_machine(), _installation(), *_engines(), *_stream(), _archives(), *_ground()]
+    trusted, trust = _trust()
+    findings = [*_machine(), _installation(), *_engines(), *trusted, *_stream(), _archives(), *_ground()]
     for finding in findings:
         mark, style = MARKS[finding.outcome]
         console.say(f"{mark} {finding.name:<27} {finding.text}", style)
     wrong = [f for f in findings if f.outcome == "wrong"]
     if wrong:
         raise MachineError(f"{wrong[0].name}: {wrong[0].text}", key=wrong[0].name, remedy="mend it and run again")
-    return {"ok": True, "findings": [asdict(f) for f in findings]}
+    return {"ok": True, "findings": [asdict(f) for f in findings], "trust": trust}
 
 
 def _machine() -> list[Finding]:
@@ -86,6 +90,40 @@ def _engines() -> list[Finding]:
 
 def _remedy(extra: str) -> str:
     return f'pip install "damp-deploy[{extra}]"' if extra else "not installed"
+
+
+def _trust() -> tuple[list[Finding], dict[str, Any]]:
+    """Whose bundles are opened here and what signs engines, for people and for `--json`."""
+    library, ring, key = find_spec("cryptography") is not None, NO_KEYRING, None
+    try:
+        ring = trust_here()
+        many = "1 key, which" if len(ring.keys) == 1 else f"{len(ring.keys)} keys, one of which"
+        told = f"{ring.place}: {many} must have signed a bundle" if ring.keys else "none: bundles need no signature"
+        keyring = Finding("keyring", "ok" if ring.keys else "absent", told)
+    except InputError as error:
+        keyring = Finding("keyring", "wrong", error.one_line())
+    if library:
+        signatures = Finding("signatures", "ok", f"cryptography {version('cryptography')}")
+    else:
+        told = 'not installed: pip install "damp-deploy[signing]"'
+        signatures = Finding("signatures", "wrong" if ring.keys else "absent", told)
+    try:
+        key = device_key()
+        own = Finding("device key", "absent", "none: engines that are built here are not signed")
+        if key is not None:
+            foreign = bool(ring.keys) and key.public.value not in {known.value for known in ring.keys}
+            told = ", which is not in the keyring: engines that it signs are refused here" if foreign else ""
+            own = Finding("device key", "absent" if foreign else "ok", key_name(key.id) + told)
+    except ModuleNotFoundError:
+        own = Finding("device key", "absent", f"cannot be read: {signatures.text}")
+    except InputError as error:
+        # It is root's, as it should be, and who asks is not.
+        unread = isinstance(error.__cause__, PermissionError)
+        own = Finding("device key", "absent" if unread else "wrong", error.one_line())
+    return [keyring, signatures, own], {
+        "keyring": ring.place or None, "keys": len(ring.keys), "signature_needed": bool(ring.keys),
+        "device_key": key and key_name(key.id), "cryptography": library,
+    }  # fmt: skip
 
 
 def _stream() -> list[Finding]:

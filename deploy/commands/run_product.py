@@ -75,7 +75,7 @@ def run_product(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]
             reading, how.asked, kind, how.metrics or "frame", how.ortho, how.clip, how.unit, how.prompt, how.engine
         )
         refuse_unfit(manifest, described)
-        needed = planned(manifest, described, ways)
+        needed = planned(manifest, reader, ways)
     bands, lines, samples = described.shape
     console.say(f"product     {described.format}, {bands} bands x {lines} lines x {samples} samples, {described.dtype}")
     console.say(f"memory      {needed / 2**20:.0f} MiB at most, {available_memory() / 2**20:.0f} MiB are free")
@@ -101,7 +101,7 @@ def run_product(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]
         f"restored    {made.frames} frame{'s' * (made.frames != 1)} in {seconds:.2f} s, metrics of each {ways.metrics}"
     )
     if made.missing:
-        console.say(f"missing     {made.missing} pixels are missing and stay as they are")
+        console.say(f"missing     {words.pixels(made.missing)} without a value: they stay as they are")
     if made.moved:
         console.warn(
             f"{made.moved} restored values equalled a mark of missing pixels and were set to the number next to it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -185,6 +186,7 @@ def command(
             undo.pop_all()
         return opened
 
+    opened_as = shlex.quote(str(bundle)) if store is None else f"--store {shlex.quote(str(store))}"
     places = [Path(str(bundle))] if store is None else [store / name for name in NAMES]
     keeps_recording = record is not None and on_bad_bundle != "refuse"
     with ExitStack() as stack:
@@ -212,7 +214,7 @@ def command(
             try:
                 files = stack.enter_context(ExitStack())
                 parts = make_parts(
-                    loaded, source, config.stream, record, restored, limit, duration, asked, outward, files
+                    loaded, source, config.stream, record, restored, limit, duration, asked, outward, files, opened_as
                 )
             except DeployError as error:
                 # Lines of another network, say, lie where these would be restored to, or memory is too small for both.
@@ -222,7 +224,9 @@ def command(
                 files.close()
                 why = error
         if why is not None and record is not None:
-            parts = make_record_parts(why, source, config.stream, record, limit, duration, asked, outward, stack)
+            parts = make_record_parts(
+                why, source, config.stream, record, limit, duration, asked, outward, stack, opened_as
+            )
         logged = log or next((folder / LOG_NAME for folder in (record, restored) if folder is not None), None)
         events = None if logged is None else stack.enter_context(EventLog(logged))
         if flying is not None:

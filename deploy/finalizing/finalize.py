@@ -14,7 +14,7 @@ from export.tensorrt import build as builder
 from export.tensorrt import known_bad
 from export.tensorrt.build import EngineMade, Request
 from runtime.board_names import refuse_other_board
-from runtime.bundle_files import Contents, install_engine, verified_bundle
+from runtime.bundle_files import Contents, install_engine, replaceable_bundle, verified_bundle
 from runtime.engines import ENGINE_FILES, Built, Engine, EngineOptions, open_engine
 from runtime.engines.cuda import compute_capability, gpu_model
 from runtime.engines.onnx_guard import check_graph
@@ -79,7 +79,7 @@ def finalize(
         GateError: the engine does not restore the golden frame; the bundle stays as it was.
     """
     trust = trust_here() if trust is None else trust
-    bundle = verified_bundle(folder, trust)
+    bundle = replaceable_bundle(folder, trust) if rebuild else verified_bundle(folder, trust)
     manifest, target = bundle.manifest, bundle.manifest.target
     refuse_other_board(manifest, folder)
     key = _own_key(trust)

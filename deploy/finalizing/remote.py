@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.bundle_files import MADE_SIGNED, install_made, verified_bundle
+from runtime.bundle_files import MADE_SIGNED, install_made, replaceable_bundle, verified_bundle
 from runtime.errors import BundleError, DeployError, GateError, InputError, MachineError
 from runtime.made import MADE, Made
 from runtime.manifest import LARGEST_PART, MANIFEST
@@ -108,7 +108,7 @@ def finalize_remotely(folder: Path, remote: Remote, *, flags: tuple[str, ...] = 
     """
     # Pilots point a link at one of two bundles: the one behind it is meant, now and when the engine is back.
     here = Path(os.path.realpath(folder))
-    sent = verified_bundle(here)
+    sent = replaceable_bundle(here) if "--rebuild" in flags else verified_bundle(here)
     with _remote_folder(remote) as place:
         bundle = f"{place}/bundle"
         with console.progress(f"copying the bundle to {remote.host}"):

@@ -119,6 +119,7 @@ def make_parts(
     asked: Asked,
     outward: Outward,
     opened: ExitStack,
+    opened_as: str,
 ) -> Parts:
     """Open the files and sinks of a stream; `opened` closes them. Raises DeployError."""
     manifest, signature = bundle.manifest, bundle.manifest.signature
@@ -138,7 +139,7 @@ def make_parts(
     )
     options = _options(told, seconds)
     parts = Parts(
-        restoring(bundle, fitted, options),
+        replace(restoring(bundle, fitted, options), opened_as=opened_as),
         fitted,
         options,
         limit=limit,
@@ -176,11 +177,12 @@ def make_record_parts(
     asked: Asked,
     outward: Outward,
     opened: ExitStack,
+    opened_as: str,
 ) -> Parts:
     """The same for a stream that nothing restores: a record, and sinks that tell the counts. Raises DeployError."""
     lines = recorded_format(source, asked, record, told.radiometry)
     raw = open_record(source, lines, record, opened, limit=limit, segment_bytes=_segment(told))
-    off = restoration_off(why)
+    off = restoration_off(why, opened_as)
     parts = Parts(
         off, None, _options(told, seconds), record=raw, limit=limit, first_sequence=raw.next_sequence, bands="none",
         notes=[f"restoration is off, lines are recorded only: {why.one_line()}", *filter(None, [raw.resumed])],

@@ -3,16 +3,17 @@
 import io
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite, prod
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from runtime.errors import CubeFileError
+from runtime.errors import CubeFileError, DeployError
 from runtime.files.disk import (
     MOST_HELD,
     PIECE,
@@ -25,7 +26,8 @@ from runtime.files.disk import (
     refuse_inputs,
     write_together,
 )
-from runtime.files.layout import Order, check_plane, check_shape, check_type, from_cube, to_cube
+from runtime.files.layout import AXES, Order, check_plane, check_shape, check_type, from_cube, to_cube
+from runtime.files.rows import Rows, write_rows
 
 HEADER_BYTES = 10_000
 WAVELENGTH_KEY = "wavelength_nm"
@@ -47,6 +49,23 @@ def read_npy(path: Path, order: Order) -> NDArray[Any]:
         return to_cube(_array(file, path, size, None, dimensions=len(order)), order)
 
 
+def npy_rows(file: BinaryIO, path: Path, size: int, order: Order, key: str | None = None) -> Rows:
+    """How the cube of a `.npy` stream of `size` bytes lies in it; raises as `read_npy` does. Its numbers come next."""
+    head, shape, fortran, dtype = _head(file, path, size, key, dimensions=len(order))
+    return rows_of(shape, order, dtype, head.tell(), fortran=fortran)
+
+
+def rows_of(
+    shape: Sequence[int], order: Order, dtype: np.dtype[Any], offset: int = 0, *, fortran: bool = False
+) -> Rows:
+    """How an array of this shape, with its axes in `order`, lies in a file."""
+    axes, lengths = (tuple(order[::-1]), tuple(shape[::-1])) if fortran else (tuple(order), tuple(shape))
+    if len(axes) == 2:
+        axes, lengths = ("bands", *axes), (1, *lengths)
+    bands, lines, samples = (lengths[axes.index(axis)] for axis in AXES)
+    return Rows((bands, lines, samples), axes, dtype, offset)
+
+
 def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], tuple[float, ...] | None]:
     """The cube of a `.npz` file, as `read_npy` gives it, and its array `wavelength_nm` in nanometres, None without one.
 
@@ -56,7 +75,90 @@ def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
     Raises:
         CubeFileError: as `read_npy`; there is no such array; it expands beyond the bound of `disk.check_expansion`.
     """
-    name = "cube" if key is None else key
+    with _opened_npz(path) as members:
+        with members.whole(members.name(key)) as (stream, size):
+            cube = to_cube(_array(stream, path, size, members.name(key), dimensions=len(order)), order)
+        return cube, members.wavelengths(members.name(key), len(cube))
+
+
+def npz_rows(path: Path, order: Order, key: str | None) -> tuple[Rows, tuple[float, ...] | None]:
+    """How the cube of a `.npz` file lies in its array, and its wavelengths; raises as `read_npz` does."""
+    with _opened_npz(path) as members:
+        with members.opened(members.name(key)) as (stream, size):
+            rows = npy_rows(stream, path, size, order, members.name(key))
+        return rows, members.wavelengths(members.name(key), rows.shape[0])
+
+
+def unpack_npz(path: Path, key: str | None, write: Callable[[bytes], object]) -> None:
+    """Hand on the bytes of a `.npz` file's array, its header among them. Raises CubeFileError as `read_npz`."""
+    with _opened_npz(path) as members, members.whole(members.name(key)) as (stream, size):
+        while size and (piece := stream.read(min(PIECE, size))):
+            write(piece)
+            size -= len(piece)
+        if size:
+            raise CubeFileError("ends before its last element", file=path, key=key, remedy="copy it again")
+
+
+class _Members(NamedTuple):
+    """The arrays of a `.npz` file that is open."""
+
+    path: Path
+    size: int
+    archive: zipfile.ZipFile
+    members: dict[str, zipfile.ZipInfo]
+
+    def name(self, key: str | None) -> str:
+        """That of the cube; CubeFileError where there is no such array."""
+        name = "cube" if key is None else key
+        names = sorted(member.removesuffix(".npy") for member in self.members if member.endswith(".npy"))
+        if name not in names:
+            raise CubeFileError(
+                "no such array in the file",
+                file=self.path,
+                key="key",
+                value=name,
+                remedy="choose one of " + ", ".join(names[:20]) if names else "it holds no arrays",
+            )
+        return name
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        """An array's bytes, and how many there are; what goes wrong in the block is a CubeFileError."""
+        member = self.members[f"{name}.npy"]
+        if member.flag_bits & _ENCRYPTED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise CubeFileError(
+                "is encrypted or compressed in an unusual way",
+                file=self.path,
+                key=name,
+                remedy="write it with numpy.savez",
+            )
+        check_expansion(self.path, member.file_size, min(member.compress_size, self.size), key=name)
+        try:
+            with self.archive.open(member) as stream:
+                yield cast(BinaryIO, stream), member.file_size
+        except (DeployError, OSError):
+            raise
+        except Exception as error:
+            raise _damaged(self.path, name, error) from error
+
+    @contextmanager
+    def whole(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        """The same for who reads it to its end, where its checksum is verified."""
+        with self.opened(name) as (stream, size):
+            yield stream, size
+            if stream.read(1):
+                raise zipfile.BadZipFile("it is longer than the archive says")
+
+    def wavelengths(self, cube: str, bands: int) -> tuple[float, ...] | None:
+        if f"{WAVELENGTH_KEY}.npy" not in self.members or cube == WAVELENGTH_KEY:
+            return None
+        with self.whole(WAVELENGTH_KEY) as (stream, size):
+            values = _array(stream, self.path, size, WAVELENGTH_KEY, dimensions=1)
+        return _wavelengths(values, bands, self.path)
+
+
+@contextmanager
+def _opened_npz(path: Path) -> Iterator[_Members]:
     with opened(path) as (file, size):
         try:
             reader = _Listed(cast(io.RawIOBase, file))
@@ -69,20 +171,7 @@ def read_npz(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
             members = {member.filename: member for member in archive.infolist()}
             if len(members) != len(archive.infolist()):
                 raise CubeFileError("two arrays have the same name", file=path, remedy="write the file again")
-            names = sorted(member.removesuffix(".npy") for member in members if member.endswith(".npy"))
-            if f"{name}.npy" not in members:
-                raise CubeFileError(
-                    "no such array in the file",
-                    file=path,
-                    key="key",
-                    value=name,
-                    remedy="choose one of " + ", ".join(names[:20]) if names else "it holds no arrays",
-                )
-            cube = to_cube(_member(archive, members[f"{name}.npy"], path, size, name, dimensions=len(order)), order)
-            if f"{WAVELENGTH_KEY}.npy" not in members or name == WAVELENGTH_KEY:
-                return cube, None
-            values = _member(archive, members[f"{WAVELENGTH_KEY}.npy"], path, size, WAVELENGTH_KEY, dimensions=1)
-    return cube, _wavelengths(values, cube.shape[0], path)
+            yield _Members(path, size, archive, members)
 
 
 class _Listed(io.BufferedReader):
@@ -112,27 +201,6 @@ def _wavelengths(values: NDArray[Any], bands: int, path: Path) -> tuple[float, .
     return wavelengths
 
 
-def _member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, size: int, key: str, *, dimensions: int
-) -> NDArray[Any]:
-    if member.flag_bits & _ENCRYPTED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise CubeFileError(
-            "is encrypted or compressed in an unusual way", file=path, key=key, remedy="write it with numpy.savez"
-        )
-    check_expansion(path, member.file_size, min(member.compress_size, size), key=key)
-    try:
-        with archive.open(member) as stream:
-            array = _array(cast(BinaryIO, stream), path, member.file_size, key, dimensions=dimensions)
-            # The checksum is verified where the end is read.
-            if stream.read(1):
-                raise zipfile.BadZipFile("it is longer than the archive says")
-            return array
-    except (CubeFileError, OSError):
-        raise
-    except Exception as error:
-        raise _damaged(path, key, error) from error
-
-
 def _damaged(path: Path, key: str | None, error: Exception) -> CubeFileError:
     return CubeFileError(
         f"is damaged: {reason(error)}", file=path, key=key, remedy="copy it again or write it with numpy"
@@ -141,6 +209,21 @@ def _damaged(path: Path, key: str | None, error: Exception) -> CubeFileError:
 
 def _array(file: BinaryIO, path: Path, size: int, key: str | None, *, dimensions: int) -> NDArray[Any]:
     """The array of a `.npy` stream of `size` bytes, in the axes and byte order of the file."""
+    head, shape, fortran, dtype = _head(file, path, size, key, dimensions=dimensions)
+    array = allocated(path, shape[::-1] if fortran else shape, dtype, copies=2)
+
+    def read(count: int) -> bytes:
+        return head.read(count) or file.read(count)
+
+    if fill(array, read) != array.nbytes:
+        raise CubeFileError("ends before its last element", file=path, key=key, remedy="copy it again")
+    return array.T if fortran else array
+
+
+def _head(
+    file: BinaryIO, path: Path, size: int, key: str | None, *, dimensions: int
+) -> tuple[io.BytesIO, tuple[int, ...], bool, np.dtype[Any]]:
+    """The first bytes, read as far as the header, and the array's shape, order and type, checked."""
     head = io.BytesIO(_read_up_to(file, min(size, HEADER_BYTES + 12)))
     shape, fortran, dtype = _header(head, path, key)
     check_type(dtype, path=path, key=key)
@@ -158,14 +241,7 @@ def _array(file: BinaryIO, path: Path, size: int, key: str | None, *, dimensions
             key=key,
             remedy="copy it again; one array only can be in it",
         )
-    array = allocated(path, shape[::-1] if fortran else shape, dtype, copies=2)
-
-    def read(count: int) -> bytes:
-        return head.read(count) or file.read(count)
-
-    if fill(array, read) != array.nbytes:
-        raise CubeFileError("ends before its last element", file=path, key=key, remedy="copy it again")
-    return array.T if fortran else array
+    return head, shape, fortran, dtype
 
 
 def _read_up_to(file: BinaryIO, count: int) -> bytes:
@@ -207,14 +283,17 @@ def write_npy(path: Path, cube: NDArray[Any], order: Order, inputs: Sequence[Pat
     check_shape(cube.shape, path=path)
     check_plane(len(cube), order, path)
     refuse_inputs(path, inputs)
-    array = from_cube(cube, order)
-    header = {"descr": npy.dtype_to_descr(cube.dtype), "fortran_order": False, "shape": array.shape}
-    step = max(1, PIECE // (prod(array.shape[1:]) * array.itemsize))
+    shape = from_cube(cube, order).shape
 
     def write(file: BinaryIO) -> None:
-        npy.write_array_header_1_0(file, header)
-        for first in range(0, array.shape[0], step):
-            block = np.ascontiguousarray(array[first : first + step])
-            file.write(block.data)
+        write_npy_header(file, shape, cube.dtype)
+        write_rows(file, rows_of(shape, order, cube.dtype, file.tell()), 0, cube)
 
     write_together([(path, write)])
+
+
+def write_npy_header(file: BinaryIO, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+    """Begin a `.npy` file of an array of this shape, in C order."""
+    header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+    npy.write_array_header_1_0(file, header)
+    file.flush()

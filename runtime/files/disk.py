@@ -1,7 +1,9 @@
 """Bytes in and out of cube files: regular files only, bounded memory, and writes that are whole or absent."""
 
+import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.closing import Closing
 from runtime.durable import TOKEN, alone_in, part_of, sync_folder
 from runtime.errors import CubeFileError, MachineError
 from runtime.untrusted import open_regular
@@ -242,49 +245,108 @@ def read_at(file: BinaryIO, path: Path, offset: int, array: NDArray[Any]) -> int
     return done
 
 
+def write_at(descriptor: int, data: memoryview, position: int) -> None:
+    """Write all of it, however often the system takes a part only. Raises OSError."""
+    while data:
+        count = os.pwrite(descriptor, data, position)
+        if count == 0:
+            raise OSError(errno.EIO, "the system takes no more bytes")
+        data, position = data[count:], position + count
+
+
 def write_together(targets: Sequence[tuple[Path, Callable[[BinaryIO], None]]]) -> None:
-    """Write a file, or a pair in one folder, so that it is whole afterwards, or nothing has changed.
-
-    All is written under temporary names and synced first. A single file replaces its predecessor in one step. A pair
-    cannot: its header is renamed to say that it is ready, from where on any reader or writer would complete what is
-    left to do, if this one is killed (`complete_pairs`).
-
-    Args:
-        targets: pairs of a path and a function that writes its contents; the header comes last.
+    """Write files of one folder as `Together` does, each at once by a function that writes its contents.
 
     Raises:
         CubeFileError: the system refused (no space, no permission, a folder in the way).
     """
-    folder, token = targets[0][0].parent, secrets.token_hex(6) if len(targets) > 1 else ""
-    current = targets[0][0]
-    try:
+    with Together([path for path, _ in targets]) as together:
+        for path, write in targets:
+            with together.writing(path) as file:
+                write(file)
+        together.finish()
+
+
+class Together(Closing):
+    """Files of one folder that are written in any order, by any blocks, and become whole together, or not at all.
+
+    All have temporary names, and are synced before one gets its own. A single file replaces its predecessor in one
+    step. Several cannot: the last of them, a header, is renamed to say that all are ready, from where on any reader or
+    writer would complete what is left to do, if this one is killed (`complete_pairs`).
+
+    Args:
+        targets: the header comes last.
+        size: bytes that will be written in all, where that is known.
+
+    Raises:
+        CubeFileError: the system refused (no space, no permission, a folder in the way); nothing has changed then.
+    """
+
+    def __init__(self, targets: Sequence[Path], size: int = 0) -> None:
+        self._folder, self._token = targets[0].parent, secrets.token_hex(6) if len(targets) > 1 else ""
+        self._parts: dict[Path, tuple[Path, BinaryIO]] = {}
         with ExitStack() as stack:
-            for current, write in targets:
-                if current.is_dir():
-                    raise IsADirectoryError(0, "a folder of that name is in the way")
-                part = stack.enter_context(part_of(current, token))
-                with part.open("wb") as file:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            if not token:
+            for path in targets:
+                with _refused(path):
+                    if path.is_dir():
+                        raise IsADirectoryError(0, "a folder of that name is in the way")
+                    part = stack.enter_context(part_of(path, self._token))
+                    self._parts[path] = part, stack.enter_context(part.open("wb"))
+            with _refused(targets[0]):
+                check_space(self._folder, size)
+            self._stack = stack.pop_all()
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[BinaryIO]:
+        """The file that will be at `path`, whose OSErrors in the block become CubeFileError."""
+        with _refused(path):
+            yield self._parts[path][1]
+            self._parts[path][1].flush()
+
+    def finish(self) -> None:
+        """Put the files in their places. Raises CubeFileError as the class does."""
+        for path, (_, file) in self._parts.items():
+            with _refused(path):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+        current, (part, _) = list(self._parts.items())[-1]
+        with _refused(current), self._stack:
+            if not self._token:
                 os.replace(part, current)  # noqa: PTH105
-                sync_folder(folder)
+                sync_folder(self._folder)
                 return
-            with alone_in(folder):
-                _complete(folder)
+            with alone_in(self._folder):
+                _complete(self._folder)
                 ready = part.with_suffix(".ready")
                 try:
                     os.replace(part, ready)  # noqa: PTH105
-                    sync_folder(folder)
+                    sync_folder(self._folder)
                 except OSError:
                     ready.unlink(missing_ok=True)
                     raise
-                _complete(folder)
+                _complete(self._folder)
+
+    def close(self) -> None:
+        # What could not be written cannot be flushed either.
+        with suppress(OSError):
+            self._stack.close()
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raise OSError where a folder's file system has not so many bytes free."""
+    if size and (free := shutil.disk_usage(folder).free) < size:
+        raise OSError(errno.ENOSPC, f"it takes {size} bytes, {free} are free")
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise CubeFileError(
             f"cannot be written: {reason(error)}",
-            file=current,
+            file=path,
             remedy="check the folder, its permissions and its free space",
         ) from error
 
@@ -303,11 +365,14 @@ def _complete(folder: Path) -> None:
     owners = (os.geteuid(), folder.stat().st_uid)
     for ready in list(folder.glob(_READY)):
         header, end = folder / ready.name[1:-19], f"{ready.suffixes[-2]}.part"
-        parts = list(folder.glob(f".*{end}"))
-        if all(file.lstat().st_uid in owners for file in (ready, *parts)):
-            header.unlink(missing_ok=True)
-            for part in parts:
-                os.replace(part, folder / part.name[1:].removesuffix(end))  # noqa: PTH105
+        parts = {folder / part.name[1:].removesuffix(end): part for part in folder.glob(f".*{end}")}
+        if all(file.lstat().st_uid in owners for file in (ready, *parts.values())):
+            # Headers go first and come last, those of other pairs among the parts too.
+            headers = [path for path in parts if path.suffix.lower() == ".hdr"]
+            for path in (header, *headers):
+                path.unlink(missing_ok=True)
+            for path in sorted(parts, key=headers.count):
+                os.replace(parts[path], path)  # noqa: PTH105
             sync_folder(folder)
             os.replace(ready, header)  # noqa: PTH105
             sync_folder(folder)

@@ -7,7 +7,6 @@ Here are the files: which two belong together, and the numbers in the data file.
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from shlex import quote
 from typing import Any, BinaryIO
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, plain, printable
 from runtime.files import foreign
-from runtime.files.disk import PIECE, allocated, complete_pairs, opened, read_at, refuse_inputs, write_together
-from runtime.files.envi_header import CODE_OF_TYPE, EnviHeader, is_envi, parse_header
+from runtime.files.disk import complete_pairs, opened, refuse_inputs, write_together
+from runtime.files.envi_header import CODE_OF_TYPE, ORDERS, EnviHeader, is_envi, parse_header
 from runtime.files.envi_text import Interleave, header_text
+from runtime.files.rows import Rows, read_rows, write_rows
 
 HEADER_BYTES = 16 << 20
 
@@ -56,7 +56,12 @@ def growing_pair_of(path: str | Path) -> tuple[Path, Path]:
 
 def may_hold_data(name: str) -> bool:
     """Whether a file may be the data of a header, by its name."""
-    return Path(name).suffix.lower() not in SIDE_SUFFIXES and not name.endswith("~")
+    return Path(_unpacked(name)).suffix.lower() not in SIDE_SUFFIXES and not name.endswith("~")
+
+
+def _unpacked(name: str) -> str:
+    """The name of a data file without that of its packing, which `runtime.products` undoes."""
+    return name[:-3] if name.lower().endswith(".gz") else name
 
 
 def likely(stem: str, names: Iterable[str]) -> list[str]:
@@ -78,6 +83,8 @@ def _found(path: Path) -> tuple[Path, Path, tuple[str, ...]]:
         candidates = [_with_suffix(path, suffix) for suffix in (".hdr", ".HDR")]
         if path.suffix:
             candidates += [path.with_suffix(suffix) for suffix in (".hdr", ".HDR")]
+        if (packed := Path(_unpacked(path.name))).suffix and packed.name != path.name:
+            candidates += [path.with_name(packed.name).with_suffix(suffix) for suffix in (".hdr", ".HDR")]
         return _header_file(path, candidates), path, ()
     sizes = _beside(path)
     fits = _of_size(path, sizes) if len(sizes) > 1 else []
@@ -95,7 +102,7 @@ def _beside(header: Path) -> dict[str, int]:
         names = [stem, *(stem + suffix for known in DATA_SUFFIXES for suffix in (known, known.upper()))]
     found: dict[Path, int] = {}
     for name in names:
-        if name == stem or (name.rpartition(".")[0] == stem and may_hold_data(name)):
+        if stem in (name, _unpacked(name)) or (_unpacked(name).rpartition(".")[0] == stem and may_hold_data(name)):
             with suppress(OSError):
                 file = header.with_name(name)
                 if file.is_file() and not any(file.samefile(other) for other in found):
@@ -270,48 +277,8 @@ def read_lines(header: EnviHeader, start: int, stop: int) -> NDArray[Any]:
             value=header.lines,
             remedy=f"ask for lines from 0 to {header.lines}",
         )
-    native = header.dtype.newbyteorder("=")
-    cube = allocated(header.data_path, (header.bands, stop - start, header.samples), native)
     with opened(header.data_path) as (file, _):
-        if header.interleave == "bsq":
-            _read_bsq(file, header, start, cube.view(header.dtype))
-            if header.dtype != native:
-                cube.byteswap(inplace=True)
-        else:
-            _read_by_line(file, header, start, cube)
-    return cube
-
-
-def _read_bsq(file: BinaryIO, header: EnviHeader, start: int, cube: NDArray[Any]) -> None:
-    line = header.samples * header.dtype.itemsize
-    if cube.shape[1] == header.lines:
-        _read_at(file, header, 0, cube)
-        return
-    for band in range(header.bands):
-        _read_at(file, header, (band * header.lines + start) * line, cube[band])
-
-
-def _read_by_line(file: BinaryIO, header: EnviHeader, start: int, cube: NDArray[Any]) -> None:
-    bil = header.interleave == "bil"
-    step = max(1, min(cube.shape[1], PIECE // header.line_bytes))
-    shape = (header.bands, header.samples) if bil else (header.samples, header.bands)
-    block = allocated(header.data_path, (step, *shape), header.dtype)
-    for first in range(0, cube.shape[1], step):
-        count = min(step, cube.shape[1] - first)
-        _read_at(file, header, (start + first) * header.line_bytes, block[:count])
-        cube[:, first : first + count] = block[:count].transpose((1, 0, 2) if bil else (2, 0, 1))
-
-
-def _read_at(file: BinaryIO, header: EnviHeader, offset: int, array: NDArray[Any]) -> None:
-    """Fill a C-contiguous array from `offset` bytes behind the header offset."""
-    start = header.header_offset + offset
-    count = read_at(file, header.data_path, start, array)
-    if count < array.nbytes:
-        raise CubeFileError(
-            f"the data file ends at byte {start + count}, before the lines asked for",
-            file=header.data_path,
-            remedy="wait until they are written, or copy the file again",
-        )
+        return read_rows(file, header.data_path, header.rows, start, stop)
 
 
 def write_envi(
@@ -354,7 +321,7 @@ def write_envi(
     text = header_text(cube.shape, CODE_OF_TYPE[name], interleave, fields or {}, path=header_path)
 
     def write_data(file: BinaryIO) -> None:
-        _write_data(file, cube, np.dtype(f"<{name}"), interleave)
+        write_rows(file, Rows(cube.shape, ORDERS[interleave], np.dtype(f"<{name}")), 0, cube)
 
     def write_header(file: BinaryIO) -> None:
         file.write(text.encode("utf-8", "replace"))
@@ -391,12 +358,3 @@ def target_pair(path: Path, size: int | None = None) -> tuple[Path, Path]:
             f"{rivals[0]} beside it would make the pair ambiguous", file=path, remedy="write to another name or folder"
         )
     return header_path, data_path
-
-
-def _write_data(file: BinaryIO, cube: NDArray[Any], dtype: np.dtype[Any], interleave: Interleave) -> None:
-    axes = {"bsq": (0, 1, 2), "bil": (1, 0, 2), "bip": (1, 2, 0)}[interleave]
-    ordered = cube.transpose(axes)
-    step = max(1, PIECE // (prod(ordered.shape[1:]) * dtype.itemsize))
-    for first in range(0, ordered.shape[0], step):
-        block = np.ascontiguousarray(ordered[first : first + step], dtype=dtype)
-        file.write(block.data)

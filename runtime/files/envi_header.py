@@ -31,8 +31,16 @@ from runtime.files.envi_text import (
     split,
     wrong,
 )
+from runtime.files.layout import Order
+from runtime.files.rows import Rows
 from runtime.stated import Stated
 
+ORDERS: Mapping[str, Order] = {
+    "bsq": ("bands", "lines", "samples"),
+    "bil": ("lines", "bands", "samples"),
+    "bip": ("lines", "samples", "bands"),
+}
+"""Axes of each interleave, the slowest first."""
 LARGEST_AXIS = 2**31 - 1
 LARGEST_DATA = 2**46
 MOST_BANDS = 100_000
@@ -111,16 +119,25 @@ class EnviHeader:
         """Bytes of one line with all its bands."""
         return self.bands * self.samples * self.dtype.itemsize
 
+    @property
+    def rows(self) -> Rows:
+        """How the numbers lie in the data file."""
+        shape = (self.bands, self.lines, self.samples)
+        return Rows(shape, ORDERS[self.interleave], self.dtype, self.header_offset)
 
-def parse_header(text: str, *, path: Path, data_path: Path) -> EnviHeader:
+
+def parse_header(text: str, *, path: Path, data_path: Path, compressed: bool = False) -> EnviHeader:
     """Check the text of a header, without looking at the data file.
+
+    Args:
+        compressed: the header may say that the data file is.
 
     Raises:
         CubeFileError: as `read_header`.
     """
     found, told = split(text, path)
     doubts = list(told.values())
-    _check_kind(found, path, data_path, doubts)
+    _check_kind(found, path, data_path, doubts, compressed)
     samples, lines, bands = (_whole(found, key, path, 1, LARGEST_AXIS) for key in ("samples", "lines", "bands"))
     code = _whole(found, "data type", path, 0, LARGEST_AXIS)
     byte_order = _whole(found, "byte order", path, 0, 1, default=0)
@@ -179,7 +196,7 @@ def is_envi(file_type: str) -> bool:
     return normalised(file_type) in ("", "envi", "envi standard", "standard")
 
 
-def _check_kind(found: Mapping[str, Field], path: Path, data_path: Path, doubts: list[str]) -> None:
+def _check_kind(found: Mapping[str, Field], path: Path, data_path: Path, doubts: list[str], compressed: bool) -> None:
     field = found.get("file type")
     if field is not None and not is_envi(field.text):
         if kind := foreign.named(field.text):
@@ -188,7 +205,7 @@ def _check_kind(found: Mapping[str, Field], path: Path, data_path: Path, doubts:
         said = f"{plain(field.text)!r} is another program's, read as rows of numbers, as the other keys say"
         doubts.append(f"line {field.line}, file type: {said}")
     compression = found.get("file compression")
-    if compression is not None and compression.text not in ("", "0"):
+    if compression is not None and compression.text not in ("", "0", "1" if compressed else "0"):
         raise wrong(compression, path, "compressed ENVI files are not read", "write it without compression")
     for key in ("major frame offsets", "minor frame offsets"):
         field = found.get(key)
@@ -383,22 +400,38 @@ def stated_by(header: EnviHeader) -> Stated:
 
 
 def wavelengths_nm(header: EnviHeader) -> tuple[float, ...] | None:
-    """The header's wavelengths in nanometres, or None where they or their unit are not known.
+    """The header's wavelengths in nanometres, or None where they or their unit are not known."""
+    return _in_nm(header, header.wavelengths)
+
+
+def fwhm_nm(header: EnviHeader) -> tuple[float, ...] | None:
+    """The header's widths of bands in nanometres, None where they or the unit of its wavelengths are not known."""
+    return _in_nm(header, header.fwhm)
+
+
+def _in_nm(header: EnviHeader, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    factor = nanometres_per(header.wavelength_units or "", header.wavelengths)
+    return None if factor is None or values is None else tuple(value * factor for value in values)
+
+
+def nanometres(values: tuple[float, ...], unit: str) -> tuple[float, ...] | None:
+    """Wavelengths of such a unit in nanometres, or None where it is not known; see `nanometres_per`."""
+    factor = nanometres_per(unit, values)
+    return None if factor is None else tuple(value * factor for value in values)
+
+
+def nanometres_per(unit: str, wavelengths: tuple[float, ...] | None) -> float | None:
+    """How many nanometres one of the unit of these wavelengths is, None where it is not known.
 
     Without a unit (absent or `Unknown`, as several recorders write it), a list wholly within 150 to 30000 is taken as
     nanometres and one wholly within 0.15 to 30 with a fraction in it as micrometres: optical sensors leave no other
     reading, and band numbers are whole.
     """
-    values = header.wavelengths
-    if values is None:
-        return None
-    unit = normalised(header.wavelength_units or "")
-    if unit in NANOMETRES:
-        return tuple(value * NANOMETRES[unit] for value in values)
-    if unit not in UNTOLD:
-        return None
-    if min(values) >= 150 and max(values) <= 30_000:
-        return values
-    if min(values) >= 0.15 and max(values) <= 30 and not all(value.is_integer() for value in values):
-        return tuple(value * 1e3 for value in values)
+    unit = normalised(unit)
+    if unit in NANOMETRES or unit not in UNTOLD or wavelengths is None:
+        return NANOMETRES.get(unit)
+    if min(wavelengths) >= 150 and max(wavelengths) <= 30_000:
+        return 1.0
+    if min(wavelengths) >= 0.15 and max(wavelengths) <= 30 and not all(value.is_integer() for value in wavelengths):
+        return 1e3
     return None

@@ -5,21 +5,22 @@ axis, the size of the image is told behind its name: `Y:307x307`.
 """
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice, product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, plain
 from runtime.files.disk import MOST_HELD, opened
 from runtime.files.hdf5 import is_hdf5
-from runtime.files.layout import AS_CUBE, AS_PLANE, Order, check_plane, check_shape, to_cube
+from runtime.files.layout import AS_CUBE, AS_PLANE, AXES, Order, check_plane, check_shape, to_cube
 from runtime.files.matlab_hdf5 import opened_hdf5
 from runtime.files.matlab_level5 import HEADER_BYTES, Level5
 from runtime.files.matlab_variables import NUMERIC, Contents, Variable
@@ -48,15 +49,42 @@ def read_mat(path: Path, order: Order, key: str | None) -> tuple[NDArray[Any], t
             of real numbers with the axes of `order`, or no 2-D array that the size fits; it is linked from elsewhere;
             it expands beyond the bound of `disk.check_expansion` or does not fit into memory.
     """
+    with _contents(path) as contents:
+        chosen, axes, doubts = _chosen(contents, order, key, path)
+        array, dtype = contents.values(chosen)
+        return to_cube(array.reshape(chosen.shape, order="F"), axes, dtype), doubts
+
+
+class MatCube(NamedTuple):
+    """The cube of a MATLAB file without its numbers: its name there, [bands, lines, samples], type, and doubts."""
+
+    name: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    doubts: tuple[str, ...]
+
+
+def describe_mat(path: Path, order: Order, key: str | None) -> MatCube:
+    """What `read_mat` would read; raises as it does."""
+    with _contents(path) as contents:
+        chosen, axes, doubts = _chosen(contents, order, key, path)
+        bands, lines, samples = (chosen.shape[axes.index(axis)] if axis in axes else 1 for axis in AXES)
+        return MatCube(chosen.name, (bands, lines, samples), np.dtype(NUMERIC[chosen.kind]), doubts)
+
+
+@contextmanager
+def _contents(path: Path) -> Iterator[Contents]:
     with opened(path) as (file, size):
         head = file.read(HEADER_BYTES)
         if is_hdf5(file, size):
             with opened_hdf5(path, size, head) as contents:
-                return _cube(contents, order, key, path)
-        return _cube(Level5(file, size, path, head), order, key, path)
+                yield contents
+        else:
+            yield Level5(file, size, path, head)
 
 
-def _cube(contents: Contents, order: Order, key: str | None, path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _chosen(contents: Contents, order: Order, key: str | None, path: Path) -> tuple[Variable, Order, tuple[str, ...]]:
+    """The array, with the shape that its cube has there, the order of its axes, and what is doubtful of them."""
     variable, size = _Choice(contents, path, key, len(order)).made()
     shape, doubts = variable.shape, [contents.doubt(variable, order, unfolded=size is not None)]
     if size is not None:
@@ -64,8 +92,7 @@ def _cube(contents: Contents, order: Order, key: str | None, path: Path) -> tupl
         check_plane(shape[order.index("bands")], axes, path)
         doubts.append(doubt)
     check_shape(shape, path=path, key=variable.name, axes=len(order))
-    array, dtype = contents.values(variable)
-    return to_cube(array.reshape(shape, order="F"), order, dtype), tuple(filter(None, doubts))
+    return replace(variable, shape=shape), order, tuple(filter(None, doubts))
 
 
 def _unfolded(variable: Variable, size: _Size, order: Order, path: Path) -> tuple[tuple[int, ...], Order, str | None]:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import check_held, reason
-from runtime.files.hdf5 import read_dataset
+from runtime.files.hdf5 import StoredArray
 from runtime.files.layout import Order
-from runtime.files.matlab_variables import DEEPEST, NUMERIC, Variable
+from runtime.files.matlab_variables import DEEPEST, MEND, NUMERIC, Variable
 
 _CLASS, _HEADER = "MATLAB_class", b"MATLAB"
 _NO_NUMBERS = ("logical", "char", "cell", "struct", "function_handle")
@@ -48,8 +48,8 @@ class Hdf5:
                 yield from self._inside(held, seen)
 
     def values(self, variable: Variable) -> tuple[NDArray[Any], np.dtype[Any]]:
-        values = read_dataset(variable.place, self._size, self._path, variable.name)
-        return values.T, values.dtype.newbyteorder("=")
+        values = StoredArray(variable.place, self._size, self._path, variable.name, MEND).whole()
+        return values.T, values.dtype
 
     def doubt(self, variable: Variable, order: Order, *, unfolded: bool) -> str | None:
         # MATLAB gives every array a class: one without, among others with it, was added later by another program.

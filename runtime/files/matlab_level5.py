@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import EXPANSION_RATIO, SMALL_EXPANSION, allocated, check_expansion, check_held, fill, reason
-from runtime.files.hdf5 import damaged
 from runtime.files.layout import Order
-from runtime.files.matlab_variables import DEEPEST, NUMERIC, Variable
+from runtime.files.matlab_variables import DEEPEST, NUMERIC, Variable, damaged
 
 HEADER_BYTES = 128
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import plain
+from runtime.errors import CubeFileError, plain
 from runtime.files.layout import Order
 
 NUMERIC = {"double": "f8", "single": "f4"} | {
@@ -17,6 +18,13 @@ NUMERIC = {"double": "f8", "single": "f4"} | {
 
 DEEPEST = 16
 """Structs within structs that are looked into."""
+
+MEND = "save it again with save -v7 or -v7.3"
+
+
+def damaged(path: Path, why: str, key: str | None = None) -> CubeFileError:
+    """The file, or its variable `key`, is not what it says."""
+    return CubeFileError(f"is no valid MATLAB file: {why}", file=path, key=key, remedy=MEND)
 
 
 @dataclass(frozen=True)

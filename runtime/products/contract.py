@@ -39,7 +39,7 @@ class Grid:
     """A grid on a map.
 
     Attributes:
-        crs: its coordinate system as WKT.
+        crs: its coordinate system as WKT, or as `EPSG:32632` where a product gives no more than the number.
         transform: GDAL's geotransform (x of the upper left corner, step along samples, along lines, y, ..., ...).
         lines, samples: its size.
     """

@@ -16,7 +16,7 @@ HDF5 = (".nc", ".nc4", ".h5", ".he5", ".hdf5")
 
 def beside(path: Path) -> Path:
     """The file beside an output that holds its provenance, where it has no room for it."""
-    return path.with_name(f"{path.name}.{PROVENANCE}.json")
+    return path.with_name(f"{path.stem}.{PROVENANCE}.json")
 
 
 def provenance_of(path: Path) -> dict[str, Any] | None:
@@ -64,10 +64,10 @@ def _of_hdf5(path: Path) -> str | None:
 
 
 def _of_tiff(path: Path) -> str | None:
-    from runtime.products.gdal import opened_tiff
+    from runtime.products.gdal import Tiff
 
-    with opened_tiff(path) as image:
-        told: str | None = image.tags().get(PROVENANCE)
+    with Tiff(path) as image, image.asking() as asked:
+        told: str | None = asked.tags().get(PROVENANCE)
     return told
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from runtime.descriptors import hold_back, insisting, is_shortage
 from runtime.durable import sync_folder, write_bytes
 from runtime.errors import CubeFileError, InputError, MachineError
+from runtime.files.disk import write_at
 from runtime.record import index as line_index
 from runtime.record.index import RECORD, Records, read_line_header, suffixed
 from runtime.record.layout import Layout
@@ -177,15 +178,6 @@ def refused(error: OSError, file: Path) -> MachineError:
     if error.errno == errno.EFBIG:
         remedy = "raise the limit of file sizes (ulimit -f), or use a disk that holds larger files"
     return MachineError(f"cannot be written: {error.strerror or error}", file=file, remedy=remedy)
-
-
-def write_at(descriptor: int, data: memoryview, position: int) -> None:
-    """Write all of it, however often the system takes a part only."""
-    while data:
-        count = os.pwrite(descriptor, data, position)
-        if count == 0:
-            raise OSError(errno.EIO, "the system takes no more bytes")
-        data, position = data[count:], position + count
 
 
 def _found_sync_file_range() -> Callable[[int, int, int, int], int] | None:

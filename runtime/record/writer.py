@@ -22,6 +22,7 @@ from runtime.closing import Closing
 from runtime.descriptors import insisting, is_shortage
 from runtime.durable import sync_folder
 from runtime.errors import CubeFileError, InputError, MachineError
+from runtime.files.disk import write_at
 from runtime.lines import LineFormat
 from runtime.record.index import (
     RECORD,
@@ -44,7 +45,7 @@ from runtime.record.ring import (
     closed_segment,
     finish_deletions,
 )
-from runtime.record.segment import LineFile, refused, write_at
+from runtime.record.segment import LineFile, refused
 
 UNSAVED_BYTES = 512 << 20
 """Lines behind the last checkpoint are checked at a start: so many, then a checkpoint is made unasked."""

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, InputError
-from runtime.files.disk import PIECE, allocated, opened, read_at
+from runtime.files.disk import PIECE, allocated, opened
 from runtime.files.envi import read_header, read_lines
 from runtime.files.envi_header import EnviHeader, stated_by, wavelengths_nm
+from runtime.files.rows import read_block
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Quiet, Taken
 from runtime.record.index import read_index
 from runtime.sources.contract import Source, SourceOptions, refuse_other_frames
@@ -120,20 +121,11 @@ class LineReader:
         self._stack.close()
 
     def _fill(self) -> None:
-        header = self._header
-        bsq = header.interleave == "bsq"
-        count = min(self._block.shape[1 if bsq else 0], self.left)
-        row = header.samples * header.dtype.itemsize
-        if bsq:
-            for band in range(header.bands):
-                offset = header.header_offset + (band * header.lines + self.next) * row
-                if read_at(self._file, header.data_path, offset, self._block[band, :count]) < count * row:
-                    raise self._cut_short()
-        else:
-            offset = header.header_offset + self.next * header.line_bytes
-            count = read_at(self._file, header.data_path, offset, self._block[:count]) // header.line_bytes
-            if not count:
-                raise self._cut_short()
+        header, rows = self._header, self._header.rows
+        block = self._block[:, : self.left] if rows.depth else self._block[: self.left]
+        count = read_block(self._file, header.data_path, rows, self.next, block)
+        if not count:
+            raise self._cut_short()
         now = self._status()
         if (
             self._written not in (None, now.st_mtime_ns)
@@ -235,14 +227,10 @@ def described(kind: str, header: EnviHeader) -> dict[str, str]:
     }
 
 
-def block_shape(header: EnviHeader, limit: int) -> tuple[int, int, int]:
+def block_shape(header: EnviHeader, limit: int) -> tuple[int, ...]:
     """Of a buffer as the file lies, for at most `limit` and BLOCK_LINES lines, and some megabytes."""
     lines = max(1, min(limit, BLOCK_LINES, PIECE // header.line_bytes))
-    if header.interleave == "bsq":
-        return header.bands, lines, header.samples
-    if header.interleave == "bil":
-        return lines, header.bands, header.samples
-    return lines, header.samples, header.bands
+    return header.rows.block(lines)
 
 
 def line_in(block: NDArray[Any], interleave: str, index: int, line: Line) -> None:

@@ -33,7 +33,7 @@ from .pool import LinePool
 from .queues import Policy, Queue
 from .recording import Recorder, ToFrames
 from .report import FrameReport
-from .restoration import Restoration, Speed
+from .restoration import BUNDLE, Restoration, Speed
 from .restoring import FrameRestorer, RestorerFacts
 from .screening import Screen
 from .selftest import SelfTest, TestFigures
@@ -136,6 +136,7 @@ class Restoring:
         radiometry: from digital numbers to the unit range.
         output: format of the restored lines.
         watch: tests the engine, and opens it anew; None where nobody can.
+        opened_as: the words by which `deploy stream` opened the bundle, for what is told where it fails.
     """
 
     facts: RestorerFacts
@@ -143,6 +144,7 @@ class Restoring:
     radiometry: Radiometry
     output: LineFormat
     watch: SelfTest | None = None
+    opened_as: str = BUNDLE
 
 
 class Stream:
@@ -253,8 +255,9 @@ class Stream:
         self._clipped = lambda: distributor.clipped
         joiner = Joiner(restorer.bands, restoring.output.samples, lines, overlap, distributor.emit, self._lose)
         self._restoration = Restoration(
-            frames, lost, restorer, joiner, distributor, stage, self._tell, self._seen, restoring.watch, self._suspected
-        )
+            frames, lost, restorer, joiner, distributor, stage, self._tell, self._seen, restoring.watch,
+            self._suspected, restoring.opened_as,
+        )  # fmt: skip
         area = facts.signature.is_area
         screen = Screen(
             source.format,
@@ -343,7 +346,7 @@ class Stream:
             frame_seconds=dict(last.seconds) if last else {},
             source=dict(self._source.telemetry()),
             stages=self.health.report(),
-            problems=[error.one_line() for error in self._failures().values()],
+            problems=self._problems(),
             restoration=self._figures(),
         )
 
@@ -420,6 +423,11 @@ class Stream:
             **self._crashes,
         }
         return {name: error for name, error in found.items() if error is not None}
+
+    def _problems(self) -> list[str]:
+        """What failed, and what failed without an end to anything: a refresh of the engine."""
+        unrefreshed = "" if self._restoration is None else self._restoration.unrefreshed
+        return [*(error.one_line() for error in self._failures().values()), *filter(None, [unrefreshed])]
 
     def _stage(self, name: str, *, vital: bool = True) -> Stage:
         self._stages[name] = self.health.stage(name, STAGE_LIMIT_S, vital=vital)

@@ -24,6 +24,8 @@ REPAIRS, REPAIRS_S = 3, 600.0
 """More repairs in so many seconds are of no use: then lines are recorded only."""
 ENGINE_LIMIT_S = 300.0
 """One run of the engine may take so long before the stage counts as hung."""
+BUNDLE = "BUNDLE"
+"""What `deploy stream` opens, where nobody says it."""
 
 
 class Restoration:
@@ -35,11 +37,13 @@ class Restoration:
         watch: tests the engine, and opens it anew; None where nobody can.
         suspect: called with the first and the last number of lines that may be wrong, how many of them were restored,
             and why.
+        opened_as: what `deploy stream` was given, see `restoration_off`.
         seen: called with the report of every frame that was given out.
 
     Attributes:
         given, passed, dropped, broken: frames; passed as a whole, and those that the engine failed on.
         untested: lines that were restored since the last round of self-tests, for which the end left no time.
+        unrefreshed: why the last refresh failed; empty where it did not.
     """
 
     def __init__(
@@ -54,8 +58,9 @@ class Restoration:
         seen: Callable[[FrameReport], None],
         watch: SelfTest | None = None,
         suspect: Callable[[int, int, int, str], None] = lambda first, last, lines, why: None,
+        opened_as: str = BUNDLE,
     ) -> None:
-        self._watch, self._suspect = watch, suspect
+        self._watch, self._suspect, self._opened_as = watch, suspect, opened_as
         self._repairs: deque[float] = deque(maxlen=REPAIRS)
         self._restored: deque[tuple[int, int]] = deque()
         self._frames, self._lost, self._restorer = frames, lost, restorer
@@ -64,7 +69,7 @@ class Restoration:
         self._failures = 0
         self._took = 0.0
         self.failure: DeployError | None = None
-        self.untested = 0
+        self.untested, self.unrefreshed = 0, ""
         self.given = self.passed = self.dropped = self.broken = self.unfit = self.cut_off = 0
 
     def run(self, given_up: Callable[[], bool], left: Callable[[], float] = lambda: math.inf) -> None:
@@ -240,29 +245,36 @@ class Restoration:
         # Whatever a library raises, or where there is no memory for another engine.
         except Exception as error:
             told = error.one_line() if isinstance(error, DeployError) else f"{type(error).__name__}: {error}"
+            if not repair:
+                self.unrefreshed = f"the engine could not be opened anew, the one before goes on: {told}"
             self._log("failed", stage="engine", error=told)
             if repair:
                 self._off(f"{why}; opened anew: {told}")
             return
         self._restorer.use(fresh.engine.infer, fresh.prompts)
-        self._failures = 0
+        self._failures, self.unrefreshed = 0, ""
         self._restored.clear()
         self._log("repaired" if repair else "refreshed", why=why)
 
     def _off(self, why: str) -> None:
         self._stage.well = False
-        self.failure = restoration_off(DeployError(why))
+        self.failure = restoration_off(DeployError(why), self._opened_as)
         self._log("failed", stage="restoration", error=self.failure.one_line())
 
 
-def restoration_off(why: DeployError) -> MachineError:
-    """What is told where lines are recorded and nothing restores them."""
+def restoration_off(why: DeployError, opened_as: str = BUNDLE) -> MachineError:
+    """What is told where lines are recorded and nothing restores them.
+
+    Args:
+        why: nothing does.
+        opened_as: the words by which `deploy stream` opened the bundle: its folder, or `--store` and that.
+    """
     return MachineError(
         f"restoration is off, lines are recorded only: {why.problem}",
         file=why.file,
         key="restoration",
         value=why.value,
-        remedy="restore the record later: `deploy stream BUNDLE --source file:RECORD/lines.hdr --restored OTHER`",
+        remedy=f"restore the record later: `deploy stream {opened_as} --source file:RECORD/lines.hdr --restored OTHER`",
     )
 
 

@@ -76,7 +76,8 @@ def serve(
 
     Routes: `/` the page (`/?every=10` asks every ten seconds instead of every one), `/api/snapshot`, `/api/spectra`
     and `/healthz` JSON, `/quicklook.png`, `/metrics` for Prometheus where its client is installed. `/healthz` is 200
-    while the stream runs and every stage beats, 503 otherwise, with the names of the silent stages.
+    while the stream runs and every stage beats, 503 otherwise, with the names of the silent stages and how many
+    problems there are.
 
     The three functions are called from several threads, but never at the same time as themselves, and at most four
     times a second. What they raise is answered with 500 and stops nothing.

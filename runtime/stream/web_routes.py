@@ -128,7 +128,13 @@ class Routes:
         silent = [name for name, stage in snapshot.stages.items() if not stage.ok]
         well = snapshot.state != "stopped" and not any(snapshot.stages[name].vital for name in silent)
         status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
-        told = {"ok": well, "state": snapshot.state, "restoration": snapshot.restoration.state, "silent": silent}
+        told = {
+            "ok": well,
+            "state": snapshot.state,
+            "restoration": snapshot.restoration.state,
+            "silent": silent,
+            "problems": len(snapshot.problems),
+        }
         return json_answer(told, status)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from deploy.cli import run
+from deploy.commands import demo
 from export.networks import load_checkpoint, save_checkpoint
+from runtime import trust
 from tests.contracts.command import assert_failed, invoke
+from tests.contracts.signed import write_keys
 
 CHECKED = "check:\n  degradations: [noise, bandloss]\n  cube: 100x90\n"
 
@@ -96,3 +100,17 @@ def test_the_demo_gains_what_it_promises(
     assert done.json["restored_psnr"] > done.json["input_psnr"] + least
     assert (out / "report.html").stat().st_size > 100_000 and (out / "demo.json").is_file()
     assert run(["demo", "--out", str(out)]) == 2
+
+
+def test_the_demo_opens_what_it_built_where_bundles_must_be_signed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_keys(tmp_path)
+    # A small one, which is soon done.
+    monkeypatch.setattr(demo, "SCENE", {"lines": 64, "samples": 64})
+    monkeypatch.setitem(demo.SHOWN, "cube", replace(demo.SHOWN["cube"], side=64))
+    monkeypatch.setenv(trust.VARIABLE, str(tmp_path / "ground.pub"))
+    done = invoke(capsys, "demo", "--network", "damp-nano", "--out", tmp_path / "demo", "--json")
+    assert done.code == 0, done.err
+    assert any("not signed" in one and "ground.pub" in one for one in done.json["warnings"])
+    assert_failed(invoke(capsys, "verify", tmp_path / "demo/bundle"), 2, "is not signed")

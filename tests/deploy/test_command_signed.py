@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import stat
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,14 @@ import pytest
 
 from deploy.finalizing.finalize import Device, finalize
 from export.tensorrt.build import EngineMade
-from runtime import secret_key, trust
+from runtime import bundle_files, secret_key, trust
 from runtime.bundle_files import MANIFEST_SIGNED, sign_bundle, verified_bundle
 from runtime.engines import open_engine
-from runtime.errors import InputError
+from runtime.errors import BundleError, InputError
+from runtime.made import MADE
 from runtime.manifest import MANIFEST
-from runtime.secret_key import SecretKey, dump_secret, read_secret
+from runtime.secret_key import SecretKey, dump_secret, new_key, read_secret
+from runtime.signing import key_name
 from runtime.trust import read_keyring
 from tests.contracts.bundles import for_a_board, give_engine, reseal
 from tests.contracts.command import assert_failed, assert_json_error, invoke
@@ -324,6 +328,63 @@ def test_what_a_target_makes_is_signed_by_it(
     assert verified_bundle(board, ring).made_signed
 
 
+@pytest.mark.parametrize("how", ["nobody", "another key", "altered", "damaged"])
+def test_an_engine_that_is_not_to_be_taken_is_built_again(
+    board: Path, key: SecretKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    own = write_keys(tmp_path, "device")
+    ring, orin = keyring(tmp_path / "ring", key, own), device(board)
+    # What an earlier key of the computer signed, or none.
+    earlier = {"nobody": None, "another key": new_key()}.get(how, own)
+    if earlier is not None:
+        (tmp_path / "earlier.key").write_bytes(dump_secret(earlier, None))
+        (tmp_path / "earlier.key").chmod(0o600)
+        monkeypatch.setenv(secret_key.VARIABLE, str(tmp_path / "earlier.key"))
+    finalize(board, device=orin, trust=trust.NO_KEYRING)
+    made, plan = board / MADE, next(board.glob("engine/*.plan"))
+    if how == "altered":
+        made.write_bytes(made.read_bytes().replace(b"log", b"lag"))
+    if how == "damaged":
+        plan.write_bytes(b"another")
+    monkeypatch.setenv(secret_key.VARIABLE, str(tmp_path / "device.key"))
+    with pytest.raises(BundleError) as caught:
+        finalize(board, device=orin, trust=ring)
+    assert how in ("altered", "damaged") or "`deploy finalize --rebuild`" in caught.value.remedy
+    # Stopped at any moment, the same command goes on.
+    write = bundle_files.write_bytes
+    for stop in range(10):
+
+        def stopping(path: Path, data: bytes, left: list[int] = [stop]) -> None:  # noqa: B006
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            write(path, data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(bundle_files, "write_bytes", stopping)
+            with suppress(KeyboardInterrupt):
+                finalize(board, device=orin, trust=ring, rebuild=True)
+                break
+    assert stop == 6, "three files of the engine, its record and two signatures"
+    finalize(board, device=orin, trust=ring, rebuild=True)
+    told = verified_bundle(board, ring)
+    assert told.made_signed is not None and told.made_signed.key == key_name(own.id)
+
+
+def test_what_the_ground_made_is_read_before_an_engine_is_built_again(
+    board: Path, key: SecretKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = write_keys(tmp_path, "device")
+    monkeypatch.setenv(secret_key.VARIABLE, str(tmp_path / "device.key"))
+    orin = device(board)
+    finalize(board, device=orin, trust=trust.NO_KEYRING)
+    with pytest.raises(BundleError, match="not trusted here"):
+        finalize(board, device=orin, trust=keyring(tmp_path / "ring", own), rebuild=True)
+    (board / "graphs/fp32.onnx").write_bytes(b"another")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        finalize(board, device=orin, trust=keyring(tmp_path / "both", key, own), rebuild=True)
+
+
 def test_without_a_key_of_its_own_a_target_that_has_a_keyring_builds_nothing(
     board: Path, key: SecretKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,3 +436,56 @@ def test_an_engine_of_the_ground_is_signed_with_its_bundle(capsys: Capture, boar
     assert invoke(capsys, "sign", board, "--key", "ground.key").code == 0
     done = invoke(capsys, "verify", board, "--trust", "ground.pub")
     assert done.code == 0 and done.out.count("signed by") == 2
+
+
+# deploy doctor
+
+
+def test_doctor_tells_what_this_computer_trusts(
+    capsys: Capture, key: SecretKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(code: int = 0) -> tuple[dict[str, str], str, dict[str, object]]:
+        done = invoke(capsys, "doctor", "--json")
+        assert done.code == code, done.err
+        found = {one["name"]: one for one in done.json.get("findings", [])}
+        parts = ("keyring", "signatures", "device key")
+        return {name: found[name]["outcome"] for name in parts if found}, done.err, done.json.get("trust", {})
+
+    outcomes, said, facts = told()
+    assert outcomes == {"keyring": "absent", "signatures": "ok", "device key": "absent"}
+    assert "none: bundles need no signature" in said
+    assert facts == {
+        "keyring": None, "keys": 0, "signature_needed": False, "device_key": None, "cryptography": True
+    }  # fmt: skip
+    trust.KEYRING.mkdir(parents=True)
+    shutil.copy("ground.pub", trust.KEYRING)
+    own = write_keys(tmp_path, "device")
+    monkeypatch.setenv(secret_key.VARIABLE, str(tmp_path / "device.key"))
+    outcomes, said, _ = told()
+    assert outcomes["device key"] == "absent" and "not in the keyring" in said
+    shutil.copy("device.pub", trust.KEYRING)
+    outcomes, said, facts = told()
+    assert set(outcomes.values()) == {"ok"}
+    assert f"{trust.KEYRING}: 2 keys, one of which must have signed a bundle" in said and key_name(own.id) in said
+    assert facts == {
+        "keyring": str(trust.KEYRING), "keys": 2, "signature_needed": True, "device_key": key_name(own.id),
+        "cryptography": True,
+    }  # fmt: skip
+    (tmp_path / "device.key").chmod(0o644)
+    assert "others may read" in told(3)[1]
+    (trust.KEYRING / "readme").touch()
+    assert "readme: is no public key" in told(3)[1]
+
+
+def test_doctor_tells_that_nothing_checks_signatures(
+    capsys: Capture, key: SecretKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_keys(tmp_path, "device")
+    monkeypatch.setenv(secret_key.VARIABLE, str(tmp_path / "device.key"))
+    for name in ("cryptography.hazmat.primitives.asymmetric.ed25519", "cryptography"):
+        monkeypatch.setitem(sys.modules, name, None)
+    done = invoke(capsys, "doctor", "--json")
+    assert done.code == 0 and done.json["trust"]["cryptography"] is False
+    assert done.err.count("damp-deploy[signing]") == 2
+    monkeypatch.setenv(trust.VARIABLE, str(tmp_path / "ground.pub"))
+    assert_failed(invoke(capsys, "doctor"), 3, "signatures", "damp-deploy[signing]")

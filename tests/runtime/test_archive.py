@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -18,6 +19,7 @@ from runtime.bundle_files import MANIFEST_SIGNED, sign_bundle, verified_bundle
 from runtime.errors import BundleError, DeployError, InputError
 from runtime.manifest import MANIFEST
 from runtime.secret_key import SecretKey, new_key
+from runtime.slots import install
 from runtime.trust import NO_KEYRING, Trust
 from tests.contracts.bundles import for_a_board, give_engine, known_bundle, reseal
 from tests.contracts.signed import keyring
@@ -192,10 +194,10 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         ),
         "something else",
     ),
-    "dot": (added(entry("./stranger")), "nothing in it lists"),
+    "dot": (added(entry("./stranger")), "nothing in it lists it"),
     "empty name": (added(entry("")), "something else"),
-    "unlisted": (added(entry("stranger")), "nothing in it lists"),
-    "unlisted, made a top file": (added(entry("made.json.minisig.old")), "nothing in it lists"),
+    "unlisted": (added(entry("stranger")), "nothing in it lists it"),
+    "unlisted, made a top file": (added(entry("made.json.minisig.old")), "nothing in it lists it"),
     "link": (replaced(GRAPH, entry(GRAPH, b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")), "something else"),
     "hard link": (replaced(GRAPH, entry(GRAPH, b"", type=tarfile.LNKTYPE, linkname=MANIFEST)), "something else"),
     "fifo": (replaced(GRAPH, entry(GRAPH, b"", type=tarfile.FIFOTYPE)), "something else"),
@@ -243,12 +245,12 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "twice": (added(entry(GRAPH)), "twice"),
     "manifest twice": (added(entry(MANIFEST, b"{}")), "twice"),
     "other order": (lambda data: joined(parts(data)[::-1]), "another order"),
-    "a file missing": (replaced(GRAPH), "lacks a file"),
-    "engine missing": (replaced("engine/1.plan"), "lacks a file"),
-    "engine's record missing": (replaced("made.json"), "nothing in it lists"),
+    "a file missing": (replaced(GRAPH), "listed, and not there"),
+    "engine missing": (replaced("engine/1.plan"), "listed, and not there"),
+    "engine's record missing": (replaced("made.json"), "nothing in it lists it"),
     "something between files": (
         lambda data: joined([(n, h, c[:-1] + b"x" if n == "golden/metrics.npy" else c) for n, h, c in parts(data)]),
-        "between its files",
+        "between it and the next file",
     ),
     "something behind the end": (lambda data: data + b"x", "another end"),
     "zeros behind the end": (lambda data: data + bytes(10240), "another end"),
@@ -257,7 +259,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "half an end": (lambda data: data[:-512], "another end"),
     "cut off": (lambda data: data[: len(data) // 2], "cut off|something else"),
     "cut off in a header": (lambda data: data[:300], "something else"),
-    "a file in place of a folder": (added(entry("golden")), "nothing in it lists"),
+    "a file in place of a folder": (added(entry("golden")), "nothing in it lists it"),
     "name is no text": (lambda data: with_header(data, GRAPH, lambda h: h.__setitem__(0, 0xFF)), "something else"),
     "too many": (
         lambda data: joined([entry(f"{number:08d}", b"") for number in range(archive.MOST_MEMBERS + 1)]), "too many",
@@ -275,6 +277,47 @@ def test_an_archive_that_we_would_not_have_written_is_refused(packed: Path, tmp_
         assert str(caught.value.file).startswith(str(tmp_path / "hostile.damp")) and caught.value.remedy
         assert str(caught.value).isprintable()
     assert [p.name for p in tmp_path.iterdir()] == ["hostile.damp"] and not (tmp_path.parent / "stranger").exists()
+
+
+NAMED = {
+    "link": GRAPH, "sparse": GRAPH, "other mode": GRAPH, "traversal": "../stranger", "folder": "graphs",
+    "absolute by its prefix": "/etc/zz", "unlisted": "stranger", "size of 8 GiB": GRAPH, "larger than it was": GRAPH,
+    "a signature that is too large": MANIFEST_SIGNED, "twice": GRAPH, "engine missing": "engine/1.plan",
+    "something between files": "golden/metrics.npy", "noise": None, "cut off in a header": None,
+    "name is no text": None, "other sum": None, "half an end": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_member_that_is_wrong_is_named(packed: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "hostile.damp").write_bytes(HOSTILE[name][0](packed.read_bytes()))
+    for way in (
+        check,
+        lambda file: install(file, tmp_path / "store"),
+        lambda f: unpack(f, tmp_path / "o", replace=False),
+    ):
+        with pytest.raises(BundleError) as caught:
+            way(tmp_path / "hostile.damp")
+        assert (caught.value.file, caught.value.key) == (str(tmp_path / "hostile.damp"), NAMED[name])
+
+
+def test_a_member_that_no_folder_takes_is_named(tmp_path: Path) -> None:
+    bundle = known_bundle(tmp_path / "bundle")
+    pack(bundle, tmp_path / "b.damp")
+    inside = "golden/metrics.npy/inside"
+    data = (tmp_path / "b.damp").read_bytes()
+
+    def list_inside(content: dict[str, dict[str, object]]) -> None:
+        content["files"][inside] = {"sha256": hashlib.sha256(b"x").hexdigest(), "bytes": 1}
+
+    reseal(bundle, list_inside)
+    manifest = entry(MANIFEST, (bundle / MANIFEST).read_bytes(), mode=0o644)
+    hostile = added(entry(inside, mode=0o644))(replaced(MANIFEST, manifest)(data))
+    (tmp_path / "b.damp").write_bytes(hostile)
+    check(tmp_path / "b.damp")
+    with pytest.raises(BundleError, match="cannot be written") as caught:
+        unpack(tmp_path / "b.damp", tmp_path / "out", replace=False)
+    assert caught.value.file == str(tmp_path / "out" / inside) and not (tmp_path / "out").exists()
 
 
 def test_every_flipped_byte_of_an_archive_is_found(packed: Path, ring: Trust, tmp_path: Path) -> None:
@@ -370,7 +413,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BundleError, match="No space left") as caught:
         unpack(packed, tmp_path / "out", replace=False)
-    assert caught.value.file == str(tmp_path / "out")
+    assert caught.value.file == str(tmp_path / "out" / "engine" / "1.layers.json")
     with pytest.raises(InputError, match="No space left"):
         pack(bundle, tmp_path / "out.damp")
     assert not list(tmp_path.iterdir())

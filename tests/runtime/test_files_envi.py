@@ -98,7 +98,7 @@ def test_windows_of_lines(tmp_path: Path, interleave: str) -> None:
 
 
 def test_a_window_in_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.files.envi.PIECE", 100)
+    monkeypatch.setattr("runtime.files.rows.PIECE", 100)
     cube = sample("i4", (3, 17, 5))
     for interleave in ("bil", "bip"):
         np.testing.assert_array_equal(read_envi(write_pair(tmp_path, cube, 3, interleave)), cube)

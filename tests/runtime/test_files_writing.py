@@ -38,8 +38,7 @@ def test_every_layout_comes_back(tmp_path: Path, code: int, interleave: Interlea
 
 
 def test_views_and_foreign_byte_order_and_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.files.envi.PIECE", 64)
-    monkeypatch.setattr("runtime.files.arrays.PIECE", 64)
+    monkeypatch.setattr("runtime.files.rows.PIECE", 64)
     cube = sample("i2", (4, 9, 8)).astype(">i2")[::2, ::-1, 1::3]
     for name in ("a.bil", "b.bip", "c.bsq", "d.npy"):
         write_cube(tmp_path / name, cube)

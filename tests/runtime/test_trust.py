@@ -420,7 +420,15 @@ def test_a_bundle_for_a_newer_program_is_refused(plain: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("names", "right"),
-    [("", True), ("jetson-orin", True), ("other, jetson-orin", True), ("other", False), ("jetson", False)],
+    [
+        ("", True),
+        ("jetson-orin", True),
+        ("other; jetson-orin", True),
+        ("other", False),
+        ("jetson", False),
+        ("nvidia,p3768;other", True),
+        ("other,jetson-orin", False),
+    ],
 )
 def test_a_bundle_is_for_boards_by_name(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, right: bool

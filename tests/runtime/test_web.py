@@ -406,7 +406,10 @@ def test_loopback_of_ipv6() -> None:
 )
 def test_health(state: str, ages: dict[str, float], status: int, silent: list[str]) -> None:
     known = {name: replace(stage, vital=name != "optional") for name, stage in stages(**ages).items()}
-    with start(snapshot=lambda: replace(NOTHING, state=state, stages=known)) as server:
+    with start(
+        snapshot=lambda: replace(NOTHING, state=state, stages=known, problems=["its words stay here"])
+    ) as server:
         got = ask(server, "/healthz")
         assert got.status == status
-        assert got.json == {"ok": status == 200, "state": state, "restoration": "on", "silent": silent}
+        told = {"ok": status == 200, "state": state, "restoration": "on", "silent": silent, "problems": 1}
+        assert got.json == told

@@ -217,6 +217,34 @@ def test_the_engine_is_opened_anew_when_it_is_time(bundle: runtime.Bundle, tmp_p
     assert result.count.restored == 160 and snapshot.restoration.tests.repairs == 0
 
 
+def test_a_refresh_that_fails_is_a_problem_until_one_works(bundle: runtime.Bundle, tmp_path: Path) -> None:
+    plain, tries = bundle.again, 0
+
+    def again() -> runtime.Bundle:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise BundleError("a file is damaged", file="graphs/fp32.onnx")
+        return plain()
+
+    bundle.again = again
+    seen = list[Snapshot]()
+
+    def told(kind: str, **fields: Any) -> None:
+        if kind in ("failed", "refreshed"):
+            seen.append(stream.snapshot())
+
+    stream = open_stream(
+        bundle, Script(range(80)), restored=tmp_path / "made", log=told,
+        options=runtime.StreamOptions(policy="block", selftest_seconds=1000, refresh_seconds=1e-9),
+    )  # fmt: skip
+    result = stream.run()
+    assert result.failures == {} and result.ended_by == "source" and result.count.restored == 80
+    told_of = "the engine could not be opened anew, the one before goes on: graphs/fp32.onnx: a file is damaged"
+    assert [one.problems for one in seen[:3]] == [[told_of], [told_of], []]
+    assert all(one.restoration.state == "on" for one in seen)
+
+
 def test_a_rerun_doubts_no_line_of_the_run_before(bundle: runtime.Bundle, tmp_path: Path) -> None:
     assert flown(bundle, tmp_path, lines=40)[0].failures == {}
     goes_wrong(bundle, lambda made: made * 2, after=2)

@@ -1,0 +1,69 @@
+"""Where a cube lies, as CF conventions and GDAL tell it in NetCDF."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from runtime.products.contract import Doubles, Grid
+
+_MERCATOR = {
+    "latitude_of_origin": "latitude_of_projection_origin",
+    "latitude of natural origin": "latitude_of_projection_origin",
+    "central_meridian": "longitude_of_central_meridian",
+    "longitude of natural origin": "longitude_of_central_meridian",
+    "scale_factor": "scale_factor_at_central_meridian",
+    "scale factor at natural origin": "scale_factor_at_central_meridian",
+    "false_easting": "false_easting",
+    "false easting": "false_easting",
+    "false_northing": "false_northing",
+    "false northing": "false_northing",
+}
+"""Parameters of a transverse Mercator projection, in WKT of either version -> in CF conventions, appendix F."""
+
+
+def mapping_of(grid: Grid) -> dict[str, Any]:
+    """Attributes of the variable `spatial_ref`: the system as WKT, GDAL's geotransform.
+
+    CF's own names are added for degrees and for transverse Mercator (UTM), whose programs read no WKT.
+    """
+    told: dict[str, Any] = {}
+    if _is_degrees(grid.crs):
+        told["grid_mapping_name"] = "latitude_longitude"
+    elif re.search(r'"transverse[_ ]mercator"', grid.crs, re.IGNORECASE):
+        told["grid_mapping_name"] = "transverse_mercator"
+        for name, value in re.findall(r'PARAMETER\["([^"]+)",\s*([-+.\deE]+)', grid.crs):
+            if (cf := _MERCATOR.get(name.lower())) is not None:
+                told[cf] = float(value)
+    told |= {"crs_wkt": grid.crs, "spatial_ref": grid.crs}
+    return told | {"GeoTransform": " ".join(map(repr, map(float, grid.transform)))}
+
+
+def axes_of(grid: Grid) -> dict[str, tuple[Doubles, dict[str, str]]]:
+    """Coordinates `y` and `x` of the centres of pixels with their attributes; none of a grid that is turned."""
+    left, across, turned, top, tilted, down = grid.transform
+    if turned or tilted:
+        return {}
+    y = (top + (np.arange(grid.lines) + 0.5) * down).astype(np.float64)
+    x = (left + (np.arange(grid.samples) + 0.5) * across).astype(np.float64)
+    if _is_degrees(grid.crs):
+        return {
+            "y": (y, {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}),
+            "x": (x, {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}),
+        }
+    unit = _length(grid.crs)
+    return {
+        "y": (y, {"standard_name": "projection_y_coordinate", "units": unit, "axis": "Y"}),
+        "x": (x, {"standard_name": "projection_x_coordinate", "units": unit, "axis": "X"}),
+    }
+
+
+def _is_degrees(crs: str) -> bool:
+    return crs.lstrip().upper().startswith(("GEOG", "GEODCRS"))
+
+
+def _length(crs: str) -> str:
+    """The unit of a projection: the last of its WKT, after those of its angles."""
+    found = re.findall(r'(?:LENGTHUNIT|UNIT)\["([^"]+)"', crs)
+    named = [unit for unit in found if not unit.lower().startswith(("degree", "unity", "grad", "radian"))]
+    return "m" if not named or named[-1].lower() in ("metre", "meter", "m") else named[-1].replace(" ", "_")
