@@ -358,7 +358,8 @@ def provenance(bundle: Bundle, description: Description, meaning: Meaning, ways:
         rows = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, MOST_ROWS)]
     names = manifest.signature.metric_names
     return {
-        "program": f"damp-deploy {PROGRAM}",
+        "program": "damp-deploy",
+        "version": PROGRAM,
         "key": key_of(description, seal, ways),
         "bundle": seal,
         "network": manifest.network.architecture,
@@ -372,7 +373,7 @@ def provenance(bundle: Bundle, description: Description, meaning: Meaning, ways:
         "input": {"name": description.path.name, "format": description.format, "sha256": _digest(description)},
         "scale": None if meaning.scale_from is None else meaning.conversion.scale,
         "scale_from": meaning.scale_from,
-        "left_out": {str(band + 1): why for band, why in sorted(meaning.bad.items())},
+        "bands_left_out": {str(band + 1): why for band, why in sorted(meaning.bad.items())},
         "frames": tally.frames,
         "missing": tally.missing,
         "moved": tally.moved,
