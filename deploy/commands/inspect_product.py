@@ -36,7 +36,9 @@ def inspect_product(path: Path, asked: Asked, reading: Reading, bundle: Manifest
         for label, text in _lines(described):
             console.say(f"{label:<11} {text}")
         if (made := told["provenance"]) is not None:
-            console.say(f"restored    by {made.get('program')}, bundle {str(made.get('bundle'))[:12]}")
+            console.say(
+                f"restored    by {made.get('program')} {made.get('version')}, bundle {str(made.get('bundle'))[:12]}"
+            )
         doubts = list(described.stated.doubts)
         if bundle is not None:
             doubts = _meant(reader, asked, bundle, told)
