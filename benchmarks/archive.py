@@ -2,9 +2,9 @@
 
 A bundle of `damp-nano` for frames of 64x64 is built, or `--bundle DIR` is taken, and so many cubes are restored by two
 workers of one thread. Bars: less than 50 ms of each product are not spent on its restoration; both workers are busy for
-90 % of the time from the first product to the last; a finished archive is looked through in less than 1 s, or 1 s
-for each 1000 products; after kills of workers, of drivers and of schedulers every output is the very bytes that a run without them
-gives, and none is half there. Exit code 1 when one is missed.
+90 % of the time from the first product to the last; a finished archive is looked through in less than 1 s, or 1 s for
+each 1000 products; after kills of workers, of drivers and of schedulers every output is the very bytes that a run
+without them gives, and none is half there. Exit code 1 when one is missed.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def killed_workers(setting: Setting, out: Path, kills: int, chance: random.Rando
         with started(command(setting.bundle, setting.inputs, out)) as driver:
             while driver.poll() is None and done < kills:
                 time.sleep(chance.uniform(0.5, 2))
-                if workers := children(driver.pid):
+                if at_work(out) and (workers := children(driver.pid)):
                     os.kill(chance.choice(workers), signal.SIGKILL)
                     done += 1
             driver.wait(PATIENCE_S)
@@ -200,6 +200,17 @@ def killed_schedulers(setting: Setting, out: Path, kills: int, chance: random.Ra
                 time.sleep(chance.uniform(10, 20))
             done += 1
     return done
+
+
+def at_work(out: Path) -> bool:
+    """Whether a run's workers are there: what was spawned before looked at products."""
+    events = out / ".damp_deploy" / "events.jsonl"
+    said = events.read_text().splitlines() if events.is_file() else []
+    return any('"event": "workers"' in line for line in said[-1 - _since_start(said) :])
+
+
+def _since_start(said: list[str]) -> int:
+    return next((n for n, line in enumerate(reversed(said)) if '"event": "started"' in line), 0)
 
 
 def forget(out: Path, chance: random.Random) -> None:

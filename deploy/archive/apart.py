@@ -17,6 +17,8 @@ Made = TypeVar("Made")
 WINDOW = 8
 """Items in flight for each process."""
 MOST = 8
+TRIES = 2
+"""Of an item alone in its process: the first end may be somebody else's doing."""
 
 
 def _begin(memory: int) -> None:
@@ -65,11 +67,14 @@ def _alone(function: Callable[[Item], Made], items: list[Item], memory: int) -> 
     pool = _pool(1, memory)
     try:
         for item in items:
-            try:
-                yield item, pool.submit(function, item).result()
-            except BrokenProcessPool:  # noqa: PERF203
-                pool.shutdown(wait=True)
-                pool = _pool(1, memory)
+            for _ in range(TRIES):
+                try:
+                    yield item, pool.submit(function, item).result()
+                    break
+                except BrokenProcessPool:
+                    pool.shutdown(wait=True)
+                    pool = _pool(1, memory)
+            else:
                 yield item, None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

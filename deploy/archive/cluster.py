@@ -40,6 +40,8 @@ SETTINGS = {
     },
     # An engine that is being opened is no fault.
     "distributed.admin.tick.limit": "10 minutes",
+    # Pages that every user of this computer could read.
+    "distributed.worker.http.routes": [],
 }  # fmt: skip
 """Of Dask, for a cluster of this computer's own; docs/archives.md has them for others."""
 
@@ -72,11 +74,13 @@ def own_cluster(workers: int, memory: int, *, dashboard: bool = False) -> Iterat
         undo.callback(shutil.rmtree, scratch, ignore_errors=True)
         undo.enter_context(_quiet())
         undo.enter_context(dask.config.set(SETTINGS))
+        if not dashboard:
+            undo.enter_context(dask.config.set({"distributed.scheduler.http.routes": []}))
         try:
             cluster = undo.enter_context(
                 LocalCluster(
                     n_workers=workers, threads_per_worker=1, processes=True, memory_limit=memory, host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0" if dashboard else None, security=security,
+                    dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": dashboard}, security=security,
                     local_directory=scratch, silence_logs=logging.CRITICAL,
                 )
             )  # fmt: skip

@@ -12,12 +12,15 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.archive.order import Order
-from deploy.archive.run import Craft
 from deploy.archive.work import Look, Record, Task, of_error, of_output, stamp_of
 from runtime.durable import replacing
 from runtime.errors import CubeFileError
+
+if TYPE_CHECKING:
+    from deploy.archive.run import Craft
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,10 @@ def job(task: Task) -> Record:
     }
 
 
-CRAFT = Craft(search, look, job, None)
+def craft() -> Craft:
+    from deploy.archive.run import Craft
+
+    return Craft(search, look, job, None)
 
 
 def jobs(folder: Path, **what: str) -> Path:

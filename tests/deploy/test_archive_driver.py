@@ -20,7 +20,7 @@ from deploy.archive.ledger import Ledger, Row, totals
 from deploy.archive.order import FOLDER
 from deploy.archive.run import InterruptedArchiveError, Means, run_archive
 from runtime.errors import GateError, InputError, MachineError
-from tests.deploy.archive_craft import CRAFT, begun, jobs, order
+from tests.deploy.archive_craft import begun, craft, jobs, order
 
 FAST = Pace(waits=(0.1, 0.1), pause=0.2)
 MEANS = Means(workers=2, memory=1 << 29)
@@ -40,7 +40,7 @@ def test_each_comes_to_its_end_and_the_next_run_does_only_what_is_left(tmp_path:
     (inputs / "k.odd").write_text("")
     out = tmp_path / "out"
     with pytest.raises(GateError) as caught:
-        run_archive(order(inputs), out, MEANS, craft=CRAFT, pace=FAST)
+        run_archive(order(inputs), out, MEANS, craft=craft(), pace=FAST)
     assert caught.value.report is not None
     counted = caught.value.report["products"]
     assert counted == {
@@ -72,7 +72,7 @@ def test_each_comes_to_its_end_and_the_next_run_does_only_what_is_left(tmp_path:
 
     before = begun(inputs)
     with pytest.raises(GateError) as caught:
-        run_archive(order(inputs), out, MEANS, craft=CRAFT, pace=FAST)
+        run_archive(order(inputs), out, MEANS, craft=craft(), pace=FAST)
     assert caught.value.report is not None
     assert caught.value.report["products"] == {
         "planned": 12, "done": 0, "present": 5, "refused": 3, "failed": 2, "quarantined": 2, "left": 0,
@@ -83,14 +83,14 @@ def test_each_comes_to_its_end_and_the_next_run_does_only_what_is_left(tmp_path:
 
 def test_a_ledger_that_is_lost_or_damaged_costs_a_scan(tmp_path: Path) -> None:
     inputs, out = jobs(tmp_path / "in", a="write 0", b="write 0"), tmp_path / "out"
-    assert run_archive(order(inputs), out, MEANS, craft=CRAFT)["products"]["done"] == 2
+    assert run_archive(order(inputs), out, MEANS, craft=craft())["products"]["done"] == 2
     for damage in (b"no ledger at all" * 1000, None):
         file = out / FOLDER / "ledger.sqlite"
         if damage is None:
             file.unlink()
         else:
             file.write_bytes(damage)
-        assert run_archive(order(inputs), out, MEANS, craft=CRAFT)["products"]["present"] == 2
+        assert run_archive(order(inputs), out, MEANS, craft=craft())["products"]["present"] == 2
     assert begun(inputs) == {"a": 1, "b": 1}
     assert list((out / FOLDER).glob("ledger.sqlite.damaged-*"))
 
@@ -100,13 +100,13 @@ def test_two_drivers_at_one_archive_are_one_too_many(tmp_path: Path) -> None:
     with driver(inputs, out) as first:
         wait_for(inputs / "a.begun")
         with pytest.raises(InputError, match="another driver is at this archive") as caught:
-            run_archive(order(inputs), out, MEANS, craft=CRAFT)
+            run_archive(order(inputs), out, MEANS, craft=craft())
         assert f"process {first.pid}" in str(caught.value.value)
         first.send_signal(signal.SIGKILL)
         first.wait()
     # What it held is free, and the product is whole or absent.
     jobs(inputs, a="write 0")
-    assert run_archive(order(inputs), out, MEANS, craft=CRAFT)["products"]["done"] == 1
+    assert run_archive(order(inputs), out, MEANS, craft=craft())["products"]["done"] == 1
     assert not list(out.rglob(".*.part"))
 
 
@@ -122,14 +122,14 @@ def test_a_signal_lets_running_products_end_and_a_rerun_goes_on(tmp_path: Path) 
     states = {name: row.state for name, row in rows(out).items()}
     assert {name for name, state in states.items() if state == "done"} == whole and 2 <= len(whole) < 8
     assert {state for name, state in states.items() if name not in whole} == {"planned"}
-    counted = run_archive(order(inputs), out, MEANS, craft=CRAFT)["products"]
+    counted = run_archive(order(inputs), out, MEANS, craft=craft())["products"]
     assert counted["present"] == len(whole) and counted["done"] == 8 - len(whole) and counted["left"] == 0
 
 
 def test_more_memory_than_there_is_is_refused_before_anything_starts(tmp_path: Path) -> None:
     inputs = jobs(tmp_path / "in", a="write 0")
     with pytest.raises(MachineError, match=r"2 workers of 9000\.00 GiB take more memory than there is"):
-        run_archive(order(inputs), tmp_path / "out", Means(workers=2, memory=9000 << 30), craft=CRAFT)
+        run_archive(order(inputs), tmp_path / "out", Means(workers=2, memory=9000 << 30), craft=craft())
     assert begun(inputs) == {}
 
 
@@ -144,11 +144,11 @@ class driver:  # noqa: N801
     def __init__(self, inputs: Path, out: Path, means: Means = MEANS) -> None:
         code = (
             "import pickle, sys\nfrom pathlib import Path\nfrom deploy.archive.run import run_archive\n"
-            "from runtime.errors import DeployError\nfrom tests.deploy.archive_craft import CRAFT, order\n"
+            "from runtime.errors import DeployError\nfrom tests.deploy.archive_craft import craft, order\n"
             "if __name__ == '__main__':\n"
             "    means = pickle.loads(bytes.fromhex(sys.argv[3]))\n"
             "    try:\n"
-            "        run_archive(order(Path(sys.argv[1])), Path(sys.argv[2]), means, craft=CRAFT)\n"
+            "        run_archive(order(Path(sys.argv[1])), Path(sys.argv[2]), means, craft=craft())\n"
             "    except DeployError as error:\n"
             "        print(error, flush=True)\n"
             "        sys.exit(error.exit_code)\n"

@@ -22,7 +22,7 @@ from deploy.archive.driver import Pace
 from deploy.archive.run import Means, run_archive
 from deploy.archive.security import Tls, tls_of
 from runtime.errors import MachineError
-from tests.deploy.archive_craft import CRAFT, begun, jobs, order
+from tests.deploy.archive_craft import begun, craft, jobs, order
 from tests.deploy.test_archive_driver import driver
 
 pytestmark = pytest.mark.slow
@@ -119,7 +119,7 @@ def test_nobody_gets_in_without_a_certificate(tmp_path: Path, tls: Tls) -> None:
         time.sleep(5)
         with pytest.raises(MachineError):
             run_archive(
-                order(inputs), tmp_path / "out", Means(scheduler=f"tcp://127.0.0.1:{port}"), craft=CRAFT,
+                order(inputs), tmp_path / "out", Means(scheduler=f"tcp://127.0.0.1:{port}"), craft=craft(),
                 pace=Pace(workerless=5),
             )  # fmt: skip
     assert begun(inputs) == {}
@@ -138,7 +138,7 @@ def test_killed_drivers_and_workers_leave_whole_outputs_or_none(tmp_path: Path) 
                 if workers and chance.random() < 0.2:
                     os.kill(chance.choice(workers), signal.SIGKILL)
                     kills += 1
-    counted = run_archive(order(inputs), out, Means(workers=2, memory=1 << 29), craft=CRAFT)["products"]
+    counted = run_archive(order(inputs), out, Means(workers=2, memory=1 << 29), craft=craft())["products"]
     assert counted["done"] + counted["present"] == 60
     for path in out.glob("*.out"):
         assert path.read_text() == f"restored {path.stem}.job\n"
