@@ -175,6 +175,19 @@ def refuse_unfit(manifest: Manifest, description: Description) -> None:
         raise
 
 
+def refuse_ways(description: Description, ways: Ways) -> None:
+    """Raise CubeError where a product cannot be put on a map as it is asked for."""
+    if not ways.ortho:
+        return
+    if description.place.ortho is None:
+        remedy = "leave it out, or give the product that has one"
+        raise CubeError("has no lookup table to a map", file=description.path, key="--ortho", remedy=remedy)
+    if ways.kind == "like":
+        problem = "a product on a map is of another shape than its input"
+        remedy = "say --format cog, netcdf, zarr or envi"
+        raise CubeError(problem, file=description.path, key="--ortho", remedy=remedy)
+
+
 def result_of(
     description: Description, reader: CubeReader | None, meaning: Meaning, ways: Ways, missing: int
 ) -> Result:
@@ -255,26 +268,29 @@ def restore_product(
         MachineError: memory does not suffice, or the engine failed.
     """
     began = time.monotonic()
-    with open_cube(path, ways.reading) as reader, unchanged(*_plain_files(reader.description)):
+    with open_cube(path, ways.reading) as reader:
         description = reader.description
-        refuse_unfit(bundle.manifest, description)
+        refuse_ways(description, ways)
         needed = planned(bundle.manifest, reader, ways)
         refuse_large(needed, description.path)
-        found = judged(bundle.manifest, reader, ways.asked, _first_half(progress))
+        with unchanged(*_plain_files(description)):
+            found = judged(bundle.manifest, reader, ways.asked, _first_half(progress))
         if told is not None:
             told(reader, found)
-        given = _of_scene(bundle, reader, found) if ways.metrics == "scene" else None
         tally = Tally()
         result = result_of(description, reader, found.meaning, ways, found.missing)
         with opened_writer(out, result, ways) as writer:
-            for step in restore_lines(bundle, reader, found, given=given, clip=ways.clip, unit=ways.unit):
-                if isinstance(step, Row):
-                    tally.rows[step.line] = step
-                    continue
-                write_block(writer, step, result, found.meaning, tally)
-                if progress is not None:
-                    progress(step.start + step.cube.shape[1], description.shape[1])
-            files = writer.finish(provenance(bundle, description, found.meaning, ways, tally))
+            with unchanged(*_plain_files(description)):
+                given = _of_scene(bundle, reader, found) if ways.metrics == "scene" else None
+                for step in restore_lines(bundle, reader, found, given=given, clip=ways.clip, unit=ways.unit):
+                    if isinstance(step, Row):
+                        tally.rows[step.line] = step
+                        continue
+                    write_block(writer, step, result, found.meaning, tally)
+                    if progress is not None:
+                        progress(step.start + step.cube.shape[1], description.shape[1])
+                how = provenance(bundle, description, found.meaning, ways, tally)
+            files = writer.finish(how)
     return outcome(files, found.meaning, tally, time.monotonic() - began, needed)
 
 
@@ -290,21 +306,8 @@ def opened_writer(out: Path, result: Result, ways: Ways) -> CubeWriter:
     """A writer of what `ways` says. Raises CubeError, CubeFileError."""
     if not ways.ortho:
         return open_writer(out, result, ways.kind)
-    glt = result.reader.glt() if result.reader is not None else None
-    if glt is None:
-        raise CubeError(
-            "has no lookup table to a map",
-            file=result.source.path,
-            key="--ortho",
-            remedy="leave it out, or give the product that has one",
-        )
-    if ways.kind == "like":
-        raise CubeError(
-            "a product on a map is of another shape than its input",
-            file=result.source.path,
-            key="--ortho",
-            remedy="say --format cog, netcdf, zarr or envi",
-        )
+    glt = None if result.reader is None else result.reader.glt()
+    assert glt is not None, "refuse_ways has asked for it"
     return open_ortho(lambda: open_writer(out, result_on_map(result, glt), ways.kind), glt, result)
 
 
@@ -358,7 +361,8 @@ def provenance(bundle: Bundle, description: Description, meaning: Meaning, ways:
         rows = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, MOST_ROWS)]
     names = manifest.signature.metric_names
     return {
-        "program": f"damp-deploy {PROGRAM}",
+        "program": "damp-deploy",
+        "version": PROGRAM,
         "key": key_of(description, seal, ways),
         "bundle": seal,
         "network": manifest.network.architecture,
@@ -372,7 +376,7 @@ def provenance(bundle: Bundle, description: Description, meaning: Meaning, ways:
         "input": {"name": description.path.name, "format": description.format, "sha256": _digest(description)},
         "scale": None if meaning.scale_from is None else meaning.conversion.scale,
         "scale_from": meaning.scale_from,
-        "left_out": {str(band + 1): why for band, why in sorted(meaning.bad.items())},
+        "bands_left_out": {str(band + 1): why for band, why in sorted(meaning.bad.items())},
         "frames": tally.frames,
         "missing": tally.missing,
         "moved": tally.moved,

@@ -30,13 +30,17 @@ def inspect_product(path: Path, asked: Asked, reading: Reading, bundle: Manifest
         CubeFileError: it cannot be read.
         GateError: something is doubtful; `report` has all of it.
     """
+    # Before it is opened: HDF5 takes no second opening.
+    made = provenance_of(path)
     with open_cube(path, reading) as reader:
         described = reader.description
-        told = _told(described) | {"provenance": provenance_of(path)}
+        told = _told(described) | {"provenance": made}
         for label, text in _lines(described):
             console.say(f"{label:<11} {text}")
-        if (made := told["provenance"]) is not None:
-            console.say(f"restored    by {made.get('program')}, bundle {str(made.get('bundle'))[:12]}")
+        if made is not None:
+            console.say(
+                f"restored    by {made.get('program')} {made.get('version')}, bundle {str(made.get('bundle'))[:12]}"
+            )
         doubts = list(described.stated.doubts)
         if bundle is not None:
             doubts = _meant(reader, asked, bundle, told)

@@ -14,7 +14,7 @@ from runtime.files.disk import available_memory
 from runtime.meaning import words
 from runtime.products import CubeReader, Reading, format_of, open_cube
 from runtime.products.naming import kind_of
-from runtime.restore_product import Ways, planned, refuse_unfit, restore_product
+from runtime.restore_product import Ways, planned, refuse_unfit, refuse_ways, restore_product
 from runtime.survey import Survey
 
 from .. import console
@@ -34,13 +34,12 @@ def is_product(bundle: Path, cube: Path, how: How) -> bool:
         return False
     if how.by_lines:
         return True
-    manifest = read_manifest(bundle)
-    if manifest.signature.measured.kind != "cube" or how.bands is not None:
+    if found.name not in IN_MEMORY:
+        return True
+    if read_manifest(bundle).signature.measured.kind != "cube" or how.bands is not None:
         return False
     if found.name in ("pictures", "geotiff"):
         return not _whole(cube)
-    if found.name not in IN_MEMORY:
-        return True
     if how.metrics == "scene":
         return False
     with open_cube(cube, Reading(how.layout, how.key)) as reader:
@@ -75,6 +74,7 @@ def run_product(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]
             reading, how.asked, kind, how.metrics or "frame", how.ortho, how.clip, how.unit, how.prompt, how.engine
         )
         refuse_unfit(manifest, described)
+        refuse_ways(described, ways)
         needed = planned(manifest, reader, ways)
     bands, lines, samples = described.shape
     console.say(f"product     {described.format}, {bands} bands x {lines} lines x {samples} samples, {described.dtype}")

@@ -167,7 +167,8 @@ class StoredArray:
         if prod(self.chunks) * self.dtype.itemsize > SMALL_EXPANSION:
             allocated(self.path, self.chunks, self.dtype, copies=3)
         mask, raw = self._dataset.id.read_direct_chunk(corner)
-        return self._unfiltered(raw, mask).reshape(self.chunks)
+        values: NDArray[Any] = self._unfiltered(raw, mask).reshape(self.chunks)
+        return values
 
     def _unfiltered(self, raw: bytes, mask: int) -> NDArray[Any]:
         """A chunk's values: the filters undone, the last one first, none allowed to give more than the chunk holds."""
@@ -207,10 +208,11 @@ def _type_of(dataset: Any, path: Path, name: str) -> np.dtype[Any]:
     with suppress(TypeError):
         dtype = dataset.dtype
     check_type(dtype, path=path, key=name)
-    if not dataset.id.get_type().equal(h5py.h5t.py_create(np.dtype(dtype.str))):
+    plain: np.dtype[Any] = np.dtype(dtype.str)
+    if not dataset.id.get_type().equal(h5py.h5t.py_create(plain)):
         remedy = "save it as plain integers or floats"
         raise CubeFileError("holds enumerated or packed numbers", file=path, key=name, value=str(dtype), remedy=remedy)
-    return np.dtype(dtype.str)
+    return plain
 
 
 def _fletcher32(raw: bytes) -> tuple[int, int]:

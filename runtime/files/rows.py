@@ -62,13 +62,20 @@ class Rows:
     @property
     def best_lines(self) -> int:
         """Lines to read at once, so that neither many small reads nor much memory are needed."""
-        wanted = max(-(-_RUN // self.run_bytes), -(-_BLOCK // self.line_bytes))
+        # Where lines are the fastest axis they are turned (`turn_rows`) before they are read.
+        run = self.run_bytes if self.depth == 1 else self.line_bytes
+        wanted = max(-(-_RUN // run), -(-_BLOCK // self.line_bytes))
         return max(1, min(self.shape[1], wanted, _MOST // self.line_bytes))
 
     @property
     def holds(self) -> int:
-        """Bytes beside a block while it is read or written."""
-        return max(PIECE, self.line_bytes)
+        """Bytes beside a block while it is read or written, or all is turned."""
+        return max(8 * PIECE if self.depth == 2 else PIECE, self.line_bytes)
+
+    @property
+    def turned(self) -> "Rows":
+        """The same cube with its lines as the slowest axis, in a file of its own."""
+        return Rows(self.shape, ("lines", *(axis for axis in self.order if axis != "lines")), self.dtype)
 
     def block(self, lines: int) -> tuple[int, ...]:
         """The shape of so many lines as they lie in the file."""
@@ -76,7 +83,8 @@ class Rows:
 
     def cube(self, block: NDArray[Any]) -> NDArray[Any]:
         """A view [bands, lines, samples] of a block as it lies in the file."""
-        return block.transpose([self.order.index(axis) for axis in AXES])
+        cube: NDArray[Any] = block.transpose([self.order.index(axis) for axis in AXES])
+        return cube
 
     def places(self, start: int) -> Iterator[tuple[tuple[int, ...], int]]:
         """Where the runs of lines from `start` lie: index before the lines, and byte."""
@@ -137,22 +145,25 @@ def _read_whole(file: BinaryIO, path: Path, rows: Rows, start: int, block: NDArr
 
 
 def write_rows(file: BinaryIO, rows: Rows, start: int, cube: NDArray[Any]) -> None:
-    """Put lines [bands, n, samples] of any byte order where they lie from line `start`. Raises OSError."""
+    """Put lines [bands, n, samples] of any byte order where they lie from line `start`.
+
+    Where lines are the fastest axis that is slow unless all are given (`turn_back`). Raises OSError.
+    """
     array = cube.transpose([AXES.index(axis) for axis in rows.order])
     if not rows.depth or array.shape == rows.lengths:
         place = rows.offset + start * rows.line_bytes
         step = max(1, PIECE // (prod(array.shape[1:]) * rows.dtype.itemsize))
         for first in range(0, len(array), step):
             piece = np.ascontiguousarray(array[first : first + step], rows.dtype)
-            write_at(file.fileno(), piece.reshape(-1).view(np.uint8).data, place)
+            _write(file, piece, place)
             place += piece.nbytes
         return
-    plane, held = np.empty(0), -1
     for index, place in rows.places(start):
-        # Of axes before the lines the slowest alone is taken apart: the rest is turned at once.
-        if index[0] != held:
-            plane, held = np.ascontiguousarray(array[index[0]], rows.dtype), index[0]
-        write_at(file.fileno(), plane[index[1:]].reshape(-1).view(np.uint8).data, place)
+        _write(file, np.ascontiguousarray(array[index], rows.dtype), place)
+
+
+def _write(file: BinaryIO, values: NDArray[Any], place: int) -> None:
+    write_at(file.fileno(), values.reshape(-1).view(np.uint8).data, place)
 
 
 def turn_rows(file: BinaryIO, path: Path, rows: Rows, target: BinaryIO) -> Rows:
@@ -162,16 +173,32 @@ def turn_rows(file: BinaryIO, path: Path, rows: Rows, target: BinaryIO) -> Rows:
         CubeFileError: the file ends before its last number, or cannot be read.
         OSError: the system does not take it.
     """
-    slow, middle, lines = rows.lengths
-    turned = Rows(rows.shape, ("lines", *rows.order[:2]), rows.dtype)
-    step = max(1, min(slow, 4 * PIECE // (middle * lines * rows.dtype.itemsize)))
-    block = allocated(path, (step, middle, lines), rows.dtype, copies=2)
-    for first in range(0, slow, step):
-        part = block[: min(step, slow - first)]
-        if read_at(file, path, rows.offset + first * part[0].nbytes, part) < part.nbytes:
-            raise CubeFileError("ends before its last number", file=path, remedy="copy it again")
-        by_line = np.ascontiguousarray(part.transpose(2, 0, 1))
+    for slab, place in _slabs(path, rows):
+        _read_all(file, path, rows.offset + place, slab)
+        for line, values in enumerate(np.ascontiguousarray(slab.transpose(2, 0, 1))):
+            _write(target, values, line * rows.line_bytes + place // rows.shape[1])
+    return rows.turned
+
+
+def turn_back(file: BinaryIO, path: Path, rows: Rows, target: BinaryIO) -> None:
+    """The other way: from `rows.turned` in `file` to `rows` in `target`. Raises as `turn_rows`."""
+    for slab, place in _slabs(path, rows):
+        by_line = slab.reshape(rows.shape[1], *slab.shape[:2])
         for line, values in enumerate(by_line):
-            place = (line * slow + first) * middle * rows.dtype.itemsize
-            write_at(target.fileno(), values.reshape(-1).view(np.uint8).data, place)
-    return turned
+            _read_all(file, path, line * rows.line_bytes + place // rows.shape[1], values)
+        _write(target, np.ascontiguousarray(by_line.transpose(1, 2, 0)), rows.offset + place)
+
+
+def _slabs(path: Path, rows: Rows) -> Iterator[tuple[NDArray[Any], int]]:
+    """Room for parts of a cube [slowest axis, next, lines], and the byte of each behind `rows.offset`."""
+    slow, middle, lines = rows.lengths
+    one = middle * lines * rows.dtype.itemsize
+    step = max(1, min(slow, 4 * PIECE // one))
+    slab = allocated(path, (step, middle, lines), rows.dtype, copies=2)
+    for first in range(0, slow, step):
+        yield slab[: min(step, slow - first)], first * one
+
+
+def _read_all(file: BinaryIO, path: Path, place: int, array: NDArray[Any]) -> None:
+    if read_at(file, path, place, array) < array.nbytes:
+        raise CubeFileError("ends before its last number", file=path, remedy="copy it again")

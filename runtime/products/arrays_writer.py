@@ -15,7 +15,7 @@ from runtime.errors import CubeFileError
 from runtime.files.arrays import WAVELENGTH_KEY, rows_of, write_npy_header
 from runtime.files.disk import PIECE, Together, read_at, refuse_inputs
 from runtime.files.layout import DEFAULT_LAYOUT, Order, check_type
-from runtime.files.rows import Rows, write_rows
+from runtime.files.rows import Rows, turn_back, write_rows
 from runtime.plain_json import plain_json
 from runtime.products.arrays import ArrayDescription
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
@@ -58,13 +58,16 @@ class NpyWriter(CubeWriter):
         order = _order(result)
         plain = order if len(order) == 3 else _PLAIN
         size = prod(result.shape) * result.dtype.itemsize + 2 * prod(result.shape[1:])
+        self._spool: Spool | None = None
         self._together = Together(targets, size + PIECE)
         try:
             self._rows = self._begun(out, _shape(result), order, result.dtype)
+            if self._rows.depth == 2:
+                self._spool = Spool(out, self._rows.end)
             if self._quality is not None:
                 self._seen = self._begun(self._quality, _lengths(plain, (2, *result.shape[1:])), plain, np.dtype("u1"))
         except BaseException:
-            self._together.close()
+            self.close()
             raise
 
     def _begun(self, path: Path, shape: tuple[int, ...], order: Order, dtype: np.dtype[Any]) -> Rows:
@@ -76,14 +79,20 @@ class NpyWriter(CubeWriter):
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         start, self._next = self._next, self._next + cube.shape[1]
-        with self._together.writing(self._out) as file:
-            write_rows(file, self._rows, start, cube)
+        if self._spool is not None:
+            self._spool.write(self._rows.turned, start, cube)
+        else:
+            with self._together.writing(self._out) as file:
+                write_rows(file, self._rows, start, cube)
         if self._quality is not None and quality is not None:
             with self._together.writing(self._quality) as file:
                 write_rows(file, self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         check_lines(self._next, self._result, self._out)
+        if self._spool is not None:
+            with self._together.writing(self._out) as file:
+                turn_back(self._spool.file, self._out, self._rows, file)
         with self._together.writing(self._told) as file:
             file.write(json.dumps(plain_json(provenance), indent=1).encode())
         self._together.finish()
@@ -91,6 +100,8 @@ class NpyWriter(CubeWriter):
 
     def close(self) -> None:
         self._together.close()
+        if self._spool is not None:
+            self._spool.close()
 
 
 class NpzWriter(CubeWriter):
@@ -110,17 +121,20 @@ class NpzWriter(CubeWriter):
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         start, self._next = self._next, self._next + cube.shape[1]
-        with self._cube.filling():
-            write_rows(self._cube.file, self._rows, start, cube)
+        self._cube.write(self._rows.turned if self._rows.depth == 2 else self._rows, start, cube)
         if self._result.quality and quality is not None:
-            with self._quality.filling():
-                write_rows(self._quality.file, self._seen, start, np.stack([quality.seen, quality.expert]))
+            self._quality.write(self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         check_lines(self._next, self._result, self._out)
         source, wavelengths = self._result.source, self._result.stated.wavelengths
         own = isinstance(source, ArrayDescription) and source.path.suffix.lower() == ".npz"
         name, dtype = (own and source.title) or "cube", self._result.dtype
+        if self._rows.depth == 2:
+            turned, self._cube = self._cube, self._held.enter_context(Spool(self._out, self._rows.end))
+            with self._cube.filling():
+                turn_back(turned.file, self._out, self._rows, self._cube.file)
+            turned.close()
         with self._together.writing(self._out) as file, zipfile.ZipFile(file, "w") as archive:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 write_npy_header(cast(BinaryIO, member), _shape(self._result), dtype)

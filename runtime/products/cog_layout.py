@@ -1,13 +1,14 @@
-"""What tells a reader that a TIFF is laid out as a COG. GDAL before 3.11 writes it of pixel-interleaved ones alone.
+"""A TIFF laid out as a COG, and what tells readers so. GDAL before 3.11 writes that of pixel-interleaved ones alone.
 
-A text behind the header, and of each strip or tile its size before it and its last 4 bytes behind it:
-https://gdal.org/en/stable/drivers/raster/cog.html, "header ghost area"; TIFF 6.0 and BigTIFF.
+All directories stand first, behind a text that says how; each strip or tile has its size before it and its last 4 bytes
+behind it: https://gdal.org/en/stable/drivers/raster/cog.html, "header ghost area"; TIFF 6.0 and BigTIFF.
 """
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,68 +28,103 @@ _FILLED = _TEXT + b" " * (-(43 + len(_TEXT)) % 16)
 _GHOST = b"GDAL_STRUCTURAL_METADATA_SIZE=%06d bytes\n" % len(_FILLED) + _FILLED
 
 
-def add_structure(source: Path, target: Path) -> None:
-    """Copy a TIFF that GDAL wrote, its directories first, as a COG. Raises OSError."""
+def lay_out(source: Path, target: Path) -> None:
+    """Copy a TIFF that GDAL wrote, whose smallest overviews come first, as a COG. Raises OSError."""
     with source.open("rb") as file, target.open("wb") as written:
-        head = file.read(16)
-        order, big = "<" if head[:2] == b"II" else ">", 43 in head[2:4]
-        start = 16 if big else 8
-        pointers, tables = _directories(file, order, big)
-        places = np.concatenate([table.places for table in tables])
-        lengths = np.concatenate([table.lengths for table in tables])
-        stored = np.flatnonzero(places)
-        stored = stored[np.argsort(places[stored], kind="stable")]
-        data = int(places[stored[0]])
-        moved = np.zeros_like(places)
-        moved[stored] = data + len(_GHOST) + 4 + np.concatenate([[0], np.cumsum(lengths[stored] + 8)[:-1]])
-        file.seek(0)
-        front = bytearray(file.read(data))
-        for pointer in pointers:
-            wide = order + ("Q" if big else "I")
-            struct.pack_into(wide, front, pointer, struct.unpack_from(wide, front, pointer)[0] + len(_GHOST))
-        for table in tables:
-            count = len(table.places)
-            front[table.where : table.where + count * table.dtype.itemsize] = (
-                moved[:count].astype(table.dtype).tobytes()
-            )
-            moved = moved[count:]
-        written.write(front[:start] + _GHOST + front[start:])
-        for place, length in zip(places[stored].tolist(), lengths[stored].tolist(), strict=True):
+        form = _Form(file)
+        directories = list(form.directories())
+        places = [directory.numbers(form, _PLACES) for directory in directories]
+        lengths = np.concatenate([directory.numbers(form, _LENGTHS) for directory in directories])
+        front = form.start + len(_GHOST)
+        starts = front + np.cumsum([0, *(directory.size(form) for directory in directories)])
+        every = np.concatenate(places)
+        stored = np.flatnonzero(every)
+        stored = stored[np.argsort(every[stored], kind="stable")]
+        moved = np.zeros_like(every)
+        moved[stored] = starts[-1] + 4 + np.cumsum(lengths[stored] + 8) - (lengths[stored] + 8)
+        written.write(form.head + _GHOST)
+        following = [*starts[1:-1].tolist(), 0]
+        parts = np.split(moved, np.cumsum([len(some) for some in places])[:-1])
+        for directory, part, at, then in zip(directories, parts, starts.tolist(), following, strict=False):
+            written.write(directory.packed(form, part, at, then))
+        for place, length in zip(every[stored].tolist(), lengths[stored].tolist(), strict=True):
             block = os.pread(file.fileno(), length, place)
             written.write(struct.pack("<I", length) + block + block[-4:])
 
 
-class _Table:
-    """Strips or tiles of a directory: where the list of their places stands, of which type, and what it says."""
+class _Form:
+    """Byte order and width of a TIFF's offsets."""
 
-    def __init__(self, where: int, places: NDArray[Any], lengths: NDArray[Any]) -> None:
-        self.where, self.dtype = where, places.dtype
-        self.places, self.lengths = places.astype(np.int64), lengths.astype(np.int64)
+    def __init__(self, file: BinaryIO) -> None:
+        head = os.pread(file.fileno(), 16, 0)
+        self._file = file.fileno()
+        self.order, big = "<" if head[:2] == b"II" else ">", 43 in head[2:4]
+        self.wide, self.number, self.inline = ("Q", "Q", 8) if big else ("I", "H", 4)
+        self.start = 2 * self.inline
+        self.row = 4 + self.start
+        self._first = self.unpacked(self.wide, self.inline)[0]
+        self.head = head[: self.inline] + self.pack(self.wide, self.start + len(_GHOST))
+
+    def pack(self, kind: str, *values: int) -> bytes:
+        return struct.pack(self.order + kind, *values)
+
+    def unpacked(self, kind: str, at: int) -> tuple[int, ...]:
+        size = struct.calcsize(self.order + kind)
+        return struct.unpack(self.order + kind, os.pread(self._file, size, at))
+
+    def directories(self) -> Iterator["_Directory"]:
+        at = self._first
+        while at:
+            first, count = at + struct.calcsize(self.number), self.unpacked(self.number, at)[0]
+            entries = []
+            for entry in range(first, first + count * self.row, self.row):
+                tag, kind, values = self.unpacked(f"HH{self.wide}", entry)
+                size, where = values * SIZES[kind], entry + 4 + self.inline
+                if size > self.inline:
+                    where = self.unpacked(self.wide, where)[0]
+                entries.append(_Entry(tag, kind, values, os.pread(self._file, size, where)))
+            yield _Directory(entries)
+            at = self.unpacked(self.wide, first + count * self.row)[0]
 
 
-def _directories(file: BinaryIO, order: str, big: bool) -> tuple[list[int], list[_Table]]:
-    """Where offsets stand that move with what they point to, and the strips or tiles of all directories."""
-    wide, inline, number = ("Q", 8, "Q") if big else ("I", 4, "H")
-    row, pointer = 4 + 2 * inline, inline
-    pointers: list[int] = []
-    tables: list[_Table] = []
+class _Entry(NamedTuple):
+    tag: int
+    kind: int
+    values: int
+    data: bytes
 
-    def unpacked(kind: str, at: int) -> tuple[int, ...]:
-        return struct.unpack(order + kind, os.pread(file.fileno(), struct.calcsize(order + kind), at))
 
-    while at := unpacked(wide, pointer)[0]:
-        pointers.append(pointer)
-        first, count = at + struct.calcsize(number), unpacked(number, at)[0]
-        found = {}
-        for entry in range(first, first + count * row, row):
-            tag, kind, values = unpacked(f"HH{wide}", entry)
-            where, size = entry + 4 + inline, values * SIZES[kind]
-            if size > inline:
-                pointers.append(where)
-                where = unpacked(wide, where)[0]
-            if tag in (*_PLACES, *_LENGTHS):
-                array = np.frombuffer(os.pread(file.fileno(), size, where), f"{order}u{SIZES[kind]}")
-                found[tag in _PLACES] = where, array
-        tables.append(_Table(*found[True], found[False][1]))
-        pointer = first + count * row
-    return pointers, tables
+class _Directory(NamedTuple):
+    entries: list[_Entry]
+
+    def numbers(self, form: _Form, tags: tuple[int, int]) -> NDArray[Any]:
+        entry = next(entry for entry in self.entries if entry.tag in tags)
+        return np.frombuffer(entry.data, f"{form.order}u{SIZES[entry.kind]}").astype(np.int64)
+
+    def size(self, form: _Form) -> int:
+        outside = sum(len(_even(entry.data)) for entry in self.entries if len(entry.data) > form.inline)
+        return _table(form, len(self.entries)) + outside
+
+    def packed(self, form: _Form, places: NDArray[Any], at: int, then: int) -> bytes:
+        """Its bytes at `at`, with other places of strips or tiles and of the directory behind it."""
+        table, outside = form.pack(form.number, len(self.entries)), b""
+        behind = at + _table(form, len(self.entries))
+        for tag, kind, count, old in self.entries:
+            data = places.astype(f"{form.order}u{SIZES[kind]}").tobytes() if tag in _PLACES else old
+            table += form.pack(f"HH{form.wide}", tag, kind, count)
+            if len(data) > form.inline:
+                table += form.pack(form.wide, behind + len(outside))
+                outside += _even(data)
+            else:
+                table += data.ljust(form.inline, b"\0")
+        return _even(table + form.pack(form.wide, then)) + outside
+
+
+def _even(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 8)
+
+
+def _table(form: _Form, entries: int) -> int:
+    """Bytes of a directory without what stands outside of it."""
+    size = struct.calcsize(form.number) + entries * form.row + form.inline
+    return size + -size % 8

@@ -3,6 +3,7 @@
 HDF5's own copy (H5Ocopy) would follow what a stranger's file names, forget references and note the time of day.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError, DeployError
 from runtime.files.disk import PIECE, reason
 from runtime.products.contract import LINE_OF_CHUNKS
+from runtime.products.hdf5_heaps import largest_object
 from runtime.products.hdf5_objects import (
     boxes,
     foreign,
@@ -28,6 +30,8 @@ from runtime.products.hdf5_objects import (
     weight,
 )
 
+_MOST_EXPANDED = 1 << 28
+"""Bytes that the texts of one attribute may have."""
 _SMALL_CHUNK = 1 << 16
 """Bytes of a compressed chunk that HDF5 may inflate by itself: to 64 MiB at most."""
 
@@ -57,6 +61,7 @@ class Copy:
         self._source, self._target = source.id, target.id
         self._empty = {place_of(one.id) for one in empty}
         self._without = {name.encode() for name in without}
+        self._largest: int | None = None
         self._places: dict[Any, bytes] = {}
         self._types: dict[Any, Any] = {}
         self._pairs: list[tuple[Any, Any, bytes]] = []
@@ -81,6 +86,18 @@ class Copy:
         import h5py
 
         return h5py.Dataset(h5py.h5o.open(self._target, self._places[place_of(found.id)]))
+
+    def largest(self) -> int:
+        """Bytes of the largest value of variable length. To be asked before HDF5 reads one: see `largest_object`."""
+        if self._source.get_create_plist().get_sizes() != (8, 8):
+            raise ValueError("its offsets and lengths are not of 8 bytes")
+        if self._largest is None:
+            descriptor = os.open(self._path, os.O_RDONLY)
+            try:
+                self._largest = largest_object(descriptor, self._size)
+            finally:
+                os.close(descriptor)
+        return self._largest
 
     @contextmanager
     def _at(self, name: bytes) -> Iterator[None]:
@@ -149,6 +166,9 @@ class Copy:
             kind.commit(new, name)
             self._types[place_of(found)] = kind
             return kind
+        if pointing(found.get_type()):
+            # A fill value may lie in a heap.
+            self.largest()
         made = found.get_create_plist()
         why = foreign(h5d, made) or strange(found.get_type(), found.shape)
         if why:
@@ -183,6 +203,10 @@ class Copy:
                 values, memory = np.empty(found.shape, f"V{kind.get_size()}"), kind.copy()
                 found.read(values, mtype=memory)
             elif found.shape is not None:
+                # One object of a heap may stand for every element.
+                if prod(found.shape) * self.largest() > _MOST_EXPANDED:
+                    self._leave(at, "it may be larger than is moved at once")
+                    continue
                 values, memory = np.empty(found.shape, found.dtype), None
                 found.read(values)
                 self._take(weight(values))
@@ -233,6 +257,7 @@ class Copy:
     def _pointers(self, old: Any, new: Any, path: bytes) -> None:
         from h5py import h5s
 
+        self.largest()
         for start in product(*map(range, old.shape)):
             one = (1,) * len(start)
             values = np.empty(one, old.dtype)

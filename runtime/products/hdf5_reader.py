@@ -120,7 +120,8 @@ def opened_as(path: Path, reading: Reading, make: Callable[[Tree, Reading], Hdf5
     """The reader that `make` makes of a file; closed where it cannot."""
     tree = Tree(path)
     try:
-        return make(tree, reading)
+        with tree.guarded():
+            return make(tree, reading)
     except BaseException:
         tree.close()
         raise

@@ -96,7 +96,8 @@ class Tree(Closing):
                 return []
             if len(group) > MOST_HELD:
                 raise self.wrong(f"holds more than {MOST_HELD} objects", where, remedy="save the cube in a file alone")
-            return list(group)
+            # Names that are no UTF-8 come as bytes.
+            return [name if isinstance(name, str) else name.decode("utf-8", "surrogateescape") for name in group]
 
     def datasets(self) -> tuple[dict[str, Any], list[str]]:
         """The h5py data sets that hard links lead to, by path, of groups that hold each other once; and other links."""
@@ -116,7 +117,7 @@ class Tree(Closing):
                     if group.id.links.get_info(_raw(name)).type != h5py.h5l.TYPE_HARD:
                         links.append(where)
                         continue
-                    held = group[name]
+                    held = group[_raw(name)]
                     if isinstance(held, h5py.Dataset):
                         found[where] = held
                     elif isinstance(held, h5py.Group) and held not in seen and where.count("/") < _DEEPEST:
@@ -207,7 +208,7 @@ class Tree(Closing):
                 return self._walk(start, _names(target) + names[at + 1 :], links - 1)
             if kind != h5py.h5l.TYPE_HARD:
                 raise self.wrong("is a link to another file", name, remedy="save what it links to into the file itself")
-            group = group[name]
+            group = group[_raw(name)]
         return group
 
     def _attribute(self, where: str, name: str, read: Callable[[Any, Any, str], Any]) -> Any | None:
@@ -258,7 +259,7 @@ def _names(where: str) -> list[str]:
 def recognised(path: Path, told: Callable[[Tree], bool]) -> bool:
     """Whether a file is HDF5 of which `told` is true; False of whatever cannot be read."""
     try:
-        with Tree(path) as tree:
+        with Tree(path) as tree, tree.guarded():
             return told(tree)
     except DeployError:
         return False

@@ -108,7 +108,7 @@ class HdfLike(CubeWriter):
                         without=[GROUP, *(str(PurePosixPath(beside, name)) for name in NAMES)],
                     )
                     copy.make(self._out.check, (PROVENANCE.encode(), _HISTORY.encode()))
-                    self._history = _history(source, copy.notes)
+                    self._history = _history(source, copy)
                 self.notes = tuple(copy.notes)
                 made = [copy.of(cube) for cube in cubes]
                 self._rows = [
@@ -176,15 +176,16 @@ def _scale(cube: Any, axis: int) -> Any | None:
     return scales[0] if fits else None
 
 
-def _history(source: Any, notes: list[str]) -> str | None:
+def _history(source: Any, copy: Copy) -> str | None:
     import h5py
 
     if _HISTORY not in source.attrs:
         return None
     told = source.attrs.get_id(_HISTORY)
     if told.shape is None or h5py.check_string_dtype(told.dtype) is None:
-        notes.append(f"/@{_HISTORY} is left out: it is no text")
+        copy.notes.append(f"/@{_HISTORY} is left out: it is no text")
         return None
+    copy.largest()
     texts = np.asarray(source.attrs[_HISTORY], object).reshape(-1)
     lines = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in texts]
     return "\n".join(lines)[-_LONGEST_HISTORY:].rstrip("\0")

@@ -14,7 +14,7 @@ from runtime.durable import fill_folder, part_of, swap, sync_folder
 from runtime.errors import CubeFileError
 from runtime.files.disk import check_space, reason
 from runtime.files.pictures import write_picture
-from runtime.files.rows import Rows, read_rows, write_rows
+from runtime.files.rows import Rows, read_rows
 from runtime.plain_json import plain_json
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
 from runtime.products.envi_writer import check_lines
@@ -61,11 +61,9 @@ class PicturesWriter(CubeWriter):
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         start, self._next = self._next, self._next + cube.shape[1]
-        with self._cube.filling():
-            write_rows(self._cube.file, self._rows, start, cube)
+        self._cube.write(self._rows, start, cube)
         if self._result.quality and quality is not None:
-            with self._quality.filling():
-                write_rows(self._quality.file, self._seen, start, np.stack([quality.seen, quality.expert]))
+            self._quality.write(self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         check_lines(self._next, self._result, self._out)

@@ -5,11 +5,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
+
+from numpy.typing import NDArray
 
 from runtime.closing import Closing
 from runtime.errors import MachineError
 from runtime.files.disk import check_space, reason
+from runtime.files.rows import Rows, write_rows
 
 
 class Spool(Closing):
@@ -39,6 +42,11 @@ class Spool(Closing):
         with self.filling():
             while data:
                 data = data[os.write(self.file.fileno(), data) :]
+
+    def write(self, rows: Rows, start: int, cube: NDArray[Any]) -> None:
+        """Put lines where they lie (`runtime.files.rows.write_rows`). Raises MachineError."""
+        with self.filling():
+            write_rows(self.file, rows, start, cube)
 
     @contextmanager
     def filling(self) -> Iterator[None]:

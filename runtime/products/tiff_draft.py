@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError, DeployError, MachineError
 from runtime.files.disk import reason
-from runtime.products.cog_layout import COG, add_structure
+from runtime.products.cog_layout import COG, lay_out
 from runtime.products.contract import Result
 from runtime.products.gdal import strict
 
@@ -98,6 +98,7 @@ class Plan:
         kept: checksums by column of other bands, which are in the draft from the beginning; of its mask as band 0.
         overviews: factors, each smaller copy by averages of what is not missing.
         nearest: or by taking every n-th pixel.
+        tags: by band (0 for all) and domain, which GDAL does not copy.
         cache: bytes of blocks that GDAL keeps: of all bands that lie together.
     """
 
@@ -107,6 +108,7 @@ class Plan:
     kept: Mapping[int, list[int]] = field(default_factory=dict)
     overviews: tuple[int, ...] = ()
     nearest: bool = False
+    tags: Mapping[tuple[int, str], Mapping[str, str]] = field(default_factory=dict)
     cache: int = CACHE
 
 
@@ -162,17 +164,22 @@ class Draft:
                 f"{self._done} of {self.lines} lines were written", file=self.out, remedy="write all of them"
             )
         self._waiting = self._waiting[:0]
-        with writing(self.out) as rasterio, _cache(self.plan.cache):
+        with self._packing() as rasterio:
             from rasterio.shutil import copy
 
             self._complete(rasterio, tags)
             copy(self.path, target, driver="GTiff", **self.plan.options)
-            if "copy_src_overviews" in self.plan.options:
-                self._lay_out(rasterio, target)
+            self._lay_out(rasterio, target)
             self._check(rasterio, target)
             self.path.unlink()
             with target.open("rb") as file:
                 os.fsync(file.fileno())
+
+    @contextmanager
+    def _packing(self) -> Iterator[Any]:
+        tile = str(self.plan.options.get("blockxsize", 128))
+        with writing(self.out) as rasterio, _cache(self.plan.cache), rasterio.Env(GDAL_TIFF_OVR_BLOCKSIZE=tile):
+            yield rasterio
 
     def _complete(self, rasterio: Any, tags: Mapping[str, str]) -> None:
         from rasterio.enums import Resampling
@@ -185,12 +192,18 @@ class Draft:
                 dataset.build_overviews(list(self.plan.overviews), how)
 
     def _lay_out(self, rasterio: Any, target: Path) -> None:
-        with rasterio.open(target, driver="GTiff") as dataset:
-            if structure_of(dataset).get("LAYOUT") == COG:
-                return
-        # The draft is what frees the space for it.
-        os.replace(target, self.path)  # noqa: PTH105
-        add_structure(self.path, target)
+        """What GDAL left out: domains of tags, and the layout of a COG."""
+        if self.plan.tags:
+            with rasterio.open(target, "r+", driver="GTiff", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+                for (band, domain), tags in self.plan.tags.items():
+                    dataset.update_tags(band, ns=domain, **tags)
+        if "copy_src_overviews" in self.plan.options:
+            with rasterio.open(target, driver="GTiff") as dataset:
+                done = structure_of(dataset).get("LAYOUT") == COG and not self.plan.tags
+            if not done:
+                # In place of the draft, whose space it may need.
+                os.replace(target, self.path)  # noqa: PTH105
+                lay_out(self.path, target)
 
     def _check(self, rasterio: Any, target: Path) -> None:
         plan, kept = self.plan, self.plan.kept

@@ -6,6 +6,7 @@ type, order, blocks, compression and overviews. Bands that are not the cube's, a
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from runtime.products.tiff_target import TiffTarget, put_packed, quality_path
 QUALITY = "QUALITY_RESTORED.TIF"
 _FOLDERS = ("enmap", "desis", "hyperion")
 _CLASSIC = 3 << 30
+_FORM = ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "COLOR_PROFILE", "RPC")
 
 
 def open_like(out: Path, result: Result) -> CubeWriter:
@@ -116,14 +118,29 @@ def _draft(image: ImagePart, path: Path, result: Result, out: Path) -> Draft:
     """An uncompressed copy of a TIFF of the source."""
     _, lines, samples = result.shape
     rows = rows_at_once(result.shape, result.dtype.itemsize)
-    with writing(out), Tiff(image.path) as source:
+    with writing(out) as rasterio, Tiff(image.path) as source:
         from rasterio.shutil import copy
 
         with source.asking() as dataset:
             plan = _plan(source, dataset, image)
-        options = {"interleave": plan.options["interleave"], "blockysize": rows, "tiled": "NO", "bigtiff": "YES"}
+            said = _tags(dataset)
+        options = {key: plan.options[key] for key in ("interleave", "photometric") if key in plan.options}
+        options |= {"blockysize": rows, "tiled": "NO", "bigtiff": "YES"}
         copy(dataset, path, driver="GTiff", **options)
+        with rasterio.open(path, driver="GTiff") as draft:
+            copied = _tags(draft)
+        plan = replace(plan, tags={key: tags for key, tags in said.items() if copied.get(key) != tags})
     return Draft(path, plan, lines, np.empty((len(image.bands), rows, samples), result.dtype), out=out)
+
+
+def _tags(dataset: Any) -> dict[tuple[int, str], dict[str, str]]:
+    """What a TIFF says in domains that are no part of its form, by band (0 for all) and domain."""
+    return {
+        (band, domain): dataset.tags(band, ns=domain)
+        for band in (0, *dataset.indexes)
+        for domain in dataset.tag_namespaces(band)
+        if domain not in _FORM and not domain.startswith("xml:")
+    }
 
 
 def _plan(source: Tiff, dataset: Any, image: ImagePart) -> Plan:
@@ -142,12 +159,12 @@ def _plan(source: Tiff, dataset: Any, image: ImagePart) -> Plan:
         "bigtiff": "YES" if big else "NO" if np.prod(layout.shape) * layout.dtype.itemsize < _CLASSIC else "IF_SAFER",
         "endianness": "LITTLE" if head[:2] == b"II" else "BIG",
     }
+    if structure.get("MINISWHITE"):
+        options["photometric"] = "MINISWHITE"
     if tiled:
         options["blockxsize"] = width
     if "PREDICTOR" in structure:
         options["predictor"] = structure["PREDICTOR"]
-    if structure.get("MINISWHITE"):
-        options["photometric"] = "MINISWHITE"
     overviews = tuple(dataset.overviews(1))
     if overviews or structure.get("LAYOUT"):
         options["copy_src_overviews"] = "YES"
@@ -161,4 +178,4 @@ def _plan(source: Tiff, dataset: Any, image: ImagePart) -> Plan:
     nearest = dataset.tags().get("OVR_RESAMPLING_ALG") == "NEAREST"
     # Blocks of all bands are packed together: else each is packed anew for every band.
     cache = CACHE + (2 * layout.piece if layout.by_pixel else 0)
-    return Plan(options, image.bands, columns, kept, overviews, nearest, cache)
+    return Plan(options, image.bands, columns, kept, overviews, nearest, cache=cache)

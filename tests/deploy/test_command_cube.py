@@ -116,7 +116,7 @@ def test_memory_and_disk_are_counted_before_anything_is_restored(
     arguments = ("run", doubling, "scene.hdr", "--out", "out.hdr")
     with monkeypatch.context() as patch:
         patch.setattr("deploy.commands.run_cube.available_memory", lambda: 1 << 20)
-        assert_failed(invoke(capsys, *arguments), 3, "memory", "GiB", "deploy stream")
+        assert_failed(invoke(capsys, *arguments), 3, "memory", "GiB", "--metrics frame")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
     assert_failed(invoke(capsys, *arguments), 3, "out.hdr", "--out", "free there")
 
@@ -214,8 +214,8 @@ def test_a_cube_is_judged_for_a_bundle(capsys: Capsys, doubling: Path) -> None:
 
 
 def test_files_of_other_programs_are_named_with_what_reads_them(capsys: Capsys, tmp_path: Path) -> None:
-    (tmp_path / "scene.nc").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    assert_failed(invoke(capsys, "inspect", "scene.nc"), 2, "scene.nc", "python -c")
+    (tmp_path / "scene.cdf").write_bytes(b"CDF\1" + bytes(100))
+    assert_failed(invoke(capsys, "inspect", "scene.cdf"), 2, "scene.cdf", "python -c")
 
 
 def test_a_stream_takes_what_deploy_yaml_says_is_missing(capsys: Capsys, doubling: Path, tmp_path: Path) -> None:

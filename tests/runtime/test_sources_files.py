@@ -548,7 +548,7 @@ def test_a_growing_file_that_vanishes_for_good_has_ended(tmp_path: Path) -> None
 
 def test_a_growing_bsq_file_is_refused(tmp_path: Path) -> None:
     header = put(tmp_path / "in", "x", cube_of(4), "bsq")
-    with pytest.raises(CubeFileError, match=r"bsq file has no whole line before it is complete.*envi:PATH"):
+    with pytest.raises(CubeFileError, match=r"bsq file has no whole line before it is complete.*file:PATH"):
         open_source(f"envi-live:{header}")
 
 

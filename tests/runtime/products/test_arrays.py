@@ -101,6 +101,16 @@ def test_npz(tmp_path: Path, save: Callable[..., None]) -> None:
         open_cube(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_npz_of_every_layout(tmp_path: Path, layout: str) -> None:
+    cube = sample(">i4", (3, 7, 5))
+    np.savez(tmp_path / "a.npz", cube=laid(cube, layout))
+    with open_cube(tmp_path / "a.npz", Reading(layout=layout)) as reader:
+        np.testing.assert_array_equal(in_blocks(reader, 3), cube)
+        with np.load(written(tmp_path / "out.npz", result_of(reader.description), cube)[0]) as arrays:
+            np.testing.assert_array_equal(arrays["cube"], laid(cube, layout))
+
+
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "f4", "f8"])
 @pytest.mark.parametrize("kind", ["5", "5z", "7.3"])
 def test_mat(tmp_path: Path, kind: str, dtype: str) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import resource
 import tempfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from runtime.errors import MachineError
 from runtime.files.hdf5 import StoredArray
 from runtime.products import Reading, contract
+from runtime.products.hdf5_lines import LinesOf
 from tests.runtime.products.hdf5_data import emit, opened, put, refused, values
 
 CHUNKS = [None, (1, 5, 9), (4, 5, 9), (3, 2, 4), (11, 5, 9), (11, 5, 1), (2, 1, 9)]
@@ -27,6 +31,19 @@ def chunked(path: Path, chunks: tuple[int, ...] | None, dtype: str = "f4", **opt
         file.create_dataset("reflectance", data=values(SHAPE, dtype), chunks=chunks, **(more | options))
 
     return emit(path, change, SHAPE)
+
+
+def inflations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Corners of the chunks that are inflated from now on."""
+    corners: list[tuple[int, ...]] = []
+    chunk = StoredArray._chunk
+
+    def counted(self: StoredArray, corner: tuple[int, ...]) -> NDArray[Any]:
+        corners.append(corner)
+        return chunk(self, corner)
+
+    monkeypatch.setattr(StoredArray, "_chunk", counted)
+    return corners
 
 
 @pytest.mark.parametrize("chunks", CHUNKS)
@@ -48,8 +65,8 @@ def test_any_lines_are_those_h5py_reads(tmp_path: Path, chunks: tuple[int, ...] 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 7])
 def test_in_order_no_chunk_is_inflated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    path, inflated, chunk = chunked(tmp_path / "a.nc", (4, 5, 4)), [], StoredArray._chunk
-    monkeypatch.setattr(StoredArray, "_chunk", lambda self, corner: inflated.append(corner) or chunk(self, corner))
+    path = chunked(tmp_path / "a.nc", (4, 5, 4))
+    inflated = inflations(monkeypatch)
     with opened(path) as reader:
         for start in range(0, 11, step):
             reader.read_lines(start, min(start + step, 11))
@@ -64,8 +81,8 @@ def test_large_rows_of_chunks_go_through_a_file(
     monkeypatch.setattr(contract, "LINE_OF_CHUNKS", 500)
     monkeypatch.setattr("runtime.products.hdf5_lines.SPOOLED_AT_ONCE", gathered)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    path, inflated, chunk = chunked(tmp_path / "a.nc", chunks), [], StoredArray._chunk
-    monkeypatch.setattr(StoredArray, "_chunk", lambda self, corner: inflated.append(corner) or chunk(self, corner))
+    path = chunked(tmp_path / "a.nc", chunks)
+    inflated = inflations(monkeypatch)
     whole = values(SHAPE).transpose(2, 0, 1)
     with opened(path) as reader:
         assert reader.description.block == 1
@@ -89,8 +106,6 @@ def test_without_room_for_that_file_the_machine_is_to_blame(tmp_path: Path, monk
 
 
 def test_bands_apart_are_read_in_the_order_of_the_description(tmp_path: Path) -> None:
-    from runtime.products.hdf5_lines import LinesOf
-
     path = chunked(tmp_path / "a.nc", (4, 5, 4))
     with h5py.File(path) as file:
         stored = StoredArray(file["reflectance"], path.stat().st_size, path, "/reflectance", "")
@@ -124,8 +139,6 @@ def test_chunks_that_are_not_there_or_not_what_they_say(tmp_path: Path) -> None:
     refused(emit(tmp_path / "a.nc", missing), "/reflectance: some of its values were never written")
 
     def beyond(file: h5py.File) -> None:
-        import zlib
-
         del file["reflectance"]
         data = file.create_dataset("reflectance", (4, 3, 5), "f4", chunks=(4, 3, 5), compression="gzip")
         data.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(50_000_000)))

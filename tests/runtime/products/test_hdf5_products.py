@@ -149,14 +149,12 @@ def test_emit_says_what_is_bad_and_refuses_what_is_no_cube(tmp_path: Path) -> No
         emit(tmp_path / "d.nc", lambda f: put(f, "location/glt_y", np.zeros((6, 7), "i4"))),
         "/location/glt_y: points outside the cube, where 1 to 4 are in it .found 0",
     )
-    for name in ("lon", "lat"):
-        refused(
-            emit(
-                tmp_path / "e.nc",
-                lambda f, name=name: [put(f, f"location/{n}", values((9, 3))) for n in ("lon", "lat")],
-            ),
-            "/location/lon: is not of the shape 4 x 3",
-        )
+
+    def other_places(file: h5py.File) -> None:
+        for name in ("lon", "lat"):
+            put(file, f"location/{name}", values((9, 3)))
+
+    refused(emit(tmp_path / "e.nc", other_places), "/location/lon: is not of the shape 4 x 3")
 
 
 def test_places_that_are_not_known_are_nan(tmp_path: Path) -> None:
@@ -247,7 +245,7 @@ def test_prisma_tells_missing_and_saturated_pixels(tmp_path: Path) -> None:
 def written(path: Path, encoding: dict[str, Any] | None = None, **change: Any) -> Path:
     """A CF NetCDF file as xarray writes it: [wavelength, y, x]."""
     cube = np.linspace(0, 0.5, 5 * 7 * 6).reshape(5, 7, 6)
-    variables = {"wavelength": ("wavelength", np.linspace(0.4, 0.9, 5), {"units": "um"})}
+    variables: dict[str, Any] = {"wavelength": ("wavelength", np.linspace(0.4, 0.9, 5), {"units": "um"})}
     variables |= {"y": ("y", 100.0 - 2 * np.arange(7)), "x": ("x", 3.0 * np.arange(6))}
     variables |= {"spatial_ref": ((), 0, {"crs_wkt": 'PROJCS["between 6°E and 12°E"]'})}
     variables |= {"fwhm": ("wavelength", np.full(5, 0.01), {"units": "um"})}
@@ -319,7 +317,7 @@ def test_wavelengths_of_no_known_unit_are_refused(tmp_path: Path) -> None:
 
 
 def test_places_beside_a_cube_on_a_sensor_grid(tmp_path: Path) -> None:
-    pair = {name: (("y", "x"), np.full((7, 6), place)) for name, place in (("lon", 8.0), ("lat", 47.0))}
+    pair: dict[str, Any] = {name: (("y", "x"), np.full((7, 6), place)) for name, place in (("lon", 8.0), ("lat", 47.0))}
     with opened(written(tmp_path / "a.nc", spatial_ref=None, **pair)) as reader:
         located = reader.located(2, 5)
     assert located is not None

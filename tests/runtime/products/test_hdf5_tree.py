@@ -146,6 +146,18 @@ def test_groups_that_hold_each_other_and_crowds_end(tmp_path: Path) -> None:
     refused(tmp_path / "b.h5", "holds more than 2000 objects")
 
 
+def test_names_that_are_no_text_are_no_hindrance(tmp_path: Path) -> None:
+    with opened(emit(tmp_path / "a.nc", lambda file: file.create_dataset(b"PRS_\xff", data=1.0))) as reader:
+        assert reader.description.format == "emit"
+    with h5py.File(tmp_path / "b.nc", "w") as file:
+        file.create_group("HDFEOS/SWATHS").create_dataset(b"PRS_\xff", data=1.0)
+    refused(tmp_path / "b.nc", "holds no co-registered cube")
+    with h5py.File(tmp_path / "c.nc", "w") as file:
+        file.create_dataset(b"\xff", data=values((3, 4, 5)))
+    with opened(tmp_path / "c.nc", Reading(layout="lines,samples,bands")) as reader:
+        assert reader.description.shape == (5, 3, 4)
+
+
 def test_files_that_are_no_hdf5(tmp_path: Path) -> None:
     (tmp_path / "a.nc").write_bytes(b"CDF\1" + bytes(100))
     with pytest.raises(CubeFileError, match="is no HDF5 file"):

@@ -411,6 +411,45 @@ def test_damage_is_one_error(tmp_path: Path) -> None:
     assert refused > 10
 
 
+def test_a_damaged_heap_is_refused_before_hdf5_reads_it(tmp_path: Path) -> None:
+    """HDF5 2.0 reads free space of 0 bytes for ever."""
+    path = emit(tmp_path / "EMIT.nc")
+    with h5py.File(path, "r+") as file:
+        file["sensor_band_parameters"].attrs["words"] = ["a", "b"]
+    data = bytearray(path.read_bytes())
+    heaps = [at for at in range(len(data)) if data[at : at + 4] == b"GCOL"]
+    for heap in heaps:
+        at = heap + 16
+        while index := int.from_bytes(data[at : at + 2], "little"):
+            at += 16 + -(-int.from_bytes(data[at + 8 : at + 16], "little") // 8) * 8
+            assert index
+        data[at + 8 : at + 16] = bytes(8)
+    assert heaps
+    path.write_bytes(data)
+    code = f"""
+from pathlib import Path
+from runtime.errors import CubeFileError
+from tests.runtime.products.test_hdf5_writer import rewrite
+try:
+    rewrite(Path({str(path)!r}), Path({str(tmp_path / "o.nc")!r}))
+except CubeFileError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert "a heap of its texts is damaged" in ran.stdout
+    assert [one.name for one in tmp_path.iterdir()] == ["EMIT.nc"]
+
+
+def test_texts_that_are_one_text_do_not_fill_the_memory(tmp_path: Path) -> None:
+    path = emit(tmp_path / "EMIT.nc")
+    with h5py.File(path, "r+") as file:
+        file.attrs["words"] = ["a" * 100_000, *["b"] * 3000]
+    rewrite(path, tmp_path / "o.nc")
+    with h5py.File(tmp_path / "o.nc") as file:
+        assert "words" not in file.attrs
+        assert "/@words is left out: it may be larger" in file.attrs["damp_deploy"]
+
+
 def test_a_row_of_chunks_that_is_large_waits_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = emit(tmp_path / "EMIT.nc", chunks=(9, 6, 1))
     with open_hdf5(path) as reader:

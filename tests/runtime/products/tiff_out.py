@@ -66,14 +66,17 @@ def check_cog(path: Path, block: int = 512) -> None:
         pages: list[Any] = list(file.pages)
     assert pages[0].offset == first + 43 + size
     assert [page.offset for page in pages] == sorted(page.offset for page in pages)
-    assert all(page.tilelength == page.tilewidth == block and page.compression == 8 for page in pages)
-    shapes = [(page.imagelength, page.imagewidth) for page in pages]
+    # Masks of overviews stand behind all overviews.
+    masks = [page for page in pages if page.subfiletype & 4]
+    images = [page for page in pages if page not in masks]
+    assert all(page.tilelength == page.tilewidth == block and page.compression == 8 for page in images)
+    shapes = [(page.imagelength, page.imagewidth) for page in images]
     assert max(shapes[-1]) <= block
     for number, (lines, samples) in enumerate(shapes):
         assert (lines, samples) == (-(-shapes[0][0] // 2**number), -(-shapes[0][1] // 2**number))
     # Numbers follow all directories, the smallest copy first, each in the order of tiles.
     before = max(page.offset for page in pages)
-    for page in reversed(pages):
+    for page in reversed(images):
         for place, length in zip(page.dataoffsets, page.databytecounts, strict=True):
             assert place > before
             assert int.from_bytes(data[place - 4 : place], "little") == length
