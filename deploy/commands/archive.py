@@ -109,12 +109,13 @@ def means_options(command: F) -> F:
 
 
 @click.group(
+    no_args_is_help=False,
     epilog=examples(
         "deploy archive plan build/bundle scenes/ --out restored",
         "deploy archive run build/bundle scenes/ --out restored --format cog",
         "deploy archive resume restored",
         "deploy archive verify restored",
-        "deploy archive report restored --quicklooks 12",
+        "deploy archive report restored --quicklooks 12 --json",
     )
 )
 def command() -> None:
