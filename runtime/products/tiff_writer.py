@@ -87,7 +87,7 @@ def holds_like(result: Result) -> int:
     return (
         packing(result)
         + CACHE // 2
-        + max(_cache(one) - CACHE + one.piece * (5 if one.by_pixel else 0) // 2 for one in layouts)
+        + max((_cache(one) - CACHE + one.piece * (5 if one.by_pixel else 0) // 2 for one in layouts), default=0)
     )
 
 
@@ -99,7 +99,7 @@ def _cache(layout: Layout) -> int:
 
 def images_of(result: Result) -> Sequence[ImagePart]:
     """The TIFFs that the bands of the source lie in."""
-    images: Sequence[ImagePart] = getattr(result.reader, "images")  # noqa: B009
+    images: Sequence[ImagePart] = getattr(result.reader, "images", ())
     return images
 
 
