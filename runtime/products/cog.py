@@ -1,7 +1,8 @@
 """A cube as a cloud-optimised GeoTIFF (COG), whatever its source was; its quality beside it as NAME_quality.tif.
 
-Tiles of 512 of one band each, so that it takes the memory of a tile and not of its bands. Layout and tags:
-https://gdal.org/en/stable/drivers/raster/cog.html, https://gdal.org/en/stable/user/raster_data_model.html (IMAGERY).
+Tiles of 512, or less where the cube is smaller, of one band each, so that it takes the memory of a tile and not of its
+bands. Layout: https://gdal.org/en/stable/drivers/raster/cog.html; the domain IMAGERY:
+https://gdal.org/en/stable/user/raster_data_model.html.
 """
 
 import math
@@ -60,16 +61,17 @@ class _Cog(TiffTarget):
             with rasterio.open(path, "w", **kind, **shape, **on_map) as dataset:
                 _locate(dataset, place)
                 _describe(dataset, result)
-        tiles = -(-lines // _BLOCK) * -(-samples // _BLOCK) * bands * 4 / 3
+        height, width = _block(lines), _block(samples)
+        stored = bands * (lines + height) * (samples + width) * result.dtype.itemsize * 4 / 3
         options = {
             "copy_src_overviews": "YES",
             "interleave": "band",
             "tiled": "YES",
-            "blockxsize": _BLOCK,
-            "blockysize": _BLOCK,
+            "blockxsize": width,
+            "blockysize": height,
             "compress": "deflate",
             "predictor": 3 if result.dtype.kind == "f" else 2,
-            "bigtiff": "YES" if tiles * _BLOCK**2 * result.dtype.itemsize > _CLASSIC else "NO",
+            "bigtiff": "YES" if stored > _CLASSIC else "NO",
         }
         smaller = tuple(1 << n for n in range(1, 32) if max(lines, samples) > _BLOCK << (n - 1))
         plan = Plan(options, tuple(range(1, bands + 1)), ((0, samples),), overviews=smaller)
@@ -77,6 +79,11 @@ class _Cog(TiffTarget):
 
     def _put(self, tags: Mapping[str, str], quality: Draft | None) -> tuple[Path, ...]:
         return put_packed(self, tags, quality)
+
+
+def _block(size: int) -> int:
+    """Lines or samples of a tile: no more of it is empty than there must be."""
+    return next((block for block in (16, 32, 64, 128, 256) if size <= block), _BLOCK)
 
 
 def _describe(dataset: Any, result: Result) -> None:
@@ -113,7 +120,8 @@ def _locate(dataset: Any, place: Place) -> None:
     from rasterio.control import GroundControlPoint
     from rasterio.crs import CRS
 
-    dataset.update_tags(AREA_OR_POINT="Area" if place.area else "Point")
+    # GDAL moves points by half a pixel where pixels are points, once as it writes and once as it reads.
+    dataset.update_tags(AREA_OR_POINT="Area" if place.area or place.grid is None else "Point")
     if place.grid is None and place.gcps:
         points = [GroundControlPoint(point.line, point.sample, point.x, point.y, point.z) for point in place.gcps]
         dataset.gcps = (points, CRS.from_user_input(place.gcp_crs or "EPSG:4326"))

@@ -84,7 +84,7 @@ def packing(result: Result) -> int:
     """Bytes that a writer of drafts keeps: lines that wait, twice, GDAL itself, where its strips lie (measured)."""
     bands, lines, _ = result.shape
     rows = rows_at_once(result.shape, result.dtype.itemsize)
-    return 2 * GATHERED + (32 << 20) + 48 * bands * -(-lines // rows)
+    return 2 * GATHERED + (24 << 20) + 48 * bands * -(-lines // rows)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ def _quality_draft(path: Path, like: Path, result: Result, out: Path) -> Draft:
         points, crs = source.gcps
         place = {"crs": source.crs} if points else {"crs": source.crs, "transform": source.transform}
         with rasterio.open(path, "w", driver="GTiff", dtype="uint8", bigtiff="YES", **shape, **place) as dataset:
-            dataset.update_tags(AREA_OR_POINT=source.tags().get("AREA_OR_POINT", "Area"))
+            if not points:
+                dataset.update_tags(AREA_OR_POINT=source.tags().get("AREA_OR_POINT", "Area"))
             dataset.update_tags(ns="RPC", **source.tags(ns="RPC"))
             if points:
                 dataset.gcps = (points, crs)

@@ -64,6 +64,10 @@ def open_like(out: Path, result: Result) -> CubeWriter:
             value=result.dtype,
             remedy="write a COG: --out NAME.tif",
         )
+    if sum(len(image.bands) for image in images) != source.shape[0]:
+        raise CubeFileError(
+            "is no TIFF, so that no TIFF can be written like it", file=source.path, remedy="write a COG: --out NAME.tif"
+        )
     inputs = [*source.files, *(image.path for image in images)]
     if source.format in _FOLDERS or len(images) > 1:
         folder = source.path if source.path.is_dir() else images[0].path.parent
@@ -79,8 +83,12 @@ def open_like(out: Path, result: Result) -> CubeWriter:
 def holds_like(result: Result) -> int:
     """Bytes that such a writer keeps beside the block it is given."""
     layouts = [layout_of(image.path) for image in images_of(result)]
-    # Measured: GDAL packs a block of all bands from as many of one, and keeps what it packs.
-    return packing(result) + max(_cache(one) - CACHE + one.piece * (5 if one.by_pixel else 0) // 2 for one in layouts)
+    # Measured: beside what it keeps, GDAL holds blocks of all bands once as numbers and once packed.
+    return (
+        packing(result)
+        + CACHE // 2
+        + max((_cache(one) - CACHE + one.piece * (5 if one.by_pixel else 0) // 2 for one in layouts), default=0)
+    )
 
 
 def _cache(layout: Layout) -> int:
@@ -91,7 +99,7 @@ def _cache(layout: Layout) -> int:
 
 def images_of(result: Result) -> Sequence[ImagePart]:
     """The TIFFs that the bands of the source lie in."""
-    images: Sequence[ImagePart] = getattr(result.reader, "images")  # noqa: B009
+    images: Sequence[ImagePart] = getattr(result.reader, "images", ())
     return images
 
 
