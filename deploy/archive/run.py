@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from asyncio import TimeoutError as AsyncioTimeoutError
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ def run_archive(
     began, craft = time.monotonic(), craft or craft_of(order)
     security = security_of(means.scheduler, means.tls, insecure=means.insecure) if means.scheduler else None
     _make_folders(out)
-    stop = Stop()
+    stop, found = Stop(), craft.search(order)
     with alone(out), Ledger(out / FOLDER) as ledger, stop.heard():
         watch = Watch(out / FOLDER)
         watch.event("started", bundle=order.bundle, inputs=order.inputs[:LISTED], seal=order.seal)
@@ -225,10 +226,7 @@ def _cluster(room: Room | None, means: Means, security: Any, *, first: bool) -> 
             if first:
                 raise
             raise _NotYetError from error
-        try:
-            yield found
-        except TimeoutError as error:
-            raise _NotYetError from error
+        yield found
 
 
 def _prepare(cluster: Joined, driver: Driver, craft: Craft, room: Room | None, means: Means) -> None:
@@ -240,7 +238,7 @@ def _prepare(cluster: Joined, driver: Driver, craft: Craft, room: Room | None, m
         console.say(f"dashboard   {cluster.dashboard}")
     try:
         client.wait_for_workers(1, timeout=FIRST_S)
-    except TimeoutError as error:
+    except (TimeoutError, AsyncioTimeoutError) as error:
         raise MachineError(
             f"no worker was there for {FIRST_S:.0f} s", key="--scheduler", value=cluster.address,
             remedy="start workers for it, and look at what they say",
@@ -256,7 +254,17 @@ def _prepare(cluster: Joined, driver: Driver, craft: Craft, room: Room | None, m
         if threads is None and room is not None:
             threads = max(1, available_cores() // room.workers)
         began = time.monotonic()
-        client.register_plugin(craft.plugin(threads, memory))
+        try:
+            client.register_plugin(craft.plugin(threads, memory))
+        except DeployError:
+            raise
+        except OSError as error:
+            raise SchedulerLostError from error
+        except Exception as error:
+            raise MachineError(
+                f"workers cannot do it: {type(error).__name__}: {error}", key="--scheduler", value=cluster.address,
+                remedy="install the same versions of damp-deploy, Dask and Python on every computer",
+            ) from error  # fmt: skip
         driver.watch.event("bundle opened", seconds=round(time.monotonic() - began, 3))
 
 
