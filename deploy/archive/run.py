@@ -109,8 +109,14 @@ def run_archive(
         watch = Watch(out / FOLDER)
         watch.event("started", bundle=order.bundle, inputs=order.inputs[:LISTED], seal=order.seal)
         keep(order, out)
-        with console.progress("looking") as looked:
-            plan = plan_of(order, out, ledger.rows(), craft.search(order), craft.look, again=means.again, looked=looked)
+        with console.progress("looking") as moved:
+
+            def looked(done: int, total: int) -> None:
+                moved(done, total)
+                if stop.asked:
+                    raise KeyboardInterrupt
+
+            plan = plan_of(order, out, ledger.rows(), found, craft.look, again=means.again, looked=looked)
         shared = means.scheduler is not None
         sweep(out, shared=shared, keys=[one.task.key for one in plan.todo])
         room = None
