@@ -151,6 +151,9 @@ def _restore_row(
     try:
         if meaning.missing.all():
             raise CubeError("every pixel is missing")
+        if all((band == cube[0, 0, 0]).all() for band in cube):
+            # Of no light, no detector or no data, as the stream passes such lines.
+            raise CubeError("all values are equal")
         feeds = given or [bundle.prompts(cube[at : at + signature.measured.bands]) for at, _ in plan.groups]
     except CubeError as error:
         for tile, part in tiles:

@@ -116,7 +116,7 @@ def means_options(command: F) -> F:
         "deploy archive resume restored",
         "deploy archive verify restored",
         "deploy archive report restored --quicklooks 12 --json",
-    )
+    ),
 )
 def command() -> None:
     """Restore many products, and know what became of each.

@@ -110,7 +110,8 @@ def run_product(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]
         console.warn(odd)
     if made.saturated:
         console.warn(f"{made.saturated} values do not fit {described.dtype} and were set to its limit")
-    for file in made.files:
+    first, *others = map(Path, made.files)
+    for file in (first, *(other for other in others if first not in other.parents)):
         console.say(f"wrote       {file}", "bold green")
     told = asdict(made)
     told["experts"] = {str(expert): count for expert, count in made.experts.items()}

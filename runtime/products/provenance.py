@@ -55,7 +55,7 @@ def _of_json(file: Path) -> str | None:
 def _of_hdf5(path: Path) -> str | None:
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         told = file.attrs.get(PROVENANCE)
         if told is None and isinstance(file.get(PROVENANCE, getlink=True), h5py.HardLink):
             found = file[PROVENANCE]

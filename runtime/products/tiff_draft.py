@@ -62,7 +62,7 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _cache(size: int) -> Iterator[None]:
+def bounded_cache(size: int) -> Iterator[None]:
     """Bound GDAL's cache, one for the process, otherwise for a while."""
     from rasterio.env import get_gdal_config, set_gdal_config
 
@@ -177,8 +177,10 @@ class Draft:
 
     @contextmanager
     def _packing(self) -> Iterator[Any]:
-        tile = str(self.plan.options.get("blockxsize", 128))
-        with writing(self.out) as rasterio, _cache(self.plan.cache), rasterio.Env(GDAL_TIFF_OVR_BLOCKSIZE=tile):
+        tile = self.plan.options.get("blockxsize", 0)
+        # Others than these GDAL does not take for overviews.
+        tile = str(tile if tile in (64, 128, 256, 512, 1024, 2048, 4096) else 128)
+        with writing(self.out) as rasterio, bounded_cache(self.plan.cache), rasterio.Env(GDAL_TIFF_OVR_BLOCKSIZE=tile):
             yield rasterio
 
     def _complete(self, rasterio: Any, tags: Mapping[str, str]) -> None:

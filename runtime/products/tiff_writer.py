@@ -17,13 +17,26 @@ from runtime.errors import CubeFileError
 from runtime.files.disk import refuse_inputs
 from runtime.products.contract import PROVENANCE, CubeWriter, Result
 from runtime.products.gdal import ImagePart, Tiff
-from runtime.products.tiff_draft import CACHE, Draft, Plan, packing, rows_at_once, structure_of, sums_of, writing
+from runtime.products.tiff_draft import (
+    CACHE,
+    Draft,
+    Plan,
+    bounded_cache,
+    packing,
+    rows_at_once,
+    structure_of,
+    sums_of,
+    writing,
+)
 from runtime.products.tiff_folder import copy_others, refuse_within
 from runtime.products.tiff_target import TiffTarget, put_packed, quality_path
+from runtime.products.tiff_tree import Layout, layout_of
 
 QUALITY = "QUALITY_RESTORED.TIF"
 _FOLDERS = ("enmap", "desis", "hyperion")
 _CLASSIC = 3 << 30
+_ACROSS = 64 << 20
+"""Bytes of tiles beside each other that are kept, so that each is unpacked once."""
 _FORM = ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "COLOR_PROFILE", "RPC")
 
 
@@ -65,7 +78,15 @@ def open_like(out: Path, result: Result) -> CubeWriter:
 
 def holds_like(result: Result) -> int:
     """Bytes that such a writer keeps beside the block it is given."""
-    return packing(result)
+    layouts = [layout_of(image.path) for image in images_of(result)]
+    # Measured: GDAL packs a block of all bands from as many of one, and keeps what it packs.
+    return packing(result) + max(_cache(one) - CACHE + one.piece * (5 if one.by_pixel else 0) // 2 for one in layouts)
+
+
+def _cache(layout: Layout) -> int:
+    """Bytes of blocks that GDAL keeps of a TIFF: with less than two it packs and unpacks a block over and over."""
+    across = layout.piece * -(-layout.shape[2] // layout.block[1]) if layout.by_pixel else 0
+    return CACHE + max(2 * layout.piece, min(across, _ACROSS))
 
 
 def images_of(result: Result) -> Sequence[ImagePart]:
@@ -126,7 +147,8 @@ def _draft(image: ImagePart, path: Path, result: Result, out: Path) -> Draft:
             said = _tags(dataset)
         options = {key: plan.options[key] for key in ("interleave", "photometric") if key in plan.options}
         options |= {"blockysize": rows, "tiled": "NO", "bigtiff": "YES"}
-        copy(dataset, path, driver="GTiff", **options)
+        with bounded_cache(plan.cache):
+            copy(dataset, path, driver="GTiff", **options)
         with rasterio.open(path, driver="GTiff") as draft:
             copied = _tags(draft)
         plan = replace(plan, tags={key: tags for key, tags in said.items() if copied.get(key) != tags})
@@ -176,6 +198,4 @@ def _plan(source: Tiff, dataset: Any, image: ImagePart) -> Plan:
     if layout.mask:
         kept[0] = [mask for [mask] in sums_of(dataset, [0], columns)]
     nearest = dataset.tags().get("OVR_RESAMPLING_ALG") == "NEAREST"
-    # Blocks of all bands are packed together: else each is packed anew for every band.
-    cache = CACHE + (2 * layout.piece if layout.by_pixel else 0)
-    return Plan(options, image.bands, columns, kept, overviews, nearest, cache=cache)
+    return Plan(options, image.bands, columns, kept, overviews, nearest, cache=_cache(layout))
