@@ -188,8 +188,6 @@ class Driver:
         until = time.monotonic() + self.pace.grace
         if self.stop.asked and self._flying:
             self.watch.event("stopping", in_flight=len(self._flying))
-            # What waits in a worker need not begin.
-            self._waiting.clear()
         while self._flying and self.stop.asked == 1 and time.monotonic() < until:
             self._take(0.05)
             self.watch.tick()
@@ -237,7 +235,12 @@ class Driver:
             return
         # Dask knows a task by its name, and never does one again.
         name = f"restore-{task.key[:16]}-{task.kind}{task.lines[0]}-{next(self._names)}"
-        future = self._client.submit(self.job, task, key=name, pure=False, retries=0)
+        try:
+            future = self._client.submit(self.job, task, key=name, pure=False, retries=0)
+        except Exception as error:
+            if self._client.status == "running":
+                raise
+            raise SchedulerLostError from error
         self._flying[future] = task
         self._back.add(future)
         if self.watch.states.get(task.path) != "running":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from asyncio import TimeoutError as AsyncioTimeoutError
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -103,13 +104,19 @@ def run_archive(
     began, craft = time.monotonic(), craft or craft_of(order)
     security = security_of(means.scheduler, means.tls, insecure=means.insecure) if means.scheduler else None
     _make_folders(out)
-    stop = Stop()
+    stop, found = Stop(), craft.search(order)
     with alone(out), Ledger(out / FOLDER) as ledger, stop.heard():
         watch = Watch(out / FOLDER)
         watch.event("started", bundle=order.bundle, inputs=order.inputs[:LISTED], seal=order.seal)
         keep(order, out)
-        with console.progress("looking") as looked:
-            plan = plan_of(order, out, ledger.rows(), craft.search(order), craft.look, again=means.again, looked=looked)
+        with console.progress("looking") as moved:
+
+            def looked(done: int, total: int) -> None:
+                moved(done, total)
+                if stop.asked:
+                    raise KeyboardInterrupt
+
+            plan = plan_of(order, out, ledger.rows(), found, craft.look, again=means.again, looked=looked)
         shared = means.scheduler is not None
         sweep(out, shared=shared, keys=[one.task.key for one in plan.todo])
         room = None
@@ -225,10 +232,7 @@ def _cluster(room: Room | None, means: Means, security: Any, *, first: bool) -> 
             if first:
                 raise
             raise _NotYetError from error
-        try:
-            yield found
-        except TimeoutError as error:
-            raise _NotYetError from error
+        yield found
 
 
 def _prepare(cluster: Joined, driver: Driver, craft: Craft, room: Room | None, means: Means) -> None:
@@ -240,7 +244,7 @@ def _prepare(cluster: Joined, driver: Driver, craft: Craft, room: Room | None, m
         console.say(f"dashboard   {cluster.dashboard}")
     try:
         client.wait_for_workers(1, timeout=FIRST_S)
-    except TimeoutError as error:
+    except (TimeoutError, AsyncioTimeoutError) as error:
         raise MachineError(
             f"no worker was there for {FIRST_S:.0f} s", key="--scheduler", value=cluster.address,
             remedy="start workers for it, and look at what they say",
@@ -256,7 +260,17 @@ def _prepare(cluster: Joined, driver: Driver, craft: Craft, room: Room | None, m
         if threads is None and room is not None:
             threads = max(1, available_cores() // room.workers)
         began = time.monotonic()
-        client.register_plugin(craft.plugin(threads, memory))
+        try:
+            client.register_plugin(craft.plugin(threads, memory))
+        except DeployError:
+            raise
+        except OSError as error:
+            raise SchedulerLostError from error
+        except Exception as error:
+            raise MachineError(
+                f"workers cannot do it: {type(error).__name__}: {error}", key="--scheduler", value=cluster.address,
+                remedy="install the same versions of damp-deploy, Dask and Python on every computer",
+            ) from error  # fmt: skip
         driver.watch.event("bundle opened", seconds=round(time.monotonic() - began, 3))
 
 
