@@ -32,9 +32,11 @@ from runtime.versions import PROGRAM
 
 FORMAT = 1
 """Of what an output holds: part of every key."""
-BASE_BYTES = 112 << 20
-"""Of Python, its libraries and an engine with nothing loaded."""
-LOOK_FACTOR, GROUP_FACTOR = 4, 20
+BASE_BYTES = 96 << 20
+"""Of Python, its libraries and an engine with nothing loaded: measured, as all that follows."""
+ENGINE_FACTOR = 3.6
+"""Times the tensors that a graph holds at once, weights included, which an engine on a CPU takes."""
+LOOK_FACTOR, GROUP_FACTOR = 2, 20
 """Times the sample that judging it takes, and times the elements of a band group of a row that its metrics take."""
 MOST_ROWS = 1024
 """Of the table of rows in a provenance; of more, they are those spread evenly."""
@@ -219,12 +221,13 @@ def planned(manifest: Manifest, reader: CubeReader, ways: Ways) -> int:
     sorted_ = description.stated.wavelengths is not None and list(description.stated.wavelengths) != sorted(
         description.stated.wavelengths
     )
-    restoring = row * (2 * size + 2 * 4 + 4 * (1 + sorted_) + out) + GROUP_FACTOR * group
-    looking = LOOK_FACTOR * min(SAMPLE_BYTES, prod(description.shape) * size) + 4 * BLOCK_BYTES
+    restoring = row * (size + 4 + max(4 * (1 + sorted_), size, out)) + GROUP_FACTOR * group
+    engine = manifest.memory or (0 if manifest.cost is None else int(ENGINE_FACTOR * manifest.cost.peak_bytes))
+    looking = LOOK_FACTOR * min(SAMPLE_BYTES, prod(description.shape) * size) + 2 * BLOCK_BYTES
     scene = prod(description.shape) * 4 + GROUP_FACTOR * group // rows * lines if ways.metrics == "scene" else 0
     written = result_of(description, reader, _unlooked(description), ways, 1)
     writing = holds(written, ways.kind)
-    return BASE_BYTES + (manifest.memory or 0) + description.holds + writing + scene + max(restoring, looking)
+    return BASE_BYTES + engine + description.holds + writing + scene + max(restoring, looking)
 
 
 def _unlooked(description: Description) -> Meaning:

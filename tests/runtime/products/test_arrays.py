@@ -8,7 +8,6 @@ import struct
 import zipfile
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from PIL import Image
 
 from runtime.errors import CubeFileError
 from runtime.files import read_cube
-from runtime.products import FORMATS, format_of, open_cube, open_writer
+from runtime.products import format_of, open_cube, open_writer
 from runtime.products.contract import Reading
 from tests.contracts.killing import killed
 from tests.runtime.files_data import sample
@@ -31,11 +30,6 @@ from tests.runtime.products.test_envi import MAKE, in_blocks, layers, result_of,
 
 LAYOUTS = [",".join(order) for order in permutations(("lines", "samples", "bands"))]
 AXES = ("bands", "lines", "samples")
-
-
-@pytest.fixture(autouse=True)
-def _formats_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.products.FORMATS", [one for one in FORMATS if find_spec(one.module)])
 
 
 def laid(cube: NDArray[Any], layout: str) -> NDArray[Any]:

@@ -9,7 +9,6 @@ import json
 import os
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,13 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError, MachineError
 from runtime.files import read_cube
 from runtime.files.envi import read_envi, read_header
-from runtime.products import FORMATS, Result, format_of, open_cube, open_writer
+from runtime.products import Result, format_of, open_cube, open_writer
 from runtime.products.contract import CubeReader, Description, Grid, Place, Quality, Reading
 from runtime.products.envi_place import grid_of, map_fields
 from runtime.stated import Stated
 from tests.contracts.killing import killed
 from tests.runtime.files_data import CODES, REAL_HEADERS, edited, sample, write_pair
 from tests.runtime.test_files_envi import by_gdal, by_spectral
-
-
-@pytest.fixture(autouse=True)
-def _formats_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.products.FORMATS", [one for one in FORMATS if find_spec(one.module)])
-
 
 MAKE = {"program": "deploy", "counts": {"moved": 3}, "text": "braces { } , = ;\n\u00e9"}
 
