@@ -299,7 +299,7 @@ def _ended(watch: Watch, out: Path, began: float, *, stopped: bool) -> dict[str,
             f"{sum(wrong.values())} of {counted['planned']} products were not restored: "
             + ", ".join(f"{count} {state}" for state, count in wrong.items()),
             file=out,
-            remedy=f"`deploy archive report {out}` has each with its reason; the others are restored",
+            remedy=f"`deploy archive report {out}` has each with its reason",
         )
         error.report = told
         raise error

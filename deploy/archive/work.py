@@ -50,7 +50,8 @@ PASSING = frozenset(
 LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENODEV, errno.ENXIO})
 """Those that are no fault of the file that is read, and stay."""
 FRAMES_OF_PART = 16
-"""Rows of frames in a part of a giant cube: what two parts both restore is 1 to 2 % of it."""
+"""Rows of frames in a part of a giant cube, at least: what two parts both restore is 1 to 2 % of it."""
+MOST_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def _system_error(error: BaseException) -> int | None:
 def parts_of(lines: int, manifest: Manifest) -> list[tuple[int, int]]:
     """Where a cube of so many lines is split; one part where that is not worth it."""
     frame = manifest.signature.measured.size[0]
-    count = max(1, lines // (FRAMES_OF_PART * max(1, frame - manifest.overlap)))
+    count = max(1, min(MOST_PARTS, lines // (FRAMES_OF_PART * max(1, frame - manifest.overlap))))
     return [(lines * n // count, lines * (n + 1) // count) for n in range(count)]
 
 
