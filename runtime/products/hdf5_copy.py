@@ -155,10 +155,13 @@ class Copy:
         return bool(kind == h5l.TYPE_HARD)
 
     def _made(self, found: Any, new: Any, name: bytes, path: bytes) -> Any:
-        from h5py import h5d, h5g, h5t
+        from h5py import h5d, h5g, h5p, h5t
 
         if isinstance(found, h5g.GroupID):
-            made = found.get_create_plist()
+            # A group's own list says where its links lie, which HDF5 2.0 takes for a place in the new file.
+            old, made = found.get_create_plist(), h5p.create(h5p.GROUP_CREATE)
+            made.set_link_creation_order(old.get_link_creation_order())
+            made.set_attr_creation_order(old.get_attr_creation_order())
             made.set_obj_track_times(False)
             return h5g.create(new, name, gcpl=made)
         if isinstance(found, h5t.TypeID):
@@ -175,11 +178,6 @@ class Copy:
             self._leave(path, why)
             return None
         made.set_obj_track_times(False)
-        # HDF5 2.0 keeps where the source's values lie, and takes that for a place in the new file.
-        if (layout := made.get_layout()) == h5d.CHUNKED:
-            made.set_chunk(made.get_chunk())
-        else:
-            made.set_layout(layout)
         return h5d.create(new, name, self._type(found.get_type()), found.get_space(), made)
 
     def _leave(self, path: bytes, why: str) -> None:
