@@ -70,25 +70,25 @@ class CfWriter(CubeWriter):
         self._out = Hdf5Out(out, result.source.files, (tracked, tracked))
         try:
             with self._out.writing():
-                self._fill(out.parent)
+                self._fill(out)
         except BaseException:
             self.close()
             raise
 
-    def _fill(self, folder: Path) -> None:
+    def _fill(self, out: Path) -> None:
         result = self._result
         self._out.file.attrs["_NCProperties"] = np.bytes_(_versions().encode())
         set_texts(self._out.file, {"Conventions": "CF-1.11", "title": f"{result.source.path.stem}, restored"})
         self._dimensions()
         beside = [*self._of_bands(), *self._of_place()]
-        self._cube = Rows(self._make_cube(beside), AXES, folder)
+        self._cube = Rows(self._make_cube(beside), AXES, out)
         self._layers: tuple[Rows, ...] = ()
         if result.quality:
             layers = make_layers(self._out.file, NAMES, *result.shape[1:])
             for layer in layers:
                 self._attach(layer, self._names[1:])
                 set_texts(layer, self._placed)
-            self._layers = tuple(Rows(layer, AXES[1:], folder) for layer in layers)
+            self._layers = tuple(Rows(layer, AXES[1:], out) for layer in layers)
 
     def _dimensions(self) -> None:
         """The three dimensions, in their order, with coordinates where there are some."""
@@ -154,7 +154,7 @@ class CfWriter(CubeWriter):
             self._attach(made, self._names[1:])
             made.attrs["_FillValue"] = np.array([np.nan])
             set_texts(made, {"standard_name": standard, "units": unit})
-            layers.append(Rows(made, AXES[1:], self._out.out.parent))
+            layers.append(Rows(made, AXES[1:], self._out.out))
         self._located = tuple(layers)
         self._placed["coordinates"] = "lat lon"
         return ["lat", "lon"]

@@ -112,7 +112,7 @@ class HdfLike(CubeWriter):
                 self.notes = tuple(copy.notes)
                 made = [copy.of(cube) for cube in cubes]
                 self._rows = [
-                    self._stack.enter_context(Rows(cube, part.axes, out.parent, part.bands, _others(self._tree, part)))
+                    self._stack.enter_context(Rows(cube, part.axes, out, part.bands, _others(self._tree, part)))
                     for part, cube in zip(parts, made, strict=True)
                 ]
                 self._layers = self._quality(made[0], parts[0]) if result.quality else ()
@@ -131,7 +131,7 @@ class HdfLike(CubeWriter):
             for layer in layers:
                 for axis, scale in enumerate(scales):
                     layer.dims[axis].attach_scale(scale)
-        return tuple(Rows(layer, ("lines", "samples"), self._out.out.parent) for layer in layers)
+        return tuple(Rows(layer, ("lines", "samples"), self._out.out) for layer in layers)
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         """See `CubeWriter`."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated
 from runtime.products.contract import CubeWriter, Glt, Place, Quality, Result, Seen
-from runtime.products.scratch import Scratch
+from runtime.products.spool import Spool
 from runtime.scaling import next_to
 
 BLOCK = 32 << 20
@@ -74,7 +74,7 @@ class _Ortho(CubeWriter):
         self._stack = ExitStack()
         try:
             size = self._lines * self._samples * (self._pixel + 2)
-            self._spool = self._stack.enter_context(Scratch(size, self._path))
+            self._spool = self._stack.enter_context(Spool(self._path, size))
             self._inner = self._stack.enter_context(inner())
         except BaseException:
             self.close()

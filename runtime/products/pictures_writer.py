@@ -61,9 +61,9 @@ class PicturesWriter(CubeWriter):
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         start, self._next = self._next, self._next + cube.shape[1]
-        self._cube.write(self._rows, start, cube)
+        self._cube.write_rows(self._rows, start, cube)
         if self._result.quality and quality is not None:
-            self._quality.write(self._seen, start, np.stack([quality.seen, quality.expert]))
+            self._quality.write_rows(self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         check_lines(self._next, self._result, self._out)
@@ -73,8 +73,6 @@ class PicturesWriter(CubeWriter):
             rows = Rows((1, lines, samples), self._rows.order, self._rows.dtype, band * lines * self._rows.run_bytes)
             write_picture(self._part / name, read_rows(self._cube.file, self._out, rows, 0, lines), None, ())
         if self._result.quality:
-            with self._quality.filling():
-                self._quality.file.truncate(self._seen.end)
             for layer, name in enumerate(_LAYERS):
                 rows = Rows((1, lines, samples), self._rows.order, self._seen.dtype, layer * lines * samples)
                 write_picture(self._part / name, read_rows(self._quality.file, self._out, rows, 0, lines), None, ())
