@@ -144,7 +144,8 @@ class _Spooled(Closing):
     def __init__(self, image: Image, bands: Sequence[int], spool: Spool, offset: int) -> None:
         layout = image.layout
         self._image, self._bands = image, bands
-        self._wide = layout.block[1] if layout.by_pixel else layout.shape[2]
+        column = layout.rows * layout.block[1] * len(bands) * layout.dtype.itemsize
+        self._wide = layout.block[1] * max(1, PIECE // column) if layout.by_pixel else layout.shape[2]
         self._tiles = Tiles(spool, (len(bands), *layout.shape[1:]), layout.dtype, self._wide, offset)
         self._there = np.zeros(-(-layout.shape[1] // layout.rows), np.bool_)
 
@@ -159,7 +160,7 @@ class _Spooled(Closing):
 
     def _fill(self, start: int, stop: int) -> None:
         layout, count = self._image.layout, len(self._bands)
-        # One piece at a time holds all bands, or lines of several bands are read together.
+        # Some pieces hold all bands, or lines of several bands are read together.
         deep = count if layout.by_pixel else max(1, PIECE // ((stop - start) * self._wide * layout.dtype.itemsize))
         for left in range(0, layout.shape[2], self._wide):
             wide = min(self._wide, layout.shape[2] - left)
