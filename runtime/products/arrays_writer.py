@@ -19,8 +19,8 @@ from runtime.files.rows import Rows, turn_back, write_rows
 from runtime.plain_json import plain_json
 from runtime.products.arrays import ArrayDescription
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
-from runtime.products.envi_writer import check_lines
 from runtime.products.spool import Spool
+from runtime.products.written import check_lines
 
 _PLAIN: Order = tuple(DEFAULT_LAYOUT.split(","))
 
@@ -89,7 +89,7 @@ class NpyWriter(CubeWriter):
                 write_rows(file, self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
-        check_lines(self._next, self._result, self._out)
+        check_lines(self._next, self._result.shape[1], self._out)
         if self._spool is not None:
             with self._together.writing(self._out) as file:
                 turn_back(self._spool.file, self._out, self._rows, file)
@@ -126,7 +126,7 @@ class NpzWriter(CubeWriter):
             self._quality.write_rows(self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
-        check_lines(self._next, self._result, self._out)
+        check_lines(self._next, self._result.shape[1], self._out)
         source, wavelengths = self._result.source, self._result.stated.wavelengths
         own = isinstance(source, ArrayDescription) and source.path.suffix.lower() == ".npz"
         name, dtype = (own and source.title) or "cube", self._result.dtype

@@ -17,9 +17,9 @@ from runtime.files.pictures import write_picture
 from runtime.files.rows import Rows, read_rows
 from runtime.plain_json import plain_json
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
-from runtime.products.envi_writer import check_lines
 from runtime.products.pictures import WAVELENGTHS
 from runtime.products.spool import Spool
+from runtime.products.written import check_lines
 
 _LAYERS = ("quality.png", "quality_expert.png")
 
@@ -66,7 +66,7 @@ class PicturesWriter(CubeWriter):
             self._quality.write_rows(self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
-        check_lines(self._next, self._result, self._out)
+        check_lines(self._next, self._result.shape[1], self._out)
         bands, lines, samples = self._result.shape
         names = [f"{file.stem}.png" for file in self._result.source.files[:bands]]
         for band, name in enumerate(names):
