@@ -235,13 +235,17 @@ def read_at(file: BinaryIO, path: Path, offset: int, array: NDArray[Any]) -> int
     Raises:
         CubeFileError: the system cannot read the file.
     """
-    target = array.reshape(-1).view(np.uint8).data
-    done, most = 0, 1 << 30
     try:
-        while done < len(target) and (count := os.preadv(file.fileno(), [target[done : done + most]], offset + done)):
-            done += count
+        return read_from(file.fileno(), array.reshape(-1).view(np.uint8).data, offset)
     except OSError as error:
         raise CubeFileError(f"cannot be read: {reason(error)}", file=path, remedy="check the disk") from error
+
+
+def read_from(descriptor: int, target: memoryview, position: int) -> int:
+    """Fill it as far as the file goes; the bytes that were read. Raises OSError."""
+    done, most = 0, 1 << 30
+    while done < len(target) and (count := os.preadv(descriptor, [target[done : done + most]], position + done)):
+        done += count
     return done
 
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.arrays import WAVELENGTH_KEY, rows_of, write_npy_header
-from runtime.files.disk import PIECE, Together, read_at, refuse_inputs
+from runtime.files.disk import PIECE, Together, refuse_inputs
 from runtime.files.layout import DEFAULT_LAYOUT, Order, check_type
 from runtime.files.rows import Rows, turn_back, write_rows
 from runtime.plain_json import plain_json
 from runtime.products.arrays import ArrayDescription
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
-from runtime.products.envi_writer import check_lines
 from runtime.products.spool import Spool
+from runtime.products.written import check_lines
 
 _PLAIN: Order = tuple(DEFAULT_LAYOUT.split(","))
 
@@ -80,7 +80,7 @@ class NpyWriter(CubeWriter):
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         start, self._next = self._next, self._next + cube.shape[1]
         if self._spool is not None:
-            self._spool.write(self._rows.turned, start, cube)
+            self._spool.write_rows(self._rows.turned, start, cube)
         else:
             with self._together.writing(self._out) as file:
                 write_rows(file, self._rows, start, cube)
@@ -89,7 +89,7 @@ class NpyWriter(CubeWriter):
                 write_rows(file, self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
-        check_lines(self._next, self._result, self._out)
+        check_lines(self._next, self._result.shape[1], self._out)
         if self._spool is not None:
             with self._together.writing(self._out) as file:
                 turn_back(self._spool.file, self._out, self._rows, file)
@@ -121,12 +121,12 @@ class NpzWriter(CubeWriter):
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         start, self._next = self._next, self._next + cube.shape[1]
-        self._cube.write(self._rows.turned if self._rows.depth == 2 else self._rows, start, cube)
+        self._cube.write_rows(self._rows.turned if self._rows.depth == 2 else self._rows, start, cube)
         if self._result.quality and quality is not None:
-            self._quality.write(self._seen, start, np.stack([quality.seen, quality.expert]))
+            self._quality.write_rows(self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
-        check_lines(self._next, self._result, self._out)
+        check_lines(self._next, self._result.shape[1], self._out)
         source, wavelengths = self._result.source, self._result.stated.wavelengths
         own = isinstance(source, ArrayDescription) and source.path.suffix.lower() == ".npz"
         name, dtype = (own and source.title) or "cube", self._result.dtype
@@ -138,12 +138,12 @@ class NpzWriter(CubeWriter):
         with self._together.writing(self._out) as file, zipfile.ZipFile(file, "w") as archive:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 write_npy_header(cast(BinaryIO, member), _shape(self._result), dtype)
-                self._copied(self._cube.file, 0, self._rows.end, cast(BinaryIO, member))
+                _copy(self._cube, 0, self._rows.end, cast(BinaryIO, member))
             for place, layer in enumerate(("quality", "expert") if self._result.quality else ()):
                 with archive.open(f"{layer}.npy", "w", force_zip64=True) as member:
                     write_npy_header(cast(BinaryIO, member), self._seen.shape[1:], np.dtype("u1"))
                     size = prod(self._seen.shape[1:])
-                    self._copied(self._quality.file, place * size, size, cast(BinaryIO, member))
+                    _copy(self._quality, place * size, size, cast(BinaryIO, member))
             small = {PROVENANCE: np.array(json.dumps(plain_json(provenance)))}
             if wavelengths is not None:
                 small[WAVELENGTH_KEY] = np.array(wavelengths)
@@ -153,16 +153,16 @@ class NpzWriter(CubeWriter):
         self._together.finish()
         return (self._out,)
 
-    def _copied(self, spool: BinaryIO, start: int, size: int, target: BinaryIO) -> None:
-        piece = np.empty(min(PIECE, size), np.uint8)
-        for first in range(0, size, len(piece)):
-            part = piece[: min(len(piece), size - first)]
-            # Quality that nobody gave was not written: zeros.
-            part[read_at(spool, self._out, start + first, part) :] = 0
-            target.write(part.data)
-
     def close(self) -> None:
         self._held.close()
+
+
+def _copy(spool: Spool, start: int, size: int, target: BinaryIO) -> None:
+    piece = np.empty(min(PIECE, size), np.uint8)
+    for first in range(0, size, len(piece)):
+        part = piece[: min(len(piece), size - first)]
+        spool.read(start + first, part)
+        target.write(part.data)
 
 
 def _order(result: Result) -> Order:

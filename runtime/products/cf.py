@@ -7,6 +7,7 @@ import numpy as np
 
 from runtime.files.hdf5 import is_hdf5
 from runtime.files.layout import checked_layout
+from runtime.products.cf_bands import WAVELENGTHS, axes_named
 from runtime.products.cf_meaning import (
     BY_BAND,
     bad_bands,
@@ -18,21 +19,12 @@ from runtime.products.cf_meaning import (
     quantity_of,
     wavelengths_of,
 )
-from runtime.products.contract import CubeReader, Description, Grid, Place, Reading
+from runtime.products.cf_place import spaced
+from runtime.products.contract import CubeReader, Description, Doubles, Grid, Place, Reading
 from runtime.products.hdf5_reader import Hdf5Reader, needed, opened_as
 from runtime.products.hdf5_tree import CubePart, Tree, band_list, chosen
 from runtime.stated import Stated
 from runtime.untrusted import open_regular
-
-_WAVELENGTHS = ("wavelength", "wavelengths", "wl", "wvl", "lambda")
-_BANDS = (*_WAVELENGTHS, "band", "bands", "channel", "channels", "spectral", "nbands")
-_SAMPLES = ("x", "lon", "longitude", "easting", "sample", "samples", "column", "columns", "crosstrack")
-_LINES = ("y", "lat", "latitude", "northing", "line", "lines", "row", "rows", "downtrack")
-_AXES: dict[str, str] = (
-    dict.fromkeys(_BANDS, "bands") | dict.fromkeys(_SAMPLES, "samples") | dict.fromkeys(_LINES, "lines")
-)
-_REGULAR = 1e-3
-"""Of a step, by which steps of a grid's coordinates may differ: they are rounded to their type."""
 
 
 def recognises(path: Path) -> bool:
@@ -99,7 +91,7 @@ def _cube(tree: Tree, reading: Reading) -> tuple[str, tuple[str, ...], dict[str,
         if len(dataset.shape or ()) != 3:
             continue
         scales = [dimensions.get(where, {}).get(axis) for axis in range(3)]
-        axes = _axes([scale and scale.rpartition("/")[2] for scale in scales])
+        axes = axes_named([scale and scale.rpartition("/")[2] for scale in scales])
         if axes is None:
             bare.append(where)
         else:
@@ -119,20 +111,10 @@ def _cube(tree: Tree, reading: Reading) -> tuple[str, tuple[str, ...], dict[str,
     return where, *cubes[where]
 
 
-def _axes(names: list[str | None]) -> tuple[str, ...] | None:
-    """What three dimensions are by their names: exactly one of them is that of the bands, others stand lines first."""
-    known = [_AXES.get((name or "").casefold()) for name in names]
-    if known.count("bands") != 1:
-        return None
-    others = [axis for axis in known if axis != "bands"]
-    order = iter(("samples", "lines") if others[0] == "samples" or others[1] == "lines" else ("lines", "samples"))
-    return tuple(axis if axis == "bands" else next(order) for axis in known)
-
-
 def _wavelengths(tree: Tree, where: str, bands: int, scale: str | None) -> tuple[float, ...] | None:
     """Of the dimension's own variable, unless it counts bands or is none; else of one that is named so."""
-    at = scale if scale and scale.rpartition("/")[2].casefold() in _WAVELENGTHS and _is_variable(tree, scale) else None
-    at = at or beside(tree, where, [name for name in _WAVELENGTHS if scale is None or name != scale.lstrip("/")])
+    at = scale if scale and scale.rpartition("/")[2].casefold() in WAVELENGTHS and _is_variable(tree, scale) else None
+    at = at or beside(tree, where, [name for name in WAVELENGTHS if scale is None or name != scale.lstrip("/")])
     return wavelengths_of(tree, at, bands) if at else None
 
 
@@ -156,23 +138,18 @@ def _grid(tree: Tree, where: str, shape: tuple[int, int], scales: dict[str, str]
     if mapping is None or (found := mapped(tree, mapping, shape)):
         return found if mapping else None
     crs = crs_of(tree, mapping)
-    across, over = _ends(tree, scales.get("lines"), shape[0]), _ends(tree, scales.get("samples"), shape[1])
-    if crs is None or across is None or over is None:
+    across, down = (
+        _coordinates(tree, scales.get(axis), length) for axis, length in (("samples", shape[1]), ("lines", shape[0]))
+    )
+    if crs is None or across is None or down is None or (transform := spaced(across, down)) is None:
         return None
-    (y, down), (x, along) = across, over
-    return Grid(crs, (x - along / 2, along, 0.0, y - down / 2, 0.0, down), *shape)
+    return Grid(crs, transform, *shape)
 
 
-def _ends(tree: Tree, scale: str | None, length: int) -> tuple[float, float] | None:
-    """First coordinate along an axis and its step; None where there is no step, or not one."""
-    if scale is None or length < 2 or not _is_variable(tree, scale):
-        return None
-    values = np.asarray(tree.numbers(scale), np.float64)
-    if values.shape != (length,) or not np.isfinite(values).all():
-        return None
-    step = float(values[-1] - values[0]) / (length - 1)
-    regular = step != 0 and np.abs(np.diff(values) - step).max() <= _REGULAR * abs(step)
-    return (float(values[0]), step) if regular else None
+def _coordinates(tree: Tree, scale: str | None, length: int) -> Doubles | None:
+    """Of an axis, one for each line or sample, where it has them."""
+    values = np.asarray(tree.numbers(scale) if scale and _is_variable(tree, scale) else (), np.float64)
+    return values if values.shape == (length,) and np.isfinite(values).all() else None
 
 
 def _located(tree: Tree, where: str, shape: tuple[int, int]) -> tuple[str, str] | None:

@@ -20,6 +20,8 @@ _MERCATOR = {
     "false northing": "false_northing",
 }
 """Parameters of a transverse Mercator projection, in WKT of either version -> in CF conventions, appendix F."""
+_EVEN = 1e-3
+"""By how much of a step coordinates may lie beside an even grid: they are rounded to their type."""
 
 
 def mapping_of(grid: Grid) -> dict[str, Any]:
@@ -56,6 +58,19 @@ def axes_of(grid: Grid) -> dict[str, tuple[Doubles, dict[str, str]]]:
         "y": (y, {"standard_name": "projection_y_coordinate", "units": unit, "axis": "Y"}),
         "x": (x, {"standard_name": "projection_x_coordinate", "units": unit, "axis": "X"}),
     }
+
+
+def spaced(x: Doubles, y: Doubles) -> tuple[float, float, float, float, float, float] | None:
+    """The geotransform, in GDAL's order, of coordinates of the centres of pixels; None where they are not even."""
+    ends = []
+    for values in (x, y):
+        step = float(values[-1] - values[0]) / max(1, len(values) - 1)
+        # From an even grid, not from pixel to pixel: there what is rounded away adds up.
+        if not np.abs(values - (values[0] + step * np.arange(len(values)))).max() <= _EVEN * abs(step) or step == 0:
+            return None
+        ends += [float(values[0]) - step / 2, step]
+    left, across, top, down = ends
+    return left, across, 0.0, top, 0.0, down
 
 
 def _is_degrees(crs: str) -> bool:

@@ -4,22 +4,22 @@ What makes HDF5 a NetCDF-4 file: "NetCDF-4 Format Specification", NetCDF User's 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import CubeFileError
 from runtime.files.disk import PIECE
 from runtime.files.layout import AXES
+from runtime.products.cf_bands import band_axis, of_bands
 from runtime.products.cf_meaning import BY_BAND
 from runtime.products.cf_place import axes_of, mapping_of
 from runtime.products.contract import CubeWriter, Quality, Result
 from runtime.products.hdf5_out import Hdf5Out
 from runtime.products.hdf5_quality import NAMES, make_layers, set_texts
 from runtime.products.hdf5_rows import Rows, held
+from runtime.products.written import check_lines, scale_of
 
 SUFFIX = ".nc"
 _CHUNK, _LARGEST = 1 << 20, 8 << 20
@@ -70,37 +70,36 @@ class CfWriter(CubeWriter):
         self._out = Hdf5Out(out, result.source.files, (tracked, tracked))
         try:
             with self._out.writing():
-                self._fill(out.parent)
+                self._fill(out)
         except BaseException:
             self.close()
             raise
 
-    def _fill(self, folder: Path) -> None:
+    def _fill(self, out: Path) -> None:
         result = self._result
         self._out.file.attrs["_NCProperties"] = np.bytes_(_versions().encode())
         set_texts(self._out.file, {"Conventions": "CF-1.11", "title": f"{result.source.path.stem}, restored"})
         self._dimensions()
         beside = [*self._of_bands(), *self._of_place()]
-        self._cube = Rows(self._make_cube(beside), AXES, folder)
+        self._cube = Rows(self._make_cube(beside), AXES, out)
         self._layers: tuple[Rows, ...] = ()
         if result.quality:
             layers = make_layers(self._out.file, NAMES, *result.shape[1:])
             for layer in layers:
                 self._attach(layer, self._names[1:])
                 set_texts(layer, self._placed)
-            self._layers = tuple(Rows(layer, AXES[1:], folder) for layer in layers)
+            self._layers = tuple(Rows(layer, AXES[1:], out) for layer in layers)
 
     def _dimensions(self) -> None:
         """The three dimensions, in their order, with coordinates where there are some."""
-        stated, grid = self._result.stated, self._result.place.grid
-        waves = stated.wavelengths
-        self._names = ("band" if waves is None or not _one_way(waves) else "wavelength", "y", "x")
-        axes = axes_of(grid) if grid else {}
-        known = {**axes, "wavelength": (waves, _WAVELENGTH)}
+        grid = self._result.place.grid
+        self._of_band = of_bands(self._result)
+        self._names = (band_axis(self._result.stated.wavelengths), "y", "x")
+        known = {**(axes_of(grid) if grid else {}), **self._of_band}
         for number, (name, length) in enumerate(zip(self._names, self._result.shape, strict=True)):
             if name in known:
                 values, about = known[name]
-                made = self._variable(name, np.array(values, np.float64), (), about)
+                made = self._variable(name, values, (), about)
                 made.make_scale(name)
             else:
                 made = self._out.file.create_dataset(name, (length,), ">f4", track_times=False, track_order=True)
@@ -109,27 +108,10 @@ class CfWriter(CubeWriter):
 
     def _of_bands(self) -> list[str]:
         """Variables with a value for each band; returns names of those that are coordinates of the cube."""
-        stated, band, beside = self._result.stated, self._names[:1], []
-        if stated.wavelengths is not None and band == ("band",):
-            self._variable("wavelength", np.array(stated.wavelengths, np.float64), band, _WAVELENGTH)
-            beside.append("wavelength")
-        if self._result.fwhm is not None:
-            about = {"long_name": "full width at half maximum", "units": "nm"}
-            self._variable("fwhm", np.array(self._result.fwhm, np.float64), band, about)
-            beside.append("fwhm")
-        if stated.bad:
-            good = np.ones(self._result.shape[0], np.uint8)
-            good[list(stated.bad)] = 0
-            flags = {"flag_values": np.array([0, 1], np.uint8), "flag_meanings": "bad good"}
-            self._variable("good_wavelengths", good, band, {"long_name": "bands that are good", **flags})
-            beside.append("good_wavelengths")
-        if self._by_band():
-            for name, values in zip(("gain", "offset"), _pairs(self._result), strict=True):
-                self._variable(name, values, band, {"long_name": f"{name} of the band"})
-        return beside
-
-    def _by_band(self) -> bool:
-        return any(len(set(values.tolist())) > 1 for values in _pairs(self._result))
+        held = {name: one for name, one in self._of_band.items() if name != self._names[0]}
+        for name, (values, about) in held.items():
+            self._variable(name, values, self._names[:1], about)
+        return [name for name in held if name not in ("gain", "offset")]
 
     def _of_place(self) -> list[str]:
         """Place on a map, or longitudes and latitudes of a sensor's grid; returns names of coordinates of the cube."""
@@ -154,7 +136,7 @@ class CfWriter(CubeWriter):
             self._attach(made, self._names[1:])
             made.attrs["_FillValue"] = np.array([np.nan])
             set_texts(made, {"standard_name": standard, "units": unit})
-            layers.append(Rows(made, AXES[1:], self._out.out.parent))
+            layers.append(Rows(made, AXES[1:], self._out.out))
         self._located = tuple(layers)
         self._placed["coordinates"] = "lat lon"
         return ["lat", "lon"]
@@ -178,13 +160,13 @@ class CfWriter(CubeWriter):
         self._attach(made, self._names)
         if fill is not None:
             made.attrs["_FillValue"] = fill
-        gains, offsets = _pairs(result)
+        gains, offsets = scale_of(result)
         about: dict[str, Any] = {"long_name": quantity or "cube", "units": None if of_units else result.unit}
         if result.unit is None and quantity == "reflectance":
             about["units"] = "1"
-        if self._by_band():
+        if "gain" in self._of_band:
             about |= {"comment": BY_BAND, "ancillary_variables": "gain offset"}
-        elif len(gains) and (gains[0], offsets[0]) != (1, 0):
+        elif gains and (gains[0], offsets[0]) != (1, 0):
             about |= {"scale_factor": gains[0], "add_offset": offsets[0]}
         set_texts(made, about | {**self._placed, "coordinates": " ".join(beside)})
         return made
@@ -217,8 +199,8 @@ class CfWriter(CubeWriter):
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         """See `CubeWriter`."""
         try:
-            if missing := self._cube.missing:
-                raise CubeFileError(f"{missing} of its lines were not written", file=self._out.out, remedy="write all")
+            lines = self._result.shape[1]
+            check_lines(lines - self._cube.missing, lines, self._out.out)
             with self._out.writing():
                 self._out.sign(provenance, None)
             self._out.finish()
@@ -238,26 +220,6 @@ _COMPRESSED: Mapping[str, Any] = {
     "track_times": False,
     "track_order": True,
 }
-_WAVELENGTH = {"standard_name": "radiation_wavelength", "long_name": "wavelength", "units": "nm"}
-
-
-def _one_way(values: Sequence[float]) -> bool:
-    """Whether they rise, or fall, as CF asks of a dimension's own coordinate."""
-    steps = [right - left for left, right in pairwise(values)]
-    return all(step > 0 for step in steps) or all(step < 0 for step in steps)
-
-
-def _pairs(result: Result) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Gains and offsets to the physical value, one per band; empty where nobody says."""
-    stated, bands = result.stated, result.shape[0]
-    gains, offsets = stated.gains, stated.offsets
-    if gains is None and offsets is None:
-        gains, offsets = stated.reflectance_gains, stated.reflectance_offsets
-    if gains is None and offsets is None:
-        if not stated.scale:
-            return np.empty(0), np.empty(0)
-        gains = (1 / stated.scale,) * bands
-    return np.array(gains or (1.0,) * bands), np.array(offsets or (0.0,) * bands)
 
 
 def _versions() -> str:

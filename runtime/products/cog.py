@@ -17,6 +17,7 @@ from runtime.files.disk import refuse_inputs
 from runtime.products.contract import CubeReader, CubeWriter, Gcp, Place, Result
 from runtime.products.tiff_draft import Draft, Plan, packing, rows_at_once, writing
 from runtime.products.tiff_target import TiffTarget, put_packed, quality_path
+from runtime.products.written import scale_of
 
 SUFFIX = ".tif"
 _BLOCK = 512
@@ -89,15 +90,9 @@ def _block(size: int) -> int:
 def _describe(dataset: Any, result: Result) -> None:
     """What the numbers of each band mean, in the tags that readers look for."""
     stated, bands = result.stated, result.shape[0]
-    gains, offsets = stated.gains, stated.offsets
-    if gains is None and offsets is None:
-        gains, offsets = stated.reflectance_gains, stated.reflectance_offsets
-    if gains is None and stated.scale:
-        gains = (1 / stated.scale,) * bands
-    if gains is not None:
-        dataset.scales = gains
-    if offsets is not None:
-        dataset.offsets = offsets
+    gains, offsets = scale_of(result)
+    if gains:
+        dataset.scales, dataset.offsets = gains, offsets
     if result.unit:
         dataset.units = (result.unit,) * bands
     for band in range(bands):

@@ -27,6 +27,7 @@ from runtime.plain_json import plain_json
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
 from runtime.products.envi import QUANTITY_KEY, UNIT_KEY
 from runtime.products.envi_place import map_fields
+from runtime.products.written import check_lines
 from runtime.stated import Stated
 
 SUFFIX = ".img"
@@ -112,7 +113,7 @@ class EnviWriter(CubeWriter):
                 write_rows(file, self._quality, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
-        check_lines(self._next, self._result, self._out)
+        check_lines(self._next, self._result.shape[1], self._out)
         told = json.dumps(plain_json(provenance), indent=1).encode()
         texts = {self._told: told, self._header: self._text(hashlib.sha256(told).hexdigest())}
         if self._beside:
@@ -134,18 +135,6 @@ class EnviWriter(CubeWriter):
         fields = self._fields | {PROVENANCE: f"sha256 {digest} {self._told.name}"}
         text = header_text(self._result.shape, self._code, self._interleave, fields, path=self._header)
         return text.encode("utf-8", "replace")
-
-
-def check_lines(written: int, result: Result, out: Path) -> None:
-    """Raise CubeFileError where lines were not written."""
-    if written != result.shape[1]:
-        raise CubeFileError(
-            f"only {written} of its {result.shape[1]} lines were made",
-            file=out,
-            key="lines",
-            value=written,
-            remedy="run it again",
-        )
 
 
 def _rows(result: Result, interleave: Interleave) -> Rows:

@@ -1,19 +1,15 @@
 """Lines of an HDF5 data set, however it is cut: read in order, no chunk is inflated twice."""
 
-import os
-import shutil
-import tempfile
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import MachineError
-from runtime.files.disk import PIECE, read_at, reason
 from runtime.files.hdf5 import StoredArray
 from runtime.files.layout import AXES
 from runtime.products import contract
+from runtime.products.spool import Spool, Tiles
 
 SPOOLED_AT_ONCE = 64 << 20
 """Bytes of bands that are gathered before they go to the temporary file, or one chunk of bands where that is more."""
@@ -23,7 +19,7 @@ class LinesOf:
     """Lines of a data set of three axes, or of two without bands.
 
     The last row of chunks that was read in part is kept. Where a row is larger than `contract.LINE_OF_CHUNKS`, as where
-    a chunk is a whole band, all is written once, at the first reading, to an unlinked file [lines, bands, samples].
+    a chunk is a whole band, all is written once, at the first reading, to a temporary file [lines, bands, samples].
 
     Args:
         stored: the data set.
@@ -53,12 +49,14 @@ class LinesOf:
         else:
             self.holds = row * (self._row > 1) + 3 * chunk_bytes
         self._kept: tuple[int, NDArray[Any]] | None = None
-        self._spool: BinaryIO | None = None
+        self._tiles: Tiles | None = None
 
     def read(self, start: int, stop: int, out: NDArray[Any]) -> None:
         """Fill `out` [bands, stop - start, samples], of any strides. Raises as `CubeReader.read_lines` does."""
         if self._spools:
-            self._read_spooled(start, stop, out)
+            if self._tiles is None:
+                self._tiles = self._spooled()
+            self._tiles.lines(start, out, [band - self._range.start for band in self._bands])
             return
         for top in range(start // self._row * self._row, stop, self._row):
             end = min(top + self._row, self.shape[1])
@@ -76,8 +74,8 @@ class LinesOf:
 
     def close(self) -> None:
         """Give the temporary file back."""
-        if self._spool is not None:
-            self._spool.close()
+        if self._tiles is not None:
+            self._tiles.close()
 
     def _bytes_of(self, lines: int, bands: int | None = None) -> int:
         count = len(self._range) if bands is None else bands
@@ -98,48 +96,21 @@ class LinesOf:
         view = out.transpose(self._order) if len(self._order) == 3 else out[0].transpose([a - 1 for a in self._order])
         self._stored.read([box[axis] for axis in self._order], view)
 
-    def _read_spooled(self, start: int, stop: int, out: NDArray[Any]) -> None:
-        if self._spool is None:
-            self._spool = self._spooled()
-        bands, step = [band - self._range.start for band in self._bands], max(1, PIECE // self._bytes_of(1))
-        for low in range(start, stop, step):
-            high = min(low + step, stop)
-            lines = np.empty((high - low, len(self._range), self.shape[2]), self._stored.dtype)
-            read_at(self._spool, self._stored.path, low * self._bytes_of(1), lines)
-            out[:, low - start : high - start] = lines.transpose(1, 0, 2)[bands]
-
-    def _spooled(self) -> BinaryIO:
-        """The data set in a temporary file [lines, bands, samples], gathered by bands and rows of chunks."""
-        needed, folder = self._bytes_of(self.shape[1]), tempfile.gettempdir()
-        if (free := shutil.disk_usage(folder).free) < needed:
-            raise self._no_room(f"its lines take {needed} bytes of temporary disk, {free} are free in {folder}")
-        first, step = self._range.start, self._chunk_bands
+    def _spooled(self) -> Tiles:
+        """The data set in a temporary file, gathered by bands and rows of chunks."""
+        first, step, dtype = self._range.start, self._chunk_bands, self._stored.dtype
         step *= max(1, SPOOLED_AT_ONCE // self._bytes_of(self._row, step))
-        file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+        shape = (len(self._range), *self.shape[1:])
+        tiles = Tiles(Spool(self._stored.path, self._bytes_of(self.shape[1])), shape, dtype, self.shape[2])
         try:
             for top in range(0, self.shape[1], self._row):
                 end = min(top + self._row, self.shape[1])
                 for low in range(first // step * step, self._range.stop, step):
                     bands = range(max(low, first), min(low + step, self._range.stop))
-                    gathered = np.empty((end - top, len(bands), self.shape[2]), self._stored.dtype)
-                    self._decode_bands(bands, top, end, gathered.transpose(1, 0, 2))
-                    for line, values in enumerate(gathered, top):
-                        _write_at(file, line * self._bytes_of(1) + self._bytes_of(1, bands.start - first), values)
-        except OSError as error:
-            file.close()
-            raise self._no_room(f"its lines cannot be kept in {folder}: {reason(error)}") from error
+                    gathered = np.empty((end - top, len(bands), self.shape[2]), dtype).transpose(1, 0, 2)
+                    self._decode_bands(bands, top, end, gathered)
+                    tiles.put(bands.start - first, top, 0, gathered)
         except BaseException:
-            file.close()
+            tiles.close()
             raise
-        return file
-
-    def _no_room(self, problem: str) -> MachineError:
-        remedy = "set TMPDIR to a folder on a larger disk"
-        return MachineError(problem, file=self._stored.path, key=self._stored.name, remedy=remedy)
-
-
-def _write_at(file: BinaryIO, offset: int, values: NDArray[Any]) -> None:
-    data = values.reshape(-1).view(np.uint8).data
-    while len(data):
-        written = os.pwrite(file.fileno(), data, offset)
-        data, offset = data[written:], offset + written
+        return tiles

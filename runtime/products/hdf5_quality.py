@@ -5,17 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.products.contract import PROVENANCE, Seen
+from runtime.products.contract import PROVENANCE
+from runtime.products.written import LAYERS
 
-_ABOUT: Mapping[str, Mapping[str, Any]] = {
-    "seen": {
-        "long_name": "what became of the pixel",
-        "flag_masks": np.array([int(one) for one in Seen], np.uint8),
-        "flag_meanings": " ".join(str(one.name).lower() for one in Seen),
-    },
-    "expert": {"long_name": "the network's expert that weighs most, from 1; 0 where none was asked"},
-}
-NAMES = tuple(f"{PROVENANCE}_{name}" for name in _ABOUT)
+NAMES = tuple(f"{PROVENANCE}_{name}" for name in LAYERS)
 """Of the variables beside a cube whose axes have NetCDF dimensions."""
 GROUP = f"/{PROVENANCE}"
 """Of the variables of a cube without: `seen` and `expert`."""
@@ -24,7 +17,7 @@ GROUP = f"/{PROVENANCE}"
 def make_layers(group: Any, names: tuple[str, ...], lines: int, samples: int) -> tuple[Any, ...]:
     """Two empty data sets uint8 [lines, samples], `Quality.seen` and `Quality.expert`."""
     made = []
-    for name, about in zip(names, _ABOUT.values(), strict=True):
+    for name, about in zip(names, LAYERS.values(), strict=True):
         layer = group.create_dataset(
             name,
             (lines, samples),
@@ -41,12 +34,14 @@ def make_layers(group: Any, names: tuple[str, ...], lines: int, samples: int) ->
 
 
 def set_texts(held: Any, attributes: Mapping[str, Any]) -> None:
-    """Attributes; a text as NetCDF's programs write theirs, of fixed length, since not every reader takes others."""
+    """Attributes: lists of its type, texts of fixed length, as NetCDF's programs write them and every reader takes."""
     import h5py
 
     for name, value in attributes.items():
         if isinstance(value, str) and value:
             data = value.encode(errors="replace")
             held.attrs.create(name, np.array(data, f"S{len(data)}"), dtype=h5py.string_dtype("utf-8", len(data)))
+        elif isinstance(value, list):
+            held.attrs[name] = np.array(value, held.dtype)
         elif value is not None and not isinstance(value, str):
             held.attrs[name] = value

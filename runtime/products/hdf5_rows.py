@@ -1,31 +1,30 @@
 """A data set of an HDF5 file, filled by lines: what HDF5 takes are whole rows of chunks."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.closing import Closing
-from runtime.files.disk import PIECE, read_at
+from runtime.files.disk import PIECE
 from runtime.files.layout import AXES
 from runtime.products import contract, hdf5_lines
 from runtime.products.hdf5_lines import LinesOf
+from runtime.products.spool import Spool, Tiles
 
 
 class Rows(Closing):
     """Lines of a data set, gathered until a row of its chunks is whole, so that each chunk is compressed once.
 
-    A row of more than `contract.LINE_OF_CHUNKS` bytes waits in an unlinked file, [lines, bands, samples].
+    A row of more than `contract.LINE_OF_CHUNKS` bytes waits in a temporary file, [lines, bands, samples].
 
     Args:
         dataset: the `h5py.Dataset`, without values.
         axes: `bands`, `lines` and `samples` in its order; without `bands` where it has none.
-        folder: where a row waits that is too large for memory.
+        out: what is written; a row that is too large for memory waits beside it, where there is room.
         bands: those of its bands that are given, in the order of the blocks; None of all.
         others: what has the values of the others, in their order; `close` closes it.
     """
@@ -34,11 +33,11 @@ class Rows(Closing):
         self,
         dataset: Any,
         axes: Sequence[str],
-        folder: Path,
+        out: Path,
         bands: Sequence[int] | None = None,
         others: LinesOf | None = None,
     ) -> None:
-        self._dataset, self._source, self._folder = dataset, others, folder
+        self._dataset, self._source = dataset, others
         self._order = [axes.index(name) for name in AXES if name in axes]
         lengths = dict(zip(axes, dataset.shape, strict=True))
         self._lines, self._every = lengths["lines"], lengths.get("bands", 1)
@@ -49,12 +48,13 @@ class Rows(Closing):
         self._first = self._held = 0
         kind = dataset.dtype.newbyteorder("=")
         line = every * lengths["samples"] * kind.itemsize
-        self._file: BinaryIO | None = None
+        self._tiles: Tiles | None = None
         self._step = every
         if self._count * line > contract.LINE_OF_CHUNKS:
             deep = dict(zip(axes, dataset.chunks or (), strict=False)).get("bands", 1)
             self._step = deep * max(1, hdf5_lines.SPOOLED_AT_ONCE * every // (deep * self._count * line))
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            shape, size = (every, self._count, lengths["samples"]), self._count * line
+            self._tiles = Tiles(Spool(out, size, out.parent), shape, kind, shape[2])
             self._row = np.empty((every, 0, lengths["samples"]), kind)
         else:
             # In the order of the data set, so that HDF5 takes it as it is.
@@ -89,34 +89,27 @@ class Rows(Closing):
 
     def close(self) -> None:
         """Give the temporary file back."""
-        if self._file is not None:
-            self._file.close()
+        if self._tiles is not None:
+            self._tiles.close()
         if self._source is not None:
             self._source.close()
 
     def _put(self, bands: tuple[int, ...], lines: NDArray[Any]) -> None:
         whole = bands == tuple(range(bands[0], bands[-1] + 1))
-        if self._file is None:
+        if self._tiles is None:
             into = slice(bands[0], bands[-1] + 1) if whole else list(bands)
             self._row[into, self._held : self._held + lines.shape[1]] = lines
             return
-        every, samples = self._every, self._row.shape[2]
-        for line in range(lines.shape[1]):
-            values = np.ascontiguousarray(lines[:, line], self._row.dtype)
-            start = (self._held + line) * every
-            for first, part in [(bands[0], values)] if whole else zip(bands, values, strict=True):
-                _write_at(self._file, (start + first) * samples * values.itemsize, part)
+        for first, part in [(bands[0], lines)] if whole else zip(bands, lines[:, None], strict=True):
+            self._tiles.put(first, self._held, 0, part)
 
     def _write(self, first: int, length: int) -> None:
         """Bands from `first` of the row that is held, into the data set."""
-        if self._file is None:
+        if self._tiles is None:
             values = self._row[:, :length]
         else:
-            every, samples = self._every, self._row.shape[2]
-            gathered = np.empty((length, min(self._step, every - first), samples), self._row.dtype)
-            for line, part in enumerate(gathered):
-                read_at(self._file, self._folder, (line * every + first) * samples * part.itemsize, part)
-            values = gathered.transpose(1, 0, 2)
+            values = np.empty((min(self._step, self._every - first), length, self._row.shape[2]), self._row.dtype)
+            self._tiles.get(first, 0, 0, values)
         box = [slice(first, first + len(values)), slice(self._first, self._first + length), slice(None)]
         if len(self._order) == 2:
             box, values = box[1:], values[0]
@@ -140,10 +133,3 @@ def held(shape: Sequence[int], chunks: Sequence[int] | None, itemsize: int, axes
     if row > contract.LINE_OF_CHUNKS:
         row = 2 * max(hdf5_lines.SPOOLED_AT_ONCE, row * deep // lengths["bands"])
     return row + 3 * prod(chunks or (0,)) * itemsize
-
-
-def _write_at(file: BinaryIO, offset: int, values: NDArray[Any]) -> None:
-    data = values.reshape(-1).view(np.uint8).data
-    while len(data):
-        written = os.pwrite(file.fileno(), data, offset)
-        data, offset = data[written:], offset + written

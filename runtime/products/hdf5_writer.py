@@ -19,6 +19,7 @@ from runtime.products.hdf5_out import Hdf5Out
 from runtime.products.hdf5_quality import GROUP, NAMES, make_layers
 from runtime.products.hdf5_rows import Rows, held
 from runtime.products.hdf5_tree import CubePart, Tree
+from runtime.products.written import check_lines
 
 _HISTORY = "history"
 _LONGEST_HISTORY = 1 << 20
@@ -112,11 +113,11 @@ class HdfLike(CubeWriter):
                 self.notes = tuple(copy.notes)
                 made = [copy.of(cube) for cube in cubes]
                 self._rows = [
-                    self._stack.enter_context(Rows(cube, part.axes, out.parent, part.bands, _others(self._tree, part)))
+                    self._stack.enter_context(Rows(cube, part.axes, out, part.bands, _others(self._tree, part)))
                     for part, cube in zip(parts, made, strict=True)
                 ]
                 self._layers = self._quality(made[0], parts[0]) if result.quality else ()
-            self._parts = parts
+            self._parts, self._lines = parts, result.shape[1]
         except BaseException:
             self._stack.close()
             raise
@@ -131,7 +132,7 @@ class HdfLike(CubeWriter):
             for layer in layers:
                 for axis, scale in enumerate(scales):
                     layer.dims[axis].attach_scale(scale)
-        return tuple(Rows(layer, ("lines", "samples"), self._out.out.parent) for layer in layers)
+        return tuple(Rows(layer, ("lines", "samples"), self._out.out) for layer in layers)
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         """See `CubeWriter`."""
@@ -149,8 +150,7 @@ class HdfLike(CubeWriter):
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         """See `CubeWriter`."""
         try:
-            if missing := self._rows[0].missing:
-                raise CubeFileError(f"{missing} of its lines were not written", file=self._out.out, remedy="write all")
+            check_lines(self._lines - self._rows[0].missing, self._lines, self._out.out)
             told = {**provenance, "left_out": list(self.notes)} if self.notes else provenance
             with self._out.writing():
                 self._out.sign(told, self._history)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated
 from runtime.products.contract import CubeWriter, Glt, Place, Quality, Result, Seen
-from runtime.products.scratch import Scratch
+from runtime.products.spool import Spool
+from runtime.products.written import check_lines
 from runtime.scaling import next_to
 
 BLOCK = 32 << 20
@@ -74,7 +75,7 @@ class _Ortho(CubeWriter):
         self._stack = ExitStack()
         try:
             size = self._lines * self._samples * (self._pixel + 2)
-            self._spool = self._stack.enter_context(Scratch(size, self._path))
+            self._spool = self._stack.enter_context(Spool(self._path, size))
             self._inner = self._stack.enter_context(inner())
         except BaseException:
             self.close()
@@ -97,9 +98,7 @@ class _Ortho(CubeWriter):
         self._done += count
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
-        if self._done != self._lines:
-            problem = f"{self._done} of {self._lines} lines were written"
-            raise CubeFileError(problem, file=self._path, remedy="write it again")
+        check_lines(self._done, self._lines, self._path)
         lines, samples = self._target.shape[1:]
         step = max(1, BLOCK // (samples * (self._pixel + 2)))
         for start in range(0, lines, step):

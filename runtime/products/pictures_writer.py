@@ -17,9 +17,9 @@ from runtime.files.pictures import write_picture
 from runtime.files.rows import Rows, read_rows
 from runtime.plain_json import plain_json
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
-from runtime.products.envi_writer import check_lines
 from runtime.products.pictures import WAVELENGTHS
 from runtime.products.spool import Spool
+from runtime.products.written import check_lines
 
 _LAYERS = ("quality.png", "quality_expert.png")
 
@@ -61,20 +61,18 @@ class PicturesWriter(CubeWriter):
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         start, self._next = self._next, self._next + cube.shape[1]
-        self._cube.write(self._rows, start, cube)
+        self._cube.write_rows(self._rows, start, cube)
         if self._result.quality and quality is not None:
-            self._quality.write(self._seen, start, np.stack([quality.seen, quality.expert]))
+            self._quality.write_rows(self._seen, start, np.stack([quality.seen, quality.expert]))
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
-        check_lines(self._next, self._result, self._out)
+        check_lines(self._next, self._result.shape[1], self._out)
         bands, lines, samples = self._result.shape
         names = [f"{file.stem}.png" for file in self._result.source.files[:bands]]
         for band, name in enumerate(names):
             rows = Rows((1, lines, samples), self._rows.order, self._rows.dtype, band * lines * self._rows.run_bytes)
             write_picture(self._part / name, read_rows(self._cube.file, self._out, rows, 0, lines), None, ())
         if self._result.quality:
-            with self._quality.filling():
-                self._quality.file.truncate(self._seen.end)
             for layer, name in enumerate(_LAYERS):
                 rows = Rows((1, lines, samples), self._rows.order, self._seen.dtype, layer * lines * samples)
                 write_picture(self._part / name, read_rows(self._quality.file, self._out, rows, 0, lines), None, ())

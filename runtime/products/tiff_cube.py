@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 
 from runtime.arrays import Bools
 from runtime.closing import Closing
-from runtime.errors import CubeFileError, MachineError
-from runtime.files.disk import PIECE, allocated, reason
+from runtime.errors import CubeFileError
+from runtime.files.disk import PIECE, allocated
 from runtime.files.envi import read_header, read_lines
 from runtime.products.contract import LINE_OF_CHUNKS, CubeReader, Description
 from runtime.products.gdal import CACHE, ImagePart, Tiff
+from runtime.products.spool import Spool, Tiles
 from runtime.products.tiff_tree import Layout
 
 try:
@@ -95,12 +95,12 @@ class Images(Closing):
         self.dtype = first.dtype
         rows = min(math.lcm(*{image.layout.rows for image in images}), self.shape[1])
         together = sum(_across(image.layout) * count for image, count in zip(images, self._counts, strict=True))
-        spooled = rows > 1 and rows * together * self.dtype.itemsize > LINE_OF_CHUNKS
-        self._spools = [_Spool(*one) for one in zip(images, bands, strict=True)] if spooled else None
-        self.block = 1 if spooled else rows
+        self._spools = rows > 1 and rows * together * self.dtype.itemsize > LINE_OF_CHUNKS
+        self._spooled: list[_Spooled] = []
+        self.block = 1 if self._spools else rows
         # GDAL has a piece decoded and as it is stored; a spool is filled by a third.
         decoded = [image.layout.piece for image in images if not image.layout.loose]
-        self.holds = CACHE + (3 * max(decoded) if spooled else 2 * sum(decoded))
+        self.holds = CACHE + (3 * max(decoded) if self._spools else 2 * sum(decoded))
         self._turns = not _may_stay_open(len(images))
         for image in images if self._turns else ():
             image.rest()
@@ -108,11 +108,13 @@ class Images(Closing):
     def read_lines(self, start: int, stop: int) -> NDArray[Any]:
         """See `CubeReader`."""
         out = allocated(self.parts[0].path, (self.shape[0], stop - start, self.shape[2]), self.dtype)
+        if self._spools and not self._spooled:
+            self._spooled = self._spool()
         band = 0
         for number, (image, count) in enumerate(zip(self.images, self._counts, strict=True)):
             here = out[band : band + count]
-            if self._spools is not None:
-                self._spools[number].read_into(here, start, stop)
+            if self._spools:
+                self._spooled[number].read_into(here, start, stop)
             else:
                 image.read_into(here, self.parts[number].bands, start)
             band += count
@@ -121,65 +123,55 @@ class Images(Closing):
         return out
 
     def close(self) -> None:
-        for one in (*self.images, *(self._spools or ())):
-            one.close()
+        for image in self.images:
+            image.close()
+        for spooled in self._spooled:
+            spooled.close()
+
+    def _spool(self) -> "list[_Spooled]":
+        """Room in one file for the bands of each image."""
+        sizes = [count * math.prod(self.shape[1:]) * self.dtype.itemsize for count in self._counts]
+        spool = Spool(self.parts[0].path, sum(sizes))
+        return [
+            _Spooled(image, part.bands, spool, sum(sizes[:number]))
+            for number, (image, part) in enumerate(zip(self.images, self.parts, strict=True))
+        ]
 
 
-class _Spool:
-    """Bands of an image in an unlinked file [lines, bands, samples], filled by rows of pieces when they are asked."""
+class _Spooled(Closing):
+    """Bands of an image in a temporary file, filled by rows of pieces when they are asked."""
 
-    def __init__(self, image: Image, bands: Sequence[int]) -> None:
-        self.image, self.bands = image, tuple(bands)
-        self.lines: NDArray[Any] | None = None
-        self.there = np.zeros(-(-image.layout.shape[1] // image.layout.rows), np.bool_)
+    def __init__(self, image: Image, bands: Sequence[int], spool: Spool, offset: int) -> None:
+        layout = image.layout
+        self._image, self._bands = image, bands
+        column = layout.rows * layout.block[1] * len(bands) * layout.dtype.itemsize
+        self._wide = layout.block[1] * max(1, PIECE // column) if layout.by_pixel else layout.shape[2]
+        self._tiles = Tiles(spool, (len(bands), *layout.shape[1:]), layout.dtype, self._wide, offset)
+        self._there = np.zeros(-(-layout.shape[1] // layout.rows), np.bool_)
 
     def read_into(self, out: NDArray[Any], start: int, stop: int) -> None:
         """Lines `start` to `stop` into [bands, stop - start, samples]."""
-        rows = self.image.layout.rows
-        if self.lines is None:
-            self.lines = self._room()
+        rows = self._image.layout.rows
         for row in range(start // rows, -(-stop // rows)):
-            if not self.there[row]:
-                self._fill(self.lines, row * rows, min((row + 1) * rows, self.image.layout.shape[1]))
-                self.there[row] = True
-        out[...] = self.lines[start:stop].transpose(1, 0, 2)
+            if not self._there[row]:
+                self._fill(row * rows, min((row + 1) * rows, self._image.layout.shape[1]))
+                self._there[row] = True
+        self._tiles.lines(start, out)
 
-    def _room(self) -> NDArray[Any]:
-        layout = self.image.layout
-        shape = (layout.shape[1], len(self.bands), layout.shape[2])
-        size = math.prod(shape) * layout.dtype.itemsize
-        try:
-            with tempfile.TemporaryFile() as file:
-                # Room is taken first: a mapped file that finds none ends the process.
-                getattr(os, "posix_fallocate", lambda number, _, size: os.truncate(number, size))(
-                    file.fileno(), 0, size
-                )
-                return np.memmap(file, layout.dtype, "r+", shape=shape)
-        except OSError as error:
-            raise MachineError(
-                f"its strips or tiles are too large to read by lines, and a copy of {size} bytes finds no room: "
-                f"{reason(error)}",
-                file=self.image.path,
-                key="TMPDIR",
-                value=tempfile.gettempdir(),
-                remedy="set TMPDIR to a folder with room, or write it with smaller tiles: gdal_translate -co TILED=YES",
-            ) from error
-
-    def _fill(self, lines: NDArray[Any], start: int, stop: int) -> None:
-        layout, count = self.image.layout, len(self.bands)
-        # One piece at a time holds all bands, or lines of several bands are read together.
-        wide = layout.block[1] if layout.by_pixel else layout.shape[2]
-        deep = count if layout.by_pixel else max(1, PIECE // ((stop - start) * wide * layout.dtype.itemsize))
-        for left in range(0, layout.shape[2], wide):
-            right = min(left + wide, layout.shape[2])
+    def _fill(self, start: int, stop: int) -> None:
+        layout, count = self._image.layout, len(self._bands)
+        # Some pieces hold all bands, or lines of several bands are read together.
+        deep = count if layout.by_pixel else max(1, PIECE // ((stop - start) * self._wide * layout.dtype.itemsize))
+        for left in range(0, layout.shape[2], self._wide):
+            wide = min(self._wide, layout.shape[2] - left)
             for band in range(0, count, deep):
-                some = self.bands[band : band + deep]
-                read = allocated(self.image.path, (len(some), stop - start, right - left), layout.dtype)
-                self.image.read_into(read, some, start, left)
-                lines[start:stop, band : band + len(some), left:right] = read.transpose(1, 0, 2)
+                some = self._bands[band : band + deep]
+                read = allocated(self._image.path, (len(some), stop - start, wide), layout.dtype)
+                self._image.read_into(read, some, start, left)
+                self._tiles.put(band, start, left, read)
 
     def close(self) -> None:
-        self.lines = None
+        self._tiles.close()
 
 
 class TiffCube(CubeReader):

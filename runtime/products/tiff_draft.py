@@ -22,6 +22,7 @@ from runtime.files.disk import reason
 from runtime.products.cog_layout import COG, lay_out
 from runtime.products.contract import Result
 from runtime.products.gdal import strict
+from runtime.products.written import check_lines
 
 GATHERED = 16 << 20
 """Bytes of lines that are written to a draft, or read back, at once."""
@@ -159,10 +160,7 @@ class Draft:
         """
         if self._held:
             self._flush()
-        if self._done != self.lines:
-            raise CubeFileError(
-                f"{self._done} of {self.lines} lines were written", file=self.out, remedy="write all of them"
-            )
+        check_lines(self._done, self.lines, self.out)
         self._waiting = self._waiting[:0]
         with self._packing() as rasterio:
             from rasterio.shutil import copy

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError
 from runtime.files.envi_header import nanometres
 from runtime.files.layout import AXES, DEFAULT_LAYOUT, check_type, checked_layout
+from runtime.products.cf_bands import axes_named
+from runtime.products.cf_place import spaced
 from runtime.products.contract import Grid, Place, Quantity, Reading
 from runtime.products.strict_json import number_in
 from runtime.products.zarr_chunks import Chunks
@@ -19,13 +21,8 @@ from runtime.products.zarr_meta import Array, Node, array_of, number_of, readabl
 from runtime.products.zarr_tree import Store
 from runtime.stated import Stated
 
-BANDS = ("wavelength", "wavelengths", "band", "bands", "spectral", "channel", "channels", "lambda", "wl")
-LINES = ("y", "line", "lines", "row", "rows", "northing", "lat", "latitude", "downtrack", "along_track", "alongtrack")
-SAMPLES = ("x", "sample", "samples", "column", "columns", "col", "easting", "lon", "longitude", "crosstrack")
 _MOST_BANDS, _MOST_PLACES = 100_000, 10_000_000
 _GAINS = ("gain", "offset")
-_EVEN = 1e-3
-"""By how much of a step coordinates may lie beside an even grid."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +116,8 @@ def _cubes(nodes: list[Node]) -> list[Node]:
 
 
 def _axes(dims: tuple[str, ...]) -> tuple[int, int, int] | None:
-    lower = [name.lower() for name in dims]
-    bands = [axis for axis, name in enumerate(lower) if name in BANDS]
-    if len(lower) != 3 or len(bands) != 1:
-        return None
-    one, other = (axis for axis in range(3) if axis not in bands)
-    turned = lower[one] in SAMPLES or lower[other] in LINES
-    return (bands[0], other, one) if turned else (bands[0], one, other)
+    named = axes_named(dims)
+    return None if named is None else (named.index("bands"), named.index("lines"), named.index("samples"))
 
 
 def told(store: Store, reading: Reading) -> Told:
@@ -285,17 +277,13 @@ def _transform(said: object) -> tuple[float, float, float, float, float, float] 
 
 def _spaced(sides: _Sides) -> tuple[float, float, float, float, float, float] | None:
     """From the coordinates of the centres of pixels."""
-    ends: list[tuple[float, float]] = []
+    found: list[NDArray[np.float64]] = []
     for axis, length in zip(sides.axes[:0:-1], sides.shape[:0:-1], strict=True):
         dims = sides.node.dims
         node = sides.store.beside(sides.node, dims[axis]) if dims and dims[axis] else None
         array = None if node is None else readable(node)
-        if array is None or array.shape != (length,) or length < 2:
+        if array is None or array.shape != (length,):
             return None
-        values = sides.numbers(array, _MOST_PLACES)
-        step = float(values[-1] - values[0]) / (length - 1)
-        if step == 0 or np.abs(values - (values[0] + step * np.arange(length))).max() > _EVEN * abs(step):
-            return None
-        ends.append((float(values[0]) - step / 2, step))
-    (x, right), (y, down) = ends
-    return (x, right, 0.0, y, 0.0, down)
+        found.append(sides.numbers(array, _MOST_PLACES))
+    x, y = found
+    return spaced(x, y)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Reading, Result
 from runtime.products.strict_json import read_object
+from runtime.products.written import check_lines
 from runtime.products.zarr_cf import Told, told
 from runtime.products.zarr_chunks import Chunks
 from runtime.products.zarr_codecs import CodecError
@@ -21,7 +22,7 @@ from runtime.products.zarr_folder import Hidden, writing
 from runtime.products.zarr_meta import Array, Node, said_fill, said_mark
 from runtime.products.zarr_rows import Rows, metadata_of, write_json, write_metadata
 from runtime.products.zarr_tree import Store, open_store
-from runtime.products.zarr_writer import check_whole, layers, provenance_text
+from runtime.products.zarr_writer import layers, provenance_text
 from runtime.untrusted import open_regular
 
 _SCALES = ("scale_factor", "add_offset", "valid_min", "valid_max", "valid_range")
@@ -135,7 +136,7 @@ class _Writer(CubeWriter):
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         out = self._hidden.out
-        check_whole(self._rows[0].done, self._result, out)
+        check_lines(self._rows[0].done, self._result.shape[1], out)
         told_of = {PROVENANCE: provenance_text(provenance)}
         nodes = [array.node for array in (self._cube, *self._layers)]
         root = self._store.nodes["/"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.closing import Closing
 from runtime.products.contract import LINE_OF_CHUNKS
-from runtime.products.scratch import Tiles
+from runtime.products.spool import Spool, Tiles
 from runtime.products.zarr_codecs import Codecs, Step, checksum
 from runtime.products.zarr_meta import Array, Node, said_fill
 
@@ -137,8 +137,8 @@ class Rows(Closing):
         self._tiles: Tiles | None = None
         self._row: NDArray[Any] | None = None
         row = (shape[0], min(unit[1], shape[1]), shape[2])
-        if prod(row) * array.dtype.itemsize > LINE_OF_CHUNKS:
-            self._tiles = Tiles(row, array.dtype, unit[2], path)
+        if (size := prod(row) * array.dtype.itemsize) > LINE_OF_CHUNKS:
+            self._tiles = Tiles(Spool(path, size), row, array.dtype, unit[2])
         else:
             self._row = np.empty(row, array.dtype)
 

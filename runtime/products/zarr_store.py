@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated, mark_of
 from runtime.products.contract import LINE_OF_CHUNKS, CubeReader, Description, Reading
-from runtime.products.scratch import Tiles
+from runtime.products.spool import Spool, Tiles
 from runtime.products.zarr_cf import Told, told
 from runtime.products.zarr_chunks import Chunks
 from runtime.products.zarr_meta import array_of
@@ -144,7 +144,8 @@ class _Reader(CubeReader):
 
     def _spooled(self) -> Tiles:
         if self._tiles is None:
-            tiles = Tiles(self._shape, self._dtype, self._unit[2], self._path)
+            spool = Spool(self._path, prod(self._shape) * self._dtype.itemsize)
+            tiles = Tiles(spool, self._shape, self._dtype, self._unit[2])
             try:
                 for row, band, column in product(*(range(self._grid[axis]) for axis in (1, 0, 2))):
                     values = self._piece(band, row, column)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import CubeFileError
 from runtime.plain_json import plain_json
+from runtime.products.cf_bands import band_axis, of_bands
 from runtime.products.cf_place import axes_of, mapping_of
-from runtime.products.contract import PROVENANCE, CubeWriter, Grid, Quality, Result, Seen
+from runtime.products.contract import PROVENANCE, CubeWriter, Grid, Quality, Result
+from runtime.products.written import LAYERS, check_lines, scale_of
 from runtime.products.zarr_folder import Hidden, writing
 from runtime.products.zarr_meta import Array, Node, said_mark
 from runtime.products.zarr_rows import Rows, metadata_of, new_array, write_json, write_metadata, write_whole
@@ -22,14 +23,6 @@ SUFFIX = ".zarr"
 SEEN, EXPERT = f"{PROVENANCE}_seen", f"{PROVENANCE}_expert"
 _UNIT = (64, 32, 256)
 """Bands, lines and samples of a chunk."""
-_LAYERS: Mapping[str, Mapping[str, Any]] = {
-    SEEN: {
-        "long_name": "what became of a pixel",
-        "flag_masks": [int(one) for one in Seen],
-        "flag_meanings": " ".join(str(one.name).lower() for one in Seen),
-    },
-    EXPERT: {"long_name": "the expert that weighs most, from 1; 0 where none was asked"},
-}
 
 
 def open_writer(out: Path, result: Result) -> CubeWriter:
@@ -47,8 +40,8 @@ def layers(group: Path, version: int, lines: int, samples: int, dims: tuple[str,
     kind = np.dtype(np.uint8)
     chunks = (max(1, min(step, lines)), samples)
     return [
-        new_array(group, name, version, (lines, samples), kind, dims, attributes, chunks=chunks)
-        for name, attributes in _LAYERS.items()
+        new_array(group, f"{PROVENANCE}_{name}", version, (lines, samples), kind, dims, attributes, chunks=chunks)
+        for name, attributes in LAYERS.items()
     ]
 
 
@@ -72,9 +65,7 @@ class _Writer(CubeWriter):
     def _start(self) -> None:
         result, group = self._result, self._hidden.path
         _, lines, samples = result.shape
-        waves = np.diff(result.stated.wavelengths or ())
-        # CF asks of a dimension's own coordinate that it rises or falls.
-        self._band = "wavelength" if (waves > 0).all() or (waves < 0).all() else "band"
+        self._band = band_axis(result.stated.wavelengths)
         self._located = result.reader is not None and result.reader.located(0, 1) is not None
         self._arrays = list(self._small())
         for array, values in self._arrays:
@@ -106,7 +97,7 @@ class _Writer(CubeWriter):
         if result.unit is not None or result.quantity == "reflectance":
             told["units"] = result.unit or "1"
         gains, offsets = scale_of(result)
-        if gains and not _differ(gains, offsets) and (gains[0], offsets[0]) != (1, 0):
+        if gains and "gain" not in of_bands(result) and (gains[0], offsets[0]) != (1, 0):
             told |= {"scale_factor": gains[0], "add_offset": offsets[0]}
         if result.place.grid is not None:
             told["grid_mapping"] = "spatial_ref"
@@ -121,28 +112,10 @@ class _Writer(CubeWriter):
 
     def _small(self) -> Iterator[tuple[Array, NDArray[Any]]]:
         """Arrays beside the cube."""
-        result, stated = self._result, self._result.stated
-        bands = result.shape[0]
-
-        def of_bands(name: str, values: Any, kind: str, **said: Any) -> tuple[Array, NDArray[Any]]:
-            array = self._new(name, (bands,), np.dtype(kind), (self._band,), said)
-            return array, np.asarray(values, kind)
-
-        if stated.wavelengths is not None:
-            said = {"standard_name": "radiation_wavelength", "units": "nm"}
-            yield of_bands("wavelength", stated.wavelengths, "f8", **said)
-        if result.fwhm is not None:
-            yield of_bands("fwhm", result.fwhm, "f8", units="nm", long_name="full width at half maximum")
-        good = np.ones(bands, np.uint8)
-        good[list(stated.bad)] = 0
-        yield of_bands("good_wavelengths", good, "u1", long_name="1 where a band holds data")
-        gains, offsets = scale_of(result)
-        if _differ(gains, offsets):
-            about = "physical value = number x gain + offset"
-            yield of_bands("gain", gains, "f8", long_name=about)
-            yield of_bands("offset", offsets, "f8", long_name=about)
-        if result.place.grid is not None:
-            yield from self._grid(result.place.grid)
+        for name, (values, said) in of_bands(self._result).items():
+            yield self._new(name, values.shape, values.dtype, (self._band,), said), values
+        if self._result.place.grid is not None:
+            yield from self._grid(self._result.place.grid)
 
     def _grid(self, grid: Grid) -> Iterator[tuple[Array, NDArray[Any]]]:
         yield self._new("spatial_ref", (), np.dtype(np.int32), (), mapping_of(grid)), np.zeros((), np.int32)
@@ -164,7 +137,7 @@ class _Writer(CubeWriter):
 
     def finish(self, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
         out, result = self._hidden.out, self._result
-        check_whole(self._rows[0].done, result, out)
+        check_lines(self._rows[0].done, result.shape[1], out)
         root_attributes = {"Conventions": "CF-1.11", PROVENANCE: provenance_text(provenance)}
         meta: dict[str, Any] = {"zarr_format": 2}
         names = sorted((node.name[1:], node) for node in self._nodes)
@@ -189,35 +162,10 @@ class _Writer(CubeWriter):
         self._stack.close()
 
 
-def check_whole(done: int, result: Result, out: Path) -> None:
-    """Raise CubeFileError where lines are missing."""
-    if done != result.shape[1]:
-        problem = f"{done} of {result.shape[1]} lines were written"
-        raise CubeFileError(problem, file=out, remedy="write it again")
-
-
 def _named(result: Result) -> str:
     """The name of the cube: of what its values are, where they are that."""
     physical = result.quantity in ("reflectance", "radiance") and (result.stated.gains or not result.unit_range)
     return str(result.quantity) if physical else "cube"
-
-
-def scale_of(result: Result) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Gains and offsets to the physical value, one per band; empty where nobody says."""
-    stated, bands = result.stated, result.shape[0]
-    gains, offsets = stated.gains, stated.offsets
-    if gains is None and offsets is None:
-        gains, offsets = stated.reflectance_gains, stated.reflectance_offsets
-    if gains is None and offsets is None and stated.scale:
-        gains = (1 / stated.scale,) * bands
-    if gains is None and offsets is None:
-        return (), ()
-    return gains or (1.0,) * bands, offsets or (0.0,) * bands
-
-
-def _differ(*lists: tuple[float, ...]) -> bool:
-    """From band to band."""
-    return any(len(set(values)) > 1 for values in lists)
 
 
 def _marked(mark: float, dtype: np.dtype[Any], version: int) -> dict[str, Any]:

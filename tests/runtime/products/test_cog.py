@@ -175,7 +175,7 @@ def test_without_the_last_lines_nothing_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_text("before")
     with open_writer(tmp_path / "a.tif", of_array(cube), "cog") as writer:
         write(writer, cube, 14)
-        with pytest.raises(CubeFileError, match="14 of 30 lines were written"):
+        with pytest.raises(CubeFileError, match="only 14 of its 30 lines"):
             writer.finish({})
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.tif", "before")]
     with open_writer(tmp_path / "a.tif", of_array(cube), "cog") as writer:

@@ -99,7 +99,7 @@ def test_without_room_for_that_file_the_machine_is_to_blame(tmp_path: Path, monk
     with opened(path) as reader:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         try:
-            with pytest.raises(MachineError, match=r"cannot be kept in .*TMPDIR"):
+            with pytest.raises(MachineError, match="temporary file failed: File too large"):
                 reader.read_lines(0, 1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

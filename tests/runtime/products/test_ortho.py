@@ -125,7 +125,7 @@ def test_lines_that_are_missing_are_said() -> None:
     kept = Kept()
     with open_ortho(lambda: kept, table(), result_of(quality=False)) as writer:
         writer.write_lines(np.zeros((BANDS, 3, SAMPLES), "f4"))
-        with pytest.raises(CubeFileError, match="3 of 12 lines"):
+        with pytest.raises(CubeFileError, match="only 3 of its 12 lines"):
             writer.finish({})
     assert kept.closed and not kept.cube
 

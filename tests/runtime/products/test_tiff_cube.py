@@ -60,7 +60,7 @@ def test_no_room_for_a_spool_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tiff(path, cube(7, 70, 45), **LAYOUTS[0]).close()
     with images_of([path]) as images:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-        with pytest.raises(MachineError, match="finds no room") as error:
+        with pytest.raises(MachineError, match="temporary file failed") as error:
             images.read_lines(0, 1)
     assert error.value.key == "TMPDIR"
 

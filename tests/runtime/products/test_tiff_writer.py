@@ -252,7 +252,7 @@ def test_what_is_not_like_its_source_is_refused(tmp_path: Path) -> None:
         # Lines that were not written are the source's in the draft: they do not count.
         with open_writer(tmp_path / "out.tif", result, "like") as writer:
             write(writer, scene(3, 20, 30, "int16"), 14)
-            with pytest.raises(CubeFileError, match="14 of 20 lines were written"):
+            with pytest.raises(CubeFileError, match="only 14 of its 20 lines"):
                 writer.finish({})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tif", "link.tif"]
     assert source.read_bytes() == before

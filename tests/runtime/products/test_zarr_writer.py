@@ -249,7 +249,7 @@ def test_nothing_is_there_without_finish(tmp_path: Path, opens: Opens) -> None:
     with opens(out, result_of(path, quality=False)) as writer:
         writer.write_lines(numbers()[:, :4])
         assert not out.exists()
-        with pytest.raises(CubeFileError, match="4 of 10 lines"):
+        with pytest.raises(CubeFileError, match="only 4 of its 10 lines"):
             writer.finish({})
     assert list(tmp_path.iterdir()) == [path]
 
