@@ -13,6 +13,7 @@ from runtime.errors import CubeFileError
 from runtime.plain_json import plain_json
 from runtime.products.cf_place import axes_of, mapping_of
 from runtime.products.contract import PROVENANCE, CubeWriter, Grid, Quality, Result, Seen
+from runtime.products.place_texts import texts_of
 from runtime.products.zarr_folder import Hidden, writing
 from runtime.products.zarr_meta import Array, Node, said_mark
 from runtime.products.zarr_rows import Rows, metadata_of, new_array, write_json, write_metadata, write_whole
@@ -75,7 +76,9 @@ class _Writer(CubeWriter):
         waves = np.diff(result.stated.wavelengths or ())
         # CF asks of a dimension's own coordinate that it rises or falls.
         self._band = "wavelength" if (waves > 0).all() or (waves < 0).all() else "band"
-        self._located = result.reader is not None and result.reader.located(0, 1) is not None
+        # A reader tells places of its own lines alone.
+        same = result.place.grid is None and result.shape[1:] == result.source.shape[1:]
+        self._located = same and result.reader is not None and result.reader.located(0, 1) is not None
         self._arrays = list(self._small())
         for array, values in self._arrays:
             with writing(self._hidden.out):
@@ -113,6 +116,7 @@ class _Writer(CubeWriter):
         beside = [array.node.name[1:] for array, _ in self._arrays if array.node.name[1:] not in (self._band, "x", "y")]
         if self._located:
             beside += ["lon", "lat"]
+        told |= texts_of(result.place)
         if beside:
             told["coordinates"] = " ".join(beside)
         if result.mark is not None:
