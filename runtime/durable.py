@@ -45,6 +45,21 @@ def swap(one: Path, other: Path) -> bool:
     return done == 0
 
 
+def place_folder(part: Path, path: Path) -> None:
+    """Sync the folders of a finished part and give it its name in one step; what was there is the part then.
+
+    Raises:
+        OSError: the system refused, or cannot exchange folders; `path` is as it was.
+    """
+    for folder, _, _ in os.walk(part):
+        sync_folder(Path(folder))
+    if not os.path.lexists(path):
+        part.rename(path)
+    elif not swap(part, path):
+        raise OSError(errno.EEXIST, "is there, and cannot be replaced in one step on this file system: delete it first")
+    sync_folder(path.parent)
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold others off that ask for the same, for moments; nobody where the file system of `folder` has no locks.

@@ -23,6 +23,7 @@ from runtime.products.cf_place import spaced
 from runtime.products.contract import CubeReader, Description, Doubles, Grid, Place, Reading
 from runtime.products.hdf5_reader import Hdf5Reader, needed, opened_as
 from runtime.products.hdf5_tree import CubePart, Tree, band_list, chosen
+from runtime.products.place_texts import with_texts
 from runtime.stated import Stated
 from runtime.untrusted import open_regular
 
@@ -73,7 +74,7 @@ def _reader(tree: Tree, reading: Reading) -> Hdf5Reader:
         fwhm=wavelengths_of(tree, fwhm, bands, "nm") if fwhm else None,
         quantity=quantity_of(where.rpartition("/")[2]) or quantity_of(*names),
         unit=tree.text(where, "units"),
-        place=Place(grid=grid),
+        place=with_texts(Place(grid=grid), lambda key: tree.text(where, key)),
         title=where,
         notes=() if wavelengths else ("its wavelengths are not in the file",),
     )

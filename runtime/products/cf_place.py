@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from runtime.products.contract import Doubles, Grid
+from runtime.products.crs import NUMBER, UNKNOWN, wkt_of
 
 _MERCATOR = {
     "latitude_of_origin": "latitude_of_projection_origin",
@@ -27,17 +28,20 @@ _EVEN = 1e-3
 def mapping_of(grid: Grid) -> dict[str, Any]:
     """Attributes of the variable `spatial_ref`: the system as WKT, GDAL's geotransform.
 
-    CF's own names are added for degrees and for transverse Mercator (UTM), whose programs read no WKT.
+    A system of which nothing here knows more than its number has no WKT, and a comment that says so. CF's own names
+    are added for degrees and for transverse Mercator (UTM), whose programs read no WKT.
     """
     told: dict[str, Any] = {}
-    if _is_degrees(grid.crs):
+    crs = wkt_of(grid.crs)
+    if _is_degrees(crs):
         told["grid_mapping_name"] = "latitude_longitude"
-    elif re.search(r'"transverse[_ ]mercator"', grid.crs, re.IGNORECASE):
+    elif re.search(r'"transverse[_ ]mercator"', crs, re.IGNORECASE):
         told["grid_mapping_name"] = "transverse_mercator"
-        for name, value in re.findall(r'PARAMETER\["([^"]+)",\s*([-+.\deE]+)', grid.crs):
+        for name, value in re.findall(r'PARAMETER\["([^"]+)",\s*([-+.\deE]+)', crs):
             if (cf := _MERCATOR.get(name.lower())) is not None:
                 told[cf] = float(value)
-    told |= {"crs_wkt": grid.crs, "spatial_ref": grid.crs}
+    known = {"comment": UNKNOWN} if NUMBER.fullmatch(crs) else {"crs_wkt": crs}
+    told |= {**known, "spatial_ref": crs}
     return told | {"GeoTransform": " ".join(map(repr, map(float, grid.transform)))}
 
 
@@ -53,7 +57,7 @@ def axes_of(grid: Grid) -> dict[str, tuple[Doubles, dict[str, str]]]:
             "y": (y, {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}),
             "x": (x, {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}),
         }
-    unit = _length(grid.crs)
+    unit = _length(wkt_of(grid.crs))
     return {
         "y": (y, {"standard_name": "projection_y_coordinate", "units": unit, "axis": "Y"}),
         "x": (x, {"standard_name": "projection_x_coordinate", "units": unit, "axis": "X"}),
@@ -74,7 +78,7 @@ def spaced(x: Doubles, y: Doubles) -> tuple[float, float, float, float, float, f
 
 
 def _is_degrees(crs: str) -> bool:
-    return crs.lstrip().upper().startswith(("GEOG", "GEODCRS"))
+    return wkt_of(crs).lstrip().upper().startswith(("GEOG", "GEODCRS"))
 
 
 def _length(crs: str) -> str:

@@ -19,6 +19,7 @@ from runtime.products.contract import CubeWriter, Quality, Result
 from runtime.products.hdf5_out import Hdf5Out
 from runtime.products.hdf5_quality import NAMES, make_layers, set_texts
 from runtime.products.hdf5_rows import Rows, held
+from runtime.products.place_texts import texts_of
 from runtime.products.written import check_lines, scale_of
 
 SUFFIX = ".nc"
@@ -168,6 +169,7 @@ class CfWriter(CubeWriter):
             about |= {"comment": BY_BAND, "ancillary_variables": "gain offset"}
         elif gains and (gains[0], offsets[0]) != (1, 0):
             about |= {"scale_factor": gains[0], "add_offset": offsets[0]}
+        about |= texts_of(result.place)
         set_texts(made, about | {**self._placed, "coordinates": " ".join(beside)})
         return made
 

@@ -93,6 +93,9 @@ def _describe(dataset: Any, result: Result) -> None:
     gains, offsets = scale_of(result)
     if gains:
         dataset.scales, dataset.offsets = gains, offsets
+    # Radiance in the unit range is none any more; reflectance is.
+    if result.quantity and (result.quantity != "radiance" or not result.unit_range or stated.gains):
+        dataset.update_tags(quantity=result.quantity)
     if result.unit:
         dataset.units = (result.unit,) * bands
     for band in range(bands):

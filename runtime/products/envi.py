@@ -23,6 +23,7 @@ from runtime.products.envi_place import (
     read_located,
 )
 from runtime.products.flat import FlatReader
+from runtime.products.place_texts import with_texts
 from runtime.products.spool import Spool
 from runtime.untrusted import open_regular
 
@@ -105,6 +106,7 @@ class EnviReader(FlatReader):
         for table in (self._glt, self._located and self._located[0]):
             files += [] if table is None else [table.data_path, table.path]
         quantity, unit = _quantity(header)
+        place = Place(grid=grid, ortho=None if self._glt is None else check_glt(self._glt))
         description = Description(
             format="envi",
             path=path,
@@ -117,7 +119,7 @@ class EnviReader(FlatReader):
             fwhm=fwhm_nm(header),
             quantity=quantity,
             unit=unit,
-            place=Place(grid=grid, ortho=None if self._glt is None else check_glt(self._glt)),
+            place=with_texts(place, lambda key: header.fields.get(key, "").strip("{} \n\t")),
             notes=tuple(notes),
         )
         super().__init__(description, rows, self._unpacked if packed else None)

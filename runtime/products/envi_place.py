@@ -14,20 +14,9 @@ from runtime.files.envi import read_header, read_lines
 from runtime.files.envi_header import EnviHeader
 from runtime.files.envi_text import Fields
 from runtime.products.contract import Doubles, Glt, Grid
+from runtime.products.crs import NUMBER, WGS84, old_wkt, utm_wkt, wkt_of
 
 _WKT_BEGINS = ("PROJC", "GEOGC", "GEODC", "COMPD", "BOUNDC", "LOCAL_CS", "ENGCRS")
-_WGS84 = (
-    'GEOGCS["WGS 84",DATUM["WGS_1984",SPHEROID["WGS 84",6378137,298.257223563,AUTHORITY["EPSG","7030"]],'
-    'AUTHORITY["EPSG","6326"]],PRIMEM["Greenwich",0,AUTHORITY["EPSG","8901"]],'
-    'UNIT["degree",0.0174532925199433,AUTHORITY["EPSG","9122"]],AUTHORITY["EPSG","4326"]]'
-)
-_UTM = (
-    'PROJCS["WGS 84 / UTM zone {zone}{half}",' + _WGS84 + ',PROJECTION["Transverse_Mercator"],'
-    'PARAMETER["latitude_of_origin",0],PARAMETER["central_meridian",{meridian}],PARAMETER["scale_factor",0.9996],'
-    'PARAMETER["false_easting",500000],PARAMETER["false_northing",{false_northing}],'
-    'UNIT["metre",1,AUTHORITY["EPSG","9001"]],AXIS["Easting",EAST],AXIS["Northing",NORTH],'
-    'AUTHORITY["EPSG","{code}"]]'
-)
 _MOST_WKT = 1 << 16
 _VERSION = re.compile(r"(?i)img|clip|v\w{1,8}|rdn|rfl|corr")
 """What stands behind the name of a flight line in that of a cube, and not in those of its tables."""
@@ -68,20 +57,15 @@ def _crs(fields: Fields, items: list[str]) -> str | None:
         # What is in quotes stays as it is.
         parts = text.split('"')
         return '"'.join(part if place % 2 else "".join(part.split()) for place, part in enumerate(parts))
+    if NUMBER.fullmatch(text):
+        return text
     name, more = items[0].casefold(), [item.casefold() for item in items[7:]]
     if not any(re.fullmatch(r"wgs[-_ ]?(?:19)?84", item) for item in more):
         return None
     if name.startswith("geographic"):
-        return _WGS84
+        return WGS84
     if name == "utm" and len(more) > 1 and re.fullmatch(r"[1-9]|[1-5][0-9]|60", more[0]):
-        zone, south = int(more[0]), more[1].startswith("s")
-        return _UTM.format(
-            zone=zone,
-            half="S" if south else "N",
-            meridian=6 * zone - 183,
-            false_northing=10_000_000 if south else 0,
-            code=(32700 if south else 32600) + zone,
-        )
+        return utm_wkt(int(more[0]), more[1].startswith("s"))
     return None
 
 
@@ -93,9 +77,10 @@ def map_fields(grid: Grid) -> dict[str, str]:
         (b, e), (down * math.sin(turn), -down * math.cos(turn)), rtol=0, atol=1e-6 * down
     ):
         return {}
-    crs = _old_wkt(" ".join(grid.crs.split()))
+    crs = old_wkt(" ".join(wkt_of(grid.crs).split()))
     name = re.match(r'\w+\["([^"]*)"', crs)
-    called = "" if name is None else name[1].translate(str.maketrans(",{}[]", "     "))
+    said = (crs if NUMBER.fullmatch(crs) else "") if name is None else name[1]
+    called = said.translate(str.maketrans(",{}[]", "     "))
     utm = re.search(r"(?i)UTM[ _]zone[ _](\d{1,2})([NS])", called)
     wgs = re.search(r'(?i)DATUM\["(?:D_)?WGS_?(?:19)?_?84', crs) or "WGS 84" in called or "WGS_1984" in called
     items = [repr(1.0), repr(1.0), repr(float(x)), repr(float(y)), repr(across), repr(down)]
@@ -109,16 +94,6 @@ def map_fields(grid: Grid) -> dict[str, str]:
         items.append(f"rotation={math.degrees(turn)!r}")
     fields = {"map info": "{" + ", ".join(items) + "}"}
     return fields | ({"coordinate system string": "{" + crs + "}"} if crs else {})
-
-
-def _old_wkt(crs: str) -> str:
-    """WKT of version 1, which is what others read in a header; as it is where nothing is installed that converts it."""
-    if re.match(r"(?i)(?:PROJ|GEOG|GEOD|BOUND|COMPOUND)(?:ETIC)?CRS", crs):
-        with suppress(ImportError, ValueError):
-            from rasterio.crs import CRS
-
-            return str(CRS.from_wkt(crs).to_wkt(version="WKT1_GDAL"))
-    return crs
 
 
 def beside(header: EnviHeader, kind: str) -> EnviHeader | None:

@@ -25,8 +25,10 @@ from runtime.files.envi_text import (
 from runtime.files.rows import Rows, write_rows
 from runtime.plain_json import plain_json
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
+from runtime.products.crs import NUMBER, UNKNOWN, wkt_of
 from runtime.products.envi import QUANTITY_KEY, UNIT_KEY
 from runtime.products.envi_place import map_fields
+from runtime.products.place_texts import KEYS, texts_of
 from runtime.products.written import check_lines
 from runtime.stated import Stated
 
@@ -156,16 +158,18 @@ def _source(result: Result) -> EnviHeader | None:
 
 def _fields(result: Result) -> dict[str, str | None]:
     """The source's fields as far as they are true of the result, and what else it says."""
-    header, source = _source(result), result.source
+    header, source, grid = _source(result), result.source, result.place.grid
     fields: dict[str, str | None] = {} if header is None else dict(header.fields)
     said = _said(result, source.stated if header else None)
     moved = source.place.grid != result.place.grid or source.shape[1:] != result.shape[1:]
     if moved or header is None:
-        said |= dict.fromkeys(RASTER_KEYS) | ({} if result.place.grid is None else map_fields(result.place.grid))
+        said |= dict.fromkeys((*RASTER_KEYS, *KEYS)) | ({} if grid is None else map_fields(grid))
+        said |= {key: f"{{{text}}}" for key, text in texts_of(result.place).items()}
         # `carried` would take the new place for one of the old size.
         said |= {"samples": None, "lines": None}
     if header is None:
-        said["description"] = "{restored from " + source.path.name + "}"
+        unknown = grid is not None and NUMBER.fullmatch(wkt_of(grid.crs))
+        said["description"] = "{restored from " + source.path.name + (f"; {UNKNOWN}" if unknown else "") + "}"
     for key, value, old in (
         (UNIT_KEY, result.unit, source.unit),
         (QUANTITY_KEY, result.quantity, source.quantity),

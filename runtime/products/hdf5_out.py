@@ -10,6 +10,7 @@ from typing import Any
 from runtime.durable import part_of, sync_folder
 from runtime.errors import CubeFileError, DeployError, MachineError
 from runtime.files.disk import reason, refuse_inputs
+from runtime.plain_json import plain_json
 from runtime.products.contract import PROVENANCE
 
 
@@ -134,7 +135,7 @@ class Hdf5Out:
         line = f"damp-deploy{f' {version}' if isinstance(version, str) and version else ''}: see {PROVENANCE}"
         # Texts of any length: only a reference to them lies in the header, which holds 64 KiB.
         self.file.attrs["history"] = f"{history.rstrip()}\n{line}" if history else line
-        self.file.attrs[PROVENANCE] = json.dumps(dict(provenance), allow_nan=False)
+        self.file.attrs[PROVENANCE] = json.dumps(plain_json(provenance), allow_nan=False)
 
     def finish(self) -> None:
         """Close it, and put it in its place."""

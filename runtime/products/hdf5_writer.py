@@ -55,11 +55,17 @@ def _held(tree: Tree, part: CubePart) -> int:
 def _parts(result: Result) -> tuple[CubePart, ...]:
     parts: tuple[CubePart, ...] = getattr(result.reader, "cube_parts", ())
     source = result.source
-    if not parts or result.unit_range or (result.shape, result.dtype) != (source.shape, source.dtype):
+    if result.unit_range and result.shape == source.shape:
+        raise CubeFileError(
+            "float32 in the unit range is asked for, and a file like the input keeps its numbers' scale",
+            file=source.path,
+            remedy="write another format: --format netcdf",
+        )
+    if not parts or (result.shape, result.dtype) != (source.shape, source.dtype):
         raise CubeFileError(
             f"{result.dtype} {list(result.shape)} cannot stand where {source.dtype} {list(source.shape)} stood",
             file=source.path,
-            remedy="write NetCDF or another format instead of one like the input",
+            remedy="write another format: --format netcdf",
         )
     return parts
 

@@ -1,7 +1,6 @@
 """A folder with one PNG file for each band, by blocks of lines."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.durable import fill_folder, part_of, swap, sync_folder
+from runtime.durable import fill_folder, part_of, place_folder
 from runtime.errors import CubeFileError
 from runtime.files.disk import check_space, reason
 from runtime.files.pictures import write_picture
@@ -19,6 +18,7 @@ from runtime.plain_json import plain_json
 from runtime.products.contract import PROVENANCE, CubeWriter, Quality, Result
 from runtime.products.pictures import WAVELENGTHS
 from runtime.products.spool import Spool
+from runtime.products.tiff_folder import refuse_foreign_folder
 from runtime.products.written import check_lines
 
 _LAYERS = ("quality.png", "quality_expert.png")
@@ -41,6 +41,7 @@ def open_like(out: Path, result: Result) -> "PicturesWriter":
         )
     if out.resolve() == result.source.path.resolve():
         raise CubeFileError("would overwrite the input", file=out, remedy="write to another folder")
+    refuse_foreign_folder(out)
     return PicturesWriter(out, result)
 
 
@@ -81,21 +82,10 @@ class PicturesWriter(CubeWriter):
             texts[WAVELENGTHS] = "".join(f"{value!r}\n" for value in self._result.stated.wavelengths).encode()
         with self._refusing():
             fill_folder(self._part, texts)
-            self._placed()
+            place_folder(self._part, self._out)
         self._held.close()
         layers = _LAYERS if self._result.quality else ()
         return (self._out, *(self._out / name for name in (*names, *layers, *texts)))
-
-    def _placed(self) -> None:
-        """Put the folder in its place at once; what was there before is gone then."""
-        if self._out.exists():
-            if not (self._out.is_dir() and swap(self._part, self._out)):
-                raise FileExistsError(0, "something is there that cannot be replaced in one step")
-            sync_folder(self._out.parent)
-            shutil.rmtree(self._part, ignore_errors=True)
-        else:
-            self._part.rename(self._out)
-            sync_folder(self._out.parent)
 
     @contextmanager
     def _refusing(self) -> Any:

@@ -13,6 +13,7 @@ from runtime.files.envi import may_hold_data, pair_of
 from runtime.files.foreign import kind_of, refuse_foreign
 from runtime.products import format_of, open_cube
 from runtime.products.stac import is_stac, items
+from runtime.products.tiff_folder import MAIN, main_of
 
 DEEPEST = 32
 """Folders below the one that is searched."""
@@ -23,12 +24,6 @@ _BESIDE = re.compile(
     r"|[_-]ql_\w+(?:_cog)?$|^(?:dark|white)(?:$|_?ref)"
 )
 """Names without suffixes of what lies beside a product: lookup tables, geometry, masks, quality, references."""
-_MAIN = {
-    "enmap": re.compile(r"(?i)(enmap.*)-metadata\.xml(?:\.gz)?"),
-    "desis": re.compile(r"(?i)(desis.*)-spectral_image(?:_cog)?\.tiff?"),
-    "hyperion": re.compile(r"(?i)(eo1h.*)_mtl_(?:l1t|l1gst)\.txt"),
-}
-"""Format of a folder -> name of the file that stands for a product in it, whose other files begin alike."""
 _LEFT_OUT = ("a picture", "a photograph of another kind", "a compressed file", "a Zarr folder")
 
 
@@ -101,7 +96,7 @@ def _folder(path: Path, refused: dict[Path, CubeFileError], depth: int) -> Itera
     """The folder itself where it is one product, else what is in it."""
     found = format_of(path)
     kind = None if found is None else found.name
-    if kind not in (*_MAIN, "pictures", None) or (kind is None and _claims(path)):
+    if kind not in (*MAIN, "pictures", None) or (kind is None and _claims(path)):
         yield path
         return
     inside = list(_searched(path, refused, depth))
@@ -109,7 +104,7 @@ def _folder(path: Path, refused: dict[Path, CubeFileError], depth: int) -> Itera
         # Cubes whose names have numbers look like pictures of bands, and so do previews beside cubes.
         pictures = all(one.parent == path and one.suffix.lower() in (".tif", ".tiff") for one in inside)
         yield from [path] if pictures and (not inside or _opens(path)) else inside
-    elif kind is not None and (not inside or (len(inside) == 1 and _MAIN[kind].fullmatch(inside[0].name))):
+    elif kind is not None and (not inside or (len(inside) == 1 and MAIN[kind].fullmatch(inside[0].name))):
         yield path
     else:
         yield from inside
@@ -132,7 +127,7 @@ def _searched(folder: Path, refused: dict[Path, CubeFileError], depth: int) -> I
         remedy = "check the permissions"
         refused[folder] = CubeFileError(f"cannot be read: {reason(error)}", file=folder, remedy=remedy)
         return
-    mains = {name: match[1] for name in names if (match := _main(name))}
+    mains = {name: match[1] for name in names if (match := main_of(name))}
     stems = tuple(mains.values())
     for name in names:
         path = folder / name
@@ -143,10 +138,6 @@ def _searched(folder: Path, refused: dict[Path, CubeFileError], depth: int) -> I
             yield path
         elif path.is_file() and not (stems and name.startswith(stems)) and not _is_beside(path):
             yield from _file(path, refused)
-
-
-def _main(name: str) -> re.Match[str] | None:
-    return next((match for pattern in _MAIN.values() if (match := pattern.fullmatch(name))), None)
 
 
 def _file(path: Path, refused: dict[Path, CubeFileError]) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from runtime.files.envi_header import NANOMETRES, nanometres_per
 from runtime.files.envi_text import normalised
 from runtime.products.contract import Gcp, Grid, Place, Quantity
 from runtime.products.gdal import Tiff
+from runtime.products.place_texts import RPC
 from runtime.products.texts import finite, quantity_of
 from runtime.stated import Stated
 
@@ -18,7 +19,6 @@ _NAMED = re.compile(r"(?:^|[\s(])(\d+(?:\.\d*)?)\s*([^\W\d_]+)\s*\)?\s*$", re.AS
 """A name such as `band 1 (418.24 Nanometers)` or `418.24 nm`."""
 _OF_LIGHT = (1.0, 1e3, 0.1)
 """Nanometres per unit, of units in which names of bands tell wavelengths: 10 m is none."""
-_RPC = re.compile(r"(?:LINE|SAMP|LAT|LONG|HEIGHT)_(?:OFF|SCALE)|(?:LINE|SAMP)_(?:NUM|DEN)_COEFF|ERR_(?:BIAS|RAND)")
 _QUANTITIES: Mapping[str, Quantity] = {"reflectance": "reflectance", "radiance": "radiance", "counts": "counts"}
 
 
@@ -220,6 +220,6 @@ def _place(file: Any) -> Place:
         grid=grid,
         gcps=tuple(Gcp(point.row, point.col, point.x, point.y, point.z or 0.0) for point in points),
         gcp_crs=crs.to_wkt() if points and crs is not None else None,
-        rpc={key: text for key, text in file.tags(ns="RPC").items() if _RPC.fullmatch(key)},
+        rpc={key: text for key, text in file.tags(ns="RPC").items() if RPC.fullmatch(key)},
         area=file.tags().get("AREA_OR_POINT", "Area") != "Point",
     )

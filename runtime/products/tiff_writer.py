@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.durable import sync_folder
+from runtime.durable import place_folder
 from runtime.errors import CubeFileError
 from runtime.files.disk import refuse_inputs
 from runtime.products.contract import PROVENANCE, CubeWriter, Result
@@ -121,7 +121,9 @@ class _Folder(TiffTarget):
     def _begin(self) -> Sequence[Draft]:
         self._images = images_of(self.result)
         self._names = [image.path.relative_to(self._folder) for image in self._images]
-        copy_others(self._folder, self.part, {*self._names, Path(QUALITY), Path(f"{PROVENANCE}.json")})
+        copy_others(
+            self._folder, self.part, {*self._names, Path(QUALITY), Path(f"{PROVENANCE}.json")}, self.result.source.files
+        )
         drafts = []
         for image, name in zip(self._images, self._names, strict=True):
             (self.part / name).parent.mkdir(parents=True, exist_ok=True)
@@ -136,10 +138,7 @@ class _Folder(TiffTarget):
             file.write(tags[PROVENANCE] + "\n")
             file.flush()
             os.fsync(file.fileno())
-        for place, _, _ in os.walk(self.part):
-            sync_folder(Path(place))
-        # Of a folder that is there an empty one alone is replaced.
-        self.part.rename(self.out)
+        place_folder(self.part, self.out)
         return (self.out, *(self.out / name for name in names))
 
 

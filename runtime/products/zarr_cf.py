@@ -15,6 +15,7 @@ from runtime.files.layout import AXES, DEFAULT_LAYOUT, check_type, checked_layou
 from runtime.products.cf_bands import axes_named
 from runtime.products.cf_place import spaced
 from runtime.products.contract import Grid, Place, Quantity, Reading
+from runtime.products.place_texts import with_texts
 from runtime.products.strict_json import number_in
 from runtime.products.zarr_chunks import Chunks
 from runtime.products.zarr_meta import Array, Node, array_of, number_of, readable, single, wrong
@@ -23,6 +24,8 @@ from runtime.stated import Stated
 
 _MOST_BANDS, _MOST_PLACES = 100_000, 10_000_000
 _GAINS = ("gain", "offset")
+_MOST_CHUNK = 16 << 20
+"""Bytes of a chunk of longitudes, of which a row is held."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Told:
         notes: for people.
         used: arrays that it was read from.
         gains: names of arrays of gains and offsets among them.
+        located: longitudes and latitudes [lines, samples].
     """
 
     array: Array
@@ -46,6 +50,7 @@ class Told:
     notes: tuple[str, ...] = ()
     used: tuple[Node, ...] = ()
     gains: tuple[str, ...] = field(default=())
+    located: tuple[Array, Array] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -134,7 +139,8 @@ def told(store: Store, reading: Reading) -> Told:
     unit = unit if isinstance(unit, str) and unit else None
     gains, offsets = sides.scale()
     marks = _marks(array, notes)
-    place = _place(sides, notes)
+    place = with_texts(_place(sides, notes), node.attributes.get)
+    located = None if place.grid else sides.located()
     stated = Stated(
         gains=gains,
         offsets=offsets,
@@ -147,7 +153,7 @@ def told(store: Store, reading: Reading) -> Told:
     quantity = quantity_of(node.name, node.attributes, unit)
     names = tuple(one.name for one in sides.used if one.name.rpartition("/")[2] in _GAINS)
     used = tuple(sides.used)
-    return Told(array, axes, stated, fwhm, quantity, unit, place, tuple(notes), used, names)
+    return Told(array, axes, stated, fwhm, quantity, unit, place, tuple(notes), used, names, located)
 
 
 class _Sides:
@@ -193,6 +199,23 @@ class _Sides:
             raise wrong(node, node.name, "holds a length that is none", float(found.min()), "write it again")
         # A length in micrometres is a decimal number, whose product with 1000 has digits of no meaning.
         return in_nm if in_nm == tuple(found.tolist()) else tuple(float(f"{value:.12g}") for value in in_nm)
+
+    def located(self) -> tuple[Array, Array] | None:
+        """Longitudes and latitudes of every pixel, where both are plain decimal numbers on the cube's lines."""
+        dims = tuple(self.node.dims[axis] for axis in self.axes[1:]) if self.node.dims else ()
+        found = []
+        for names in (("lon", "longitude"), ("lat", "latitude")):
+            node = next((one for name in names if (one := self.store.beside(self.node, name)) is not None), None)
+            array = None if node is None or node.dims != dims else readable(node)
+            if array is None or array.shape != self.shape[1:] or array.dtype.kind != "f":
+                return None
+            if {"scale_factor", "add_offset"} & {*array.node.attributes}:
+                return None
+            if math.prod(array.unit) * array.dtype.itemsize > _MOST_CHUNK:
+                return None
+            found.append(array)
+        self.used += [array.node for array in found]
+        return found[0], found[1]
 
     def scale(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
         """Gains and offsets: of CF's attributes, or of arrays with one value per band."""

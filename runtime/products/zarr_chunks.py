@@ -103,6 +103,17 @@ class Chunks:
                 out[place] = values
         return out
 
+    def lines(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Lines of an array [lines, samples], NaN where nothing is stored."""
+        step, across = self.array.unit
+        out = np.full((stop - start, self.array.shape[1]), np.nan)
+        for row, column in product(range(start // step, -(-stop // step)), range(self.grid[1])):
+            if (values := self.read((row, column))) is not None:
+                low, high = max(start, row * step), min(stop, (row + 1) * step)
+                part = values[low - row * step : high - row * step]
+                out[low - start : high - start, column * across : column * across + part.shape[1]] = part
+        return out
+
     def _place(self, index: Index) -> tuple[Index, int, int] | None:
         """The file of a chunk, and where in it."""
         array = self.array

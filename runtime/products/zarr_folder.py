@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from runtime.closing import Closing
-from runtime.durable import part_of, swap, sync_folder
+from runtime.durable import part_of, place_folder
 from runtime.errors import CubeFileError
 from runtime.files.disk import reason
 from runtime.products.zarr_tree import is_store
@@ -34,14 +34,7 @@ class Hidden(Closing):
     def place(self) -> None:
         """Sync its folders and give it its name; a store that was there is removed afterwards."""
         with writing(self.out):
-            for folder, _, _ in os.walk(self.path):
-                sync_folder(Path(folder))
-            if not os.path.lexists(self.out):
-                self.path.rename(self.out)
-            elif not swap(self.path, self.out):
-                problem = "is there, and cannot be replaced in one step on this file system"
-                raise CubeFileError(problem, file=self.out, remedy="delete it first")
-            sync_folder(self.out.parent)
+            place_folder(self.path, self.out)
 
     def close(self) -> None:
         self._stack.close()

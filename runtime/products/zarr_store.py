@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import CubeFileError
 from runtime.files.disk import allocated, mark_of
-from runtime.products.contract import LINE_OF_CHUNKS, CubeReader, Description, Reading
+from runtime.products.contract import LINE_OF_CHUNKS, CubeReader, Description, Doubles, Reading
 from runtime.products.spool import Spool, Tiles
 from runtime.products.zarr_cf import Told, told
 from runtime.products.zarr_chunks import Chunks
@@ -87,6 +87,7 @@ class _Reader(CubeReader):
         row = self._shape[0] * self.row * self._shape[2] * self._dtype.itemsize
         self.spools = row > LINE_OF_CHUNKS
         self.holds = 3 * prod(self._unit) * self._dtype.itemsize + (0 if self.spools else row)
+        self._located = None if found.located is None else tuple(map(Chunks, found.located))
         self._tiles: Tiles | None = None
         self._kept: tuple[int, NDArray[Any]] | None = None
 
@@ -110,6 +111,13 @@ class _Reader(CubeReader):
             else:
                 part[...] = self._keep(row, end - first)[:, low - first : high - first]
         return out
+
+    def located(self, start: int, stop: int) -> tuple[Doubles, Doubles] | None:
+        if self._located is None:
+            return None
+        lon, lat = (chunks.lines(start, stop) for chunks in self._located)
+        known = (np.abs(lon) <= 360) & (np.abs(lat) <= 90)
+        return np.where(known, lon, np.nan), np.where(known, lat, np.nan)
 
     def close(self) -> None:
         self._kept = None

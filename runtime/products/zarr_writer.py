@@ -13,6 +13,7 @@ from runtime.plain_json import plain_json
 from runtime.products.cf_bands import band_axis, of_bands
 from runtime.products.cf_place import axes_of, mapping_of
 from runtime.products.contract import PROVENANCE, CubeWriter, Grid, Quality, Result
+from runtime.products.place_texts import texts_of
 from runtime.products.written import LAYERS, check_lines, scale_of
 from runtime.products.zarr_folder import Hidden, writing
 from runtime.products.zarr_meta import Array, Node, said_mark
@@ -66,7 +67,9 @@ class _Writer(CubeWriter):
         result, group = self._result, self._hidden.path
         _, lines, samples = result.shape
         self._band = band_axis(result.stated.wavelengths)
-        self._located = result.reader is not None and result.reader.located(0, 1) is not None
+        # A reader tells places of its own lines alone.
+        same = result.place.grid is None and result.shape[1:] == result.source.shape[1:]
+        self._located = same and result.reader is not None and result.reader.located(0, 1) is not None
         self._arrays = list(self._small())
         for array, values in self._arrays:
             with writing(self._hidden.out):
@@ -104,6 +107,7 @@ class _Writer(CubeWriter):
         beside = [array.node.name[1:] for array, _ in self._arrays if array.node.name[1:] not in (self._band, "x", "y")]
         if self._located:
             beside += ["lon", "lat"]
+        told |= texts_of(result.place)
         if beside:
             told["coordinates"] = " ".join(beside)
         if result.mark is not None:

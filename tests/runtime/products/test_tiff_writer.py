@@ -164,8 +164,13 @@ def test_of_a_folder_only_its_plain_files_are_handed_on(data_dir: Path, tmp_path
     assert names == expected | {"inner/read.me", "damp_deploy.json"}
     with rasterio.open(out / "QUALITY_RESTORED.TIF") as file:
         assert file.count == 2
-    with pytest.raises(CubeFileError, match="exists already"):
+    (out / "of the first run").write_text("old")
+    restore(folder, out)
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*")} == names
+    (out / "damp_deploy.json").unlink()
+    with pytest.raises(CubeFileError, match="is no folder that was restored"):
         restore(folder, out)
+    assert (out / image).is_file()
     for place in (folder, folder / "restored"):
         with pytest.raises(CubeFileError, match="would lie in the folder"):
             restore(folder, place)
@@ -174,6 +179,24 @@ def test_of_a_folder_only_its_plain_files_are_handed_on(data_dir: Path, tmp_path
     with pytest.raises(CubeFileError, match="holds more than a product"):
         restore(folder, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "main"), [("desis", "*-SPECTRAL_IMAGE.tif"), (L2A, "*METADATA.XML"), (HYPERION, "*_MTL_L1T.TXT")]
+)
+def test_of_several_products_in_a_folder_one_is_copied(data_dir: Path, tmp_path: Path, name: str, main: str) -> None:
+    folder, other = tmp_path / "flat", ("0212_025", "0212_0259") if name == "desis" else ("2017", "2018")
+    (folder / "inner").mkdir(parents=True)
+    names = [path.name for path in (data_dir / "products" / name).iterdir()]
+    for one in names:
+        content = (data_dir / "products" / name / one).read_bytes()
+        (folder / one).write_bytes(content)
+        (folder / "inner" / one.replace("EO1H1", "EO1H2").replace(*other)).write_bytes(content)
+        (folder / one.replace("EO1H1", "EO1H2").replace(*other)).write_bytes(content)
+    (folder / "read.me").write_text("of which?")
+    restore(next(path for path in folder.glob(main) if path.name in names), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*names, "QUALITY_RESTORED.TIF", "damp_deploy.json"}
 
 
 @pytest.mark.parametrize(
