@@ -170,6 +170,37 @@ def test_two_runs_are_equal_and_replace_each_other(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 2
 
 
+STOPPED = """
+import os, sys
+from pathlib import Path
+from tests.runtime.products.tiff_out import of_array, scene, written
+out, steps, real = Path(sys.argv[1]), int(sys.argv[2]), os.replace
+def replace(one, other):
+    global steps
+    steps -= out.parent in (Path(one).parent, Path(other).parent)
+    if steps < 0:
+        os._exit(9)
+    real(one, other)
+os.replace = replace
+written(out, of_array(scene(2, 20, 30, "int16") + 1), scene(2, 20, 30, "int16") + 1)
+"""
+
+
+def test_a_kill_leaves_no_quality_beside_an_image_that_is_not_its_own(tmp_path: Path) -> None:
+    cube, out, quality = scene(2, 20, 30, "int16"), tmp_path / "a.tif", tmp_path / "a_quality.tif"
+    seen = []
+    for steps in range(4):
+        written(out, of_array(cube), cube)
+        old = quality.read_bytes()
+        done = run(STOPPED, out, steps)
+        with rasterio.open(out) as file:
+            seen.append((done.returncode, bool(file.read(1)[0, 0]), quality.exists()))
+        assert not quality.exists() or not done.returncode or (quality.read_bytes() == old and not seen[-1][1])
+    assert seen == [(9, False, True), (9, False, False), (9, True, False), (0, True, True)]
+    written(out, of_array(cube, quality=False), cube)
+    assert not quality.exists()
+
+
 def test_without_the_last_lines_nothing_is_there(tmp_path: Path) -> None:
     cube = scene(2, 30, 30, "int16")
     (tmp_path / "a.tif").write_text("before")
