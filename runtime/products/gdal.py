@@ -1,11 +1,13 @@
 """One strict way to open a TIFF with rasterio (GDAL): this file is read, nothing beside it and nothing it names."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ CACHE = 64 << 20
 _REFERS = ("OVERVIEWS", "PROXYOVERVIEWREQUEST")
 """Domains of metadata that name other files for GDAL to open."""
 _opening = Lock()
+_within, _before = 0, (sys.excepthook, sys.unraisablehook)
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,40 @@ def strict(**more: str) -> Iterator[Any]:
     with _opening:
         if int(rasterio.env.get_gdal_config("GDAL_CACHEMAX") or CACHE + 1) > CACHE:
             rasterio.env.set_gdal_config("GDAL_CACHEMAX", CACHE)
-    with rasterio.Env(**OPTIONS, **more):
+    with _quiet(), rasterio.Env(**OPTIONS, **more):
         yield rasterio
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep rasterio from writing tracebacks for messages of GDAL that hold bytes of a damaged file.
+
+    What it cannot decode as it logs is shown by both hooks of the process as an exception that is ignored; the error
+    itself is raised all the same. The first of several threads sets the hooks, the last puts those before back.
+    """
+    global _within, _before
+    with _opening:
+        if not _within:
+            _before = sys.excepthook, sys.unraisablehook
+            sys.excepthook, sys.unraisablehook = _excepted, _unraisable
+        _within += 1
+    try:
+        yield
+    finally:
+        with _opening:
+            _within -= 1
+            if not _within:
+                sys.excepthook, sys.unraisablehook = _before
+
+
+def _excepted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if kind is not UnicodeDecodeError:
+        _before[0](kind, error, trace)
+
+
+def _unraisable(unraisable: Any) -> None:
+    if unraisable.exc_type is not UnicodeDecodeError or unraisable.object != "rasterio._env.log_error":
+        _before[1](unraisable)
 
 
 class Tiff(Closing):

@@ -105,18 +105,26 @@ def _quality_draft(path: Path, like: Path, result: Result, out: Path) -> Draft:
     return Draft(path, plan, lines, np.empty((2, rows, samples), np.uint8), out=out)
 
 
-def _put_pair(image: Path, quality: Path | None, out: Path) -> tuple[Path, ...]:
-    """Rename a TIFF, after its quality, which is called NAME_quality.tif. Raises OSError."""
-    if quality is None:
-        os.replace(image, out)  # noqa: PTH105
-        return (out,)
-    beside = quality_path(out)
-    os.replace(quality, beside)  # noqa: PTH105
+def _put_pair(image: Path, quality: Path | None, out: Path, part: Path) -> tuple[Path, ...]:
+    """Rename a TIFF and its quality, which is called NAME_quality.tif. Raises OSError.
+
+    No kill leaves a quality beside an image that is not its own: the old one goes first, the new one comes last.
+    """
+    beside, old = quality_path(out), part / "old_quality.tif"
+    replaced = os.path.lexists(out) or quality is not None
+    if replaced and os.path.lexists(beside):
+        os.replace(beside, old)  # noqa: PTH105
+        sync_folder(beside.parent)
     try:
         os.replace(image, out)  # noqa: PTH105
     except OSError:
-        beside.unlink()
+        if old.exists():
+            os.replace(old, beside)  # noqa: PTH105
         raise
+    if quality is None:
+        return (out,)
+    sync_folder(out.parent)
+    os.replace(quality, beside)  # noqa: PTH105
     return (out, beside)
 
 
@@ -131,4 +139,4 @@ def put_packed(target: TiffTarget, tags: Mapping[str, str], quality: Draft | Non
     target.drafts[0].pack(image, tags)
     if quality:
         quality.pack(layer, tags)
-    return _put_pair(image, layer if quality else None, target.out)
+    return _put_pair(image, layer if quality else None, target.out, target.part)

@@ -321,3 +321,26 @@ def test_first_bytes_tell_it_where_the_suffix_does_not(tmp_path: Path) -> None:
     tiff(path, cube(40)).close()
     assert geotiff.recognises(path)
     assert not geotiff.recognises(tmp_path)
+
+
+DAMAGED = """
+import sys
+from pathlib import Path
+from runtime.products import open_cube
+hooks = sys.excepthook, sys.unraisablehook
+with open_cube(Path(sys.argv[1])) as reader:
+    print(reader.description.shape)
+assert (sys.excepthook, sys.unraisablehook) == hooks
+"""
+
+
+def test_messages_that_quote_a_damaged_file_are_no_tracebacks(tmp_path: Path) -> None:
+    path = tmp_path / "in.tif"
+    with tiff(path, cube(), **PLACE) as file:
+        file.update_tags(one="thing")
+    before = path.read_bytes()
+    assert b"<Item name" in before
+    path.write_bytes(before.replace(b"<Item name", b"<Item \xe9ame"))
+    done = subprocess.run([sys.executable, "-c", DAMAGED, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{cube().shape}\n"
+    assert done.stderr == ""
