@@ -13,6 +13,7 @@ from typing import Protocol
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.machine import available_cores
+from runtime.products.naming import RESTORED
 
 from .apart import each
 from .ledger import Row, State
@@ -158,18 +159,31 @@ def _stamp_or_none(path: str) -> tuple[tuple[str, int, int], ...]:
 
 def _without_twins(rows: Iterable[Row]) -> Iterable[Row]:
     """Refuse what would be written where another product is."""
+    rows = list(rows)
     taken: dict[str, str] = {}
+    # What is there already stays.
+    for state in ("present", "planned"):
+        for row in rows:
+            if row.state == state and row.out is not None:
+                taken.setdefault(_claim(row.out), row.path)
     for row in rows:
         if row.state in ("planned", "present") and row.out is not None:
-            other = taken.setdefault(row.out, row.path)
+            other = taken[_claim(row.out)]
             if other != row.path:
                 error = InputError(
-                    f"would become the same file as {other}", file=row.path, key="--out", value=row.out,
+                    f"would become files of the same names as {other}", file=row.path, key="--out", value=row.out,
                     remedy="restore it into another archive, or rename one",
                 )  # fmt: skip
                 # What it would be is not known again: the other one may be gone the next time.
                 row = replace(row, state="refused", out=None, stamp=(), error=error.as_json(), line=error.one_line())
         yield row
+
+
+def _claim(out: str) -> str:
+    """What no other output's name may begin with: side files, such as the quality, have it in theirs."""
+    place = Path(out)
+    stem, restored, _ = place.name.rpartition(RESTORED)
+    return str(place.with_name(stem + restored if stem else place.name))
 
 
 def _product(row: Row, out: Path, order: Order, cuts: tuple[tuple[int, int], ...]) -> Product:

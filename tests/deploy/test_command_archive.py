@@ -17,6 +17,7 @@ from runtime.bundle import load_bundle
 from runtime.restore_product import Ways, restore_product
 from tests.contracts.bundles import known_bundle
 from tests.contracts.command import assert_json_error, invoke, start
+from tests.runtime.files_data import write_pair
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -149,3 +150,24 @@ def test_archives_without_dask_say_what_to_install(capsys: Capsys) -> None:
     ended = invoke(capsys, "doctor", "--json")
     (row,) = [finding for finding in ended.json["findings"] if finding["name"] == "archives"]
     assert row["outcome"] == "ok" and row["text"].startswith("Dask distributed ")
+
+
+def test_products_of_one_stem_do_not_share_side_files(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    twins = Path("twins")
+    twins.mkdir()
+    cube = np.load("in/a.npy")
+    np.save(twins / "cube.npy", cube)
+    write_pair(twins, cube.transpose(2, 0, 1), 12)
+    np.save(twins / "cube_y.npy", cube)
+    given = ("bundle", "twins", "--out", "of-twins", "--json")
+    planned = invoke(capsys, "archive", "plan", *given)
+    of = {Path(row["path"]).name: row for row in planned.json["plan"]}
+    assert [of[name]["state"] for name in ("cube.img", "cube.npy", "cube_y.npy")] == ["planned", "refused", "planned"]
+    assert "would become files of the same names as" in of["cube.npy"]["line"] and "cube.img" in of["cube.npy"]["line"]
+    # Whichever is there stays.
+    assert invoke(capsys, "archive", "run", "bundle", "twins/cube.npy", "--out", "of-twins", "--json").code == 0
+    of = {Path(row["path"]).name: row for row in invoke(capsys, "archive", "plan", *given).json["plan"]}
+    assert [of[name]["state"] for name in ("cube.img", "cube.npy", "cube_y.npy")] == ["refused", "present", "planned"]
