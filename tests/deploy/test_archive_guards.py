@@ -7,6 +7,7 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from deploy.archive.security import security_of, tls_of
 from deploy.archive.work import of_error
 from runtime.durable import part_of
 from runtime.errors import CubeFileError, InputError, MachineError
-from tests.deploy.archive_probe import tried
+from tests.deploy.archive_probe import dying, tried
 
 
 @pytest.mark.parametrize(
@@ -190,3 +191,11 @@ def test_a_folder_that_is_no_archive_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is damaged") as caught:
         kept(tmp_path)
     assert caught.value.key == "bundle"
+
+
+def test_a_process_that_ends_while_nobody_listens_takes_no_item_with_it() -> None:
+    told = []
+    for item in each(dying, range(40), memory=2 << 30):
+        told.append(item)
+        time.sleep(0.02)
+    assert sorted(told) == [(number, None if number == 6 else number) for number in range(40)]
