@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.durable import write_bytes
 from runtime.errors import InputError
+from runtime.products.contract import PROVENANCE
 from runtime.untrusted import TooLargeError, read_untrusted
 
-FOLDER = ".damp_deploy"
+FOLDER = f".{PROVENANCE}"
 """Of an archive: what is known of it lies here; outputs lie beside."""
 ORDER = "archive.json"
 LARGEST = 64 << 20

@@ -277,8 +277,8 @@ def part_files(out: str, key: str, count: int) -> tuple[str, ...]:
     return tuple(str(folder / f"{number:06}.part") for number in range(count))
 
 
-def search(order: Order) -> Found:
-    """The products that inputs hold. Raises CubeFileError where nothing can be found at all."""
+def search(order: Order, out: Path) -> Found:
+    """The products that inputs hold, none of them in `out`, the archive's folder. Raises CubeFileError where nothing can be found at all."""
     from runtime.products.searching import found_in
 
-    return found_in([Path(path) for path in order.inputs], outside=order.outside)
+    return found_in([Path(path) for path in order.inputs], outside=order.outside, out=out)

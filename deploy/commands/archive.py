@@ -143,7 +143,7 @@ def plan(bundle: Path, inputs: tuple[Path, ...], out: Path, again: bool, **optio
         with Ledger(out / FOLDER) as ledger:
             known = ledger.rows()
     with console.progress("looking") as looked:
-        found = plan_of(order, out, known, search(order), looked_at, again=again, looked=looked)
+        found = plan_of(order, out, known, search(order, out), looked_at, again=again, looked=looked)
     todo = [row for row in found.rows if row.state == "planned"]
     shown = [
         (Path(row.path).name, row.format or "", " x ".join(map(str, row.shape or ())),

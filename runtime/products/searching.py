@@ -12,10 +12,13 @@ from runtime.files.disk import reason
 from runtime.files.envi import may_hold_data, pair_of
 from runtime.files.foreign import kind_of, refuse_foreign
 from runtime.products import format_of, open_cube
+from runtime.products.contract import PROVENANCE
 from runtime.products.stac import is_stac, items
 
 DEEPEST = 32
 """Folders below the one that is searched."""
+ARCHIVE = f".{PROVENANCE}"
+"""The folder in a folder of restored products that tells it is one."""
 _CLAIMS = (".nc", ".he5", ".h5", ".tif", ".tiff", ".hdr", ".npy", ".npz", ".mat", ".zarr", ".img.gz")
 _BEGINS = ("a TIFF file", "an HDF5 file", "a NetCDF file")
 _BESIDE = re.compile(
@@ -45,21 +48,33 @@ class Found:
     refused: tuple[tuple[Path, CubeFileError], ...]
 
 
-def found_in(paths: Sequence[Path], *, outside: bool = False) -> Found:
+def found_in(paths: Sequence[Path], *, outside: bool = False, out: Path | None = None) -> Found:
     """All products at or below `paths`: products, folders and STAC files.
 
-    Folders are searched, those behind links and hidden ones not; one that is a product itself is not searched further.
+    Folders are searched, those behind links, hidden ones and archives of restored products not; one that is a product itself is not searched further.
     What is no product in a folder is left out without a word, but not what claims to be one by its suffix or its first
     bytes: it is among the products, and fails when it is opened.
 
     Args:
         outside: what STAC files name may lie anywhere on this computer.
+        out: folder of what is restored; what lies in it is left out, and refused where somebody names it.
     """
+    own = None if out is None else _real(out)
+
+    def restored(path: Path) -> bool:
+        return own is not None and _real(path).is_relative_to(own)
+
     products: dict[Path, Path] = {}
     refused: dict[Path, CubeFileError] = {}
     for path in paths:
-        for one in _noting(path, refused, outside=outside):
-            products.setdefault(_real(one), one)
+        inside = (path,) if restored(path) else ()
+        for one in inside or _noting(path, refused, outside=outside):
+            if not restored(one):
+                products.setdefault(_real(one), one)
+            elif inside or not path.is_dir():
+                remedy = "give the inputs, or restore them into another folder"
+                refused[one] = CubeFileError("lies in the folder of what is restored", file=one, key="--out", value=out,
+                                             remedy=remedy)  # fmt: skip
     wanted = (one for one in products.values() if one not in refused)
     return Found(tuple(sorted(wanted, key=_key)), tuple(sorted(refused.items(), key=lambda pair: _key(pair[0]))))
 
@@ -137,7 +152,7 @@ def _searched(folder: Path, refused: dict[Path, CubeFileError], depth: int) -> I
     for name in names:
         path = folder / name
         if path.is_dir():
-            if not path.is_symlink():
+            if not path.is_symlink() and not (path / ARCHIVE).is_dir():
                 yield from _folder(path, refused, depth + 1)
         elif name in mains:
             yield path

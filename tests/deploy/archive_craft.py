@@ -33,7 +33,7 @@ def order(*inputs: Path, replace: bool = False) -> Order:
     return Order(bundle="/none", seal="0" * 64, inputs=tuple(map(str, inputs)), replace=replace)
 
 
-def search(order: Order) -> Found:
+def search(order: Order, out: Path) -> Found:
     files = [path for given in map(Path, order.inputs) for path in sorted(given.rglob("*.job"))]
     refused = [path for given in map(Path, order.inputs) for path in sorted(given.rglob("*.odd"))]
     return Found(tuple(files), tuple((path, CubeFileError("is odd", file=path, remedy="leave it")) for path in refused))

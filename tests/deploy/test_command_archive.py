@@ -171,3 +171,11 @@ def test_products_of_one_stem_do_not_share_side_files(
     assert invoke(capsys, "archive", "run", "bundle", "twins/cube.npy", "--out", "of-twins", "--json").code == 0
     of = {Path(row["path"]).name: row for row in invoke(capsys, "archive", "plan", *given).json["plan"]}
     assert [of[name]["state"] for name in ("cube.img", "cube.npy", "cube_y.npy")] == ["refused", "present", "planned"]
+
+
+def test_its_own_outputs_are_not_restored_again(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scene)
+    shutil.copytree("in/deeper", "nested")
+    for state in ("done", "present"):
+        again = invoke(capsys, "archive", "run", "bundle", "nested", "--out", "nested/out", "--json")
+        assert again.code == 0 and again.json["products"]["planned"] == again.json["products"][state] == 1
