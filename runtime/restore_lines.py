@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from runtime.arrays import Bools, Float32
 from runtime.bundle import Bundle
 from runtime.errors import CubeError
-from runtime.meaning import Meaning
 from runtime.plausible import implausible
 from runtime.products.contract import CubeReader, Quality, Seen
 from runtime.survey import Survey
@@ -28,7 +27,7 @@ class Row(NamedTuple):
 
     Attributes:
         line: its first line.
-        frames: in it: band groups times tiles.
+        frames: in it that were run: band groups times tiles.
         metrics: [M], the mean over its band groups; empty where the network takes none, or the row was not restored.
         experts: {expert, from 1: tiles in which it weighs most}.
         odd: {what is odd about frames that came out: how many}.
@@ -159,7 +158,7 @@ def _restore_row(
         for tile, part in tiles:
             _area(window.made, tile)[...] += _area(cube, tile) * part
         return Row(window.start, 0, (), {}, {}, error.problem)
-    experts, odd = dict[int, int](), dict[str, int]()
+    frames, experts, odd = 0, dict[int, int](), dict[str, int]()
     weights = np.zeros((len(tiles), 0))
     for (at, of_group), own in zip(plan.groups, feeds, strict=True):
         part = cube[at : at + signature.measured.bands]
@@ -170,7 +169,7 @@ def _restore_row(
                 continue
             frame = plan.tiling.cut(part, tile)
             made = bundle.engine.infer({signature.measured.name: frame, **own})
-            out = made[signature.restored.name][0]
+            out, frames = made[signature.restored.name][0], frames + 1
             why = implausible(frame[0], out, alike=True, known=bundle.restored_range)
             if why:
                 odd[why] = odd.get(why, 0) + 1
@@ -194,7 +193,7 @@ def _restore_row(
     if signature.metrics is not None:
         rows = np.stack([own[signature.metrics.name][0] for own in feeds])
         metrics = tuple(rows.mean(axis=0, dtype=np.float64).tolist())
-    return Row(window.start, plan.runs, metrics, experts, odd)
+    return Row(window.start, frames, metrics, experts, odd)
 
 
 def _across(share: Float32) -> Float32:
@@ -213,24 +212,21 @@ def _finished(survey: Survey, window: _Window, low: int, high: int, *, clip: boo
     meaning = survey.of_lines(numbers, None if window.masked is None else window.masked[inner])
     out, saturated, moved = meaning.given_back(window.made[:, inner], numbers, clip=clip, unit=unit)
     restored = window.restored[inner]
-    out[:, ~restored] = _as_they_were(meaning, numbers, unit=unit)[:, ~restored]
+    passed = ~restored
+    if passed.any():
+        for number, band in enumerate(out):
+            band[passed] = meaning.as_it_was(number, numbers[number][passed], unit=unit)
     full = np.zeros(restored.shape, np.bool_) if window.full is None else window.full[inner].copy()
     if out.dtype.kind in "iu":
         limits = np.iinfo(out.dtype)
         for number, band in enumerate(out):
             if number not in meaning.bad:
-                full |= (band == limits.max) | ((band == limits.min) & (limits.min < 0))
+                full |= (
+                    (band == limits.max) | ((band == limits.min) & (limits.min < 0)) | (numbers[number] == limits.max)
+                )
     seen = np.where(restored, Seen.RESTORED, Seen.PASSED).astype(np.uint8)
     seen[full] |= np.uint8(Seen.SATURATED)
     seen[window.odd[inner]] |= np.uint8(Seen.SUSPECT)
     seen[meaning.missing] = Seen.MISSING
     expert = np.where(meaning.missing, 0, window.expert[inner]).astype(np.uint8)
     return Block(low, out, Quality(seen, expert), int(meaning.missing.sum()), saturated, moved)
-
-
-def _as_they_were(meaning: Meaning, numbers: NDArray[Any], *, unit: bool) -> NDArray[Any]:
-    """What was in no frame, in the numbers that are given."""
-    if not unit:
-        return numbers
-    made: NDArray[Any] = meaning.conversion.to_unit(numbers)
-    return made

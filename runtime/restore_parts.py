@@ -82,9 +82,8 @@ def join_parts(
                     while (counts := _next(file, part))[0] >= 0:
                         cube, seen, expert = (_next(file, part) for _ in range(3))
                         start, *rest = map(int, counts)
-                        write_block(
-                            writer, Block(start, cube, Quality(seen, expert), *rest), result, found.meaning, tally
-                        )
+                        block = Block(start, cube, Quality(seen, expert), *rest)
+                        write_block(writer, block, result, found.meaning, tally, ways)
                     for row in json.loads(_next(file, part).tobytes()):
                         row["experts"] = {int(expert): count for expert, count in row["experts"].items()}
                         row["metrics"] = tuple(row["metrics"])

@@ -18,10 +18,11 @@ from runtime.errors import CubeError, InputError, MachineError
 from runtime.files.disk import available_memory, opened, unchanged
 from runtime.manifest import Manifest
 from runtime.meaning import Asked, Meaning, words
-from runtime.meaning.marks import standing
+from runtime.meaning.marks import marked, standing
 from runtime.products import holds, open_cube, open_writer
-from runtime.products.contract import CubeReader, CubeWriter, Description, Reading, Result, Seen
-from runtime.products.ortho import open_ortho, result_on_map
+from runtime.products.contract import CubeReader, CubeWriter, Description, Place, Reading, Result, Seen
+from runtime.products.ortho import BLOCK as MAP_BLOCK
+from runtime.products.ortho import chosen_mark, open_ortho, result_on_map
 from runtime.restore import check_fits
 from runtime.restore_lines import Block, Given, Row, restore_lines
 from runtime.scaling import Conversion, next_to
@@ -38,6 +39,8 @@ ENGINE_FACTOR = 3.6
 """Times the tensors that a graph holds at once, weights included, which an engine on a CPU takes."""
 LOOK_FACTOR, GROUP_FACTOR = 2, 20
 """Times the sample that judging it takes, and times the elements of a band group of a row that its metrics take."""
+MAP_FACTOR = 20
+"""Bytes of a pixel of a lookup table while it is read."""
 MOST_ROWS = 1024
 """Of the table of rows in a provenance; of more, they are those spread evenly."""
 Progress = Callable[[int, int], None]
@@ -146,18 +149,20 @@ def seal_of(head: Head) -> str:
 
 
 def key_of(description: Description, seal: str, ways: Ways) -> str:
-    """What tells an output from every other, as a SHA-256: its input's names, sizes and times, the bundle, the ways."""
-    files = [(file.name, *_size_and_time(file)) for file in description.files]
-    told = json.dumps([FORMAT, files, seal, asdict(ways)], sort_keys=True)
+    """What tells an output from others without a look into its input, as a SHA-256: names and sizes, bundle, ways.
+
+    Of two inputs of one name and size `input_digest` tells which it was.
+    """
+    files = [(file.name, _size(file)) for file in description.files]
+    told = json.dumps([FORMAT, files, seal, _options(ways)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _size_and_time(file: Path) -> tuple[int, int]:
+def _size(file: Path) -> int:
     try:
-        status = file.stat()
+        return file.stat().st_size
     except OSError as error:
         raise InputError("cannot be read", file=file, remedy="check the path and the permissions") from error
-    return status.st_size, status.st_mtime_ns
 
 
 def refuse_unfit(manifest: Manifest, description: Description) -> None:
@@ -196,8 +201,8 @@ def result_of(
     """What is going to be written of a product."""
     dtype = np.dtype(np.float32) if ways.unit else description.dtype
     mark = standing(meaning.marks, dtype)
-    if mark is None and missing and ways.kind != "like":
-        mark = -9999.0 if dtype.kind == "f" else float(np.iinfo(dtype.str).min)
+    if mark is None and ways.kind != "like" and (missing or ways.ortho):
+        mark = chosen_mark(dtype)
     stated = replace(
         description.stated, bad=tuple(sorted(meaning.bad)), marks=() if mark is None else (mark,), doubts=()
     )
@@ -226,8 +231,12 @@ def planned(manifest: Manifest, reader: CubeReader, ways: Ways) -> int:
     looking = LOOK_FACTOR * min(SAMPLE_BYTES, prod(description.shape) * size) + 2 * BLOCK_BYTES
     scene = prod(description.shape) * 4 + GROUP_FACTOR * group // rows * lines if ways.metrics == "scene" else 0
     written = result_of(description, reader, _unlooked(description), ways, 1)
+    ortho = 0
+    if ways.ortho and (grid := description.place.ortho) is not None:
+        ortho = MAP_FACTOR * grid.lines * grid.samples + 3 * MAP_BLOCK
+        written = replace(written, shape=(bands, grid.lines, grid.samples), place=Place(grid=grid), reader=None)
     writing = holds(written, ways.kind)
-    return BASE_BYTES + engine + description.holds + writing + scene + max(restoring, looking)
+    return BASE_BYTES + engine + description.holds + writing + ortho + scene + max(restoring, looking)
 
 
 def _unlooked(description: Description) -> Meaning:
@@ -289,7 +298,7 @@ def restore_product(
                     if isinstance(step, Row):
                         tally.rows[step.line] = step
                         continue
-                    write_block(writer, step, result, found.meaning, tally)
+                    write_block(writer, step, result, found.meaning, tally, ways)
                     if progress is not None:
                         progress(step.start + step.cube.shape[1], description.shape[1])
                 how = provenance(bundle, description, found.meaning, ways, tally)
@@ -314,19 +323,28 @@ def opened_writer(out: Path, result: Result, ways: Ways) -> CubeWriter:
     return open_ortho(lambda: open_writer(out, result_on_map(result, glt), ways.kind), glt, result)
 
 
-def write_block(writer: CubeWriter, block: Block, result: Result, meaning: Meaning, tally: Tally) -> None:
-    """Write finished lines; what a mask calls missing gets the result's mark, where the source has none of its own."""
+def write_block(writer: CubeWriter, block: Block, result: Result, meaning: Meaning, tally: Tally, ways: Ways) -> None:
+    """Write finished lines: in another format than the source's one mark stands for all that is missing."""
     tally.take(block)
-    cube = block.cube
-    if result.mark is not None and not meaning.marks:
-        missing = (block.quality.seen & Seen.MISSING) > 0
-        mark = cube.dtype.type(result.mark)
-        equal = (cube == mark) & ~missing
-        if equal.any():
-            tally.moved += int(np.count_nonzero(equal))
-            cube[equal] = next_to(mark)
-        cube[:, missing] = mark
-    writer.write_lines(cube, block.quality if result.quality else None)
+    if ways.kind != "like" and result.mark is not None:
+        tally.moved += _marked(block, meaning, block.cube.dtype.type(result.mark))
+    writer.write_lines(block.cube, block.quality if result.quality else None)
+
+
+def _marked(block: Block, meaning: Meaning, mark: Any) -> int:
+    """Put the mark where a value, or by a mask a pixel, is missing; how many restored values were moved off it."""
+    missing, restored = ((block.quality.seen & bit) > 0 for bit in (Seen.MISSING, Seen.RESTORED))
+    untold, moved = missing.copy(), 0
+    for number, band in enumerate(block.cube):
+        found = marked(band, meaning.marks)
+        if number not in meaning.bad:
+            untold &= ~found
+        if not meaning.marks and number not in meaning.bad and (equal := (band == mark) & restored).any():
+            moved += int(np.count_nonzero(equal))
+            band[equal] = next_to(mark)
+        band[found] = mark
+    block.cube[:, untold] = mark
+    return moved
 
 
 def _of_scene(bundle: Bundle, reader: CubeReader, found: Survey) -> Given:
@@ -376,7 +394,7 @@ def provenance(bundle: Bundle, description: Description, meaning: Meaning, ways:
         "prompt": bundle.prompts.chosen,
         "metrics_of": ways.metrics,
         "options": _options(ways),
-        "input": {"name": description.path.name, "format": description.format, "sha256": _digest(description)},
+        "input": {"name": description.path.name, "format": description.format, "sha256": input_digest(description)},
         "scale": None if meaning.scale_from is None else meaning.conversion.scale,
         "scale_from": meaning.scale_from,
         "bands_left_out": {str(band + 1): why for band, why in sorted(meaning.bad.items())},
@@ -406,11 +424,14 @@ def _options(ways: Ways) -> dict[str, Any]:
             found |= {inner: one for inner, one in value.items() if one != plain[name][inner]}
         elif value != plain[name]:
             found[name] = value
+    if found.get("marks"):
+        # JSON has no NaN.
+        found["marks"] = [words.number(mark) for mark in found["marks"]]
     return found
 
 
-def _digest(description: Description) -> str:
-    """SHA-256 of the file, or of the names and digests of all that the product is read from."""
+def input_digest(description: Description) -> str:
+    """SHA-256 of the file, or of the names and digests of all that a product is read from. Raises CubeFileError."""
     found = []
     for file in _plain_files(description):
         digest = hashlib.sha256()

@@ -12,6 +12,7 @@ from runtime.products.provenance import provenance_of
 from runtime.restore_product import judged
 
 from .. import console
+from .run_product import is_picture
 
 WHOLE = ("envi", "array")
 """Formats that `deploy inspect` reads whole, band by band."""
@@ -20,7 +21,7 @@ WHOLE = ("envi", "array")
 def is_product(path: Path) -> bool:
     """Whether this is a product that is described by itself."""
     found = format_of(path) if path.exists() else None
-    return found is not None and found.name not in WHOLE
+    return found is not None and found.name not in WHOLE and not is_picture(path)
 
 
 def inspect_product(path: Path, asked: Asked, reading: Reading, bundle: Manifest | None) -> dict[str, Any]:

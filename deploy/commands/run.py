@@ -105,7 +105,7 @@ def command(bundle: Path, cube: Path, out: Path, **options: Any) -> dict[str, An
     pipe, every frame is restored and the sound is kept.
     """
     how = How(**options)
-    if is_product(bundle, cube, how):
+    if is_product(bundle, cube, out, how):
         return run_product(bundle, cube, out, how)
     if cube.is_dir():
         return run_folder(bundle, cube, out, how)

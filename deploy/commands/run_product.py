@@ -13,7 +13,7 @@ from runtime.files import read_cube
 from runtime.files.disk import available_memory
 from runtime.meaning import words
 from runtime.products import CubeReader, Reading, format_of, open_cube
-from runtime.products.naming import kind_of
+from runtime.products.naming import claimed, kind_of
 from runtime.restore_product import Ways, planned, refuse_unfit, refuse_ways, restore_product
 from runtime.survey import Survey
 
@@ -21,34 +21,45 @@ from .. import console
 from ..folders import refuse_existing
 from .run_cube import ELEMENT_BYTES, ENGINE_BYTES, How, opened, proved
 
+MOST_OF_A_PICTURE = 4
+"""Bands that a TIFF of a photograph may have."""
 IN_MEMORY = ("envi", "array", "pictures", "geotiff")
 """Formats that were read whole before there were products, and still are where nobody asks otherwise."""
 
 
-def is_product(bundle: Path, cube: Path, how: How) -> bool:
+def is_product(bundle: Path, cube: Path, out: Path, how: How) -> bool:
     """Whether a file or folder is restored line by line: it is asked for, no other way reads it, or it is too large."""
     if not cube.exists():
         return False
     found = format_of(cube)
     if found is None:
         return False
-    if how.by_lines:
-        return True
-    if found.name not in IN_MEMORY:
+    if how.by_lines or found.name not in IN_MEMORY or out.suffix.lower() in (".nc", ".zarr"):
         return True
     if read_manifest(bundle).signature.measured.kind != "cube" or how.bands is not None:
         return False
     if found.name in ("pictures", "geotiff"):
-        return not _whole(cube)
+        return not is_picture(cube)
     if how.metrics == "scene":
         return False
     with open_cube(cube, Reading(how.layout, how.key)) as reader:
         described = reader.description
+    if out.suffix.lower() in (".tif", ".tiff") and described.shape[0] > MOST_OF_A_PICTURE:
+        return True
     needed = ENGINE_BYTES + (ELEMENT_BYTES + 2 * described.dtype.itemsize) * prod(described.shape)
     return needed > available_memory()
 
 
-def _whole(cube: Path) -> bool:
+def _refuse_unused(cube: Path, how: How) -> None:
+    """Refuse what is said of a file whose format tells it itself. Raises InputError."""
+    found = format_of(cube)
+    for name in ("layout", "key", "missing_chunks"):
+        if getattr(how, name) is not None and found is not None and name not in found.takes:
+            key = f"--{name.replace('_', '-')}"
+            raise InputError(f"means nothing to {found.name} products", file=cube, key=key, remedy="leave it out")
+
+
+def is_picture(cube: Path) -> bool:
     """Whether a picture is one that `read_cube` takes, such as a photograph."""
     if cube.is_dir():
         return False
@@ -64,12 +75,14 @@ def run_product(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]
         raise InputError("is of a cube that is read whole", key="--bands", remedy="leave it out")
     if not out.absolute().parent.is_dir():
         raise InputError("no such folder", file=out, key="--out", remedy="make the folder first")
-    refuse_existing(out, how.replace)
+    for there in claimed(out):
+        refuse_existing(there, how.replace)
+    _refuse_unused(cube, how)
     manifest = read_manifest(bundle)
     reading = Reading(how.layout, how.key, how.missing_chunks or "refuse")
     with open_cube(cube, reading) as reader:
         described = reader.description
-        kind = how.format or kind_of(out, described)
+        kind = kind_of(out, described, how.format)
         ways = Ways(
             reading, how.asked, kind, how.metrics or "frame", how.ortho, how.clip, how.unit, how.prompt, how.engine
         )

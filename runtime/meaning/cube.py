@@ -95,7 +95,7 @@ class Meaning:
             saturated += back.band_to_numbers(number, np.clip(values, 0, 1) if clip else values, band)
             moved += self._off_marks(band, ~stays)
             if stays.any():
-                band[stays] = self._as_it_was(number, source[number][stays], unit=unit)
+                band[stays] = self.as_it_was(number, source[number][stays], unit=unit)
         return out, saturated, moved
 
     def _off_marks(self, band: NDArray[Any], made: Bools) -> int:
@@ -110,7 +110,8 @@ class Meaning:
                 band[equal] = next_to(band.dtype.type(mark.high))
         return moved
 
-    def _as_it_was(self, number: int, values: NDArray[Any], *, unit: bool) -> NDArray[Any]:
+    def as_it_was(self, number: int, values: NDArray[Any], *, unit: bool) -> NDArray[Any]:
+        """Values of a band that no network saw, in the numbers that are given: a mark stays itself."""
         if not unit:
             return values
         converted = np.empty(values.shape, np.float32)

@@ -35,26 +35,28 @@ class Format(NamedTuple):
         module: with `recognises(path) -> bool`, which looks at names and first bytes and never raises for what a file
             holds, and `open_reader(path, reading) -> CubeReader`, which raises CubeFileError (exit code 2), or
             ModuleNotFoundError where a library of an extra is not installed. Imported when it is asked.
+        takes: fields of `Reading` that mean something to it.
     """
 
     name: str
     module: str
+    takes: tuple[str, ...] = ()
 
 
 FORMATS: tuple[Format, ...] = (
     Format("enmap", "runtime.products.enmap"),
     Format("desis", "runtime.products.desis"),
     Format("hyperion", "runtime.products.hyperion"),
-    Format("prisma", "runtime.products.prisma"),
-    Format("emit", "runtime.products.emit"),
-    Format("aviris", "runtime.products.aviris"),
-    Format("hypso", "runtime.products.hypso"),
-    Format("netcdf", "runtime.products.cf"),
-    Format("zarr", "runtime.products.zarr_store"),
+    Format("prisma", "runtime.products.prisma", ("key",)),
+    Format("emit", "runtime.products.emit", ("key",)),
+    Format("aviris", "runtime.products.aviris", ("key",)),
+    Format("hypso", "runtime.products.hypso", ("key",)),
+    Format("netcdf", "runtime.products.cf", ("key", "layout")),
+    Format("zarr", "runtime.products.zarr_store", ("key", "missing_chunks")),
     Format("pictures", "runtime.products.pictures"),
     Format("envi", "runtime.products.envi"),
     Format("geotiff", "runtime.products.geotiff"),
-    Format("array", "runtime.products.arrays"),
+    Format("array", "runtime.products.arrays", ("key", "layout")),
 )
 """The first that recognises a path reads it: what is particular comes before what is general."""
 
