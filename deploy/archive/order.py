@@ -31,7 +31,8 @@ class Order(BaseModel):
         engine, prompt: of the bundle.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no number that is none: as text.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     version: Literal[1] = 1
     bundle: str

@@ -163,7 +163,7 @@ def do(task: Task, bundle: Bundle, progress: Progress | None = None) -> Record:
     try:
         told = _done(task, bundle, progress)
     except Exception as error:
-        told = of_error(error, Path(task.path))
+        told = of_error(error, Path(task.path), Path(task.out))
     return {"seconds": round(time.monotonic() - began, 3), **told}
 
 
@@ -214,14 +214,26 @@ def of_output(out: Path) -> Record:
     return {"size": status.st_size, "changed": status.st_mtime_ns}
 
 
-def of_error(error: Exception, path: Path) -> Record:
-    """What went wrong: refused where it is the product's own fault, else failed; with `retry` where that may pass."""
+def of_error(error: Exception, path: Path, out: Path | None = None) -> Record:
+    """What went wrong: refused where it is the product's own fault, else failed; with `retry` where that may pass.
+
+    Args:
+        path: of the product. out: what was being written of it.
+    """
     found, system = _known(error, path), _system_error(error)
     refused, retry = isinstance(found, InputError), False
     if system in PASSING:
         refused, retry = False, True
     elif system in LASTING or not path.exists():
         refused = False
+    elif (
+        out is not None
+        and found.__cause__ is not None
+        and found.file is not None
+        and out in (place := Path(found.file), *place.parents)
+    ):
+        # GDAL refused to write it, and keeps the system's number to itself: a full disk as a rule.
+        refused, retry = False, os.access(out.parent, os.W_OK)
     elif isinstance(found, MachineError):
         # What other workers take now they give back; a limit of our own stays.
         retry = found.key == "memory" and not isinstance(error, MemoryError)

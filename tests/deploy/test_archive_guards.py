@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import sqlite3
@@ -18,7 +19,7 @@ from deploy.archive.apart import each
 from deploy.archive.ledger import Ledger, Row, on_network_disk
 from deploy.archive.limits import close_network
 from deploy.archive.lock import alone, sweep
-from deploy.archive.order import FOLDER, kept
+from deploy.archive.order import FOLDER, Order, asked_of, keep, kept
 from deploy.archive.plan import LEAST, fitting, room_for
 from deploy.archive.security import security_of, tls_of
 from deploy.archive.work import of_error
@@ -181,6 +182,15 @@ def test_room_is_what_there_is() -> None:
     with pytest.raises(MachineError, match="take more memory than there is"):
         room_for([1 << 20] * 9, 1000, 1 << 40)
     assert fitting([], 1 << 30, "") == ([], [])
+
+
+def test_an_order_is_read_as_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    for marks in ((math.nan, -9999.0, math.inf), (0.1,), (), None):
+        given = Order(bundle="/b", seal="0", inputs=("/in",), marks=marks)
+        keep(given, tmp_path)
+        read = kept(tmp_path)
+        assert str(read) == str(given) and asked_of(read) == asked_of(given)
 
 
 def test_a_folder_that_is_no_archive_says_so(tmp_path: Path) -> None:

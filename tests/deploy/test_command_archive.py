@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 
 pytest.importorskip("distributed")
 
-from deploy.archive.order import FOLDER
+from deploy.archive.order import FOLDER, Order
+from deploy.archive.work import Look, Task, do, looked_at
 from runtime.bundle import load_bundle
-from runtime.restore_product import Ways, restore_product
+from runtime.restore_product import Ways, restore_product, seal_of
 from tests.contracts.bundles import known_bundle
 from tests.contracts.command import assert_json_error, invoke, start
 from tests.runtime.files_data import write_pair
@@ -179,3 +181,22 @@ def test_its_own_outputs_are_not_restored_again(capsys: Capsys, scene: Path, mon
     for state in ("done", "present"):
         again = invoke(capsys, "archive", "run", "bundle", "nested", "--out", "nested/out", "--json")
         assert again.code == 0 and again.json["products"]["planned"] == again.json["products"][state] == 1
+
+
+@pytest.mark.parametrize("kind", ["cog", "netcdf", "like"])
+def test_what_the_disk_does_not_take_is_no_fault_of_the_product(scene: Path, tmp_path: Path, kind: str) -> None:
+    bundle, path = scene / "bundle", scene / "in" / "tall.npy"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with load_bundle(bundle) as opened:
+        order = Order(bundle=str(bundle), seal=seal_of(opened.contents), inputs=(str(path),), kind=kind)
+        look = looked_at(Look(str(path), str(tmp_path), order))
+        task = Task(str(path), look["out"], look["key"], order)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+        try:
+            told = do(task, opened)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert told["state"] == "failed", told
+        # A TIFF's library does not tell that more space would not help.
+        assert told["retry"] == (kind == "cog") and not list(tmp_path.iterdir())
+        assert do(task, opened)["state"] == "done"
