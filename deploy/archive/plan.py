@@ -14,6 +14,7 @@ from runtime.errors import DeployError, InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.machine import available_cores
 from runtime.products.naming import RESTORED
+from runtime.products.provenance import lacking
 
 from .apart import each
 from .ledger import Row, State
@@ -115,7 +116,7 @@ def _as_before(row: Row, out: Path, order: Order, again: bool) -> Row | None:
     if row.out is None or row.key is None or order.split:
         return None
     place = out / row.out
-    if not os.path.lexists(place):
+    if not os.path.lexists(place) or (row.state in ("done", "present") and lacking(place)):
         return replace(row, state="planned", current=True, error=None, line=None, result=None, attempts=0, deaths=0)
     with suppress(OSError):
         if row.state in ("done", "present") and of_output(place) == {"size": row.size, "changed": row.changed}:

@@ -25,7 +25,7 @@ from runtime.meaning import Asked
 from runtime.products import open_cube
 from runtime.products.contract import Reading
 from runtime.products.naming import restored_name
-from runtime.products.provenance import provenance_of
+from runtime.products.provenance import lacking, provenance_of
 from runtime.restore_parts import join_parts, restore_part
 from runtime.restore_product import Ways, digest_of, judged, key_of, planned, refuse_unfit, restore_product
 
@@ -100,6 +100,11 @@ def ways_of(order: Order) -> Ways:
     )
 
 
+def reading_back(order: Order) -> Reading:
+    """How outputs are opened: those like their inputs need what was said of these; others say all themselves."""
+    return ways_of(order).reading if order.kind == "like" else Reading()
+
+
 def looked_at(look: Look) -> Record:
     """What is known of a product without its pixels; `state` is planned, present, refused or failed."""
     path, ways = Path(look.path), ways_of(look.order)
@@ -118,9 +123,10 @@ def looked_at(look: Look) -> Record:
         told |= {"peak": peak, "state": "planned"}
         told["cuts"] = parts_of(described.shape[1], manifest) if look.order.split else []
         if os.path.lexists(out):
-            if (made := made_with(out, told["key"])) is not None:
+            made = made_with(out, told["key"])
+            if made is not None and not lacking(out):
                 return {**told, **made, "state": "present"}
-            if not look.order.replace:
+            if made is None and not look.order.replace:
                 # Of the output's making, not of the product's: it is looked at again the next time.
                 del told["stamp"]
                 remedy = "give another --out, or --replace to put this one in its place"
@@ -136,7 +142,7 @@ def _manifest(bundle: str) -> Manifest:
 
 
 def made_with(out: Path, key: str) -> Record | None:
-    """What an output tells of its restoration, where it is there, whole, and was made with that key; else None."""
+    """What an output tells of its restoration, where it is there and was made with that key; else None."""
     told = provenance_of(out)
     if told is None or told.get("key") != key:
         return None
@@ -172,7 +178,7 @@ def _done(task: Task, bundle: Bundle, progress: Progress | None) -> Record:
     if task.kind == "part":
         return {"state": "done", "sha256": _part(task, bundle, ways)}
     # Its worker was taken for dead, or the answer was lost.
-    if os.path.lexists(out) and (there := made_with(out, task.key)) is not None:
+    if os.path.lexists(out) and (there := made_with(out, task.key)) and not lacking(out):
         _remove_parts(task)
         return {"state": "done", **there}
     if task.kind == "survey":
@@ -290,7 +296,11 @@ def part_files(out: str, key: str, count: int) -> tuple[str, ...]:
 
 
 def search(order: Order, out: Path) -> Found:
-    """The products that inputs hold, none of them in `out`, the archive's folder. Raises CubeFileError where nothing can be found at all."""
+    """The products that inputs hold, none of them in `out`, the archive's folder.
+
+    Raises:
+        CubeFileError: nothing can be found at all.
+    """
     from runtime.products.searching import found_in
 
     return found_in([Path(path) for path in order.inputs], outside=order.outside, out=out)

@@ -51,7 +51,8 @@ class Found:
 def found_in(paths: Sequence[Path], *, outside: bool = False, out: Path | None = None) -> Found:
     """All products at or below `paths`: products, folders and STAC files.
 
-    Folders are searched, those behind links, hidden ones and archives of restored products not; one that is a product itself is not searched further.
+    Folders are searched, those behind links, hidden ones and archives of restored products not; one that is a product
+    itself is not searched further.
     What is no product in a folder is left out without a word, but not what claims to be one by its suffix or its first
     bytes: it is among the products, and fails when it is opened.
 

@@ -8,6 +8,7 @@ import resource
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -200,3 +201,49 @@ def test_what_the_disk_does_not_take_is_no_fault_of_the_product(scene: Path, tmp
         # A TIFF's library does not tell that more space would not help.
         assert told["retry"] == (kind == "cog") and not list(tmp_path.iterdir())
         assert do(task, opened)["state"] == "done"
+
+
+def test_outputs_are_read_back_as_their_inputs_were_read(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    turned = Path("turned")
+    turned.mkdir()
+    np.save(turned / "a.npy", np.load("in/a.npy").transpose(2, 0, 1))
+    with h5py.File(turned / "b.nc", "w") as file:
+        for name in ("one", "two"):
+            made = file.create_dataset(name, data=np.load("in/a.npy").transpose(2, 0, 1))
+            made.attrs["long_name"] = "reflectance"
+    for product, kind, *said in (
+        ("a.npy", "like"), ("a.npy", "zarr"), ("b.nc", "like", "--key", "/two"), ("b.nc", "envi", "--key", "/two"),
+    ):  # fmt: skip
+        said = ["--layout", "bands,lines,samples", *said]
+        out = f"back-{product}-{kind}"
+        ran = invoke(capsys, "archive", "run", "bundle", turned / product, "--out", out, "--format", kind, *said)
+        assert ran.code == 0, ran.err
+        read = invoke(capsys, "archive", "verify", out, "--json")
+        assert read.code == 0 and read.json["verified"] == 1, read.err
+        assert invoke(capsys, "archive", "report", out, "--quicklooks", "1", "--json").json["quicklooks"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "gone", "ledger"),
+    [("like", "a_restored_quality.npy", True), ("envi", "a_restored_quality.img", False),
+     ("cog", "a_restored_quality.tif", False)],
+)  # fmt: skip
+def test_a_side_file_that_is_gone_is_told_and_made_again(
+    capsys: Capsys, scene: Path, tmp_path: Path, kind: str, gone: str, ledger: bool
+) -> None:
+    out = tmp_path / "out"
+    given = ("archive", "run", scene / "bundle", scene / "in" / "a.npy", "--out", out, "--format", kind, "--json")
+    assert invoke(capsys, *given).json["products"]["done"] == 1
+    if not ledger:
+        for file in (out / FOLDER).glob("ledger*"):
+            file.unlink()
+        assert invoke(capsys, *given).json["products"]["present"] == 1
+    before = (out / gone).read_bytes()
+    (out / gone).unlink()
+    wrong = invoke(capsys, "archive", "verify", out, "--json")
+    assert wrong.code == 1 and gone in wrong.json["wrong"][0]
+    assert invoke(capsys, *given).json["products"]["done"] == 1
+    assert (out / gone).read_bytes() == before and invoke(capsys, "archive", "verify", out).code == 0
