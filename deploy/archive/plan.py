@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -15,6 +15,7 @@ from runtime.files.disk import available_memory
 from runtime.machine import available_cores
 from runtime.products.naming import RESTORED
 from runtime.products.provenance import lacking
+from runtime.products.stac import Asked
 
 from .apart import each
 from .ledger import Row, State
@@ -35,6 +36,8 @@ class Found(Protocol):
     def products(self) -> Sequence[Path]: ...
     @property
     def refused(self) -> Sequence[tuple[Path, DeployError]]: ...
+    @property
+    def asked(self) -> Mapping[Path, Asked]: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def plan_of(
         if row is not None and row.asked == asked and (same := _as_before(row, out, order, again)):
             rows[path] = same
         else:
-            looks.append(Look(path, str(out / _folder(path, order.inputs)), order))
+            looks.append(Look(path, str(out / _folder(path, order.inputs)), order, found.asked.get(Path(path))))
             rows[path] = Row(path)
     if looks:
         for number, (item, record) in enumerate(each(look, looks, memory=LOOKING), 1):

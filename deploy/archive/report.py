@@ -144,6 +144,7 @@ def _why(row: Row) -> tuple[str, str]:
 
 
 def _doubts(row: Row) -> Iterable[str]:
+    yield from row.notes
     result = row.result or {}
     for name in ("suspect", "passed", "doubts"):
         yield from map(str, result.get(name) or ())

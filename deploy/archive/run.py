@@ -180,6 +180,9 @@ def _say(plan: Plan, room: Room | None, means: Means) -> None:
         f"products    {counted['planned']}: {counted['left']} to restore, {counted['present']} present, "
         f"{counted['refused'] + counted['quarantined'] + counted['failed']} refused"
     )
+    for row in plan.rows:
+        for note in row.notes:
+            console.warn(f"{row.path}: {note}")
     if room is not None:
         console.say(f"workers     {room.workers} on this computer, {room.memory / 2**30:.2f} GiB each")
     elif means.scheduler is not None:

@@ -26,6 +26,8 @@ from runtime.products import open_cube
 from runtime.products.contract import Reading
 from runtime.products.naming import restored_name
 from runtime.products.provenance import lacking, provenance_of
+from runtime.products.stac import Asked as StacAsked
+from runtime.products.stac import differences
 from runtime.restore_parts import join_parts, restore_part
 from runtime.restore_product import Ways, digest_of, judged, key_of, planned, refuse_unfit, restore_product
 
@@ -79,11 +81,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Look:
-    """What a planner is given: a product, the folder of its restoration, how."""
+    """What a planner is given: a product, the folder of its restoration, how, and what a STAC item says of it."""
 
     path: str
     folder: str
     order: Order
+    item: StacAsked | None = None
 
 
 def ways_of(order: Order) -> Ways:
@@ -116,6 +119,8 @@ def looked_at(look: Look) -> Record:
             described = reader.description
             refuse_unfit(manifest, described)
             peak = planned(manifest, reader, ways)
+        if look.item is not None:
+            told["notes"] = (*look.item.notes, *differences(look.item.item, described))
         told |= {"stamp": stamp_of(described.files), "format": described.format, "shape": described.shape}
         out = Path(look.folder, restored_name(described, look.order.kind))
         told |= {"key": key_of(described, look.order.seal, ways), "out": str(out)}

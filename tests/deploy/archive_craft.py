@@ -10,7 +10,8 @@ import errno
 import os
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from deploy.archive.order import Order
 from deploy.archive.work import Look, Record, Task, of_error, of_output, stamp_of
 from runtime.durable import replacing
 from runtime.errors import CubeFileError
+from runtime.products.stac import Asked
 
 if TYPE_CHECKING:
     from deploy.archive.run import Craft
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 class Found:
     products: tuple[Path, ...]
     refused: tuple[tuple[Path, CubeFileError], ...] = ()
+    asked: Mapping[Path, Asked] = field(default_factory=dict)
 
 
 def order(*inputs: Path, replace: bool = False) -> Order:

@@ -247,3 +247,23 @@ def test_a_side_file_that_is_gone_is_told_and_made_again(
     assert wrong.code == 1 and gone in wrong.json["wrong"][0]
     assert invoke(capsys, *given).json["products"]["done"] == 1
     assert (out / gone).read_bytes() == before and invoke(capsys, "archive", "verify", out).code == 0
+
+
+def test_where_an_item_and_its_file_differ_is_told(
+    capsys: Capsys, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.load(scene / "in" / "a.npy"))
+    item = {
+        "type": "Feature", "stac_version": "1.1.0", "id": "one",
+        "assets": {"a": {"href": "a.npy", "roles": ["data"], "proj:shape": [20, 25], "bands": 3}},
+    }  # fmt: skip
+    Path("item.json").write_text(json.dumps(item))
+    notes = ["bands is no list of bands", "the item says 20 x 25 lines x samples, the file has 20 x 24"]
+    given = (scene / "bundle", "item.json", "--out", "out", "--json")
+    planned = invoke(capsys, "archive", "plan", *given)
+    assert [note.partition(":")[0] for note in planned.json["plan"][0]["notes"]] == notes
+    ended = invoke(capsys, "archive", "run", *given)
+    assert ended.code == 0 and all(note in ended.err and note in planned.err for note in notes)
+    assert invoke(capsys, "archive", "report", "out").code == 0
+    assert all(note in Path("out/report.html").read_text() for note in notes)
