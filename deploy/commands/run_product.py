@@ -30,6 +30,8 @@ IN_MEMORY = ("envi", "array", "pictures", "geotiff")
 def is_product(bundle: Path, cube: Path, out: Path, how: How) -> bool:
     """Whether a file or folder is restored line by line: it is asked for, no other way reads it, or it is too large."""
     if not cube.exists():
+        if how.by_lines:
+            raise InputError("no such file or folder", file=cube, remedy="check the path")
         return False
     found = format_of(cube)
     if found is None:
@@ -40,10 +42,12 @@ def is_product(bundle: Path, cube: Path, out: Path, how: How) -> bool:
         return False
     if found.name in ("pictures", "geotiff"):
         return not is_picture(cube)
-    if how.metrics == "scene":
-        return False
     with open_cube(cube, Reading(how.layout, how.key)) as reader:
         described = reader.description
+    if described.quantity == "radiance":
+        return True
+    if how.metrics == "scene":
+        return False
     if out.suffix.lower() in (".tif", ".tiff") and described.shape[0] > MOST_OF_A_PICTURE:
         return True
     needed = ENGINE_BYTES + (ELEMENT_BYTES + 2 * described.dtype.itemsize) * prod(described.shape)
@@ -82,7 +86,7 @@ def run_product(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]
     reading = Reading(how.layout, how.key, how.missing_chunks or "refuse")
     with open_cube(cube, reading) as reader:
         described = reader.description
-        kind = kind_of(out, described, how.format)
+        kind = kind_of(out, described, how.format, ortho=how.ortho)
         ways = Ways(
             reading, how.asked, kind, how.metrics or "frame", how.ortho, how.clip, how.unit, how.prompt, how.engine
         )

@@ -175,6 +175,11 @@ class Copy:
             self._leave(path, why)
             return None
         made.set_obj_track_times(False)
+        # HDF5 2.0 keeps where the source's values lie, and takes that for a place in the new file.
+        if (layout := made.get_layout()) == h5d.CHUNKED:
+            made.set_chunk(made.get_chunk())
+        else:
+            made.set_layout(layout)
         return h5d.create(new, name, self._type(found.get_type()), found.get_space(), made)
 
     def _leave(self, path: bytes, why: str) -> None:

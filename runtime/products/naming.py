@@ -37,13 +37,14 @@ def restored_name(description: Description, kind: str) -> str:
     return f"{stem}{RESTORED}{suffix}"
 
 
-def kind_of(out: Path, description: Description, asked: str | None = None) -> str:
+def kind_of(out: Path, description: Description, asked: str | None = None, *, ortho: bool = False) -> str:
     """The format of `WRITERS` that a name asks for, `like` where it is that of its source.
 
     Args:
         out: file or folder that is going to be written.
         description: of the source.
         asked: what somebody says it is.
+        ortho: it is put on a map, which is never like the source.
 
     Raises:
         CubeFileError: the name has the suffix of another format, or of none.
@@ -54,7 +55,7 @@ def kind_of(out: Path, description: Description, asked: str | None = None) -> st
     # A folder may have any name but that of a file.
     fits = [kind for kind, of in known.items() if of == suffix or (not of and suffix not in known.values())]
     if asked in fits or (asked is None and fits):
-        return asked or fits[0]
+        return asked or fits[-1 if ortho else 0]
     said = f"is no name of what --format {asked} writes" if asked else "is not a format products are written in"
     of = {known[asked]} if asked else set(known.values())
     remedy = (

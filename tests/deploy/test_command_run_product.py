@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,89 @@ def test_every_format_holds_the_same_values_and_wavelengths(
     assert how is not None and how["options"] == {"kind": kind}
 
 
+def test_what_was_restored_is_restored_again_like_itself(capsys: Capsys, doubling: Path) -> None:
+    path, _ = product()
+    assert invoke(capsys, "run", doubling, path, "--out", "once.nc").code == 0
+    done = invoke(capsys, "run", doubling, "once.nc", "--out", "twice.nc")
+    assert done.code == 0, done.err
+
+
+def test_a_name_says_the_format_or_is_refused(capsys: Capsys, doubling: Path) -> None:
+    path, _ = product()
+    for out in ("o.npy", "o.png", "o", "o.foo"):
+        assert_failed(invoke(capsys, "run", doubling, path, "--out", out), 2, out, "--out", ".img, .nc, .tif, .zarr")
+    assert_failed(invoke(capsys, "run", doubling, path, "--out", "o.nc", "--format", "cog"), 2, "o.nc", ".tif")
+    write_cube("scene.hdr", scene())
+    assert invoke(capsys, "run", doubling, "scene.hdr", "--out", "o.nc").code == 0
+    assert invoke(capsys, "run", doubling, "scene.hdr", "--out", "o.tif").code == 0
+
+
+def test_what_lies_beside_an_output_is_not_replaced_unasked(capsys: Capsys, doubling: Path) -> None:
+    path, _ = product()
+    Path("o_quality.tif").write_text("mine")
+    assert_failed(invoke(capsys, "run", doubling, path, "--out", "o.tif"), 2, "o_quality.tif", "--replace")
+    assert Path("o_quality.tif").read_text() == "mine"
+
+
+def test_what_means_nothing_to_a_format_is_refused(capsys: Capsys, doubling: Path) -> None:
+    path, _ = product()
+    for flags in (("--layout", "bands,lines,samples"), ("--missing-chunks", "fill")):
+        assert_failed(invoke(capsys, "run", doubling, path, "--out", "o.nc", *flags), 2, flags[0], "leave it out")
+
+
+def test_one_mark_stands_for_all_that_is_missing_in_another_format(capsys: Capsys, doubling: Path) -> None:
+    cube = np.rint(scene() * 10000).astype("i2")
+    cube[:, 3:5, 2:6], cube[:, 20:22, 9:14] = -9999, -32768
+    cube[5] = np.where(cube[5] < 2000, 0, 3)
+    write_cube(
+        "s.hdr",
+        cube,
+        fields={"data ignore value": "-9999", "reflectance scale factor": "10000", "bbl": "{1,1,1,1,1,0,1}"},
+    )
+    assert invoke(capsys, "run", doubling, "s.hdr", "--out", "o.tif").code == 0
+    with rasterio.open("o.tif") as image:
+        made = image.read()
+        assert image.nodata == -9999
+    gone = np.isin(cube[0], (-9999, -32768))
+    assert (made[np.arange(BANDS) != 5][:, gone] == -9999).all()
+    assert (made[5][cube[5] >= 0] == cube[5][cube[5] >= 0]).all()
+
+
+def test_float_output_keeps_marks_where_no_frame_was_restored(capsys: Capsys, doubling: Path) -> None:
+    cube = np.rint(scene() * 10000).astype("i2")
+    cube[:, :24] = -9999
+    write_cube("s.hdr", cube, fields={"data ignore value": "-9999", "reflectance scale factor": "10000"})
+    flags = ("--metrics", "frame", "--output-type", "float32")
+    assert invoke(capsys, "run", doubling, "s.hdr", "--out", "o.hdr", *flags).code == 0
+    made = read_cube("o.hdr").cube
+    assert (made[:, :24] == -9999).all() and (np.abs(made[:, 24:]) < 2).all()
+
+
+def test_nan_that_somebody_calls_missing_is_written_and_told(capsys: Capsys, doubling: Path) -> None:
+    cube = scene()
+    cube[:, 3:5, 2:6] = np.nan
+    path = emit(Path("EMIT_L2A_RFL_001_20240101T000000_1_001.nc"), cube)
+    done = invoke(capsys, "run", doubling, path, "--out", "o.nc", "--ignore-value", "nan", "--json")
+    assert done.code == 0 and done.json["missing"] == 8, done.err
+    how = provenance_of(Path("o.nc"))
+    assert how is not None and how["options"] == {"marks": ["nan"]}
+
+
+def test_a_copied_or_touched_input_gives_the_same_bytes(capsys: Capsys, doubling: Path) -> None:
+    path, _ = product()
+    first = invoke(capsys, "run", doubling, path, "--out", "a.nc", "--json").json["sha256"]
+    os.utime(path, (1, 1))
+    assert invoke(capsys, "run", doubling, path, "--out", "b.nc", "--json").json["sha256"] == first
+
+
 def test_on_a_map_it_is_put_after_it_was_restored(capsys: Capsys, doubling: Path) -> None:
     path, cube = product()
-    assert_failed(invoke(capsys, "run", doubling, path, "--out", "o.nc", "--ortho"), 2, "--ortho", "--format cog")
+    assert_failed(
+        invoke(capsys, "run", doubling, path, "--out", "o.nc", "--ortho", "--format", "like"),
+        2,
+        "--ortho",
+        "--format cog",
+    )
     assert invoke(capsys, "run", doubling, path, "--out", "o.tif", "--ortho").code == 0
     with rasterio.open("o.tif") as image:
         made = image.read()
