@@ -92,7 +92,9 @@ def plan_of(
         if row is not None and row.asked == asked and (same := _as_before(row, out, order, again)):
             rows[path] = same
         else:
-            looks.append(Look(path, str(out / _folder(path, order.inputs)), order, found.asked.get(Path(path))))
+            looks.append(
+                Look(path, str(out / _folder(path, order.inputs)), order, found.asked.get(Path(path)), _changed(row))
+            )
             rows[path] = Row(path)
     if looks:
         for number, (item, record) in enumerate(each(look, looks, memory=LOOKING), 1):
@@ -109,10 +111,7 @@ def plan_of(
 
 def _as_before(row: Row, out: Path, order: Order, again: bool) -> Row | None:
     """What is known of a product that has not changed; None where it has, or must be looked at again."""
-    try:
-        if not row.stamp or stamp_of(tuple(Path(file) for file, _, _ in row.stamp)) != row.stamp:
-            return None
-    except OSError:
+    if not row.stamp or _changed(row):
         return None
     if row.state in ("refused", "quarantined"):
         return None if again else replace(row, current=True)
@@ -125,6 +124,16 @@ def _as_before(row: Row, out: Path, order: Order, again: bool) -> Row | None:
         if row.state in ("done", "present") and of_output(place) == {"size": row.size, "changed": row.changed}:
             return replace(row, state="present", current=True)
     return None
+
+
+def _changed(row: Row | None) -> bool:
+    """Whether a product's files are others than the ledger knows."""
+    if row is None or not row.stamp:
+        return False
+    try:
+        return stamp_of(tuple(Path(file) for file, _, _ in row.stamp)) != row.stamp
+    except OSError:
+        return True
 
 
 def _folder(path: str, inputs: Sequence[str]) -> Path:

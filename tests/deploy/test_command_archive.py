@@ -267,3 +267,30 @@ def test_where_an_item_and_its_file_differ_is_told(
     assert ended.code == 0 and all(note in ended.err and note in planned.err for note in notes)
     assert invoke(capsys, "archive", "report", "out").code == 0
     assert all(note in Path("out/report.html").read_text() for note in notes)
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+def test_an_input_that_was_touched_is_known_by_its_bytes(
+    capsys: Capsys, scene: Path, tmp_path: Path, ledger: bool
+) -> None:
+    path, out = tmp_path / "a.npy", tmp_path / "out"
+    cube = np.load(scene / "in" / "a.npy")
+    np.save(path, cube)
+    given = ("archive", "run", scene / "bundle", path, "--out", out, "--json")
+
+    def run(*flags: str, later: int) -> dict[str, int]:
+        # By so many hours.
+        time_ns = path.stat().st_mtime_ns + later * 3600 * 10**9
+        os.utime(path, ns=(time_ns, time_ns))
+        if not ledger:
+            for file in (out / FOLDER).glob("ledger*"):
+                file.unlink()
+        products: dict[str, int] = invoke(capsys, *given, *flags).json["products"]
+        return {name: count for name, count in products.items() if count and name != "planned"}
+
+    assert run(later=-1) == {"done": 1}
+    assert run(later=3) == {"present": 1}
+    np.save(path, cube[::-1])
+    assert run(later=3) == {"refused": 1}
+    assert run("--replace", later=0) == {"done": 1}
+    np.testing.assert_array_equal(np.load(out / "a_restored.npy"), 2 * cube[::-1])
