@@ -1,7 +1,7 @@
 """Products that say what becomes of them, so that drivers are tried with real workers and no network.
 
 A product is a file `NAME.job` of one line: `write SECONDS`, `refuse`, `shake TIMES` (the disk fails so often), `die`,
-`die TIMES` or `bug`. Its restoration is `NAME.out`. Each beginning is noted in `NAME.begun`, a line each.
+`die TIMES` or `bug`. Its restoration is `NAME.npz`, of text. Each beginning is noted in `NAME.begun`, a line each.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def look(look: Look) -> Record:
     told = path.read_text().split()
     if told[0] == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
-    out = Path(look.folder, path.stem + ".out")
+    out = Path(look.folder, path.stem + ".npz")
     record: Record = {
         "state": "planned", "stamp": stamp_of((path,)), "format": "job", "shape": (1, 10, 10), "bytes": 100,
         "peak": int(told[1]) if told[0] == "large" else 1 << 20, "key": path.name.encode().hex(),
