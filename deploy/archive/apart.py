@@ -1,10 +1,10 @@
 """Functions of strangers' files, called in processes of their own: one that ends its process ends nothing else."""
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -38,25 +38,27 @@ def each(function: Callable[[Item], Made], items: Sequence[Item], *, memory: int
     """
     # A process takes a second to begin.
     processes = max(1, min(MOST, available_cores(), len(items) // 4))
-    waiting = iter(items)
+    waiting = deque(items)
     again: list[Item] = []
     while True:
         flying: dict[Future[Made], Item] = {}
         pool = _pool(processes, memory)
         try:
             while True:
-                for item in islice(waiting, processes * WINDOW - len(flying)):
-                    flying[pool.submit(function, item)] = item
+                while waiting and len(flying) < processes * WINDOW:
+                    # Taken off once it is in flight: a pool that broke meanwhile takes nothing.
+                    future = pool.submit(function, waiting[0])
+                    flying[future] = waiting.popleft()
                 if not flying:
                     break
-                for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                    made = future.result()
-                    yield flying.pop(future), made
+                for ended in wait(flying, return_when=FIRST_COMPLETED).done:
+                    made = ended.result()
+                    yield flying.pop(ended), made
         except BrokenProcessPool:
             again = list(flying.values())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-        if not again:
+        if not again and not waiting:
             return
         # One of them did it; nobody knows which.
         yield from _alone(function, again, memory)

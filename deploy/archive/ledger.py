@@ -23,13 +23,13 @@ from .. import console
 State = Literal["planned", "running", "done", "present", "refused", "failed", "quarantined"]
 ENDS: tuple[State, ...] = ("done", "present", "refused", "failed", "quarantined")
 LEDGER = "ledger.sqlite"
-VERSION = 1
+VERSION = 2
 SCHEMA = """
 create table if not exists products (
     path text primary key, state text not null, current integer not null,
     asked text, stamp text, key text, out text, format text, shape text, bytes integer, peak integer,
     attempts integer not null default 0, deaths integer not null default 0, worker text, seconds real, ended real,
-    size integer, changed integer, result text, error text, line text
+    size integer, changed integer, result text, error text, line text, notes text
 ) without rowid
 """
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "lustre", "beegfs", "ceph"}
@@ -50,6 +50,7 @@ class Row:
         worker, seconds: who restored it, and how long that took. ended: when, Unix time.
         size, changed: bytes and time (ns) of the output's first file, by which it is known again without being opened.
         result: what was told of the restoration.
+        notes: where the STAC item that names it says something else than its file.
         error, line: what went wrong, as `DeployError.as_json`, and in one line.
     """
 
@@ -74,10 +75,11 @@ class Row:
     result: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
     line: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 COLUMNS = tuple(Row.__dataclass_fields__)
-JSON = ("stamp", "shape", "result", "error")
+JSON = ("stamp", "shape", "result", "error", "notes")
 
 
 class Ledger:
@@ -216,6 +218,7 @@ def _row(values: tuple[Any, ...]) -> Row:
         told[name] = None if told[name] is None else json.loads(told[name])
     told["current"] = bool(told["current"])
     told["shape"] = told["shape"] and tuple(told["shape"])
+    told["notes"] = tuple(told["notes"] or ())
     told["stamp"] = tuple(map(tuple, told["stamp"] or ()))
     return Row(**told)
 

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.durable import write_bytes
 from runtime.errors import InputError
+from runtime.products.contract import PROVENANCE
 from runtime.untrusted import TooLargeError, read_untrusted
 
-FOLDER = ".damp_deploy"
+FOLDER = f".{PROVENANCE}"
 """Of an archive: what is known of it lies here; outputs lie beside."""
 ORDER = "archive.json"
 LARGEST = 64 << 20
@@ -30,7 +31,8 @@ class Order(BaseModel):
         engine, prompt: of the bundle.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no number that is none: as text.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     version: Literal[1] = 1
     bundle: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -13,6 +13,9 @@ from typing import Protocol
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.files.disk import available_memory
 from runtime.machine import available_cores
+from runtime.products.naming import RESTORED
+from runtime.products.provenance import lacking
+from runtime.products.stac import Asked
 
 from .apart import each
 from .ledger import Row, State
@@ -33,6 +36,8 @@ class Found(Protocol):
     def products(self) -> Sequence[Path]: ...
     @property
     def refused(self) -> Sequence[tuple[Path, DeployError]]: ...
+    @property
+    def asked(self) -> Mapping[Path, Asked]: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,9 @@ def plan_of(
         if row is not None and row.asked == asked and (same := _as_before(row, out, order, again)):
             rows[path] = same
         else:
-            looks.append(Look(path, str(out / _folder(path, order.inputs)), order))
+            looks.append(
+                Look(path, str(out / _folder(path, order.inputs)), order, found.asked.get(Path(path)), _changed(row))
+            )
             rows[path] = Row(path)
     if looks:
         for number, (item, record) in enumerate(each(look, looks, memory=LOOKING), 1):
@@ -104,22 +111,29 @@ def plan_of(
 
 def _as_before(row: Row, out: Path, order: Order, again: bool) -> Row | None:
     """What is known of a product that has not changed; None where it has, or must be looked at again."""
-    try:
-        if not row.stamp or stamp_of(tuple(Path(file) for file, _, _ in row.stamp)) != row.stamp:
-            return None
-    except OSError:
+    if not row.stamp or _changed(row):
         return None
     if row.state in ("refused", "quarantined"):
         return None if again else replace(row, current=True)
     if row.out is None or row.key is None or order.split:
         return None
     place = out / row.out
-    if not os.path.lexists(place):
+    if not os.path.lexists(place) or (row.state in ("done", "present") and lacking(place)):
         return replace(row, state="planned", current=True, error=None, line=None, result=None, attempts=0, deaths=0)
     with suppress(OSError):
         if row.state in ("done", "present") and of_output(place) == {"size": row.size, "changed": row.changed}:
             return replace(row, state="present", current=True)
     return None
+
+
+def _changed(row: Row | None) -> bool:
+    """Whether a product's files are others than the ledger knows."""
+    if row is None or not row.stamp:
+        return False
+    try:
+        return stamp_of(tuple(Path(file) for file, _, _ in row.stamp)) != row.stamp
+    except OSError:
+        return True
 
 
 def _folder(path: str, inputs: Sequence[str]) -> Path:
@@ -158,18 +172,31 @@ def _stamp_or_none(path: str) -> tuple[tuple[str, int, int], ...]:
 
 def _without_twins(rows: Iterable[Row]) -> Iterable[Row]:
     """Refuse what would be written where another product is."""
+    rows = list(rows)
     taken: dict[str, str] = {}
+    # What is there already stays.
+    for state in ("present", "planned"):
+        for row in rows:
+            if row.state == state and row.out is not None:
+                taken.setdefault(_claim(row.out), row.path)
     for row in rows:
         if row.state in ("planned", "present") and row.out is not None:
-            other = taken.setdefault(row.out, row.path)
+            other = taken[_claim(row.out)]
             if other != row.path:
                 error = InputError(
-                    f"would become the same file as {other}", file=row.path, key="--out", value=row.out,
+                    f"would become files of the same names as {other}", file=row.path, key="--out", value=row.out,
                     remedy="restore it into another archive, or rename one",
                 )  # fmt: skip
                 # What it would be is not known again: the other one may be gone the next time.
                 row = replace(row, state="refused", out=None, stamp=(), error=error.as_json(), line=error.one_line())
         yield row
+
+
+def _claim(out: str) -> str:
+    """What no other output's name may begin with: side files, such as the quality, have it in theirs."""
+    place = Path(out)
+    stem, restored, _ = place.name.rpartition(RESTORED)
+    return str(place.with_name(stem + restored if stem else place.name))
 
 
 def _product(row: Row, out: Path, order: Order, cuts: tuple[tuple[int, int], ...]) -> Product:

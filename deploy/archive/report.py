@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from runtime.durable import write_bytes
 from runtime.errors import printable
 from runtime.products import open_cube
-from runtime.products.contract import CubeReader
+from runtime.products.contract import CubeReader, Reading
 from runtime.sinks.quicklook import RESTORED, SHARES, render
 from runtime.untrusted import TooLargeError, read_untrusted
 
@@ -26,6 +27,7 @@ from .ledger import Ledger, Row, totals
 from .order import FOLDER, Order, kept
 from .plan import LOOKING
 from .watch import EVENTS
+from .work import reading_back
 
 PAGE = "report.html"
 SLOWEST, MOST_ROWS, SIDE = 20, 2000, 256
@@ -54,7 +56,9 @@ def report_archive(out: Path, page: Path | None, quicklooks: int) -> dict[str, A
     page = page or out / PAGE
     restored = [row for row in rows if row.state in ("done", "present") and row.out is not None]
     chosen = [restored[i] for i in np.linspace(0, len(restored) - 1, min(quicklooks, len(restored))).astype(int)]
-    made = each(quicklook, [str(out / str(r.out)) for r in chosen], memory=LOOKING)
+    made = each(
+        partial(quicklook, reading=reading_back(order)), [str(out / str(r.out)) for r in chosen], memory=LOOKING
+    )
     pictures = sorted((path, png) for path, png in made if png) if chosen else []
     write_bytes(page, page_of(order, rows, pictures, dashboard_of(out)).encode())
     return {"page": str(page), "products": totals(row.state for row in rows), "quicklooks": len(pictures)}
@@ -140,6 +144,7 @@ def _why(row: Row) -> tuple[str, str]:
 
 
 def _doubts(row: Row) -> Iterable[str]:
+    yield from row.notes
     result = row.result or {}
     for name in ("suspect", "passed", "doubts"):
         yield from map(str, result.get(name) or ())
@@ -188,10 +193,10 @@ class _Thinning:
     bands: tuple[int, ...]
 
 
-def quicklook(path: str) -> bytes:
+def quicklook(path: str, reading: Reading) -> bytes:
     """A PNG of an output, every so many lines and samples; nothing where it cannot be read."""
     try:
-        with open_cube(path) as reader:
+        with open_cube(path, reading) as reader:
             thin = _thinning(reader)
             lines = reader.description.shape[1]
             rows = [

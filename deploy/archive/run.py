@@ -75,7 +75,7 @@ class Craft:
     """What is done with products: `search` finds them, `look` plans one, `job` restores it in a worker that `plugin`
     made ready, given the memory that a product may take there."""
 
-    search: Callable[[Order], Found]
+    search: Callable[[Order, Path], Found]
     look: Callable[[Look], Record]
     job: Callable[[Task], Record]
     plugin: Callable[[int | None, int | None], WorkerPlugin] | None
@@ -104,7 +104,7 @@ def run_archive(
     began, craft = time.monotonic(), craft or craft_of(order)
     security = security_of(means.scheduler, means.tls, insecure=means.insecure) if means.scheduler else None
     _make_folders(out)
-    stop, found = Stop(), craft.search(order)
+    stop, found = Stop(), craft.search(order, out)
     with alone(out), Ledger(out / FOLDER) as ledger, stop.heard():
         watch = Watch(out / FOLDER)
         watch.event("started", bundle=order.bundle, inputs=order.inputs[:LISTED], seal=order.seal)
@@ -180,6 +180,9 @@ def _say(plan: Plan, room: Room | None, means: Means) -> None:
         f"products    {counted['planned']}: {counted['left']} to restore, {counted['present']} present, "
         f"{counted['refused'] + counted['quarantined'] + counted['failed']} refused"
     )
+    for row in plan.rows:
+        for note in row.notes:
+            console.warn(f"{row.path}: {note}")
     if room is not None:
         console.say(f"workers     {room.workers} on this computer, {room.memory / 2**30:.2f} GiB each")
     elif means.scheduler is not None:

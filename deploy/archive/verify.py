@@ -10,14 +10,16 @@ from typing import Any
 
 from runtime.errors import GateError
 from runtime.products import open_cube
+from runtime.products.contract import Reading
+from runtime.products.provenance import lacking
 from runtime.restore_product import digest_of
 
 from .. import console
 from .apart import each
 from .ledger import Ledger, Row
-from .order import FOLDER, kept
+from .order import FOLDER, Order, kept
 from .plan import LOOKING
-from .work import made_with, of_error
+from .work import made_with, of_error, reading_back
 
 LISTED = 100
 
@@ -31,6 +33,7 @@ class Claim:
     shape: tuple[int, ...] | None
     files: tuple[str, ...]
     sha256: str | None
+    reading: Reading
 
 
 def verify_archive(out: Path) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def verify_archive(out: Path) -> dict[str, Any]:
     order = kept(out)
     with Ledger(out / FOLDER) as ledger:
         rows = [row for row in ledger.rows(current=True) if row.state in ("done", "present") and row.out is not None]
-    claims = [_claim(row, out, ortho=order.ortho) for row in rows]
+    claims = [_claim(row, out, order) for row in rows]
     wrong, unknown = list[str](), sum(claim.sha256 is None for claim in claims)
     with console.progress("reading back") as moved:
         answers = each(verified, claims, memory=LOOKING)
@@ -67,13 +70,13 @@ def verify_archive(out: Path) -> dict[str, Any]:
     return told
 
 
-def _claim(row: Row, out: Path, *, ortho: bool) -> Claim:
+def _claim(row: Row, out: Path, order: Order) -> Claim:
     assert row.out is not None and row.key is not None, "it was restored"
     result = row.result or {}
     place = out / row.out
     files = tuple(str(place.parent / name) for name in result.get("files", ()))
-    shape = None if ortho or row.shape is None else row.shape
-    return Claim(str(place), row.key, shape, files, result.get("sha256"))
+    shape = None if order.ortho or row.shape is None else row.shape
+    return Claim(str(place), row.key, shape, files, result.get("sha256"), reading_back(order))
 
 
 def verified(claim: Claim) -> str:
@@ -86,7 +89,9 @@ def verified(claim: Claim) -> str:
             return "other bytes than were written"
         if made_with(out, claim.key) is None:
             return "its provenance is gone, or another's"
-        with open_cube(out) as reader:
+        if gone := lacking(out):
+            return f"{gone[0].name} is gone"
+        with open_cube(out, claim.reading) as reader:
             shape = reader.description.shape
             if claim.shape is not None and shape != claim.shape:
                 return f"is of the shape {shape}, not {claim.shape}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -23,11 +24,22 @@ from runtime.errors import DeployError, InputError, MachineError
 from runtime.manifest import Manifest
 from runtime.meaning import Asked
 from runtime.products import open_cube
-from runtime.products.contract import Reading
+from runtime.products.contract import Description, Reading
 from runtime.products.naming import restored_name
-from runtime.products.provenance import provenance_of
+from runtime.products.provenance import lacking, provenance_of
+from runtime.products.stac import Asked as StacAsked
+from runtime.products.stac import differences
 from runtime.restore_parts import join_parts, restore_part
-from runtime.restore_product import Ways, digest_of, judged, key_of, planned, refuse_unfit, restore_product
+from runtime.restore_product import (
+    Ways,
+    digest_of,
+    input_digest,
+    judged,
+    key_of,
+    planned,
+    refuse_unfit,
+    restore_product,
+)
 
 if TYPE_CHECKING:
     from runtime.products.searching import Found
@@ -79,11 +91,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Look:
-    """What a planner is given: a product, the folder of its restoration, how."""
+    """What a planner is given: a product, the folder of its restoration, how.
+
+    Attributes:
+        item: what a STAC item says of it. changed: its files are not those that the ledger knows, or were touched.
+    """
 
     path: str
     folder: str
     order: Order
+    item: StacAsked | None = None
+    changed: bool = False
 
 
 def ways_of(order: Order) -> Ways:
@@ -100,6 +118,11 @@ def ways_of(order: Order) -> Ways:
     )
 
 
+def reading_back(order: Order) -> Reading:
+    """How outputs are opened: those like their inputs need what was said of these; others say all themselves."""
+    return ways_of(order).reading if order.kind == "like" else Reading()
+
+
 def looked_at(look: Look) -> Record:
     """What is known of a product without its pixels; `state` is planned, present, refused or failed."""
     path, ways = Path(look.path), ways_of(look.order)
@@ -111,6 +134,8 @@ def looked_at(look: Look) -> Record:
             described = reader.description
             refuse_unfit(manifest, described)
             peak = planned(manifest, reader, ways)
+        if look.item is not None:
+            told["notes"] = (*look.item.notes, *differences(look.item.item, described))
         told |= {"stamp": stamp_of(described.files), "format": described.format, "shape": described.shape}
         out = Path(look.folder, restored_name(described, look.order.kind))
         told |= {"key": key_of(described, look.order.seal, ways), "out": str(out)}
@@ -118,9 +143,12 @@ def looked_at(look: Look) -> Record:
         told |= {"peak": peak, "state": "planned"}
         told["cuts"] = parts_of(described.shape[1], manifest) if look.order.split else []
         if os.path.lexists(out):
-            if (made := made_with(out, told["key"])) is not None:
+            # Whoever lost the ledger, too, sees that an input is newer.
+            changed = look.changed or max(time_ for _, _, time_ in told["stamp"]) > of_output(out)["changed"]
+            made = made_with(out, told["key"], described if changed else None)
+            if made is not None and not lacking(out):
                 return {**told, **made, "state": "present"}
-            if not look.order.replace:
+            if made is None and not look.order.replace:
                 # Of the output's making, not of the product's: it is looked at again the next time.
                 del told["stamp"]
                 remedy = "give another --out, or --replace to put this one in its place"
@@ -135,11 +163,22 @@ def _manifest(bundle: str) -> Manifest:
     return read_manifest(Path(bundle))
 
 
-def made_with(out: Path, key: str) -> Record | None:
-    """What an output tells of its restoration, where it is there, whole, and was made with that key; else None."""
+def made_with(out: Path, key: str, source: Description | None = None) -> Record | None:
+    """What an output tells of its restoration, where it is there and was made with that key; else None.
+
+    Args:
+        source: whose bytes must be those that it was made from; they are all read.
+
+    Raises:
+        CubeFileError: they cannot be read.
+    """
     told = provenance_of(out)
     if told is None or told.get("key") != key:
         return None
+    if source is not None:
+        made_from = told.get("input")
+        if not isinstance(made_from, dict) or made_from.get("sha256") != input_digest(source):
+            return None
     result = {
         name: told[name] for name in ("frames", "experts", "missing", "moved", "saturated", "suspect") if name in told
     }
@@ -163,7 +202,7 @@ def do(task: Task, bundle: Bundle, progress: Progress | None = None) -> Record:
     try:
         told = _done(task, bundle, progress)
     except Exception as error:
-        told = of_error(error, Path(task.path))
+        told = of_error(error, Path(task.path), Path(task.out))
     return {"seconds": round(time.monotonic() - began, 3), **told}
 
 
@@ -172,9 +211,12 @@ def _done(task: Task, bundle: Bundle, progress: Progress | None) -> Record:
     if task.kind == "part":
         return {"state": "done", "sha256": _part(task, bundle, ways)}
     # Its worker was taken for dead, or the answer was lost.
-    if os.path.lexists(out) and (there := made_with(out, task.key)) is not None:
-        _remove_parts(task)
-        return {"state": "done", **there}
+    if os.path.lexists(out) and not lacking(out):
+        with open_cube(path, ways.reading) as reader:
+            there = made_with(out, task.key, reader.description)
+        if there is not None:
+            _remove_parts(task)
+            return {"state": "done", **there}
     if task.kind == "survey":
         with open_cube(path, ways.reading) as reader:
             return {"state": "done", "found": judged(bundle.manifest, reader, ways.asked, progress)}
@@ -191,15 +233,18 @@ def _done(task: Task, bundle: Bundle, progress: Progress | None) -> Record:
 
 
 def _part(task: Task, bundle: Bundle, ways: Ways) -> str:
-    """Restore a part, unless it is there from before; returns its SHA-256, which lies beside it."""
+    """Restore a part, unless it is there from before; returns its SHA-256, which lies beside it with what it is of."""
     part = Path(task.parts[0][0])
     beside = part.with_suffix(".sha256")
     part.parent.mkdir(exist_ok=True)
+    with open_cube(Path(task.path), ways.reading) as reader:
+        stamp = json.dumps(stamp_of(reader.description.files))
     with suppress(OSError):
-        if (known := beside.read_text("ascii", "replace")) == digest_of(part):
+        known, _, source = beside.read_text("utf-8", "replace").partition(" ")
+        if source == stamp and known == digest_of(part):
             return known
     made = restore_part(bundle, Path(task.path), part, ways, task.found, *task.lines)
-    write_bytes(beside, made.encode())
+    write_bytes(beside, f"{made} {stamp}".encode())
     return made
 
 
@@ -214,14 +259,26 @@ def of_output(out: Path) -> Record:
     return {"size": status.st_size, "changed": status.st_mtime_ns}
 
 
-def of_error(error: Exception, path: Path) -> Record:
-    """What went wrong: refused where it is the product's own fault, else failed; with `retry` where that may pass."""
+def of_error(error: Exception, path: Path, out: Path | None = None) -> Record:
+    """What went wrong: refused where it is the product's own fault, else failed; with `retry` where that may pass.
+
+    Args:
+        path: of the product. out: what was being written of it.
+    """
     found, system = _known(error, path), _system_error(error)
     refused, retry = isinstance(found, InputError), False
     if system in PASSING:
         refused, retry = False, True
     elif system in LASTING or not path.exists():
         refused = False
+    elif (
+        out is not None
+        and found.__cause__ is not None
+        and found.file is not None
+        and out in (place := Path(found.file), *place.parents)
+    ):
+        # GDAL refused to write it, and keeps the system's number to itself: a full disk as a rule.
+        refused, retry = False, os.access(out.parent, os.W_OK)
     elif isinstance(found, MachineError):
         # What other workers take now they give back; a limit of our own stays.
         retry = found.key == "memory" and not isinstance(error, MemoryError)
@@ -277,8 +334,12 @@ def part_files(out: str, key: str, count: int) -> tuple[str, ...]:
     return tuple(str(folder / f"{number:06}.part") for number in range(count))
 
 
-def search(order: Order) -> Found:
-    """The products that inputs hold. Raises CubeFileError where nothing can be found at all."""
+def search(order: Order, out: Path) -> Found:
+    """The products that inputs hold, none of them in `out`, the archive's folder.
+
+    Raises:
+        CubeFileError: nothing can be found at all.
+    """
     from runtime.products.searching import found_in
 
-    return found_in([Path(path) for path in order.inputs], outside=order.outside)
+    return found_in([Path(path) for path in order.inputs], outside=order.outside, out=out)

@@ -143,7 +143,7 @@ def plan(bundle: Path, inputs: tuple[Path, ...], out: Path, again: bool, **optio
         with Ledger(out / FOLDER) as ledger:
             known = ledger.rows()
     with console.progress("looking") as looked:
-        found = plan_of(order, out, known, search(order), looked_at, again=again, looked=looked)
+        found = plan_of(order, out, known, search(order, out), looked_at, again=again, looked=looked)
     todo = [row for row in found.rows if row.state == "planned"]
     shown = [
         (Path(row.path).name, row.format or "", " x ".join(map(str, row.shape or ())),
@@ -158,11 +158,13 @@ def plan(bundle: Path, inputs: tuple[Path, ...], out: Path, again: bool, **optio
     for row in found.rows:
         if row.line is not None:
             console.complain(f"{row.state}: {row.line}")
+        for note in row.notes:
+            console.warn(f"{row.path}: {note}")
     counted = totals(row.state for row in found.rows)
     peak = max((row.peak or 0 for row in todo), default=0)
     console.say(f"products    {', '.join(f'{count} {what}' for what, count in counted.items())}")
     console.say(f"memory      {MARGIN * peak / 2**30:.2f} GiB for each worker")
-    told = ("path", "state", "format", "shape", "bytes", "peak", "out", "line")
+    told = ("path", "state", "format", "shape", "bytes", "peak", "out", "line", "notes")
     rows = [{**{name: getattr(row, name) for name in told}, "seconds": None} for row in found.rows]
     return {"products": counted, "peak": peak, "memory": int(MARGIN * peak), "seconds": None, "plan": rows}
 

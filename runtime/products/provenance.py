@@ -19,6 +19,22 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}.{PROVENANCE}.json")
 
 
+def lacking(path: Path) -> tuple[Path, ...]:
+    """Files beside an output of ours that belong to it and are gone; what is in a folder is not looked at."""
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix in (*HDF5, ".npz"):
+        return ()
+    quality = path.with_name(f"{path.stem}_quality")
+    if suffix in (".tif", ".tiff"):
+        files = [quality.with_name(f"{quality.name}.tif")]
+    elif suffix == ".npy":
+        files = [beside(path), quality.with_name(f"{quality.name}.npy")]
+    else:
+        pair = (quality.with_name(f"{quality.name}{end}") for end in (".img", ".hdr"))
+        files = [path.with_suffix(".hdr"), beside(path), *pair]
+    return tuple(file for file in files if not file.is_file())
+
+
 def provenance_of(path: Path) -> dict[str, Any] | None:
     """What an output of ours says of how it was made; None of anything else, and of what cannot be read."""
     with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError, TooLargeError, RecursionError):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,14 @@ from runtime.files.disk import reason
 from runtime.files.envi import may_hold_data, pair_of
 from runtime.files.foreign import kind_of, refuse_foreign
 from runtime.products import format_of, open_cube
-from runtime.products.stac import is_stac, items
+from runtime.products.contract import PROVENANCE
+from runtime.products.stac import Asked, is_stac, items
 from runtime.products.tiff_folder import MAIN, main_of
 
 DEEPEST = 32
 """Folders below the one that is searched."""
+ARCHIVE = f".{PROVENANCE}"
+"""The folder in a folder of restored products that tells it is one."""
 _CLAIMS = (".nc", ".he5", ".h5", ".tif", ".tiff", ".hdr", ".npy", ".npz", ".mat", ".zarr", ".img.gz")
 _BEGINS = ("a TIFF file", "an HDF5 file", "a NetCDF file")
 _BESIDE = re.compile(
@@ -34,29 +37,46 @@ class Found:
     Attributes:
         products: files and folders to open, in one order whoever lists the folders; nobody has opened them.
         refused: what cannot be a product here, and why.
+        asked: of products that STAC items name, what these say.
     """
 
     products: tuple[Path, ...]
     refused: tuple[tuple[Path, CubeFileError], ...]
+    asked: Mapping[Path, Asked]
 
 
-def found_in(paths: Sequence[Path], *, outside: bool = False) -> Found:
+def found_in(paths: Sequence[Path], *, outside: bool = False, out: Path | None = None) -> Found:
     """All products at or below `paths`: products, folders and STAC files.
 
-    Folders are searched, those behind links and hidden ones not; one that is a product itself is not searched further.
+    Folders are searched, those behind links, hidden ones and archives of restored products not; one that is a product
+    itself is not searched further.
     What is no product in a folder is left out without a word, but not what claims to be one by its suffix or its first
     bytes: it is among the products, and fails when it is opened.
 
     Args:
         outside: what STAC files name may lie anywhere on this computer.
+        out: folder of what is restored; what lies in it is left out, and refused where somebody names it.
     """
+    own = None if out is None else _real(out)
+
+    def restored(path: Path) -> bool:
+        return own is not None and _real(path).is_relative_to(own)
+
     products: dict[Path, Path] = {}
     refused: dict[Path, CubeFileError] = {}
+    named: dict[Path, Asked] = {}
     for path in paths:
-        for one in _noting(path, refused, outside=outside):
-            products.setdefault(_real(one), one)
-    wanted = (one for one in products.values() if one not in refused)
-    return Found(tuple(sorted(wanted, key=_key)), tuple(sorted(refused.items(), key=lambda pair: _key(pair[0]))))
+        inside = (path,) if restored(path) else ()
+        for one in inside or _noting(path, refused, named, outside=outside):
+            if not restored(one):
+                products.setdefault(_real(one), one)
+            elif inside or not path.is_dir():
+                remedy = "give the inputs, or restore them into another folder"
+                refused[one] = CubeFileError("lies in the folder of what is restored", file=one, key="--out", value=out,
+                                             remedy=remedy)  # fmt: skip
+    wanted = tuple(sorted((one for one in products.values() if one not in refused), key=_key))
+    asked = {one: named[real] for real, one in products.items() if real in named}
+    return Found(wanted, tuple(sorted(refused.items(), key=lambda pair: _key(pair[0]))), asked)
 
 
 def _key(path: Path) -> tuple[str, ...]:
@@ -69,17 +89,23 @@ def _real(path: Path) -> Path:
     return path
 
 
-def _noting(path: Path, refused: dict[Path, CubeFileError], *, outside: bool) -> Iterator[Path]:
+def _noting(
+    path: Path, refused: dict[Path, CubeFileError], named: dict[Path, Asked], *, outside: bool
+) -> Iterator[Path]:
     try:
-        yield from _below(path, refused, outside=outside)
+        yield from _below(path, refused, named, outside=outside)
     except CubeFileError as error:
         refused[path] = error
 
 
-def _below(path: Path, refused: dict[Path, CubeFileError], *, outside: bool) -> Iterator[Path]:
+def _below(
+    path: Path, refused: dict[Path, CubeFileError], named: dict[Path, Asked], *, outside: bool
+) -> Iterator[Path]:
     """What is asked for by name is a product, or is refused."""
     if is_stac(path) or path.suffix.lower() in (".json", ".geojson"):
-        yield from (asked.path for asked in items(path, outside=outside))
+        for asked in items(path, outside=outside):
+            named.setdefault(_real(asked.path), asked)
+            yield asked.path
     elif path.is_dir():
         yield from _folder(path, refused, 0)
     elif format_of(path) is not None or _claims(path):
@@ -132,7 +158,7 @@ def _searched(folder: Path, refused: dict[Path, CubeFileError], depth: int) -> I
     for name in names:
         path = folder / name
         if path.is_dir():
-            if not path.is_symlink():
+            if not path.is_symlink() and not (path / ARCHIVE).is_dir():
                 yield from _folder(path, refused, depth + 1)
         elif name in mains:
             yield path

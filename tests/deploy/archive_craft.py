@@ -1,7 +1,7 @@
 """Products that say what becomes of them, so that drivers are tried with real workers and no network.
 
 A product is a file `NAME.job` of one line: `write SECONDS`, `refuse`, `shake TIMES` (the disk fails so often), `die`,
-`die TIMES` or `bug`. Its restoration is `NAME.out`. Each beginning is noted in `NAME.begun`, a line each.
+`die TIMES` or `bug`. Its restoration is `NAME.npz`, of text. Each beginning is noted in `NAME.begun`, a line each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import errno
 import os
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from deploy.archive.order import Order
 from deploy.archive.work import Look, Record, Task, of_error, of_output, stamp_of
 from runtime.durable import replacing
 from runtime.errors import CubeFileError
+from runtime.products.stac import Asked
 
 if TYPE_CHECKING:
     from deploy.archive.run import Craft
@@ -27,13 +29,14 @@ if TYPE_CHECKING:
 class Found:
     products: tuple[Path, ...]
     refused: tuple[tuple[Path, CubeFileError], ...] = ()
+    asked: Mapping[Path, Asked] = field(default_factory=dict)
 
 
 def order(*inputs: Path, replace: bool = False) -> Order:
     return Order(bundle="/none", seal="0" * 64, inputs=tuple(map(str, inputs)), replace=replace)
 
 
-def search(order: Order) -> Found:
+def search(order: Order, out: Path) -> Found:
     files = [path for given in map(Path, order.inputs) for path in sorted(given.rglob("*.job"))]
     refused = [path for given in map(Path, order.inputs) for path in sorted(given.rglob("*.odd"))]
     return Found(tuple(files), tuple((path, CubeFileError("is odd", file=path, remedy="leave it")) for path in refused))
@@ -44,7 +47,7 @@ def look(look: Look) -> Record:
     told = path.read_text().split()
     if told[0] == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
-    out = Path(look.folder, path.stem + ".out")
+    out = Path(look.folder, path.stem + ".npz")
     record: Record = {
         "state": "planned", "stamp": stamp_of((path,)), "format": "job", "shape": (1, 10, 10), "bytes": 100,
         "peak": int(told[1]) if told[0] == "large" else 1 << 20, "key": path.name.encode().hex(),

@@ -47,7 +47,7 @@ def test_each_comes_to_its_end_and_the_next_run_does_only_what_is_left(tmp_path:
         "planned": 12, "done": 5, "present": 0, "refused": 3, "failed": 2, "quarantined": 2, "left": 0,
     }  # fmt: skip
     assert caught.value.exit_code == 1 and "7 of 12 products were not restored" in caught.value.problem
-    for name in ("a.out", "b.out", "d.out", "h.out", "deeper/a.out"):
+    for name in ("a.npz", "b.npz", "d.npz", "h.npz", "deeper/a.npz"):
         assert (out / name).read_text() == f"restored {Path(name).stem}.job\n"
     told = rows(out)
     assert told["c"].line == f"{inputs}/c.job, cube: is no cube; give another"
@@ -118,7 +118,7 @@ def test_a_signal_lets_running_products_end_and_a_rerun_goes_on(tmp_path: Path) 
         one.send_signal(signal.SIGTERM)
         said = one.communicate(timeout=60)[0]
     assert one.returncode == InterruptedArchiveError.exit_code == 130, said
-    whole = {path.stem for path in out.glob("*.out")}
+    whole = {path.stem for path in out.glob("*.npz")}
     states = {name: row.state for name, row in rows(out).items()}
     assert {name for name, state in states.items() if state == "done"} == whole and 2 <= len(whole) < 8
     assert {state for name, state in states.items() if name not in whole} == {"planned"}

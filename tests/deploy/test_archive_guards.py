@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,13 @@ from deploy.archive.apart import each
 from deploy.archive.ledger import Ledger, Row, on_network_disk
 from deploy.archive.limits import close_network
 from deploy.archive.lock import alone, sweep
-from deploy.archive.order import FOLDER, kept
+from deploy.archive.order import FOLDER, Order, asked_of, keep, kept
 from deploy.archive.plan import LEAST, fitting, room_for
 from deploy.archive.security import security_of, tls_of
 from deploy.archive.work import of_error
 from runtime.durable import part_of
 from runtime.errors import CubeFileError, InputError, MachineError
-from tests.deploy.archive_probe import tried
+from tests.deploy.archive_probe import dying, tried
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,15 @@ def test_room_is_what_there_is() -> None:
     assert fitting([], 1 << 30, "") == ([], [])
 
 
+def test_an_order_is_read_as_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    for marks in ((math.nan, -9999.0, math.inf), (0.1,), (), None):
+        given = Order(bundle="/b", seal="0", inputs=("/in",), marks=marks)
+        keep(given, tmp_path)
+        read = kept(tmp_path)
+        assert str(read) == str(given) and asked_of(read) == asked_of(given)
+
+
 def test_a_folder_that_is_no_archive_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no archive"):
         kept(tmp_path)
@@ -190,3 +201,11 @@ def test_a_folder_that_is_no_archive_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is damaged") as caught:
         kept(tmp_path)
     assert caught.value.key == "bundle"
+
+
+def test_a_process_that_ends_while_nobody_listens_takes_no_item_with_it() -> None:
+    told = []
+    for item in each(dying, range(40), memory=2 << 30):
+        told.append(item)
+        time.sleep(0.02)
+    assert sorted(told) == [(number, None if number == 6 else number) for number in range(40)]

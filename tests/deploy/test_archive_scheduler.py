@@ -94,7 +94,7 @@ def test_a_scheduler_that_is_killed_and_comes_back(tmp_path: Path, tls: Tls) -> 
         with dask("scheduler", *at, tls=tls), workers(address, tls):
             said = one.communicate(timeout=120)[0]
     assert one.returncode == 0, said
-    assert len(list(out.glob("*.out"))) == 60
+    assert len(list(out.glob("*.npz"))) == 60
     assert max(begun(inputs).values()) <= 2
 
 
@@ -140,7 +140,7 @@ def test_killed_drivers_and_workers_leave_whole_outputs_or_none(tmp_path: Path) 
                     kills += 1
     counted = run_archive(order(inputs), out, Means(workers=2, memory=1 << 29), craft=craft())["products"]
     assert counted["done"] + counted["present"] == 60
-    for path in out.glob("*.out"):
+    for path in out.glob("*.npz"):
         assert path.read_text() == f"restored {path.stem}.job\n"
     assert not list(out.rglob(".*.part"))
     assert sum(begun(inputs).values()) <= 60 + 2 * kills + 4 * 5

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 pytest.importorskip("distributed")
 
-from deploy.archive.order import FOLDER
+from deploy.archive.order import FOLDER, Order
+from deploy.archive.work import Look, Task, do, looked_at
 from runtime.bundle import load_bundle
-from runtime.restore_product import Ways, restore_product
+from runtime.restore_product import Ways, restore_product, seal_of
 from tests.contracts.bundles import known_bundle
 from tests.contracts.command import assert_json_error, invoke, start
+from tests.runtime.files_data import write_pair
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -149,3 +153,144 @@ def test_archives_without_dask_say_what_to_install(capsys: Capsys) -> None:
     ended = invoke(capsys, "doctor", "--json")
     (row,) = [finding for finding in ended.json["findings"] if finding["name"] == "archives"]
     assert row["outcome"] == "ok" and row["text"].startswith("Dask distributed ")
+
+
+def test_products_of_one_stem_do_not_share_side_files(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    twins = Path("twins")
+    twins.mkdir()
+    cube = np.load("in/a.npy")
+    np.save(twins / "cube.npy", cube)
+    write_pair(twins, cube.transpose(2, 0, 1), 12)
+    np.save(twins / "cube_y.npy", cube)
+    given = ("bundle", "twins", "--out", "of-twins", "--json")
+    planned = invoke(capsys, "archive", "plan", *given)
+    of = {Path(row["path"]).name: row for row in planned.json["plan"]}
+    assert [of[name]["state"] for name in ("cube.img", "cube.npy", "cube_y.npy")] == ["planned", "refused", "planned"]
+    assert "would become files of the same names as" in of["cube.npy"]["line"] and "cube.img" in of["cube.npy"]["line"]
+    # Whichever is there stays.
+    assert invoke(capsys, "archive", "run", "bundle", "twins/cube.npy", "--out", "of-twins", "--json").code == 0
+    of = {Path(row["path"]).name: row for row in invoke(capsys, "archive", "plan", *given).json["plan"]}
+    assert [of[name]["state"] for name in ("cube.img", "cube.npy", "cube_y.npy")] == ["refused", "present", "planned"]
+
+
+def test_its_own_outputs_are_not_restored_again(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scene)
+    shutil.copytree("in/deeper", "nested")
+    for state in ("done", "present"):
+        again = invoke(capsys, "archive", "run", "bundle", "nested", "--out", "nested/out", "--json")
+        assert again.code == 0 and again.json["products"]["planned"] == again.json["products"][state] == 1
+
+
+@pytest.mark.parametrize("kind", ["cog", "netcdf", "like"])
+def test_what_the_disk_does_not_take_is_no_fault_of_the_product(scene: Path, tmp_path: Path, kind: str) -> None:
+    bundle, path = scene / "bundle", scene / "in" / "tall.npy"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with load_bundle(bundle) as opened:
+        order = Order(bundle=str(bundle), seal=seal_of(opened.contents), inputs=(str(path),), kind=kind)
+        look = looked_at(Look(str(path), str(tmp_path), order))
+        task = Task(str(path), look["out"], look["key"], order)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+        try:
+            told = do(task, opened)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert told["state"] == "failed", told
+        # A TIFF's library does not tell that more space would not help.
+        assert told["retry"] == (kind == "cog") and not list(tmp_path.iterdir())
+        assert do(task, opened)["state"] == "done"
+
+
+def test_outputs_are_read_back_as_their_inputs_were_read(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    turned = Path("turned")
+    turned.mkdir()
+    np.save(turned / "a.npy", np.load("in/a.npy").transpose(2, 0, 1))
+    with h5py.File(turned / "b.nc", "w") as file:
+        for name in ("one", "two"):
+            made = file.create_dataset(name, data=np.load("in/a.npy").transpose(2, 0, 1))
+            made.attrs["long_name"] = "reflectance"
+    for product, kind, *said in (
+        ("a.npy", "like"), ("a.npy", "zarr"), ("b.nc", "like", "--key", "/two"), ("b.nc", "envi", "--key", "/two"),
+    ):  # fmt: skip
+        said = ["--layout", "bands,lines,samples", *said]
+        out = f"back-{product}-{kind}"
+        ran = invoke(capsys, "archive", "run", "bundle", turned / product, "--out", out, "--format", kind, *said)
+        assert ran.code == 0, ran.err
+        read = invoke(capsys, "archive", "verify", out, "--json")
+        assert read.code == 0 and read.json["verified"] == 1, read.err
+        assert invoke(capsys, "archive", "report", out, "--quicklooks", "1", "--json").json["quicklooks"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "gone", "ledger"),
+    [("like", "a_restored_quality.npy", True), ("envi", "a_restored_quality.img", False),
+     ("cog", "a_restored_quality.tif", False)],
+)  # fmt: skip
+def test_a_side_file_that_is_gone_is_told_and_made_again(
+    capsys: Capsys, scene: Path, tmp_path: Path, kind: str, gone: str, ledger: bool
+) -> None:
+    out = tmp_path / "out"
+    given = ("archive", "run", scene / "bundle", scene / "in" / "a.npy", "--out", out, "--format", kind, "--json")
+    assert invoke(capsys, *given).json["products"]["done"] == 1
+    if not ledger:
+        for file in (out / FOLDER).glob("ledger*"):
+            file.unlink()
+        assert invoke(capsys, *given).json["products"]["present"] == 1
+    before = (out / gone).read_bytes()
+    (out / gone).unlink()
+    wrong = invoke(capsys, "archive", "verify", out, "--json")
+    assert wrong.code == 1 and gone in wrong.json["wrong"][0]
+    assert invoke(capsys, *given).json["products"]["done"] == 1
+    assert (out / gone).read_bytes() == before and invoke(capsys, "archive", "verify", out).code == 0
+
+
+def test_where_an_item_and_its_file_differ_is_told(
+    capsys: Capsys, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.load(scene / "in" / "a.npy"))
+    item = {
+        "type": "Feature", "stac_version": "1.1.0", "id": "one",
+        "assets": {"a": {"href": "a.npy", "roles": ["data"], "proj:shape": [20, 25], "bands": 3}},
+    }  # fmt: skip
+    Path("item.json").write_text(json.dumps(item))
+    notes = ["bands is no list of bands", "the item says 20 x 25 lines x samples, the file has 20 x 24"]
+    given = (scene / "bundle", "item.json", "--out", "out", "--json")
+    planned = invoke(capsys, "archive", "plan", *given)
+    assert [note.partition(":")[0] for note in planned.json["plan"][0]["notes"]] == notes
+    ended = invoke(capsys, "archive", "run", *given)
+    assert ended.code == 0 and all(note in ended.err and note in planned.err for note in notes)
+    assert invoke(capsys, "archive", "report", "out").code == 0
+    assert all(note in Path("out/report.html").read_text() for note in notes)
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+def test_an_input_that_was_touched_is_known_by_its_bytes(
+    capsys: Capsys, scene: Path, tmp_path: Path, ledger: bool
+) -> None:
+    path, out = tmp_path / "a.npy", tmp_path / "out"
+    cube = np.load(scene / "in" / "a.npy")
+    np.save(path, cube)
+    given = ("archive", "run", scene / "bundle", path, "--out", out, "--json")
+
+    def run(*flags: str, later: int) -> dict[str, int]:
+        # By so many hours.
+        time_ns = path.stat().st_mtime_ns + later * 3600 * 10**9
+        os.utime(path, ns=(time_ns, time_ns))
+        if not ledger:
+            for file in (out / FOLDER).glob("ledger*"):
+                file.unlink()
+        products: dict[str, int] = invoke(capsys, *given, *flags).json["products"]
+        return {name: count for name, count in products.items() if count and name != "planned"}
+
+    assert run(later=-1) == {"done": 1}
+    assert run(later=3) == {"present": 1}
+    np.save(path, cube[::-1])
+    assert run(later=3) == {"refused": 1}
+    assert run("--replace", later=0) == {"done": 1}
+    np.testing.assert_array_equal(np.load(out / "a_restored.npy"), 2 * cube[::-1])

@@ -160,3 +160,17 @@ def test_what_is_asked_for_and_is_none_is_refused(tmp_path: Path) -> None:
     told = dict(found.refused)
     assert "no such file" in told[paths[3]].one_line() and "no product" in told[paths[0]].one_line()
     assert found_in([tmp_path / "empty"]).refused and not found_in([]).refused
+
+
+def test_what_was_restored_is_no_input(tmp_path: Path) -> None:
+    touch(tmp_path, "a.npy", "out/a_restored.npy", "out/deeper/b_restored.npy", "old/.damp_deploy/archive.json")
+    touch(tmp_path, "old/c_restored.npy")
+    out = tmp_path / "out"
+    found = found_in([tmp_path], out=out)
+    assert found.products == (tmp_path / "a.npy",) and not found.refused
+    # Another archive may be the input of this one.
+    assert names(tmp_path, tmp_path / "old") == ["old/c_restored.npy"]
+    (tmp_path / "link").symlink_to(out)
+    for path in (out, out / "a_restored.npy", tmp_path / "link" / "deeper"):
+        ((at, error),) = found_in([tmp_path / "a.npy", path], out=out).refused
+        assert at == path and error.problem == "lies in the folder of what is restored" and error.key == "--out"
