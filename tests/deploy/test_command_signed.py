@@ -486,6 +486,6 @@ def test_doctor_tells_that_nothing_checks_signatures(
         monkeypatch.setitem(sys.modules, name, None)
     done = invoke(capsys, "doctor", "--json")
     assert done.code == 0 and done.json["trust"]["cryptography"] is False
-    assert done.err.count("damp-deploy[signing]") == 2
+    assert done.err.count("damp-deploy[signing]") == 3
     monkeypatch.setenv(trust.VARIABLE, str(tmp_path / "ground.pub"))
     assert_failed(invoke(capsys, "doctor"), 3, "signatures", "damp-deploy[signing]")

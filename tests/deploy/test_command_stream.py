@@ -613,7 +613,7 @@ def test_a_bundle_that_cannot_be_trusted_is_no_reason_not_to_record(
         }  # fmt: skip
         assert done.json["restoration"]["state"] == "off" and done.json["ended_by"] == "source"
         assert str(bundle) in done.json["error"]["file"]
-        later = f"`deploy stream {bundle} --source envi:RECORD/lines.hdr --restored OTHER`"
+        later = f"`deploy stream {bundle} --source file:RECORD/lines.hdr --restored OTHER`"
         assert later in done.json["error"]["remedy"]
         assert "80 lines were not restored: restoration was off" in done.json["warnings"]
         assert done.json["doubts"] == []
@@ -752,7 +752,7 @@ def test_a_stream_flies_from_slots_and_an_update_that_fails_gives_way(
     # Nothing left that works: lines are recorded.
     graph = store / "b/graphs/fp32.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])
-    later = f"`deploy stream --store {store} --source envi:RECORD/lines.hdr --restored OTHER`"
+    later = f"`deploy stream --store {store} --source file:RECORD/lines.hdr --restored OTHER`"
     assert_failed(invoke(capsys, "stream", *words[:-1]), 3, "restoration is off", later)
     assert verify(tmp_path / "raw", "lines").last == 239
     assert_failed(invoke(capsys, "stream", tiny_bundle, *words), 2, "one bundle flies")
