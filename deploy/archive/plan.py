@@ -88,7 +88,9 @@ def plan_of(
         if row is not None and row.asked == asked and (same := _as_before(row, out, order, again)):
             rows[path] = same
         else:
-            looks.append(Look(path, str(out / _folder(path, order.inputs)), order))
+            mine = row is not None and row.asked == asked and row.out is not None
+            folder = Path(str(row.out)).parent if row is not None and mine else _folder(path, order.inputs)
+            looks.append(Look(path, str(out / folder), order))
             rows[path] = Row(path)
     if looks:
         for number, (item, record) in enumerate(each(look, looks, memory=LOOKING), 1):
@@ -97,7 +99,14 @@ def plan_of(
             looked(number, len(looks))
     for at, error in found.refused:
         error.file = error.file or str(at)
-        rows[str(at)] = Row(str(at), "refused", asked=asked, error=error.as_json(), line=error.one_line())
+        state: State = "refused" if os.path.lexists(at) else "failed"
+        rows[str(at)] = Row(str(at), state, asked=asked, error=error.as_json(), line=error.one_line())
+    # Inputs may be deleted once they were verified: their outputs are the archive's all the same.
+    for row in before.values():
+        found_again = rows.get(row.path)
+        if found_again is None or found_again.state == "failed":
+            if row.current and row.asked == asked and row.state in ("done", "present") and not os.path.lexists(row.path):
+                rows[row.path] = replace(row, state="present")
     rows = {row.path: row for row in _without_twins(rows.values())}
     todo = [_product(row, out, order, cuts.get(row.path, ())) for row in rows.values() if row.state == "planned"]
     return Plan(list(rows.values()), sorted(todo, key=lambda one: -one.pixels))
@@ -126,9 +135,11 @@ def _as_before(row: Row, out: Path, order: Order, again: bool) -> Row | None:
 def _folder(path: str, inputs: Sequence[str]) -> Path:
     """Where its restoration goes, within the archive: as deep as the product lies in a folder that was named."""
     for given in inputs:
-        # What was named itself, or lies outside, goes to the top.
+        # What was named itself, or lies outside, goes to the top; inputs that are added later change no name.
         folder, inner = Path(given), Path(path).parent
-        if path != given and inner.is_relative_to(folder):
+        if path == given:
+            break
+        if inner.is_relative_to(folder):
             return inner.relative_to(folder)
     return Path()
 

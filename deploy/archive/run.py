@@ -26,6 +26,7 @@ from .ledger import Ledger, totals
 from .lock import alone, sweep
 from .order import FOLDER, Order, keep
 from .plan import Found, Plan, Product, Room, end_of, fitting, plan_of, room_for
+from .question import found_for
 from .security import Tls, security_of
 from .watch import Watch
 from .work import Look, Record, Task
@@ -103,11 +104,14 @@ def run_archive(
     """
     began, craft = time.monotonic(), craft or craft_of(order)
     security = security_of(means.scheduler, means.tls, insecure=means.insecure) if means.scheduler else None
+    order, found, anew = found_for(order, out, craft.search)
     _make_folders(out)
-    stop, found = Stop(), craft.search(order, out)
+    stop = Stop()
     with alone(out), Ledger(out / FOLDER) as ledger, stop.heard():
         watch = Watch(out / FOLDER)
         watch.event("started", bundle=order.bundle, inputs=order.inputs[:LISTED], seal=order.seal)
+        if anew:
+            console.warn(f"{out} is begun anew: {anew}; what else was restored into it stays, and is verified no more")
         keep(order, out)
         with console.progress("looking") as moved:
 

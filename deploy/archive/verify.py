@@ -52,6 +52,8 @@ def verify_archive(out: Path) -> dict[str, Any]:
             if problem != "":
                 wrong.append(f"{claim.out}: {problem or 'the process that reads it ends'}")
                 console.complain(wrong[-1])
+    if not claims:
+        raise GateError("has no output to verify", file=out, remedy=f"`deploy archive resume {out}` restores what is left")
     told = {"out": str(out), "verified": len(claims) - len(wrong), "wrong": wrong[:LISTED], "without_hash": unknown}
     if unknown:
         console.say(f"note        {unknown} were found by a scan: their provenance was read, their hash is not known")

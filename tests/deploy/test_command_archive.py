@@ -124,11 +124,48 @@ def test_outputs_of_another_bundle_are_left_alone_until_they_are_to_be_replaced(
     shutil.copytree("out", "both")
     before = Path("both/a_restored.npy").read_bytes()
     given = ("archive", "run", "tripling", "in/a.npy", "--out", "both", "--json")
-    refused = invoke(capsys, *given)
-    assert refused.code == 1 and "holds another restoration" in refused.json["errors"][0]
+    known = Path("both", FOLDER, "archive.json").read_bytes()
+    for other, word in ((given, "BUNDLE"), ((*given[:2], "bundle", *given[3:], "--format", "envi"), "--format envi")):
+        refused = assert_json_error(invoke(capsys, *other), 2)
+        assert word in refused["message"] and "--replace" in refused["remedy"]
     assert Path("both/a_restored.npy").read_bytes() == before
-    assert invoke(capsys, *given, "--replace").json["products"]["done"] == 1
+    assert Path("both", FOLDER, "archive.json").read_bytes() == known
+    assert invoke(capsys, "archive", "verify", "both", "--json").json["verified"] == 3
+    replaced = invoke(capsys, *given, "--replace")
+    assert replaced.json["products"]["done"] == 1 and "is begun anew" in replaced.err
     np.testing.assert_array_equal(np.load("both/a_restored.npy"), 3 * np.load("in/a.npy"))
+
+
+def test_inputs_are_added_and_what_was_restored_stays(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    shutil.copytree("in/deeper", "first/deeper")
+    given = ("archive", "run", "bundle", "first", "--out", "added", "--json")
+    assert invoke(capsys, *given).json["products"]["done"] == 1
+    # What was verified may be deleted.
+    shutil.rmtree("first/deeper")
+    more = invoke(capsys, "archive", "run", "bundle", "in/a.npy", "--out", "added", "--json")
+    assert more.code == 0 and (more.json["products"]["present"], more.json["products"]["done"]) == (1, 1)
+    assert sorted(path.relative_to("added").as_posix() for path in Path("added").rglob("*_restored.npy")) == [
+        "a_restored.npy", "deeper/a_restored.npy",
+    ]  # fmt: skip
+    assert invoke(capsys, "archive", "verify", "added", "--json").json["verified"] == 2
+
+
+def test_inputs_that_hold_nothing_end_at_once(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scene)
+    for name in ("hollow", "stac"):
+        Path(name).mkdir()
+    item = {"type": "Feature", "stac_version": "1.0.0", "id": "a", "assets": {}, "links": [], "properties": {}}
+    Path("stac/item.json").write_text(json.dumps(item))
+    for name, word in (("gone", "no such file"), ("hollow", "no product"), ("stac", "STAC files and no product")):
+        for what in ("plan", "run"):
+            error = assert_json_error(
+                invoke(capsys, "archive", what, "bundle", "in", name, "--out", "nothing", "--json"), 2
+            )
+            assert word in error["message"] and error["file"].endswith(name)
+    assert "stac/item.json" in error["remedy"] and not Path("nothing").exists()
 
 
 def test_what_was_typed_wrong_ends_at_once(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
