@@ -32,6 +32,7 @@ create table if not exists products (
     size integer, changed integer, result text, error text, line text
 ) without rowid
 """
+WRONG = -1
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "lustre", "beegfs", "ceph"}
 """Whose memory SQLite's write-ahead log cannot share."""
 
@@ -49,6 +50,7 @@ class Row:
         attempts: times that it was handed out and something came back. deaths: processes that ended under it.
         worker, seconds: who restored it, and how long that took. ended: when, Unix time.
         size, changed: bytes and time (ns) of the output's first file, by which it is known again without being opened.
+            `WRONG` once `verify` found that it is not what was written: it is restored again.
         result: what was told of the restoration.
         error, line: what went wrong, as `DeployError.as_json`, and in one line.
     """

@@ -16,13 +16,15 @@ from runtime.machine import available_cores
 from runtime.products.naming import RESTORED
 
 from .apart import each
-from .ledger import Row, State
+from .ledger import WRONG, Row, State
 from .order import Order, asked_of
 from .work import Look, Record, Task, of_output, stamp_of
 
 MARGIN, FITS, LEAST = 1.5, 0.85, 768 << 20
 """Of a worker's memory: what it has for the largest product, as a multiple; the share of it that a product may take,
 since with more Dask pauses the worker; and the smallest."""
+FLOOR = 256 << 20
+"""Bytes below which no worker lives: Python, Dask and an engine with nothing to do."""
 LOOKING = 2 << 30
 """Bytes that a process may take which looks at products without reading their pixels."""
 
@@ -90,7 +92,8 @@ def plan_of(
         else:
             mine = row is not None and row.asked == asked and row.out is not None
             folder = Path(str(row.out)).parent if row is not None and mine else _folder(path, order.inputs)
-            looks.append(Look(path, str(out / folder), order))
+            wrong = mine and row is not None and row.changed == WRONG
+            looks.append(Look(path, str(out / folder), order.model_copy(update={"replace": order.replace or wrong})))
             rows[path] = Row(path)
     if looks:
         for number, (item, record) in enumerate(each(look, looks, memory=LOOKING), 1):
@@ -105,11 +108,15 @@ def plan_of(
     for row in before.values():
         found_again = rows.get(row.path)
         if found_again is None or found_again.state == "failed":
-            if row.current and row.asked == asked and row.state in ("done", "present") and not os.path.lexists(row.path):
+            if row.current and row.asked == asked and _restored(row) and not os.path.lexists(row.path):
                 rows[row.path] = replace(row, state="present")
     rows = {row.path: row for row in _without_twins(rows.values())}
     todo = [_product(row, out, order, cuts.get(row.path, ())) for row in rows.values() if row.state == "planned"]
     return Plan(list(rows.values()), sorted(todo, key=lambda one: -one.pixels))
+
+
+def _restored(row: Row) -> bool:
+    return row.state in ("done", "present")
 
 
 def _as_before(row: Row, out: Path, order: Order, again: bool) -> Row | None:
@@ -124,6 +131,8 @@ def _as_before(row: Row, out: Path, order: Order, again: bool) -> Row | None:
     if row.out is None or row.key is None or order.split:
         return None
     place = out / row.out
+    if row.changed == WRONG:
+        return replace(row, state="planned", current=True, error=None, line=None, attempts=0, deaths=0)
     if not os.path.lexists(place):
         return replace(row, state="planned", current=True, error=None, line=None, result=None, attempts=0, deaths=0)
     with suppress(OSError):
@@ -155,6 +164,8 @@ def _looked(look: Look, record: Record | None, asked: str, out: Path, before: Ro
     if "out" in columns:
         columns["out"] = os.path.relpath(columns["out"], out)
     row = Row(**{**columns, "path": look.path, "asked": asked})
+    if before is not None and before.changed == WRONG and before.out == row.out and row.state in ("planned", "present"):
+        return replace(row, state="planned", changed=WRONG, result=before.result)
     if row.state == "present" and before is not None and before.key == row.key:
         # Its output was touched, and is the same.
         told = {name: getattr(before, name) for name in ("result", "attempts", "deaths", "worker", "seconds", "ended")}
@@ -199,7 +210,7 @@ def _claim(out: str) -> str:
 
 def _product(row: Row, out: Path, order: Order, cuts: tuple[tuple[int, int], ...]) -> Product:
     assert row.out is not None and row.key is not None, "it is planned"
-    task = Task(row.path, str(out / row.out), row.key, order)
+    task = Task(row.path, str(out / row.out), row.key, order, anew=row.changed == WRONG)
     return Product(task, prod((row.shape or (0, 0, 0))[1:]), row.peak or 0, cuts)
 
 
@@ -221,7 +232,15 @@ def room_for(peaks: Sequence[int], workers: int | None, memory: int | None, *, a
 
     Raises:
         MachineError: it has not the memory.
+        InputError: no product fits into the memory that was asked for.
     """
+    if memory is not None and (least := min(peaks)) > FITS * memory:
+        raise InputError(
+            f"is too little for every product: the smallest takes {least / 2**20:.0f} MiB of a worker's memory, of "
+            f"which it may take {FITS:.0%}",
+            key="--memory", value=f"{memory / 2**20:.0f} MiB",
+            remedy=f"say --memory {MARGIN * max(peaks) / 2**30:.1f}GiB, or leave it out",
+        )  # fmt: skip
     there = available_memory()
     needed = [max(LEAST, int(MARGIN * peak)) for peak in peaks]
     limit = memory or max((one for one in needed if one <= there), default=LEAST)

@@ -42,9 +42,7 @@ def found_for(order: Order, out: Path, search: Callable[[Order, Path], Found]) -
         if not os.path.lexists(given):
             raise InputError("no such file or folder", file=given, key="INPUT", remedy="check the path")
     if before is not None and had:
-        order = order.model_copy(
-            update={"inputs": (*had, *added), "outside": order.outside or before.outside}
-        )
+        order = order.model_copy(update={"inputs": (*had, *added), "outside": order.outside or before.outside})
     found = search(order, out)
     for given in added:
         if Path(given).is_dir() and not _any_below(given, found):

@@ -25,7 +25,7 @@ from .driver import Driver, Pace, SchedulerLostError, Stop
 from .ledger import Ledger, totals
 from .lock import alone, sweep
 from .order import FOLDER, Order, keep
-from .plan import Found, Plan, Product, Room, end_of, fitting, plan_of, room_for
+from .plan import FLOOR, Found, Plan, Product, Room, end_of, fitting, plan_of, room_for
 from .question import found_for
 from .security import Tls, security_of
 from .watch import Watch
@@ -104,6 +104,11 @@ def run_archive(
     """
     began, craft = time.monotonic(), craft or craft_of(order)
     security = security_of(means.scheduler, means.tls, insecure=means.insecure) if means.scheduler else None
+    if means.memory is not None and means.memory < FLOOR:
+        raise InputError(
+            "is less than a worker takes with nothing to do", key="--memory", value=f"{means.memory} bytes",
+            remedy=f"say {FLOOR >> 20}MiB or more, or leave it out: `deploy archive plan` tells what products take",
+        )  # fmt: skip
     order, found, anew = found_for(order, out, craft.search)
     _make_folders(out)
     stop = Stop()

@@ -105,6 +105,28 @@ def test_read_back_and_told_and_found_again_without_the_ledger(
     assert "a_restored.npy" in wrong.json["wrong"][0]
 
 
+def test_what_is_not_what_was_written_is_restored_again(
+    capsys: Capsys, archived: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archived)
+    shutil.copytree("out", "mended")
+    good = {path: path.read_bytes() for path in Path("mended").rglob("*_restored.npy")}
+    flipped, gone, left = sorted(good)
+    flipped.write_bytes(good[flipped][:-1] + bytes([good[flipped][-1] ^ 1]))
+    gone.unlink()
+    # It stays wrong until it is restored, or put back.
+    for _ in range(2):
+        wrong = invoke(capsys, "archive", "verify", "mended", "--json")
+        assert wrong.code == 1 and len(wrong.json["wrong"]) == 2 and wrong.json["verified"] == 1
+    gone.write_bytes(good[gone])
+    assert len(invoke(capsys, "archive", "verify", "mended", "--json").json["wrong"]) == 1
+    before = left.stat().st_mtime_ns
+    again = invoke(capsys, "archive", "resume", "mended", "--json")
+    assert (again.json["products"]["done"], again.json["products"]["present"]) == (1, 2)
+    assert {path: path.read_bytes() for path in good} == good and left.stat().st_mtime_ns == before
+    assert invoke(capsys, "archive", "verify", "mended", "--json").json["verified"] == 3
+
+
 def test_split_is_whole(capsys: Capsys, archived: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(archived)
     ended = invoke(capsys, "archive", "run", "bundle", "in/tall.npy", "--out", "split", "--split", "--json")
@@ -174,6 +196,8 @@ def test_what_was_typed_wrong_ends_at_once(capsys: Capsys, scene: Path, monkeypa
     Path("ca.pem").write_text("-")
     for flags, key in (
         (("--memory", "much"), "--memory"),
+        (("--memory", "2"), "--memory"),
+        (("--memory", "200MiB"), "--memory"),
         (("--scheduler", "tcp://10.0.0.1:8786"), "--scheduler"),
         (("--scheduler", "127.0.0.1:8786", "--workers", "2"), "--workers"),
         (("--tls-ca", "ca.pem"), "--tls-cert"),
