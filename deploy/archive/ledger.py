@@ -233,6 +233,17 @@ def on_network_disk(path: Path, mounts: Path = Path("/proc/self/mounts")) -> boo
     return found[1] in NETWORK_DISKS
 
 
+def doubts_of(row: Row) -> Iterable[str]:
+    """What is odd or doubtful of a restored product, one clause each."""
+    result = row.result or {}
+    for name in ("suspect", "passed", "doubts"):
+        yield from map(str, result.get(name) or ())
+    if saturated := result.get("saturated"):
+        yield f"{saturated} values do not fit the type and were set to its limit"
+    if moved := result.get("moved"):
+        yield f"{moved} restored values equalled a mark of missing pixels and were set to the number next to it"
+
+
 def totals(states: Iterable[State]) -> dict[str, int]:
     """{"planned", "done", "present", "refused", "failed", "quarantined", "left"}: the first is the others' sum."""
     counted = Counter(states)

@@ -21,7 +21,7 @@ MOST_FILES = 10_000
 
 
 def found_for(order: Order, out: Path, search: Callable[[Order, Path], Found]) -> tuple[Order, Found, str]:
-    """The order with all inputs that the archive has, what is found in them, and what else an archive is begun anew for.
+    """The order with all inputs that the archive has, what they hold, and for what else it is begun anew, if it is.
 
     Nothing is written. The inputs of before come first: the name of an output is decided by the first that holds it.
 

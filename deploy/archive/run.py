@@ -22,7 +22,7 @@ from ..answers import INTERRUPTED
 from . import work, worker
 from .cluster import Joined, joined, own_cluster
 from .driver import Driver, Pace, SchedulerLostError, Stop
-from .ledger import Ledger, totals
+from .ledger import Ledger, doubts_of, totals
 from .lock import alone, sweep
 from .order import FOLDER, Order, keep
 from .plan import FLOOR, Found, Plan, Product, Room, end_of, fitting, plan_of, room_for
@@ -152,7 +152,9 @@ def run_archive(
             counted = totals(watch.states.values())
             watch.event("ended", products=counted, seconds=round(time.monotonic() - began, 3))
             watch.tick(now=True)
-    return _ended(watch, out, began, stopped=bool(stop.asked))
+        restored = [row for row in ledger.rows(current=True) if row.state in ("done", "present")]
+        odd = sum(any(doubts_of(row)) for row in restored)
+    return _ended(watch, out, began, odd, stopped=bool(stop.asked))
 
 
 def _engine(order: Order) -> str:
@@ -288,11 +290,13 @@ def _told(watch: Watch, out: Path, began: float) -> dict[str, Any]:
     return {"products": counted, "seconds": round(time.monotonic() - began, 3), "out": str(out)}
 
 
-def _ended(watch: Watch, out: Path, began: float, *, stopped: bool) -> dict[str, Any]:
-    told = _told(watch, out, began)
+def _ended(watch: Watch, out: Path, began: float, odd: int, *, stopped: bool) -> dict[str, Any]:
+    told = {**_told(watch, out, began), "to_be_looked_at": odd}
     counted: dict[str, int] = told["products"]
     ends = [f"{counted[state]} {state}" for state in ("done", "present", "refused", "failed", "quarantined")]
     console.say(f"archive     {', '.join(ends)} of {counted['planned']} in {told['seconds']:.1f} s", "bold")
+    if odd:
+        console.warn(f"{odd} restored products are to be looked at: `deploy archive report {out}` tells why")
     if counted["left"]:
         assert stopped, "the driver ends before only where somebody wants it"
         error: DeployError = InterruptedArchiveError(

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("distributed")
 
+from deploy import console
 from deploy.archive.order import FOLDER, Order
 from deploy.archive.work import Look, Task, do, looked_at
 from runtime.bundle import load_bundle
@@ -173,6 +174,35 @@ def test_inputs_are_added_and_what_was_restored_stays(
         "a_restored.npy", "deeper/a_restored.npy",
     ]  # fmt: skip
     assert invoke(capsys, "archive", "verify", "added", "--json").json["verified"] == 2
+
+
+def test_what_is_odd_is_told_at_the_end_and_in_the_report(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    cube = np.load("in/a.npy")
+    cube[3, 4, 1] = 60000
+    np.save("bright.npy", cube)
+    ended = invoke(capsys, "archive", "run", "bundle", "bright.npy", "--scale", "10000", "--out", "odd", "--json")
+    assert ended.code == 0 and ended.json["to_be_looked_at"] == 1
+    assert "1 restored products are to be looked at" in " ".join(ended.err.split())
+    assert invoke(capsys, "archive", "report", "odd").code == 0
+    page = Path("odd/report.html").read_text()
+    assert "Restored, and to be looked at" in page and "1 values do not fit the type" in page
+
+
+def test_a_plan_is_read_on_a_narrow_terminal(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scene)
+    name = "PRS_L1_STD_OFFL_20240402102837_20240402102842_0001.npy"
+    for folder in ("first", "second"):
+        Path("long", folder).mkdir(parents=True)
+        shutil.copy("in/a.npy", Path("long", folder, name))
+    monkeypatch.setattr(console.people, "width", 80)
+    said = invoke(capsys, "archive", "plan", "bundle", "long", "--out", "planned").out
+    cells = [[cell.strip() for cell in line.split("│")] for line in said.splitlines() if "│" in line]
+    assert len(cells) > 2 and {len(line) for line in said.splitlines() if "│" in line} <= set(range(81))
+    assert "".join(row[1] for row in cells) == f"first/{name}second/{name}"
+    assert [row[3] for row in cells if row[3]] == ["3 x 20 x 24"] * 2
 
 
 def test_inputs_that_hold_nothing_end_at_once(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
