@@ -106,17 +106,17 @@ def plan_of(
         rows[str(at)] = Row(str(at), state, asked=asked, error=error.as_json(), line=error.one_line())
     # Inputs may be deleted once they were verified: their outputs are the archive's all the same.
     for row in before.values():
-        found_again = rows.get(row.path)
-        if found_again is None or found_again.state == "failed":
-            if row.current and row.asked == asked and _restored(row) and not os.path.lexists(row.path):
+        if row.current and row.asked == asked and not os.path.lexists(row.path):
+            if row.state in ("done", "present"):
                 rows[row.path] = replace(row, state="present")
+            elif row.changed == WRONG:
+                gone = MachineError(
+                    "has gone, and its output is not what was written", file=row.path, remedy="put it back"
+                )
+                rows[row.path] = replace(row, state="failed", error=gone.as_json(), line=gone.one_line())
     rows = {row.path: row for row in _without_twins(rows.values())}
     todo = [_product(row, out, order, cuts.get(row.path, ())) for row in rows.values() if row.state == "planned"]
     return Plan(list(rows.values()), sorted(todo, key=lambda one: -one.pixels))
-
-
-def _restored(row: Row) -> bool:
-    return row.state in ("done", "present")
 
 
 def _as_before(row: Row, out: Path, order: Order, again: bool) -> Row | None:

@@ -128,6 +128,20 @@ def test_what_is_not_what_was_written_is_restored_again(
     assert invoke(capsys, "archive", "verify", "mended", "--json").json["verified"] == 3
 
 
+def test_what_is_wrong_and_has_no_input_any_more_stays_wrong(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    shutil.copytree("in/deeper", "lost")
+    assert invoke(capsys, "archive", "run", "bundle", "lost", "--out", "losing", "--json").code == 0
+    Path("losing/a_restored.npy").write_bytes(b"")
+    Path("lost/a.npy").unlink()
+    for _ in range(2):
+        assert invoke(capsys, "archive", "verify", "losing").code == 1
+        ended = invoke(capsys, "archive", "resume", "losing", "--json")
+        assert ended.code == 1 and "has gone, and its output is not" in ended.json["errors"][0]
+
+
 def test_split_is_whole(capsys: Capsys, archived: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(archived)
     ended = invoke(capsys, "archive", "run", "bundle", "in/tall.npy", "--out", "split", "--split", "--json")
