@@ -69,7 +69,7 @@ def _differing(before: Order, now: Order) -> str:
     was, is_ = (json.loads(question_of(one)) for one in (before, now))
     named = {"kind": "--format", "marks": "--ignore-value"}
     told = [
-        f"{named.get(name, '--' + name.replace('_', '-'))} {_said(is_[name])}, not {_said(was[name])}"
+        f"{named.get(name, '--' + name.replace('_', '-'))} {_said(is_[name])}, where it was {_said(was[name])}"
         for name in was
         if name != "seal" and was[name] != is_[name]
     ]
