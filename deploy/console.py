@@ -1,7 +1,7 @@
 """Where words for people go: standard output, or standard error when a machine reads the output."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -74,11 +74,18 @@ def warn(text: str) -> None:
     errors.print(Text(f"warning: {printable(text)}", style="yellow"), soft_wrap=True)
 
 
-def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table for people."""
+def table(
+    title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, folded: Collection[int] = ()
+) -> None:
+    """A table for people. Where some columns are to be `folded`, at any character, no others are."""
     grid = Table(title=Text(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        grid.add_column(Text(column), justify="right" if index else "left", no_wrap=not index)
+        grid.add_column(
+            Text(column),
+            justify="right" if index and index not in folded else "left",
+            no_wrap=index not in folded if folded else not index,
+            overflow="fold" if folded else "ellipsis",
+        )
     for row in rows:
         grid.add_row(*[Text(plain(cell)) for cell in row])
     people.print(grid)

@@ -20,7 +20,7 @@ from distributed.scheduler import KilledWorker
 
 from runtime.errors import DeployError, InputError, MachineError
 
-from .ledger import Ledger, State
+from .ledger import WRONG, Ledger, State
 from .plan import Product
 from .watch import Watch
 from .work import Record, Task, part_files
@@ -324,7 +324,8 @@ class Driver:
         self._suspects = deque(task for task in self._suspects if task.path != path)
         self.ledger.mark(
             path, state=state, attempts=one.attempts, deaths=one.deaths, worker=record.get("worker"),
-            seconds=round(one.seconds, 3), ended=time.time(), size=record.get("size"), changed=record.get("changed"),
+            seconds=round(one.seconds, 3), ended=time.time(), size=record.get("size"),
+            changed=record.get("changed", WRONG if one.product.task.anew else None),
             result=record.get("result"), error=record.get("error"), line=record.get("line"),
         )  # fmt: skip
         told = {name: record[name] for name in ("worker", "traceback") if name in record}

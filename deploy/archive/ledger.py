@@ -32,6 +32,7 @@ create table if not exists products (
     size integer, changed integer, result text, error text, line text, notes text
 ) without rowid
 """
+WRONG = -1
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "lustre", "beegfs", "ceph"}
 """Whose memory SQLite's write-ahead log cannot share."""
 
@@ -49,6 +50,7 @@ class Row:
         attempts: times that it was handed out and something came back. deaths: processes that ended under it.
         worker, seconds: who restored it, and how long that took. ended: when, Unix time.
         size, changed: bytes and time (ns) of the output's first file, by which it is known again without being opened.
+            `WRONG` once `verify` found that it is not what was written: it is restored again.
         result: what was told of the restoration.
         notes: where the STAC item that names it says something else than its file.
         error, line: what went wrong, as `DeployError.as_json`, and in one line.
@@ -232,6 +234,18 @@ def on_network_disk(path: Path, mounts: Path = Path("/proc/self/mounts")) -> boo
             if len(fields) > 2 and len(fields[1]) >= len(found[0]) and place.is_relative_to(fields[1]):
                 found = (fields[1], fields[2])
     return found[1] in NETWORK_DISKS
+
+
+def doubts_of(row: Row) -> Iterable[str]:
+    """What is odd or doubtful of a restored product, one clause each."""
+    yield from row.notes
+    result = row.result or {}
+    for name in ("suspect", "passed", "doubts"):
+        yield from map(str, result.get(name) or ())
+    if saturated := result.get("saturated"):
+        yield f"{saturated} values do not fit the type and were set to its limit"
+    if moved := result.get("moved"):
+        yield f"{moved} restored values equalled a mark of missing pixels and were set to the number next to it"
 
 
 def totals(states: Iterable[State]) -> dict[str, int]:

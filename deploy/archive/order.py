@@ -55,10 +55,14 @@ class Order(BaseModel):
     prompt: str | None = None
 
 
+def question_of(order: Order) -> str:
+    """All that decides what a product becomes, and is not of the product, as JSON."""
+    return order.model_dump_json(exclude={"version", "bundle", "inputs", "outside", "replace", "split"})
+
+
 def asked_of(order: Order) -> str:
-    """SHA-256 of all that decides what a product becomes, and is not of the product."""
-    told = order.model_dump_json(exclude={"version", "bundle", "inputs", "outside", "replace", "split"})
-    return hashlib.sha256(told.encode()).hexdigest()
+    """SHA-256 of that."""
+    return hashlib.sha256(question_of(order).encode()).hexdigest()
 
 
 def keep(order: Order, out: Path) -> None:
@@ -69,7 +73,7 @@ def keep(order: Order, out: Path) -> None:
 def kept(out: Path) -> Order:
     """What was asked of the archive `out`. Raises InputError: nothing was, or it cannot be read."""
     file = out / FOLDER / ORDER
-    remedy = "give the folder that was --out of `deploy archive run`, or run that again"
+    remedy = "give the folder that was --out of `deploy archive run`, or run that again with --replace"
     try:
         return Order.model_validate_json(read_untrusted(file, LARGEST))
     except FileNotFoundError as error:

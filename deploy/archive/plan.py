@@ -18,13 +18,15 @@ from runtime.products.provenance import lacking
 from runtime.products.stac import Asked
 
 from .apart import each
-from .ledger import Row, State
+from .ledger import WRONG, Row, State
 from .order import Order, asked_of
 from .work import Look, Record, Task, of_output, stamp_of
 
 MARGIN, FITS, LEAST = 1.5, 0.85, 768 << 20
 """Of a worker's memory: what it has for the largest product, as a multiple; the share of it that a product may take,
 since with more Dask pauses the worker; and the smallest."""
+FLOOR = 256 << 20
+"""Bytes below which no worker lives: Python, Dask and an engine with nothing to do."""
 LOOKING = 2 << 30
 """Bytes that a process may take which looks at products without reading their pixels."""
 
@@ -92,9 +94,11 @@ def plan_of(
         if row is not None and row.asked == asked and (same := _as_before(row, out, order, again)):
             rows[path] = same
         else:
-            looks.append(
-                Look(path, str(out / _folder(path, order.inputs)), order, found.asked.get(Path(path)), _changed(row))
-            )
+            mine = row is not None and row.asked == asked and row.out is not None
+            folder = Path(str(row.out)).parent if row is not None and mine else _folder(path, order.inputs)
+            wrong = mine and row is not None and row.changed == WRONG
+            again_ = order.model_copy(update={"replace": order.replace or wrong})
+            looks.append(Look(path, str(out / folder), again_, found.asked.get(Path(path)), _changed(row)))
             rows[path] = Row(path)
     if looks:
         for number, (item, record) in enumerate(each(look, looks, memory=LOOKING), 1):
@@ -103,7 +107,18 @@ def plan_of(
             looked(number, len(looks))
     for at, error in found.refused:
         error.file = error.file or str(at)
-        rows[str(at)] = Row(str(at), "refused", asked=asked, error=error.as_json(), line=error.one_line())
+        state: State = "refused" if os.path.lexists(at) else "failed"
+        rows[str(at)] = Row(str(at), state, asked=asked, error=error.as_json(), line=error.one_line())
+    # Inputs may be deleted once they were verified: their outputs are the archive's all the same.
+    for row in before.values():
+        if row.current and row.asked == asked and not os.path.lexists(row.path):
+            if row.state in ("done", "present"):
+                rows[row.path] = replace(row, state="present")
+            elif row.changed == WRONG:
+                gone = MachineError(
+                    "has gone, and its output is not what was written", file=row.path, remedy="put it back"
+                )
+                rows[row.path] = replace(row, state="failed", error=gone.as_json(), line=gone.one_line())
     rows = {row.path: row for row in _without_twins(rows.values())}
     todo = [_product(row, out, order, cuts.get(row.path, ())) for row in rows.values() if row.state == "planned"]
     return Plan(list(rows.values()), sorted(todo, key=lambda one: -one.pixels))
@@ -118,6 +133,8 @@ def _as_before(row: Row, out: Path, order: Order, again: bool) -> Row | None:
     if row.out is None or row.key is None or order.split:
         return None
     place = out / row.out
+    if row.changed == WRONG:
+        return replace(row, state="planned", current=True, error=None, line=None, attempts=0, deaths=0)
     if not os.path.lexists(place) or (row.state in ("done", "present") and lacking(place)):
         return replace(row, state="planned", current=True, error=None, line=None, result=None, attempts=0, deaths=0)
     with suppress(OSError):
@@ -139,9 +156,11 @@ def _changed(row: Row | None) -> bool:
 def _folder(path: str, inputs: Sequence[str]) -> Path:
     """Where its restoration goes, within the archive: as deep as the product lies in a folder that was named."""
     for given in inputs:
-        # What was named itself, or lies outside, goes to the top.
+        # What was named itself, or lies outside, goes to the top; inputs that are added later change no name.
         folder, inner = Path(given), Path(path).parent
-        if path != given and inner.is_relative_to(folder):
+        if path == given:
+            break
+        if inner.is_relative_to(folder):
             return inner.relative_to(folder)
     return Path()
 
@@ -157,6 +176,8 @@ def _looked(look: Look, record: Record | None, asked: str, out: Path, before: Ro
     if "out" in columns:
         columns["out"] = os.path.relpath(columns["out"], out)
     row = Row(**{**columns, "path": look.path, "asked": asked})
+    if before is not None and before.changed == WRONG and before.out == row.out and row.state in ("planned", "present"):
+        return replace(row, state="planned", changed=WRONG, result=before.result)
     if row.state == "present" and before is not None and before.key == row.key:
         # Its output was touched, and is the same.
         told = {name: getattr(before, name) for name in ("result", "attempts", "deaths", "worker", "seconds", "ended")}
@@ -201,7 +222,7 @@ def _claim(out: str) -> str:
 
 def _product(row: Row, out: Path, order: Order, cuts: tuple[tuple[int, int], ...]) -> Product:
     assert row.out is not None and row.key is not None, "it is planned"
-    task = Task(row.path, str(out / row.out), row.key, order)
+    task = Task(row.path, str(out / row.out), row.key, order, anew=row.changed == WRONG)
     return Product(task, prod((row.shape or (0, 0, 0))[1:]), row.peak or 0, cuts)
 
 
@@ -223,7 +244,15 @@ def room_for(peaks: Sequence[int], workers: int | None, memory: int | None, *, a
 
     Raises:
         MachineError: it has not the memory.
+        InputError: no product fits into the memory that was asked for.
     """
+    if memory is not None and (least := min(peaks)) > FITS * memory:
+        raise InputError(
+            f"is too little for every product: the smallest takes {least / 2**20:.0f} MiB of a worker's memory, of "
+            f"which it may take {FITS:.0%}",
+            key="--memory", value=f"{memory / 2**20:.0f} MiB",
+            remedy=f"say --memory {MARGIN * max(peaks) / 2**30:.1f}GiB, or leave it out",
+        )  # fmt: skip
     there = available_memory()
     needed = [max(LEAST, int(MARGIN * peak)) for peak in peaks]
     limit = memory or max((one for one in needed if one <= there), default=LEAST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from runtime.sinks.quicklook import RESTORED, SHARES, render
 from runtime.untrusted import TooLargeError, read_untrusted
 
 from .apart import each
-from .ledger import Ledger, Row, totals
+from .ledger import Ledger, Row, doubts_of, totals
 from .order import FOLDER, Order, kept
 from .plan import LOOKING
 from .watch import EVENTS
@@ -84,7 +84,7 @@ def page_of(order: Order, rows: Sequence[Row], pictures: Sequence[tuple[str, byt
     restored = [row for row in rows if row.state in ("done", "present")]
     wrong = [row for row in rows if row.state in ("refused", "failed", "quarantined")]
     tried = sorted((row for row in rows if row.seconds), key=lambda row: -(row.seconds or 0))[:SLOWEST]
-    doubtful = [(row.path, odd) for row in restored for odd in _doubts(row)]
+    doubtful = [(row.path, odd) for row in restored for odd in doubts_of(row)]
     parts = [
         f"<p>{_text(order.bundle)} · seal {order.seal[:16]} · {len(order.inputs)} inputs</p>",
         _link(dashboard),
@@ -141,13 +141,6 @@ def _why(row: Row) -> tuple[str, str]:
     key, value = error.get("key"), error.get("value")
     told = str(error.get("message", row.line or "")) + (f" ({key}" if key else "") + (f" {value}" if value else "")
     return told + (")" if key else ""), str(error.get("remedy") or "")
-
-
-def _doubts(row: Row) -> Iterable[str]:
-    yield from row.notes
-    result = row.result or {}
-    for name in ("suspect", "passed", "doubts"):
-        yield from map(str, result.get(name) or ())
 
 
 def _experts(rows: Sequence[Row]) -> str:

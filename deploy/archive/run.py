@@ -22,10 +22,11 @@ from ..answers import INTERRUPTED
 from . import work, worker
 from .cluster import Joined, joined, own_cluster
 from .driver import Driver, Pace, SchedulerLostError, Stop
-from .ledger import Ledger, totals
+from .ledger import Ledger, doubts_of, totals
 from .lock import alone, sweep
 from .order import FOLDER, Order, keep
-from .plan import Found, Plan, Product, Room, end_of, fitting, plan_of, room_for
+from .plan import FLOOR, Found, Plan, Product, Room, end_of, fitting, plan_of, room_for
+from .question import found_for
 from .security import Tls, security_of
 from .watch import Watch
 from .work import Look, Record, Task
@@ -103,11 +104,19 @@ def run_archive(
     """
     began, craft = time.monotonic(), craft or craft_of(order)
     security = security_of(means.scheduler, means.tls, insecure=means.insecure) if means.scheduler else None
+    if means.memory is not None and means.memory < FLOOR:
+        raise InputError(
+            "is less than a worker takes with nothing to do", key="--memory", value=f"{means.memory} bytes",
+            remedy=f"say {FLOOR >> 20}MiB or more, or leave it out: `deploy archive plan` tells what products take",
+        )  # fmt: skip
+    order, found, anew = found_for(order, out, craft.search)
     _make_folders(out)
-    stop, found = Stop(), craft.search(order, out)
+    stop = Stop()
     with alone(out), Ledger(out / FOLDER) as ledger, stop.heard():
         watch = Watch(out / FOLDER)
         watch.event("started", bundle=order.bundle, inputs=order.inputs[:LISTED], seal=order.seal)
+        if anew:
+            console.warn(f"{out} is begun anew: {anew}; what else was restored into it stays, and is verified no more")
         keep(order, out)
         with console.progress("looking") as moved:
 
@@ -143,7 +152,9 @@ def run_archive(
             counted = totals(watch.states.values())
             watch.event("ended", products=counted, seconds=round(time.monotonic() - began, 3))
             watch.tick(now=True)
-    return _ended(watch, out, began, stopped=bool(stop.asked))
+        restored = [row for row in ledger.rows(current=True) if row.state in ("done", "present")]
+        odd = sum(any(doubts_of(row)) for row in restored)
+    return _ended(watch, out, began, odd, stopped=bool(stop.asked))
 
 
 def _engine(order: Order) -> str:
@@ -282,11 +293,13 @@ def _told(watch: Watch, out: Path, began: float) -> dict[str, Any]:
     return {"products": counted, "seconds": round(time.monotonic() - began, 3), "out": str(out)}
 
 
-def _ended(watch: Watch, out: Path, began: float, *, stopped: bool) -> dict[str, Any]:
-    told = _told(watch, out, began)
+def _ended(watch: Watch, out: Path, began: float, odd: int, *, stopped: bool) -> dict[str, Any]:
+    told = {**_told(watch, out, began), "to_be_looked_at": odd}
     counted: dict[str, int] = told["products"]
     ends = [f"{counted[state]} {state}" for state in ("done", "present", "refused", "failed", "quarantined")]
     console.say(f"archive     {', '.join(ends)} of {counted['planned']} in {told['seconds']:.1f} s", "bold")
+    if odd:
+        console.warn(f"{odd} restored products are to be looked at: `deploy archive report {out}` tells why")
     if counted["left"]:
         assert stopped, "the driver ends before only where somebody wants it"
         error: DeployError = InterruptedArchiveError(

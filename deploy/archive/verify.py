@@ -16,17 +16,18 @@ from runtime.restore_product import digest_of
 
 from .. import console
 from .apart import each
-from .ledger import Ledger, Row
+from .ledger import WRONG, Ledger, Row
 from .order import FOLDER, Order, kept
 from .plan import LOOKING
-from .work import made_with, of_error, reading_back
+from .work import made_with, of_error, of_output, reading_back
 
 LISTED = 100
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the ledger says of an output. `sha256` is None where it was read from outputs, which do not know theirs."""
+    """What the ledger says of an output. `sha256` is None where it was read from outputs, which do not know theirs.
+    `doubted`: it was found wrong before, and there is no hash to tell whether it is right now."""
 
     out: str
     key: str
@@ -34,6 +35,7 @@ class Claim:
     files: tuple[str, ...]
     sha256: str | None
     reading: Reading
+    doubted: bool
 
 
 def verify_archive(out: Path) -> dict[str, Any]:
@@ -45,16 +47,30 @@ def verify_archive(out: Path) -> dict[str, Any]:
     """
     order = kept(out)
     with Ledger(out / FOLDER) as ledger:
-        rows = [row for row in ledger.rows(current=True) if row.state in ("done", "present") and row.out is not None]
-    claims = [_claim(row, out, order) for row in rows]
-    wrong, unknown = list[str](), sum(claim.sha256 is None for claim in claims)
+        rows = [row for row in ledger.rows(current=True) if row.out is not None and row.key is not None]
+        rows = [row for row in rows if row.state in ("done", "present") or row.changed == WRONG]
+    claims = {_claim(row, out, order): row for row in rows}
+    marks: dict[str, dict[str, Any]] = {}
+    wrong, unknown = list[str](), sum(claim.sha256 is None for claim in claims if not claim.doubted)
     with console.progress("reading back") as moved:
-        answers = each(verified, claims, memory=LOOKING)
+        answers = each(verified, list(claims), memory=LOOKING)
         for number, (claim, problem) in enumerate(answers, 1):
             moved(number, len(claims))
             if problem != "":
+                marks[claims[claim].path] = {"state": "planned", "changed": WRONG}
                 wrong.append(f"{claim.out}: {problem or 'the process that reads it ends'}")
                 console.complain(wrong[-1])
+            elif claims[claim].changed == WRONG:
+                # Somebody put back what had been there.
+                marks[claims[claim].path] = {"state": "present", **of_output(Path(claim.out))}
+    if marks:
+        with Ledger(out / FOLDER) as ledger:
+            for path, columns in marks.items():
+                ledger.mark(path, **columns)
+    if not claims:
+        raise GateError(
+            "has no output to verify", file=out, remedy=f"`deploy archive resume {out}` restores what is left"
+        )
     told = {"out": str(out), "verified": len(claims) - len(wrong), "wrong": wrong[:LISTED], "without_hash": unknown}
     if unknown:
         console.say(f"note        {unknown} were found by a scan: their provenance was read, their hash is not known")
@@ -62,7 +78,7 @@ def verify_archive(out: Path) -> dict[str, Any]:
         error = GateError(
             f"{len(wrong)} of {len(claims)} outputs are not what was written",
             file=out,
-            remedy=f"remove them, and `deploy archive resume {out}` restores them again",
+            remedy=f"`deploy archive resume {out}` restores them again",
         )
         error.report = told
         raise error
@@ -76,7 +92,9 @@ def _claim(row: Row, out: Path, order: Order) -> Claim:
     place = out / row.out
     files = tuple(str(place.parent / name) for name in result.get("files", ()))
     shape = None if order.ortho or row.shape is None else row.shape
-    return Claim(str(place), row.key, shape, files, result.get("sha256"), reading_back(order))
+    sha256 = result.get("sha256")
+    doubted = sha256 is None and row.changed == WRONG
+    return Claim(str(place), row.key, shape, files, sha256, reading_back(order), doubted)
 
 
 def verified(claim: Claim) -> str:
@@ -85,6 +103,8 @@ def verified(claim: Claim) -> str:
     try:
         if not out.exists():
             return "is gone"
+        if claim.doubted:
+            return "was wrong before, and has not been restored since"
         if claim.sha256 is not None and _digest(tuple(map(Path, claim.files))) != claim.sha256:
             return "other bytes than were written"
         if made_with(out, claim.key) is None:

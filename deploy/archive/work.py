@@ -77,6 +77,7 @@ class Task:
         lines: of a part: the first, and the one after the last.
         parts: the file of a part; to be joined, all of them in their order, each with its SHA-256.
         found: of a split one, what the look found (`runtime.survey.Survey`).
+        anew: what is at `out` is known to be wrong.
     """
 
     path: str
@@ -87,6 +88,7 @@ class Task:
     lines: tuple[int, int] = (0, 0)
     parts: tuple[tuple[str, str], ...] = ()
     found: Any = field(default=None, compare=False)
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _done(task: Task, bundle: Bundle, progress: Progress | None) -> Record:
     if task.kind == "part":
         return {"state": "done", "sha256": _part(task, bundle, ways)}
     # Its worker was taken for dead, or the answer was lost.
-    if os.path.lexists(out) and not lacking(out):
+    if not task.anew and os.path.lexists(out) and not lacking(out):
         with open_cube(path, ways.reading) as reader:
             there = made_with(out, task.key, reader.description)
         if there is not None:

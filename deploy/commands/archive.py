@@ -26,15 +26,17 @@ if TYPE_CHECKING:
     from deploy.archive.run import Means
 
 F = TypeVar("F", bound=Callable[..., Any])
-UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+UNITS = {"b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
          "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
-SHOWN = 50
+SHOWN, WIDE = 50, 120
 
 
 def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
     if text is None:
         return None
     match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([A-Za-z]*)\s*", text)
+    if match is not None and not match[2]:
+        raise InputError("has no unit", key="--memory", value=text, remedy="say 2GiB or 800MB")
     if match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
         raise InputError("not a size", key="--memory", value=text, remedy="for example 1.5GiB or 800MB")
     return int(float(match[1]) * UNITS[match[2].lower()])
@@ -135,24 +137,27 @@ def plan(bundle: Path, inputs: tuple[Path, ...], out: Path, again: bool, **optio
     from deploy.archive.ledger import LEDGER, Ledger, totals
     from deploy.archive.order import FOLDER
     from deploy.archive.plan import MARGIN, plan_of
+    from deploy.archive.question import found_for
     from deploy.archive.work import looked_at, search
 
-    order = _order(bundle, inputs, options)
+    order, searched, _ = found_for(_order(bundle, inputs, options), out, search)
     known = []
     if (out / FOLDER / LEDGER).is_file():
         with Ledger(out / FOLDER) as ledger:
             known = ledger.rows()
     with console.progress("looking") as looked:
-        found = plan_of(order, out, known, search(order, out), looked_at, again=again, looked=looked)
+        found = plan_of(order, out, known, searched, looked_at, again=again, looked=looked)
     todo = [row for row in found.rows if row.state == "planned"]
+    # What it becomes is named after it, and is left out where there is no room.
+    columns = 6 if console.people.width >= WIDE else 5
     shown = [
-        (Path(row.path).name, row.format or "", " x ".join(map(str, row.shape or ())),
-         f"{(row.bytes or 0) / 2**20:.1f}", f"{(row.peak or 0) / 2**20:.0f}", row.out or "")
+        (_named(row.path, order.inputs), row.format or "", " x ".join(map(str, row.shape or ())),
+         f"{(row.bytes or 0) / 2**20:.1f}", f"{(row.peak or 0) / 2**20:.0f}", row.out or "")[:columns]
         for row in todo[:SHOWN]
     ]  # fmt: skip
     if shown:
-        heads = ("product", "format", "bands, lines, samples", "MiB", "memory, MiB", "becomes")
-        console.table("to be restored; how long it takes is not known before", heads, shown)
+        heads = ("product", "format", "bands, lines,\nsamples", "MiB", "memory,\nMiB", "becomes")[:columns]
+        console.table("to be restored; how long it takes is not known before", heads, shown, folded=(0, 5))
     if len(todo) > SHOWN:
         console.say(f"and {len(todo) - SHOWN} more")
     for row in found.rows:
@@ -209,7 +214,7 @@ def resume(out: Path, **options: Any) -> dict[str, Any]:
     if seal_of(head_of(Path(order.bundle))) != order.seal:
         raise InputError(
             "is another bundle than this archive was begun with", file=order.bundle,
-            remedy="put that one back, or `deploy archive run` with this one; --replace restores all with it",
+            remedy="put that one back, or `deploy archive run` into another --out; --replace restores all with it",
         )  # fmt: skip
     return run_archive(order, out.absolute(), means)
 
@@ -237,6 +242,16 @@ def report(out: Path, page: Path | None, quicklooks: int) -> dict[str, Any]:
     console.say(f"products    {', '.join(f'{count} {what}' for what, count in told['products'].items())}")
     console.say(f"wrote       {told['page']}", "bold green")
     return told
+
+
+def _named(path: str, inputs: Sequence[str]) -> str:
+    """A product by its path in the input that holds it; whole where none does."""
+    given = next((Path(one) for one in inputs if Path(path).is_relative_to(one)), None)
+    if given is None or [Path(one).name for one in inputs].count(given.name) > 1:
+        return path
+    if len(inputs) == 1 and path != str(given):
+        return str(Path(path).relative_to(given))
+    return str(Path(path).relative_to(given.parent))
 
 
 def _order(bundle: Path, inputs: tuple[Path, ...], options: dict[str, Any]) -> "Order":

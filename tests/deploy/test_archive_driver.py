@@ -133,6 +133,13 @@ def test_more_memory_than_there_is_is_refused_before_anything_starts(tmp_path: P
     assert begun(inputs) == {}
 
 
+def test_memory_that_is_enough_for_no_product_refuses_none(tmp_path: Path) -> None:
+    inputs, out = jobs(tmp_path / "in", a="large 999999999"), tmp_path / "out"
+    with pytest.raises(InputError, match=r"the smallest takes 954 MiB") as caught:
+        run_archive(order(inputs), out, MEANS, craft=craft())
+    assert caught.value.key == "--memory" and rows(out) == {}
+
+
 def test_totals_balance() -> None:
     counted = totals(["done", "done", "running", "planned", "refused", "quarantined", "present", "failed"])
     assert counted.pop("planned") == sum(counted.values()) == 8

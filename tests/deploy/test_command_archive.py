@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("distributed")
 
+from deploy import console
 from deploy.archive.order import FOLDER, Order
 from deploy.archive.work import Look, Task, do, looked_at
 from runtime.bundle import load_bundle
@@ -106,6 +107,42 @@ def test_read_back_and_told_and_found_again_without_the_ledger(
     assert "a_restored.npy" in wrong.json["wrong"][0]
 
 
+def test_what_is_not_what_was_written_is_restored_again(
+    capsys: Capsys, archived: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archived)
+    shutil.copytree("out", "mended")
+    good = {path: path.read_bytes() for path in Path("mended").rglob("*_restored.npy")}
+    flipped, gone, left = sorted(good)
+    flipped.write_bytes(good[flipped][:-1] + bytes([good[flipped][-1] ^ 1]))
+    gone.unlink()
+    # It stays wrong until it is restored, or put back.
+    for _ in range(2):
+        wrong = invoke(capsys, "archive", "verify", "mended", "--json")
+        assert wrong.code == 1 and len(wrong.json["wrong"]) == 2 and wrong.json["verified"] == 1
+    gone.write_bytes(good[gone])
+    assert len(invoke(capsys, "archive", "verify", "mended", "--json").json["wrong"]) == 1
+    before = left.stat().st_mtime_ns
+    again = invoke(capsys, "archive", "resume", "mended", "--json")
+    assert (again.json["products"]["done"], again.json["products"]["present"]) == (1, 2)
+    assert {path: path.read_bytes() for path in good} == good and left.stat().st_mtime_ns == before
+    assert invoke(capsys, "archive", "verify", "mended", "--json").json["verified"] == 3
+
+
+def test_what_is_wrong_and_has_no_input_any_more_stays_wrong(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    shutil.copytree("in/deeper", "lost")
+    assert invoke(capsys, "archive", "run", "bundle", "lost", "--out", "losing", "--json").code == 0
+    Path("losing/a_restored.npy").write_bytes(b"")
+    Path("lost/a.npy").unlink()
+    for _ in range(2):
+        assert invoke(capsys, "archive", "verify", "losing").code == 1
+        ended = invoke(capsys, "archive", "resume", "losing", "--json")
+        assert ended.code == 1 and "has gone, and its output is not" in ended.json["errors"][0]
+
+
 def test_split_is_whole(capsys: Capsys, archived: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(archived)
     ended = invoke(capsys, "archive", "run", "bundle", "in/tall.npy", "--out", "split", "--split", "--json")
@@ -125,11 +162,77 @@ def test_outputs_of_another_bundle_are_left_alone_until_they_are_to_be_replaced(
     shutil.copytree("out", "both")
     before = Path("both/a_restored.npy").read_bytes()
     given = ("archive", "run", "tripling", "in/a.npy", "--out", "both", "--json")
-    refused = invoke(capsys, *given)
-    assert refused.code == 1 and "holds another restoration" in refused.json["errors"][0]
+    known = Path("both", FOLDER, "archive.json").read_bytes()
+    for other, word in ((given, "BUNDLE"), ((*given[:2], "bundle", *given[3:], "--format", "envi"), "--format envi")):
+        refused = assert_json_error(invoke(capsys, *other), 2)
+        assert word in refused["message"] and "--replace" in refused["remedy"]
     assert Path("both/a_restored.npy").read_bytes() == before
-    assert invoke(capsys, *given, "--replace").json["products"]["done"] == 1
+    assert Path("both", FOLDER, "archive.json").read_bytes() == known
+    assert invoke(capsys, "archive", "verify", "both", "--json").json["verified"] == 3
+    replaced = invoke(capsys, *given, "--replace")
+    assert replaced.json["products"]["done"] == 1 and "is begun anew" in replaced.err
     np.testing.assert_array_equal(np.load("both/a_restored.npy"), 3 * np.load("in/a.npy"))
+
+
+def test_inputs_are_added_and_what_was_restored_stays(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    shutil.copytree("in/deeper", "first/deeper")
+    given = ("archive", "run", "bundle", "first", "--out", "added", "--json")
+    assert invoke(capsys, *given).json["products"]["done"] == 1
+    # What was verified may be deleted.
+    shutil.rmtree("first/deeper")
+    more = invoke(capsys, "archive", "run", "bundle", "in/a.npy", "--out", "added", "--json")
+    assert more.code == 0 and (more.json["products"]["present"], more.json["products"]["done"]) == (1, 1)
+    assert sorted(path.relative_to("added").as_posix() for path in Path("added").rglob("*_restored.npy")) == [
+        "a_restored.npy", "deeper/a_restored.npy",
+    ]  # fmt: skip
+    assert invoke(capsys, "archive", "verify", "added", "--json").json["verified"] == 2
+
+
+def test_what_is_odd_is_told_at_the_end_and_in_the_report(
+    capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    cube = np.load("in/a.npy")
+    cube[3, 4, 1] = 60000
+    np.save("bright.npy", cube)
+    ended = invoke(capsys, "archive", "run", "bundle", "bright.npy", "--scale", "10000", "--out", "odd", "--json")
+    assert ended.code == 0 and ended.json["to_be_looked_at"] == 1
+    assert "1 restored products are to be looked at" in " ".join(ended.err.split())
+    assert invoke(capsys, "archive", "report", "odd").code == 0
+    page = Path("odd/report.html").read_text()
+    assert "Restored, and to be looked at" in page and "1 values do not fit the type" in page
+
+
+def test_a_plan_is_read_on_a_narrow_terminal(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scene)
+    name = "PRS_L1_STD_OFFL_20240402102837_20240402102842_0001.npy"
+    for folder in ("first", "second"):
+        Path("long", folder).mkdir(parents=True)
+        shutil.copy("in/a.npy", Path("long", folder, name))
+    monkeypatch.setattr(console.people, "width", 80)
+    said = invoke(capsys, "archive", "plan", "bundle", "long", "--out", "planned").out
+    cells = [[cell.strip() for cell in line.split("│")] for line in said.splitlines() if "│" in line]
+    assert len(cells) > 2 and {len(line) for line in said.splitlines() if "│" in line} <= set(range(81))
+    assert "".join(row[1] for row in cells) == f"first/{name}second/{name}"
+    assert [row[3] for row in cells if row[3]] == ["3 x 20 x 24"] * 2
+
+
+def test_inputs_that_hold_nothing_end_at_once(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scene)
+    for name in ("hollow", "stac"):
+        Path(name).mkdir()
+    item = {"type": "Feature", "stac_version": "1.0.0", "id": "a", "assets": {}, "links": [], "properties": {}}
+    Path("stac/item.json").write_text(json.dumps(item))
+    for name, word in (("gone", "no such file"), ("hollow", "no product"), ("stac", "STAC files and no product")):
+        for what in ("plan", "run"):
+            error = assert_json_error(
+                invoke(capsys, "archive", what, "bundle", "in", name, "--out", "nothing", "--json"), 2
+            )
+            assert word in error["message"] and error["file"].endswith(name)
+    assert "stac/item.json" in error["remedy"] and not Path("nothing").exists()
 
 
 def test_what_was_typed_wrong_ends_at_once(capsys: Capsys, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +241,8 @@ def test_what_was_typed_wrong_ends_at_once(capsys: Capsys, scene: Path, monkeypa
     Path("ca.pem").write_text("-")
     for flags, key in (
         (("--memory", "much"), "--memory"),
+        (("--memory", "2"), "--memory"),
+        (("--memory", "200MiB"), "--memory"),
         (("--scheduler", "tcp://10.0.0.1:8786"), "--scheduler"),
         (("--scheduler", "127.0.0.1:8786", "--workers", "2"), "--workers"),
         (("--tls-ca", "ca.pem"), "--tls-cert"),
