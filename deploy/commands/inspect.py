@@ -26,6 +26,7 @@ from .options import (
     engine_option,
     examples,
     json_option,
+    missing_chunks_option,
     network_option,
     network_options,
     reading_options,
@@ -49,6 +50,7 @@ from .options import (
 @constant_bands_option
 @click.option("--bundle", "judged_for", type=click.Path(path_type=Path), help="Of a cube: judge it for this bundle.")
 @click.option("--top-k", type=int, help="Of a checkpoint that does not tell it.")
+@missing_chunks_option
 @network_option
 @trust_option
 @json_option
@@ -61,6 +63,7 @@ def command(
     judged_for: Path | None,
     top_k: int | None,
     options: tuple[str, ...],
+    missing_chunks: Literal["refuse", "fill"] | None,
     layout: str | None,
     key: str | None,
 ) -> dict[str, Any]:
@@ -74,7 +77,8 @@ def command(
     """
     if is_product(bundle):
         manifest = None if judged_for is None else read_manifest(judged_for)
-        return inspect_product(bundle, Asked(scale, marks, constant_bands), Reading(layout, key), manifest)
+        reading = Reading(layout, key, missing_chunks or "refuse")
+        return inspect_product(bundle, Asked(scale, marks, constant_bands), reading, manifest)
     if is_cube(bundle):
         known = None if judged_for is None else verified_bundle(judged_for).manifest
         return inspect_cube(bundle, Asked(scale, marks, constant_bands), layout, key, known)

@@ -109,7 +109,7 @@ def _told(described: Description) -> dict[str, Any]:
 def _lines(described: Description) -> list[tuple[str, str]]:
     shape, stated, nm = described.shape, described.stated, described.stated.wavelengths
     size = (
-        f"{shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {described.dtype}, read best by {described.block}"
+        f"{shape[0]} bands x {shape[1]} lines x {shape[2]} samples, {described.dtype}, read by {described.block} lines"
     )
     found = [
         ("product", f"{described.format}{f', {described.title}' if described.title else ''}"),
@@ -134,8 +134,11 @@ def _lines(described: Description) -> list[tuple[str, str]]:
 def _scale(described: Description) -> str:
     stated = described.stated
     if stated.gains or stated.offsets:
-        alike = len(set(stated.gains or ())) < 2 and len(set(stated.offsets or ())) < 2
-        return f"a gain and an offset {'for all bands' if alike else 'for each band'}"
+        gains, offsets = set(stated.gains or (1.0,)), set(stated.offsets or (0.0,))
+        if len(gains) == len(offsets) == 1:
+            return f"a number times {gains.pop():g} plus {offsets.pop():g} is a physical value"
+        every = f"gains of {min(gains):g} to {max(gains):g}, offsets of {min(offsets):g} to {max(offsets):g}"
+        return f"{every}, one for each band"
     return f"{stated.scale:g} stands for 1.0" if stated.scale is not None else "not told"
 
 

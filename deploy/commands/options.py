@@ -156,6 +156,15 @@ def constant_bands_option(command: F) -> F:
     )(command)
 
 
+def missing_chunks_option(command: F) -> F:
+    """`--missing-chunks WHAT`."""
+    return click.option(
+        "--missing-chunks",
+        type=click.Choice(["refuse", "fill"]),
+        help="A Zarr cube without some of its chunks: refuse it, or take them as fill.  [default: refuse]",
+    )(command)
+
+
 def network_option(command: F) -> F:
     """`--option KEY=VALUE`, as often as there are options of the network; see `network_options`."""
     return click.option(

@@ -13,6 +13,7 @@ from .options import (
     engine_option,
     examples,
     json_option,
+    missing_chunks_option,
     prompt_option,
     reading_options,
     trust_option,
@@ -78,11 +79,7 @@ def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
 @click.option(
     "--ortho", is_flag=True, help="Put the restored cube on the map grid of the product's lookup table (GLT)."
 )
-@click.option(
-    "--missing-chunks",
-    type=click.Choice(["refuse", "fill"]),
-    help="A Zarr cube without some of its chunks: refuse it, or take them as fill.  [default: refuse]",
-)
+@missing_chunks_option
 @click.option("--dry-run", is_flag=True, help="Say what would be restored and how much memory that takes.")
 @click.option("--clip", is_flag=True, help="Clip the restored cube to [0, 1] (in the unit range).")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine.")

@@ -100,7 +100,9 @@ def _targets(folder: Path, out: Path) -> dict[Path, Path]:
             )
         if not there:
             raise CubeFileError(
-                "holds no photographs", file=folder, remedy=f"give a folder with files of {' '.join(SUFFIXES)}"
+                "holds no photographs",
+                file=folder,
+                remedy=f"give a folder with files of {' '.join(SUFFIXES)}; `deploy archive run` restores products",
             )
         out.mkdir(exist_ok=True)
         if out.samefile(folder):

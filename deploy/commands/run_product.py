@@ -30,7 +30,7 @@ IN_MEMORY = ("envi", "array", "pictures", "geotiff")
 def is_product(bundle: Path, cube: Path, out: Path, how: How) -> bool:
     """Whether a file or folder is restored line by line: it is asked for, no other way reads it, or it is too large."""
     if not cube.exists():
-        if how.by_lines:
+        if how.by_lines or out.suffix.lower() in (".nc", ".zarr"):
             raise InputError("no such file or folder", file=cube, remedy="check the path")
         return False
     found = format_of(cube)
