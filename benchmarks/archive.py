@@ -1,10 +1,11 @@
 """What an archive costs, and what kills do to it: `python -m benchmarks.archive`.
 
-A bundle of `damp-nano` for frames of 64x64 is built, or `--bundle DIR` is taken, and so many cubes are restored by two
-workers of one thread. Bars: less than 50 ms of each product are not spent on its restoration; both workers are busy for
-90 % of the time from the first product to the last; a finished archive is looked through in less than 1 s, or 1 s for
-each 1000 products; after kills of workers, of drivers and of schedulers every output is the very bytes that a run
-without them gives, and none is half there. Exit code 1 when one is missed.
+A bundle of `damp-nano` for frames of 64x64 is built, or `--bundle DIR` is taken, and so many cubes of five formats,
+of which three in a hundred are cut short, are restored by two workers of one thread. Bars: less than 50 ms of each
+product are not spent on its restoration; both workers are busy for 90 % of the time from the first product to the
+last; a finished archive is looked through in less than 1 s, or 1 s for each 1000 products; after kills of workers, of
+drivers and of schedulers every output is the very bytes that a run without them gives, and none is half there. Exit
+code 1 when one is missed.
 """
 
 from __future__ import annotations
@@ -26,14 +27,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import rasterio
+from numpy.typing import NDArray
 from rich.table import Table
 
 from benchmarks.faults.__main__ import built
 from benchmarks.timing import show
 from runtime.bundle_files import read_manifest
+from runtime.files import write_cube
 
 WORKERS = 2
+KINDS = (".npy", ".npz", ".bil", ".tif", ".nc")
+HOSTILE = 33
+"""Of so many cubes one is cut short."""
 OVERHEAD_S, BUSY, RERUN_S = 0.05, 0.9, 1.0
 PATIENCE_S = 900.0
 
@@ -64,7 +72,9 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--products", type=int, default=100)
     parser.add_argument("--side", type=int, default=160, help="lines and samples of each")
-    parser.add_argument("--kills", type=int, default=20, help="of workers; half as many drivers, a tenth of schedulers")
+    parser.add_argument("--workers", type=int, default=20, help="workers that are killed")
+    parser.add_argument("--drivers", type=int, default=10, help="drivers that are killed")
+    parser.add_argument("--schedulers", type=int, default=2, help="schedulers that are killed")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -74,12 +84,12 @@ def main() -> int:
         calm = folder / "calm"
         told = run(bundle, inputs, calm)
         setting = Setting(folder, bundle, inputs, digests(calm))
-        rows = [*costs(setting, calm, told)]
+        rows = [*costs(setting, calm, told, asked.products)]
         chance = random.Random(asked.seed)
         for what, kills, kill in (
-            ("workers", asked.kills, killed_workers),
-            ("drivers", asked.kills // 2, killed_drivers),
-            ("schedulers", asked.kills // 10, killed_schedulers),
+            ("workers", asked.workers, killed_workers),
+            ("drivers", asked.drivers, killed_drivers),
+            ("schedulers", asked.schedulers, killed_schedulers),
         ):
             if kills:
                 rows.append(after(what, setting, kills, kill, chance))
@@ -88,15 +98,41 @@ def main() -> int:
 
 
 def cubes(folder: Path, bundle: Path, count: int, side: int) -> Path:
-    """Cubes that a bundle's network takes, each different."""
+    """Cubes that a bundle's network takes, each different, of five formats; some are cut short."""
     folder.mkdir()
     bands, rng = read_manifest(bundle).signature.measured.bands, np.random.default_rng(0)
     line, sample = np.mgrid[0:side, 0:side] / side
     for number in range(count):
         scene = 0.5 + 0.3 * np.sin(3 * line + number)[..., None] * np.cos(2 * sample)[..., None]
         noisy = scene + 0.02 * rng.standard_normal((side, side, bands))
-        np.save(folder / f"cube-{number:04}.npy", (20000 * np.clip(noisy, 0, 1)).astype(np.uint16))
+        cube = (20000 * np.clip(noisy, 0, 1)).astype(np.uint16).transpose(2, 0, 1)
+        path = folder / f"cube-{number:04}{KINDS[number % len(KINDS)]}"
+        write(path, np.ascontiguousarray(cube))
+        if number % HOSTILE == HOSTILE - 1:
+            data = path.read_bytes()
+            path.write_bytes(data[: len(data) // 2])
     return folder
+
+
+def write(path: Path, cube: NDArray[np.uint16]) -> None:
+    """A cube [bands, lines, samples] as others write it."""
+    if path.suffix == ".npy":
+        np.save(path, cube.transpose(1, 2, 0))
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, cube=cube.transpose(1, 2, 0))
+    elif path.suffix == ".bil":
+        write_cube(path, cube)
+    elif path.suffix == ".tif":
+        size = {"count": len(cube), "height": cube.shape[1], "width": cube.shape[2]}
+        with rasterio.open(path, "w", driver="GTiff", dtype="uint16", compress="deflate", **size) as image:
+            image.write(cube)
+    else:
+        with h5py.File(path, "w") as file:
+            made = file.create_dataset("cube", data=cube, chunks=(len(cube), 8, cube.shape[2]), compression="gzip")
+            for axis, name in enumerate(("bands", "y", "x")):
+                scale = file.create_dataset(name, data=np.arange(cube.shape[axis]))
+                scale.make_scale(name)
+                made.dims[axis].attach_scale(scale)
 
 
 def command(setting_bundle: Path, inputs: Path, out: Path, *more: str) -> list[str]:
@@ -108,7 +144,7 @@ def command(setting_bundle: Path, inputs: Path, out: Path, *more: str) -> list[s
 def run(bundle: Path, inputs: Path, out: Path, *more: str) -> dict[str, Any]:
     """Run to the end; what `--json` printed."""
     done = subprocess.run(command(bundle, inputs, out, *more), capture_output=True, text=True, check=False)
-    if done.returncode:
+    if done.returncode not in (0, 1) or not done.stdout:
         raise SystemExit(done.stderr)
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
@@ -120,15 +156,17 @@ def digests(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def costs(setting: Setting, calm: Path, told: dict[str, Any]) -> Iterator[Row]:
+def costs(setting: Setting, calm: Path, told: dict[str, Any], given: int) -> Iterator[Row]:
     """Of a run without kills, and of the same again."""
     events = [json.loads(line) for line in (calm / ".damp_deploy" / "events.jsonl").read_text().splitlines()]
-    products = [event for event in events if event["event"] == "product"]
+    products = [event for event in events if event["event"] == "product" and event.get("state") == "done"]
     begun = next(event["time"] for event in events if event["event"] == "workers")
     wall, work = products[-1]["time"] - begun, sum(event["seconds"] for event in products)
     count = len(products)
     overhead = (WORKERS * wall - work) / count
     yield Row("products", f"{count}, {work / count:.2f} s each", "", told["products"]["done"] == count)
+    refused = told["products"]["refused"]
+    yield Row("cut short, refused", f"{refused}", f"{given // HOSTILE}", refused == given // HOSTILE == given - count)
     yield Row("from the start to the first worker", f"{begun - events[0]['time']:.1f} s", "", True)
     yield Row("of each product not its restoration", f"{1e3 * overhead:.0f} ms", "50 ms", overhead < OVERHEAD_S)
     yield Row("workers busy", f"{work / wall / WORKERS:.1%}", "90 %", work / wall / WORKERS >= BUSY)
@@ -215,9 +253,10 @@ def _since_start(said: list[str]) -> int:
 
 def forget(out: Path, chance: random.Random) -> None:
     """Remove half of the outputs, so that there is something to do again."""
-    for path in sorted(out.glob("*_restored.npy")):
+    for stem in sorted({path.name.partition("_restored")[0] for path in out.glob("*_restored.*")}):
         if chance.random() < 0.5:
-            path.unlink()
+            for path in out.glob(f"{stem}_restored*"):
+                path.unlink()
 
 
 @contextmanager
