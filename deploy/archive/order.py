@@ -22,7 +22,7 @@ class Order(BaseModel):
     """What is restored, with what, and how. Paths are absolute.
 
     Attributes:
-        bundle, seal: its folder, and `runtime.restore_product.seal_of` it.
+        bundle, seal: its folder, and `runtime.by_lines.provenance.seal_of` it.
         inputs: files, folders and catalogues. outside: of these, whether what lies outside their folder is read.
         kind: format of the outputs.
         metrics, ortho, clip, replace: as the options of those names.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.by_lines.provenance import digest_of
 from runtime.errors import GateError
 from runtime.products import open_cube
 from runtime.products.contract import Reading
 from runtime.products.provenance import lacking
-from runtime.restore_product import digest_of
 
 from .. import console
 from .apart import each
@@ -123,6 +123,6 @@ def verified(claim: Claim) -> str:
 
 
 def _digest(files: tuple[Path, ...]) -> str:
-    """As `runtime.restore_product.Outcome.sha256` is made."""
+    """As `runtime.by_lines.ways.Outcome.sha256` is made."""
     digests = [(str(file.relative_to(files[0].parent)), digest_of(file)) for file in files]
     return digests[0][1] if len(digests) == 1 else hashlib.sha256(json.dumps(digests).encode()).hexdigest()

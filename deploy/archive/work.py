@@ -19,6 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.bundle import Bundle
 from runtime.bundle_files import read_manifest
+from runtime.by_lines.memory import planned
+from runtime.by_lines.parts import join_parts, restore_part
+from runtime.by_lines.product import judged, restore_product
+from runtime.by_lines.provenance import digest_of, input_digest, key_of
+from runtime.by_lines.ways import Ways, refuse_unfit
 from runtime.durable import write_bytes
 from runtime.errors import DeployError, InputError, MachineError
 from runtime.manifest import Manifest
@@ -29,17 +34,6 @@ from runtime.products.naming import restored_name
 from runtime.products.provenance import lacking, provenance_of
 from runtime.products.stac import Asked as StacAsked
 from runtime.products.stac import differences
-from runtime.restore_parts import join_parts, restore_part
-from runtime.restore_product import (
-    Ways,
-    digest_of,
-    input_digest,
-    judged,
-    key_of,
-    planned,
-    refuse_unfit,
-    restore_product,
-)
 
 if TYPE_CHECKING:
     from runtime.products.searching import Found
@@ -76,7 +70,7 @@ class Task:
         kind: the whole product; of a split one the look at every pixel, a part, or all parts to be joined.
         lines: of a part: the first, and the one after the last.
         parts: the file of a part; to be joined, all of them in their order, each with its SHA-256.
-        found: of a split one, what the look found (`runtime.survey.Survey`).
+        found: of a split one, what the look found (`runtime.by_lines.survey.Survey`).
         anew: what is at `out` is known to be wrong.
     """
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from distributed import Worker, WorkerPlugin, get_worker
 
 from runtime.bundle import Bundle, load_bundle
+from runtime.by_lines.provenance import seal_of
 from runtime.engines import CPU_ENGINES
 from runtime.errors import BundleError, DeployError
-from runtime.restore_product import seal_of
 
 from . import work
 from .limits import bound_memory, close_network

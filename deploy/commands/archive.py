@@ -208,7 +208,7 @@ def resume(out: Path, **options: Any) -> dict[str, Any]:
     from deploy.archive.order import kept
     from deploy.archive.run import run_archive
     from runtime.bundle_files import head_of
-    from runtime.restore_product import seal_of
+    from runtime.by_lines.provenance import seal_of
 
     means, order = _means(options), kept(out)
     if seal_of(head_of(Path(order.bundle))) != order.seal:
@@ -257,7 +257,7 @@ def _named(path: str, inputs: Sequence[str]) -> str:
 def _order(bundle: Path, inputs: tuple[Path, ...], options: dict[str, Any]) -> "Order":
     from deploy.archive.order import Order
     from runtime.bundle_files import head_of
-    from runtime.restore_product import seal_of
+    from runtime.by_lines.provenance import seal_of
 
     head = head_of(bundle)
     names = ("kind", "metrics", "ortho", "scale", "marks", "constant_bands", "layout", "key", "missing_chunks", "clip",

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from runtime.by_lines.product import judged
 from runtime.errors import CubeError, GateError
 from runtime.manifest import Manifest
 from runtime.meaning import Asked, words
 from runtime.products import Reading, format_of, open_cube
 from runtime.products.contract import CubeReader, Description
 from runtime.products.provenance import provenance_of
-from runtime.restore_product import judged
 
 from .. import console
 from .run_product import is_picture

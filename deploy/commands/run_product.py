@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle_files import read_manifest
+from runtime.by_lines.memory import planned
+from runtime.by_lines.product import restore_product
+from runtime.by_lines.survey import Survey
+from runtime.by_lines.ways import Ways, refuse_unfit, refuse_ways
 from runtime.errors import InputError, MachineError
 from runtime.files import read_cube
 from runtime.files.disk import available_memory
 from runtime.meaning import words
 from runtime.products import CubeReader, Reading, format_of, open_cube
 from runtime.products.naming import claimed, kind_of
-from runtime.restore_product import Ways, planned, refuse_unfit, refuse_ways, restore_product
-from runtime.survey import Survey
 
 from .. import console
 from ..folders import refuse_existing

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.by_lines.survey import steps
 from runtime.errors import CubeFileError, InputError
 from runtime.files.disk import unchanged
 from runtime.lines import NO_FLAGS, Ended, Event, Flag, Line, LineFormat, Quiet, Taken
@@ -21,7 +22,6 @@ from runtime.sources import envi_file
 from runtime.sources.contract import Source, SourceOptions, refuse_other_frames
 from runtime.sources.envi_file import SAMPLED_BYTES, SAMPLED_LINES, path_of
 from runtime.sources.pacing import Pace, check_buffer
-from runtime.survey import steps
 
 BLOCK_BYTES = 16 << 20
 """Of lines that are read at a time."""

@@ -18,7 +18,9 @@ from deploy import console
 from deploy.archive.order import FOLDER, Order
 from deploy.archive.work import Look, Task, do, looked_at
 from runtime.bundle import load_bundle
-from runtime.restore_product import Ways, restore_product, seal_of
+from runtime.by_lines.product import restore_product
+from runtime.by_lines.provenance import seal_of
+from runtime.by_lines.ways import Ways
 from tests.contracts.bundles import known_bundle
 from tests.contracts.command import assert_json_error, invoke, start
 from tests.runtime.files_data import write_pair

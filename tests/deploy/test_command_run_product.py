@@ -16,13 +16,14 @@ import rasterio
 from numpy.typing import NDArray
 
 from runtime.bundle import load_bundle
+from runtime.by_lines.parts import join_parts, restore_part
+from runtime.by_lines.product import judged, restore_product
+from runtime.by_lines.ways import Ways
 from runtime.errors import CubeFileError
 from runtime.files import read_cube, write_cube
 from runtime.products import open_cube
 from runtime.products.contract import Seen
 from runtime.products.provenance import provenance_of
-from runtime.restore_parts import join_parts, restore_part
-from runtime.restore_product import Ways, judged, restore_product
 from tests.contracts.bundles import known_bundle
 from tests.contracts.coded import coded_bundle
 from tests.contracts.command import assert_failed, invoke
@@ -243,7 +244,7 @@ def test_what_the_machine_has_no_memory_for_is_refused_with_the_figure(
     capsys: Capsys, doubling: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = product()
-    monkeypatch.setattr("runtime.restore_product.available_memory", lambda: 50 << 20)
+    monkeypatch.setattr("runtime.by_lines.memory.available_memory", lambda: 50 << 20)
     assert_failed(invoke(capsys, "run", doubling, path, "--out", "o.nc"), 3, "memory", "MiB", "50 are free")
     assert not Path("o.nc").exists()
 

@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.bundle import Bundle, load_bundle, meaning_for
+from runtime.by_lines.rows import Block, Row, restore_lines
+from runtime.by_lines.survey import Survey, survey
 from runtime.errors import CubeError
 from runtime.meaning import Asked
 from runtime.metrics import prompt_metrics
 from runtime.products.contract import Seen
-from runtime.restore_lines import Block, Row, restore_lines
 from runtime.stated import Stated
-from runtime.survey import Survey, survey
 from runtime.tiles import starts
 from tests.contracts.bundles import known_bundle
 from tests.contracts.product import Memory
@@ -155,8 +155,8 @@ def test_radiance_is_scaled_by_its_brightest_band(bundle: Bundle) -> None:
 
 
 def test_a_large_cube_means_what_a_look_at_all_of_it_says(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.survey.SAMPLE_BYTES", 20_000)
-    monkeypatch.setattr("runtime.survey.BLOCK_BYTES", 5_000)
+    monkeypatch.setattr("runtime.by_lines.survey.SAMPLE_BYTES", 20_000)
+    monkeypatch.setattr("runtime.by_lines.survey.BLOCK_BYTES", 5_000)
     cube = scene(7, 400, 30)
     cube[:, 333, 7:9] = -9999
     cube[5, :390] = 0
@@ -171,7 +171,7 @@ def test_a_large_cube_means_what_a_look_at_all_of_it_says(bundle: Bundle, monkey
 def test_values_that_are_not_finite_are_refused_wherever_they_lie(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.survey.SAMPLE_BYTES", 20_000)
+    monkeypatch.setattr("runtime.by_lines.survey.SAMPLE_BYTES", 20_000)
     cube = scene(7, 400, 30)
     cube[3, 333, 7] = np.nan
     with pytest.raises(CubeError, match=r"memory.img.*not finite in 1 pixel, the first in band 4.*--ignore-value nan"):

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from runtime.arrays import Bools, Float32
 from runtime.bundle import Bundle
+from runtime.by_lines.survey import Survey
 from runtime.errors import CubeError
 from runtime.plausible import implausible
 from runtime.products.contract import CubeReader, Quality, Seen
-from runtime.survey import Survey
 from runtime.tiles import FramePlan, Tile, frame_plan, shares
 
 Given = tuple[Mapping[str, Float32], ...]

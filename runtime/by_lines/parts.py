@@ -10,24 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import Bundle
+from runtime.by_lines.memory import planned
+from runtime.by_lines.product import opened_writer, outcome, write_block
+from runtime.by_lines.provenance import digest_of, provenance
+from runtime.by_lines.rows import Block, Row, restore_lines
+from runtime.by_lines.survey import Survey
+from runtime.by_lines.ways import Outcome, Tally, Ways, result_of
 from runtime.durable import replacing
 from runtime.errors import CubeFileError
 from runtime.products import open_cube
 from runtime.products.contract import Quality
-from runtime.restore_lines import Block, Row, restore_lines
-from runtime.restore_product import (
-    Outcome,
-    Tally,
-    Ways,
-    digest_of,
-    opened_writer,
-    outcome,
-    planned,
-    provenance,
-    result_of,
-    write_block,
-)
-from runtime.survey import Survey
 
 
 def restore_part(bundle: Bundle, path: Path, part: Path, ways: Ways, found: Survey, start: int, stop: int) -> str:
