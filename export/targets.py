@@ -64,7 +64,7 @@ _ALL = (
     _gpu("jetson-orin-nano", "Jetson Orin Nano 4 or 8 GB", "8.7", workspace_mib=512),
     _gpu("jetson-orin-nx", "Jetson Orin NX 8 or 16 GB", "8.7", workspace_mib=1024),
     _gpu("jetson-orin", "Jetson AGX Orin 32 or 64 GB", "8.7"),
-    _gpu("jetson-thor", "Jetson AGX Thor, JetPack 7", "11.0", tensorrt=">=10.13.3,<12"),
+    _gpu("jetson-thor", "Jetson AGX Thor", "11.0", tensorrt=">=10.13.3,<12"),
     _rtx("rtx-30", "GeForce RTX 30 and RTX A-series (Ampere)", "8.6"),
     _rtx("rtx-40", "GeForce RTX 40 and RTX Ada", "8.9"),
     _rtx("rtx-50", "GeForce RTX 50 and RTX PRO Blackwell", "12.0"),

@@ -19,7 +19,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 DISTRIBUTION = "damp-deploy"
-EXTRAS = ("cpu", "photographs", "signing", "video")
+EXTRAS = ("cpu", "photographs", "signing", "stream", "tensorrt", "video")
+FROM_JETPACK = {"tensorrt"}
+"""What JetPack brings, and pip is not asked for."""
 SOURCES = {"pyvips": "cffi>=1"}
 """Of pure Python and published as source alone, with what it needs: pip makes the wheel on the flight computer."""
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
@@ -61,7 +63,7 @@ class Computer:
 
 COMPUTERS = (
     Computer("Jetson Orin, JetPack 6", "3.10", 35),
-    Computer("Jetson Thor, JetPack 7", "3.12", 39),
+    Computer("Jetson Orin or Thor, JetPack 7", "3.12", 39),
 )
 
 
@@ -92,7 +94,7 @@ def flight_install(computer: Computer) -> list[dict[str, Any]]:
     """Everything that the flight install brings to a computer, as pip reports it."""
     own = [Requirement(text) for text in requires(DISTRIBUTION) or []]
     asked = {bare(item) for item in own if any(computer.wants(item, extra) for extra in ("", *EXTRAS))}
-    wanted = {SOURCES.get(Requirement(item).name, item) for item in asked}
+    wanted = {SOURCES.get(Requirement(item).name, item) for item in asked if Requirement(item).name not in FROM_JETPACK}
     pins = [Requirement(line) for line in CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "constraints.txt")

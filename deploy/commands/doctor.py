@@ -12,6 +12,7 @@ import click
 
 import deploy
 import runtime
+from runtime.board_jetpack import JetPack, read_jetpack
 from runtime.engines import available_engines, extra_of
 from runtime.engines.cuda import compute_capability
 from runtime.errors import InputError, MachineError
@@ -45,14 +46,18 @@ class Finding:
 def command() -> dict[str, Any]:
     """Tell what this machine can do; exit 3 when the installation is broken or no engine is installed."""
     trusted, trust = _trust()
-    findings = [*_machine(), _installation(), *_engines(), *trusted, *_stream(), _archives(), *_ground()]
+    jetpack = read_jetpack()
+    findings = [*_machine(), *jetpack_findings(jetpack), _installation(), *_engines(), *trusted, *_stream()]
+    findings += [_archives(), *_ground()]
     for finding in findings:
         mark, style = MARKS[finding.outcome]
         console.say(f"{mark} {finding.name:<27} {finding.text}", style)
     wrong = [f for f in findings if f.outcome == "wrong"]
     if wrong:
         raise MachineError(f"{wrong[0].name}: {wrong[0].text}", key=wrong[0].name, remedy="mend it and run again")
-    return {"ok": True, "findings": [asdict(f) for f in findings], "trust": trust}
+    return {
+        "ok": True, "findings": [asdict(f) for f in findings], "trust": trust, "jetpack": jetpack and asdict(jetpack),
+    }  # fmt: skip
 
 
 def _machine() -> list[Finding]:
@@ -61,6 +66,25 @@ def _machine() -> list[Finding]:
         Finding("damp-deploy", "ok", f"{__version__}, Python {platform.python_version()}"),
         Finding("machine", "ok", f"{platform.machine()}, {cores} cores, {available_memory() / 2**30:.1f} GiB free"),
     ]
+
+
+def jetpack_findings(jetpack: JetPack | None, python: str | None = None) -> list[Finding]:
+    """What a Jetson stands on; nothing on other machines.
+
+    Args:
+        jetpack: as it was read.
+        python: `3.10` or the like, this one where it is left out: JetPack's TensorRT loads in its own Python alone.
+    """
+    if jetpack is None:
+        return []
+    running = python or ".".join(platform.python_version_tuple()[:2])
+    name = f"JetPack {jetpack.version}" if jetpack.version else "a JetPack that is not known here"
+    facts = [f"L4T {jetpack.l4t}" if jetpack.l4t else "", f"nvidia-jetpack {jetpack.package or 'is not installed'}"]
+    facts += [f"its TensorRT is {jetpack.tensorrt}"] if jetpack.tensorrt else []
+    told = f"{name}: {', '.join(filter(None, facts))}"
+    if jetpack.python and jetpack.python != running:
+        return [Finding("jetpack", "absent", f"{told}, for Python {jetpack.python} alone: this is {running}")]
+    return [Finding("jetpack", "ok", told)]
 
 
 def _installation() -> Finding:

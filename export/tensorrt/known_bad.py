@@ -54,8 +54,32 @@ WATCHED: tuple[KnownBad, ...] = (
         "wrong results on Orin were reported and not explained; the golden frame decides",
         "https://github.com/NVIDIA/TensorRT/issues/4330",
     ),
+    KnownBad(
+        "tensorrt",
+        ">=10.13,<10.15",
+        ("11.0", "12.1"),
+        (),
+        "RT-DETR's boxes were wrong on Thor and GB10, and right with 10.15; the golden frame decides",
+        "https://github.com/ultralytics/ultralytics/pull/23499",
+    ),
+    KnownBad(
+        "tensorrt",
+        "==10.16",
+        ("12.0",),
+        ("fp16",),
+        "fused attention was wrong on Blackwell cards; the golden frame decides",
+        "https://github.com/NVIDIA/TensorRT/issues/4837",
+    ),
+    KnownBad(
+        "tensorrt",
+        "==10.16",
+        ("12.0",),
+        ("int8",),
+        "ResNet-152 lost its accuracy on Blackwell cards; the golden frame decides",
+        "https://github.com/NVIDIA/TensorRT/issues/4780",
+    ),
 )
-"""Reports that name no cause: told, never refused, since the version is the only one of a JetPack."""
+"""Reports of some networks only: told, never refused. The version may be the only one of a JetPack."""
 
 
 def matching(table: tuple[KnownBad, ...], kind: str, version: str, sm: str, precision: str) -> list[KnownBad]:

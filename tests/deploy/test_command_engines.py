@@ -374,6 +374,13 @@ def test_known_bad_builders_are_refused_with_their_source() -> None:
     refuse_known_bad("tensorrt", "10.13.2.6", "11.0", "fp32")
     refuse_known_bad("tensorrt", "10.3.0", "8.7", "fp16")
     assert matching(WATCHED, "tensorrt", "10.3.0", "8.7", "fp16")[0].source.endswith("4330")
+    # JetPack 7.1 on a Thor, in float32: told, not refused. JetPack 7.2: nothing, on either board.
+    refuse_known_bad("tensorrt", "10.13.3.9", "11.0", "fp32")
+    assert [bad.source[-5:] for bad in matching(WATCHED, "tensorrt", "10.13.3.9", "11.0", "fp32")] == ["23499"]
+    for sm in ("8.7", "11.0"):
+        for precision in ("fp32", "fp16", "int8"):
+            refuse_known_bad("tensorrt", "10.16.2.10", sm, precision)
+            assert matching(WATCHED, "tensorrt", "10.16.2.10", sm, precision) == []
 
 
 def test_too_little_memory_is_told_before_the_builder_starts(deferred: Path) -> None:

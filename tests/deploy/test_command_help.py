@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,9 @@ import pytest
 
 from deploy import __version__
 from deploy.cli import COMMANDS, app
+from deploy.commands import doctor
 from deploy.config import config_schema
+from runtime.board_jetpack import JetPack
 from runtime.engines import ENGINES
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke, start
 
@@ -252,3 +255,30 @@ def test_doctor_asks_an_engine_what_brings_it(capsys: Capsys, monkeypatch: pytes
     findings = {finding["name"]: finding for finding in invoke(capsys, "doctor", "--json").json["findings"]}
     said = 'pip install "damp-deploy[strange]"' if extra else "not installed"
     assert findings["engine strange"] == {"name": "engine strange", "outcome": "absent", "text": said}
+
+
+def test_doctor_tells_which_jetpack_it_stands_on(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = JetPack("39.2.0", "7.2", "7.2-b154", "10.16", running)
+    monkeypatch.setattr(doctor, "read_jetpack", lambda: found)
+    done = invoke(capsys, "doctor", "--json")
+    told = {finding["name"]: finding for finding in done.json["findings"]}["jetpack"]
+    assert told["outcome"] == "ok" and done.json["jetpack"] == asdict(found)
+    assert told["text"] == "JetPack 7.2: L4T 39.2.0, nvidia-jetpack 7.2-b154, its TensorRT is 10.16"
+    monkeypatch.setattr(doctor, "read_jetpack", lambda: None)
+    done = invoke(capsys, "doctor", "--json")
+    assert done.json["jetpack"] is None and "jetpack" not in {finding["name"] for finding in done.json["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("found", "python", "outcome", "part"),
+    [
+        (JetPack("36.4.3", "6.2", None, "10.3", "3.10"), "3.10", "ok", "nvidia-jetpack is not installed"),
+        (JetPack("36.4.3", "6.2", None, "10.3", "3.10"), "3.12", "absent", "for Python 3.10 alone: this is 3.12"),
+        (JetPack("35.6.2", "5", None, "8.5", "3.8"), "3.10", "absent", "its TensorRT is 8.5, for Python 3.8"),
+        (JetPack("99.1.0", None, None, None, None), "3.12", "ok", "not known here: L4T 99.1.0"),
+    ],
+)
+def test_doctor_tells_what_a_jetpack_cannot_do(found: JetPack, python: str, outcome: str, part: str) -> None:
+    (told,) = doctor.jetpack_findings(found, python)
+    assert told.outcome == outcome and part in told.text

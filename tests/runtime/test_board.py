@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.board import Reading, board_model, forget_peak_memory, parse_tegrastats, peak_memory_mib, read_board
+from runtime.board_jetpack import JetPack, read_jetpack
 from runtime.board_tools import (
     JETSON_CLOCKS,
     NVPMODEL,
@@ -337,3 +338,71 @@ def test_a_jetsons_own_tool_is_heard(tmp_path: Path) -> None:
             time.sleep(0.02)
     assert told.power_w["VDD_IN"] == Spread(4.541, 4.541, 4.541) and told.cpu_mhz == Spread(729, 729, 729)
     assert told.gpus[0]["clock_mhz"].most == 612 and told.gpus[0]["memory_mib"].most == 1483
+
+
+# JetPack
+
+RELEASED = "# R{}, REVISION: {}, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n"
+INSTALLED = """\
+Package: libc6
+Status: install ok installed
+Version: 2.39-0ubuntu8
+
+Package: nvidia-jetpack
+Status: {0} ok {1}
+Priority: standard
+Version: {2}
+Depends: nvidia-jetpack-runtime (= {2}), nvidia-jetpack-dev (= {2})
+
+Package: nvidia-l4t-core
+Status: install ok installed
+Version: {3}
+"""
+
+
+def jetson(root: Path, release: str = "", packages: str = "") -> Path:
+    """A system's root with L4T's file and the records of dpkg, where they are given."""
+    for name, text in (("etc/nv_tegra_release", release), ("var/lib/dpkg/status", packages)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if text:
+            (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("major", "revision", "version", "tensorrt", "python"),
+    [
+        ("35 (release)", "6.2", "5", "8.5", "3.8"),
+        ("36 (release)", "4.0", "6.1", "10.3", "3.10"),
+        ("36 (release)", "4.3", "6.2", "10.3", "3.10"),
+        ("38 (release)", "4.0", "7.1", "10.13", "3.12"),
+        ("39 (release)", "2.0", "7.2", "10.16", "3.12"),
+        ("39 (release)", "2.1", "7.2", "10.16", "3.12"),
+        ("99 (release)", "1.0", None, None, None),
+    ],
+)
+def test_the_jetpack_is_told_from_the_release_of_l4t(
+    tmp_path: Path, major: str, revision: str, version: str | None, tensorrt: str | None, python: str | None
+) -> None:
+    read = read_jetpack(jetson(tmp_path, RELEASED.format(major, revision)))
+    assert read == JetPack(f"{major[:2]}.{revision}", version, None, tensorrt, python)
+
+
+def test_the_package_of_jetpack_knows_its_version_better(tmp_path: Path) -> None:
+    packages = INSTALLED.format("install", "installed", "7.2.1-b44", "39.2.1-20260801000000")
+    read = JetPack("39.2.1", "7.2.1", "7.2.1-b44", "10.16", "3.12")
+    assert read_jetpack(jetson(tmp_path, packages=packages)) == read
+    assert read_jetpack(jetson(tmp_path, RELEASED.format("39 (release)", "2.1"))) == read
+
+
+def test_a_package_that_was_removed_tells_nothing(tmp_path: Path) -> None:
+    packages = INSTALLED.format("deinstall", "config-files", "6.2+b77", "36.4.3-20250107174145")
+    assert read_jetpack(jetson(tmp_path, packages=packages)) == JetPack("36.4.3", "6.2", None, "10.3", "3.10")
+
+
+def test_other_machines_have_no_jetpack(tmp_path: Path) -> None:
+    assert read_jetpack(tmp_path) is None
+    assert read_jetpack(jetson(tmp_path, "rubbish\x1b[31m", INSTALLED.partition("\n\n")[0])) is None
+    (tmp_path / "etc/nv_tegra_release").unlink()
+    (tmp_path / "etc/nv_tegra_release").mkdir()
+    assert read_jetpack(tmp_path) is None
