@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.bundle import Bundle, meaning_for
 from runtime.by_lines.memory import planned, refuse_large
-from runtime.by_lines.provenance import plain_files, digest_of, provenance
+from runtime.by_lines.provenance import digest_of, plain_files, provenance
 from runtime.by_lines.rows import Block, Given, Row, restore_lines
 from runtime.by_lines.survey import Survey, survey
 from runtime.by_lines.ways import Outcome, Progress, Tally, Ways, refuse_unfit, refuse_ways, result_of
