@@ -19,7 +19,7 @@ STACKS = {
     "38.4": ("7.1", "10.13", "3.12"),
     "39.2": ("7.2", "10.16", "3.12"),
 }
-"""Release of L4T, the longest that fits -> (JetPack, its TensorRT, its Python), of NVIDIA's release notes."""
+"""Release of L4T, the longest that fits -> (JetPack, its TensorRT, its Python), as NVIDIA and others' tables tell."""
 
 
 @dataclass(frozen=True)
