@@ -16,6 +16,8 @@ _ALLOW, _DENY = 0x7FFF0000, 0x00050000 | errno.EACCES
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 """BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, ... | BPF_JGE, BPF_RET | BPF_K (linux/filter.h)."""
 _IO_URING = 425
+_M_ARENA_MAX, _ARENAS, _ARENA_BYTES = -8, 2, 1 << 27
+"""mallopt(3): regions of which each thread may have one; address space that one takes at most (malloc.h, arena.c)."""
 _CALLS = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
 """Machine -> AUDIT_ARCH of its system calls (linux/audit.h), and number of `socket`."""
 
@@ -68,10 +70,16 @@ def _filtered() -> bool:
 
 
 def bound_memory(more: int) -> None:
-    """Let this process's address space grow by at most `more` bytes: what is beyond is a MemoryError here."""
+    """Let this process's address space grow by at most `more` bytes: what is beyond is a MemoryError here.
+
+    What malloc sets aside for each thread, and does not use, comes on top.
+    """
+    with suppress(OSError, AttributeError):
+        # More of these would eat up the limit, product after product.
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
     with suppress(OSError, ValueError, IndexError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        wanted = pages * os.sysconf("SC_PAGE_SIZE") + more
+        wanted = pages * os.sysconf("SC_PAGE_SIZE") + more + _ARENAS * _ARENA_BYTES
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *known]), hard))
