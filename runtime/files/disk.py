@@ -358,7 +358,8 @@ def _refused(path: Path) -> Iterator[None]:
 def complete_pairs(folder: Path) -> None:
     """Put in their places the pairs of a folder that were ready when their writers were killed."""
     with suppress(OSError):
-        if any(folder.glob(_READY)):
+        ready = any(name.endswith(".ready") for name in os.listdir(folder))  # noqa: PTH208
+        if ready and any(folder.glob(_READY)):
             with alone_in(folder):
                 _complete(folder)
 

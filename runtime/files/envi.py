@@ -4,6 +4,7 @@ Here are the files: which two belong together, and the numbers in the data file.
 `envi_text` how it is written.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -97,7 +98,8 @@ def _beside(header: Path) -> dict[str, int]:
     """Names and sizes of the files beside a header that could be its data, each file once."""
     stem = header.stem
     try:
-        names = sorted(file.name for file in header.parent.iterdir())
+        # Folders of archives hold thousands.
+        names = sorted(name for name in os.listdir(header.parent) if name.startswith(stem))  # noqa: PTH208
     except OSError:
         names = [stem, *(stem + suffix for known in DATA_SUFFIXES for suffix in (known, known.upper()))]
     found: dict[Path, int] = {}

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
@@ -259,10 +260,19 @@ def _names(where: str) -> list[str]:
 def recognised(path: Path, told: Callable[[Tree], bool]) -> bool:
     """Whether a file is HDF5 of which `told` is true; False of whatever cannot be read."""
     try:
+        if not _begun(path, mark_of(path)):
+            return False
         with Tree(path) as tree, tree.guarded():
             return told(tree)
     except DeployError:
         return False
+
+
+@lru_cache(8)
+def _begun(path: Path, mark: tuple[int, ...]) -> bool:
+    """Whether a file is HDF5, which several formats ask of the same one. Raises CubeFileError."""
+    with opened(path) as (file, size):
+        return is_hdf5(file, size)
 
 
 def chosen(tree: Tree, wheres: Sequence[str], key: str | None) -> str:

@@ -210,6 +210,9 @@ def _one_of_pair(path: Path) -> Path:
     """Of an ENVI pair the data file, whichever file of it, or beside it, was found."""
     with suppress(CubeFileError):
         if path.suffix.lower() == ".hdr" or not path.name.lower().endswith(_CLAIMS):
-            data = pair_of(pair_of(path)[0])[1]
+            header, data = pair_of(path)
+            if path != header:
+                # Which file is the data says the header.
+                data = pair_of(header)[1]
             return data if may_hold_data(data.name) else path
     return path
