@@ -355,13 +355,21 @@ def _refused(path: Path) -> Iterator[None]:
         ) from error
 
 
-def complete_pairs(folder: Path) -> None:
-    """Put in their places the pairs of a folder that were ready when their writers were killed."""
+def complete_pairs(folder: Path) -> list[str]:
+    """Put in their places the pairs of a folder that were ready when their writers were killed.
+
+    Returns:
+        the names that lie in it; none where it cannot be read.
+    """
     with suppress(OSError):
-        ready = any(name.endswith(".ready") for name in os.listdir(folder))  # noqa: PTH208
-        if ready and any(folder.glob(_READY)):
-            with alone_in(folder):
-                _complete(folder)
+        # Folders of archives hold thousands.
+        names = os.listdir(folder)  # noqa: PTH208
+        if not any(name.endswith(".ready") for name in names) or not any(folder.glob(_READY)):
+            return names
+        with alone_in(folder):
+            _complete(folder)
+        return os.listdir(folder)  # noqa: PTH208
+    return []
 
 
 def _complete(folder: Path) -> None:

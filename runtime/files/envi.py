@@ -4,7 +4,6 @@ Here are the files: which two belong together, and the numbers in the data file.
 `envi_text` how it is written.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -50,9 +49,9 @@ def growing_pair_of(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     if path.suffix.lower() != ".hdr":
         return pair_of(path)
-    complete_pairs(path.parent)
+    names = complete_pairs(path.parent)
     with opened(path):
-        return path, _data_file(path, likely(path.stem, _beside(path)))
+        return path, _data_file(path, likely(path.stem, _beside(path, names)))
 
 
 def may_hold_data(name: str) -> bool:
@@ -77,7 +76,7 @@ def _usual(stem: str, name: str) -> bool:
 
 def _found(path: Path) -> tuple[Path, Path, tuple[str, ...]]:
     """A pair, and the names of files that are passed over since their size is not the one that the header says."""
-    complete_pairs(path.parent)
+    names = complete_pairs(path.parent)
     with opened(path):
         pass
     if path.suffix.lower() != ".hdr":
@@ -87,20 +86,19 @@ def _found(path: Path) -> tuple[Path, Path, tuple[str, ...]]:
         if (packed := Path(_unpacked(path.name))).suffix and packed.name != path.name:
             candidates += [path.with_name(packed.name).with_suffix(suffix) for suffix in (".hdr", ".HDR")]
         return _header_file(path, candidates), path, ()
-    sizes = _beside(path)
+    sizes = _beside(path, names)
     fits = _of_size(path, sizes) if len(sizes) > 1 else []
     data_path = _data_file(path, fits or likely(path.stem, sizes))
     passed = [name for name in sizes if fits and _usual(path.stem, name) and name != data_path.name]
     return path, data_path, tuple(passed)
 
 
-def _beside(header: Path) -> dict[str, int]:
-    """Names and sizes of the files beside a header that could be its data, each file once."""
+def _beside(header: Path, names: Sequence[str]) -> dict[str, int]:
+    """Names and sizes of the files beside a header that could be its data, each file once; `names` are all there."""
     stem = header.stem
-    try:
-        # Folders of archives hold thousands.
-        names = sorted(name for name in os.listdir(header.parent) if name.startswith(stem))  # noqa: PTH208
-    except OSError:
+    names = sorted(name for name in names if name.startswith(stem))
+    if not names:
+        # The folder cannot be read: the header itself would be there.
         names = [stem, *(stem + suffix for known in DATA_SUFFIXES for suffix in (known, known.upper()))]
     found: dict[Path, int] = {}
     for name in names:
@@ -348,9 +346,9 @@ def target_pair(path: Path, size: int | None = None) -> tuple[Path, Path]:
         header_path, data_path = path, path.with_suffix(".img")
     else:
         header_path, data_path = path.with_suffix(".hdr") if path.suffix else _with_suffix(path, ".hdr"), path
-    complete_pairs(path.parent)
+    names = complete_pairs(path.parent)
     stem = header_path.stem
-    rivals = [name for name, there in _beside(header_path).items() if _usual(stem, name) or there == size]
+    rivals = [name for name, there in _beside(header_path, names).items() if _usual(stem, name) or there == size]
     rivals = [name for name in rivals if name != data_path.name]
     second = _with_suffix(data_path, ".hdr")
     if second != header_path and second.is_file():
