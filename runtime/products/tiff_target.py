@@ -2,6 +2,7 @@
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -56,12 +57,13 @@ class TiffTarget(CubeWriter):
             self.close()
             raise
 
+    @abstractmethod
     def _begin(self) -> Sequence[Draft]:
-        raise NotImplementedError
+        """The drafts that take the lines."""
 
+    @abstractmethod
     def _put(self, tags: Mapping[str, str], quality: Draft | None) -> tuple[Path, ...]:
         """Pack the drafts and put all in its place. Raises OSError or CubeFileError."""
-        raise NotImplementedError
 
     def write_lines(self, cube: NDArray[Any], quality: Quality | None = None) -> None:
         at = 0
