@@ -7,17 +7,18 @@ what is no finite, non-empty float cube.
 
 noise, blur, sr, inpaint and bandloss, with their severities, are the training tasks of DAMP (arXiv 2512.20251);
 motionblur and poisson are its unseen tasks, for which the paper gives no severity: length and peak are our choice, as
-are the sensor faults stripes, deadlines and mixed. Those of photographs are in `calibration.photographs`.
+are the sensor faults stripes, deadlines and mixed, and the optics of astigmatism. Those of photographs are in `calibration.photographs`.
 """
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate1d
+from scipy.ndimage import correlate, correlate1d
 
 from calibration import photographs
 from calibration.severity import BRIGHTEST, Cube, checked, whole, within
@@ -32,6 +33,7 @@ INPAINT_RATES = (0.7, 0.8)
 BANDLOSS_RATES = (0.1, 0.2)
 POISSON_PEAK = 10.0
 MOTION_LENGTH = 15
+LONG_SIGMAS, SHORT_SIGMAS = (1.5, 4.5), (0.4, 1.2)
 BICUBIC_A = -0.75
 
 
@@ -186,6 +188,44 @@ def motion_kernel(length: int, angle: float) -> NDArray[np.float32]:
     return (kernel[:-1, :-1] / length).astype(np.float32)
 
 
+def astigmatism(
+    cube: Cube,
+    rng: np.random.Generator,
+    *,
+    long: float | None = None,
+    short: float | None = None,
+    angle: float | None = None,
+) -> Cube:
+    """Convolve every band with an elliptic Gaussian, as optics off their axis do; borders reflected about the edge pixel.
+
+    Args:
+        long, short: standard deviations in pixels along and across, above 0 to 20; drawn from U(1.5, 4.5) and
+            U(0.4, 1.2) if None.
+        angle: of the long one in degrees, 0 along samples, 90 along lines; drawn from U(0, 180) if None.
+
+    Raises:
+        InputError: a deviation is outside (0, 20], or angle is not finite.
+    """
+    cube = checked(cube)
+    long = rng.uniform(*LONG_SIGMAS) if long is None else long
+    short = rng.uniform(*SHORT_SIGMAS) if short is None else short
+    kernel = elliptic_kernel(long, short, rng.uniform(0, 180) if angle is None else angle)
+    return np.asarray([correlate(band, kernel, mode="mirror") for band in cube], np.float32)
+
+
+def elliptic_kernel(long: float, short: float, angle: float) -> NDArray[np.float32]:
+    """Square kernel of odd side of an elliptic Gaussian; sums to 1. Raises InputError, see `astigmatism`."""
+    within("long", long, 1e-3, 20)
+    within("short", short, 1e-3, 20)
+    within("angle", angle, -1e6, 1e6)
+    reach = math.ceil(3 * max(long, short))
+    line, sample = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    sine, cosine = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
+    along, across = line * sine + sample * cosine, line * cosine - sample * sine
+    kernel = np.exp(-0.5 * ((along / long) ** 2 + (across / short) ** 2))
+    return np.asarray(kernel / kernel.sum(), np.float32)
+
+
 def poisson(cube: Cube, rng: np.random.Generator, *, peak: float = POISSON_PEAK) -> Cube:
     """Count photons: Poisson(peak * cube) / peak. Negative elements count none.
 
@@ -260,7 +300,7 @@ DEGRADATIONS: Mapping[str, Degradation] = MappingProxyType(
     {
         function.__name__: function
         for function in (
-            noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed,
+            noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed, astigmatism,
             photographs.haze, photographs.rain, photographs.snow, photographs.lowlight, photographs.defocus,
             photographs.grain, photographs.jpeg,
         )
@@ -268,6 +308,8 @@ DEGRADATIONS: Mapping[str, Degradation] = MappingProxyType(
 )  # fmt: skip
 TRAINING = ("noise", "blur", "sr", "inpaint", "bandloss")
 UNSEEN = ("motionblur", "poisson")
+LOSE = ("inpaint", "bandloss", "deadlines", "mixed")
+"""What leaves elements without a value."""
 PHOTOGRAPHS = ("haze", "rain", "snow", "lowlight", "motionblur", "defocus", "grain", "jpeg")
 """What cameras and weather do to photographs; `motionblur` is that of cubes."""
 
@@ -306,6 +348,14 @@ def parse_degradations(names: str | Sequence[str]) -> tuple[str, ...]:
                 "unknown degradation", key="degradation", value=name, remedy=f"{hint}choose from {allowed}"
             )
     return given
+
+
+def lost(name: str, cube: Cube) -> NDArray[np.bool_] | None:
+    """Elements [bands, lines, samples] of a degraded cube that are known to be missing; None where none can be.
+
+    Those of `LOSE` that are zero: what a sensor tells by a mark, or its list of bad elements.
+    """
+    return cube == 0 if name in LOSE else None
 
 
 def lost_bands(cube: Cube) -> NDArray[np.bool_]:

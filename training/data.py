@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibration.degradations import LOSE, lost
 from export.metrics import PromptMetrics
 from runtime.arrays import Float32
 from runtime.errors import ConfigError, CubeError, CubeFileError, InputError
 from runtime.files import read_cube
+from runtime.filling import filled
 from runtime.metrics import prompt_metrics
 from training.degrading import DAMAGES, sent
 from training.pack import CODED, read_coded
@@ -49,7 +51,10 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Batch:
-    """Degraded and clean patches [B, bands, H, W], the prompt metrics [B, M] of the degraded ones, their tasks."""
+    """Patches [B, bands, H, W] as the network is given them and clean, the prompt metrics [B, M], their tasks.
+
+    Metrics are of the degraded patch; what the network is given is that patch, or that patch filled.
+    """
 
     degraded: Tensor
     clean: Tensor
@@ -147,7 +152,12 @@ class Draws:
             rows = sent(np.flatnonzero(drawn == index), self.device)
             degraded[rows] = DAMAGES[names[index]](clean[rows], rng, fields, strength)
         metrics = self._metrics[chosen.size](degraded)
-        return Batch(degraded, clean, metrics, tuple(names[index] for index in drawn))
+        tasks = tuple(names[index] for index in drawn)
+        if recipe.fill:
+            for row, task in enumerate(tasks):
+                if task in LOSE:
+                    degraded[row] = sent(made_up(task, degraded[row].cpu().numpy()), self.device)
+        return Batch(degraded, clean, metrics, tasks)
 
     def _patch(self, size: int, rng: np.random.Generator) -> Tensor:
         options = self.recipe.data.photographs
@@ -157,6 +167,12 @@ class Draws:
         else:
             patch = draw_patch(self._cubes[rng.integers(len(self._cubes))], self.recipe.config.bands, size, rng)
         return brightened(patch, self.recipe.data.gain, rng)
+
+
+def made_up(task: str, degraded: Float32) -> Float32:
+    """A degraded patch [bands, H, W] without holes."""
+    missing = lost(task, degraded)
+    return degraded if missing is None else filled(degraded, missing)
 
 
 def _measuring(metric_set: str, bands: int, size: int, device: torch.device) -> Callable[[Tensor], Tensor]:

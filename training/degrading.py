@@ -18,10 +18,13 @@ from calibration.degradations import (
     BICUBIC_A,
     BLUR_SIZES,
     INPAINT_RATES,
+    LONG_SIGMAS,
     MOTION_LENGTH,
     NOISE_SIGMAS,
     POISSON_PEAK,
+    SHORT_SIGMAS,
     SR_FACTORS,
+    elliptic_kernel,
     gaussian_kernel,
     motion_kernel,
 )
@@ -77,8 +80,14 @@ def mixed(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator, stre
     return _without_bands(worn, np.full(len(cubes), 0.1), rng)
 
 
+def astigmatism(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator, strength: float) -> Tensor:
+    drawn = [rng.uniform(*limits, len(cubes)) for limits in (LONG_SIGMAS, SHORT_SIGMAS, (0, 180))]
+    shapes = zip(*drawn, strict=True)
+    return _filtered(cubes, [elliptic_kernel(strength * long, strength * short, angle) for long, short, angle in shapes])
+
+
 DAMAGES: Mapping[str, Damage] = MappingProxyType(
-    {f.__name__: f for f in (noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed)}
+    {f.__name__: f for f in (noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed, astigmatism)}
 )
 
 

@@ -233,6 +233,8 @@ class Recipe(Part):
         network: the configuration of a DAMP.
         standardise: the network sees every metric less its mean over the training's patches, divided by its deviation;
             both are folded into the prompt's first layer where weights are written.
+        fill: what is known to be missing is made up (`runtime.filling`) before the network sees it, here and in flight;
+            its metrics are of the frame as it was.
         data, tasks, patches, ease, loss, gates, optimiser: what is learned, and how.
         on_gpu: what is otherwise on a GPU.
         log_every, validate_every: steps; save_seconds: at most between two saved states. They change no number.
@@ -243,6 +245,7 @@ class Recipe(Part):
     start: str | None = None
     ablate: Ablation | None = None
     standardise: bool = False
+    fill: bool = False
     network: dict[str, Any]
     data: Data
     tasks: Annotated[dict[str, Positive], AfterValidator(partial(ordered, known=DAMAGES))]
@@ -323,6 +326,7 @@ class Recipe(Part):
 
 LATER = (
     ("", "standardise", False),
+    ("", "fill", False),
     ("", "ease", None),
     ("", "gates", Gates().model_dump(mode="json")),
     ("", "on_gpu", None),

@@ -12,6 +12,7 @@ from calibration.quality import psnr
 from export.networks.damp import SIZE_MULTIPLE, Damp
 from runtime.arrays import Float32
 from runtime.metrics import prompt_metrics
+from training.data import made_up
 from training.degrading import DAMAGES
 from training.recipe import Recipe
 
@@ -21,13 +22,20 @@ COSTS = ("zeros", "wrong", "worst")
 
 @dataclass(frozen=True)
 class HeldScene:
-    """A scene degraded by one task: `bad` and `clean` [bands, lines, samples], and the metrics [M] of `bad`."""
+    """A scene degraded by one task.
+
+    Attributes:
+        bad, clean: [bands, lines, samples].
+        metrics: [M] of `bad`.
+        given: what the network is given: `bad`, or `bad` filled.
+    """
 
     task: str
     place: int
     bad: Float32
     clean: Float32
     metrics: Float32
+    given: Float32
 
     def gain(self, restored: Float32) -> float:
         """PSNR over the degraded input in dB; over the lost bands after band loss."""
@@ -51,7 +59,8 @@ def held_scenes(scenes: Mapping[str, Float32], recipe: Recipe) -> tuple[HeldScen
             bad = DEGRADATIONS[task](clean, np.random.default_rng([recipe.seed, index, place]))
             metrics = prompt_metrics(bad, config.metric_set)
             shown = np.zeros_like(metrics) if recipe.ablate == "prompt" else metrics
-            held.append(HeldScene(task, place, bad, clean, shown))
+            given = made_up(task, bad) if recipe.fill else bad
+            held.append(HeldScene(task, place, bad, clean, shown, given))
     return tuple(held)
 
 
@@ -88,6 +97,6 @@ def prompt_costs(net: Damp, held: Sequence[HeldScene], tasks: Sequence[str]) -> 
 def _restored(net: Damp, scene: HeldScene, prompts: Sequence[Float32]) -> list[Float32]:
     net.eval()
     device = next(net.parameters()).device
-    frame = torch.from_numpy(np.ascontiguousarray(scene.bad))[None].to(device)
+    frame = torch.from_numpy(np.ascontiguousarray(scene.given))[None].to(device)
     with torch.no_grad():
         return [net(frame, torch.from_numpy(p)[None].to(device))[0][0].cpu().numpy() for p in prompts]
