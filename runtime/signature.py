@@ -126,6 +126,8 @@ class Signature:
         tiling: `free` where a frame may lie anywhere in a larger cube, `fixed` where it has one place, as with a mask
             that is part of the network.
         band_groups: a cube of more bands may be restored in groups of the network's.
+        fills: what is known to be missing of a frame is made up (`runtime.filling`) before the network sees it, and
+            restored with it; metrics are of the frame with zeros there.
     """
 
     measured: Plane
@@ -134,6 +136,7 @@ class Signature:
     side: tuple[Side, ...] = ()
     tiling: Literal["free", "fixed"] = "free"
     band_groups: bool = True
+    fills: bool = False
 
     def __post_init__(self) -> None:
         names = [*self.ports.inputs, *self.ports.outputs]
@@ -149,6 +152,8 @@ class Signature:
         computed = [prompt.kind for prompt in self.prompts if prompt.kind != "constant"]
         if len(set(computed)) < len(computed) or len(self.side) > 1:
             raise ValueError("one set of metrics and one routing at most, and one embedding")
+        if self.fills and not (self.alike and self.measured.kind == "cube" and self.tiling == "free"):
+            raise ValueError("what is filled is a cube that comes out as it went in")
 
     @cached_property
     def ports(self) -> Ports:

@@ -197,7 +197,7 @@ def _write(net: Damp, recipe: Recipe, run: Run, file: Path) -> Path:
     centres = tuple(np.linspace(spacing.first, spacing.last, spacing.count)) if spacing else ()
     about = recipe.about(run.step)
     return save_checkpoint(
-        network_of(net.cpu()), file, scale=recipe.data.stored_scale, wavelengths=centres, about=about
+        network_of(net.cpu()), file, scale=recipe.data.stored_scale, wavelengths=centres, about=about, fills=recipe.fill
     )
 
 

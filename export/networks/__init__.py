@@ -163,6 +163,7 @@ def save_checkpoint(
     wavelengths: tuple[float, ...] = (),
     about: str = "",
     half: bool = False,
+    fills: bool = False,
 ) -> Path:
     """Write a network as `.safetensors` with its configuration in the metadata, without tables that can be rebuilt.
 
@@ -172,6 +173,7 @@ def save_checkpoint(
         scale: DN per 1.0 of the training data, for integer cubes.
         wavelengths: band centres in nanometres.
         about: one line on data and recipe.
+        fills: holes of a frame are made up before it sees them, see `runtime.signature`.
         half: kernels of convolutions in 16 bits, about half the bytes; choices between numbers may hang on matrices.
     """
     stored, own = net.architecture.stored(net.module), net.state_dict()
@@ -183,5 +185,6 @@ def save_checkpoint(
         "scale": scale,
         "wavelengths": list(wavelengths),
         "about": about,
+        **({"fills": True} if fills else {}),
     }
     return write_safetensors(path, stored, metadata)

@@ -167,7 +167,7 @@ class Network:
 
     def signature(self, lines: int, samples: int) -> Signature:
         """What it takes and gives at a frame size."""
-        return self.architecture.signature(self.module, lines, samples)
+        return replace(self.architecture.signature(self.module, lines, samples), fills=self.facts.fills)
 
     def state_dict(self) -> Mapping[str, Tensor]:
         """Its weights by key, as its module gives them."""

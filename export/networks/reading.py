@@ -79,6 +79,7 @@ class CheckpointFacts:
         rivals: where the weights of other networks are in it, or other weights of the same.
         beside: what other tensors it holds, and how many.
         doubts: sentences on what was taken though nobody said so.
+        fills: it was trained on frames whose holes were made up, see `runtime.signature`.
     """
 
     file: Path
@@ -90,6 +91,7 @@ class CheckpointFacts:
     rivals: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    fills: bool = False
 
     @property
     def place(self) -> str:
@@ -191,6 +193,7 @@ def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
             None if metadata.get("scale") is None else _positive(metadata["scale"]),
             tuple(map(_positive, metadata.get("wavelengths", ()))),
             str(metadata.get("about", "")),
+            fills=_truth(metadata.get("fills", False)),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(
@@ -205,6 +208,12 @@ def _read_safetensors(file: Path, data: bytes, digest: str) -> Checkpoint:
             "the weights are not those that were saved: their SHA-256 differs", file=file, key=DIGEST, remedy=DAMAGED
         )
     return Checkpoint(tuple(state.items()), len(data), facts, str(metadata.get("architecture")), configuration)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _positive(value: Any) -> float:

@@ -315,7 +315,7 @@ def test_every_signature_comes_back_from_a_manifest(content: str, signature: Sig
     manifest = parse(sealed(whole), Manifest, file=Path("m"))
     assert manifest.signature == signature and manifest.signature.ports == signature.ports
     assert manifest.model_dump(mode="json")["signature"] == told
-    assert set(told) == {"measured", "restored", "prompts", "side", "tiling", "band_groups"}
+    assert set(told) == {"measured", "restored", "prompts", "side", "tiling", "band_groups", "fills"}
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
