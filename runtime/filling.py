@@ -90,7 +90,9 @@ def _completed(values: Float32, known: Bools) -> Float32:
         for first in range(0, len(holed), AT_ONCE):
             part = slice(first, first + AT_ONCE)
             share = weights[:, part]
-            inverse = np.linalg.inv((share.T @ products).reshape(-1, rank, rank) / noise + np.eye(rank, dtype=np.float32))
+            inverse = np.linalg.inv(
+                (share.T @ products).reshape(-1, rank, rank) / noise + np.eye(rank, dtype=np.float32)
+            )
             scores = inverse @ ((share * (given[:, part] - mean)).T @ factors / noise)[:, :, None]
             made[:, holed[part]] = np.where(share > 0, given[:, part], mean + factors @ scores[:, :, 0].T)
             spread += inverse.sum(axis=0)

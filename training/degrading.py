@@ -83,11 +83,16 @@ def mixed(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator, stre
 def astigmatism(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator, strength: float) -> Tensor:
     drawn = [rng.uniform(*limits, len(cubes)) for limits in (LONG_SIGMAS, SHORT_SIGMAS, (0, 180))]
     shapes = zip(*drawn, strict=True)
-    return _filtered(cubes, [elliptic_kernel(strength * long, strength * short, angle) for long, short, angle in shapes])
+    return _filtered(
+        cubes, [elliptic_kernel(strength * long, strength * short, angle) for long, short, angle in shapes]
+    )
 
 
 DAMAGES: Mapping[str, Damage] = MappingProxyType(
-    {f.__name__: f for f in (noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed, astigmatism)}
+    {
+        f.__name__: f
+        for f in (noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed, astigmatism)
+    }
 )
 
 

@@ -5,7 +5,17 @@ import pytest
 from scipy.ndimage import convolve
 
 from calibration import degradations
-from calibration.degradations import DEGRADATIONS, PHOTOGRAPHS, TRAINING, UNSEEN, degrade, lost_bands, motion_kernel
+from calibration.degradations import (
+    DEGRADATIONS,
+    LOSE,
+    PHOTOGRAPHS,
+    TRAINING,
+    UNSEEN,
+    degrade,
+    lost,
+    lost_bands,
+    motion_kernel,
+)
 from runtime.errors import CubeError, InputError
 
 SHAPE = (31, 40, 48)
@@ -202,10 +212,29 @@ def test_mixed_has_every_fault(clean):
     assert np.median(np.abs(seen.mean(axis=1) - 0.5)) > 0.008, "stripes"
 
 
+@pytest.mark.parametrize(("angle", "along"), [(0, 2), (90, 1)])
+def test_astigmatism_is_wider_along_its_angle(angle, along):
+    point = np.zeros((2, 41, 41), np.float32)
+    point[:, 20, 20] = 1
+    seen = degradations.astigmatism(point, rng(), long=3, short=1, angle=angle)
+    place = np.arange(41) - 20
+    spread = {axis: np.sqrt((seen.sum(axis=3 - axis)[0] * place**2).sum()) for axis in (1, 2)}
+    assert abs(spread[along] - 3) < 0.1 and abs(spread[3 - along] - 1) < 0.02
+    assert abs(seen[0].sum() - 1) < 1e-5
+
+
+def test_what_is_known_to_be_lost_is_what_is_zero_of_what_loses(clean):
+    for name in ("inpaint", "bandloss"):
+        degraded = degrade(clean, name, rng())
+        assert np.array_equal(lost(name, degraded), degraded == 0)
+    assert lost("poisson", degrade(clean, "poisson", rng())) is None
+
+
 def test_the_registry_is_what_training_and_gates_count_on():
     assert TRAINING == ("noise", "blur", "sr", "inpaint", "bandloss")
     assert UNSEEN == ("motionblur", "poisson")
-    assert set(DEGRADATIONS) == {*TRAINING, *UNSEEN, *PHOTOGRAPHS, "stripes", "deadlines", "mixed"}
+    assert set(DEGRADATIONS) == {*TRAINING, *UNSEEN, *PHOTOGRAPHS, "stripes", "deadlines", "mixed", "astigmatism"}
+    assert set(LOSE) < set(DEGRADATIONS)
 
 
 def test_degrade_applies_a_list_in_order(clean):
@@ -265,6 +294,9 @@ def test_what_is_no_cube_is_refused_by_all(cube, key):
         ("poisson", {"peak": 0}),
         ("motionblur", {"length": 0}),
         ("motionblur", {"angle": float("inf")}),
+        ("astigmatism", {"long": 0}),
+        ("astigmatism", {"short": 21}),
+        ("astigmatism", {"angle": float("nan")}),
         ("stripes", {"gain": 2}),
         ("deadlines", {"samples": 2}),
     ],

@@ -92,6 +92,14 @@ def test_weak_blurs_are_those_of_small_kernels() -> None:
         np.testing.assert_array_equal(damaged(name, clean, strength=0.05), clean.numpy())
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_astigmatism_is_as_defined(seed: int) -> None:
+    clean = cubes(1, 5, 64, 64)
+    (found,) = damaged("astigmatism", clean, seed=seed)
+    expected = degradations.astigmatism(clean.numpy()[0], np.random.default_rng(seed))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 # With chance: severities and statistics
 
 
