@@ -134,7 +134,7 @@ class CalibrationSet:
         told = {name: one.constants for name, one in way.prompts.conditions.items()} or {"": way.prompts.constants}
         constants = {name: _hashes(of) for name, of in told.items()}
         measure = (getattr(way.measure, "__qualname__", ""), _hashes(way.instrument))
-        return (planes, [asdict(p) for p in signature.prompts], constants, way.tasks, measure)
+        return (planes, [asdict(p) for p in signature.prompts], constants, way.tasks, measure, signature.fills)
 
     def digest(self) -> str:
         """Short hash of all that the frames follow from."""

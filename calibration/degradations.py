@@ -7,7 +7,8 @@ what is no finite, non-empty float cube.
 
 noise, blur, sr, inpaint and bandloss, with their severities, are the training tasks of DAMP (arXiv 2512.20251);
 motionblur and poisson are its unseen tasks, for which the paper gives no severity: length and peak are our choice, as
-are the sensor faults stripes, deadlines and mixed, and the optics of astigmatism. Those of photographs are in `calibration.photographs`.
+are the sensor faults stripes, deadlines and mixed, and the optics of astigmatism. Those of photographs are in
+`calibration.photographs`.
 """
 
 import difflib
@@ -196,7 +197,7 @@ def astigmatism(
     short: float | None = None,
     angle: float | None = None,
 ) -> Cube:
-    """Convolve every band with an elliptic Gaussian, as optics off their axis do; borders reflected about the edge pixel.
+    """Convolve every band with an elliptic Gaussian, as optics off their axis do; borders reflected as in `blur`.
 
     Args:
         long, short: standard deviations in pixels along and across, above 0 to 20; drawn from U(1.5, 4.5) and

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.arrays import Float32
+from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
+from runtime.filling import filled
 from runtime.prompts import Prompts
 from runtime.signature import Signature
 
-from .degradations import DEGRADATIONS, TRAINING, UNSEEN, lost_bands
+from .degradations import DEGRADATIONS, TRAINING, UNSEEN, lost, lost_bands
 
 Measure = Callable[[Mapping[str, Float32], str, Float32, np.random.Generator], Float32]
 CLEAN = "clean"
@@ -63,10 +64,16 @@ class Measuring:
             return DEGRADATIONS[task](clean, rng)
         return self.measure(self.instrument, task, clean, rng)
 
+    def missing(self, measured: Float32, task: str | None) -> Bools | None:
+        """What of it [bands, lines, samples] is known to be missing; None where the network does not care."""
+        return lost(task, measured) if task is not None and self.signature.fills else None
+
     def feeds(self, measured: Float32, task: str | None = None) -> dict[str, Float32]:
         """What the engine is fed with for a measured frame [bands, lines, samples], of a task where it is of one."""
         prompts = self.prompts if task is None else self.prompts.for_task(task)
-        return {self.signature.measured.name: np.ascontiguousarray(measured[None]), **prompts(measured)}
+        holes = self.missing(measured, task)
+        frame = measured if holes is None else filled(measured, holes)
+        return {self.signature.measured.name: np.ascontiguousarray(frame[None]), **prompts(measured)}
 
 
 def fitting(signature: Signature, clean: Float32, file: Path | None = None) -> Float32:

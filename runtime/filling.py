@@ -20,11 +20,11 @@ AT_ONCE = 1 << 14
 def filled(frame: Float32, missing: Bools, wavelengths: Sequence[float] | None = None) -> Float32:
     """Replace what is missing.
 
-    Elements of bands that are there elsewhere are the most likely ones beside those of their pixel that are known, where
-    the frame's spectra are Gaussian about a subspace of `RANK` dimensions (probabilistic PCA of incomplete data by EM:
-    Tipping and Bishop, J. R. Stat. Soc. B 61, 1999; Ilin and Raiko, JMLR 11, 2010). Bands that are missing throughout
-    are cubic over wavelength, monotone between the others, and constant beyond them. A pixel of which nothing is known
-    takes the spectrum of the nearest one.
+    Elements of bands that are there elsewhere are the most likely ones beside those of their pixel that are known,
+    where the frame's spectra are Gaussian about a subspace of `RANK` dimensions (probabilistic PCA of incomplete data
+    by EM: Tipping and Bishop, J. R. Stat. Soc. B 61, 1999; Ilin and Raiko, JMLR 11, 2010). Bands that are missing
+    throughout are cubic over wavelength, monotone between the others, and constant beyond them. A pixel of which
+    nothing is known takes the spectrum of the nearest one.
 
     Args:
         frame: float32 [bands, lines, samples], finite where it is not missing.

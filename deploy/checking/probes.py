@@ -37,6 +37,6 @@ def simulated_probes(net: Network, size: tuple[int, int], wavelengths: Sequence[
         # Every one is held against PyTorch, whatever it shares its tasks with.
         pairs = [(way.prompts.of(name), (*one.tasks, *way.tasks)[0]) for name, one in net.conditions.items()]
     return [
-        replace(way, prompts=prompts).feeds(way.measured(task, scene, np.random.default_rng([0, index])))
+        replace(way, prompts=prompts).feeds(way.measured(task, scene, np.random.default_rng([0, index])), task)
         for index, (prompts, task) in enumerate(pairs)
     ]
