@@ -30,11 +30,13 @@ from .joining import Joiner
 from .missing import stand_in
 from .outlets import OUTLET_CAPACITY, Distributor, Outlet, OutletWorker, SharedBlock
 from .pool import LinePool
+from .preparation import Preparation
+from .preparing import SPACES, RestorerFacts
 from .queues import Policy, Queue
 from .recording import Recorder, ToFrames
 from .report import FrameReport
 from .restoration import BUNDLE, Restoration, Speed
-from .restoring import FrameRestorer, RestorerFacts
+from .restoring import FrameRestorer
 from .screening import Screen
 from .selftest import SelfTest, TestFigures
 from .snapshot import QueueFigures, RestorationFigures, Snapshot
@@ -110,9 +112,11 @@ class StreamResult:
 def slots_needed(facts: RestorerFacts, options: StreamOptions) -> int:
     """Lines that are on their way at most: waiting for the record; in a frame in work, waiting, or being assembled.
 
+    Two frames are in work: one in the engine, and one that is prepared meanwhile.
+
     With so many slots, recording never waits for one that restoration holds.
     """
-    return options.line_buffers + (2 + options.frame_buffers) * facts.frame[0] + 2
+    return options.line_buffers + (SPACES + options.frame_buffers + 1) * facts.frame[0] + 2
 
 
 def bytes_needed(
@@ -196,6 +200,7 @@ class Stream:
             Outlet(s.name, s.sink, Queue(s.name, OUTLET_CAPACITY, s.policy, SharedBlock.release), s.principal)
             for s in sinks
         )
+        self._preparation: Preparation | None = None
         self._restoration: Restoration | None = None
         self._off = restoring if isinstance(restoring, DeployError) else None
         self._clipped: Callable[[], int] = int
@@ -247,6 +252,9 @@ class Stream:
         frames: Queue[Frame] = Queue("restore", options.frame_buffers, policy, dropped)
         self._queues["restore"] = frames
         restorer = FrameRestorer(facts, source.format, restoring.infer, radiometric)
+        self._preparation = Preparation(
+            frames, restorer.preparer, restorer.spaces, self._stage("prepare"), self._restores_nothing
+        )
         stage = self._stage("restore")
         distributor = Distributor(
             restoring.output, lines, self._outlets, self._settle_given, self._settle_lost, self._given_up.is_set,
@@ -255,7 +263,7 @@ class Stream:
         self._clipped = lambda: distributor.clipped
         joiner = Joiner(restorer.bands, restoring.output.samples, lines, overlap, distributor.emit, self._lose)
         self._restoration = Restoration(
-            frames, lost, restorer, joiner, distributor, stage, self._tell, self._seen, restoring.watch,
+            self._preparation, lost, restorer, joiner, distributor, stage, self._tell, self._seen, restoring.watch,
             self._suspected, restoring.opened_as,
         )  # fmt: skip
         area = facts.signature.is_area
@@ -263,10 +271,13 @@ class Stream:
             source.format,
             radiometric.saturation,
             None if area else _judged(radiometric, facts),
-            restorer.marks,
+            restorer.preparer.marks,
             photograph=source.stated.photograph or area,
         )
         return screen, ToFrames(Assembler(lines, overlap, options.bridge), frames)
+
+    def _restores_nothing(self) -> bool:
+        return self._given_up.is_set() or (self._restoration is not None and self._restoration.failure is not None)
 
     def stop(self, why: str = "signal") -> None:
         """End it cleanly; from any thread or a signal handler. The first reason counts."""
@@ -281,6 +292,7 @@ class Stream:
         work = {
             "source": self._take,
             "record": self._recorder.run,
+            **({} if (preparation := self._preparation) is None else {"prepare": preparation.run}),
             **(
                 {}
                 if (restoration := self._restoration) is None

@@ -78,5 +78,9 @@ class Queue(Generic[T]):
             return self._closed and not self._items
 
     @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
     def level(self) -> int:
         return len(self._items)

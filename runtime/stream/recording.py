@@ -92,7 +92,7 @@ class Recorder:
         checksum = zlib.crc32(slot.line.data)
         found = self._screen.flags(slot.line, checksum)
         if found:
-            slot.flags |= found
+            slot.flags |= int(found)
             for flag in Flag:
                 if found & flag:
                     name = str(flag.name).lower()
@@ -101,9 +101,7 @@ class Recorder:
             writer = self._writer
             known = checksum if LITTLE_ENDIAN else None
             self._guarded(
-                lambda: writer.append(
-                    slot.line, slot.sequence, slot.frame_id, slot.utc_ns, int(slot.flags), checksum=known
-                )
+                lambda: writer.append(slot.line, slot.sequence, slot.frame_id, slot.utc_ns, slot.flags, checksum=known)
             )
         if self.failure is not None:
             # Not safe on disk, so it counts as a line that never came.

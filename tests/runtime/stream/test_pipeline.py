@@ -21,7 +21,7 @@ from runtime.radiometry import load_radiometry
 from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
 from runtime.stream.pipeline import NamedSink, Restoring, Stream, StreamOptions, StreamResult
-from runtime.stream.restoring import RestorerFacts
+from runtime.stream.preparing import RestorerFacts
 from runtime.stream.snapshot import Snapshot
 from tests.contracts.coded import CODE, CODED, decode, decoded
 from tests.contracts.graphs import damp_like
