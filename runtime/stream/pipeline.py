@@ -123,11 +123,14 @@ def bytes_needed(
     facts: RestorerFacts, options: StreamOptions, lines: LineFormat, output: LineFormat, sinks: int
 ) -> int:
     """Memory that a stream takes once, before its first line; the engine's own is not counted."""
-    frame = facts.frame[0] * output.bands * output.samples
+    bands = lines.bands if facts.chosen is None else len(facts.chosen)
     blocks = 2 + sinks * (OUTLET_CAPACITY + 1) if sinks else 0
-    # A frame in the unit range and restored; what is missing; scaled and judged; blocks for the sinks.
-    frames = frame * (8 + 1 + 5 + blocks * output.dtype.itemsize)
-    return slots_needed(facts, options) * lines.line_bytes + frames
+    # In the unit range, and what is missing; what the network made of it; blocks for the sinks.
+    values = SPACES * (4 + 1) * bands * lines.samples
+    values += (4 + blocks * output.dtype.itemsize) * output.bands * output.samples
+    # The tail of the frame before, and the step from it.
+    tails = 2 * 4 * facts.overlap * output.bands * output.samples
+    return slots_needed(facts, options) * lines.line_bytes + facts.frame[0] * values + tails
 
 
 @dataclass(frozen=True)
