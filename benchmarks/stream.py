@@ -31,7 +31,8 @@ from runtime.sources.contract import Source
 from runtime.stream.frames import Frame
 from runtime.stream.pipeline import NamedSink, Restoring, Stream, StreamOptions
 from runtime.stream.pool import LinePool
-from runtime.stream.restoring import FrameRestorer, RestorerFacts
+from runtime.stream.preparing import RestorerFacts
+from runtime.stream.restoring import FrameRestorer
 
 from .timing import show
 

@@ -19,7 +19,14 @@ SPARSE = 3
 FRAMES, ENOUGH, SIGMAS = 256, 32, 6.0
 
 
-def implausible(given: Float32, restored: Float32, *, alike: bool, known: Range | None = None) -> str:
+def implausible(
+    given: Float32,
+    restored: Float32,
+    *,
+    alike: bool,
+    known: Range | None = None,
+    ends: tuple[Float32, Float32] | None = None,
+) -> str:
     """What is odd about a restored frame, in words; empty where nothing is.
 
     Args:
@@ -27,30 +34,39 @@ def implausible(given: Float32, restored: Float32, *, alike: bool, known: Range 
         restored: [bands, lines, samples] likewise, finite.
         alike: what is restored is of the kind that was given, band for band.
         known: range of values that the network is known to give.
+        ends: lowest and highest value of each band of what was given, where they are known.
     """
-    before, after = np.ptp(given, axis=(1, 2)), np.ptp(restored, axis=(1, 2))
+    first, last = ends or _ends(given)
+    least, most = _ends(restored)
+    before, after = last - first, most - least
     varied = before > 0
     if alike and varied.any() and np.mean(after[varied] <= FLAT * before[varied]) > FLAT_BANDS:
         return "most bands come out flat, of one value each, and did not come in so"
     if not alike and varied.any() and np.mean(after <= FLAT * before.max()) > FLAT_BANDS:
         return "most bands come out flat, of one value each, of a frame that is not"
     ranges = [(0.0, 1.0), *([] if known is None else [known])]
-    ranges += [(float(given.min()), float(given.max()))] if alike else []
+    ranges += [(float(first.min()), float(last.max()))] if alike else []
     low, high = min(one[0] for one in ranges), max(one[1] for one in ranges)
     room = WIDENED * (high - low)
     if not alike and known is None:
         return ""
-    beyond = restored.min() < low - room or restored.max() > high + room
+    beyond = least.min() < low - room or most.max() > high + room
     # The second look, which costs more, is for frames that need it.
     if beyond and np.mean((restored < low - room) | (restored > high + room)) > OUTSIDE:
         return "many values come out far beyond the range of what came in"
     if alike and varied.any():
-        one, other = (cube[varied, ::SPARSE, ::SPARSE].ravel().astype(np.float64) for cube in (given, restored))
+        bands = slice(None) if varied.all() else varied
+        one, other = (cube[bands, ::SPARSE, ::SPARSE].ravel().astype(np.float64) for cube in (given, restored))
         one, other = one - one.mean(), other - other.mean()
         norm = float(np.linalg.norm(one) * np.linalg.norm(other))
         if norm and one @ other < ALIKE * norm:
             return "what comes out has next to nothing in common with what came in"
     return ""
+
+
+def _ends(cube: Float32) -> tuple[Float32, Float32]:
+    """Lowest and highest value of each band."""
+    return cube.min(axis=(1, 2)), cube.max(axis=(1, 2))
 
 
 class Jumps:

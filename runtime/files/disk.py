@@ -32,6 +32,9 @@ PIECE = 1 << 24
 MOST_HELD = 2000
 """Arrays that a file may hold beside each other: each takes up to a millisecond to look at."""
 
+MOST_PIECES = 1024
+"""IOV_MAX: pieces that Linux writes at a time."""
+
 SMALL_EXPANSION = 64 << 20
 """Bytes any compressed file may expand to: no flight computer runs out of memory over them."""
 
@@ -256,6 +259,22 @@ def write_at(descriptor: int, data: memoryview, position: int) -> None:
         if count == 0:
             raise OSError(errno.EIO, "the system takes no more bytes")
         data, position = data[count:], position + count
+
+
+def write_all_at(descriptor: int, pieces: Sequence[memoryview], position: int) -> None:
+    """Write pieces of bytes one behind the other, as `write_at`."""
+    left = list(pieces)
+    while len(left) > 1:
+        count = os.pwritev(descriptor, left[:MOST_PIECES], position)
+        if count == 0:
+            raise OSError(errno.EIO, "the system takes no more bytes")
+        position += count
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]
+    for piece in left:
+        write_at(descriptor, piece, position)
 
 
 def write_together(targets: Sequence[tuple[Path, Callable[[BinaryIO], None]]]) -> None:

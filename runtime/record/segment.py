@@ -6,7 +6,7 @@ Lines are written first, then their records, and the header last: see `runtime.r
 import ctypes
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from runtime.descriptors import hold_back, insisting, is_shortage
 from runtime.durable import sync_folder, write_bytes
 from runtime.errors import CubeFileError, InputError, MachineError
-from runtime.files.disk import write_at
+from runtime.files.disk import write_all_at, write_at
 from runtime.record import index as line_index
 from runtime.record.index import RECORD, Records, read_line_header, suffixed
 from runtime.record.layout import Layout
@@ -102,11 +102,29 @@ class LineFile:
         os.ftruncate(self._data, self.lines * self._size)
         os.ftruncate(self._index, self.lines * RECORD.itemsize)
 
-    def write(self, data: memoryview, records: Records) -> None:
-        """Append lines and then their records: all of them, or none and a MachineError."""
+    def write(self, pieces: Sequence[memoryview], records: Records) -> None:
+        """Append lines and then their records.
+
+        Args:
+            pieces: the bytes of each line, of which as many are in as the system takes; or of all of them in one, which
+                are in as a whole or not at all.
+            records: of the lines.
+
+        Raises:
+            MachineError: the system refused; `lines` tells what is in.
+        """
+        try:
+            self._write(pieces, records)
+        except MachineError:
+            if len(pieces) == 1:
+                raise
+            for place, piece in enumerate(pieces):
+                self._write((piece,), records[place : place + 1])
+
+    def _write(self, pieces: Sequence[memoryview], records: Records) -> None:
         path = self._path[0]
         try:
-            write_at(self._data, data, self.lines * self._size)
+            write_all_at(self._data, pieces, self.lines * self._size)
             path = self._path[1]
             write_at(self._index, records.view(np.uint8).data, self.lines * RECORD.itemsize)
         except OSError as error:

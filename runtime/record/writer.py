@@ -236,13 +236,28 @@ class LineWriter(Closing):
         flags: int = 0,
         checksum: int | None = None,
     ) -> None:
-        """Append a line [bands, samples] of the format's type; see `append_block`.
+        """Append a line [bands, samples] of the format's type; see `append_lines`.
 
         Args:
             checksum: crc32 of the line's bytes, little endian, where the caller knows it.
         """
         known = None if checksum is None else (checksum,)
-        self.append_block(line[None], (sequence,), (frame_id,), (utc_ns,), (flags,), known)
+        self.append_lines((line,), (sequence,), (frame_id,), (utc_ns,), (flags,), known)
+
+    def append_lines(
+        self,
+        lines: Sequence[NDArray[np.generic]],
+        sequence: Numbers,
+        frame_id: Numbers,
+        utc_ns: Numbers,
+        flags: Numbers,
+        checksums: Numbers | None = None,
+    ) -> None:
+        """Append lines [bands, samples] of the format's type that lie anywhere in memory; else as `append_block`.
+
+        Where the system refuses, as many of them are in as it took: `appended` tells.
+        """
+        self._append([self._bytes(line) for line in lines], sequence, frame_id, utc_ns, flags, checksums)
 
     def append_block(
         self,
@@ -267,38 +282,59 @@ class LineWriter(Closing):
                 or none), `checkpoint` and `close` still work, and every later call raises the same error.
             ValueError: the lines are not of the format, or the numbers do not rise.
         """
+        data = self._bytes(values)
+        lines = [data[start : start + self._size] for start in range(0, len(data), self._size)]
+        self._append(lines, sequence, frame_id, utc_ns, flags, checksums, data)
+
+    def _append(
+        self,
+        lines: list[memoryview],
+        sequence: Numbers,
+        frame_id: Numbers,
+        utc_ns: Numbers,
+        flags: Numbers,
+        checksums: Numbers | None,
+        block: memoryview | None = None,
+    ) -> None:
         if self._failed is not None:
             raise self._failed.with_traceback(None)
         if self._closed:
             raise ValueError("the writer is closed")
-        format = self._layout.format
-        if values.shape[1:] != format.shape or values.dtype != format.dtype:
-            raise ValueError(f"{values.dtype} {values.shape} are not lines of {self._layout.describe()}")
-        stored = np.ascontiguousarray(values, self._layout.stored)
-        records = np.empty(len(values), RECORD)
+        records = np.empty(len(lines), RECORD)
         for key, numbers in (("sequence", sequence), ("frame_id", frame_id), ("utc_ns", utc_ns), ("flags", flags)):
-            if len(numbers) != len(values):
-                raise ValueError(f"{len(numbers)} of {key} for {len(values)} lines")
+            if len(numbers) != len(lines):
+                raise ValueError(f"{len(numbers)} of {key} for {len(lines)} lines")
             records[key] = numbers
-        if len(records) and not (int(records["sequence"][0]) >= self._next and rising(records).all()):
+        if len(lines) and not (int(records["sequence"][0]) >= self._next and rising(records).all()):
             raise ValueError(f"sequence numbers must rise from {self._next}")
-        data = stored.reshape(-1).view(np.uint8).data
-        if checksums is None:
-            checksums = [crc32(data[n * self._size : (n + 1) * self._size]) for n in range(len(records))]
-        records["crc32"] = checksums
+        records["crc32"] = [crc32(line) for line in lines] if checksums is None else checksums
+        start = 0
         try:
-            while len(records):
-                count = self._room(len(records))
-                self._file.write(data[: count * self._size], records[:count])
-                self._next = int(records["sequence"][count - 1]) + 1
-                self.appended += count
-                data, records = data[count * self._size :], records[count:]
+            while start < len(lines):
+                count = self._room(len(lines) - start)
+                end = start + count
+                pieces = lines[start:end] if block is None else [block[start * self._size : end * self._size]]
+                before = self._file.lines
+                try:
+                    self._file.write(pieces, records[start:end])
+                finally:
+                    if done := self._file.lines - before:
+                        self._next = int(records["sequence"][start + done - 1]) + 1
+                        self.appended += done
+                start = end
                 if self._file.unsaved_bytes >= UNSAVED_BYTES:
                     self.checkpoint()
         except MachineError as error:
             self._failed = error
             self._free_reserve()
             raise
+
+    def _bytes(self, values: NDArray[np.generic]) -> memoryview:
+        """Lines [..., bands, samples] as they are stored."""
+        format = self._layout.format
+        if values.shape[-2:] != format.shape or values.dtype != format.dtype:
+            raise ValueError(f"{values.dtype} {values.shape} are not lines of {self._layout.describe()}")
+        return np.ascontiguousarray(values, self._layout.stored).reshape(-1).view(np.uint8).data
 
     def _room(self, wanted: int) -> int:
         """Lines, at least one, that the open file may take now: a ring goes on to a new segment, deletes an old one."""

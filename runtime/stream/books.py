@@ -1,7 +1,7 @@
 """The books of a stream: every line that the source issued, and what became of it."""
 
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Books:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._count = Count()
+        self._lines = {one.name: 0 for one in fields(Count)}
         self._closed = False
 
     def add(self, **lines: int) -> None:
@@ -52,9 +52,11 @@ class Books:
         with self._lock:
             if self._closed:
                 return
-            now = self._count
-            self._count = replace(now, **{fate: getattr(now, fate) + count for fate, count in lines.items()})
-            assert self._count.pending >= 0, "more lines were settled than issued"
+            now = self._lines
+            for fate, count in lines.items():
+                now[fate] += count
+            settled = now["restored"] + now["dropped"] + now["incomplete"]
+            assert now["issued"] >= settled, "more lines were settled than issued"
 
     def close(self, *, record: bool) -> Count:
         """Enter what is still pending, and nothing after it; returns the final count.
@@ -64,13 +66,13 @@ class Books:
         """
         with self._lock:
             self._closed = True
-            now = self._count
+            now = Count(**self._lines)
             unrecorded = now.issued - now.recorded - now.incomplete if record else 0
-            dropped = now.dropped + now.pending - unrecorded
-            self._count = replace(now, dropped=dropped, incomplete=now.incomplete + unrecorded)
-            return self._count
+            self._lines["dropped"] += now.pending - unrecorded
+            self._lines["incomplete"] += unrecorded
+            return Count(**self._lines)
 
     @property
     def count(self) -> Count:
         with self._lock:
-            return self._count
+            return Count(**self._lines)

@@ -6,6 +6,8 @@ from runtime.lines import Flag
 
 from .pool import Slot
 
+_BREAK = int(Flag.BREAK)
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -31,9 +33,9 @@ class Frame:
 
     def release(self) -> None:
         """Let go of the lines."""
-        for slot in self.slots:
-            if slot is not None:
-                slot.release()
+        came = [slot for slot in self.slots if slot is not None]
+        if came:
+            came[0].pool.release(came)
 
     @property
     def taken(self) -> tuple[bool, ...]:
@@ -58,7 +60,7 @@ class Assembler:
     def take(self, slot: Slot) -> list[Frame]:
         """Add a line, which the assembler holds from now on; returns the frames that this completes, mostly none."""
         done = []
-        if slot.flags & Flag.BREAK:
+        if slot.flags & _BREAK:
             done, self._run = self.end(slot.arrived), slot.sequence
         if not self._slots:
             self._first = slot.sequence

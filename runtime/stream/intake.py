@@ -103,7 +103,7 @@ class Intake:
     def _give(self, slot: Slot, event: Taken, due: Flag) -> None:
         self._watch_clock(event.utc_ns)
         slot.sequence, slot.frame_id, slot.utc_ns = self.next_sequence, event.frame_id, event.utc_ns
-        slot.flags, slot.arrived = event.flags | due, time.monotonic()
+        slot.flags, slot.arrived = int(event.flags) | int(due), time.monotonic()
         self.next_sequence += 1
         self._books.add(issued=1)
         self._out.put(slot, self._stage.beat)

@@ -28,7 +28,7 @@ from runtime.stated import Stated
 
 from .intake import Log
 from .pipeline import NamedSink, Restoring, Stream, StreamOptions, bytes_needed
-from .restoring import RestorerFacts
+from .preparing import RestorerFacts
 from .sampling import SourceMeaning, source_meaning
 from .selftest import SelfTest
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.arrays import Float32
 from runtime.errors import DeployError, plain
 from runtime.lines import Flag, LineFormat
 from runtime.sinks.contract import Block, Sink
@@ -184,7 +185,7 @@ class Distributor:
         for _ in range(count if outlets else 0):
             self._free.put(SharedBlock(format, lines, self._free))
         self._whole = format.dtype.kind in "iu"
-        self._scaled = np.zeros((format.bands, lines, format.samples), np.float32)
+        self._scaled = np.zeros((lines, format.samples), np.float32)
         self._outside = np.zeros(self._scaled.shape, np.bool_)
         self.clipped = 0
 
@@ -223,29 +224,37 @@ class Distributor:
 
     def _write(self, piece: Piece, out: np.ndarray) -> None:
         """The piece [bands, lines, samples] as `out` [lines, bands, samples] in the output's type."""
-        values = piece.values
-        scaled, outside = self._scaled[:, : values.shape[1]], self._outside[:, : values.shape[1]]
+        named = self._mark()
+        mark = None if named is None else np.float32(self._format.dtype.type(named))
+        # Band by band: what one needs stays in the processor's cache.
+        for band, values in enumerate(piece.values):
+            out[:, band] = self._final(values, mark)
+
+    def _final(self, values: Float32, mark: np.float32 | None) -> Float32:
+        """Numbers [lines, samples] that are those of the output's type; valid until the next."""
+        restored = values
+        scaled, outside = self._scaled[: len(values)], self._outside[: len(values)]
         if self._whole:
-            limits = np.iinfo(self._format.dtype)
             np.multiply(values, np.float32(self._format.scale or 1.0), out=scaled)
-            np.rint(scaled, out=scaled)
-            for beyond, limit in ((np.greater, limits.max), (np.less, limits.min)):
-                self.clipped += int(np.count_nonzero(beyond(scaled, np.float32(limit), out=outside)))
+            values = np.rint(scaled, out=scaled)
+            limits = np.iinfo(self._format.dtype)
             # The largest float32 that the type holds: 2**31 - 1 would be rounded up.
             top = np.float32(limits.max)
             top = top if int(top) <= limits.max else np.nextafter(top, np.float32(0))
-            values = np.clip(scaled, np.float32(limits.min), top, out=scaled)
-        named = self._mark()
-        if named is not None:
+            # NaN is within nothing.
+            if not (scaled.min() >= limits.min and scaled.max() <= top):
+                for beyond, limit in ((np.greater, limits.max), (np.less, limits.min)):
+                    self.clipped += int(np.count_nonzero(beyond(scaled, np.float32(limit), out=outside)))
+                np.clip(scaled, np.float32(limits.min), top, out=scaled)
+        if mark is not None:
             # Behind blending, scaling and clipping, since each of them can make the ignore value of other numbers.
-            mark = np.float32(self._format.dtype.type(named))
             np.equal(values, mark, out=outside)
             if values is not scaled:
                 np.copyto(scaled, values)
             np.copyto(scaled, _beside(mark, self._format.dtype), where=outside)
-            np.copyto(scaled, mark, where=stands_in(piece.values, self._missing, out=outside))
+            np.copyto(scaled, mark, where=stands_in(restored, self._missing, out=outside))
             values = scaled
-        out[:] = values.transpose(1, 0, 2)
+        return values
 
 
 def _beside(mark: np.float32, dtype: np.dtype[Any]) -> np.float32:

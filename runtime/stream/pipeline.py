@@ -30,11 +30,13 @@ from .joining import Joiner
 from .missing import stand_in
 from .outlets import OUTLET_CAPACITY, Distributor, Outlet, OutletWorker, SharedBlock
 from .pool import LinePool
+from .preparation import Preparation
+from .preparing import SPACES, RestorerFacts
 from .queues import Policy, Queue
 from .recording import Recorder, ToFrames
 from .report import FrameReport
 from .restoration import BUNDLE, Restoration, Speed
-from .restoring import FrameRestorer, RestorerFacts
+from .restoring import FrameRestorer
 from .screening import Screen
 from .selftest import SelfTest, TestFigures
 from .snapshot import QueueFigures, RestorationFigures, Snapshot
@@ -110,20 +112,25 @@ class StreamResult:
 def slots_needed(facts: RestorerFacts, options: StreamOptions) -> int:
     """Lines that are on their way at most: waiting for the record; in a frame in work, waiting, or being assembled.
 
+    Two frames are in work: one in the engine, and one that is prepared meanwhile.
+
     With so many slots, recording never waits for one that restoration holds.
     """
-    return options.line_buffers + (2 + options.frame_buffers) * facts.frame[0] + 2
+    return options.line_buffers + (SPACES + options.frame_buffers + 1) * facts.frame[0] + 2
 
 
 def bytes_needed(
     facts: RestorerFacts, options: StreamOptions, lines: LineFormat, output: LineFormat, sinks: int
 ) -> int:
     """Memory that a stream takes once, before its first line; the engine's own is not counted."""
-    frame = facts.frame[0] * output.bands * output.samples
+    bands = lines.bands if facts.chosen is None else len(facts.chosen)
     blocks = 2 + sinks * (OUTLET_CAPACITY + 1) if sinks else 0
-    # A frame in the unit range and restored; what is missing; scaled and judged; blocks for the sinks.
-    frames = frame * (8 + 1 + 5 + blocks * output.dtype.itemsize)
-    return slots_needed(facts, options) * lines.line_bytes + frames
+    # In the unit range, and what is missing; what the network made of it; blocks for the sinks.
+    values = SPACES * (4 + 1) * bands * lines.samples
+    values += (4 + blocks * output.dtype.itemsize) * output.bands * output.samples
+    # The tail of the frame before, and the step from it.
+    tails = 2 * 4 * facts.overlap * output.bands * output.samples
+    return slots_needed(facts, options) * lines.line_bytes + facts.frame[0] * values + tails
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,7 @@ class Stream:
             Outlet(s.name, s.sink, Queue(s.name, OUTLET_CAPACITY, s.policy, SharedBlock.release), s.principal)
             for s in sinks
         )
+        self._preparation: Preparation | None = None
         self._restoration: Restoration | None = None
         self._off = restoring if isinstance(restoring, DeployError) else None
         self._clipped: Callable[[], int] = int
@@ -247,6 +255,9 @@ class Stream:
         frames: Queue[Frame] = Queue("restore", options.frame_buffers, policy, dropped)
         self._queues["restore"] = frames
         restorer = FrameRestorer(facts, source.format, restoring.infer, radiometric)
+        self._preparation = Preparation(
+            frames, restorer.preparer, restorer.spaces, self._stage("prepare"), self._restores_nothing
+        )
         stage = self._stage("restore")
         distributor = Distributor(
             restoring.output, lines, self._outlets, self._settle_given, self._settle_lost, self._given_up.is_set,
@@ -255,7 +266,7 @@ class Stream:
         self._clipped = lambda: distributor.clipped
         joiner = Joiner(restorer.bands, restoring.output.samples, lines, overlap, distributor.emit, self._lose)
         self._restoration = Restoration(
-            frames, lost, restorer, joiner, distributor, stage, self._tell, self._seen, restoring.watch,
+            self._preparation, lost, restorer, joiner, distributor, stage, self._tell, self._seen, restoring.watch,
             self._suspected, restoring.opened_as,
         )  # fmt: skip
         area = facts.signature.is_area
@@ -263,10 +274,13 @@ class Stream:
             source.format,
             radiometric.saturation,
             None if area else _judged(radiometric, facts),
-            restorer.marks,
+            restorer.preparer.marks,
             photograph=source.stated.photograph or area,
         )
         return screen, ToFrames(Assembler(lines, overlap, options.bridge), frames)
+
+    def _restores_nothing(self) -> bool:
+        return self._given_up.is_set() or (self._restoration is not None and self._restoration.failure is not None)
 
     def stop(self, why: str = "signal") -> None:
         """End it cleanly; from any thread or a signal handler. The first reason counts."""
@@ -281,6 +295,7 @@ class Stream:
         work = {
             "source": self._take,
             "record": self._recorder.run,
+            **({} if (preparation := self._preparation) is None else {"prepare": preparation.run}),
             **(
                 {}
                 if (restoration := self._restoration) is None

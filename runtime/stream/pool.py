@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 
-from runtime.lines import NO_FLAGS, Flag, Line, LineFormat
+from runtime.lines import Line, LineFormat
 
 
 class Slot:
@@ -14,33 +15,29 @@ class Slot:
 
     Attributes:
         line: [bands, samples], C-contiguous.
+        pool: that it is of.
         sequence: the stream's number of the line.
-        frame_id, utc_ns, flags: as the source gave them; screening adds flags.
+        frame_id, utc_ns, flags: as the source gave them, as a plain number; screening adds flags.
         arrived: time.monotonic() when it was taken.
     """
 
-    __slots__ = ("_pool", "arrived", "flags", "frame_id", "holders", "line", "sequence", "utc_ns")
+    __slots__ = ("arrived", "flags", "frame_id", "holders", "line", "pool", "sequence", "utc_ns")
 
     def __init__(self, pool: LinePool, line: Line) -> None:
-        self._pool, self.line = pool, line
+        self.pool, self.line = pool, line
         self.holders = self.sequence = self.frame_id = self.utc_ns = 0
-        self.flags: Flag = NO_FLAGS
+        self.flags = 0
         self.arrived = 0.0
 
     def hold(self) -> Slot:
         """One more holder."""
-        with self._pool.changed:
+        with self.pool.changed:
             self.holders += 1
         return self
 
     def release(self) -> None:
         """One holder less."""
-        with self._pool.changed:
-            self.holders -= 1
-            assert self.holders >= 0, "a slot was released more often than held"
-            if not self.holders:
-                self._pool.slots.append(self)
-                self._pool.changed.notify()
+        self.pool.release((self,))
 
 
 class LinePool:
@@ -57,6 +54,16 @@ class LinePool:
         self.changed = threading.Condition()
         self.slots = [Slot(self, line) for line in memory]
         self.count = count
+
+    def release(self, slots: Iterable[Slot]) -> None:
+        """One holder less of each."""
+        with self.changed:
+            for slot in slots:
+                slot.holders -= 1
+                assert slot.holders >= 0, "a slot was released more often than held"
+                if not slot.holders:
+                    self.slots.append(slot)
+            self.changed.notify()
 
     @property
     def free(self) -> int:

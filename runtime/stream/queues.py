@@ -28,6 +28,7 @@ class Queue(Generic[T]):
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._out = 0
 
     def put(
         self, item: T, waiting: Callable[[], None] = lambda: None, given_up: Callable[[], bool] = lambda: False
@@ -39,7 +40,7 @@ class Queue(Generic[T]):
             given_up: asked then; the item is not taken once it says so.
         """
         with self._changed:
-            while self.policy == "block" and len(self._items) >= self.capacity and not self._closed:
+            while self.policy == "block" and len(self._items) + self._out >= self.capacity and not self._closed:
                 waiting()
                 if given_up():
                     return False
@@ -65,6 +66,18 @@ class Queue(Generic[T]):
             self._changed.notify_all()
             return item
 
+    def several(self, timeout: float, most: int) -> list[T]:
+        """The oldest items, as `get`; until the next call they take room as if they were still in the queue."""
+        with self._changed:
+            if self._out:
+                self._out = 0
+                self._changed.notify_all()
+            if not self._items and not self._closed:
+                self._changed.wait(timeout)
+            found = [self._items.popleft() for _ in range(min(most, len(self._items)))]
+            self._out = len(found)
+        return found
+
     def close(self) -> None:
         """Take no more; what is in it can still be got, and who waits to put is let go."""
         with self._changed:
@@ -76,6 +89,10 @@ class Queue(Generic[T]):
         """Closed and empty."""
         with self._changed:
             return self._closed and not self._items
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def level(self) -> int:

@@ -5,6 +5,8 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 
 from runtime.errors import DeployError, MachineError
 from runtime.lines import Flag
@@ -13,12 +15,14 @@ from runtime.record.writer import LineWriter
 from .books import Books
 from .frames import Assembler, Frame
 from .health import Stage
-from .intake import PATIENCE, Cut, Gap, Item, Log
+from .intake import PATIENCE, Gap, Item, Log
 from .pool import Slot
 from .queues import Queue
 from .screening import Screen
 
 CHECKPOINT_SECONDS = 1.0
+AT_ONCE = 64
+"""Lines that are written together, where so many wait."""
 LITTLE_ENDIAN = sys.byteorder == "little"
 """The record is; elsewhere the checksum of the line in memory is not the record's."""
 
@@ -73,14 +77,17 @@ class Recorder:
         try:
             while not self._incoming.done:
                 self._tick()
-                item = self._incoming.get(PATIENCE)
-                if isinstance(item, Slot):
-                    self._line(item)
-                elif isinstance(item, Gap):
-                    self._miss(item.count)
-                elif isinstance(item, Cut):
-                    self._screen.broken()
-                    self._give(lambda assembler: assembler.end(time.monotonic()))
+                items = self._incoming.several(PATIENCE, AT_ONCE)
+                for lines, group in groupby(items, lambda item: isinstance(item, Slot)):
+                    if lines:
+                        self._lines([item for item in group if isinstance(item, Slot)])
+                        continue
+                    for item in group:
+                        if isinstance(item, Gap):
+                            self._miss(item.count)
+                        else:
+                            self._screen.broken()
+                            self._give(lambda assembler: assembler.end(time.monotonic()))
             self._give(lambda assembler: [replace(one, last=True) for one in assembler.end(time.monotonic())])
         finally:
             if self._frames is not None:
@@ -88,31 +95,45 @@ class Recorder:
             if self._writer is not None:
                 self._guarded(self._writer.close)
 
-    def _line(self, slot: Slot) -> None:
+    def _lines(self, slots: list[Slot]) -> None:
+        """Lines that follow on each other: all are written, and then the frames begin to have them."""
+        checksums = [self._looked_at(slot) for slot in slots]
+        safe = len(slots) if self._writer is None else self._written(self._writer, slots, checksums)
+        recorded, dropped = safe if self._writer is not None else 0, safe if self._frames is None else 0
+        # What is not safe on disk counts as lines that never came.
+        self._books.add(recorded=recorded, dropped=dropped, incomplete=len(slots) - safe)
+        for slot in slots[:safe]:
+            self._give(partial(Assembler.take, slot=slot))
+        slots[0].pool.release(slots)
+
+    def _looked_at(self, slot: Slot) -> int:
+        """Flag what is wrong with a line; returns its checksum."""
         checksum = zlib.crc32(slot.line.data)
         found = self._screen.flags(slot.line, checksum)
         if found:
-            slot.flags |= found
+            slot.flags |= int(found)
             for flag in Flag:
                 if found & flag:
                     name = str(flag.name).lower()
                     self.unfit[name] = self.unfit.get(name, 0) + 1
-        if self._writer is not None and self.failure is None:
-            writer = self._writer
-            known = checksum if LITTLE_ENDIAN else None
-            self._guarded(
-                lambda: writer.append(
-                    slot.line, slot.sequence, slot.frame_id, slot.utc_ns, int(slot.flags), checksum=known
-                )
-            )
+        return checksum
+
+    def _written(self, writer: LineWriter, slots: list[Slot], checksums: list[int]) -> int:
+        """How many of the lines, the first ones, are in the record now."""
         if self.failure is not None:
-            # Not safe on disk, so it counts as a line that never came.
-            self._books.add(incomplete=1)
-            slot.release()
-            return
-        self._books.add(recorded=1 if self._writer is not None else 0, dropped=1 if self._frames is None else 0)
-        self._give(lambda assembler: assembler.take(slot))
-        slot.release()
+            return 0
+        before = writer.appended
+        self._guarded(
+            lambda: writer.append_lines(
+                [slot.line for slot in slots],
+                [slot.sequence for slot in slots],
+                [slot.frame_id for slot in slots],
+                [slot.utc_ns for slot in slots],
+                [slot.flags for slot in slots],
+                checksums if LITTLE_ENDIAN else None,
+            )
+        )
+        return writer.appended - before
 
     def _miss(self, count: int) -> None:
         self._give(lambda assembler: assembler.miss(count, time.monotonic()))

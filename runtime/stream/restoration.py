@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from runtime.arrays import Float32
 from runtime.errors import CubeError, DeployError, MachineError
 from runtime.priority import yield_to_others
 
@@ -13,9 +14,9 @@ from .health import Stage
 from .intake import PATIENCE, Log
 from .joining import Joiner
 from .outlets import Distributor
-from .queues import Queue
+from .preparation import Preparation, Ready
 from .report import FrameReport
-from .restoring import AbandonedError, FrameRestorer
+from .restoring import MENDED, AbandonedError, FrameRestorer
 from .selftest import SelfTest
 
 TRIES = 3
@@ -29,10 +30,10 @@ BUNDLE = "BUNDLE"
 
 
 class Restoration:
-    """Takes frames, gives lines to the distributor, in order.
+    """Takes prepared frames, gives lines to the distributor, in order.
 
     Args:
-        frames: whole frames; `lost` is what its policy dropped.
+        prepared: where they come from; `lost` is what was dropped before.
         restorer, joiner, distributor: what is done with them.
         watch: tests the engine, and opens it anew; None where nobody can.
         suspect: called with the first and the last number of lines that may be wrong, how many of them were restored,
@@ -48,7 +49,7 @@ class Restoration:
 
     def __init__(
         self,
-        frames: Queue[Frame],
+        prepared: Preparation,
         lost: deque[Frame],
         restorer: FrameRestorer,
         joiner: Joiner,
@@ -63,7 +64,7 @@ class Restoration:
         self._watch, self._suspect, self._opened_as = watch, suspect, opened_as
         self._repairs: deque[float] = deque(maxlen=REPAIRS)
         self._restored: deque[tuple[int, int]] = deque()
-        self._frames, self._lost, self._restorer = frames, lost, restorer
+        self._prepared, self._lost, self._restorer = prepared, lost, restorer
         self._joiner, self._distributor = joiner, distributor
         self._stage, self._log, self._seen = stage, log, seen
         self._failures = 0
@@ -80,18 +81,20 @@ class Restoration:
         """
         yield_to_others()
         try:
-            while not self._frames.done:
+            while not self._prepared.ready.done:
                 self._stage.beat()
-                frame = self._frames.get(PATIENCE)
-                self._account(frame)
-                if frame is not None:
-                    self._frame(frame, given_up)
-                    frame.release()
+                ready = self._prepared.ready.get(PATIENCE)
+                self._account(None if ready is None else ready.frame)
+                if ready is not None:
+                    self._frame(ready, given_up)
+                    ready.frame.release()
+                    self._prepared.free.put(ready.space)
                 if not given_up():
-                    self._look(idle=frame is None)
+                    self._look(idle=ready is None)
             self._account(None)
             self._joiner.ended()
         finally:
+            self._prepared.free.close()
             self._distributor.close()
         self._last_round(left)
 
@@ -120,7 +123,8 @@ class Restoration:
         self._log("drop-frame", frame=frame.number, sequence=frame.first, last=last, why=why)
         self._joiner.dropped(frame)
 
-    def _frame(self, frame: Frame, given_up: Callable[[], bool]) -> None:
+    def _frame(self, ready: Ready, given_up: Callable[[], bool]) -> None:
+        frame = ready.frame
         if self.failure is not None or given_up():
             self._drop(frame, "the engine failed" if self.failure is not None else "the stream ended")
             return
@@ -129,25 +133,21 @@ class Restoration:
             self.cut_off += 1
             return
         try:
-            began = time.monotonic()
             with self._stage.busy(ENGINE_LIMIT_S):
-                values, report = self._restorer.restore(frame, given_up, self._stage.beat)
+                values, report = self._restored_of(ready, given_up)
         except AbandonedError:
             self._drop(frame, "the stream ended")
             return
         except CubeError as error:
-            # Not the engine's fault: the frame's numbers are none that a network should see.
-            self._log("unfit", frame=frame.number, sequence=frame.first, error=error.one_line())
-            if not self._restorer.passes_through:
-                self._drop(frame, error.problem)
-                self.unfit += 1
-                return
-            values, report = self._restorer.pass_through(frame)
+            self._told_unfit(frame, error)
+            self._drop(frame, error.problem)
+            self.unfit += 1
+            return
         # An engine may raise whatever its library does; the record must go on.
         except Exception as error:
             self._broken(frame, error)
             return
-        self._failures, self._took = 0, time.monotonic() - began
+        self._failures, self._took = 0, report.seconds["whole"]
         self.given += 1
         self.passed += report.passed
         for doubt in report.doubts:
@@ -164,6 +164,25 @@ class Restoration:
             self._alarm()
         self._joiner.restored(frame, values, report)
         self._seen(report)
+
+    def _restored_of(self, ready: Ready, given_up: Callable[[], bool]) -> tuple[Float32, FrameReport]:
+        """As `FrameRestorer.run`; a frame that no network should see comes out as it came, where that is possible."""
+        beat = self._stage.beat
+        if ready.made is None:
+            raise ready.error or AbandonedError
+        if isinstance(ready.error, CubeError):
+            self._told_unfit(ready.frame, ready.error)
+        try:
+            return self._restorer.run(ready.made, given_up, beat)
+        except CubeError as error:
+            if not self._restorer.passes_through:
+                raise
+            self._told_unfit(ready.frame, error)
+            return self._restorer.pass_through(ready.frame, ready.space, beat)
+
+    def _told_unfit(self, frame: Frame, error: CubeError) -> None:
+        """Not the engine's fault: the frame's numbers are none that a network should see."""
+        self._log("unfit", frame=frame.number, sequence=frame.first, error=error.one_line())
 
     def _broken(self, frame: Frame, error: Exception) -> None:
         self._failures += 1
@@ -195,15 +214,18 @@ class Restoration:
 
     def _tested(self, watch: SelfTest, *, mend: bool = True) -> bool:
         """A self-test that found nothing; what it finds is listed, and repaired where lines are still to come."""
-        with self._stage.busy(ENGINE_LIMIT_S):
+        preparer = self._restorer.preparer
+        # The first proof runs the graphs that make prompts, too.
+        with self._stage.busy(ENGINE_LIMIT_S), preparer.alone(self._stage.beat):
             found = watch.test()
-        try:
-            altered = self._restorer.tables.mend()
-        except MachineError as error:
-            self._off(error.one_line())
-            return False
+            try:
+                altered = preparer.tables.mend()
+            except MachineError as error:
+                self._off(error.one_line())
+                return False
+            preparer.mended += altered > 0
         if altered:
-            self._list(watch, f"{altered} of the radiometry's tables changed in memory")
+            self._list(watch, f"{altered} of {MENDED}")
             self._log("repaired", why="the radiometry's tables were put back")
         if found is None:
             self._log("selftest", ok=True)
@@ -240,8 +262,9 @@ class Restoration:
     def _renew(self, *, repair: bool, why: str) -> None:
         assert self._watch is not None, "somebody opens engines"
         try:
-            with self._stage.busy(ENGINE_LIMIT_S):
+            with self._stage.busy(ENGINE_LIMIT_S), self._restorer.preparer.alone(self._stage.beat):
                 fresh = self._watch.renew(repair=repair)
+                self._restorer.use(fresh.engine.infer, fresh.prompts)
         # Whatever a library raises, or where there is no memory for another engine.
         except Exception as error:
             told = error.one_line() if isinstance(error, DeployError) else f"{type(error).__name__}: {error}"
@@ -251,7 +274,6 @@ class Restoration:
             if repair:
                 self._off(f"{why}; opened anew: {told}")
             return
-        self._restorer.use(fresh.engine.infer, fresh.prompts)
         self._failures, self.unrefreshed = 0, ""
         self._restored.clear()
         self._log("repaired" if repair else "refreshed", why=why)

@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +43,11 @@ def append(writer: LineWriter, count: int, format: LineFormat = SMALL) -> None:
 
 def append_as_block(writer: LineWriter, count: int) -> None:
     numbers = range(writer.next_sequence, writer.next_sequence + count)
-    columns = np.array([(number, *known(number)) for number in numbers], np.uint64).T
-    writer.append_block(np.stack([LINE(number) for number in numbers]), *columns)
+    writer.append_block(np.stack([LINE(number) for number in numbers]), *columns_of(numbers))
+
+
+def columns_of(numbers: range) -> Any:
+    return np.array([(number, *known(number)) for number in numbers], np.uint64).T
 
 
 def recorded(folder: Path, count: int, **options: Any) -> Path:
@@ -524,6 +527,38 @@ def test_a_disk_that_refuses(
     writer.close()
     recorded(tmp_path, 1)
     assert check_folder(tmp_path, line=LINE).sequence == list(range(kept + 1))
+
+
+@pytest.mark.parametrize("taken", range(4))
+def test_of_lines_a_disk_keeps_as_many_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    def partly(descriptor: int, pieces: Sequence[memoryview], position: int) -> int:
+        if position > SIZE * 4:
+            raise OSError(28, "No space left on device")
+        return os.pwrite(descriptor, pieces[0][:17], position)
+
+    numbers = range(4, 8)
+    with open_line_writer(tmp_path, "lines", SMALL) as writer, monkeypatch.context() as patch:
+        append(writer, 4)
+        patch.setattr(os, "pwritev", partly)
+        patch.setattr(os, "pwrite", Refusing(1 + 2 * taken, 17, OSError(28, "No space left on device")))
+        with pytest.raises(MachineError, match="No space left"):
+            writer.append_lines([LINE(number) for number in numbers], *columns_of(numbers))
+        assert (writer.lines, writer.next_sequence, writer.appended) == (4 + taken,) * 3
+    assert check_folder(tmp_path, line=LINE).sequence == list(range(4 + taken))
+
+
+def test_lines_from_anywhere_are_written_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, steps, real = range(1030), list[int](), os.pwritev
+
+    def counted(descriptor: int, pieces: Sequence[memoryview], position: int) -> int:
+        steps.append(len(pieces))
+        return real(descriptor, pieces, position)
+
+    monkeypatch.setattr(os, "pwritev", counted)
+    with open_line_writer(tmp_path, "lines", SMALL) as writer:
+        writer.append_lines([LINE(number) for number in numbers], *columns_of(numbers))
+    assert steps == [1024, 6]
+    assert check_folder(tmp_path, line=LINE).sequence == list(numbers)
 
 
 def test_writes_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from runtime.radiometry import load_radiometry
 from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
 from runtime.stream.pipeline import NamedSink, Restoring, Stream, StreamOptions, StreamResult
-from runtime.stream.restoring import RestorerFacts
+from runtime.stream.preparing import RestorerFacts
 from runtime.stream.snapshot import Snapshot
 from tests.contracts.coded import CODE, CODED, decode, decoded
 from tests.contracts.graphs import damp_like
@@ -79,12 +79,15 @@ class Record:
     def __init__(self, fails_at: int | None = None) -> None:
         self.lines: dict[int, Line] = {}
         self.flags: dict[int, int] = {}
-        self.fails_at, self.closed, self.checkpoints = fails_at, False, 0
+        self.fails_at, self.closed, self.checkpoints, self.appended = fails_at, False, 0, 0
         self.waiting: Callable[[], object] = lambda: None
 
-    def append(
-        self, line: Line, sequence: int, frame_id: int, utc_ns: int, flags: int = 0, checksum: int | None = None
-    ) -> None:
+    def append_lines(self, lines: Sequence[Line], sequence: Sequence[int], *columns: Any) -> None:
+        for one, number, flags in zip(lines, sequence, columns[2], strict=True):
+            self.append(one, number, flags)
+            self.appended += 1
+
+    def append(self, line: Line, sequence: int, flags: int) -> None:
         if self.fails_at is not None and len(self.lines) >= self.fails_at:
             raise MachineError("the disk is full", key="disk")
         self.lines[sequence], self.flags[sequence] = line.copy(), flags

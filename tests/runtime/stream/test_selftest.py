@@ -338,7 +338,7 @@ def test_tables_of_the_radiometry_that_change_in_memory_are_put_back(bundle: run
         options=runtime.StreamOptions(**options), log=lambda kind, **fields: events.append((kind, fields)),
     )  # fmt: skip
     assert stream._restoration is not None
-    tables = stream._restoration._restorer.tables
+    tables = stream._restoration._restorer.preparer.tables
     dark = next(table for table in tables._arrays if table.dtype == np.float32)
     dark.view(np.uint32)[0, 5] ^= 1 << 20
     result = stream.run()
