@@ -58,7 +58,7 @@ class LiveView:
 
     def __init__(self, snapshot: Callable[[], Snapshot], console: Console | None = None) -> None:
         self._snapshot = snapshot
-        self._console = words.errors if console is None else console
+        self._console = words.errors() if console is None else console
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="view", daemon=True)
         self._live: Live | None = None
