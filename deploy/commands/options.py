@@ -215,15 +215,19 @@ def examples(*lines: str) -> str:
 
 def read_config(config_file: Path | None, *, checkpoint_given: bool) -> Config:
     """The configuration: `--config`, or ./deploy.yaml when neither it nor a checkpoint is given, or the defaults."""
-    from runtime.engines import ENGINES
-
-    from ..config import Config, load_config
-
     file = config_file
     if file is None and not checkpoint_given and Path("deploy.yaml").is_file():
         file = Path("deploy.yaml")
         console.say("reading ./deploy.yaml")
-    return Config() if file is None else load_config(file, engines=tuple(ENGINES))
+    if file is None:
+        from ..config import Config
+
+        return Config()
+    from runtime.engines import ENGINES
+
+    from ..config import load_config
+
+    return load_config(file, engines=tuple(ENGINES))
 
 
 def parse_size(text: str | None) -> dict[str, int] | None:

@@ -8,8 +8,9 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.arrays import Float32
 from runtime.bundle import Bundle, load_bundle
@@ -23,7 +24,6 @@ from runtime.parity import told
 from runtime.priority import let_workers_yield
 from runtime.sinks import find_sink
 from runtime.slot_names import NAMES
-from runtime.slots import doubts as slot_doubts
 from runtime.sources import Source, SourceOptions, find_source, open_source
 from runtime.stream.event_log import EventLog, Suspects
 from runtime.stream.health import Watchdog
@@ -38,9 +38,11 @@ from .. import console
 from ..answers import leave
 from ..config import Config
 from ..streaming.parts import Outward, Parts, make_parts, make_record_parts
-from ..streaming.slot import Flying
 from ..streaming.view import LiveView
 from .options import read_config, signed_text
+
+if TYPE_CHECKING:
+    from ..streaming.slot import Flying
 
 LOG_NAME, SUSPECTS_NAME = "stream.jsonl", "suspect.jsonl"
 OWN_SUFFIXES = ("", ".raw", ".hdr", ".idx", ".lock", ".reserve")
@@ -114,8 +116,7 @@ def run_stream(
     trust_here()
     if bundle is not None:
         refuse_no_bundle(bundle)
-    for doubt in [] if store is None else slot_doubts(store):
-        console.warn(doubt)
+    slots = None if store is None else _slots(store)
     if engine is not None:
         refuse_unknown(engine)
 
@@ -133,7 +134,7 @@ def run_stream(
     places = [Path(str(bundle))] if store is None else [store / name for name in NAMES]
     keeps_recording = record is not None and on_bad_bundle != "refuse"
     with ExitStack() as stack:
-        flying = None if store is None else stack.enter_context(Flying(store, load))
+        flying = None if slots is None else stack.enter_context(slots(load))
         try:
             loaded = stack.enter_context(load(places[0]) if flying is None else flying.open())
             facts = _Facts(loaded.manifest, loaded.instrument)
@@ -198,6 +199,17 @@ def run_stream(
         if result.hung:
             leave(report)
     return report
+
+
+def _slots(store: Path) -> Callable[[Callable[[Path], Bundle]], Flying]:
+    """What flies from two slots, once it is told what loads a bundle; what is doubtful about them is said."""
+    from runtime.slots import doubts
+
+    from ..streaming.slot import Flying
+
+    for doubt in doubts(store):
+        console.warn(doubt)
+    return partial(Flying, store)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ def __getattr__(name: str) -> Any:
     """Imported when it is asked for: a command that shows its help reads no deploy.yaml."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import loading, sections
+    if name == "Config":
+        from .sections import Config
 
-    return getattr(sections if name == "Config" else loading, name)
+        return Config
+    from . import loading
+
+    return getattr(loading, name)
