@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,6 +36,7 @@ from .files.disk import available_memory
 from .golden import Answer, check_golden_embedding, check_golden_metrics, proved
 from .manifest import Manifest
 from .meaning import Asked, Known, Meaning, meaning_of, words
+from .metrics import prepare
 from .plausible import Range
 from .prompts import Condition, Given, Prompts
 from .restore import Progress, Restored, check_fits, restore_cube
@@ -260,6 +262,8 @@ def load_bundle(
             error.file = error.file or str(folder / file)
             raise
 
+    if signature.metrics is not None:
+        Thread(target=prepare, name="metrics").start()
     try:
         with ExitStack() as undo:
             opened = undo.enter_context(loaded(open_engine, name, program))

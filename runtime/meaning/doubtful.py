@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
 from runtime.arrays import Bools
 from runtime.meaning import words
@@ -58,6 +57,11 @@ def _clipped(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) 
 
 def _edges(cube: NDArray[Any], marks: Sequence[Mark], values: Values) -> str | None:
     """Pixels beside marked ones with values between the mark and all others, as interpolation makes them."""
+    if not marks:
+        return None
+    # It takes a tenth of a second to import, and few cubes need it.
+    from scipy.ndimage import binary_dilation
+
     found = np.zeros(cube.shape[1:], np.bool_)
     of: Mark | None = None
     for mark in marks:
