@@ -128,9 +128,11 @@ def bytes_needed(
     # In the unit range, and what is missing; what the network made of it; blocks for the sinks.
     values = SPACES * (4 + 1) * bands * lines.samples
     values += (4 + blocks * output.dtype.itemsize) * output.bands * output.samples
+    # What the engine is given, and what it made of a part, where the frame has several.
+    engine = 4 * (math.prod(facts.signature.measured.shape) + math.prod(facts.signature.restored.shape))
     # The tail of the frame before, and the step from it.
     tails = 2 * 4 * facts.overlap * output.bands * output.samples
-    return slots_needed(facts, options) * lines.line_bytes + facts.frame[0] * values + tails
+    return slots_needed(facts, options) * lines.line_bytes + facts.frame[0] * values + tails + engine
 
 
 @dataclass(frozen=True)
