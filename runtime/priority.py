@@ -39,6 +39,12 @@ def let_workers_yield() -> int:
     return len(others)
 
 
+def go_first() -> None:
+    """Let the calling thread go before all others, where this process may do that (root, or RLIMIT_NICE)."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), URGENCY)
+
+
 def let_go_first(name: str) -> int:
     """Threads of this name go before all others, where this process may do that (root, or RLIMIT_NICE).
 

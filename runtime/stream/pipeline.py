@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from runtime.descriptors import hold_back
 from runtime.errors import DeployError
 from runtime.lines import LineFormat
+from runtime.priority import go_first
 from runtime.radiometry import Radiometry
 from runtime.record.writer import LineWriter
 from runtime.restore import Infer
@@ -296,7 +297,7 @@ class Stream:
         hold_back()
         work = {
             "source": self._take,
-            "record": self._recorder.run,
+            "record": self._record,
             **({} if (preparation := self._preparation) is None else {"prepare": preparation.run}),
             **(
                 {}
@@ -372,7 +373,14 @@ class Stream:
             return "stopped"
         return "draining" if self._stop.is_set() or self._finished.is_set() else "running"
 
+    def _record(self) -> None:
+        if self._source.live:
+            go_first()
+        self._recorder.run()
+
     def _take(self) -> None:
+        if self._source.live:
+            go_first()
         seconds, before = self._options.seconds, time.monotonic()
         try:
             self._intake.run(self._stop, seconds)

@@ -84,8 +84,8 @@ class Restoration:
             while not self._prepared.ready.done:
                 self._stage.beat()
                 ready = self._prepared.ready.get(PATIENCE)
-                self._account(None if ready is None else ready.frame)
                 if ready is not None:
+                    self._account(ready.frame)
                     self._frame(ready, given_up)
                     ready.frame.release()
                     self._prepared.free.put(ready.space)

@@ -21,11 +21,13 @@ from runtime.prompts import Prompts
 from runtime.radiometry import load_radiometry
 from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
+from runtime.stream.intake import PATIENCE
 from runtime.stream.pipeline import NamedSink, Restoring, Stream, StreamOptions, StreamResult, bytes_needed
 from runtime.stream.preparing import RestorerFacts
 from runtime.stream.snapshot import Snapshot
 from tests.contracts.coded import CODE, CODED, decode, decoded
 from tests.contracts.graphs import damp_like
+from tests.contracts.spectrometer import wait_until
 from tests.runtime.stream.lines import FORMAT, SHAPE, Script, line
 
 LINES, OVERLAP = 8, 2
@@ -314,6 +316,24 @@ def test_what_goes_wrong_before_the_engine_is_the_frames_own(error: DeployError)
     alone = set(range(14, 18))
     assert set(range(38)) - set(kept.lines) == (set() if unfit else alone)
     assert {number for number, flags in kept.flags.items() if flags & Flag.PASSED} == (alone if unfit else set())
+
+
+def test_frames_dropped_while_an_earlier_one_is_prepared_are_counted_behind_it() -> None:
+    record, kept = Record(), Kept()
+
+    def slow(number: int) -> None:
+        if number == 0:
+            wait_until(lambda: len(record.lines) == 200)
+            # The engine's stage has looked for a frame in vain, and newer ones were dropped.
+            time.sleep(2 * PATIENCE)
+
+    facts = replace(FACTS, prompts=Told(slow))
+    source, sinks = Script(range(200), live=True), [NamedSink("kept", kept, "block", True)]
+    result = run(stream_of(source, record=record, sinks=sinks, facts=facts))
+    assert result.failures == {}
+    assert result.frames["dropped"] > 20
+    assert list(kept.lines) == sorted(kept.lines)
+    assert len(kept.lines) >= 8
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
