@@ -15,8 +15,9 @@ from .intake import PATIENCE, Log
 from .joining import Joiner
 from .outlets import Distributor
 from .preparation import Preparation, Ready
+from .preparing import AbandonedError
 from .report import FrameReport
-from .restoring import MENDED, AbandonedError, FrameRestorer
+from .restoring import MENDED, FrameRestorer
 from .selftest import SelfTest
 
 TRIES = 3

@@ -20,8 +20,8 @@ from runtime.signature import Plane, Prompt, Signature
 from runtime.simulation.simulator import SensorModel, sense, simulate_scene
 from runtime.stream.frames import Frame
 from runtime.stream.pool import LinePool
-from runtime.stream.preparing import RestorerFacts
-from runtime.stream.restoring import AbandonedError, FrameRestorer
+from runtime.stream.preparing import AbandonedError, RestorerFacts
+from runtime.stream.restoring import FrameRestorer
 from tests.contracts.coded import CODE, CODED, decode, decoded
 from tests.contracts.graphs import SMALL
 
