@@ -15,32 +15,80 @@ from runtime.errors import DeployError, InputError, MachineError
 from . import __version__, console
 from .answers import BUG, COMPLETE, INTERRUPTED, done, ended, failed, missing_package, of_bug
 
-COMMANDS: Mapping[str, str] = {
-    "build": "deploy.commands.build",
-    "finalize": "deploy.commands.finalize",
-    "targets": "deploy.commands.targets",
-    "run": "deploy.commands.run",
-    "archive": "deploy.commands.archive",
-    "stream": "deploy.commands.stream",
-    "check": "deploy.commands.check",
-    "evaluate": "deploy.commands.evaluate",
-    "sensitivity": "deploy.commands.sensitivity",
-    "bench": "deploy.commands.bench",
-    "inspect": "deploy.commands.inspect",
-    "keygen": "deploy.commands.keygen",
-    "sign": "deploy.commands.sign",
-    "verify": "deploy.commands.verify",
-    "pack": "deploy.commands.pack",
-    "unpack": "deploy.commands.unpack",
-    "slots": "deploy.commands.slots",
-    "export-triton": "deploy.commands.export_triton",
-    "simulate": "deploy.commands.simulate",
-    "demo": "deploy.commands.demo",
-    "doctor": "deploy.commands.doctor",
-    "schema": "deploy.commands.schema",
-    "completion": "deploy.commands.completion",
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "build": (
+        "deploy.commands.build",
+        "Build a bundle: export the network, prove the graph against PyTorch, write everything that flies.",
+    ),
+    "finalize": (
+        "deploy.commands.finalize",
+        "Build a bundle's engine on this computer, its target, and prove it on the golden frame.",
+    ),
+    "targets": (
+        "deploy.commands.targets",
+        "List the targets of `deploy build`: the built-in ones and those of a deploy.yaml.",
+    ),
+    "run": (
+        "deploy.commands.run",
+        "Restore a cube, a product, a photograph, a folder of photographs or a video with a bundle.",
+    ),
+    "archive": ("deploy.commands.archive", "Restore many products, and know what became of each."),
+    "stream": ("deploy.commands.stream", "Record a spectrometer without loss, and restore what this computer can."),
+    "check": (
+        "deploy.commands.check",
+        "Compare a bundle with PyTorch; exit 1 when the variant that flies fails a gate of the configuration.",
+    ),
+    "evaluate": ("deploy.commands.evaluate", "Measure a model on clean cubes: degrade, restore, compare."),
+    "sensitivity": (
+        "deploy.commands.sensitivity",
+        "Measure what a lower precision costs, block by block and layer class by layer class.",
+    ),
+    "bench": (
+        "deploy.commands.bench",
+        "Time a bundle's engine on this machine, frame by frame, as `deploy run` uses it.",
+    ),
+    "inspect": (
+        "deploy.commands.inspect",
+        "Show what a bundle is: network, precision and why, scale, evidence, files; all hashes are checked first.",
+    ),
+    "keygen": ("deploy.commands.keygen", "Make a pair of keys: one signs bundles, the other tells who signed them."),
+    "sign": (
+        "deploy.commands.sign",
+        "Sign a bundle, whose every byte is checked first; a signature that is there is replaced.",
+    ),
+    "verify": (
+        "deploy.commands.verify",
+        "Check the signature of a bundle, or of one in an archive, and the hash of every file; no engine is loaded.",
+    ),
+    "pack": (
+        "deploy.commands.pack",
+        "Write a bundle as one file: what it lists, its signatures and its engine, every byte of which is checked.",
+    ),
+    "unpack": ("deploy.commands.unpack", "Unpack a bundle: whole and checked, or not at all."),
+    "slots": (
+        "deploy.commands.slots",
+        "Keep two bundles: the newest one flies once it has proved itself, the other one where it does not.",
+    ),
+    "export-triton": (
+        "deploy.commands.export_triton",
+        "Write a model repository for Triton Inference Server: frame in, restored frame and experts' weights out.",
+    ),
+    "simulate": ("deploy.commands.simulate", "Simulate a scene, a line-scan sensor and a degradation."),
+    "demo": (
+        "deploy.commands.demo",
+        "Simulate a scene, build a bundle for this CPU, check it against PyTorch, restore the scene, write a report.",
+    ),
+    "doctor": (
+        "deploy.commands.doctor",
+        "Tell what this machine can do; exit 3 when the installation is broken or no engine is installed.",
+    ),
+    "schema": ("deploy.commands.schema", "Print the JSON schema of deploy.yaml, for editors."),
+    "completion": (
+        "deploy.commands.completion",
+        "Print the script that teaches a shell to complete `deploy` commands and options.",
+    ),
 }
-"""Subcommand -> module whose `command` it is; imported when it is used."""
+"""Subcommand -> module whose `command` it is, imported when it is used; and what it does, as its help begins."""
 
 
 class _Commands(click.Group):
@@ -50,8 +98,16 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(COMMANDS[cmd_name]).command
+        command: click.Command = import_module(COMMANDS[cmd_name][0]).command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does, without importing every command for a line of it."""
+        limit = formatter.width - 6 - max(map(len, COMMANDS))
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(n, click.Command(n, help=told).get_short_help_str(limit)) for n, (_, told) in COMMANDS.items()]
+            )
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-import scipy.fft
 from numpy.typing import ArrayLike, NDArray
 
 from .arrays import Float32
@@ -140,6 +139,11 @@ def finite_metrics(metrics: Float32, names: Sequence[str], cube: Float32) -> Flo
             remedy="scale the cube to [0, 1]",
         )
     return metrics
+
+
+def prepare() -> None:
+    """Import what transforms, which takes a fifth of a second: there is time for it while an engine is opened."""
+    import scipy.fft  # noqa: F401
 
 
 def _threads() -> int:
@@ -286,6 +290,8 @@ def _spectrum(
     x: Float32, means: Float32, positions: NDArray[np.intp] | None, wanted: set[str], pool: ThreadPoolExecutor
 ) -> Values:
     """High-frequency energy ratio and spectral flatness of the Hann-windowed transform, averaged over bands."""
+    import scipy.fft
+
     lines, samples = x.shape[1:]
     window = np.outer(np.hanning(lines), np.hanning(samples)).astype(np.float32)
     ky = np.minimum(np.arange(lines), lines - np.arange(lines))

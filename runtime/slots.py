@@ -23,10 +23,10 @@ from .durable import write_bytes
 from .errors import BundleError, DeployError, InputError, MachineError
 from .manifest import MANIFEST
 from .plain_json import plain_json
+from .slot_names import NAMES
 from .trust import Trust
 from .untrusted import TooLargeError, read_untrusted
 
-NAMES = ("a", "b")
 TRIES = 3
 STATE, COPY, LOG, LOCK, INCOMING = "state", "state.bak", "log.jsonl", "lock", "incoming"
 LARGEST_STATE, LARGEST_LOG = 64 << 10, 16 << 20

@@ -51,10 +51,10 @@ class Watch:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Draw the lines while the block runs, where somebody looks on."""
-        if not console.errors.is_terminal:
+        if not console.errors().is_terminal:
             yield
             return
-        with Live(console=console.errors, auto_refresh=False, transient=True) as self._live:
+        with Live(console=console.errors(), auto_refresh=False, transient=True) as self._live:
             try:
                 yield
             finally:

@@ -14,8 +14,7 @@ from runtime.errors import InputError
 
 from .. import console
 from ..checking.probes import measuring
-from ..config import SIMULATED, Config
-from ..config.sections import SEARCHED_SIDE
+from ..config import SEARCHED_SIDE, SIMULATED, Config
 
 
 def open_calibration(

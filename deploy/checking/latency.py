@@ -20,8 +20,6 @@ from runtime.simulation.simulator import simulate_scene
 
 from .. import console
 
-DEFAULT_FRAMES, DEFAULT_SECONDS, DEFAULT_WARMUP = 200, 20.0, 3
-MOST_FRAMES = 1_000_000
 SCENES = 3
 NOISE = 0.02
 """Standard deviation of what is added to simulated scenes, in the unit range: a sensor's frames are not smooth."""
@@ -142,7 +140,7 @@ def measure(
     bundle: Bundle,
     cubes: Sequence[Float32],
     limit: tuple[int, float],
-    warmup: int = DEFAULT_WARMUP,
+    warmup: int = 3,
     reference: Reference | None = None,
     threads: int | None = None,
 ) -> Measured:

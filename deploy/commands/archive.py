@@ -149,7 +149,7 @@ def plan(bundle: Path, inputs: tuple[Path, ...], out: Path, again: bool, **optio
         found = plan_of(order, out, known, searched, looked_at, again=again, looked=looked)
     todo = [row for row in found.rows if row.state == "planned"]
     # What it becomes is named after it, and is left out where there is no room.
-    columns = 6 if console.people.width >= WIDE else 5
+    columns = 6 if console.people().width >= WIDE else 5
     shown = [
         (_named(row.path, order.inputs), row.format or "", " x ".join(map(str, row.shape or ())),
          f"{(row.bytes or 0) / 2**20:.1f}", f"{(row.peak or 0) / 2**20:.0f}", row.out or "")[:columns]

@@ -1,37 +1,29 @@
 """`deploy bench`: how long a frame takes on this machine, where the time goes, and what the board says of itself."""
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.board import Reading, board_model, forget_peak_memory, read_board
-from runtime.board_watch import Spread, Watched
-from runtime.bundle import load_bundle
 from runtime.errors import InputError, MachineError
-from runtime.manifest import Manifest
-from runtime.signature import plane_text
 
 from .. import console
-from ..checking.latency import (
-    DEFAULT_FRAMES,
-    DEFAULT_SECONDS,
-    DEFAULT_WARMUP,
-    MOST_FRAMES,
-    Measured,
-    Reference,
-    bench_frames,
-    latency_ms,
-    measure,
-    split_ms,
-)
-from ..folders import refuse_folder, write_folder
-from ..reporting.plots import latency_plot
 from .options import engine_option, examples, json_option, prompt_option, trust_option
 
+if TYPE_CHECKING:
+    from runtime.board import Reading
+    from runtime.board_watch import Spread, Watched
+    from runtime.manifest import Manifest
+
+    from ..checking.latency import Measured
+
+DEFAULT_FRAMES, DEFAULT_SECONDS, DEFAULT_WARMUP = 200, 20.0, 3
+MOST_FRAMES = 1_000_000
 GPU_UNITS = {"clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C", "memory_mib": "MiB in use"}
 """Figure of a GPU -> what the table calls it."""
 
@@ -97,6 +89,12 @@ def command(
     The frames are of the bundle's size: the golden one and simulated scenes. With --checkpoint, PyTorch restores the
     same frames in turn with the engine.
     """
+    from runtime.board import forget_peak_memory, read_board
+    from runtime.bundle import load_bundle
+
+    from ..checking.latency import Reference, bench_frames, measure
+    from ..folders import refuse_folder, write_folder
+
     if seconds is not None and not 0 < seconds <= 86400:
         raise InputError("out of range", key="--seconds", value=seconds, remedy="more than 0, at most 86400")
     asked = {"device": torch_device, "form": torch_form, "precision": torch_precision}
@@ -130,6 +128,10 @@ def command(
 
 def as_json(measured: Measured, before: Reading) -> dict[str, Any]:
     """What `--json` tells of a benchmark; times in ms, memory in MiB."""
+    from runtime.board import board_model
+
+    from ..checking.latency import latency_ms, split_ms
+
     pytorch = measured.pytorch
     latency = latency_ms(measured.times)
     return {
@@ -155,6 +157,10 @@ def as_json(measured: Measured, before: Reading) -> dict[str, Any]:
 
 def show(manifest: Manifest, measured: Measured, before: Reading) -> None:
     """The tables for people."""
+    from runtime.signature import plane_text
+
+    from ..checking.latency import latency_ms, split_ms
+
     size = plane_text(manifest.signature.measured)
     told = measured.description
     console.say(f"engine     {told['engine']} {told['version']}, {told['device']}")
@@ -246,6 +252,8 @@ def _seconds(frames: int | None, seconds: float | None) -> float:
 
 def _picture(measured: Measured) -> dict[str, bytes]:
     """{file: PNG}, or nothing, said aloud, where matplotlib is not installed."""
+    from ..reporting.plots import latency_plot
+
     series = {"engine": [1000 * t.total for t in measured.times]}
     if measured.pytorch is not None:
         series["PyTorch"] = [1000 * t.total for t in measured.pytorch.times]

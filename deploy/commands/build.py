@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from runtime.errors import DeployError, InputError
-from runtime.trust import trust_here
 
 from .. import console
 from .options import (
@@ -83,6 +82,8 @@ def command(
 
     Flags win over --config. A build that was stopped goes on when it is started again with the same recipe.
     """
+    from runtime.trust import trust_here
+
     from ..building.build import build
     from ..finalizing.remote import finalize_remotely, parse_remote
 

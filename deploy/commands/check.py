@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.bundle import load_bundle
-from runtime.bundle_files import verified_bundle
 from runtime.errors import GateError, InputError
 from runtime.precisions import VARIANTS
-from runtime.prompts import TOLERANCES, beyond
 
 from .. import console
 from .options import (
@@ -78,6 +75,9 @@ def command(
     Every variant that the bundle holds is compared: fp32, fp16 (rewritten from the float32 graph where the bundle has
     none, and computed in FP16's arithmetic) and int8.
     """
+    from runtime.bundle import load_bundle
+    from runtime.bundle_files import verified_bundle
+
     from ..building.int8 import PICTURE
     from ..checking.check import check, judged
 
@@ -127,6 +127,7 @@ def _wanted(text: str | None) -> tuple[str, ...]:
 def show(found: Comparison, gates: Mapping[str, list[GateResult]]) -> None:
     """The tables for people: one screen. `gates` are those of every variant."""
     from calibration.figures import columns
+    from runtime.prompts import TOLERANCES, beyond
 
     from ..checking.comparison import CLOSE_GAP
     from ..checking.gates import failed

@@ -8,22 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from runtime.bundle import load_bundle
-from runtime.durable import write_bytes
 from runtime.errors import GateError, InputError
-from runtime.files import read_cube
-from runtime.restore_file import meaning_of_file, restore_file
-from runtime.trust import NO_KEYRING, trust_here
 
 from .. import console
-from ..config import Config, with_overrides
-from ..reporting.quicklooks import fitted, png_bytes, rgb, save_bytes, side_by_side, stretch_limits
-from . import run_cube, simulate
-from .check import conclude, show
 from .options import examples, json_option
-from .simulate_snapshot import simulate_snapshot
 
 SEED = 7
 SCENE = {"lines": 256, "samples": 256}
@@ -79,16 +68,28 @@ def command(network: str, out: Path) -> dict[str, Any]:
 
 def demo(out: Path, network: str) -> dict[str, Any]:
     """Run the demo into the folder `out`. Raises GateError where the restoration gains too little."""
+    import numpy as np
+
     from calibration.baselines import baseline_of
     from calibration.quality import quality
     from export.networks import load_checkpoint
+    from runtime.bundle import load_bundle
+    from runtime.durable import write_bytes
+    from runtime.files import read_cube
+    from runtime.restore_file import meaning_of_file, restore_file
+    from runtime.trust import NO_KEYRING, trust_here
 
     from ..building import build
     from ..checking import check
     from ..checking.comparison import Case
     from ..checking.probes import measuring
+    from ..config import Config, with_overrides
     from ..reporting.check_report import assemble
     from ..reporting.page import Command, Fact, write_report
+    from ..reporting.quicklooks import fitted, png_bytes, rgb, save_bytes, side_by_side, stretch_limits
+    from . import run_cube, simulate
+    from .check import conclude, show
+    from .simulate_snapshot import simulate_snapshot
 
     net = load_checkpoint(network)
     keyring = trust_here().place

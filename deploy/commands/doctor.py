@@ -1,29 +1,25 @@
 """`deploy doctor`: what this machine can do, and what is wrong with its installation."""
 
+from __future__ import annotations
+
 import ctypes
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 import deploy
-import runtime
-from runtime.board_jetpack import JetPack, read_jetpack
-from runtime.engines import available_engines, extra_of
-from runtime.engines.cuda import compute_capability
 from runtime.errors import InputError, MachineError
-from runtime.files.disk import available_memory
-from runtime.machine import available_cores
-from runtime.secret_key import device_key
-from runtime.signing import key_name
-from runtime.trust import NO_KEYRING, trust_here
 
 from .. import __version__, console
 from .options import examples, json_option
+
+if TYPE_CHECKING:
+    from runtime.board_jetpack import JetPack
 
 Outcome = Literal["ok", "absent", "wrong"]
 ARAVIS = "libaravis-0.8.so.0"
@@ -45,6 +41,8 @@ class Finding:
 @json_option
 def command() -> dict[str, Any]:
     """Tell what this machine can do; exit 3 when the installation is broken or no engine is installed."""
+    from runtime.board_jetpack import read_jetpack
+
     trusted, trust = _trust()
     jetpack = read_jetpack()
     findings = [*_machine(), *jetpack_findings(jetpack), _installation(), *_engines(), *trusted, *_stream()]
@@ -61,6 +59,9 @@ def command() -> dict[str, Any]:
 
 
 def _machine() -> list[Finding]:
+    from runtime.files.disk import available_memory
+    from runtime.machine import available_cores
+
     cores = available_cores()
     return [
         Finding("damp-deploy", "ok", f"{__version__}, Python {platform.python_version()}"),
@@ -89,6 +90,8 @@ def jetpack_findings(jetpack: JetPack | None, python: str | None = None) -> list
 
 def _installation() -> Finding:
     # `runtime` is a common name: another package of that name must not fly in our place.
+    import runtime
+
     here = Path(runtime.__file__ or "").resolve().parent
     ours = Path(deploy.__file__).resolve().parent.parent / "runtime"
     if here != ours:
@@ -101,6 +104,9 @@ def _installation() -> Finding:
 
 
 def _engines() -> list[Finding]:
+    from runtime.engines import available_engines, extra_of
+    from runtime.engines.cuda import compute_capability
+
     found = available_engines()
     findings = [
         Finding(f"engine {name}", "ok" if v else "absent", v or _remedy(extra_of(name))) for name, v in found.items()
@@ -118,6 +124,10 @@ def _remedy(extra: str) -> str:
 
 def _trust() -> tuple[list[Finding], dict[str, Any]]:
     """Whose bundles are opened here and what signs engines, for people and for `--json`."""
+    from runtime.secret_key import device_key
+    from runtime.signing import key_name
+    from runtime.trust import NO_KEYRING, trust_here
+
     library, ring, key = find_spec("cryptography") is not None, NO_KEYRING, None
     try:
         ring = trust_here()

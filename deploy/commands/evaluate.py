@@ -12,7 +12,6 @@ import click
 from runtime.errors import InputError
 
 from .. import console
-from ..reporting.plots import require_plots
 from .options import (
     comma_list,
     examples,
@@ -76,6 +75,7 @@ def command(
 
     from ..checking.evaluation import evaluated, opened
     from ..reporting.evaluation_report import write_evaluation
+    from ..reporting.plots import require_plots
 
     require_plots()
     files = cube_files.find_cubes(data, comma_list(scenes))

@@ -10,20 +10,9 @@ from typing import Any
 
 import click
 
-from runtime.bundle_files import verified_bundle
 from runtime.errors import plain
 
 from .. import console
-from ..folders import refuse_folder, write_folder
-from ..triton.repository import (
-    ENGINE_SUFFIX,
-    METRICS_SUFFIX,
-    OTHER_PRECISION,
-    choose_engine,
-    model_name,
-    refuse_overlap,
-    repository_files,
-)
 from .options import examples, json_option, prompt_option, trust_option
 
 
@@ -50,6 +39,19 @@ def command(
 
     The repository's README says how to serve it and how to query it.
     """
+    from runtime.bundle_files import verified_bundle
+
+    from ..folders import refuse_folder, write_folder
+    from ..triton.repository import (
+        ENGINE_SUFFIX,
+        METRICS_SUFFIX,
+        OTHER_PRECISION,
+        choose_engine,
+        model_name,
+        refuse_overlap,
+        repository_files,
+    )
+
     refuse_folder(out, replace)
     refuse_overlap(out, bundle)
     contents = verified_bundle(bundle)

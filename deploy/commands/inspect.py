@@ -1,26 +1,17 @@
 """`deploy inspect`: what a bundle says of itself, after every byte of it was checked."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from runtime.bundle import load_bundle
-from runtime.bundle_files import Contents, read_manifest, stored_array, unlisted_files, verified_bundle
-from runtime.engines import METRICS_ENGINES
 from runtime.errors import MachineError
-from runtime.files.foreign import refuse_foreign
-from runtime.manifest import Manifest
-from runtime.meaning import Asked
-from runtime.products import Reading
-from runtime.signature import plane_text
 
 from .. import console
-from .inspect_checkpoint import inspect_checkpoint, is_checkpoint
-from .inspect_cube import inspect_cube, is_cube
-from .inspect_product import inspect_product, is_product
 from .options import (
     constant_bands_option,
     engine_option,
@@ -34,6 +25,10 @@ from .options import (
     trust_option,
     warn_if_nobody_asked,
 )
+
+if TYPE_CHECKING:
+    from runtime.bundle_files import Contents
+    from runtime.manifest import Manifest
 
 
 @click.command(
@@ -75,6 +70,16 @@ def command(
 
     Of a cube file: what its numbers are taken to mean, band by band; exit 1 where something is doubtful.
     """
+    from runtime.bundle_files import read_manifest, unlisted_files, verified_bundle
+    from runtime.files.foreign import refuse_foreign
+    from runtime.meaning import Asked
+    from runtime.products import Reading
+    from runtime.signature import plane_text
+
+    from .inspect_checkpoint import inspect_checkpoint, is_checkpoint
+    from .inspect_cube import inspect_cube, is_cube
+    from .inspect_product import inspect_product, is_product
+
     if is_product(bundle):
         manifest = None if judged_for is None else read_manifest(judged_for)
         reading = Reading(layout, key, missing_chunks or "refuse")
@@ -151,12 +156,16 @@ def _wanted(manifest: Manifest) -> str:
 
 
 def _array(name: str, file: str, bundle: Contents) -> str:
+    from runtime.bundle_files import stored_array
+
     array = stored_array(bundle.files[file], Path(file), None)
     return f"{name}, {'x'.join(map(str, array.shape))}, {array.min():g} to {array.max():g}, mean {array.mean():.3f}"
 
 
 def _engine_here(bundle: Path, engine: str | None) -> tuple[dict[str, str] | None, str]:
     """What the bundle's engine says of itself on this machine, or why it does not run here."""
+    from runtime.bundle import load_bundle
+
     try:
         with load_bundle(bundle, engine=engine) as loaded:
             return loaded.engine.describe(), ""
@@ -172,6 +181,8 @@ def _engine_file(bundle: Contents) -> str:
 
 
 def _metrics(manifest: Manifest) -> str:
+    from runtime.engines import METRICS_ENGINES
+
     metrics = manifest.signature.metrics
     if metrics is None:
         return "none"

@@ -5,10 +5,7 @@ from typing import Any
 
 import click
 
-from runtime.durable import write_new
 from runtime.errors import InputError
-from runtime.secret_key import SECRET, dump_secret, new_key
-from runtime.signing import dump_public, key_name
 
 from .. import console
 from .options import examples, json_option, password_option, read_password
@@ -30,6 +27,10 @@ def command(out: str, password_file: Path | None, no_password: bool) -> dict[str
 
     The files are those of minisign, which can use them, as keys of `minisign -G` can be used here.
     """
+    from runtime.durable import write_new
+    from runtime.secret_key import SECRET, dump_secret, new_key
+    from runtime.signing import dump_public, key_name
+
     if no_password and password_file is not None:
         raise InputError("there is no password to read", key="--password-file", remedy="give one of the two")
     secret, public = Path(f"{out}.key"), Path(f"{out}.pub")

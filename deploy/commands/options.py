@@ -1,23 +1,25 @@
 """Options that several subcommands share, and what they have in common."""
 
+from __future__ import annotations
+
 import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from runtime.engines import ENGINES
 from runtime.errors import ConfigError, InputError
-from runtime.secret_key import LONGEST_PASSWORD
-from runtime.trust import Signed, trusting
 from runtime.untrusted import TooLargeError, read_untrusted
 
 from .. import console
-from ..config import Config, load_config, with_overrides
-from ..config.yaml_lines import parse_yaml
+
+if TYPE_CHECKING:
+    from runtime.trust import Signed
+
+    from ..config import Config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -89,6 +91,8 @@ def trust_option(command: F) -> F:
 
 
 def _trust(context: click.Context, parameter: click.Parameter, path: str | None) -> None:
+    from runtime.trust import trusting
+
     if path is not None:
         context.with_resource(trusting(str(Path(path).absolute()) if path else ""))
 
@@ -102,6 +106,8 @@ def password_option(command: F) -> F:
 
 def read_password(file: Path | None, *, new: bool = False) -> str:
     """The password of a secret key, of a file or asked for. Raises InputError."""
+    from runtime.secret_key import LONGEST_PASSWORD
+
     if file is not None:
         remedy = "give a file whose first line is the password"
         try:
@@ -213,7 +219,15 @@ def read_config(config_file: Path | None, *, checkpoint_given: bool) -> Config:
     if file is None and not checkpoint_given and Path("deploy.yaml").is_file():
         file = Path("deploy.yaml")
         console.say("reading ./deploy.yaml")
-    return Config() if file is None else load_config(file, engines=tuple(ENGINES))
+    if file is None:
+        from ..config import Config
+
+        return Config()
+    from runtime.engines import ENGINES
+
+    from ..config import load_config
+
+    return load_config(file, engines=tuple(ENGINES))
 
 
 def parse_size(text: str | None) -> dict[str, int] | None:
@@ -243,6 +257,8 @@ FLAGS = {
 
 def with_flags(config: Config, values: Mapping[str, object]) -> Config:
     """`deploy.config.with_overrides`, whose errors speak of the flags that were given. Raises ConfigError."""
+    from ..config import with_overrides
+
     try:
         return with_overrides(config, values)
     except ConfigError as error:
@@ -267,6 +283,8 @@ def network_options(texts: Sequence[str], top_k: int | None = None) -> dict[str,
     Raises:
         InputError: not KEY=VALUE, no scalar, or two values of one key.
     """
+    from ..config.yaml_lines import parse_yaml
+
     told: dict[str, str | int | float | bool] = {} if top_k is None else {"top_k": top_k}
     for text in texts:
         key, _, given = text.partition("=")

@@ -5,13 +5,10 @@ from typing import Any
 
 import click
 
-from runtime.archive import pack
 from runtime.errors import InputError
 
 from .. import console
-from ..folders import refuse_existing
 from .options import examples, json_option, signed_text, trust_option
-from .verify import facts
 
 
 @click.command(epilog=examples("deploy pack build/bundle --out nano.damp", "deploy pack bundle --out b.damp --json"))
@@ -25,6 +22,11 @@ def command(bundle: Path, out: Path, replace: bool) -> dict[str, Any]:
 
     The same bundle always gives the same bytes. It is a plain tar: `tar -xf` reads it, `deploy unpack` checks it too.
     """
+    from runtime.archive import pack
+
+    from ..folders import refuse_existing
+    from .verify import facts
+
     refuse_existing(out, replace)
     if out.is_dir():
         raise InputError("is a folder", file=out, key="--out", remedy="give the name of a file")

@@ -18,10 +18,6 @@ from .options import (
     reading_options,
     trust_option,
 )
-from .run_cube import How, run_cube
-from .run_folder import run_folder
-from .run_product import is_product, run_product
-from .run_video import is_video, run_video
 
 
 def _places(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -101,6 +97,11 @@ def command(bundle: Path, cube: Path, out: Path, **options: Any) -> dict[str, An
     what is there already is left, so that a run which was interrupted goes on. Of a video, or `-` for one through a
     pipe, every frame is restored and the sound is kept.
     """
+    from .run_cube import How, run_cube
+    from .run_folder import run_folder
+    from .run_product import is_product, run_product
+    from .run_video import is_video, run_video
+
     how = How(**options)
     if is_product(bundle, cube, out, how):
         return run_product(bundle, cube, out, how)

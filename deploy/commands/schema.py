@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from .. import console
-from ..config import config_schema
 from .options import examples, json_option
 
 
@@ -14,6 +13,8 @@ from .options import examples, json_option
 @json_option
 def command() -> dict[str, Any]:
     """Print the JSON schema of deploy.yaml, for editors."""
+    from ..config import config_schema
+
     schema = config_schema()
     console.say_verbatim(json.dumps(schema, indent=2))
     return schema

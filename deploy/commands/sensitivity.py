@@ -5,11 +5,10 @@ from typing import Any
 
 import click
 
-from runtime.durable import write_bytes
 from runtime.errors import InputError
 
 from .. import console
-from ..config.sections import SEARCHED_SIDE
+from ..config import SEARCHED_SIDE
 from .options import (
     config_option,
     examples,
@@ -65,6 +64,7 @@ def command(
     """
     from export import networks
     from export import onnx as exporting
+    from runtime.durable import write_bytes
 
     from ..building.calibration_frames import open_calibration
     from ..building.sensitivity import fp16_costs, int8_costs

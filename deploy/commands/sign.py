@@ -6,10 +6,6 @@ from typing import Any
 
 import click
 
-from runtime.bundle_files import MANIFEST_SIGNED, sign_bundle
-from runtime.secret_key import read_secret
-from runtime.signing import key_name
-
 from .. import console
 from .options import examples, json_option, password_option, read_password
 
@@ -31,6 +27,10 @@ def command(bundle: Path, file: Path, comment: str, password_file: Path | None) 
     An engine that was made of it and that no other key signed is signed as well. `minisign -Vm manifest.json -p
     NAME.pub` checks what is written.
     """
+    from runtime.bundle_files import MANIFEST_SIGNED, sign_bundle
+    from runtime.secret_key import read_secret
+    from runtime.signing import key_name
+
     key = read_secret(file, partial(read_password, password_file))
     head = sign_bundle(bundle, key, comment)
     console.say(f"signed       {bundle / MANIFEST_SIGNED} by {key_name(key.id)}", "bold green")

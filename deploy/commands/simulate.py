@@ -1,25 +1,24 @@
 """`deploy simulate`: a degraded line-scan cube with its ground truth, so that nobody needs a download to try things."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 from click.core import ParameterSource
-from numpy.typing import NDArray
 
-from runtime.arrays import Float32
 from runtime.errors import InputError
-from runtime.files import write_cube
-from runtime.files.envi_text import listed
-from runtime.files.photographs import SUFFIXES
-from runtime.scaling import Conversion
-from runtime.simulation.simulator import Scene, SensorModel, sense, simulate_scene
 
 from .. import console
-from ..folders import refuse_cube_output
 from .options import PositiveNumber, examples, json_option, parse_size
-from .simulate_snapshot import simulate_snapshot
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from runtime.arrays import Float32
+    from runtime.simulation.simulator import Scene
 
 REFLECTANCE_SCALE, WHITE = 10000.0, 255.0
 OF_LINES, OF_SNAPSHOTS = ("degradation", "size", "bands", "wavelengths"), ("mask", "scene", "scale", "noise")
@@ -76,6 +75,8 @@ def command(
     lines and 54 samples more than it has, and the truth is float32. A .png or .tif has 16 bits, 30000 stand for 1.0
     there, and its truth is .hdr.
     """
+    from .simulate_snapshot import simulate_snapshot
+
     source = click.get_current_context().get_parameter_source
     for name in OF_LINES if snapshot else OF_SNAPSHOTS:
         if source(name) == ParameterSource.COMMANDLINE:
@@ -98,8 +99,16 @@ def simulate(
     replace: bool = False,
 ) -> dict[str, Any]:
     """Write the degraded cube to `out` and the truth beside it; returns what `--json` prints."""
+    import numpy as np
+
     from calibration.degradations import degrade, parse_degradations
     from calibration.quality import psnr
+    from runtime.files import write_cube
+    from runtime.files.photographs import SUFFIXES
+    from runtime.scaling import Conversion
+    from runtime.simulation.simulator import simulate_scene
+
+    from ..folders import refuse_cube_output
 
     names = () if degradation.strip() == "none" else parse_degradations(degradation)
     truth_file = out.with_name(f"{out.stem}-truth{out.suffix}")
@@ -133,6 +142,8 @@ def simulate(
 
 def _photographed(scene: Scene) -> tuple[NDArray[np.uint8], Float32]:
     """A scene in natural colours, 8 bits: as it is written, and in [0, 1]."""
+    import numpy as np
+
     from ..reporting.quicklooks import rgb
 
     picture = rgb(scene.truth, scene.wavelengths.tolist()).transpose(2, 0, 1)
@@ -141,12 +152,18 @@ def _photographed(scene: Scene) -> tuple[NDArray[np.uint8], Float32]:
 
 def _sensed(scene: Scene, seed: int) -> Float32:
     """A scene as a line-scan sensor sees it."""
+    import numpy as np
+
+    from runtime.simulation.simulator import SensorModel, sense
+
     sensed = sense(scene, SensorModel(), np.random.default_rng([seed, 1]))
     return np.asarray((sensed.dn.astype(np.float32) - np.float32(sensed.dark)) / np.float32(sensed.scale), np.float32)
 
 
 def _told(scene: Scene) -> dict[str, str | None]:
     """What an ENVI header says of it."""
+    from runtime.files.envi_text import listed
+
     return {
         "description": "simulated line-scan scene",
         "wavelength units": "Nanometers",

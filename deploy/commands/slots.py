@@ -1,15 +1,20 @@
 """`deploy slots`: two places for bundles on a flight computer, so that an update that does not work gives way."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime import slots
+from runtime.slot_names import NAMES
 
 from .. import console
 from .options import examples, json_option, trust_option
+
+if TYPE_CHECKING:
+    from runtime.slots import State
 
 store_option = click.option(
     "--store",
@@ -17,7 +22,7 @@ store_option = click.option(
     required=True,
     help="Folder of the two slots and of what is known of them.",
 )
-slot_argument = click.argument("slot", type=click.Choice(slots.NAMES))
+slot_argument = click.argument("slot", type=click.Choice(NAMES))
 
 
 @click.group(
@@ -42,6 +47,8 @@ def command() -> None:
 @json_option
 def install(bundle: Path, store: Path, allow_older: bool) -> dict[str, Any]:
     """Write a bundle into the slot that is not needed; the next stream tries it, three times at most."""
+    from runtime import slots
+
     if store.exists():
         _warn(store)
     with console.progress("checking and writing every byte"):
@@ -54,6 +61,8 @@ def install(bundle: Path, store: Path, allow_older: bool) -> dict[str, Any]:
 @json_option
 def list_slots(store: Path) -> dict[str, Any]:
     """Show what is in the slots, which one is tried first, and why one is bad."""
+    from runtime import slots
+
     _warn(store)
     return _told(store, slots.read_state(store))
 
@@ -65,6 +74,8 @@ def list_slots(store: Path) -> dict[str, Any]:
 @json_option
 def use(slot: str, store: Path) -> dict[str, Any]:
     """Try a slot first from the next start on, be it older or bad; it is checked, and proves itself anew."""
+    from runtime import slots
+
     return _told(store, slots.use(store, slot))
 
 
@@ -74,6 +85,8 @@ def use(slot: str, store: Path) -> dict[str, Any]:
 @json_option
 def good(slot: str, store: Path) -> dict[str, Any]:
     """Say that a slot has proved itself, as a stream does after three self-tests and a minute of restored lines."""
+    from runtime import slots
+
     return _told(store, slots.good(store, slot))
 
 
@@ -84,15 +97,19 @@ def good(slot: str, store: Path) -> dict[str, Any]:
 @json_option
 def bad(slot: str, store: Path, why: str) -> dict[str, Any]:
     """Say that a slot is not to be tried again; the other one is, where it may be."""
+    from runtime import slots
+
     return _told(store, slots.bad(store, slot, why))
 
 
 def _warn(store: Path) -> None:
+    from runtime import slots
+
     for doubt in slots.doubts(store):
         console.warn(doubt)
 
 
-def _told(store: Path, state: slots.State) -> dict[str, Any]:
+def _told(store: Path, state: State) -> dict[str, Any]:
     for name, slot in state.slots.items():
         about = "" if slot.state == "empty" else f", serial {slot.serial}"
         about += (

@@ -5,15 +5,10 @@ from typing import Any
 
 import click
 
-from runtime.archive import unpack
-from runtime.bundle_files import read_manifest
 from runtime.errors import DeployError
-from runtime.trust import NO_KEYRING
 
 from .. import console
-from ..folders import refuse_folder, refuse_foreign
 from .options import examples, json_option, trust_option
-from .verify import facts, tell
 
 
 @click.command(epilog=examples("deploy unpack nano.damp --out bundle", "deploy unpack b.damp --out b --replace --json"))
@@ -28,6 +23,11 @@ def command(archive: Path, out: Path, replace: bool) -> dict[str, Any]:
     An archive is taken to be a stranger's: it holds exactly the files that its manifest lists, as `deploy pack` writes
     them, and they are signed where there is a keyring.
     """
+    from runtime.archive import unpack
+
+    from ..folders import refuse_folder, refuse_foreign
+    from .verify import facts, tell
+
     refuse_folder(out, replace)
     refuse_foreign(out)
     before = _serial(out)
@@ -40,6 +40,9 @@ def command(archive: Path, out: Path, replace: bool) -> dict[str, Any]:
 
 
 def _serial(out: Path) -> int | None:
+    from runtime.bundle_files import read_manifest
+    from runtime.trust import NO_KEYRING
+
     try:
         return read_manifest(out, NO_KEYRING).serial
     except DeployError:

@@ -1,16 +1,18 @@
 """`deploy verify`: who signed a bundle, and whether every byte of it is the one that was signed."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.archive import check
-from runtime.bundle_files import Head
-
 from .. import console
 from .options import examples, json_option, signed_text, trust_option, warn_if_nobody_asked
+
+if TYPE_CHECKING:
+    from runtime.bundle_files import Head
 
 
 @click.command(epilog=examples("deploy verify build/bundle --trust ground.pub", "deploy verify nano.damp --json"))
@@ -22,6 +24,8 @@ def command(bundle: Path) -> dict[str, Any]:
 
     Exit 2 where something is not as it must be. Without a keyring nothing needs a signature, and you are told so.
     """
+    from runtime.archive import check
+
     with console.progress("checking every byte"):
         head = check(bundle)
     tell(head)

@@ -364,7 +364,3 @@ class Config(Section):
 def _cross(key: str, value: object, problem: str, remedy: str) -> PydanticCustomError:
     """An error of two keys that disagree, told at `key`."""
     return PydanticCustomError("cross", "{problem}", {"problem": problem, "key": key, "found": value, "remedy": remedy})
-
-
-SEARCHED_SIDE = 128
-"""Frames of the search have sides of at most this: what a product costs in int8 does not depend on the frame's size."""

@@ -34,7 +34,6 @@ from runtime.stream.opening import (
 from runtime.stream.pipeline import NamedSink, Restoring, StreamOptions
 from runtime.stream.restoration import restoration_off
 from runtime.stream.snapshot import Snapshot, Spool
-from runtime.stream.web import serve, serve_metrics
 
 from .. import console
 from ..config.stream import StreamSection
@@ -99,6 +98,10 @@ class Parts:
     def serve(self, snapshot: Callable[[], Snapshot], outward: Outward, stack: ExitStack) -> dict[str, str]:
         """Open what others may look at; returns their addresses by name."""
         found = self.addresses
+        if outward.prometheus is None and outward.web is None:
+            return found
+        from runtime.stream.web import serve, serve_metrics
+
         if outward.prometheus is not None:
             found["prometheus"] = stack.enter_context(serve_metrics(snapshot, outward.prometheus)).url
         if outward.web is not None:

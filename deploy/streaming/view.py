@@ -6,9 +6,8 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from runtime.errors import plain
@@ -17,6 +16,10 @@ from runtime.stream.snapshot import Snapshot
 from .. import console as words
 from .figures import DASH, count_text, imbalance_text, off_balance, rate_text, seconds_text, troubles_of
 from .screen import Screen
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
 
 SCREEN_SECONDS = 0.5
 LINE_SECONDS = 10.0
@@ -58,11 +61,13 @@ class LiveView:
 
     def __init__(self, snapshot: Callable[[], Snapshot], console: Console | None = None) -> None:
         self._snapshot = snapshot
-        self._console = words.errors if console is None else console
+        self._console = words.errors() if console is None else console
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="view", daemon=True)
         self._live: Live | None = None
         if self._console.is_terminal:
+            from rich.live import Live
+
             # Standard output may be a file or a pipe that wants nothing but results.
             self._live = Live(
                 console=self._console,

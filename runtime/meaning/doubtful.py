@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
 from runtime.arrays import Bools
 from runtime.meaning import words
@@ -58,6 +57,11 @@ def _clipped(cube: NDArray[Any], marks: Sequence[Mark], bad: Mapping[int, str]) 
 
 def _edges(cube: NDArray[Any], marks: Sequence[Mark], values: Values) -> str | None:
     """Pixels beside marked ones with values between the mark and all others, as interpolation makes them."""
+    if not marks:
+        return None
+    # It takes a tenth of a second to import, and few cubes need it.
+    from scipy.ndimage import binary_dilation
+
     found = np.zeros(cube.shape[1:], np.bool_)
     of: Mark | None = None
     for mark in marks:
@@ -83,11 +87,15 @@ def _edges(cube: NDArray[Any], marks: Sequence[Mark], values: Values) -> str | N
 def _flat_spectra(cube: NDArray[Any], bad: Mapping[int, str], missing: Bools) -> str | None:
     """Pixels that are one and the same value in every good band, which nobody called missing."""
     good = [band for number, band in enumerate(cube) if number not in bad]
+    if len(good) < FEWEST_BANDS:
+        return None
     flat = ~missing
     for band in good[1:]:
         flat &= band == good[0]
+    if flat.all():
+        return None
     values, counts = np.unique(good[0][flat], return_counts=True)
-    if len(good) < FEWEST_BANDS or flat.all() or not len(counts) or counts.max() < max(FEWEST, 0.9 * counts.sum()):
+    if not len(counts) or counts.max() < max(FEWEST, 0.9 * counts.sum()):
         return None
     value = values[counts.argmax()]
     somewhere = int(np.count_nonzero(np.logical_or.reduce([band == value for band in good])))

@@ -3,14 +3,17 @@
 A format that is read is one module and one line of `FORMATS`; one that is written, of `WRITERS`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runtime.errors import CubeFileError
-from runtime.files.foreign import refuse_foreign
-from runtime.products.contract import CubeReader, CubeWriter, Reading, Result
+
+if TYPE_CHECKING:
+    from runtime.products.contract import CubeReader, CubeWriter, Reading, Result
 
 __all__ = [
     "FORMATS",
@@ -88,6 +91,15 @@ LIKE: Mapping[str, str] = {
 writes the same kind: all but the cube's numbers is the source's."""
 
 
+def __getattr__(name: str) -> Any:
+    """The contract is imported when it is asked for: what tells the names of formats needs none of it."""
+    if name not in ("CubeReader", "CubeWriter", "Reading"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from runtime.products import contract
+
+    return getattr(contract, name)
+
+
 def format_of(path: Path) -> Format | None:
     """The format of a file or folder, None of one that is not read."""
     return next((one for one in FORMATS if import_module(one.module).recognises(path)), None)
@@ -101,6 +113,8 @@ def open_cube(path: str | Path, reading: Reading | None = None) -> CubeReader:
             stranger's file may not have.
         MachineError: a library that reads it is not installed, or cannot do so here.
     """
+    from runtime.products.contract import Reading
+
     path = Path(path)
     found = format_of(path)
     if found is None:
@@ -130,6 +144,8 @@ def suffix_of(kind: str) -> str:
 
 
 def _unknown(path: Path) -> CubeFileError:
+    from runtime.files.foreign import refuse_foreign
+
     if not path.exists():
         return CubeFileError("no such file or folder", file=path, remedy="check the path")
     refuse_foreign(path)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from runtime.errors import CubeFileError, DeployError
 from runtime.files.disk import MOST_HELD, check_expansion, opened, reason
@@ -115,6 +114,8 @@ def _bands(folder: Path) -> tuple[list[Path], int]:
 @contextmanager
 def _open(file: Path) -> Iterator[Any]:
     """A picture of one band; whatever Pillow finds wrong in the block is a CubeFileError."""
+    from PIL import Image
+
     with opened(file) as (stream, size), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -3,10 +3,15 @@
 Those that a name of `--sink` opens are imported only when they are asked for.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
-from runtime.sinks.contract import Sink, SinkOptions, StreamFacts
+
+if TYPE_CHECKING:
+    from runtime.sinks.contract import Sink, SinkOptions, StreamFacts
 
 SINKS: dict[str, str] = {
     "quicklook": "runtime.sinks.quicklook",
@@ -19,6 +24,15 @@ SINKS: dict[str, str] = {
 __all__ = ["SINKS", "Sink", "SinkOptions", "StreamFacts", "find_sink", "open_sink"]
 
 
+def __getattr__(name: str) -> Any:
+    """The contract is imported when it is asked for: what tells the names of sinks needs none of it."""
+    if name not in ("Sink", "SinkOptions", "StreamFacts"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from runtime.sinks import contract
+
+    return getattr(contract, name)
+
+
 def open_sink(spec: str, facts: StreamFacts, options: SinkOptions | None = None) -> Sink:
     """Open what `--sink` names: `quicklook:PATH`, `publish:PORT`, `packets:FILE`, `packets:HOST:PORT`,
     `pictures:FOLDER`.
@@ -27,6 +41,8 @@ def open_sink(spec: str, facts: StreamFacts, options: SinkOptions | None = None)
         InputError: no such name, or the target is none of this sink's.
         MachineError: the target cannot be had, or what the sink needs is not installed.
     """
+    from runtime.sinks.contract import SinkOptions
+
     module, target = find_sink(spec)
     sink: Sink = import_module(module).open_sink(target, facts, options or SinkOptions())
     return sink

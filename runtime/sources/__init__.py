@@ -1,9 +1,14 @@
 """Sources of lines by the first word of `--source`; one file per source, imported only when it is asked for."""
 
+from __future__ import annotations
+
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
-from runtime.sources.contract import Source, SourceOptions
+
+if TYPE_CHECKING:
+    from runtime.sources.contract import Source, SourceOptions
 
 SOURCES: dict[str, str] = {
     "sim": "runtime.sources.sim",
@@ -21,6 +26,15 @@ FORMS = f"SCHEME:ADDRESS with one of {', '.join(SOURCES)}"
 __all__ = ["FORMS", "SOURCES", "Source", "SourceOptions", "find_source", "open_source"]
 
 
+def __getattr__(name: str) -> Any:
+    """The contract is imported when it is asked for: what tells the names of sources needs none of it."""
+    if name not in ("Source", "SourceOptions"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from runtime.sources import contract
+
+    return getattr(contract, name)
+
+
 def open_source(spec: str, options: SourceOptions | None = None) -> Source:
     """Open what `--source` names, SCHEME:ADDRESS: `sim:`, `file:PATH`, `watch:DIR`.
 
@@ -28,6 +42,8 @@ def open_source(spec: str, options: SourceOptions | None = None) -> Source:
         InputError: no such scheme, or the file is not what it should be.
         MachineError: there is no such camera, or what it needs is not installed.
     """
+    from runtime.sources.contract import SourceOptions
+
     module, address = find_source(spec)
     source: Source = import_module(module).open_source(address, options or SourceOptions())
     return source

@@ -14,7 +14,6 @@ import pytest
 
 pytest.importorskip("distributed")
 
-from deploy import console
 from deploy.archive.order import FOLDER, Order
 from deploy.archive.work import Look, Task, do, looked_at
 from runtime.bundle import load_bundle
@@ -214,7 +213,7 @@ def test_a_plan_is_read_on_a_narrow_terminal(capsys: Capsys, scene: Path, monkey
     for folder in ("first", "second"):
         Path("long", folder).mkdir(parents=True)
         shutil.copy("in/a.npy", Path("long", folder, name))
-    monkeypatch.setattr(console.people, "width", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     said = invoke(capsys, "archive", "plan", "bundle", "long", "--out", "planned").out
     cells = [[cell.strip() for cell in line.split("│")] for line in said.splitlines() if "│" in line]
     assert len(cells) > 2 and {len(line) for line in said.splitlines() if "│" in line} <= set(range(81))

@@ -39,7 +39,7 @@ STEPS = ("metrics", "pre", "engine", "post")
 @pytest.fixture(autouse=True)
 def still_board(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests do not ask this machine's tools."""
-    monkeypatch.setattr("deploy.commands.bench.read_board", Reading)
+    monkeypatch.setattr("runtime.board.read_board", Reading)
     monkeypatch.setattr(bench, "BoardWatch", partial(BoardWatch, tmp_path_factory.mktemp("board"), ()))
 
 
@@ -197,7 +197,7 @@ def test_people_get_tables_of_80_columns(capsys: Capsys, tmp_path: Path, monkeyp
     cool = Reading((1200.0, 2400.0), 400.0, 3000.0, "schedutil", {"cpu": 45.5, "gpu": 44.0}, {"VDD_IN": 4.541})
     gpus = (Gpu("integrated", clock_mhz=612),)
     before = replace(cool, gpus=gpus, power_mode="25W", clocks_locked=False)
-    monkeypatch.setattr("deploy.commands.bench.read_board", lambda: before)
+    monkeypatch.setattr("runtime.board.read_board", lambda: before)
     spread, hot = Spread(10, 11.5, 12), {"cpu": Spread(60, 70, 71.2), "tj": Spread(50, 51, 52)}
     hotter = {"clock_mhz": Spread(900, 918, 918), "memory_mib": Spread(1400, 1480, 1500)}
     told = Watched(20, Spread(1200, 2400, 2400), hot, {"VDD_IN": spread}, {0: hotter})
@@ -286,7 +286,7 @@ def test_a_folder_of_results(capsys: Capsys, tmp_path: Path, monkeypatch: pytest
     def none(series: object) -> bytes:
         raise MachineError("matplotlib is not installed")
 
-    monkeypatch.setattr("deploy.commands.bench.latency_plot", none)
+    monkeypatch.setattr("deploy.reporting.plots.latency_plot", none)
     done = invoke(capsys, "bench", bundle, "--frames", 1, "--out", out, "--replace")
     assert done.code == 0 and "no picture is drawn" in done.err
     assert [path.name for path in out.iterdir()] == ["bench.json"]
@@ -327,7 +327,7 @@ def test_ctrl_c_leaves_nothing_behind(capsys: Capsys, tmp_path: Path, monkeypatc
 
 
 def test_memory_that_is_not_known_is_null(capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.commands.bench.forget_peak_memory", lambda: False)
+    monkeypatch.setattr("runtime.board.forget_peak_memory", lambda: False)
     bundle = known_bundle(tmp_path / "bundle")
     assert invoke(capsys, "bench", bundle, "--frames", 1, "--json").json["peak_memory_mib"] is None
     assert "memory" not in invoke(capsys, "bench", bundle, "--frames", 1).out

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 from deploy import __version__
@@ -22,7 +23,9 @@ from deploy.cli import COMMANDS, app
 from deploy.commands import doctor
 from deploy.config import config_schema
 from runtime.board_jetpack import JetPack
+from runtime.bundle_files import read_manifest
 from runtime.engines import ENGINES
+from runtime.files import write_cube
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke, start
 
 Capsys = pytest.CaptureFixture[str]
@@ -50,6 +53,56 @@ def test_help_lists_every_command(capsys: Capsys, flag: str) -> None:
     assert done.code == 0 and done.err == ""
     for name in COMMANDS:
         assert re.search(rf"^  {name} +\w", done.out, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_imports_nothing_that_takes_time(name: str) -> None:
+    heavy = ("numpy", "scipy", "pydantic", "rich", "yaml", "h5py", "PIL", "onnxruntime", "torch", "dask", "asyncio")
+    code = f"""
+import sys
+from deploy.cli import run
+assert run(sys.argv[1:]) == 0
+print([name for name in {heavy} if name in sys.modules])
+"""
+    words = [name] if name else []
+    done = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+HEAVY = (
+    "h5py", "PIL", "matplotlib", "rasterio", "dask", "zarr", "yaml", "tarfile", "http.server", "scipy.ndimage",
+    "scipy.interpolate", "scipy.io", "rich.live", "rich.progress", "torch", "onnx", "runtime.slots", "runtime.archive",
+)  # fmt: skip
+"""What neither a plain cube nor a plain stream of one needs."""
+
+
+@pytest.mark.parametrize("words", ["run BUNDLE scene.hdr --out out.hdr", "stream BUNDLE --source envi:scene.hdr"])
+def test_what_restores_imports_no_more_than_it_needs(
+    tmp_path: Path, request: pytest.FixtureRequest, words: str
+) -> None:
+    bundle = str(request.getfixturevalue("tiny_bundle"))
+    bands, lines, samples = read_manifest(bundle).signature.measured.shape[1:]
+    write_cube(tmp_path / "scene.hdr", np.random.default_rng(0).random((bands, lines, samples), np.float32))
+    code = f"""
+import sys
+from deploy.cli import run
+assert run(sys.argv[1:]) == 0
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    asked = [bundle if word == "BUNDLE" else word for word in words.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *asked], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_tells_how_their_help_begins(name: str) -> None:
+    _, told = COMMANDS[name]
+    first = re.split(r"(?<=\.)\s", " ".join((command_of(name).help or "").split()))[0]
+    assert told == first
 
 
 def test_without_arguments_help_is_shown(capsys: Capsys) -> None:
@@ -260,12 +313,12 @@ def test_doctor_asks_an_engine_what_brings_it(capsys: Capsys, monkeypatch: pytes
 def test_doctor_tells_which_jetpack_it_stands_on(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     found = JetPack("39.2.0", "7.2", "7.2-b154", "10.16", running)
-    monkeypatch.setattr(doctor, "read_jetpack", lambda: found)
+    monkeypatch.setattr("runtime.board_jetpack.read_jetpack", lambda: found)
     done = invoke(capsys, "doctor", "--json")
     told = {finding["name"]: finding for finding in done.json["findings"]}["jetpack"]
     assert told["outcome"] == "ok" and done.json["jetpack"] == asdict(found)
     assert told["text"] == "JetPack 7.2: L4T 39.2.0, nvidia-jetpack 7.2-b154, its TensorRT is 10.16"
-    monkeypatch.setattr(doctor, "read_jetpack", lambda: None)
+    monkeypatch.setattr("runtime.board_jetpack.read_jetpack", lambda: None)
     done = invoke(capsys, "doctor", "--json")
     assert done.json["jetpack"] is None and "jetpack" not in {finding["name"] for finding in done.json["findings"]}
 
