@@ -106,7 +106,7 @@ def resolve(computer: Computer, wanted: list[str], constraints: Path) -> list[di
 def flight_install(
     computer: Computer, extras: Collection[str] = EXTRAS, besides: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """Everything that the flight install with these extras brings to a computer, and what is `besides`, as pip reports it."""
+    """What the flight install with these extras, and what is `besides`, brings to a computer, as pip reports it."""
     own = [Requirement(text) for text in requires(DISTRIBUTION) or []]
     asked = {bare(item) for item in own if any(computer.wants(item, extra) for extra in ("", *extras))} | {*besides}
     wanted = {SOURCES.get(Requirement(item).name, item) for item in asked if Requirement(item).name not in FROM_JETPACK}
