@@ -1,9 +1,10 @@
 """The flight install run as aarch64, emulated: `python -m tests.aarch64` runs tests/flight there.
 
-QEMU runs single programs of another processor: no kernel, no container, no rights are needed, and files and processes are
-this machine's own. Debian's Python for arm64 comes by apt, from where the packages of this machine come, and beside it
-the wheels that JetPack 6 would take. What a program starts is emulated too: its `sys.executable` is a script that calls
-QEMU.
+QEMU runs single programs of another processor: no kernel, no container, no rights are needed, and files and processes
+are this machine's own. Debian's Python for arm64 comes by apt, from where the packages of this machine come, and beside
+it the wheels that JetPack 6 would take. What a program starts is emulated too: its `sys.executable` is a script that
+calls QEMU.
+"""
 
 from __future__ import annotations
 
