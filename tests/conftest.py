@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("DAMP_DATA") or ROOT.parent / "shared" / "data").resolve()
+FLIGHT_BUNDLES = Path(given).resolve() if (given := os.environ.get("FLIGHT_BUNDLES")) else None
+"""What `python -m tests.flight_bundles` built, where this Python has the flight install alone and cannot build it."""
 LEFT_OUT = "set DAMP_DATA to the folder of the real cubes"
 
 
@@ -29,29 +31,9 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `.safetensors` with seeded weights: 31 bands of 400 to 700 nm, 8 channels, 4 experts, scale 65535."""
-    import torch
+    from tests.flight_bundles import write_tiny
 
-    from export.networks import network_of, save_checkpoint
-    from export.networks.damp import Damp, DampConfig
-
-    config = DampConfig(
-        dim=8,
-        heads=(2, 2, 2, 2),
-        encoder_blocks=(1, 0, 0, 1),
-        decoder_blocks=(1, 1, 0),
-        refinement_blocks=0,
-        expansion=1,
-        embedding=16,
-        gate="concat",
-        metric_set="paper6",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = Damp(config).eval()
-        torch.nn.init.normal_(net.output.weight, 0, 0.02)
-    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
-    made = network_of(net)
-    return save_checkpoint(made, path, scale=65535, wavelengths=tuple(range(400, 701, 10)), about="seeded weights")
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="session")
@@ -95,25 +77,25 @@ def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, graphs_once: None) -> Path:
+def tiny_bundle(request: pytest.FixtureRequest) -> Path:
     """A bundle of `tiny_checkpoint` for frames of 64x64 that overlap by 16; a test that writes to it takes a copy."""
-    return _tiny_bundle(tiny_checkpoint, "bundle")
+    return _tiny_bundle(request, "tiny")
 
 
 @pytest.fixture(scope="session")
-def metrics_bundle(tiny_checkpoint: Path, graphs_once: None) -> Path:
+def metrics_bundle(request: pytest.FixtureRequest) -> Path:
     """The same, whose engine computes the metrics of a frame as well."""
-    return _tiny_bundle(tiny_checkpoint, "measuring", metrics="graph")
+    return _tiny_bundle(request, "measuring", metrics="graph")
 
 
-def _tiny_bundle(checkpoint: Path, name: str, **asked: Any) -> Path:
-    from deploy.building.build import build
-    from deploy.config import Config, with_overrides
+def _tiny_bundle(request: pytest.FixtureRequest, name: str, **asked: Any) -> Path:
+    if FLIGHT_BUNDLES is not None:
+        return FLIGHT_BUNDLES / name
+    from tests.flight_bundles import build_tiny
 
-    flags = {"model.checkpoint": str(checkpoint), "input.frame": "64x64", "input.overlap": 16}
-    out = checkpoint.with_name(name)
-    build(with_overrides(Config(), flags), out, **asked)
-    return out
+    request.getfixturevalue("graphs_once")
+    checkpoint: Path = request.getfixturevalue("tiny_checkpoint")
+    return build_tiny(checkpoint, checkpoint.with_name(name), **asked)
 
 
 def pytest_configure() -> None:

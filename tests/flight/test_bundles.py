@@ -1,0 +1,88 @@
+"""Every bundle opens, gives its golden frames, and restores alike in every engine that is installed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.bundle import load_bundle
+from runtime.bundle_files import verified_bundle
+from runtime.engines import CPU_ENGINES, available_engines
+from runtime.errors import BundleError
+from runtime.parity import apart
+from runtime.signature import Signature
+from tests.contracts.command import assert_failed, invoke
+from tests.flight.cubes import noise, scene, unit
+
+AGREE = 1e-3
+"""Of the range: engines of float32 add up in other orders."""
+
+
+def needs(engine: str) -> None:
+    """Leave a test out where an engine is not installed."""
+    if not available_engines()[engine]:
+        pytest.skip(f"{engine} is not installed")
+
+
+def cube_for(signature: Signature) -> NDArray[np.float32]:
+    """Larger than a frame where a frame may lie anywhere."""
+    bands, lines, samples = signature.measured.shape[1:]
+    clean = scene(bands, lines + 16, samples + 23) if signature.tiling == "free" else scene(bands, lines, samples)
+    return unit(clean * 3 // 4 + noise(clean.shape) // 8)
+
+
+def test_the_golden_frames_come_out_as_they_were_recorded(bundle: Path) -> None:
+    manifest = verified_bundle(bundle).manifest
+    needs(manifest.target.engine)
+    with load_bundle(bundle, threads=1) as opened:
+        assert opened.self_test() <= opened.choice.tolerance
+        assert len(opened.answers) == len(manifest.proofs)
+
+
+@pytest.mark.parametrize("engine", CPU_ENGINES)
+def test_a_cube_is_restored_in_every_engine(bundle: Path, engine: str) -> None:
+    manifest = verified_bundle(bundle).manifest
+    needs(engine)
+    needs(manifest.target.engine)
+    signature = manifest.signature
+    cube = cube_for(signature)
+    prompt = next(iter(manifest.prompts), None)
+    with (
+        load_bundle(bundle, threads=1, prompt=prompt) as own,
+        load_bundle(bundle, threads=1, prompt=prompt, engine=engine) as other,
+    ):
+        expected, made = own.restore(cube, unit=True), other.restore(cube, unit=True)
+    restored: NDArray[Any] = made.cube
+    assert np.isfinite(restored).all()
+    size = cube.shape[1:] if signature.tiling == "free" else signature.restored.size
+    assert restored.shape == (signature.restored.bands, *size)
+    assert not np.array_equal(restored, cube)
+    if own.choice.precision == "fp32":
+        assert apart(restored, expected.cube) <= AGREE
+
+
+def test_a_bundle_with_one_wrong_byte_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    graph = next(copy.glob("graphs/*.onnx"))
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.chmod(0o644)
+    graph.write_bytes(data)
+    with pytest.raises(BundleError):
+        load_bundle(copy)
+
+
+def test_inspect_tells_what_a_bundle_is(bundle: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "inspect", bundle, "--json")
+    assert done.code == 0, done.err
+    checkpoint = done.json["manifest"]["network"]["checkpoint"]
+    assert name.startswith(Path(checkpoint).stem) or checkpoint == "tiny.safetensors"
+
+
+def test_what_is_no_bundle_is_the_users_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_failed(invoke(capsys, "inspect", tmp_path), 2, str(tmp_path))
