@@ -24,10 +24,10 @@ BENCHMARKS = $(sort faults gpu $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench train-background lint lint-style lint-types lint-imports check-flight sbom clean
+.PHONY: help install demo test bench train-background lint lint-style lint-types lint-imports check-flight check-aarch64 sbom clean
 
 help: ## this list
-	@sed -n 's/^\([a-z%-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## make the virtual environment with everything that runs here
 
@@ -79,6 +79,9 @@ lint-imports: install
 
 check-flight: install ## do the flight computers' Pythons find wheels for the flight install?
 	$(BIN)/python -m tests.flight_wheels
+
+check-aarch64: install ## the flight install run as aarch64, emulated (needs qemu-user-static): tests/flight, in ten minutes
+	$(BIN)/python -m tests.aarch64 $(PYTEST_ARGS)
 
 # No pip in the environment that is told of, and what is read is what is installed there: not this tree's own path.
 sbom: ## what the flight install brings, package by package with versions and licences: build/sbom.json (CycloneDX)

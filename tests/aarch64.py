@@ -24,7 +24,7 @@ from tests.flight_wheels import COMPUTERS, CONSTRAINTS, Computer, flight_install
 TREE = Path(__file__).parents[1]
 CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "damp-deploy-ci"
 """Where `.ci/run` keeps its own; it removes there what nobody used for a week."""
-OUT = TREE / "build" / "aarch64"
+BUNDLES = TREE / "build" / "aarch64"
 EXTRAS = ("cpu", "openvino", "signing", "stream")
 DEBS = ("python3", "libstdc++6")
 CPU = "cortex-a76"
@@ -86,7 +86,7 @@ def unpack_wheels(root: Path, python: Path) -> None:
     ask = "import os, sys; print('%d.%d' % sys.version_info[:2], os.confstr('CS_GNU_LIBC_VERSION').rpartition('.')[2])"
     version, glibc = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.split()
     computer = Computer("emulated", version, int(glibc), pinned_for=COMPUTERS[0].python)
-    installs = flight_install(computer, EXTRAS, besides=("pytest",))
+    installs = flight_install(computer, EXTRAS, besides=("pytest", "pytest-xdist"))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary", ":all:"]
     command += ["--python-version", version, "--implementation", "cp", "--disable-pip-version-check"]
     for tag in computer.platforms:
@@ -120,14 +120,16 @@ def kept_python() -> Path:
 def main() -> None:
     """Make bundles of the packaged models here and run the flight tests there; the exit status of the tests."""
     python = kept_python()
-    bundles = OUT / "bundles"
-    shutil.rmtree(bundles, ignore_errors=True)
+    shutil.rmtree(BUNDLES, ignore_errors=True)
     start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "tests.flight_bundles", bundles], cwd=TREE, check=True)
-    print(f"bundles: {time.monotonic() - start:.0f} s", flush=True)
-    there = {**os.environ, "FLIGHT_BUNDLES": str(bundles), "PYTHONPATH": str(TREE)}
-    words = ["-m", "pytest", "-p", "no:cacheprovider", "tests/flight", *sys.argv[1:]]
-    sys.exit(subprocess.run([python, *words], cwd=TREE, env=there, check=False).returncode)
+    subprocess.run([sys.executable, "-m", "tests.flight_bundles", BUNDLES], cwd=TREE, check=True)
+    print(f"bundles, built here: {time.monotonic() - start:.0f} s", flush=True)
+    start = time.monotonic()
+    there = {**os.environ, "FLIGHT_BUNDLES": str(BUNDLES), "PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1"}
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal", "tests/flight", *sys.argv[1:]]
+    done = subprocess.run([python, *words], cwd=TREE, env=there, check=False)
+    print(f"flown, emulated: {time.monotonic() - start:.0f} s")
+    sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

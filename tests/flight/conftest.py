@@ -25,3 +25,15 @@ def bundle(name: str, request: pytest.FixtureRequest) -> Path:
         return FLIGHT_BUNDLES / name
     built: Path = request.getfixturevalue("tiny_bundle")
     return built
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the tests measured, of bundles that another computer built."""
+    rows = [
+        (report.nodeid.partition("::")[2], *measured)
+        for report in terminalreporter.stats.get("passed", [])
+        for measured in report.user_properties
+        if FLIGHT_BUNDLES
+    ]
+    for test, name, figure in sorted(rows):
+        terminalreporter.write_line(f"{test.partition('[')[2].rstrip(']'):18} {name}: {figure}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,17 @@ def cube_for(signature: Signature) -> NDArray[np.float32]:
     return unit(clean * 3 // 4 + noise(clean.shape) // 8)
 
 
-def test_the_golden_frames_come_out_as_they_were_recorded(bundle: Path) -> None:
+def test_the_golden_frames_come_out_as_they_were_recorded(
+    bundle: Path, record_property: Callable[[str, object], None]
+) -> None:
     manifest = verified_bundle(bundle).manifest
     needs(manifest.target.engine)
     with load_bundle(bundle, threads=1) as opened:
-        assert opened.self_test() <= opened.choice.tolerance
+        difference, tolerance = opened.self_test(), opened.choice.tolerance
+        assert difference <= tolerance
         assert len(opened.answers) == len(manifest.proofs)
+    told = f"{difference:.1e} of {tolerance:.1e} allowed, {len(manifest.proofs)} frames"
+    record_property(f"{manifest.target.engine}, golden", told)
 
 
 @pytest.mark.parametrize("engine", CPU_ENGINES)
