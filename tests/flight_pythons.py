@@ -46,7 +46,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
 """What runs in which environment; what takes longest first."""
 SIDE_BY_SIDE = 2
 NOT_FOUND = 3
-ASKED_FOR = ("constraints.txt", "pyproject.toml", "tests/flight_pythons.py")
+ASKED_FOR = ("constraints.txt", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,6 @@ class Python:
     cache: Path
     own: Path
 
-    def __str__(self) -> str:
-        return self.version
-
 
 def find(version: str) -> Path | None:
     """`python3.12` on PATH, or the newest of pyenv's, if it runs and is of that version."""
@@ -79,6 +76,16 @@ def find(version: str) -> Path | None:
         if subprocess.run([candidate, "-c", code], capture_output=True, check=False).returncode == 0:
             return Path(candidate)
     return None
+
+
+def located(version: str, cache: Path) -> Python | None:
+    """A Python that is found, and where its environments are."""
+    if (found := find(version)) is None:
+        return None
+    told = subprocess.run([found, "-c", "import sys; print(sys.version)"], stdout=-1, check=True).stdout
+    asking = repr((EXTRAS, BARE, TOOLS)).encode() + b"".join((ROOT / name).read_bytes() for name in ASKED_FOR)
+    digest = hashlib.sha256(told + asking).hexdigest()[:16]
+    return Python(version, found, cache / f"python{version}-{digest}", ROOT / "build/pythons" / version)
 
 
 def said(*command: object) -> None:
@@ -105,7 +112,7 @@ def fill(python: Python) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         flight, tools = python.cache / "flight", python.cache / "tools"
         if not (python.cache / "finished").exists():
-            print(f"{python}: installing into {python.cache}", flush=True)
+            print(f"{python.version}: installing into {python.cache}", flush=True)
             shutil.rmtree(python.cache, ignore_errors=True)
             pip = ("-m", "pip", "install", "--quiet", "--constraint", "constraints.txt")
             said(python.found, "-m", "venv", flight)
@@ -128,8 +135,8 @@ def put_in_front(python: Python) -> None:
         said(environment / "bin/python", *pip, "--editable", ".")
 
 
-def run(python: Python, name: str, bundles: Path) -> tuple[bool, str]:
-    """Run the tests of an environment; whether they passed, and how many."""
+def run(python: Python, name: str, bundles: Path) -> tuple[bool, str, list[str]]:
+    """Run the tests of an environment; whether they passed, how many, and sentences on what was left out."""
     environ = {**os.environ, "FLIGHT_BUNDLES": str(bundles), "OMP_NUM_THREADS": "1"}
     environ.pop("PYTHONPATH", None)
     start = time.monotonic()
@@ -137,20 +144,16 @@ def run(python: Python, name: str, bundles: Path) -> tuple[bool, str]:
         [python.own / name / "bin/python", "-m", "pytest", "-p", "no:cacheprovider", *TESTS[name]],
         cwd=ROOT, env=environ, text=True, stdout=-1, stderr=-2, check=False,
     )  # fmt: skip
-    lines = done.stdout.splitlines()
     if done.returncode:
-        print(f"== {python}, tests of {name}", *lines, sep="\n", flush=True)
-    left_out = [line for line in lines if " left out: " in line]
-    counts = next(
-        (line.rpartition(" in ")[0] for line in reversed(lines) if re.match(r"\d+ \w+.* in ", line)), "no tests"
-    )
-    return not done.returncode, f"{name} {counts} in {time.monotonic() - start:.0f} s" + "".join(
-        f"\n      {line}" for line in left_out
-    )
+        print(f"== Python {python.version}, tests of {name}", done.stdout, sep="\n", flush=True)
+    last = next((line for line in reversed(done.stdout.splitlines()) if re.match(r"\d+ .* in [\d.]+s", line)), "")
+    counts = ", ".join(re.findall(r"\d+ (?:passed|failed|errors?|skipped)\b", last))
+    left_out = [f"  {name}: {line}" for line in done.stdout.splitlines() if " left out: " in line]
+    return not done.returncode, f"{name} {counts or 'no test'} in {time.monotonic() - start:.0f} s", left_out
 
 
 def main() -> None:
-    """One line for every Python and environment; those on tests that were left out below."""
+    """One line for every Python, and below it those on tests that were left out."""
     parser = argparse.ArgumentParser(prog="python -m tests.flight_pythons")
     parser.add_argument("versions", nargs="*", default=VERSIONS, help=f"all where none is said: {' '.join(VERSIONS)}")
     parser.add_argument(
@@ -158,32 +161,31 @@ def main() -> None:
     )
     parser.add_argument("--cache", type=Path, default=ROOT / "build/pythons/cache", help="of what is installed")
     asked = parser.parse_args()
+    pythons = {version: located(version, asked.cache.absolute()) for version in asked.versions}
+    found = [python for python in pythons.values() if python is not None]
+    if not found:
+        print(f"none of {', '.join(asked.versions)} is found: nothing was tested")
+        sys.exit(NOT_FOUND)
     asked.cache.mkdir(parents=True, exist_ok=True)
-    pythons = []
-    for version in asked.versions:
-        if (found := find(version)) is None:
-            continue
-        told = subprocess.run([found, "-c", "import sys; print(sys.version)"], stdout=-1, check=True).stdout
-        said_by = b"".join((ROOT / name).read_bytes() for name in ASKED_FOR)
-        digest = hashlib.sha256(told + said_by).hexdigest()[:16]
-        cache = asked.cache.absolute() / f"python{version}-{digest}"
-        pythons.append(Python(version, found, cache, ROOT / "build/pythons" / version))
-    for python in pythons:
+    for python in found:
         fill(python)
         put_in_front(python)
-    if (bundles := asked.bundles) is None and pythons:
-        bundles = ROOT / "build/flight"
+    bundles: Path = asked.bundles or ROOT / "build/flight"
+    if asked.bundles is None:
         shutil.rmtree(bundles, ignore_errors=True)
         build_all(bundles)
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        running = {(p.version, name): pool.submit(run, p, name, bundles.absolute()) for name in TESTS for p in pythons}
-    for version in asked.versions:
-        results = [running[version, name].result() for name in TESTS if (version, name) in running]
-        print(f"{version}: {'; '.join(told for _, told in results) or 'not found'}")
-    if not pythons:
-        print(f"none of {', '.join(asked.versions)} is found: nothing was tested")
-        sys.exit(NOT_FOUND)
-    sys.exit(not all(passed.result()[0] for passed in running.values()))
+        running = {(p, name): pool.submit(run, p, name, bundles.absolute()) for name in TESTS for p in found}
+    for version, python in pythons.items():
+        if python is None:
+            print(f"{version}: not found")
+            continue
+        results = [running[python, name].result() for name in TESTS]
+        word = "passed" if all(passed for passed, _, _ in results) else "FAILED"
+        print(f"{version}: {'; '.join([word, *(told for _, told, _ in results)])}")
+        for line in (line for _, _, lines in results for line in lines):
+            print(line)
+    sys.exit(not all(result.result()[0] for result in running.values()))
 
 
 if __name__ == "__main__":
