@@ -7,7 +7,8 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,58 @@ def pytest_collection_finish() -> None:
         torch.set_num_threads(1)
 
 
+GROUND = tuple(str(ROOT / folder) for folder in ("calibration", "export", "tests", "training"))
+NEEDED = "not of the flight install: "
+
+
+def _needed(error: BaseException | None) -> str | None:
+    """What of the ground a test asked for where there is the flight install alone; None where it failed otherwise.
+
+    What flies may not ask for it, and fails.
+    """
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__
+    if FLIGHT_BUNDLES is None or error is None or error.name is None:
+        return None
+    ours = [str(frame.path) for frame in pytest.ExceptionInfo.from_exception(error).traceback]
+    last = next((path for path in reversed(ours) if path.startswith(f"{ROOT}{os.sep}")), "")
+    return error.name.partition(".")[0] if last.startswith(GROUND) else None
+
+
+def _leave_out(report: pytest.CollectReport | pytest.TestReport, call: pytest.CallInfo[Any]) -> None:
+    needed = _needed(call.excinfo.value) if call.excinfo is not None else None
+    if needed is not None:
+        report.outcome = "skipped"
+        report.longrepr = (report.nodeid, 0, f"Skipped: {NEEDED}{needed}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that imports what is of the ground is left out where that is not there."""
+    report = yield
+    _leave_out(report, report.call)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[Any]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """So is a test that does so while it runs."""
+    report = yield
+    _leave_out(report, call)
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line on the tests that were left out."""
+    """One line on the tests that were left out, for each reason."""
     skipped = terminalreporter.stats.get("skipped", [])
+    asked = [report for report in skipped if NEEDED in report.longreprtext]
+    if asked:
+        names = Counter(report.longreprtext.rpartition(NEEDED)[2].strip("'\")") for report in asked)
+        modules = sum(isinstance(report, pytest.CollectReport) for report in asked)
+        told = ", ".join(f"{name} ({count})" for name, count in sorted(names.items()))
+        terminalreporter.write_line(f"{modules} modules and {len(asked) - modules} tests left out: need {told}")
     count = sum("DAMP_DATA" in report.longreprtext for report in skipped)
     if count:
         terminalreporter.write_line(f"{count} data tests left out: set DAMP_DATA")
