@@ -179,35 +179,36 @@ def damp() -> None:
 
 
 def experts() -> None:
-    """Rows of one network take turns; an engine's dense graph is what its gathered one is held against."""
     torch.manual_seed(0)
-    for title, net in (
-        ("options, 36.9 M", network_of(Damp(DampConfig()))),
-        ("damp-small", load_checkpoint("damp-small")),
-    ):
-        probe, engines, lines = feeds_of(net, 256, 256), {}, []
-        signature, eager = net.signature(256, 256), TorchEngine(net, 256, 256).infer(probe)["restored"]
-        for form in EXPERTS:
-            began = time.process_time()
-            graph = export_graph(net, 256, 256, form)
-            took = time.process_time() - began
-            for precision, data in (("fp32", graph.data), ("int8", in_int8(graph.data, [probe]))):
-                for label, name, _ in OURS[:2]:
-                    opened = open_engine(name, data, signature, EngineOptions(precision=precision))
-                    engines[f"{label}, {precision}, {form}"] = lambda opened=opened: opened.infer(probe)
-                    if precision == "fp32":
-                        apart = np.abs(opened.infer(probe)["restored"] - eager).max() / np.ptp(eager)
-                        lines.append(f"{label}, {form}: {apart:.1e} of the range from PyTorch")
-            lines.append(f"{form}: {graph.nodes} nodes, {took:.0f} s of CPU time to export; {rtx_builds(graph.data)}")
-        taken = race(engines)
-        made = Table(title=f"{title}, 256x256, {torch.get_num_threads()} threads, {ROUNDS} rounds")
-        for column in ("engine", "dense, s", "gathered, s", "times"):
-            made.add_column(column)
-        for dense in (label for label in taken if label.endswith("dense")):
-            both = dense, dense.replace("dense", "gathered")
-            spent = [f"{statistics.median(taken[label]):.3g}" for label in both]
-            made.add_row(dense.removesuffix(", dense"), *spent, f"{times(taken, both[1], dense):.2f}")
-        show(made, *lines)
+    experts_of("options, 36.9 M", network_of(Damp(DampConfig())))
+    experts_of("damp-small, 4.6 M", load_checkpoint("damp-small"))
+
+
+def experts_of(title: str, net: Network) -> None:
+    """Both forms in every engine and precision, in turns."""
+    probe, signature, lines = feeds_of(net, 256, 256), net.signature(256, 256), []
+    eager = TorchEngine(net, 256, 256).infer(probe)["restored"]
+    engines: Engines = {}
+    for form in EXPERTS:
+        began = time.process_time()
+        graph = export_graph(net, 256, 256, form)
+        took = time.process_time() - began
+        for precision, data in (("fp32", graph.data), ("int8", in_int8(graph.data, [probe]))):
+            for label, name, _ in OURS[:2]:
+                opened = open_engine(name, data, signature, EngineOptions(precision=precision))
+                engines[f"{label}, {precision}, {form}"] = lambda opened=opened: opened.infer(probe)
+                apart = np.abs(opened.infer(probe)["restored"] - eager).max() / np.ptp(eager)
+                lines.append(f"{label}, {precision}, {form}: {apart:.1e} of the range from PyTorch")
+        lines.append(f"{form}: {graph.nodes} nodes, {took:.0f} s of CPU time to export; {rtx_builds(graph.data)}")
+    taken = race(engines)
+    made = Table(title=f"{title}, 256x256, {torch.get_num_threads()} threads, {ROUNDS} rounds")
+    for column in ("engine", "dense, s", "gathered, s", "times"):
+        made.add_column(column)
+    for dense in (label for label in taken if label.endswith("dense")):
+        gathered = dense.replace("dense", "gathered")
+        spent = [f"{statistics.median(taken[label]):.3g}" for label in (dense, gathered)]
+        made.add_row(dense.removesuffix(", dense"), *spent, f"{times(taken, gathered, dense):.2f}")
+    show(made, *lines)
 
 
 def rtx_builds(graph: bytes) -> str:
