@@ -51,11 +51,11 @@ def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     export_graph, export_metrics = export.onnx.export_graph, export.metrics_graph.export_metrics
 
-    def of_network(net: Any, lines: int, samples: int) -> export.onnx.Graph:
-        said = hashlib.sha256(repr((net.architecture.id, net.configuration, lines, samples)).encode())
+    def of_network(net: Any, lines: int, samples: int, experts: str = "dense") -> export.onnx.Graph:
+        said = hashlib.sha256(repr((net.architecture.id, net.configuration, lines, samples, experts)).encode())
         for name, values in sorted(net.module.state_dict().items()):
             said.update(name.encode() + values.numpy().tobytes())
-        return once(said, lambda: export_graph(net, lines, samples))
+        return once(said, lambda: export_graph(net, lines, samples, experts))
 
     def of_metrics(module: Any, signature: Any) -> export.onnx.Graph:
         return once(hashlib.sha256(repr((module.names, signature)).encode()), lambda: export_metrics(module, signature))
