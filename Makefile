@@ -15,6 +15,8 @@ TRAIN_ARGS ?=
 SLOW ?=
 # Tests run side by side, one thread each: two processes of two threads on two cores are many times slower.
 WORKERS ?= 2
+# Under which what flies is tested, beside this one.
+PYTHONS ?= 3.10 3.12 3.13
 
 EXTRAS := cpu,export,photographs,report,rtx,openvino,signing,products,zarr,archive,dev
 BIN := $(VENV)/bin
@@ -24,10 +26,10 @@ BENCHMARKS = $(sort faults gpu $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench train-background lint lint-style lint-types lint-imports check-flight sbom clean
+.PHONY: help install demo test bench train-background lint lint-style lint-types lint-imports check-flight check-pythons check-aarch64 sbom clean
 
 help: ## this list
-	@sed -n 's/^\([a-z%-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## make the virtual environment with everything that runs here
 
@@ -79,6 +81,12 @@ lint-imports: install
 
 check-flight: install ## do the flight computers' Pythons find wheels for the flight install?
 	$(BIN)/python -m tests.flight_wheels
+
+check-pythons: install ## the tests of what flies, under every one of PYTHONS that is found; exit 3 where none is
+	$(BIN)/python -m tests.flight_pythons $(PYTHONS)
+
+check-aarch64: install ## the flight install run as aarch64, emulated (needs qemu-user-static): tests/flight, in ten minutes
+	$(BIN)/python -m tests.aarch64 $(PYTEST_ARGS)
 
 # No pip in the environment that is told of, and what is read is what is installed there: not this tree's own path.
 sbom: ## what the flight install brings, package by package with versions and licences: build/sbom.json (CycloneDX)

@@ -85,19 +85,22 @@ def check_size(net: Network, lines: int, samples: int) -> None:
     )  # fmt: skip
 
 
-def export_graph(net: Network, lines: int, samples: int) -> Graph:
+def export_graph(net: Network, lines: int, samples: int, experts: str = "dense") -> Graph:
     """The static deployment form as ONNX, with the inputs and outputs of the network's signature.
 
     Args:
         net: a network from `export.networks.load_checkpoint`.
         lines, samples: the fixed size of a frame.
+        experts: `dense`, all run and are weighted by their gates; `gathered`, the weights of the chosen ones are
+            gathered and they alone run. The same for networks without experts.
 
     Raises:
         InputError: the network does not take frames of this size.
     """
     check_size(net, lines, samples)
     kind, ports = net.architecture, net.signature(lines, samples).ports
-    static, names = kind.static(net.module), kind.module_name
+    form, names = (kind.gathered if experts == "gathered" else None) or kind.static, kind.module_name
+    static = form(net.module)
     return as_graph(static, ports, "restoration", module_name=names, operators=kind.operators)
 
 

@@ -32,6 +32,8 @@ class Target:
         workspace_mib: most scratch memory that the builder may give to one layer.
         made_there: the engine is built on the target itself: it is locked to that board's software.
         metrics: what computes the metrics of a frame: NumPy on the `host`, or a `graph` in the engine.
+        experts: those of a mixture that run: all, weighted by their gates (`dense`), or those that a frame chooses,
+            whose weights are `gathered`.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Target:
     workspace_mib: int = 1024
     made_there: bool = False
     metrics: str = "host"
+    experts: str = "dense"
 
 
 def _gpu(name: str, title: str, sm: str, **others: Any) -> Target:
@@ -58,8 +61,8 @@ def _rtx(name: str, title: str, sm: str) -> Target:
 
 
 _ALL = (
-    Target("cpu", title="any CPU, ONNX Runtime"),
-    Target("intel", "openvino", ("fp32", "bf16", "int8"), title="Intel and AMD CPUs, OpenVINO"),
+    Target("cpu", title="any CPU, ONNX Runtime", experts="gathered"),
+    Target("intel", "openvino", ("fp32", "bf16", "int8"), title="Intel and AMD CPUs, OpenVINO", experts="gathered"),
     Target("cuda", "onnxruntime-cuda", GPU, "fp16", title="NVIDIA GPUs without TensorRT, ONNX Runtime CUDA"),
     _gpu("jetson-orin-nano", "Jetson Orin Nano 4 or 8 GB", "8.7", workspace_mib=512),
     _gpu("jetson-orin-nx", "Jetson Orin NX 8 or 16 GB", "8.7", workspace_mib=1024),

@@ -103,6 +103,7 @@ class Bundle(Closing):
         meaning: Meaning | None = None,
         clip: bool = False,
         unit: bool = False,
+        in_place: bool = False,
         progress: Progress | None = None,
     ) -> Restored:
         """Restore a cube of any size.
@@ -119,6 +120,8 @@ class Bundle(Closing):
             meaning: of the cube's numbers, from `meaning`, in place of both; without it, doubts are warnings too.
             clip: clip the restored cube to [0, 1] in the unit range.
             unit: give float32 in the unit range, whatever the input's type.
+            in_place: put what is given in the input's type and numbers into `cube` itself, an array that can be written
+                to: large cubes take less memory.
             progress: called with (frames done, frames in all).
 
         Raises:
@@ -160,7 +163,7 @@ class Bundle(Closing):
         made = np.asarray(restored.cube, np.float32)
         if not m.signature.alike:
             return replace(told, cube=np.clip(made, 0, 1) if clip else made)
-        out, saturated, moved = meaning.given_back(made, array, clip=clip, unit=unit)
+        out, saturated, moved = meaning.given_back(made, array, clip=clip, unit=unit, in_place=in_place)
         return replace(told, cube=out, saturated=saturated, moved=moved)
 
     def self_test(self) -> float:

@@ -8,8 +8,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-NICENESS = 10
-URGENCY = -10
+NICENESS, URGENCY = 10, -10
+"""Beside what the process was started with."""
 NAME_CHARACTERS = 15
 """The kernel keeps so much of a thread's name (proc(5), /proc/pid/comm)."""
 
@@ -20,7 +20,13 @@ def yield_to_others(thread: int | None = None) -> None:
     Does nothing where the system has no such thing.
     """
     with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id() if thread is None else thread, NICENESS)
+        _put(threading.get_native_id() if thread is None else thread, NICENESS)
+
+
+def _put(thread: int, beside: int) -> None:
+    # The main thread's, which never changes its own.
+    usual = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    os.setpriority(os.PRIO_PROCESS, thread, usual + beside)
 
 
 def let_workers_yield() -> int:
@@ -39,6 +45,12 @@ def let_workers_yield() -> int:
     return len(others)
 
 
+def go_first() -> None:
+    """Let the calling thread go before all others, where this process may do that (root, or RLIMIT_NICE)."""
+    with suppress(OSError, AttributeError):
+        _put(threading.get_native_id(), URGENCY)
+
+
 def let_go_first(name: str) -> int:
     """Threads of this name go before all others, where this process may do that (root, or RLIMIT_NICE).
 
@@ -50,6 +62,6 @@ def let_go_first(name: str) -> int:
         for entry in Path("/proc/self/task").iterdir():
             with suppress(OSError, AttributeError):
                 if (entry / "comm").read_text().strip() == name[:NAME_CHARACTERS]:
-                    os.setpriority(os.PRIO_PROCESS, int(entry.name), URGENCY)
+                    _put(int(entry.name), URGENCY)
                     changed += 1
     return changed

@@ -90,7 +90,7 @@ def restore_cube(
         CubeError: the cube or the prompts cannot be used.
     """
     check_fits(cube.shape, signature)
-    if not np.isfinite(cube).all():
+    if not all(np.isfinite(band).all() for band in cube):
         bad = ~np.isfinite(cube)
         raise CubeError(
             f"{int(bad.sum())} values are not finite, the first in band {int(np.argmax(bad.any(axis=(1, 2))))}",

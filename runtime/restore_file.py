@@ -23,11 +23,12 @@ def restore_file(
     *,
     clip: bool = False,
     unit: bool = False,
+    in_place: bool = False,
     progress: Progress | None = None,
 ) -> Restored:
     """Restore a cube file's cube; see `Bundle.restore`. Raises CubeError, naming the file, and MachineError."""
     try:
-        return bundle.restore(source.cube, meaning=meaning, clip=clip, unit=unit, progress=progress)
+        return bundle.restore(source.cube, meaning=meaning, clip=clip, unit=unit, in_place=in_place, progress=progress)
     except CubeError as error:
         error.file = error.file or str(source.path)
         raise

@@ -7,7 +7,8 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("DAMP_DATA") or ROOT.parent / "shared" / "data").resolve()
+FLIGHT_BUNDLES = Path(given).resolve() if (given := os.environ.get("FLIGHT_BUNDLES")) else None
+"""What `python -m tests.flight_bundles` built, where this Python has the flight install alone and cannot build it."""
 LEFT_OUT = "set DAMP_DATA to the folder of the real cubes"
 
 
@@ -29,29 +32,9 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `.safetensors` with seeded weights: 31 bands of 400 to 700 nm, 8 channels, 4 experts, scale 65535."""
-    import torch
+    from tests.flight_bundles import write_tiny
 
-    from export.networks import network_of, save_checkpoint
-    from export.networks.damp import Damp, DampConfig
-
-    config = DampConfig(
-        dim=8,
-        heads=(2, 2, 2, 2),
-        encoder_blocks=(1, 0, 0, 1),
-        decoder_blocks=(1, 1, 0),
-        refinement_blocks=0,
-        expansion=1,
-        embedding=16,
-        gate="concat",
-        metric_set="paper6",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = Damp(config).eval()
-        torch.nn.init.normal_(net.output.weight, 0, 0.02)
-    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
-    made = network_of(net)
-    return save_checkpoint(made, path, scale=65535, wavelengths=tuple(range(400, 701, 10)), about="seeded weights")
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="session")
@@ -68,11 +51,11 @@ def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     export_graph, export_metrics = export.onnx.export_graph, export.metrics_graph.export_metrics
 
-    def of_network(net: Any, lines: int, samples: int) -> export.onnx.Graph:
-        said = hashlib.sha256(repr((net.architecture.id, net.configuration, lines, samples)).encode())
+    def of_network(net: Any, lines: int, samples: int, experts: str = "dense") -> export.onnx.Graph:
+        said = hashlib.sha256(repr((net.architecture.id, net.configuration, lines, samples, experts)).encode())
         for name, values in sorted(net.module.state_dict().items()):
             said.update(name.encode() + values.numpy().tobytes())
-        return once(said, lambda: export_graph(net, lines, samples))
+        return once(said, lambda: export_graph(net, lines, samples, experts))
 
     def of_metrics(module: Any, signature: Any) -> export.onnx.Graph:
         return once(hashlib.sha256(repr((module.names, signature)).encode()), lambda: export_metrics(module, signature))
@@ -95,25 +78,25 @@ def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, graphs_once: None) -> Path:
+def tiny_bundle(request: pytest.FixtureRequest) -> Path:
     """A bundle of `tiny_checkpoint` for frames of 64x64 that overlap by 16; a test that writes to it takes a copy."""
-    return _tiny_bundle(tiny_checkpoint, "bundle")
+    return _tiny_bundle(request, "tiny")
 
 
 @pytest.fixture(scope="session")
-def metrics_bundle(tiny_checkpoint: Path, graphs_once: None) -> Path:
+def metrics_bundle(request: pytest.FixtureRequest) -> Path:
     """The same, whose engine computes the metrics of a frame as well."""
-    return _tiny_bundle(tiny_checkpoint, "measuring", metrics="graph")
+    return _tiny_bundle(request, "measuring", metrics="graph")
 
 
-def _tiny_bundle(checkpoint: Path, name: str, **asked: Any) -> Path:
-    from deploy.building.build import build
-    from deploy.config import Config, with_overrides
+def _tiny_bundle(request: pytest.FixtureRequest, name: str, **asked: Any) -> Path:
+    if FLIGHT_BUNDLES is not None:
+        return FLIGHT_BUNDLES / name
+    from tests.flight_bundles import build_tiny
 
-    flags = {"model.checkpoint": str(checkpoint), "input.frame": "64x64", "input.overlap": 16}
-    out = checkpoint.with_name(name)
-    build(with_overrides(Config(), flags), out, **asked)
-    return out
+    request.getfixturevalue("graphs_once")
+    checkpoint: Path = request.getfixturevalue("tiny_checkpoint")
+    return build_tiny(checkpoint, checkpoint.with_name(name), **asked)
 
 
 def pytest_configure() -> None:
@@ -140,9 +123,58 @@ def pytest_collection_finish() -> None:
         torch.set_num_threads(1)
 
 
+GROUND = tuple(str(ROOT / folder) for folder in ("calibration", "export", "tests", "training"))
+NEEDED = "not of the flight install: "
+
+
+def _needed(error: BaseException | None) -> str | None:
+    """What of the ground a test asked for where there is the flight install alone; None where it failed otherwise.
+
+    What flies may not ask for it, and fails.
+    """
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__
+    if FLIGHT_BUNDLES is None or error is None or error.name is None:
+        return None
+    ours = [str(frame.path) for frame in pytest.ExceptionInfo.from_exception(error).traceback]
+    last = next((path for path in reversed(ours) if path.startswith(f"{ROOT}{os.sep}")), "")
+    return error.name.partition(".")[0] if last.startswith(GROUND) else None
+
+
+def _leave_out(report: pytest.CollectReport | pytest.TestReport, call: pytest.CallInfo[Any]) -> None:
+    needed = _needed(call.excinfo.value) if call.excinfo is not None else None
+    if needed is not None:
+        report.outcome = "skipped"
+        report.longrepr = (report.nodeid, 0, f"Skipped: {NEEDED}{needed}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that imports what is of the ground is left out where that is not there."""
+    report = yield
+    _leave_out(report, report.call)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[Any]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """So is a test that does so while it runs."""
+    report = yield
+    _leave_out(report, call)
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line on the tests that were left out."""
+    """One line on the tests that were left out, for each reason."""
     skipped = terminalreporter.stats.get("skipped", [])
+    asked = [report for report in skipped if NEEDED in report.longreprtext]
+    if asked:
+        names = Counter(report.longreprtext.rpartition(NEEDED)[2].strip("'\")") for report in asked)
+        modules = sum(isinstance(report, pytest.CollectReport) for report in asked)
+        told = ", ".join(f"{name} ({count})" for name, count in sorted(names.items()))
+        terminalreporter.write_line(f"{modules} modules and {len(asked) - modules} tests left out: need {told}")
     count = sum("DAMP_DATA" in report.longreprtext for report in skipped)
     if count:
         terminalreporter.write_line(f"{count} data tests left out: set DAMP_DATA")

@@ -10,7 +10,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,16 @@ CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 @dataclass(frozen=True)
 class Computer:
-    """A flight computer as pip sees it: its Python and its C library (glibc 2.`glibc`)."""
+    """A flight computer as pip sees it: its Python and its C library (glibc 2.`glibc`).
+
+    `pinned_for` is the Python whose versions of constraints.txt it takes, if not its own.
+    """
 
     name: str
     python: str
     glibc: int
     machine: str = "aarch64"
+    pinned_for: str = ""
 
     def wants(self, requirement: Requirement, extra: str = "") -> bool:
         """True if the requirement's marker holds there."""
@@ -52,6 +57,14 @@ class Computer:
                 "extra": extra,
             }
         )
+
+    def pins(self) -> list[str]:
+        """The lines of constraints.txt that hold there."""
+        pinned = replace(self, python=self.pinned_for or self.python)
+        lines = [
+            Requirement(line) for line in CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")
+        ]
+        return [bare(pin) for pin in lines if pinned.wants(pin)]
 
     @property
     def platforms(self) -> list[str]:
@@ -90,15 +103,16 @@ def resolve(computer: Computer, wanted: list[str], constraints: Path) -> list[di
     return installs
 
 
-def flight_install(computer: Computer) -> list[dict[str, Any]]:
-    """Everything that the flight install brings to a computer, as pip reports it."""
+def flight_install(
+    computer: Computer, extras: Collection[str] = EXTRAS, besides: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """What the flight install with these extras, and what is `besides`, brings to a computer, as pip reports it."""
     own = [Requirement(text) for text in requires(DISTRIBUTION) or []]
-    asked = {bare(item) for item in own if any(computer.wants(item, extra) for extra in ("", *EXTRAS))}
+    asked = {bare(item) for item in own if any(computer.wants(item, extra) for extra in ("", *extras))} | {*besides}
     wanted = {SOURCES.get(Requirement(item).name, item) for item in asked if Requirement(item).name not in FROM_JETPACK}
-    pins = [Requirement(line) for line in CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "constraints.txt")
-        constraints.write_text("".join(f"{bare(pin)}\n" for pin in pins if computer.wants(pin)))
+        constraints.write_text("".join(f"{pin}\n" for pin in computer.pins()))
         while True:
             installs = resolve(computer, sorted(wanted), constraints)
             there = {canonicalize_name(install["metadata"]["name"]) for install in installs}

@@ -72,7 +72,8 @@ class Graphs:
 
 def make_graphs(net: Network, plan: Plan, work: Path) -> Graphs:
     """Export the float32 graph, or take it from an unfinished build; with its FP16 variant where the plan needs it."""
-    graph, seconds = exported(lambda: exporting.export_graph(net, plan.lines, plan.samples), work, "graph")
+    size, experts = (plan.lines, plan.samples), plan.target.experts
+    graph, seconds = exported(lambda: exporting.export_graph(net, *size, experts), work, "graph")
     graphs = Graphs({"fp32": graph}, seconds)
     if plan.precision == "fp16" or (plan.precision == "auto" and "fp16" in plan.target.precisions):
         try:

@@ -143,7 +143,9 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
         tell(loaded, source, meaning, how.bands)
         began = time.monotonic()
         with console.progress("restoring") as moved:
-            restored = restore_file(loaded, source, meaning, clip=how.clip, unit=how.unit, progress=moved)
+            restored = restore_file(
+                loaded, source, meaning, clip=how.clip, unit=how.unit, in_place=True, progress=moved
+            )
         seconds = time.monotonic() - began
         manifest, chosen_prompt = loaded.manifest, loaded.prompts.chosen
         described = loaded.engine.describe()

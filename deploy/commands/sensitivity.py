@@ -65,9 +65,11 @@ def command(
     from export import networks
     from export import onnx as exporting
     from runtime.durable import write_bytes
+    from export.targets import find_target
 
     from ..building.calibration_frames import open_calibration
     from ..building.sensitivity import fp16_costs, int8_costs
+    from ..finalizing.targets import known_targets
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)
     flags = {
@@ -93,7 +95,9 @@ def command(
             "nothing to measure on", key="--calibration", remedy="give a folder of clean cubes, or `simulated`"
         )
     with console.progress("exporting the graph"):
-        graph = exporting.export_graph(net, *frames.size).data
+        graph = exporting.export_graph(
+            net, *frames.size, find_target(config.target, known_targets(config)).experts
+        ).data
     measure = int8_costs if precision == "int8" else fp16_costs
     found = measure(net, graph, frames, config)
     _show(found.rows)

@@ -199,6 +199,11 @@ class TargetSection(Section):
         description="What computes the metrics of a frame: NumPy on the host, or a graph in ONNX Runtime.",
         examples=["graph"],
     )
+    experts: Literal["dense", "gathered"] = Field(
+        default="dense",
+        description="Experts that run: all, weighted by their gates, or the chosen ones, whose weights are gathered.",
+        examples=["gathered"],
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> TargetSection:

@@ -59,6 +59,7 @@ class Architecture:
             CheckpointError.
         signature: (network, lines, samples) -> what it takes and gives.
         static: the form that is deployed, in eval mode, with the inputs and outputs of the signature.
+        gathered: the same with the weights of chosen experts gathered; None where there is nothing to choose.
         configuration: plain values that fix the network, for JSON.
         size: lines and samples of the one frame that a network takes, as with a mask inside; None where any multiple.
         about: the network in a few words, for people.
@@ -99,6 +100,7 @@ class Architecture:
     configuration: Callable[[Any], dict[str, Any]]
     about: Callable[[Any], str]
     tasks: tuple[str, ...]
+    gathered: Callable[[Any], nn.Module] | None = None
     size: Callable[[Any], tuple[int, int] | None] = lambda module: None
     stored: Callable[[Any], Mapping[str, Tensor]] = lambda module: module.state_dict()
     module_name: Callable[[str], str] = lambda part: part

@@ -84,13 +84,21 @@ def open_engine(graph: bytes, signature: Signature, options: EngineOptions) -> O
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": "1",
     }
+    # OpenVINO says RuntimeError for a graph it cannot read, and for one it cannot run here.
     try:
         model = core.read_model(graph)
-        compiled = core.compile_model(model, "CPU", settings)
-    # OpenVINO says RuntimeError for a graph it cannot read and for a setting it does not have.
     except RuntimeError as error:
         raise BundleError(
             "OpenVINO cannot load the graph", value=str(error), remedy="build the bundle again"
+        ) from error
+    try:
+        compiled = core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise MachineError(
+            "OpenVINO cannot compile the graph for this CPU",
+            key="precision",
+            value=str(error),
+            remedy="open the bundle with engine onnxruntime, or build with --precision fp32",
         ) from error
     check_signature(_shapes(compiled), signature.ports)
     computes = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()

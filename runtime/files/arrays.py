@@ -27,7 +27,7 @@ from runtime.files.disk import (
     write_together,
 )
 from runtime.files.layout import AXES, Order, check_plane, check_shape, check_type, from_cube, to_cube
-from runtime.files.rows import Rows, write_rows
+from runtime.files.rows import Rows, read_rows, write_rows
 
 HEADER_BYTES = 10_000
 WAVELENGTH_KEY = "wavelength_nm"
@@ -46,6 +46,11 @@ def read_npy(path: Path, order: Order) -> NDArray[Any]:
             size is not what its header says, or it does not fit into memory.
     """
     with opened(path) as (file, size):
+        rows = npy_rows(file, path, size, order)
+        if rows.depth < 2:
+            return read_rows(file, path, rows, 0, rows.shape[1])
+        # Lines that are the fastest axis are read whole, and turned.
+        file.seek(0)
         return to_cube(_array(file, path, size, None, dimensions=len(order)), order)
 
 

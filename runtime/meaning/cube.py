@@ -1,7 +1,7 @@
 """The meaning of one cube: what was asked for, stated, known and seen, put together."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from runtime.meaning.marks import Mark, marked, seen_marks, told_mark
 from runtime.meaning.numbers import BRIGHTEST, Asked, Known, Values, by_brightest, judged, of_numbers
 from runtime.scaling import Conversion, next_to
 from runtime.stated import NOTHING, Stated
+
+BLOCK = 1 << 18
+"""Numbers that are converted at a time: what they take on their way does not grow with the cube."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class Meaning:
         return seen
 
     def given_back(
-        self, restored: Float32, source: NDArray[Any], *, clip: bool, unit: bool
+        self, restored: Float32, source: NDArray[Any], *, clip: bool, unit: bool, in_place: bool = False
     ) -> tuple[NDArray[Any], int, int]:
         """A restored unit cube as its user gets it: in the source's type and numbers, what was missing as it was.
 
@@ -82,20 +85,23 @@ class Meaning:
             source: the cube that was restored.
             clip: clip to [0, 1] first.
             unit: stay in the unit range as float32; what is missing is converted too, but a mark stays itself.
+            in_place: put it into `source`, unless it is to be in the unit range.
 
         Returns:
             (cube, values set to a limit of the type, values moved away from a mark that they happened to equal).
         """
-        out = np.empty(restored.shape, np.float32 if unit else source.dtype)
+        out = np.empty(restored.shape, np.float32) if unit else source if in_place else np.empty_like(source)
         back = Conversion() if unit else self.conversion
         saturated = moved = 0
         for number, values in zip(self.order or range(len(restored)), restored, strict=True):
-            band = out[number]
-            stays = np.ones_like(self.missing) if number in self.bad else self.missing
-            saturated += back.band_to_numbers(number, np.clip(values, 0, 1) if clip else values, band)
-            moved += self._off_marks(band, ~stays)
-            if stays.any():
-                band[stays] = self.as_it_was(number, source[number][stays], unit=unit)
+            for lines in _blocks(values):
+                block = out[number, lines]
+                stays = np.ones(block.shape, np.bool_) if number in self.bad else self.missing[lines]
+                kept = self.as_it_was(number, source[number, lines][stays], unit=unit)
+                made = np.clip(values[lines], 0, 1) if clip else values[lines]
+                saturated += back.band_to_numbers(number, made, block)
+                moved += self._off_marks(block, ~stays)
+                block[stays] = kept
         return out, saturated, moved
 
     def _off_marks(self, band: NDArray[Any], made: Bools) -> int:
@@ -119,6 +125,12 @@ class Meaning:
         found = marked(values, self.marks)
         converted[found] = values[found]
         return converted
+
+
+def _blocks(band: NDArray[Any]) -> Iterator[slice]:
+    """Lines of a band [lines, samples] that are worked on at a time."""
+    step = max(1, BLOCK // band.shape[1])
+    yield from (slice(first, first + step) for first in range(0, len(band), step))
 
 
 def header_fields(meaning: Meaning, source: NDArray[Any], *, unit: bool) -> dict[str, str | None]:

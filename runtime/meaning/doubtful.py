@@ -87,11 +87,15 @@ def _edges(cube: NDArray[Any], marks: Sequence[Mark], values: Values) -> str | N
 def _flat_spectra(cube: NDArray[Any], bad: Mapping[int, str], missing: Bools) -> str | None:
     """Pixels that are one and the same value in every good band, which nobody called missing."""
     good = [band for number, band in enumerate(cube) if number not in bad]
+    if len(good) < FEWEST_BANDS:
+        return None
     flat = ~missing
     for band in good[1:]:
         flat &= band == good[0]
+    if flat.all():
+        return None
     values, counts = np.unique(good[0][flat], return_counts=True)
-    if len(good) < FEWEST_BANDS or flat.all() or not len(counts) or counts.max() < max(FEWEST, 0.9 * counts.sum()):
+    if not len(counts) or counts.max() < max(FEWEST, 0.9 * counts.sum()):
         return None
     value = values[counts.argmax()]
     somewhere = int(np.count_nonzero(np.logical_or.reduce([band == value for band in good])))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from runtime.descriptors import hold_back
 from runtime.errors import DeployError
 from runtime.lines import LineFormat
+from runtime.priority import go_first
 from runtime.radiometry import Radiometry
 from runtime.record.writer import LineWriter
 from runtime.restore import Infer
@@ -128,9 +129,11 @@ def bytes_needed(
     # In the unit range, and what is missing; what the network made of it; blocks for the sinks.
     values = SPACES * (4 + 1) * bands * lines.samples
     values += (4 + blocks * output.dtype.itemsize) * output.bands * output.samples
+    # What the engine is given, and what it made of a part, where the frame has several.
+    engine = 4 * (math.prod(facts.signature.measured.shape) + math.prod(facts.signature.restored.shape))
     # The tail of the frame before, and the step from it.
     tails = 2 * 4 * facts.overlap * output.bands * output.samples
-    return slots_needed(facts, options) * lines.line_bytes + facts.frame[0] * values + tails
+    return slots_needed(facts, options) * lines.line_bytes + facts.frame[0] * values + tails + engine
 
 
 @dataclass(frozen=True)
@@ -294,7 +297,7 @@ class Stream:
         hold_back()
         work = {
             "source": self._take,
-            "record": self._recorder.run,
+            "record": self._record,
             **({} if (preparation := self._preparation) is None else {"prepare": preparation.run}),
             **(
                 {}
@@ -370,7 +373,14 @@ class Stream:
             return "stopped"
         return "draining" if self._stop.is_set() or self._finished.is_set() else "running"
 
+    def _record(self) -> None:
+        if self._source.live:
+            go_first()
+        self._recorder.run()
+
     def _take(self) -> None:
+        if self._source.live:
+            go_first()
         seconds, before = self._options.seconds, time.monotonic()
         try:
             self._intake.run(self._stop, seconds)

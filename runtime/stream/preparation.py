@@ -9,7 +9,7 @@ from runtime.priority import yield_to_others
 from .frames import Frame
 from .health import Stage
 from .intake import PATIENCE
-from .preparing import Prepared, Preparer, Space
+from .preparing import AbandonedError, Prepared, Preparer, Space
 from .queues import Queue
 
 PREPARING_LIMIT_S = 300.0
@@ -78,7 +78,9 @@ class Preparation:
             return Ready(frame, space)
         with self._stage.busy(PREPARING_LIMIT_S):
             try:
-                return Ready(frame, space, self._preparer.prepare(frame, space, self._stage.beat))
+                return Ready(frame, space, self._preparer.prepare(frame, space, self._stage.beat, self._idle))
+            except AbandonedError:
+                return Ready(frame, space)
             except CubeError as error:
                 if not self._preparer.passes_through:
                     return Ready(frame, space, error=error)

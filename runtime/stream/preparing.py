@@ -43,6 +43,10 @@ _UNFIT, _SOME_SATURATED, _DEAD_BANDS = int(UNFIT), int(Flag.SOME_SATURATED), int
 _OF_THE_FRAME = int(Flag.SATURATED | Flag.NOT_FINITE)
 
 
+class AbandonedError(Exception):
+    """Restoration was told to end in the middle of a frame."""
+
+
 @dataclass(frozen=True)
 class RestorerFacts:
     """What the network restores, and how its frames lie in the lines.
@@ -209,25 +213,33 @@ class Preparer:
         finally:
             self._lock.release()
 
-    def prepare(self, frame: Frame, space: Space, waiting: Callable[[], None] = lambda: None) -> Prepared:
+    def prepare(
+        self,
+        frame: Frame,
+        space: Space,
+        waiting: Callable[[], None] = lambda: None,
+        abandoned: Callable[[], bool] = lambda: False,
+    ) -> Prepared:
         """Prepare a frame in `space`, from its lines.
 
         Args:
             waiting: see `alone`.
+            abandoned: asked before every band group's prompts.
 
         Raises:
+            AbandonedError: `abandoned` said so.
             CubeError: the frame's numbers are none that the network should see.
             MachineError: the graph of the metrics failed.
         """
         with self.alone(waiting):
-            return self._prepare(frame, space)
+            return self._prepare(frame, space, abandoned)
 
     def pass_through(self, frame: Frame, space: Space, waiting: Callable[[], None] = lambda: None) -> Prepared:
         """A frame as it comes, but for radiometry: what no network should see."""
         with self.alone(waiting):
             return self._pass(frame, space)
 
-    def _prepare(self, frame: Frame, space: Space) -> Prepared:
+    def _prepare(self, frame: Frame, space: Space, abandoned: Callable[[], bool]) -> Prepared:
         began = time.monotonic()
         count, taken = len(frame.slots), np.array(frame.taken)
         fixed = self._facts.signature.tiling == "fixed"
@@ -263,9 +275,11 @@ class Preparer:
             reflected = np.pad(np.arange(count), (0, self._facts.frame[0] - count), "reflect")[count:]
             space.unit[:, count:] = space.unit[:, reflected]
         then = time.monotonic()
-        feeds = [
-            self._feeds(unit[start : start + self._facts.signature.measured.bands]) for start, _ in self.plan.groups
-        ]
+        feeds = []
+        for start, _ in self.plan.groups:
+            if abandoned():
+                raise AbandonedError
+            feeds.append(self._feeds(unit[start : start + self._facts.signature.measured.bands]))
         return Prepared(
             frame, space, taken, unfit if self.passes_through else np.zeros_like(unfit), kept, bad, came, ends, feeds,
             self.prompts, bool(self.marks), self.mark, doubts,

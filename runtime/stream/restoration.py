@@ -15,8 +15,9 @@ from .intake import PATIENCE, Log
 from .joining import Joiner
 from .outlets import Distributor
 from .preparation import Preparation, Ready
+from .preparing import AbandonedError
 from .report import FrameReport
-from .restoring import MENDED, AbandonedError, FrameRestorer
+from .restoring import MENDED, FrameRestorer
 from .selftest import SelfTest
 
 TRIES = 3
@@ -84,8 +85,8 @@ class Restoration:
             while not self._prepared.ready.done:
                 self._stage.beat()
                 ready = self._prepared.ready.get(PATIENCE)
-                self._account(None if ready is None else ready.frame)
                 if ready is not None:
+                    self._account(ready.frame)
                     self._frame(ready, given_up)
                     ready.frame.release()
                     self._prepared.free.put(ready.space)

@@ -15,14 +15,10 @@ from runtime.restore import Infer
 
 from .frames import Frame
 from .missing import stand_in
-from .preparing import SPACES, Prepared, Preparer, RestorerFacts, Space, beside
+from .preparing import SPACES, AbandonedError, Prepared, Preparer, RestorerFacts, Space, beside
 from .report import FrameReport, stamps
 
 MENDED = "the radiometry's tables changed in memory"
-
-
-class AbandonedError(Exception):
-    """Restoration was told to end in the middle of a frame."""
 
 
 class FrameRestorer:
@@ -77,7 +73,7 @@ class FrameRestorer:
         self, frame: Frame, abandoned: Callable[[], bool] = lambda: False, alive: Callable[[], None] = lambda: None
     ) -> tuple[Float32, FrameReport]:
         """Prepare a frame and restore it; see `run`. Raises what `Preparer.prepare` does, too."""
-        return self.run(self.preparer.prepare(frame, self.spaces[0], alive), abandoned, alive)
+        return self.run(self.preparer.prepare(frame, self.spaces[0], alive, abandoned), abandoned, alive)
 
     def pass_through(
         self, frame: Frame, space: Space | None = None, alive: Callable[[], None] = lambda: None

@@ -59,14 +59,15 @@ class Screen:
             line: [bands, samples].
             checksum: of its bytes; two equal ones in a row are a line that was sent twice.
         """
+        top = line.max()
         found = NO_FLAGS if self._photograph else self._repeated(line, checksum)
-        if self._floats and not self._finite(line):
+        if self._floats and not self._finite(line, top):
             if not self._whole_bands(line):
                 return found | Flag.NOT_FINITE
             found |= Flag.DEAD_BANDS
-        if not self._photograph and self._constant(line):
+        if not self._photograph and self._constant(line, top):
             found |= Flag.EMPTY
-        if self._saturation is not None and line.max() >= self._saturation:
+        if self._saturation is not None and top >= self._saturation:
             np.greater_equal(line, self._saturation, out=self._mask)
             if self._judged is not None:
                 np.logical_and(self._mask, self._judged, out=self._mask)
@@ -87,8 +88,8 @@ class Screen:
         same, self._before = self._before == checksum, checksum
         return Flag.REPEATED if same else NO_FLAGS
 
-    def _finite(self, line: Line) -> bool:
-        if self._ignored is None and np.isfinite(line.max()) and np.isfinite(line.min()):
+    def _finite(self, line: Line, top: np.generic) -> bool:
+        if self._ignored is None and np.isfinite(top) and np.isfinite(line.min()):
             return True
         np.isfinite(line, out=self._mask)
         if self._ignored is not None:
@@ -104,10 +105,10 @@ class Screen:
         wild = ~finite[there] if self._ignored is None else ~finite[there] & ~self._ignored[there]
         return bool(there.any() and not wild.any())
 
-    def _constant(self, line: Line) -> bool:
+    def _constant(self, line: Line, top: np.generic) -> bool:
         if self._last is not None:
             return self._last.constant(line)
-        return bool(line[0, 0] == line.max() == line.min())
+        return bool(line[0, 0] == top and top == line.min())
 
 
 class _Judged:

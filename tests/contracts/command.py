@@ -17,7 +17,10 @@ import pytest
 from deploy.cli import run
 from runtime.errors import printable
 
+ROOT = str(Path(__file__).parents[2])
 ERROR = "deploy: error: "
+PATIENCE = 900
+"""Seconds for a process that takes one or two here: an emulated computer is fifty times slower."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,14 @@ def command_line(*arguments: object) -> list[str]:
 
 def start(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> Done:
     """Run a command line as a process of its own."""
-    root = str(Path(__file__).parents[2])
     done = subprocess.run(
         command_line(*arguments),
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": root, **(env or {})},
+        env={**os.environ, "PYTHONPATH": ROOT, **(env or {})},
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
-import spectral
 from numpy.typing import NDArray
 
 from runtime.files.envi import read_envi
@@ -128,6 +126,9 @@ def assert_others_read(folder: Path, name: str = "lines") -> int:
     Returns:
         the lines in them.
     """
+    import rasterio
+    import spectral
+
     lines = 0
     for path in data_files(folder, name):
         header = path.with_suffix(".hdr")

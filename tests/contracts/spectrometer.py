@@ -77,10 +77,12 @@ class Spectrometer:
 
     Attributes:
         cube: what it serves, over and over: uint16 [lines, bands, samples].
+        under: a command that starts the camera, with its arguments; may be set before it is switched on.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.under: tuple[str, ...] = ()
         self._camera: subprocess.Popen[str] | None = None
         # It ends with this process, whatever happens: its input closes.
         self._holder = subprocess.Popen(
@@ -165,7 +167,9 @@ class Spectrometer:
 
     def serve(self, *program: object) -> None:
         """Switch a camera on that is a Python program with its arguments."""
-        self._camera = self.popen(sys.executable, *program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self._camera = self.popen(
+            *self.under, sys.executable, *program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         assert self._camera.stdout is not None
         first = self._camera.stdout.readline()
         assert first.startswith("serving"), first
@@ -176,6 +180,14 @@ class Spectrometer:
             self._camera.kill()
             self._camera.communicate(timeout=START_SECONDS)
             self._camera = None
+
+    def switch_off(self) -> float:
+        """Kill it; returns its processor time in seconds."""
+        assert self._camera is not None
+        # user and system time are the 14th and the 15th field (proc(5)); the name before them may hold spaces.
+        fields = Path(f"/proc/{self._camera.pid}/stat").read_text().rpartition(")")[2].split()
+        self.kill()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def restart(self) -> None:
         """Off, and on again with the same cube."""

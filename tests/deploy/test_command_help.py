@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 from deploy import __version__
@@ -22,7 +23,9 @@ from deploy.cli import COMMANDS, app
 from deploy.commands import doctor
 from deploy.config import config_schema
 from runtime.board_jetpack import JetPack
+from runtime.bundle_files import read_manifest
 from runtime.engines import ENGINES
+from runtime.files import write_cube
 from tests.contracts.command import assert_failed, assert_finite, assert_json_error, invoke, start
 
 Capsys = pytest.CaptureFixture[str]
@@ -63,6 +66,35 @@ print([name for name in {heavy} if name in sys.modules])
 """
     words = [name] if name else []
     done = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+HEAVY = (
+    "h5py", "PIL", "matplotlib", "rasterio", "dask", "zarr", "yaml", "tarfile", "http.server", "scipy.ndimage",
+    "scipy.interpolate", "scipy.io", "rich.live", "rich.progress", "torch", "onnx", "runtime.slots", "runtime.archive",
+)  # fmt: skip
+"""What neither a plain cube nor a plain stream of one needs."""
+
+
+@pytest.mark.parametrize("words", ["run BUNDLE scene.hdr --out out.hdr", "stream BUNDLE --source envi:scene.hdr"])
+def test_what_restores_imports_no_more_than_it_needs(
+    tmp_path: Path, request: pytest.FixtureRequest, words: str
+) -> None:
+    bundle = str(request.getfixturevalue("tiny_bundle"))
+    bands, lines, samples = read_manifest(bundle).signature.measured.shape[1:]
+    write_cube(tmp_path / "scene.hdr", np.random.default_rng(0).random((bands, lines, samples), np.float32))
+    code = f"""
+import sys
+from deploy.cli import run
+assert run(sys.argv[1:]) == 0
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    asked = [bundle if word == "BUNDLE" else word for word in words.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *asked], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 
 

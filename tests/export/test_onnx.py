@@ -112,10 +112,12 @@ def diverse(net: nn.Module, config: DampConfig, wanted: int = 2) -> list[tuple[T
 def test_the_static_form_is_the_network(name: str) -> None:
     config = CONFIGURATIONS[name]
     net = steered(config)
-    static = deployment_form(copy.deepcopy(net))
-    assert not static.training
-    seen = {tuple(assert_same(net, static, *probe).flatten().tolist()) for probe in diverse(net, config)}
-    assert len(seen) == (1 if config.top_k == config.experts else 2), "the same experts throughout"
+    probes = diverse(net, config)
+    for gathered in (False, True):
+        static = deployment_form(copy.deepcopy(net), gathered)
+        assert not static.training
+        seen = {tuple(assert_same(net, static, *probe).flatten().tolist()) for probe in probes}
+        assert len(seen) == (1 if config.top_k == config.experts else 2), "the same experts throughout"
 
 
 @pytest.mark.parametrize("size", [(64, 128), (192, 64)])
@@ -380,28 +382,37 @@ def test_multiples_of_64_are_taken(tiny: Network) -> None:
 # More exports, each of them many seconds
 
 
-def exported(net: Network, lines: int = 64, samples: int = 64) -> tuple[Graph, Agreement]:
-    graph = export_graph(net, lines, samples)
+def exported(net: Network, lines: int = 64, samples: int = 64, experts: str = "dense") -> tuple[Graph, Agreement]:
+    graph = export_graph(net, lines, samples, experts)
     check_onnx(graph.data)
     return graph, compare(net, graph, probes_of(net, lines, samples), (lines, samples))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["additive, reference15, top-2", "concat, paper6, top-3", "bias free", "no latent block", "one band"]
+    ("name", "experts"),
+    [
+        ("additive, reference15, top-2", "dense"),
+        ("additive, reference15, top-2", "gathered"),
+        ("concat, paper6, top-3", "dense"),
+        ("bias free", "gathered"),
+        ("no latent block", "gathered"),
+        ("one band", "dense"),
+    ],
 )
-def test_graphs_of_other_configurations_compute_what_pytorch_does(name: str) -> None:
-    _, agreement = exported(network_of(steered(CONFIGURATIONS[name]).float()))
+def test_graphs_of_other_configurations_compute_what_pytorch_does(name: str, experts: str) -> None:
+    _, agreement = exported(network_of(steered(CONFIGURATIONS[name]).float()), experts=experts)
     assert agreement.choices > 1 and agreement.difference < agreement.limit
     # A network that amplifies rounding is held to its own, and says so.
     assert agreement.limit == LIMIT or agreement.rounding is not None
 
 
 @pytest.mark.slow
-def test_no_weight_is_taken_as_it_is_and_transposed(tiny: Network) -> None:
+@pytest.mark.parametrize("experts", ["dense", "gathered"])
+def test_no_weight_is_taken_as_it_is_and_transposed(tiny: Network, experts: str) -> None:
     # OpenVINO 2026.4 transposes it for both.
     users: dict[str, set[bool]] = {}
-    for node in onnx.load_model_from_string(export_graph(tiny, 64, 64).data).graph.node:
+    for node in onnx.load_model_from_string(export_graph(tiny, *FRAME, experts).data).graph.node:
         for place, name in enumerate(node.input):
             transposed = any(a.name in ("transA", "transB")[place : place + 1] and a.i for a in node.attribute)
             users.setdefault(name, set()).add(transposed)
@@ -410,10 +421,18 @@ def test_no_weight_is_taken_as_it_is_and_transposed(tiny: Network) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(available_engines()["openvino"] is None, reason="the extra `openvino` is not installed")
-@pytest.mark.parametrize("name", ["additive, reference15, top-2", "concat, paper6, top-1", "bias free"])
-def test_openvino_computes_what_pytorch_does(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "experts"),
+    [
+        ("additive, reference15, top-2", "gathered"),
+        ("concat, paper6, top-1", "gathered"),
+        ("concat, paper6, top-1", "dense"),
+        ("bias free", "dense"),
+    ],
+)
+def test_openvino_computes_what_pytorch_does(name: str, experts: str) -> None:
     net = network_of(steered(CONFIGURATIONS[name]).float())
-    graph = export_graph(net, *FRAME)
+    graph = export_graph(net, *FRAME, experts)
     assert compare(net, graph, probes_of(net, *FRAME), FRAME, engine_name="openvino").choices > 1
 
 
@@ -446,5 +465,5 @@ def test_graphs_of_the_golden_weights_compute_what_the_reference_does(name: str)
 
 @pytest.mark.slow
 def test_exports_are_repeatable_and_silent(tiny: Network, graph: Graph, capfd: pytest.CaptureFixture[str]) -> None:
-    assert export_graph(tiny, 64, 64) == graph
+    assert export_graph(tiny, 64, 64, "gathered") == graph
     assert capfd.readouterr().out == ""

@@ -802,9 +802,10 @@ def test_graphs_of_other_configurations_have_nothing_to_find(name: str) -> None:
     from tests.export.checkpoints import network
     from tests.export.test_onnx import CONFIGURATIONS
 
-    data = export_graph(network_of(network(CONFIGURATIONS[name])), 64, 64).data
-    for graph in (data, half_precision(data).data):
-        assert lint(graph, **ORIN) == [] == lint(graph, **RTX)
+    for experts in ("dense", "gathered"):
+        data = export_graph(network_of(network(CONFIGURATIONS[name])), 64, 64, experts).data
+        for graph in (data, half_precision(data).data):
+            assert lint(graph, **ORIN) == [] == lint(graph, **RTX)
 
 
 def test_nothing_heavy_is_imported() -> None:

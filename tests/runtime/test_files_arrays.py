@@ -233,8 +233,8 @@ def test_a_changed_byte_is_found_by_the_checksum(tmp_path: Path) -> None:
 
 def test_more_than_the_memory_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", sample("f8"))
-    monkeypatch.setattr("runtime.files.disk.available_memory", lambda: 900)
-    with pytest.raises(MachineError, match="reading it takes 960 bytes of memory, 900 are available"):
+    monkeypatch.setattr("runtime.files.disk.available_memory", lambda: 450)
+    with pytest.raises(MachineError, match="reading it takes 480 bytes of memory, 450 are available"):
         read_cube(tmp_path / "a.npy")
 
 

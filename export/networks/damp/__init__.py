@@ -35,6 +35,7 @@ ARCHITECTURE = Architecture(
     load=build,
     signature=_signature,
     static=deployment_form,
+    gathered=lambda net: deployment_form(net, gathered=True),
     configuration=lambda net: net.config.as_dict(),
     about=_about,
     stored=stored_state,

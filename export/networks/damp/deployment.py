@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from .attention import L2_EPS, LAMBDA_INITIAL, NORM_EPS, ChannelNorm, SpatialAttention, WindowAttention
@@ -208,13 +209,16 @@ class StaticRouter(nn.Module):
         self.router = router
         self.register_buffer("places", torch.arange(router.experts))
 
-    def forward(self, pooled: Tensor, embedding: Tensor) -> Tensor:
-        """pooled [1, C] (means of the features), embedding [1, D] -> [1, experts]."""
+    def forward(self, pooled: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """pooled [1, C] (means of the features), embedding [1, D] -> gates [1, experts], and where they are not zero.
+
+        The latter are the gates and the numbers of the chosen experts, [1, top-k] each; all in order where all run.
+        """
         p = self.router.probabilities(pooled[:, :, None, None], embedding)
         if self.router.top_k == self.router.experts:
-            return p
-        chosen = p.topk(self.router.top_k, dim=-1).indices
-        return p * (chosen[:, :, None] == self.places).to(p.dtype).sum(dim=1)
+            return p, p, self.places[None]
+        values, chosen = p.topk(self.router.top_k, dim=-1)
+        return p * (chosen[:, :, None] == self.places).to(p.dtype).sum(dim=1), values, chosen
 
 
 class SpectralMatrix(nn.Module):
@@ -245,39 +249,114 @@ class SpectralMatrix(nn.Module):
         return (weights * self.mixes).sum(dim=0) + gates.sum() * self.identity
 
 
+class DenseExperts(nn.Module):
+    """All experts of a mixture on [1, H, W, C] at once: their spatial branches are one attention with all their heads.
+
+    A gate of zero silences an expert exactly.
+    """
+
+    def __init__(self, experts: Sequence[SpatialSpectralAdapter], before: Tensor, shift: Tensor, after: Tensor) -> None:
+        super().__init__()
+        self.attention = StaticSpatialAttention([e.body_spa for e in experts])
+        self.matrix = SpectralMatrix(experts)
+        ends = [_ends(e, before, shift, after) for e in experts]
+        enter, bias, leave = (torch.stack(each) for each in zip(*ends, strict=True))
+        self.enter, self.enter_bias = nn.Parameter(torch.cat(tuple(enter), dim=1)), nn.Parameter(bias.flatten())
+        # [experts, rank, C], so that a gate scales the rows of its expert.
+        self.leave = nn.Parameter(leave)
+
+    def forward(
+        self, y: Tensor, pooled: Tensor, gates: Tensor, values: Tensor, chosen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """y and the means of what experts see of it, what the router gives -> [H * W, C] and the spectral [C, C]."""
+        c = y.shape[-1]
+        a = self.attention(y @ self.enter + self.enter_bias)
+        leave = (self.leave * gates.reshape(-1, 1, 1)).reshape(-1, c)
+        return a.reshape(y.shape[1] * y.shape[2], -1) @ leave, self.matrix(pooled, gates)
+
+
+class StaticExpert(nn.Module):
+    """One expert of a mixture on [1, H, W, C], between the projections around it."""
+
+    def __init__(self, expert: SpatialSpectralAdapter, before: Tensor, shift: Tensor, after: Tensor) -> None:
+        super().__init__()
+        self.attention = StaticSpatialAttention([expert.body_spa])
+        self.enter, self.enter_bias, self.leave = map(nn.Parameter, _ends(expert, before, shift, after))
+        share = 1 - torch.sigmoid(expert.alpha.detach())
+        self.register_buffer("share", share.reshape(1))
+        self.register_buffer("mix", expert.proj_spe.weight.detach()[:, :, 0, 0].clone())
+        self.kernel = nn.Parameter(expert.body_spe.conv.weight.detach())
+
+    def forward(self, y: Tensor, pooled: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """See `DenseExperts.forward`; the matrix is without the shortcut."""
+        c = y.shape[-1]
+        means = (self.mix @ pooled.reshape(c, 1)).reshape(1, 1, c)
+        weights = torch.sigmoid(F.conv1d(means, self.kernel, padding=3)) * (self.share * gate)
+        a = self.attention(y @ self.enter + self.enter_bias).reshape(y.shape[1] * y.shape[2], -1)
+        return a @ (self.leave * gate), weights.reshape(c, 1) * self.mix
+
+
+class GatheredExperts(nn.Module):
+    """The chosen experts of a mixture on [1, H, W, C] alone: their weights are gathered by their numbers.
+
+    Static shapes and no control flow; what is computed does not grow with the number of experts.
+    """
+
+    def __init__(self, experts: Sequence[SpatialSpectralAdapter], before: Tensor, shift: Tensor, after: Tensor) -> None:
+        super().__init__()
+        every = [StaticExpert(e, before, shift, after).state_dict() for e in experts]
+        self.one = StaticExpert(experts[0], before, shift, after)
+        self.names = list(every[0])
+        self.weights = nn.ParameterList(nn.Parameter(torch.stack([e[name] for e in every])) for name in self.names)
+        self.register_buffer("identity", torch.eye(len(before), dtype=before.dtype))
+
+    def forward(
+        self, y: Tensor, pooled: Tensor, gates: Tensor, values: Tensor, chosen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `DenseExperts.forward`."""
+        matrix = values.sum() * self.identity
+        features = torch.zeros(())
+        for place in range(chosen.shape[1]):
+            number = chosen[0, place]
+            own = {name: each[number] for name, each in zip(self.names, self.weights, strict=True)}
+            a, m = functional_call(self.one, own, (y, pooled, values[0, place]))
+            features, matrix = (features + a if place else a), matrix + m
+        return features, matrix
+
+
+def _ends(expert: SpatialSpectralAdapter, before: Tensor, shift: Tensor, after: Tensor) -> tuple[Tensor, ...]:
+    """What stands before the spatial branch of an expert, [C, rank] and [rank], and behind it, [rank, C].
+
+    The projections in front of all experts are `before` x + `shift`, those behind them are `after`.
+    """
+    with torch.no_grad():
+        narrow, wide = (expert.proj_spa[i].weight[:, :, 0, 0] for i in (0, 2))
+        leave = after @ (torch.sigmoid(expert.alpha) * wide)
+        return (narrow @ before).T.contiguous(), narrow @ shift, leave.T.contiguous()
+
+
 class StaticMixer(nn.Module):
     """`DegradationAwareMixture` on [1, H, W, C]: the experts, the shared adapter, and all that is linear around them.
 
-    The spatial branches of all experts are one attention with all their heads; a gate of zero silences an expert
-    exactly. Every 1x1 projection is folded into its neighbours: in front of the two spatial branches one product each,
-    behind them one product each, and one C x C matrix made for each frame, which holds the spectral branches, the
-    shortcuts and the projections around them. The features between are never made; the router gets their means.
+    Every 1x1 projection is folded into its neighbours: in front of the two spatial branches one product each, behind
+    them one product each, and one C x C matrix made for each frame, which holds the spectral branches, the shortcuts
+    and the projections around them. The features between are never made; the router gets their means.
     """
 
-    def __init__(self, module: DegradationAwareMixture) -> None:
+    def __init__(self, module: DegradationAwareMixture, gathered: bool) -> None:
         super().__init__()
         mixture, shared = module.adapter_spaspe, module.shared
-        experts = [expert for (expert,) in mixture.experts]
-        self.router = StaticRouter(mixture.routing)
-        self.experts, self.shared = (StaticSpatialAttention([e.body_spa for e in a]) for a in (experts, [shared]))
-        self.expert_matrix, self.shared_matrix = SpectralMatrix(experts), SpectralMatrix([shared])
+        self.router, self.shared = StaticRouter(mixture.routing), StaticSpatialAttention([shared.body_spa])
+        self.shared_matrix = SpectralMatrix([shared])
         with torch.no_grad():
             channels = mixture.proj_out.weight.shape[0]
             before = [p.weight[:, :, 0, 0] for p in (module.proj[1], module.proj[0])]
             shift = [p.bias for p in (module.proj[1], module.proj[0])]
             after = module.mixer.fuse.weight[:, :, 0, 0].split(channels, dim=1)
-            reduce = torch.cat([e.proj_spa[0].weight[:, :, 0, 0] for e in experts])
-            expand = [torch.sigmoid(e.alpha) * e.proj_spa[2].weight[:, :, 0, 0] for e in experts]
-            out = mixture.proj_out.weight[:, :, 0, 0]
-            self.enter_experts, self.enter_experts_bias = _product(reduce @ before[0]), nn.Parameter(reduce @ shift[0])
-            narrow = shared.proj_spa[0].weight[:, :, 0, 0]
-            self.enter_shared, self.enter_shared_bias = _product(narrow @ before[1]), nn.Parameter(narrow @ shift[1])
-            # [experts, rank, C], so that a gate scales the rows of its expert.
-            leave = torch.stack([after[0] @ out @ e for e in expand])
-            self.leave_experts = nn.Parameter(leave.transpose(1, 2).contiguous())
-            wide = torch.sigmoid(shared.alpha) * shared.proj_spa[2].weight[:, :, 0, 0]
-            self.leave_shared = _product(after[1] @ wide)
-            self.register_buffer("out", after[0] @ out)
+            out = after[0] @ mixture.proj_out.weight[:, :, 0, 0]
+            enter, self.enter_shared_bias, leave = map(nn.Parameter, _ends(shared, before[1], shift[1], after[1]))
+            self.enter_shared, self.leave_shared = enter, leave
+            self.register_buffer("out", out)
             self.register_buffer("fuse_experts", after[0].clone())
             self.register_buffer("fuse_shared", after[1].clone())
             self.register_buffer("before_experts", before[0].clone())
@@ -286,6 +365,9 @@ class StaticMixer(nn.Module):
             self.pooled_experts, self.pooled_shared = (_product(b) for b in before)
             self.register_buffer("shift_experts", shift[0].clone())
             self.register_buffer("shift_shared", shift[1].clone())
+        few = self.router.router.top_k < self.router.router.experts
+        kind = GatheredExperts if gathered and few else DenseExperts
+        self.experts = kind([e for (e,) in mixture.experts], before[0], shift[0], out)
 
     def forward(self, y: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """y [1, H, W, C], normed; embedding [1, D] -> ([1, H, W, C], gates [1, experts])."""
@@ -293,15 +375,14 @@ class StaticMixer(nn.Module):
         pooled = y.mean(dim=(1, 2))
         of_experts = pooled @ self.pooled_experts + self.shift_experts
         of_shared = pooled @ self.pooled_shared + self.shift_shared
-        gates = self.router(of_experts, embedding)
-        through_experts = self.out @ self.expert_matrix(of_experts, gates) + self.fuse_experts
+        gates, values, chosen = self.router(of_experts, embedding)
+        a, spectral = self.experts(y, of_experts, gates, values, chosen)
+        through_experts = self.out @ spectral + self.fuse_experts
         through_shared = self.fuse_shared @ self.shared_matrix(of_shared, None)
         matrix = through_experts @ self.before_experts + through_shared @ self.before_shared
         constant = through_experts @ self.shift_experts + through_shared @ self.shift_shared
-        a = self.experts(y @ self.enter_experts + self.enter_experts_bias).reshape(h * w, -1)
         s = self.shared(y @ self.enter_shared + self.enter_shared_bias).reshape(h * w, c)
-        leave = (self.leave_experts * gates.reshape(-1, 1, 1)).reshape(-1, c)
-        mixed = a @ leave + (s @ self.leave_shared + F.linear(y.reshape(h * w, c), matrix, constant))
+        mixed = a + (s @ self.leave_shared + F.linear(y.reshape(h * w, c), matrix, constant))
         return mixed.reshape(1, h, w, c), gates
 
 
@@ -313,9 +394,9 @@ def _product(weight: Tensor) -> nn.Parameter:
 class StaticDecoderBlock(nn.Module):
     """`DecoderBlock` on [1, C, H, W]."""
 
-    def __init__(self, block: DecoderBlock) -> None:
+    def __init__(self, block: DecoderBlock, gathered: bool) -> None:
         super().__init__()
-        self.norm, self.mixer = StaticNorm(block.norms[0]), StaticMixer(block.DAMoE)
+        self.norm, self.mixer = StaticNorm(block.norms[0]), StaticMixer(block.DAMoE, gathered)
         self.ffn = StaticFeedForward(block.norms[1], block.ffn)
 
     def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -329,7 +410,7 @@ class StaticDamp(nn.Module):
     Without mixtures there are no gates.
     """
 
-    def __init__(self, net: Damp) -> None:
+    def __init__(self, net: Damp, gathered: bool) -> None:
         super().__init__()
         self.prompt, self.patch_embed, self.output = net.dep, net.patch_embed.proj, net.output
         self.encoder = nn.ModuleList(
@@ -337,7 +418,7 @@ class StaticDamp(nn.Module):
         )
         self.latent = nn.Sequential(*map(StaticEncoderBlock, net.latent.layers))
         self.decoder = nn.ModuleList(
-            nn.ModuleList([up.body, merge, nn.ModuleList(map(StaticDecoderBlock, group.layers))])
+            nn.ModuleList([up.body, merge, nn.ModuleList(StaticDecoderBlock(b, gathered) for b in group.layers)])
             for up, merge, group in net.dec
         )
         self.refinement = nn.Sequential(*map(StaticEncoderBlock, net.refinement.layers))
@@ -361,9 +442,12 @@ class StaticDamp(nn.Module):
         return (restored, torch.cat(gates)) if gates else (restored,)
 
 
-def deployment_form(net: Damp) -> StaticDamp:
-    """The static form of a trained network, in eval mode; shares what it does not fold."""
-    return StaticDamp(net).eval()
+def deployment_form(net: Damp, gathered: bool = False) -> StaticDamp:
+    """The static form of a trained network, in eval mode; shares what it does not fold.
+
+    Of the experts all run and are weighted by their gates, or the weights of the chosen ones are gathered.
+    """
+    return StaticDamp(net, gathered).eval()
 
 
 _NAMES = (
@@ -375,8 +459,8 @@ _NAMES = (
     (r"^decoder\.(\d+)\.0", r"dec.\1.0.body"),
     (r"^decoder\.(\d+)\.1", r"dec.\1.1"),
     (r"^decoder\.(\d+)\.2\.(\d+)", r"dec.\1.2.layers.\2"),
-    (r"^(dec.*?)\.mixer\.experts", r"\1.DAMoE.adapter_spaspe.experts"),
-    (r"^(dec.*?)\.mixer\.expert_matrix", r"\1.DAMoE.adapter_spaspe"),
+    (r"^(dec.*?)\.mixer\.experts\.matrix", r"\1.DAMoE.adapter_spaspe"),
+    (r"^(dec.*?)\.mixer\.experts(\.one)?(\.attention)?", r"\1.DAMoE.adapter_spaspe.experts"),
     (r"^(dec.*?)\.mixer\.router(\.router)?", r"\1.DAMoE.adapter_spaspe.routing"),
     (r"^(dec.*?)\.mixer\.shared(_matrix)?", r"\1.DAMoE.shared"),
     (r"^(dec.*?)\.mixer\b", r"\1.DAMoE"),

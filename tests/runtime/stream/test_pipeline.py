@@ -8,23 +8,26 @@ import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from runtime.errors import CubeError, MachineError
+from runtime.errors import CubeError, DeployError, MachineError
 from runtime.lines import Broken, Event, Flag, Line, LineFormat, Missing, Quiet
 from runtime.prompts import Prompts
 from runtime.radiometry import load_radiometry
 from runtime.restore import Infer
 from runtime.sinks.contract import Block, Sink
-from runtime.stream.pipeline import NamedSink, Restoring, Stream, StreamOptions, StreamResult
+from runtime.stream.intake import PATIENCE
+from runtime.stream.pipeline import NamedSink, Restoring, Stream, StreamOptions, StreamResult, bytes_needed
 from runtime.stream.preparing import RestorerFacts
 from runtime.stream.snapshot import Snapshot
 from tests.contracts.coded import CODE, CODED, decode, decoded
 from tests.contracts.graphs import damp_like
+from tests.contracts.spectrometer import wait_until
 from tests.runtime.stream.lines import FORMAT, SHAPE, Script, line
 
 LINES, OVERLAP = 8, 2
@@ -259,6 +262,95 @@ def test_values_that_the_type_cannot_hold_are_clipped_and_counted() -> None:
     run(stream)
     assert stream.snapshot().clipped == 8 * SHAPE[0] * SHAPE[1]
     assert all((values == 0).all() for values in kept.lines.values())
+
+
+class Told(Prompts):
+    """Prompts that tell of every frame that they are made of."""
+
+    def __init__(self, made: Callable[[int], None]) -> None:
+        super().__init__(FACTS.signature)
+        self._made, self._frames = made, count()
+
+    def __call__(self, part: Any) -> dict[str, Any]:
+        self._made(next(self._frames))
+        return super().__call__(part)
+
+
+def test_the_next_frame_is_prepared_while_the_engine_runs() -> None:
+    prepared, frames = [threading.Event() for _ in range(6)], count(1)
+
+    @engine
+    def held(frame: Any) -> Any:
+        following = next(frames)
+        if following < len(prepared) and not prepared[following].wait(20):
+            raise RuntimeError("nobody prepares the next frame")
+        return frame.copy()
+
+    facts = replace(FACTS, prompts=Told(lambda number: prepared[number].set()))
+    kept = Kept()
+    # Six frames, each of which begins six lines behind the one before.
+    result = run(stream_of(Script(range(38)), held, sinks=[NamedSink("kept", kept, "block", True)], facts=facts))
+    assert result.frames == {"restored": 6, "passed": 0, "dropped": 0, "failed": 0, "unfit": 0, "cut_off": 0}
+    assert list(kept.lines) == list(range(38))
+
+
+@pytest.mark.parametrize("error", [MachineError("no memory", key="metrics"), CubeError("too large", key="cube")])
+def test_what_goes_wrong_before_the_engine_is_the_frames_own(error: DeployError) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    def made(number: int) -> None:
+        if number == 2:
+            raise error
+
+    kept = Kept()
+    result = run(
+        stream_of(
+            Script(range(38)), sinks=[NamedSink("kept", kept, "block", True)],
+            facts=replace(FACTS, prompts=Told(made)), log=lambda kind, **fields: events.append((kind, fields)),
+        )
+    )  # fmt: skip
+    unfit = isinstance(error, CubeError)
+    assert (result.frames["restored"], result.frames["passed"], result.frames["failed"]) == (5, unfit, not unfit)
+    assert [fields["frame"] for kind, fields in events if kind == ("unfit" if unfit else "failed")] == [2]
+    # What frame 2 shares with its neighbours they restored.
+    alone = set(range(14, 18))
+    assert set(range(38)) - set(kept.lines) == (set() if unfit else alone)
+    assert {number for number, flags in kept.flags.items() if flags & Flag.PASSED} == (alone if unfit else set())
+
+
+def test_frames_dropped_while_an_earlier_one_is_prepared_are_counted_behind_it() -> None:
+    record, kept = Record(), Kept()
+
+    def slow(number: int) -> None:
+        if number == 0:
+            wait_until(lambda: len(record.lines) == 200)
+            # The engine's stage has looked for a frame in vain, and newer ones were dropped.
+            time.sleep(2 * PATIENCE)
+
+    facts = replace(FACTS, prompts=Told(slow))
+    source, sinks = Script(range(200), live=True), [NamedSink("kept", kept, "block", True)]
+    result = run(stream_of(source, record=record, sinks=sinks, facts=facts))
+    assert result.failures == {}
+    assert result.frames["dropped"] > 20
+    assert list(kept.lines) == sorted(kept.lines)
+    assert len(kept.lines) >= 8
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_the_memory_that_is_told_is_the_memory_that_is_taken(sinks: int) -> None:
+    lines = LineFormat(40, 300, np.dtype(np.uint16), scale=4095.0)
+    signature = damp_like(40, 64, 300, layers=2, experts=3)
+    facts = RestorerFacts(signature, 8, Prompts(signature))
+    outlets = [NamedSink(f"kept {number}", Kept()) for number in range(sinks)]
+    source, restoring = Script([], format=lines), Restoring(facts, same, load_radiometry({}, lines), lines)
+    tracemalloc.start()
+    try:
+        stream = Stream(source, restoring, None, outlets, FILES)
+        taken, told = tracemalloc.get_traced_memory()[0], bytes_needed(facts, FILES, lines, lines, sinks)
+    finally:
+        tracemalloc.stop()
+    assert stream.snapshot().lines.issued == 0
+    assert taken == pytest.approx(told, rel=0.02)
 
 
 def test_an_engine_that_raises_once_costs_one_frame() -> None:

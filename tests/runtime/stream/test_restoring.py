@@ -20,8 +20,8 @@ from runtime.signature import Plane, Prompt, Signature
 from runtime.simulation.simulator import SensorModel, sense, simulate_scene
 from runtime.stream.frames import Frame
 from runtime.stream.pool import LinePool
-from runtime.stream.preparing import RestorerFacts
-from runtime.stream.restoring import AbandonedError, FrameRestorer
+from runtime.stream.preparing import AbandonedError, RestorerFacts
+from runtime.stream.restoring import FrameRestorer
 from tests.contracts.coded import CODE, CODED, decode, decoded
 from tests.contracts.graphs import SMALL
 
@@ -119,6 +119,28 @@ def test_the_same_memory_serves_every_frame(bundle: Bundle) -> None:
     other, _ = frame_of(cube[:, ::-1])
     assert restorer.restore(other)[0].base is first.base
     np.testing.assert_array_equal(restorer.restore(frame)[0], before)
+
+
+def test_what_was_prepared_with_another_engines_prompts_gets_its_own(metrics_bundle: Path, bundle: Bundle) -> None:
+    frame, format = frame_of(cube_of(BANDS, LINES, 64))
+    with load_bundle(metrics_bundle, threads=1) as measuring:
+        restorer = restorer_of(measuring, format)
+        wanted = restorer_of(bundle, format).restore(frame)[1].metrics
+        ready = restorer.preparer.prepare(frame, restorer.spaces[1])
+        restorer.use(bundle.engine.infer, bundle.prompts)
+    _, report = restorer.run(ready)
+    assert (report.metrics, report.metrics_by, report.suspect) == (wanted, "host", "")
+
+
+def test_what_was_prepared_with_altered_tables_is_suspect(bundle: Bundle) -> None:
+    frame, format = frame_of(cube_of(BANDS, LINES, 64))
+    restorer = restorer_of(bundle, format)
+    ready = restorer.preparer.prepare(frame, restorer.spaces[0])
+    restorer.preparer.mended += 1
+    _, report = restorer.run(ready)
+    assert "tables changed in memory" in report.suspect
+    assert all(flags & Flag.SUSPECT for flags in report.flags)
+    assert restorer.restore(frame)[1].suspect == ""
 
 
 @pytest.mark.parametrize("flag", [Flag.EMPTY, Flag.SATURATED, Flag.REPEATED, Flag.NOT_FINITE])
