@@ -93,7 +93,8 @@ def _standing(pairs: Sequence[tuple[Quality | None, Quality]], seconds: Sequence
 def classical_text(classical: Mapping[str, str]) -> str:
     """Where a classical method does as well; empty where none does."""
     parts = [f"use {method} for {tasks}" for method, tasks in _grouped(classical)]
-    return f"A classical method does as well as any model, within {AHEAD_DB} dB: {'; '.join(parts)}." if parts else ""
+    ahead = f"no model is more than {AHEAD_DB} dB ahead"
+    return f"A classical method does as well or better ({ahead}): {'; '.join(parts)}." if parts else ""
 
 
 def best_texts(choice: Choice) -> tuple[str, ...]:
@@ -101,9 +102,11 @@ def best_texts(choice: Choice) -> tuple[str, ...]:
     standing = choice.models[choice.overall]
     assert standing.quality is not None, "a model is measured on every row"
     figure = f"{standing.quality.psnr:.2f} dB" if standing.gain is None else f"{standing.gain:+.2f} dB"
-    mean = f"Best in the mean: {choice.overall}, {figure}, {standing.seconds:.2f} s of CPU per scene."
+    mean = f"Best in the mean: {choice.overall}, {figure}, {standing.seconds:.2f} s of CPU per scene"
+    if choice.baseline.gain is not None:
+        mean += f" (classical methods {choice.baseline.gain:+.2f} dB, {choice.baseline.seconds:.2f} s)"
     each = "; ".join(f"{name} for {tasks}" for name, tasks in _grouped(choice.best))
-    return mean, f"Best of the models per task: {each}."
+    return f"{mean}.", f"Best of the models per task: {each}."
 
 
 def _grouped(of_tasks: Mapping[str, str]) -> Iterator[tuple[str, str]]:
