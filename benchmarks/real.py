@@ -2,10 +2,11 @@
 
 Cubes of satellites and aircraft from the folder that DAMP_DATA names are restored by models and by non-local means.
 Figures are those of `calibration.no_reference`: SNR of the third of the bands with the least in the input, and of the
-third with the most; stripes; and the angle by which spectra of the clean half of the bands were bent, where the input's
-row has the angle of its own noise. A model that tells no wavelengths restores all bands in groups of neighbours, others
-the bands that are nearest to theirs; each stands beside what was given of the same bands. `--out` writes a page for
-each cube, `real.md` with the table, and `real.png` of the first cube.
+third with the most; stripes; the angle by which spectra of the clean half of the bands were bent, where the input's row
+has the angle of its own noise; and how much of what was changed in the noisy third is of the scene. A model that tells
+no wavelengths restores all bands in groups of neighbours, others the bands that are nearest to theirs; each stands
+beside what was given of the same bands. `--out` writes a page for each cube, `real.md` with the table, and `real.png`
+of the first cube.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from calibration.no_reference import (
     bend_of_noise,
     clean_bands,
     noise_per_band,
+    scene_in_change,
     snr_per_band,
     stripes_per_band,
 )
@@ -44,12 +46,14 @@ from runtime.arrays import Float32
 Bools = NDArray[np.bool_]
 MODELS = ("damp-tiny-rs", "damp-small")
 CLASSICAL = BASELINES["noise"]
-COLUMNS = ("cube", "by", "SNR, noisy third", "SNR, clean third", "stripes, %", "bent, degrees", "")
+COLUMNS = ("cube", "by", "SNR, noisy third", "SNR, clean third", "stripes, %", "bent, degrees", "scene in change", "")
 FARTHEST_NM = 20.0
 """From a network's band to the sensor's that stands for it."""
 BENDS = 1.5
 """Times the angle of the input's own noise: more than removing that noise can account for."""
-HELPS_DB = 1.0
+NOTABLE_DB = 1.0
+SCENE = 0.1
+"""Of what was changed in noisy bands; more is no longer noise alone."""
 SIDE = 240
 
 
@@ -63,11 +67,11 @@ class Real:
 
 
 CUBES = (
+    Real("AVIRIS, Salton Sea", "noisy/salton_sea_roi.npz", 1.0),
     Real("Hyperion, Paris", "noisy/paris_hyperion.npz", 1.0),
     Real("EnMAP, Potsdam A", "enmap/enmap_potsdam_A.npz", 1e4),
     Real("EnMAP, Potsdam B", "enmap/enmap_potsdam_B.npz", 1e4),
     Real("EnMAP, Potsdam C", "enmap/enmap_potsdam_C.npz", 1e4),
-    Real("AVIRIS, Salton Sea", "noisy/salton_sea_roi.npz", 1.0),
     Real("AVIRIS, demo scene", "redistributable/aviris_vi_demo_90x90.npz", 1e4),
 )
 """None of them was trained on; bands that hold nothing or one value are left out."""
@@ -83,6 +87,7 @@ class Figures:
         snr: in dB [bands].
         noisy, clean: mean SNR in dB over the third of the bands with the least and with the most in the input.
         stripes: in percent, mean over bands.
+        scene: share of the change that is of the scene, mean over the noisy third; None of the input.
         bent: angle in the clean half of the bands in degrees; of the input that of its own noise.
     """
 
@@ -93,6 +98,7 @@ class Figures:
     clean: float
     stripes: float
     bent: float
+    scene: float | None
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ def main() -> int:
     rows = [row for case in cases for row in rows_of(case)]
     grid = Table(title="real cubes, no truth; SNR in dB")
     for place, column in enumerate(COLUMNS):
-        grid.add_column(column, justify="left" if place in (0, 1, 6) else "right")
+        grid.add_column(column, justify="left" if place in (0, 1, 7) else "right")
     for row in rows:
         grid.add_row(*row)
     show(grid)
@@ -184,17 +190,20 @@ def judged(
         own = snr_per_band(made)
         bent = bend_of_noise(cube, noise, half) if by == "input" else bend(made, cube, half)
         worst, best = float(own[order[:third]].mean()), float(own[order[-third:]].mean())
-        return Figures(by, made, own, worst, best, float(stripes_per_band(made).mean()), bent)
+        scene = None if by == "input" else float(scene_in_change(made, cube)[order[:third]].mean())
+        return Figures(by, made, own, worst, best, float(stripes_per_band(made).mean()), bent, scene)
 
     return Case(name, wavelengths, (figures("input", cube), *(figures(by, way(cube)) for by, way in ways.items())))
 
 
 def verdict(given: Figures, made: Figures) -> str:
-    """What a restoration did, in words."""
+    """What a restoration did, in words: it helps where noise went and nothing else."""
     gained = made.noisy - given.noisy
-    helps = "helps" if gained > HELPS_DB else "hurts" if gained < -HELPS_DB else "does little"
-    spoilt = made.bent > BENDS * given.bent or made.clean < given.clean - HELPS_DB
-    return f"{helps} in noisy bands{', hurts clean ones' * spoilt}"
+    less = "less noise" if gained > NOTABLE_DB else "more noise" if gained < -NOTABLE_DB else "does little"
+    bad = ["takes scene away"] if made.scene is not None and made.scene > SCENE else []
+    if made.bent > BENDS * given.bent or made.clean < given.clean - NOTABLE_DB:
+        bad.append("hurts clean bands")
+    return "helps" if gained > NOTABLE_DB and not bad else ", ".join([less, *bad])
 
 
 def rows_of(case: Case) -> list[tuple[str, ...]]:
@@ -208,6 +217,7 @@ def rows_of(case: Case) -> list[tuple[str, ...]]:
             f"{made.clean:.1f}",
             f"{made.stripes:.2f}",
             f"{'noise ' * (made is given)}{made.bent:.2f}",
+            "" if made.scene is None else f"{100 * made.scene:.0f} %",
             "" if made is given else verdict(given, made),
         )
         for made in case.found
@@ -254,7 +264,7 @@ def overview(case: Case) -> bytes:
     """The noisy and the clean band by everything, and what was changed, as one PNG."""
     rows = {what: planes(case, band) for what, band in shown_bands(case).items()}
     columns = len(next(iter(rows.values())))
-    with drawing(len(rows) * columns, panel=(1.6, 1.75), columns=columns) as (figure, panels):
+    with drawing(len(rows) * columns, panel=(1.5, 1.6), columns=columns) as (figure, panels):
         for place, (what, pictures) in enumerate(rows.items()):
             for axes, (label, picture) in zip(panels[place * columns :], pictures.items(), strict=False):
                 axes.imshow(picture, interpolation="nearest")
@@ -295,6 +305,7 @@ def page_of(case: Case, line: str) -> page.Report:
             "their neighbours have a high one: it says that noise went, not that the signal stayed.",
             "Bent: angle between restored and given spectra in the clean half of the bands; of the input that of its "
             "noise.",
+            "Scene in change: how much of what was changed in the noisy third other bands explain; noise they do not.",
         ),
     )
 

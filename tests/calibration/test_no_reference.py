@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibration.no_reference import bend, bend_of_noise, clean_bands, noise_per_band, snr_per_band, stripes_per_band
+from calibration.no_reference import (
+    bend,
+    bend_of_noise,
+    clean_bands,
+    noise_per_band,
+    scene_in_change,
+    snr_per_band,
+    stripes_per_band,
+)
 from runtime.errors import CubeError
 
 BANDS, LINES, SAMPLES = 40, 64, 80
@@ -73,3 +81,15 @@ def test_removing_noise_alone_bends_as_much_as_noise_does(clean: NDArray[np.floa
     assert bend(tilted, given, cleaner) > 1.5 * expected
     assert bend(1.1 * given, given, cleaner) == pytest.approx(0, abs=1e-3)
     np.testing.assert_allclose(bend_of_noise(given, 0 * SIGMA, cleaner), 0, atol=1e-6)
+
+
+def test_what_was_changed_is_noise_or_the_scene(clean: NDArray[np.float64]) -> None:
+    given = noisy(clean)
+    assert (scene_in_change(given, given) == 0).all()
+    assert scene_in_change(clean, given).max() < 0.05
+    # Half of what is changed is noise, half the scene.
+    spread = clean.std((1, 2))
+    halved = scene_in_change(0.5 * given, given)
+    np.testing.assert_allclose(halved, spread**2 / (spread**2 + SIGMA**2), atol=0.1)
+    half = clean * (1 - SIGMA / spread)[:, None, None]
+    np.testing.assert_allclose(scene_in_change(half, given), 0.5, atol=0.1)
