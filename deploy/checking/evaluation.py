@@ -251,9 +251,11 @@ def shared_tasks(models: Sequence[Model], asked: tuple[str, ...] | None) -> tupl
     return asked or known
 
 
-def shared_scale(models: Sequence[Model]) -> float | None:
-    """What stands for 1.0 in integers, as the models tell it. Raises InputError where they tell several."""
+def shared_scale(models: Sequence[Model], asked: float | None) -> float | None:
+    """What stands for 1.0 in integers, as the models tell it. Raises InputError for several where none is asked for."""
     told = {model.scale: model.name for model in reversed(models) if model.scale is not None}
+    if len(told) > 1 and asked is not None:
+        return None
     if len(told) > 1:
         text = ", ".join(f"{scale:g} ({name})" for scale, name in reversed(told.items()))
         raise InputError("the models tell several scales", key="--scale", value=text, remedy="say which with --scale")

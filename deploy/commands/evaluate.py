@@ -100,7 +100,7 @@ def command(
         _refuse_file(folder)
         signature = first.measuring.signature
         centres = next((model.wavelengths for model in measured if model.wavelengths), None)
-        model_scale = shared_scale(measured) if scale is None else None
+        model_scale = shared_scale(measured, scale)
         wanted = cube_files.Wanted(
             signature.restored.bands, scale, model_scale, centres, layout, key, marks, signature.is_area
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.measuring import TASKS
 from deploy.checking import evaluation
 from deploy.reporting.evaluation_report import COLUMNS, CONTENDERS
+from export.networks import load_checkpoint, save_checkpoint
 from runtime.files import write_cube
 from runtime.restore import Restored
 from runtime.simulation.simulator import simulate_scene
@@ -295,6 +296,19 @@ def test_models_that_do_not_take_the_same_are_refused_by_name(
     refused("dfpir-tiny", "dpmambair-tiny", parts=("tasks of dfpir-tiny", "--tasks", "haze"))
     refused("damp-nano", tiny_checkpoint, "damp-nano", parts=("damp-nano", "given twice"))
     refused("damp-nano", "damp-tiny", "--tasks", "fog", parts=("unknown task", "fog", "damp-nano has noise"))
+
+
+def test_models_of_several_scales_need_one_said(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    other = save_checkpoint(load_checkpoint(str(tiny_checkpoint)), tmp_path / "other.safetensors", scale=1000)
+    given = ("evaluate", tiny_checkpoint, other, "--data", cubes, "--scenes", "digital", "--tasks", "bandloss")
+    done = invoke(capsys, *given, "--out", tmp_path / "out")
+    assert_failed(done, 2, "several scales", "65535 (tiny.safetensors), 1000 (other.safetensors)", "--scale")
+    done = invoke(capsys, *given, "--out", tmp_path / "out", "--scale", 65535, "--json")
+    assert done.code == 0, done.err
+    first, second = done.json["tasks"]["bandloss"]["models"].values()
+    assert first == second
 
 
 def test_one_model_is_told_where_a_classical_method_would_do(
