@@ -4,6 +4,7 @@ Whatever restores a cube is measured alike: a network in PyTorch, a bundle's eng
 the task and the scene's name, so that a scene's row does not depend on which other scenes were measured.
 """
 
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,16 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.baselines import baseline_of
+from calibration.degradations import lost
 from calibration.measuring import Measuring, bands_measured, fitting
 from calibration.quality import Quality, quality
-from runtime.arrays import Float32
+from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
 from runtime.prompts import Prompts
 
 Contenders = tuple[Quality | None, Quality | None, Quality]
 """Of the input, the classical method and the model."""
-Restore = Callable[[Float32, Prompts], tuple[Float32, Float32]]
-"""Cube [bands, lines, samples] -> restored cube and experts' weights [layers, experts], averaged over tiles."""
+Restore = Callable[[Float32, Prompts, Bools | None], tuple[Float32, Float32]]
+"""Cube [bands, lines, samples], prompts, and which of its elements are known to be missing, None where none can be ->
+restored cube and experts' weights [layers, experts], averaged over tiles."""
+
+
+@dataclass(frozen=True)
+class Restorer:
+    """What is measured.
+
+    Attributes:
+        name: of the model; empty where it is the only one.
+        restore: what restores.
+        measuring: how its frames come from the scenes.
+    """
+
+    name: str
+    restore: Restore
+    measuring: Measuring
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,8 @@ class Row:
         input, baseline, model: quality of the degraded cube and of both restored ones against the scene; None where
             what is measured is no such cube, or no classical method is known.
         routing: float32 [layers, experts], mean over tiles; zero where an expert was not chosen.
+        name: of the model.
+        seconds, baseline_seconds: of all cores together, that model and classical method took.
     """
 
     task: str
@@ -41,6 +61,9 @@ class Row:
     baseline: Quality | None
     model: Quality
     routing: Float32
+    name: str = ""
+    seconds: float = 0.0
+    baseline_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,23 +97,50 @@ def evaluate(
         CubeError: a scene cannot be degraded or restored.
         MachineError: the baselines' library is not installed.
     """
+    for (row,), (cubes,) in compared(scenes, (Restorer("", restore, measuring),), tasks=tasks, seed=seed):
+        yield row, cubes
+
+
+def compared(
+    scenes: Iterable[tuple[str, Float32]],
+    restorers: Sequence[Restorer],
+    *,
+    tasks: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Iterator[tuple[list[Row], list[Cubes]]]:
+    """The same of several that take the same scenes and tasks: the rows and cubes of a task and scene, one for each.
+
+    They are given the same degraded cube, which is degraded as the first has it alone, and are beside the same
+    restoration by the classical method.
+    """
+    first = restorers[0].measuring
     for name, scene in scenes:
-        truth = fitting(measuring.signature, scene)
-        for task in measuring.tasks if tasks is None else tasks:
-            rng = np.random.default_rng([seed, measuring.tasks.index(task), zlib.crc32(name.encode())])
-            degraded = measuring.measured(task, truth, rng)
+        truth = fitting(first.signature, scene)
+        for task in first.tasks if tasks is None else tasks:
+            rng = np.random.default_rng([seed, first.tasks.index(task), zlib.crc32(name.encode())])
+            degraded = first.measured(task, truth, rng)
             bands = bands_measured(task, degraded, truth)
-            baseline = baseline_of(measuring, task)
+            missing = lost(task, degraded) if first.measure is None else None
+            baseline = baseline_of(first, task)
+            begun = time.process_time()
             classical = None if baseline is None else baseline.restore(degraded)
-            restored, routing = restore(degraded, measuring.prompts.for_task(task))
-            if not np.isfinite(restored).all():
-                raise CubeError(
-                    f"the model's output after {task} is not finite", file=name, remedy="check the model's weights"
-                )
-            before = quality(degraded, truth, bands) if measuring.measure is None else None
+            taken = time.process_time() - begun
+            before = quality(degraded, truth, bands) if first.measure is None else None
             beside = None if classical is None else quality(classical, truth, bands)
-            row = Row(task, name, before, beside, quality(restored, truth, bands), routing)
-            yield row, Cubes(degraded, classical, restored, truth)
+            rows, cubes = [], []
+            for each in restorers:
+                prompts = each.measuring.prompts.for_task(task)
+                begun = time.process_time()
+                restored, routing = each.restore(degraded, prompts, missing)
+                seconds = time.process_time() - begun
+                if not np.isfinite(restored).all():
+                    raise CubeError(
+                        f"the model's output after {task} is not finite", file=name, remedy="check the model's weights"
+                    )
+                made = quality(restored, truth, bands)
+                rows.append(Row(task, name, before, beside, made, routing, each.name, seconds, taken))
+                cubes.append(Cubes(degraded, classical, restored, truth))
+            yield rows, cubes
 
 
 def mean_quality(figures: Sequence[Quality]) -> Quality:

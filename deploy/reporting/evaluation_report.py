@@ -46,7 +46,7 @@ def pictures_of(model: Model, found: Evaluated) -> Pictures:
     if rows[0].routing.size:
         files["experts.png"] = choices_plot(choices(rows), model.balances)
     cases = []
-    for task, (scene, cubes) in found.pictured.items():
+    for task, (scene, (cubes,)) in found.pictured.items():
         wavelengths = found.centres[scene]
         stretch = stretch_limits(cubes.truth, wavelengths)
         row = next(r for r in rows if r.task == task and r.scene == scene)
@@ -68,7 +68,7 @@ def pictures_of(model: Model, found: Evaluated) -> Pictures:
             for label, image in images.items()
         )
         cases.append(Case(f"{task}: {scene}", described, note))
-    task, (scene, cubes) = next(iter(found.pictured.items()))
+    task, (scene, (cubes,)) = next(iter(found.pictured.items()))
     series = {"degraded": cubes.degraded} if cubes.degraded.shape == cubes.truth.shape else {}
     series |= {"restored": cubes.restored, "truth": cubes.truth}
     files["spectra.png"] = spectra_plot(
@@ -83,24 +83,23 @@ def evaluation_page(
     scenes: Sequence[tuple[str, ...]],
     mean: Sequence[tuple[str, ...]],
     pictures: Pictures,
+    words: Sequence[str],
     line: str,
 ) -> Report:
     """The page of `deploy evaluate`.
 
     Args:
         scenes, mean: rows of `COLUMNS`, one for every task and scene, and one for every task.
+        words: what it comes to, sentences.
         line: the command that wrote it.
     """
     found = means(rows)
     scene_count = len({r.scene for r in rows})
     gains = [c.psnr - a.psnr for a, _, c in found.values() if a is not None]
-    rivals = {task: (b, c) for task, (_, b, c) in found.items() if b is not None}
-    behind = [task for task, (b, c) in rivals.items() if c.psnr <= b.psnr]
+    rivals = [b for _, b, _ in found.values() if b is not None]
     best = float(np.mean(gains)) if gains else float(np.mean([c.psnr for _, _, c in found.values()]))
     text = f"{best:{'+' if gains else ''}.1f} dB on average over {len(found)} tasks and {scene_count} scenes."
     detail = "Ahead of the classical method on all." if rivals else "No classical method is known for its tasks."
-    if behind:
-        detail = f"Behind the classical method on {', '.join(behind)}."
     means_table = Table(
         "Means over scenes",
         (COLUMNS[0], *COLUMNS[2:], "baseline"),
@@ -119,7 +118,7 @@ def evaluation_page(
     return Report(
         title=f"{model.name} on clean cubes",
         subtitle=model.about,
-        verdict=Verdict("unjudged", text, detail),
+        verdict=Verdict("unjudged", text, " ".join(words) or detail),
         cases=pictures.cases,
         plots=tuple(plots),
         tables=(means_table, Table("Every scene", COLUMNS, tuple(scenes))),
@@ -148,51 +147,74 @@ def gain_of(before: Quality | None, after: Quality | None) -> str:
     return "-" if before is None or after is None else f"{after.psnr - before.psnr:+.2f}"
 
 
-def write_evaluation(folder: Path, model: Model, found: Evaluated, line: str) -> None:
+def write_evaluation(folder: Path, model: Model, found: Evaluated, words: Sequence[str], line: str) -> None:
+    """Write evaluation.csv, .md, .html and the pictures of one model.
+
+    Args:
+        words: what it comes to, sentences.
+        line: the command that wrote it.
+    """
     rows = found.rows
     scenes = [cells((row.task, row.scene), (row.input, row.baseline, row.model)) for row in rows]
     mean = [cells((task, "mean"), figures) for task, figures in means(rows).items()]
     by_task = [row for last in mean for row in (*(r for r in scenes if r[0] == last[0]), last)]
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *by_task])
-    save_bytes(folder / "evaluation.csv", stream.getvalue().encode())
+    save_csv(folder, [COLUMNS, *by_task])
     pictures = pictures_of(model, found)
+    page = evaluation_page(model, rows, scenes, mean, pictures, words, line)
+    tables = {
+        "Means over scenes": ((COLUMNS[0], *COLUMNS[2:]), [(row[0], *row[2:]) for row in mean]),
+        "Every scene": (COLUMNS, scenes),
+    }
+    head = model.about or "Nothing is said of its training."
+    write_all(folder, pictures, page, markdown(model.name, (head, *words), line, model.part, tables, pictures))
+
+
+def save_csv(folder: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Write evaluation.csv."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    save_bytes(folder / "evaluation.csv", stream.getvalue().encode())
+
+
+def write_all(folder: Path, pictures: Pictures, page: Report, text: str) -> None:
+    """Write the pictures, evaluation.md and the page."""
     for name, png in pictures.files.items():
         save_bytes(folder / name, png)
-    save_bytes(folder / "evaluation.md", _markdown(model, scenes, mean, list(pictures.files), line).encode())
-    write_report(folder / "evaluation.html", evaluation_page(model, rows, scenes, mean, pictures, line))
+    save_bytes(folder / "evaluation.md", text.encode())
+    write_report(folder / "evaluation.html", page)
 
 
-def _markdown(
-    model: Model, scenes: list[tuple[str, ...]], mean: list[tuple[str, ...]], files: list[str], line: str
+def markdown(
+    title: str,
+    paragraphs: Sequence[str],
+    line: str,
+    part: str,
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
+    pictures: Pictures,
 ) -> str:
-    def lines(rows: list[tuple[str, ...]], columns: tuple[str, ...]) -> list[str]:
-        def escaped(cell: str) -> str:
-            return printable(cell).replace("|", "\\|")
+    """The Markdown beside the page: `tables` are {caption: (columns, rows)}."""
 
-        head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        return head + ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
+    def lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        def row_of(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |"
 
+        return [row_of(columns), "|" + "---|" * len(columns), *map(row_of, rows)]
+
+    head, *words = map(printable, paragraphs)
     return "\n".join(
         [
-            f"# {printable(model.name)}",
+            f"# {printable(title)}",
             "",
-            f"{printable(model.about) or 'Nothing is said of its training.'}",
+            head,
             "",
             f"    {printable(line)}",
             "",
             "PSNR in dB from the mean squared error over all elements, SAM in degrees; for bandloss over the lost "
-            f"bands. Judged are {model.part}.",
+            f"bands. Judged are {part}.",
             "",
-            "## Means over scenes",
-            "",
-            *lines([(row[0], *row[2:]) for row in mean], (COLUMNS[0], *COLUMNS[2:])),
-            "",
-            "## Every scene",
-            "",
-            *lines(scenes, COLUMNS),
-            "",
-            *(f"![{Path(name).stem}]({name})" for name in files),
+            *(piece for text in words for piece in (text, "")),
+            *(text for caption, table in tables.items() for text in (f"## {caption}", "", *lines(*table), "")),
+            *(f"![{Path(name).stem}]({name})" for name in pictures.files),
             "",
         ]
     )

@@ -64,12 +64,15 @@ def spectra_plot(
         return figure_png(figure)
 
 
-def band_psnr_plot(series: Mapping[str, ArrayLike], wavelengths: Sequence[float] | None = None) -> bytes:
+def band_psnr_plot(
+    series: Mapping[str, ArrayLike], wavelengths: Sequence[float] | None = None, *, figure_name: str = "PSNR"
+) -> bytes:
     """PSNR of every band, one line per label; PNG.
 
     Args:
         series: PSNR in dB [bands] by label, for example degraded, restored by PyTorch, restored by the engine.
         wavelengths: centre of every band in nm; None numbers the bands.
+        figure_name: what it is, where it is another ratio in dB.
 
     Raises:
         MachineError: matplotlib is not installed.
@@ -81,7 +84,7 @@ def band_psnr_plot(series: Mapping[str, ArrayLike], wavelengths: Sequence[float]
         for place, (label, values) in enumerate(figures.items()):
             _line(panels[0], across, values, place, label)
         panels[0].set_xlabel(along)
-        panels[0].set_ylabel("PSNR in dB, higher is better")
+        panels[0].set_ylabel(f"{figure_name} in dB, higher is better")
         _legend(figure, panels[0], list(figures))
         return figure_png(figure)
 

@@ -17,6 +17,7 @@ from calibration.degradations import DEGRADATIONS, TRAINING, UNSEEN
 from calibration.evaluation import evaluate, means
 from calibration.measuring import CLEAN, TASKS, Measuring, fitting
 from calibration.quality import psnr, quality
+from runtime.arrays import Bools
 from runtime.errors import CubeError
 from runtime.metrics import prompt_metrics
 from runtime.prompts import Prompts
@@ -129,7 +130,7 @@ def test_frames_that_lie_anywhere_leave_a_cube_as_it_is(size: tuple[int, int]) -
 # Evaluation
 
 
-def restored(shot: Float32, prompts: Prompts) -> tuple[Float32, Float32]:
+def restored(shot: Float32, prompts: Prompts, missing: Bools | None) -> tuple[Float32, Float32]:
     assert shot.shape == (MEASURED, *SIZE)
     return unmixed(shot), NO_ROUTING
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.measuring import TASKS
 from deploy.checking import evaluation
 from deploy.reporting.evaluation_report import COLUMNS, CONTENDERS
+from export.networks import load_checkpoint, save_checkpoint
 from runtime.files import write_cube
 from runtime.restore import Restored
 from runtime.simulation.simulator import simulate_scene
@@ -242,3 +243,79 @@ def test_experts_weights_are_averaged_over_tiles_and_groups_and_may_be_none() ->
     np.testing.assert_array_equal(mean({"routing": weights[0, 0]}), weights[0, 0])
     assert mean({"routing": np.zeros((2, 3, 0, 5), np.float32)}).shape == (0, 5)
     assert mean({}).shape == (0, 0)
+
+
+def test_several_models_stand_in_one_table(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tiny_bundle: Path, cubes: Path, tmp_path: Path
+) -> None:
+    given = ("--data", cubes, "--scenes", "floats,envi", "--tasks", "noise,inpaint")
+    models = ("damp-nano", tiny_checkpoint, tiny_bundle)
+    names = ["damp-nano", tiny_checkpoint.name, tiny_bundle.name]
+    done = invoke(capsys, "evaluate", *models, *given, "--out", tmp_path / "all", "--json")
+    assert done.code == 0, done.err
+    assert_finite(done.json)
+    assert list(done.json["models"]) == names and done.json["best"]["mean"] in names
+    alone = invoke(capsys, "evaluate", tiny_checkpoint, *given, "--out", tmp_path / "one", "--json").json
+    for task in ("noise", "inpaint"):
+        together = done.json["tasks"][task]
+        assert together["input"] == alone["tasks"][task]["input"]
+        assert together["baseline"] == alone["tasks"][task]["baseline"]
+        assert together["models"][tiny_checkpoint.name] == alone["tasks"][task]["model"]
+        best = max(names, key=lambda name: together["models"][name]["psnr"])
+        assert done.json["best"]["tasks"][task] == best
+        ahead = together["models"][best]["psnr"] - together["baseline"]["psnr"]
+        assert (task in done.json["classical"]) == (ahead <= 0.1)
+    with (tmp_path / "all" / "evaluation.csv").open() as file:
+        header, *rows = list(csv.reader(file))
+    assert header == ["task", "scene", "by", "PSNR", "gain", "SSIM", "SAM", "CPU s"]
+    by = ["input", "baseline", *names]
+    tasks = ("noise", "inpaint")
+    assert [row[:3] for row in rows] == [[t, s, who] for t in tasks for s in ("floats", "envi") for who in by]
+    assert all(float(row[-1]) > 0 for row in rows if row[2] in names)
+    text = (tmp_path / "all" / "evaluation.md").read_text()
+    page = (tmp_path / "all" / "evaluation.html").read_text()
+    # Inpainting by a network of random weights: the classical method is ahead.
+    for told in (text, page, done.err):
+        assert "Best in the mean: " in told and "linear interpolation over bands for inpaint" in told
+        assert "s of CPU per scene" in told
+    for name in ("gains.png", "spectra.png", "noise.png", "inpaint.png"):
+        assert f"]({name})" in text and (tmp_path / "all" / name).read_bytes().startswith(PNG)
+    assert "experts.png" not in text and page.count("data:image/png;base64") == 2 * 6 + 2
+
+
+def test_models_that_do_not_take_the_same_are_refused_by_name(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    def refused(*arguments: object, parts: tuple[str, ...]) -> None:
+        done = invoke(capsys, "evaluate", *arguments, "--data", cubes, "--out", tmp_path / "out")
+        assert_failed(done, 2, *parts)
+        assert not (tmp_path / "out").exists()
+
+    refused("damp-nano", "dpmambair-tiny", parts=("dpmambair-tiny", "photographs beside cubes", "a call of its own"))
+    refused("damp-nano", "mst-tiny", parts=("mst-tiny", "coded frames beside cubes"))
+    refused("dfpir-tiny", "dpmambair-tiny", parts=("tasks of dfpir-tiny", "--tasks", "haze"))
+    refused("damp-nano", tiny_checkpoint, "damp-nano", parts=("damp-nano", "given twice"))
+    refused("damp-nano", "damp-tiny", "--tasks", "fog", parts=("unknown task", "fog", "damp-nano has noise"))
+
+
+def test_models_of_several_scales_need_one_said(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    other = save_checkpoint(load_checkpoint(str(tiny_checkpoint)), tmp_path / "other.safetensors", scale=1000)
+    given = ("evaluate", tiny_checkpoint, other, "--data", cubes, "--scenes", "digital", "--tasks", "bandloss")
+    done = invoke(capsys, *given, "--out", tmp_path / "out")
+    assert_failed(done, 2, "several scales", "65535 (tiny.safetensors), 1000 (other.safetensors)", "--scale")
+    done = invoke(capsys, *given, "--out", tmp_path / "out", "--scale", 65535, "--json")
+    assert done.code == 0, done.err
+    first, second = done.json["tasks"]["bandloss"]["models"].values()
+    assert first == second
+
+
+def test_one_model_is_told_where_a_classical_method_would_do(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    arguments = ("--data", cubes, "--scenes", "floats", "--tasks", "bandloss", "--out", tmp_path)
+    done = invoke(capsys, "evaluate", tiny_checkpoint, *arguments)
+    assert done.code == 0 and "Best" not in done.out
+    for told in (done.out, (tmp_path / "evaluation.md").read_text(), (tmp_path / "evaluation.html").read_text()):
+        assert "use linear interpolation over bands for bandloss" in told
