@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
-from scipy.ndimage import distance_transform_edt
 
 from runtime.arrays import Bools, Float32
 
@@ -43,6 +41,8 @@ def filled(frame: Float32, missing: Bools, wavelengths: Sequence[float] | None =
     values = np.where(known, frame.reshape(pixels.shape), np.float32(0))[np.ix_(bands, seen)]
     pixels[np.ix_(bands, seen)] = _completed(values, known[np.ix_(bands, seen)])
     if not seen.all():
+        from scipy.ndimage import distance_transform_edt
+
         nearest = distance_transform_edt(~seen.reshape(frame.shape[1:]), return_distances=False, return_indices=True)
         pixels = pixels[:, np.ravel_multi_index(tuple(nearest), frame.shape[1:]).ravel()]
     lost = np.setdiff1d(np.arange(len(frame)), bands)
@@ -59,6 +59,8 @@ def _places(bands: int, wavelengths: Sequence[float] | None) -> np.ndarray:
 
 def _between(values: Float32, bands: np.ndarray, lost: np.ndarray, places: np.ndarray) -> Float32:
     """Bands `lost` at `places` from `values` [len(bands), pixels]."""
+    from scipy.interpolate import PchipInterpolator
+
     if len(bands) == 1:
         return np.repeat(values, len(lost), axis=0)
     at = np.clip(places[lost], places[bands[0]], places[bands[-1]])

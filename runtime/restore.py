@@ -1,13 +1,14 @@
 """Restore a cube of any size with anything that restores a frame."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Float32
+from .arrays import Bools, Float32
 from .errors import CubeError
+from .filling import filled
 from .meaning import Meaning
 from .plausible import Range, implausible
 from .prompts import Given, MetricsBy, Prompts, given_prompts
@@ -72,6 +73,8 @@ def restore_cube(
     given: Given | None = None,
     progress: Progress | None = None,
     known: Range | None = None,
+    missing: Bools | None = None,
+    wavelengths: Sequence[float] | None = None,
 ) -> Restored:
     """Restore a float cube: prompts once per band group, frames with overlap, smooth blending.
 
@@ -85,6 +88,9 @@ def restore_cube(
         given: prompts to use in place of those, see `given_prompts`.
         progress: called with (frames done, frames in all).
         known: range of values that the network is known to give.
+        missing: bool [bands, lines, samples], what is made up of each frame before a network that `fills` sees it;
+            metrics are of the cube as it is, zero there.
+        wavelengths: of the bands in nm, by which bands are made up.
 
     Raises:
         CubeError: the cube or the prompts cannot be used.
@@ -113,6 +119,10 @@ def restore_cube(
         joined = out[start : start + restored.bands]
         for tile, share in plan.tiles:
             frame = plan.tiling.cut(part, tile)
+            if missing is not None and signature.fills:
+                bands = slice(start, start + measured.bands)
+                holes = plan.tiling.cut(missing[bands], tile)[0] > 0
+                frame = filled(frame[0], holes, wavelengths and wavelengths[bands])[None]
             made = infer({measured.name: frame, **feeds})
             odd = implausible(frame[0], made[restored.name][0], alike=signature.alike, known=known)
             suspect[odd] = suspect.get(odd, 0) + 1

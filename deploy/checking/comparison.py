@@ -11,6 +11,7 @@ import onnx
 
 from calibration import agreement
 from calibration.agreement import Cost, Routing
+from calibration.degradations import lost
 from calibration.evaluation import known_mean, mean_quality
 from calibration.half_arithmetic import half_arithmetic
 from calibration.measuring import bands_measured, fitting
@@ -397,7 +398,8 @@ def _by_all(bundle: Bundle, ways: dict[str, _Way], degraded: Float32, task: str)
 
 def _restored(cube: Float32, way: _Way, task: str) -> Restored:
     prompts = way.prompts.for_task(task)
-    return restore_cube(cube, way.infer, way.signature, overlap=way.overlap, prompts=prompts)
+    holes = lost(task, cube) if way.signature.fills else None
+    return restore_cube(cube, way.infer, way.signature, overlap=way.overlap, prompts=prompts, missing=holes)
 
 
 def _metrics_apart(bundle: Bundle, degraded: Float32) -> dict[str, float]:

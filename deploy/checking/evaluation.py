@@ -102,9 +102,10 @@ def opened(model: str, options: Mapping[str, Any], size: Mapping[str, int] | Non
         way: Measuring = Measuring(bundle.prompts, tasks, architecture.measure, bundle.instrument)
 
         def restore(cube: Float32, prompts: Prompts, missing: Bools | None) -> tuple[Float32, Float32]:
-            # In the unit range, and damaged by us: nothing of it is missing.
+            # In the unit range, and damaged by us.
+            infer, overlap = bundle.engine.infer, m.overlap
             return _mean_routing(
-                restore_cube(cube, bundle.engine.infer, m.signature, overlap=m.overlap, prompts=prompts)
+                restore_cube(cube, infer, m.signature, overlap=overlap, prompts=prompts, missing=missing)
             )
 
         centres = tuple(m.wavelengths) if m.wavelengths else None
@@ -127,7 +128,10 @@ def _from_checkpoint(name: str, options: Mapping[str, Any], size: Mapping[str, i
         engine = TorchEngine(net, *own)
         alone = way.signature.tiling == "fixed" or (lines <= own[0] and samples <= own[1])
         overlap = 0 if alone else min(FRAME_OVERLAP, min(own) // 2)
-        return _mean_routing(restore_cube(cube, engine.infer, engine.signature, overlap=overlap, prompts=prompts))
+        infer, signature = engine.infer, engine.signature
+        return _mean_routing(
+            restore_cube(cube, infer, signature, overlap=overlap, prompts=prompts, missing=missing)
+        )
 
     shares = architecture.routing.balances(net.module) if architecture.routing else None
     return Model(name, facts.about, restore, way, facts.scale, net.wavelengths or None, shares)
