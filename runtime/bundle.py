@@ -142,8 +142,11 @@ class Bundle(Closing):
             meaning = self.meaning(array, asked=Asked(scale, marks))
             for doubt in meaning.doubts:
                 warnings.warn(doubt, stacklevel=2)
+        holes = None
+        if m.signature.fills:
+            meaning, holes = meaning.holed(array)
         restored = restore_cube(
-            meaning.unit(array),
+            meaning.unit(array, holes),
             self.engine.infer,
             m.signature,
             overlap=m.overlap,
@@ -151,6 +154,8 @@ class Bundle(Closing):
             given=prompts,
             progress=progress,
             known=self.restored_range,
+            missing=None if holes is None else meaning.ordered(holes),
+            wavelengths=meaning.centres,
         )
         used = None if meaning.scale_from is None else meaning.conversion.scale
         told = replace(
@@ -159,6 +164,7 @@ class Bundle(Closing):
             meaning=meaning,
             unit=unit or not m.signature.alike,
             missing=int(meaning.missing.sum()),
+            made_up=0 if holes is None else int(holes.sum() - len(meaning.bad) * meaning.missing.size),
         )
         made = np.asarray(restored.cube, np.float32)
         if not m.signature.alike:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from runtime.arrays import Bools, Float32
+from runtime.tiles import Tile, Tiling
 
 RANK, ROUNDS = 6, 4
 """Spectra of a frame vary in about so many ways, and are found in so many rounds: the best of 4 to 12 and 2 to 8 by
@@ -49,6 +50,24 @@ def filled(frame: Float32, missing: Bools, wavelengths: Sequence[float] | None =
     if len(lost):
         pixels[lost] = _between(pixels[bands], bands, lost, _places(len(frame), wavelengths))
     return pixels.reshape(frame.shape)
+
+
+def frame_of(
+    cube: Float32, bands: slice, tile: Tile, tiling: Tiling, missing: Bools | None, wavelengths: Sequence[float] | None
+) -> Float32:
+    """A frame [1, bands, lines, samples] cut out of a cube, with what is `missing` of it filled.
+
+    Args:
+        cube: float32 [bands, lines, samples].
+        bands, tile, tiling: what is cut.
+        missing: bool [bands, lines, samples]; None for nothing.
+        wavelengths: of the cube's bands in nm, where somebody knows.
+    """
+    frame = tiling.cut(cube[bands], tile)
+    if missing is None:
+        return frame
+    holes = tiling.cut(missing[bands].astype(np.float32), tile)[0] > 0
+    return filled(frame[0], holes, None if wavelengths is None else wavelengths[bands])[None]
 
 
 def _places(bands: int, wavelengths: Sequence[float] | None) -> np.ndarray:

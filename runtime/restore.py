@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .arrays import Bools, Float32
 from .errors import CubeError
-from .filling import filled
+from .filling import frame_of
 from .meaning import Meaning
 from .plausible import Range, implausible
 from .prompts import Given, MetricsBy, Prompts, given_prompts
@@ -34,6 +34,7 @@ class Restored:
         saturated: values that the input's integer type cannot hold and that were set to its limit.
         unit: the cube is float32 in the unit range, whatever the input was.
         missing: pixels that are marked as missing in some band and stay as they are.
+        made_up: elements that were missing, and are restored of what a network that `fills` was given in their place.
         moved: restored values that happened to equal a mark and were set to the number next to it.
         meaning: of the input's numbers; None where it was in the unit range already.
         suspect: what is odd about frames that came out, in words, see `runtime.plausible`; the first of each kind.
@@ -48,6 +49,7 @@ class Restored:
     saturated: int = 0
     unit: bool = False
     missing: int = 0
+    made_up: int = 0
     moved: int = 0
     meaning: Meaning | None = None
     suspect: tuple[str, ...] = ()
@@ -96,6 +98,8 @@ def restore_cube(
         CubeError: the cube or the prompts cannot be used.
     """
     check_fits(cube.shape, signature)
+    if not signature.fills:
+        missing = None
     if not all(np.isfinite(band).all() for band in cube):
         bad = ~np.isfinite(cube)
         raise CubeError(
@@ -118,11 +122,7 @@ def restore_cube(
         feeds = own if whole else {**prompts(part), **own}
         joined = out[start : start + restored.bands]
         for tile, share in plan.tiles:
-            frame = plan.tiling.cut(part, tile)
-            if missing is not None and signature.fills:
-                bands = slice(start, start + measured.bands)
-                holes = plan.tiling.cut(missing[bands], tile)[0] > 0
-                frame = filled(frame[0], holes, wavelengths and wavelengths[bands])[None]
+            frame = frame_of(cube, slice(start, start + measured.bands), tile, plan.tiling, missing, wavelengths)
             made = infer({measured.name: frame, **feeds})
             odd = implausible(frame[0], made[restored.name][0], alike=signature.alike, known=known)
             suspect[odd] = suspect.get(odd, 0) + 1

@@ -129,9 +129,7 @@ def _from_checkpoint(name: str, options: Mapping[str, Any], size: Mapping[str, i
         alone = way.signature.tiling == "fixed" or (lines <= own[0] and samples <= own[1])
         overlap = 0 if alone else min(FRAME_OVERLAP, min(own) // 2)
         infer, signature = engine.infer, engine.signature
-        return _mean_routing(
-            restore_cube(cube, infer, signature, overlap=overlap, prompts=prompts, missing=missing)
-        )
+        return _mean_routing(restore_cube(cube, infer, signature, overlap=overlap, prompts=prompts, missing=missing))
 
     shares = architecture.routing.balances(net.module) if architecture.routing else None
     return Model(name, facts.about, restore, way, facts.scale, net.wavelengths or None, shares)

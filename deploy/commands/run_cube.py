@@ -155,6 +155,8 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
     console.say(f"restored    {restored.frames} frame{'s' * (restored.frames != 1)} in {seconds:.2f} s{by}")
     if restored.missing:
         console.say(f"missing     {restored.missing} pixels are missing and stay as they are")
+    if restored.made_up:
+        console.say(f"made up     {restored.made_up} values that were missing are restored from those beside them")
     if restored.moved:
         console.warn(
             f"{restored.moved} restored values equalled a mark of missing pixels and were set to the number next to it"
@@ -177,6 +179,7 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
         "prompt": chosen_prompt,
         "experts": chosen_experts(manifest.signature, restored),
         "missing_pixels": restored.missing,
+        "made_up": restored.made_up,
         "bad_bands": {band + 1: why for band, why in meaning.bad.items()},
         "doubts": list(meaning.doubts),
         "suspect": list(restored.suspect),

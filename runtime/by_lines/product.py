@@ -35,9 +35,11 @@ def judged(manifest: Manifest, reader: CubeReader, asked: Asked, progress: Progr
     found = survey(reader, partial(meaning_for, manifest), asked, progress)
     bands, described = manifest.signature.measured.bands, reader.description
     doubt = words.axis_doubt(described.shape, bands, described.stated.axes)
-    if doubt is None:
-        return found
-    return replace(found, meaning=replace(found.meaning, doubts=(*found.meaning.doubts, doubt)))
+    if doubt is not None:
+        found = replace(found, meaning=replace(found.meaning, doubts=(*found.meaning.doubts, doubt)))
+    if manifest.signature.fills:
+        found = replace(found, meaning=found.meaning.without_lost(), fills=True)
+    return found
 
 
 def restore_product(
@@ -136,7 +138,8 @@ def _of_scene(bundle: Bundle, reader: CubeReader, found: Survey) -> Given:
     for start in range(0, lines, height):
         stop = min(start + height, lines)
         numbers = reader.read_lines(start, stop)
-        cube[:, start:stop] = found.of_lines(numbers, reader.missing(start, stop)).unit(numbers)
+        meaning, holes = found.of_lines(numbers, reader.missing(start, stop))
+        cube[:, start:stop] = meaning.unit(numbers, holes)
     groups = frame_plan(description.shape, signature, bundle.manifest.overlap).groups
     return tuple(bundle.prompts(cube[at : at + signature.measured.bands]) for at, _ in groups)
 

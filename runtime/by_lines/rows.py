@@ -14,6 +14,7 @@ from runtime.arrays import Bools, Float32
 from runtime.bundle import Bundle
 from runtime.by_lines.survey import Survey
 from runtime.errors import CubeError
+from runtime.filling import frame_of
 from runtime.plausible import implausible
 from runtime.products.contract import CubeReader, Quality, Seen
 from runtime.tiles import FramePlan, Tile, frame_plan, shares
@@ -144,8 +145,9 @@ def _restore_row(
 ) -> Row:
     """Add the frames of a row to the window."""
     signature = bundle.manifest.signature
-    meaning = survey.of_lines(window.numbers, window.masked)
-    cube = meaning.unit(window.numbers)
+    meaning, holes = survey.of_lines(window.numbers, window.masked)
+    cube = meaning.unit(window.numbers, holes)
+    holes = None if holes is None else meaning.ordered(holes)
     tiles = [(tile, _across(part) * share[:, None]) for tile, part in plan.tiles]
     try:
         if meaning.missing.all():
@@ -161,13 +163,14 @@ def _restore_row(
     frames, experts, odd = 0, dict[int, int](), dict[str, int]()
     weights = np.zeros((len(tiles), 0))
     for (at, of_group), own in zip(plan.groups, feeds, strict=True):
-        part = cube[at : at + signature.measured.bands]
+        bands = slice(at, at + signature.measured.bands)
+        part = cube[bands]
         joined = window.made[at : at + signature.restored.bands]
         for number, (tile, of_tile) in enumerate(tiles):
             if _area(meaning.missing, tile).all():
                 _area(joined, tile)[...] += _area(part, tile) * of_tile * of_group
                 continue
-            frame = plan.tiling.cut(part, tile)
+            frame = frame_of(cube, bands, tile, plan.tiling, holes, meaning.centres)
             made = bundle.engine.infer({signature.measured.name: frame, **own})
             out, frames = made[signature.restored.name][0], frames + 1
             why = implausible(frame[0], out, alike=True, known=bundle.restored_range)
@@ -209,7 +212,7 @@ def _finished(survey: Survey, window: _Window, low: int, high: int, *, clip: boo
     """Lines that no later row adds to."""
     inner = slice(low - window.start, high - window.start)
     numbers = window.numbers[:, inner]
-    meaning = survey.of_lines(numbers, None if window.masked is None else window.masked[inner])
+    meaning, _ = survey.of_lines(numbers, None if window.masked is None else window.masked[inner])
     out, saturated, moved = meaning.given_back(window.made[:, inner], numbers, clip=clip, unit=unit)
     restored = window.restored[inner]
     passed = ~restored

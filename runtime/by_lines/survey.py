@@ -42,14 +42,21 @@ class Survey:
     Attributes:
         meaning: of its numbers; its `missing` is empty, see `of_lines`.
         missing: pixels that are missing, in all.
+        fills: the network is to be given no holes.
     """
 
     meaning: Meaning
     missing: int
+    fills: bool = False
 
-    def of_lines(self, numbers: NDArray[Any], masked: Bools | None) -> Meaning:
-        """The meaning of some lines [bands, n, samples], of which the product masks some pixels [n, samples]."""
-        return replace(self.meaning, missing=missing_in(numbers, self.meaning, masked))
+    def of_lines(self, numbers: NDArray[Any], masked: Bools | None) -> tuple[Meaning, Bools | None]:
+        """The meaning of some lines [bands, n, samples], of which the product masks some pixels [n, samples].
+
+        Beside it holes that are to be filled, see `Meaning.holed`; None where none are.
+        """
+        if self.fills:
+            return self.meaning.holed(numbers, masked)
+        return replace(self.meaning, missing=missing_in(numbers, self.meaning, masked)), None
 
 
 def missing_in(numbers: NDArray[Any], meaning: Meaning, masked: Bools | None) -> Bools:

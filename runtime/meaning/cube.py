@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from runtime.meaning.numbers import BRIGHTEST, Asked, Known, Values, by_brightes
 from runtime.scaling import Conversion, next_to
 from runtime.stated import NOTHING, Stated
 
+Number = TypeVar("Number", bound=np.generic)
 BLOCK = 1 << 18
 """Numbers that are converted at a time: what they take on their way does not grow with the cube."""
 
@@ -37,6 +38,7 @@ class Meaning:
         wavelengths: nm, None where nobody tells them.
         order: bands in the order in which the network sees them; None for their own.
         fills: float32 [bands], what the network sees in missing pixels; None for the mean of the others.
+        lost: {band, from 0: why} of bad ones that are made up, see `holed`.
         notes: what was made of it, for people.
         doubts: what a person should read before trusting the result.
     """
@@ -49,31 +51,77 @@ class Meaning:
     wavelengths: tuple[float, ...] | None
     order: tuple[int, ...] | None = None
     fills: Float32 | None = None
+    lost: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
-    def unit(self, cube: NDArray[Any]) -> Float32:
+    def holed(self, cube: NDArray[Any], masked: Bools | None = None) -> "tuple[Meaning, Bools]":
+        """The meaning to a network that is to be given no holes, and where these are.
+
+        Pixels stay missing that are masked or of which nothing is known, bands stay bad that their file calls so.
+
+        Args:
+            cube: [bands, lines, samples].
+            masked: bool [lines, samples], pixels that are missing whatever they hold.
+
+        Returns:
+            (the other meaning, bool [bands, lines, samples]: what no value stands for, bad bands throughout).
+        """
+        holes = np.zeros(cube.shape, np.bool_)
+        gone = np.ones(cube.shape[1:], np.bool_)
+        unseen = {**self.bad, **self.lost}
+        for number, band in enumerate(cube):
+            if number not in unseen:
+                holes[number] = marked(band, self.marks)
+                gone &= holes[number]
+        if masked is not None:
+            gone |= masked
+        holes &= ~gone
+        holes[list(unseen)] = True
+        return replace(self.without_lost(), missing=gone), holes
+
+    def without_lost(self) -> "Meaning":
+        """The same, where of bad bands only those stay bad that their file calls so, and the others are lost."""
+        unseen = {**self.bad, **self.lost}
+        told = {band: why for band, why in unseen.items() if why == LISTED}
+        return replace(self, bad=told, lost={band: why for band, why in unseen.items() if band not in told})
+
+    def unit(self, cube: NDArray[Any], holes: Bools | None = None) -> Float32:
         """What the network sees of a cube [bands, lines, samples]: float32 in the unit range, nothing missing in it.
 
         Missing pixels hold the mean of the others, band by band; bad bands lie on a line over wavelength through the
         good ones beside them. Bands are in the network's `order`.
+
+        Args:
+            cube: the cube.
+            holes: from `holed`; they hold zero, except in bands that stay bad.
         """
-        unit = self.conversion.to_unit(cube)
-        if self.missing.any():
-            there = ~self.missing
-            for number, band in enumerate(unit):
-                if number not in self.bad:
-                    band[self.missing] = (
-                        band[there].mean(dtype=np.float64) if self.fills is None else self.fills[number]
-                    )
-        if self.order is None:
-            bridged(unit, self.bad, self.wavelengths)
-            return unit
-        assert self.wavelengths is not None, "they made the order"
-        seen = unit[list(self.order)]
-        bad = {place for place, number in enumerate(self.order) if number in self.bad}
-        bridged(seen, bad, [self.wavelengths[number] for number in self.order])
+        unit, unseen = self.conversion.to_unit(cube), {*self.bad, *self.lost}
+        some, fills = self.missing.any(), self.fills
+        for number, band in enumerate(unit):
+            if number in unseen:
+                continue
+            if holes is not None:
+                band[holes[number]] = 0
+            if some and fills is None:
+                there = ~self.missing if holes is None else ~(self.missing | holes[number])
+                band[self.missing] = band[there].mean(dtype=np.float64) if there.any() else 0
+            elif some and fills is not None:
+                band[self.missing] = fills[number]
+        seen, places = self.ordered(unit), self.order or range(len(unit))
+        bridged(seen, {place for place, number in enumerate(places) if number in unseen}, self.centres)
+        seen[[place for place, number in enumerate(places) if number in self.lost]] = 0
         return seen
+
+    def ordered(self, array: NDArray[Number]) -> NDArray[Number]:
+        """An array [bands, ...] as the network sees its bands."""
+        return array if self.order is None else array[list(self.order)]
+
+    @property
+    def centres(self) -> tuple[float, ...] | None:
+        """Wavelengths of the bands as the network sees them."""
+        told = self.wavelengths
+        return told if told is None or self.order is None else tuple(told[number] for number in self.order)
 
     def given_back(
         self, restored: Float32, source: NDArray[Any], *, clip: bool, unit: bool, in_place: bool = False
