@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
+from runtime.filling import filled
 from runtime.lines import UNFIT, Flag, Line, LineFormat
 from runtime.meaning import words
 from runtime.meaning.bands import FULL, bridged
@@ -105,11 +106,13 @@ class Space:
     Attributes:
         unit: float32 [bands, lines, samples] in the unit range.
         missing: bool likewise: which of them draw on a mark.
+        holes: bool likewise: which were made up; None where the network is given holes.
     """
 
-    def __init__(self, bands: int, lines: int, samples: int) -> None:
+    def __init__(self, bands: int, lines: int, samples: int, *, fills: bool = False) -> None:
         self.unit = np.zeros((bands, lines, samples), np.float32)
         self.missing = np.zeros((bands, lines, samples), np.bool_)
+        self.holes = np.zeros((bands, lines, samples), np.bool_) if fills else None
         # Written once, so that the memory is there before the first frame comes.
         self.unit.fill(0)
         self.missing.fill(False)
@@ -197,7 +200,7 @@ class Preparer:
 
     def space(self) -> Space:
         """Memory for one frame."""
-        return Space(*self._shape)
+        return Space(*self._shape, fills=self._facts.signature.fills)
 
     @contextmanager
     def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
@@ -263,10 +266,14 @@ class Preparer:
             if not self.passes_through:
                 raise self._not_whole(len(fit))
             return self._passed(frame, space, kept, bad, doubts, began)
-        self._bridge(space.unit, fit, count)
         unit, bands = space.unit[:, :count], np.flatnonzero(bad)
-        came = unit[bad]
-        bridged(unit, bands, self._centres)
+        if space.holes is not None:
+            bad, came = self._make_up(space, bad, fit, count)
+            self._bridge(came, fit, count)
+        self._bridge(space.unit, fit, count)
+        if space.holes is None:
+            came = unit[bad]
+            bridged(unit, bands, self._centres)
         if ends is None or missing or len(fit) < count or len(bands):
             ends = unit.min(axis=(1, 2)), unit.max(axis=(1, 2))
         if not np.isfinite(ends).all():
@@ -279,20 +286,25 @@ class Preparer:
         for start, _ in self.plan.groups:
             if abandoned():
                 raise AbandonedError
-            feeds.append(self._feeds(unit[start : start + self._facts.signature.measured.bands]))
+            feeds.append(self._feeds(space, start, count))
         return Prepared(
             frame, space, taken, unfit if self.passes_through else np.zeros_like(unfit), kept, bad, came, ends, feeds,
             self.prompts, bool(self.marks), self.mark, doubts,
             {"radiometry": then - began, "metrics": time.monotonic() - then}, self.mended,
         )  # fmt: skip
 
-    def feeds(self, part: Float32, waiting: Callable[[], None]) -> dict[str, Float32]:
-        """Prompts of a band group [bands, lines, samples], made anew."""
+    def feeds(self, space: Space, start: int, count: int, waiting: Callable[[], None]) -> dict[str, Float32]:
+        """Prompts of the band group from `start` of a frame of so many lines, made anew."""
         with self.alone(waiting):
-            return self._feeds(part)
+            return self._feeds(space, start, count)
 
-    def _feeds(self, part: Float32) -> dict[str, Float32]:
-        signature, made = self._facts.signature, self.prompts(part)
+    def _feeds(self, space: Space, start: int, count: int) -> dict[str, Float32]:
+        signature = self._facts.signature
+        bands = slice(start, start + signature.measured.bands)
+        part = space.unit[bands, :count]
+        if space.holes is not None and space.holes[bands, :count].any():
+            part = np.where(space.holes[bands, :count], np.float32(0), part)
+        made = self.prompts(part)
         for prompt in (signature.metrics, signature.embedding):
             # A graph writes the next frame's where it wrote these.
             if prompt is not None:
@@ -372,16 +384,43 @@ class Preparer:
         return kept, bad, doubts, ends
 
     def _without_missing(self, came: Sequence[tuple[int, Slot]], space: Space, good: Bools) -> list[Kept]:
-        """Put means of each line in the place of its missing pixels; returns what these held."""
-        kept = []
+        """Put means of each line in the place of its missing pixels; returns what these held.
+
+        A pixel is missing where a value of it is; where the network is given no holes, where all of them are.
+        """
+        kept, fills = [], space.holes is not None
         for place, _ in came:
-            out, missing = space.unit[:, place], space.missing[good, place].any(axis=0)
+            out, marks = space.unit[:, place], space.missing[:, place]
+            missing = marks[good].all(axis=0) if fills else marks[good].any(axis=0)
             if missing.any():
                 whole = bool(missing.all())
                 kept.append(Kept(place, np.broadcast_to(missing, out.shape), out.copy(), whole))
-                if not whole:
+                if not whole and not fills:
                     out[:, missing] = out[:, ~missing].mean(axis=1, keepdims=True)
+            if fills:
+                out[marks] = 0
         return kept
+
+    def _make_up(self, space: Space, bad: Bools, fit: NDArray[np.intp], count: int) -> tuple[Bools, Float32]:
+        """Fill what is missing of the lines that are fit.
+
+        Returns:
+            (bands that stay bad since somebody lists them, what they held).
+        """
+        assert space.holes is not None, "the network is given no holes"
+        unit, missing, holes = space.unit[:, :count], space.missing[:, :count], space.holes[:, :count]
+        listed = self._listed & bad
+        came = unit[listed].copy()
+        np.copyto(holes, missing)
+        holes[bad] = True
+        if holes.any():
+            lines = slice(None) if len(fit) == count else fit
+            unit[:, lines] = filled(unit[:, lines], holes[:, lines], self._centres)
+            gone = missing[~bad].all(axis=0)
+            missing[:] = gone
+            holes &= ~gone
+            holes[listed] = False
+        return listed, came
 
     def _develop(self, image: Line, came: Sequence[tuple[int, Slot]], space: Space) -> None:
         """Radiometry of a frame of an area detector. Raises CubeError where its numbers are none to restore from."""

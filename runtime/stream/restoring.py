@@ -165,7 +165,7 @@ class FrameRestorer:
             part = prepared.space.unit[start : start + measured.bands]
             if prepared.prompts is not self._prompts:
                 # What made them was found to be wrong since, or is closed.
-                feeds = self.preparer.feeds(part[:, :count], alive)
+                feeds = self.preparer.feeds(prepared.space, start, count, alive)
             if signature.metrics is not None:
                 every.append(feeds[signature.metrics.name][0])
             for tile, share in self._plan.tiles:
