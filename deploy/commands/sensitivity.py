@@ -64,8 +64,8 @@ def command(
     """
     from export import networks
     from export import onnx as exporting
-    from runtime.durable import write_bytes
     from export.targets import find_target
+    from runtime.durable import write_bytes
 
     from ..building.calibration_frames import open_calibration
     from ..building.sensitivity import fp16_costs, int8_costs
