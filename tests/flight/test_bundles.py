@@ -61,7 +61,7 @@ def test_the_golden_frames_come_out_as_they_were_recorded(
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_a_cube_is_restored_in_every_engine(bundle: Path, engine: str) -> None:
     with opened(bundle, engine) as flown:
-        signature, precision = flown.signature, flown.choice.precision
+        signature, precision = flown.manifest.signature, flown.choice.precision
         cube = cube_for(signature)
         restored: NDArray[Any] = flown.restore(cube, unit=True).cube
     assert np.isfinite(restored).all()
