@@ -140,7 +140,7 @@ def test_where_nothing_fits_max_drop_auto_goes_without_int8_and_says_so(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A limit that no score can hold: to lose nothing is possible by chance.
-    monkeypatch.setattr("calibration.sensitivity.MaxDrop.held_by", lambda *_: False)
+    monkeypatch.setattr("calibration.sensitivity.MaxDrop.missed_by", lambda *_: ["everything"])
     done = built(capsys, small_checkpoint, tmp_path / "bundle", LOOSE, "--calibration", cubes, precision="auto")
     assert done.code == 0 and done.json["precision"]["chosen"] == "fp32", done.err
     assert "int8 is out: nothing of this network can run in int8" in done.json["precision"]["why"]
