@@ -22,7 +22,7 @@ from runtime.errors import MachineError
 
 from .quantized import LEVELS
 
-Feeds = Mapping[str, Float32]
+Feeds = Mapping[str, NDArray[Any]]
 Counts = NDArray[np.int64]
 
 BINS = 4096

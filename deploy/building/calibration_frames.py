@@ -101,7 +101,7 @@ def cases(net: Network, frames: CalibrationSet, origins: Sequence[Origin], kept:
             made = {**given, MARGINS: margins}
             if file is not None:
                 with replacing(file) as temporary, temporary.open("wb") as stream:
-                    np.savez(stream, **made)
+                    np.savez(stream, **made)  # type: ignore[arg-type]
         yield agreement.case_of(sample, made, made[MARGINS], signature)
 
 

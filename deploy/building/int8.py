@@ -31,7 +31,7 @@ from ..config import Config
 from ..config.sections import GatesSection
 from ..reporting.precision_plots import pareto_plot
 from .calibration_frames import cases
-from .int8_ranges import Experts, ranges_of
+from .int8_ranges import Experts, evened, ranges_of
 from .scores import ScoreBook, figures_of
 
 DEAR_DB = 0.02
@@ -154,6 +154,7 @@ def calibrate(
         f"calibrates {len(whole.fit)} frames choose ranges, {len(whole.judge)} frames of "
         f"{len({o.cube for o in whole.judge})} other cubes judge; {len(groups)} groups of layers may run in int8"
     )
+    graph, ranked = evened(net, graph, ranked, every, frames, work)
     by_method, experts = ranges_of(net, graph, every, whole, work)
     kept = work / "frames"
     with console.progress("asking PyTorch") as moved:

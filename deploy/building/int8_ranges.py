@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
 
-from calibration import modelopt, steering
+from calibration import equalising, modelopt, steering
 from calibration import ranges as ranging
 from calibration.dataset import CalibrationSet
 from calibration.quantized import taken
@@ -16,13 +17,35 @@ from calibration.ranges import Feeds
 from export.networks import Network
 from export.onnx import Probe
 from runtime.arrays import Float32
-from runtime.durable import write_bytes
+from runtime.durable import replacing, write_bytes
 
 from .. import console
 
 DETOURS = 3
 """Frames that are steered towards each expert that no frame chose by itself."""
-RANGES = "ranges.json"
+RANGES, PEAKS, DIGEST = "ranges.json", "peaks.npz", "digest"
+
+
+def evened(
+    net: Network, graph: bytes, ranked: bytes, every: frozenset[str], frames: CalibrationSet, work: Path
+) -> tuple[bytes, bytes]:
+    """Both graphs with the channels of what their products take made alike, as the frames that choose ranges say."""
+    file = work / PEAKS
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            peaks = {name: held[name] for name in held.files if name != DIGEST}
+            fits = str(held[DIGEST]) == frames.digest() and peaks.keys() <= every
+    # Not there yet, or damaged: made anew.
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        fits = False
+    if not fits:
+        inputs = taken(onnx.load_model_from_string(ranked), every)
+        kept = work / "frames"
+        with console.progress("comparing the network's channels"):
+            peaks = equalising.peaks_of(ranked, inputs, lambda: (s.feeds for s in frames.samples(frames.fit, kept)))
+        with replacing(file) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **peaks, **{DIGEST: np.array(frames.digest())})  # type: ignore[arg-type]
+    return equalising.equalised(graph, peaks), equalising.equalised(ranked, peaks)
 
 
 @dataclass(frozen=True)
