@@ -1,10 +1,10 @@
 """INT8 whoever calibrates it: builds with any eight scenes, and what each of them costs.
 
-`python -m benchmarks.int8_draws --data CAVE [--models damp-small,damp-tiny] [--draws 5] [--out FOLDER]`. Every draw takes
-eight of the scenes that the models were trained on, by its seed; one more takes eight that are named. Each is a `deploy
-build --target intel --precision auto` of its own, followed by `deploy check` on the scenes that were never trained on
-nor calibrated with. What is done is one JSON file per draw in the folder: a run that was stopped goes on. Bar: all gates
-pass, in the build and in the check, with at least 65 % of the multiply-adds in INT8.
+`python -m benchmarks.int8_draws --data CAVE [--models damp-small,damp-tiny] [--draws 5] [--out FOLDER]`. Every draw
+takes eight of the scenes that the models were trained on, by its seed; one more takes eight that are named. Each is a
+`deploy build --target intel --precision auto` of its own, followed by `deploy check` on the scenes that were never
+trained on nor calibrated with. What is done is one JSON file per draw in the folder: a run that was stopped goes on.
+Bar: all gates pass, in the build and in the check, with at least 65 % of the multiply-adds in INT8.
 """
 
 from __future__ import annotations
