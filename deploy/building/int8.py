@@ -129,8 +129,8 @@ def calibrate(
 ) -> Calibrated:
     """Choose ranges and products, and write the int8 graph.
 
-    Groups are ranked on small frames in the portable engine. Ranges come from frames of the build's size, and on such
-    frames, in the engine that flies, every set that may be chosen is scored and held against the gates.
+    Ranges come from small frames, and groups are ranked on such in the portable engine. Every set that may be chosen is
+    scored on frames of the build's size, in the engine that flies, and held against the gates.
 
     Args:
         net: the network.
@@ -151,11 +151,11 @@ def calibrate(
     every = frozenset(p.name for p in listed if p.quantisable)
     groups = sensitivity.groups_of(listed)
     console.say(
-        f"calibrates {len(whole.fit)} frames choose ranges, {len(whole.judge)} frames of "
+        f"calibrates {len(frames.fit)} frames choose ranges, {len(whole.judge)} frames of "
         f"{len({o.cube for o in whole.judge})} other cubes judge; {len(groups)} groups of layers may run in int8"
     )
     graph, ranked = evened(net, graph, ranked, every, frames, work)
-    by_method, experts = ranges_of(net, graph, every, whole, work)
+    by_method, experts = ranges_of(net, ranked, every, frames, work)
     kept = work / "frames"
     with console.progress("asking PyTorch") as moved:
         # One cube and every second task tell which group is dear; what is chosen is judged by all of them.
@@ -215,7 +215,7 @@ def calibrate(
     found = replace(found, chosen=last)
     made = flight.made(quantized(graph, ranges, sensitivity.names_of(groups, last.groups)))
     facts = {
-        "calibration": _set_facts(whole, work, experts),
+        "calibration": _set_facts(frames, whole, work, experts),
         "method": method,
         "methods": {name: figures_of(score) for name, score in methods.items()},
         "method_of_group": own,
@@ -305,17 +305,16 @@ def _distortion(costs: Mapping[str, Score], group: Group) -> float:
     return costs[group.name].mean_distortion_db
 
 
-def _set_facts(frames: CalibrationSet, work: Path, experts: Experts) -> dict[str, Any]:
-    every = (*frames.fit, *frames.judge)
-    hashes = {sample.origin: sample.sha256 for sample in frames.samples(every, work / "frames")}
+def _set_facts(frames: CalibrationSet, whole: CalibrationSet, work: Path, experts: Experts) -> dict[str, Any]:
+    kept = work / "frames"
+    used = {"fit": frames.samples(frames.fit, kept), "judged": whole.samples(whole.judge, kept)}
     counts = [count for layer in experts.coverage for count in layer]
     return {
         "source": Path(frames.asked.source).name,
         "cubes": {name: asdict(record) for name, record in frames.cubes.items()},
         "skipped": dict(frames.skipped),
         "seed": frames.asked.seed,
-        "fit": [{**asdict(o), "sha256": hashes[o]} for o in frames.fit],
-        "judged": [{**asdict(o), "sha256": hashes[o]} for o in frames.judge],
+        **{part: [{**asdict(s.origin), "sha256": s.sha256} for s in samples] for part, samples in used.items()},
         "expert_coverage": experts.coverage,
         "experts_reached": [sum(count > 0 for count in counts), len(counts)],
         "frames_steered": experts.steered,
