@@ -19,19 +19,18 @@ from calibration.dataset import CalibrationSet
 from calibration.figures import figures
 from calibration.products import int8_share, products
 from calibration.quantized import quantized
-from calibration.sensitivity import Group, MaxDrop, Point, Search
+from calibration.sensitivity import Group, MaxDrop, Search
 from export.networks import Network
 from runtime.engines import PORTABLE, EngineOptions, open_engine
-from runtime.errors import GateError, MachineError
 from runtime.signature import Signature
 
 from .. import console
 from ..checking.gates import failed, judge, told
 from ..config import Config
 from ..config.sections import GatesSection
-from ..reporting.precision_plots import pareto_plot
 from .calibration_frames import cases
-from .int8_ranges import Experts, evened, ranges_of
+from .int8_ranges import evened, ranges_of
+from .int8_told import Steps, nothing_holds, set_facts
 from .scores import ScoreBook, figures_of
 
 DEAR_DB = 0.02
@@ -39,7 +38,6 @@ DEAR_DB = 0.02
 MOST_DEAR = 6
 CLEARLY_BETTER = 0.9
 SCORES = "scores.jsonl"
-SENSITIVITY, PICTURE = "report/sensitivity.json", "report/pareto.png"
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def calibrate(
             ),
         )
 
-    steps = _Steps(groups)
+    steps = Steps(groups)
     found = sensitivity.search(
         groups,
         costs,
@@ -201,7 +199,7 @@ def calibrate(
         first=allowed.margin.psnr_db,
     )
     if found.chosen is None:
-        raise _nothing(min(found.points, key=lambda p: p.share), len(found.points))
+        raise nothing_holds(min(found.points, key=lambda p: p.share), len(found.points))
     settled = sensitivity.settled(
         found,
         found.chosen,
@@ -211,11 +209,11 @@ def calibrate(
     )
     last = settled[-1]
     if not last.holds:
-        raise _nothing(last, len(found.points) + len(settled))
+        raise nothing_holds(last, len(found.points) + len(settled))
     found = replace(found, chosen=last)
     made = flight.made(quantized(graph, ranges, sensitivity.names_of(groups, last.groups)))
     facts = {
-        "calibration": _set_facts(frames, whole, work, experts),
+        "calibration": set_facts(frames, whole, work, experts),
         "method": method,
         "methods": {name: figures_of(score) for name, score in methods.items()},
         "method_of_group": own,
@@ -234,41 +232,6 @@ def calibrate(
 def _key(graph: bytes, frames: CalibrationSet, engine: str, count: int) -> str:
     content = [hashlib.sha256(graph).hexdigest(), frames.digest(), engine, count]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
-
-
-def _nothing(last: Point, tries: int) -> GateError:
-    """Even the set with the fewest multiply-adds goes too far: it is named, with what it misses."""
-    error = GateError(
-        f"nothing of this network can run in int8: after {tries} tries {_named(sorted(last.groups))} alone, "
-        f"{100 * last.share:.1f} % of the multiply-adds, cannot be spared: {'; '.join(last.missed)}",
-        key="int8",
-        remedy="allow more in calibration.max_drop or gates, give more cubes, or build with another --precision",
-    )
-    error.result = {"int8": {"groups": sorted(last.groups), "missed": list(last.missed), **figures_of(last.score)}}
-    return error
-
-
-def _named(names: Sequence[str]) -> str:
-    return f"`{names[0]}`" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-class _Steps:
-    """Says in a line what became of each set that was tried, and keeps the lines for the manifest."""
-
-    def __init__(self, groups: Sequence[Group]) -> None:
-        self._names = [g.name for g in groups]
-        self.lines: list[str] = []
-
-    def __call__(self, point: Point) -> None:
-        out = [name for name in self._names if name not in point.groups]
-        costs = (
-            f"{100 * point.share:.1f} % in int8 loses {point.score.mean_psnr_drop_db:.3f} dB, "
-            f"worst {point.score.worst_psnr_drop_db:.3f}, {point.score.mean_sam_rise_deg:+.2f} degrees"
-        )
-        without = f" ({_named(out)} in float)" if out else ""
-        end = f"misses {'; '.join(point.missed)}" if point.missed else "holds"
-        self.lines.append(f"{costs}{without}: {end}")
-        console.say(f"step {len(self.lines):<5} {self.lines[-1]}")
 
 
 def _by_group(
@@ -303,50 +266,3 @@ def _by_group(
 
 def _distortion(costs: Mapping[str, Score], group: Group) -> float:
     return costs[group.name].mean_distortion_db
-
-
-def _set_facts(frames: CalibrationSet, whole: CalibrationSet, work: Path, experts: Experts) -> dict[str, Any]:
-    kept = work / "frames"
-    used = {"fit": frames.samples(frames.fit, kept), "judged": whole.samples(whole.judge, kept)}
-    counts = [count for layer in experts.coverage for count in layer]
-    return {
-        "source": Path(frames.asked.source).name,
-        "cubes": {name: asdict(record) for name, record in frames.cubes.items()},
-        "skipped": dict(frames.skipped),
-        "seed": frames.asked.seed,
-        **{part: [{**asdict(s.origin), "sha256": s.sha256} for s in samples] for part, samples in used.items()},
-        "expert_coverage": experts.coverage,
-        "experts_reached": [sum(count > 0 for count in counts), len(counts)],
-        "frames_steered": experts.steered,
-    }
-
-
-def report_files(found: Calibrated) -> dict[str, bytes]:
-    """The search as a table (JSON) and, where drawings can be made, as a picture."""
-    search = found.search
-    table = {
-        "groups": [
-            {"group": g.name, "products": list(g.products), "share": g.share, **figures_of(search.costs[g.name]),
-             "distortion_db": search.costs[g.name].mean_distortion_db}
-            for g in search.ranking
-        ],
-        "points": [_point(p, search) for p in search.points],
-        "chosen": None if search.chosen is None else _point(search.chosen, search),
-    }  # fmt: skip
-    files = {SENSITIVITY: (json.dumps(table, indent=1) + "\n").encode()}
-    try:
-        files[PICTURE] = pareto_plot(search)
-    except MachineError:
-        console.say("picture    of the search left out: it needs the extra `report`")
-    return files
-
-
-def _point(point: Point, search: Search) -> dict[str, Any]:
-    left = [g.name for g in search.ranking if g.name not in point.groups]
-    return {
-        "share": point.share,
-        "holds": point.holds,
-        "missed": list(point.missed),
-        "left_out": left,
-        **figures_of(point.score),
-    }

@@ -21,7 +21,8 @@ from ..config import Config
 from .calibration_frames import simulated_frames
 from .candidates import fastest, judged_candidates, timed
 from .graphs import Graphs, exported, probe_frames
-from .int8 import Flight, calibrate, report_files
+from .int8 import Flight, calibrate
+from .int8_told import report_files
 from .plan import Plan
 from .precision import Decision, decide_by_speed, decide_unmeasured, require_passed, show
 
@@ -80,7 +81,7 @@ def make_variants(
         graphs.having("int8", found.graph),
         judged,
         {"quantisation": facts},
-        report_files(found),
+        report_files(found.search),
         int8=(found.score, found.engine),
     )
 

@@ -78,7 +78,7 @@ def command(
     Every variant that the bundle holds is compared: fp32, fp16 (rewritten from the float32 graph where the bundle has
     none, and computed in FP16's arithmetic) and int8.
     """
-    from ..building.int8 import PICTURE
+    from ..building.int8_told import PICTURE
     from ..checking.check import check, judged
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)

@@ -109,7 +109,7 @@ def distance_plot(series: Mapping[str, Mapping[str, float]]) -> bytes:
     Raises:
         MachineError: matplotlib is not installed.
     """
-    blocks = list(max(series.values(), key=len))
+    blocks = max((list(distances) for distances in series.values()), key=len)
     with drawing(1, panel=(9.3, 3.2), columns=1) as (figure, (axes,)):
         for number, (name, distances) in enumerate(series.items()):
             places = [place for place, block in enumerate(blocks) if block in distances]
