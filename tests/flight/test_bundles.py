@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from runtime.engines import CPU_ENGINES, available_engines
 from runtime.errors import BundleError
 from runtime.parity import apart
 from runtime.signature import Signature
-from tests.contracts.command import assert_failed, invoke
+from tests.contracts.command import PATIENCE, ROOT, assert_failed, invoke
 from tests.flight.cubes import noise, scene, unit
 
 AGREE = 1e-3
@@ -64,6 +67,30 @@ def test_a_cube_is_restored_in_every_engine(bundle: Path, engine: str) -> None:
     assert not np.array_equal(restored, cube)
     if own.choice.precision == "fp32":
         assert apart(restored, expected.cube) <= AGREE
+
+
+SPYING = """
+import sys
+
+def seen(event, arguments):
+    if event in ("os.fork", "os.posix_spawn", "subprocess.Popen", "socket.getaddrinfo", "socket.connect"):
+        print(event)
+
+sys.addaudithook(seen)
+from runtime.engines.openvino_cpu import available
+print(available())
+"""
+
+
+def test_openvino_tells_nobody_that_it_was_opened(tmp_path: Path) -> None:
+    needs("openvino")
+    alone = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    done = subprocess.run(
+        [sys.executable, "-c", SPYING], env={**alone, "HOME": str(tmp_path), "PYTHONPATH": ROOT}, check=True, text=True,
+        stdout=subprocess.PIPE, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.stdout == f"{available_engines()['openvino']}\n"
+    assert not list(tmp_path.iterdir()), "nothing is written into a home"
 
 
 def test_a_bundle_with_one_wrong_byte_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
