@@ -35,7 +35,7 @@ def needs(engine: str) -> None:
 
 
 def opened(bundle: Path, engine: str | None = None) -> Bundle:
-    """A bundle in its own engine or in another; a test is left out where that is not installed, or does not run there."""
+    """A bundle in its own engine or in another; a test is left out where that is not there, or cannot run."""
     manifest = verified_bundle(bundle).manifest
     needs(engine or manifest.target.engine)
     try:
