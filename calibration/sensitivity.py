@@ -4,7 +4,8 @@ Three parts kept apart, as in NNCF's accuracy-aware quantisation: something that
 the ranking of the groups, and the search over prefixes of that ranking. A group is the products of one kind in one
 block. The search is a bisection: costs add up, so that of the prefixes of a ranking by cost per multiply-add the
 longest one within the limit is found in a few evaluations, each of the whole graph; then groups that did not fit are
-tried one by one. Where what the groups cost alone says how many will fit, it begins there. Groups too small to be worth
+tried one by one. Where what the groups cost alone says how many will fit, it begins there, and asks again what they
+cost where that fails: frames that rank groups do not show all that other frames have. Groups too small to be worth
 an evaluation follow their neighbours. Nothing is random: the same scores give the same choice.
 """
 
@@ -18,6 +19,7 @@ from .products import Product
 Evaluate = Callable[[frozenset[str]], Score]
 """Names of groups that run in int8 -> what it costs."""
 MOST_RETRIES = 6
+MOST_REVISIONS = 3
 WORTH = 0.005
 """Groups that hold less than this share of the multiply-adds together are not worth an evaluation."""
 
@@ -119,6 +121,7 @@ def search(
     told: Callable[[Point], None] | None = None,
     *,
     first: float | None = None,
+    revise: Callable[[Point, Mapping[str, Score]], Mapping[str, Score]] | None = None,
 ) -> Search:
     """Rank the groups by what each costs alone, and find the most int8 that keeps the limit.
 
@@ -129,8 +132,9 @@ def search(
         limit: what must hold.
         told: called with each set that was evaluated.
         first: begin with as many groups of the ranking as cost no more dB than this together; all where it is None.
+        revise: what the groups cost alone, where they were said to cost less than the first set turned out to.
     """
-    ranking = tuple(sorted(groups, key=lambda g: (_price(costs[g.name], g), g.name)))
+    ranking = _ranking(groups, costs)
     points: list[Point] = []
 
     def tried(chosen: frozenset[str]) -> Point:
@@ -147,9 +151,19 @@ def search(
     def prefix(length: int) -> frozenset[str]:
         return frozenset(g.name for g in ranking[:length])
 
+    def beginning() -> int:
+        # All of them first: often everything fits, or everything but the last.
+        return len(ranking) if first is None else _fitting(ranking, costs, first)
+
+    for _ in range(MOST_REVISIONS if revise is not None and ranking else 0):
+        point = tried(prefix(beginning()))
+        if point.holds:
+            break
+        assert revise is not None
+        costs = revise(point, costs)
+        ranking = _ranking(groups, costs)
     longest, beyond, reach = 0, len(ranking) + 1, 1
-    # All of them first: often everything fits, or everything but the last.
-    middle = len(ranking) if first is None else _fitting(ranking, costs, first)
+    middle = beginning()
     while beyond - longest > 1 and (longest == 0 or _share(ranking[longest : beyond - 1]) >= WORTH):
         longest, beyond = (middle, beyond) if tried(prefix(middle)).holds else (longest, middle)
         if beyond > len(ranking):
@@ -167,6 +181,10 @@ def search(
         kept = more if tried(more).holds else kept
     holding = [p for p in points if p.holds and p.groups]
     return Search(ranking, dict(costs), tuple(points), max(holding, key=lambda p: p.share, default=None))
+
+
+def _ranking(groups: Sequence[Group], costs: Mapping[str, Score]) -> tuple[Group, ...]:
+    return tuple(sorted(groups, key=lambda g: (_price(costs[g.name], g), g.name)))
 
 
 def _share(groups: Iterable[Group]) -> float:

@@ -19,7 +19,7 @@ from calibration.dataset import CalibrationSet
 from calibration.figures import figures
 from calibration.products import int8_share, products
 from calibration.quantized import quantized
-from calibration.sensitivity import Group, MaxDrop, Search
+from calibration.sensitivity import Group, MaxDrop, Point, Search
 from export.networks import Network
 from runtime.engines import PORTABLE, EngineOptions, open_engine
 from runtime.signature import Signature
@@ -28,6 +28,7 @@ from .. import console
 from ..checking.gates import failed, judge, told
 from ..config import Config
 from ..config.sections import GatesSection
+from . import int8_spots
 from .calibration_frames import cases
 from .int8_ranges import evened, ranges_of
 from .int8_told import Steps, nothing_holds, set_facts
@@ -156,16 +157,16 @@ def calibrate(
     by_method, experts = ranges_of(net, ranked, every, frames, work)
     kept = work / "frames"
     with console.progress("asking PyTorch") as moved:
-        # One cube and every second task tell which group is dear; what is chosen is judged by all of them.
-        small = list(cases(net, frames, [o for o in frames.judge if o.cube == frames.judge[0].cube][::2], kept))
+        # Each task on one of two cubes tells which group is dear; what is chosen is judged by all of them.
+        small = list(cases(net, frames, frames.judge[: 2 * len({o.task for o in frames.judge})][::2], kept))
         for number, _ in enumerate(cases(net, whole, whole.judge, kept)):
             moved(number + 1, len(whole.judge))
     book = ScoreBook(work / SCORES)
 
-    def alone(ranges: Mapping[str, float], names: Collection[str]) -> Score:
+    def alone(ranges: Mapping[str, float], names: Collection[str], by: Sequence[Case] = small) -> Score:
         made = quantized(ranked, ranges, names)
-        key = _key(made, frames, PORTABLE, len(small))
-        return book.get(key, lambda: score_graph(made, net.signature(*frames.size), small, PORTABLE, "int8"))
+        key = _key(made, frames, PORTABLE, [case.sample.origin.task for case in by])
+        return book.get(key, lambda: score_graph(made, net.signature(*frames.size), by, PORTABLE, "int8"))
 
     with console.progress("comparing ways to choose ranges") as moved:
         methods = {}
@@ -178,32 +179,53 @@ def calibrate(
 
     engine = flight.engine(quantized(graph, ranges, every))
 
-    def flown(
-        names: Collection[str], made: Callable[[bytes], bytes], runs: Callable[[bytes], bytes], as_: str
-    ) -> Score:
-        written = made(quantized(graph, ranges, names))
+    spots: dict[frozenset[str], Path] = {}
+
+    def tried(chosen: frozenset[str]) -> Score:
+        written = quantized(graph, ranges, sensitivity.names_of(groups, chosen))
+        key = _key(written, whole, engine, [])
+        spots[chosen] = work / "spots" / f"{key}.json"
+
+        def made() -> Score:
+            score, spot = int8_spots.scored(
+                written, net.signature(*whole.size), cases(net, whole, whole.judge, kept), engine, "int8",
+                frames.size, allowed.margin,
+            )  # fmt: skip
+            int8_spots.keep(spots[chosen], spot)
+            return score
+
+        return book.get(key, made)
+
+    def flown(chosen: frozenset[str]) -> Score:
+        if flight.made is _same:
+            return tried(chosen)
+        written = flight.made(quantized(graph, ranges, sensitivity.names_of(groups, chosen)))
+        signature, judged = net.signature(*whole.size), cases(net, whole, whole.judge, kept)
         return book.get(
-            _key(written, whole, engine, len(whole.judge)),
-            lambda: score_graph(
-                runs(written), net.signature(*whole.size), cases(net, whole, whole.judge, kept), engine, as_
-            ),
+            _key(written, whole, engine, [flight.precision]),
+            lambda: score_graph(flight.runs(written), signature, judged, engine, flight.precision),
         )
 
+    def revised(point: Point, known: Mapping[str, Score]) -> Mapping[str, Score]:
+        if frames.size == whole.size and net.signature(*whole.size).tiling == "fixed":
+            return known
+        spot = int8_spots.kept(spots[point.groups])
+        case = int8_spots.spot_case(net, ranked, frames, whole, spot, kept)
+        now = dict(known)
+        with console.progress("measuring where it lost most") as moved:
+            for number, group in enumerate(groups):
+                now[group.name] = agreement.joined([known[group.name], alone(ranges, group.products, [case])])
+                moved(number + 1, len(groups))
+        return now
+
     steps = Steps(groups)
-    found = sensitivity.search(
-        groups,
-        costs,
-        lambda chosen: flown(sensitivity.names_of(groups, chosen), _same, _same, "int8"),
-        allowed,
-        steps,
-        first=allowed.margin.psnr_db,
-    )
+    found = sensitivity.search(groups, costs, tried, allowed, steps, first=allowed.margin.psnr_db, revise=revised)
     if found.chosen is None:
         raise nothing_holds(min(found.points, key=lambda p: p.share), len(found.points))
     settled = sensitivity.settled(
         found,
         found.chosen,
-        lambda chosen: flown(sensitivity.names_of(groups, chosen), flight.made, flight.runs, flight.precision),
+        flown,
         Gated(config.gates),
         steps if flight.made is not _same else None,
     )
@@ -229,8 +251,8 @@ def calibrate(
     return Calibrated(made, engine, last.score, facts, found)
 
 
-def _key(graph: bytes, frames: CalibrationSet, engine: str, count: int) -> str:
-    content = [hashlib.sha256(graph).hexdigest(), frames.digest(), engine, count]
+def _key(graph: bytes, frames: CalibrationSet, engine: str, how: Sequence[str]) -> str:
+    content = [hashlib.sha256(graph).hexdigest(), frames.digest(), engine, how]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 

@@ -274,3 +274,21 @@ def test_the_one_group_that_cannot_be_spared_is_left_with_what_it_misses() -> No
     assert found.chosen is not None
     steps = settled(found, found.chosen, Adding(dict.fromkeys((g.name for g in groups), 5.0)), LIMIT)
     assert steps[-1].groups == {"g00"} and not steps[-1].holds and "psnr_db 5 dB, at most 0.1" in steps[-1].missed
+
+
+def test_a_group_whose_cost_was_hidden_is_found_where_the_first_set_lost() -> None:
+    groups = equal_groups(16)
+    true = Adding({g.name: 0.5 if g.name == "g03" else 0.001 for g in groups})
+    hidden = {**true.alone(), "g03": score_of(0.0)}
+    asked: list[Point] = []
+
+    def revise(point: Point, costs: Mapping[str, Score]) -> Mapping[str, Score]:
+        asked.append(point)
+        return {**costs, "g03": true.of(frozenset({"g03"}))}
+
+    found = search(groups, hidden, true, LIMIT, first=0.1, revise=revise)
+    assert found.chosen is not None and found.chosen.groups == {g.name for g in groups} - {"g03"}
+    assert [p.groups for p in asked] == [{g.name for g in groups}] and len(found.points) <= 3
+    without = search(groups, hidden, true, LIMIT, first=0.1)
+    assert len(without.points) > len(found.points) and without.chosen is not None
+    assert without.chosen.share < found.chosen.share
