@@ -34,34 +34,42 @@ def steered(graph: bytes, routing: str, layers: int) -> bytes | None:
 
     Returns:
         None where the graph does not join the layers' weights [1, experts] as they are, so that it cannot be steered.
+        What is turned is what the choice is made of: whatever a graph does with it follows.
     """
     model = onnx.load_model_from_string(graph)
     maker = next((n for n in model.graph.node if routing in n.output), None)
     if maker is None:
         return None
     weights = list(maker.input) if maker.op_type == "Concat" else [routing]
-    users = [[n for n in model.graph.node if w in n.input and n is not maker] for w in weights]
-    if len(weights) != layers or not all(users):
+    scores = [_scores(model, name) for name in weights]
+    shape = next(o.type.tensor_type.shape.dim for o in model.graph.output if o.name == routing)
+    if len(shape) != 2 or len(set(scores)) != layers:
         return None
+    experts = int(shape[-1].dim_value)
     nodes = []
     for node in model.graph.node:
+        node.input[:] = [f"{name}/steered" if name in scores else name for name in node.input]
         nodes.append(node)
-        for layer, name in enumerate(weights):
+        for layer, name in enumerate(scores):
             if name in node.output:
                 turned = [f"{name}/steered"]
                 nodes.append(helper.make_node("Gather", [name, _port(layer)], turned, f"{name}/Gather", axis=1))
-    for name, behind in zip(weights, users, strict=True):
-        for node in behind:
-            node.input[:] = [f"{name}/steered" if i == name else i for i in node.input]
-    experts = _experts(model, routing)
     ports = [helper.make_tensor_value_info(_port(i), TensorProto.INT64, [experts]) for i in range(layers)]
     model.graph.input.extend(ports)
     return rewritten(model, nodes, [])
 
 
-def _experts(model: onnx.ModelProto, routing: str) -> int:
-    output = next(o for o in model.graph.output if o.name == routing)
-    return int(output.type.tensor_type.shape.dim[-1].dim_value)
+def _scores(model: onnx.ModelProto, weights: str) -> str:
+    """What the nearest TopK before the weights of a layer chooses from; the weights themselves where all run."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    level = [weights]
+    while level:
+        nodes = [makers[name] for name in level if name in makers]
+        for node in nodes:
+            if node.op_type == "TopK":
+                return str(node.input[0])
+        level = list(dict.fromkeys(name for node in nodes for name in node.input))
+    return weights
 
 
 def unsteered(shape: Sequence[int]) -> dict[str, Order]:
