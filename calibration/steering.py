@@ -1,8 +1,8 @@
 """A graph that can be told which experts to choose, so that what follows an expert is seen though no frame chose it.
 
 Of a network with experts the ranges of what comes behind a mixture depend on the expert that was chosen there, and few
-frames do not choose them all. In one layer two probabilities of the router are exchanged, so that it takes another expert
-at the same weight; what the layers before and behind it choose stays theirs.
+frames do not choose them all. In one layer two probabilities of the router are exchanged, so that it takes another
+expert at the same weight; what the layers before and behind it choose stays theirs.
 """
 
 from collections.abc import Iterator, Sequence
