@@ -1,8 +1,8 @@
 """A graph that can be told which experts to choose, so that what follows an expert is seen though no frame chose it.
 
 Of a network with experts the ranges of what comes behind a mixture depend on the expert that was chosen there, and few
-frames do not choose them all. What a router chose is exchanged for another expert, at the same weight, in one layer;
-what the layers before and behind it choose stays theirs.
+frames do not choose them all. In one layer two probabilities of the router are exchanged, so that it takes another
+expert at the same weight; what the layers before and behind it choose stays theirs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,59 +17,45 @@ from runtime.arrays import Float32
 from .typed import rewritten
 
 Order = NDArray[np.int64]
-"""[experts]: whose weight each expert gets."""
+"""[experts]: whose probability each expert gets."""
 
 
 def _port(layer: int) -> str:
     return f"steering/{layer}"
 
 
-def steered(graph: bytes, routing: str, layers: int) -> bytes | None:
-    """The graph with an input more for each layer of experts: an order of their weights.
+def steered(graph: bytes, routing: str) -> bytes | None:
+    """The graph with an input more for each layer of experts: an order of their probabilities.
+
+    What takes a layer's probabilities, to choose by them or to weigh by them, takes them in that order.
 
     Args:
         graph: a float32 graph.
         routing: its output with the weights of all experts, [layers, experts].
-        layers: of experts.
 
     Returns:
-        None where the graph does not join the layers' weights [1, experts] as they are, so that it cannot be steered.
-        What is turned is what the choice is made of: whatever a graph does with it follows.
+        None where the graph does not choose by one TopK for each layer, so that it cannot be steered.
     """
     model = onnx.load_model_from_string(graph)
-    maker = next((n for n in model.graph.node if routing in n.output), None)
-    if maker is None:
+    output = next(o for o in model.graph.output if o.name == routing)
+    layers, experts = (d.dim_value for d in output.type.tensor_type.shape.dim)
+    # In the order of the graph, which is that of the layers: each has the ones before it behind it.
+    probabilities = [n.input[0] for n in model.graph.node if n.op_type == "TopK"]
+    if len(set(probabilities)) != layers:
         return None
-    weights = list(maker.input) if maker.op_type == "Concat" else [routing]
-    scores = [_scores(model, name) for name in weights]
-    shape = next(o.type.tensor_type.shape.dim for o in model.graph.output if o.name == routing)
-    if len(shape) != 2 or len(set(scores)) != layers:
-        return None
-    experts = int(shape[-1].dim_value)
-    nodes = []
+    ports = {name: _port(layer) for layer, name in enumerate(probabilities)}
+    nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        node.input[:] = [f"{name}/steered" if name in scores else name for name in node.input]
+        node.input[:] = [f"{name}/steered" if name in ports else name for name in node.input]
         nodes.append(node)
-        for layer, name in enumerate(scores):
-            if name in node.output:
-                turned = [f"{name}/steered"]
-                nodes.append(helper.make_node("Gather", [name, _port(layer)], turned, f"{name}/Gather", axis=1))
-    ports = [helper.make_tensor_value_info(_port(i), TensorProto.INT64, [experts]) for i in range(layers)]
-    model.graph.input.extend(ports)
+        nodes += [
+            helper.make_node("Gather", [name, ports[name]], [f"{name}/steered"], f"{name}/Gather", axis=-1)
+            for name in node.output
+            if name in ports
+        ]
+    inputs = [helper.make_tensor_value_info(port, TensorProto.INT64, [experts]) for port in ports.values()]
+    model.graph.input.extend(inputs)
     return rewritten(model, nodes, [])
-
-
-def _scores(model: onnx.ModelProto, weights: str) -> str:
-    """What the nearest TopK before the weights of a layer chooses from; the weights themselves where all run."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    level = [weights]
-    while level:
-        nodes = [makers[name] for name in level if name in makers]
-        for node in nodes:
-            if node.op_type == "TopK":
-                return str(node.input[0])
-        level = list(dict.fromkeys(name for node in nodes for name in node.input))
-    return weights
 
 
 def unsteered(shape: Sequence[int]) -> dict[str, Order]:

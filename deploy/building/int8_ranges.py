@@ -69,7 +69,7 @@ def ranges_of(
         pass  # Not there yet, or damaged: made anew.
     signature = net.signature(*frames.size)
     routing, inputs = signature.routing, taken(onnx.load_model_from_string(graph), every)
-    turned = None if routing is None else steering.steered(graph, routing.name, routing.shape[0])
+    turned = None if routing is None else steering.steered(graph, routing.name)
     weights: list[Float32] = []
     kept = work / "frames"
 
