@@ -50,7 +50,7 @@ def in_int8(graph: bytes, probes: Sequence[Probe]) -> bytes:
 
 def measured(net: Network, lines: int, samples: int) -> tuple[float, dict[tuple[str, str], float]]:
     """(share of multiply-adds in INT8, {(engine, precision): median seconds of a frame})."""
-    graph = export_graph(net, lines, samples).data
+    graph = export_graph(net, lines, samples, "gathered").data
     way = measuring(net, lines, samples)
     probe = way.feeds(simulate_scene(0, way.signature.measured.bands, lines, samples).truth)
     int8 = in_int8(graph, [probe])

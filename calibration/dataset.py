@@ -166,7 +166,7 @@ class CalibrationSet:
         """
         name, cube = "", np.zeros(0, np.float32)
         for origin in origins:
-            file = None if kept is None else kept / f"{self._key(origin)}.npz"
+            file = None if kept is None else kept / f"{self.key(origin)}.npz"
             sample = None if file is None else _kept(file, origin)
             if sample is None:
                 if name != origin.cube:
@@ -176,7 +176,8 @@ class CalibrationSet:
                     _keep(file, sample)
             yield sample
 
-    def _key(self, origin: Origin) -> str:
+    def key(self, origin: Origin) -> str:
+        """Short hash of all that one frame follows from."""
         record = asdict(self.cubes[origin.cube])
         content = [asdict(origin), record, self._shape, self.size, self.asked.seed]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]

@@ -22,7 +22,7 @@ from runtime.errors import MachineError
 
 from .quantized import LEVELS
 
-Feeds = Mapping[str, Float32]
+Feeds = Mapping[str, NDArray[Any]]
 Counts = NDArray[np.int64]
 
 BINS = 4096
@@ -74,6 +74,9 @@ def collect(
     inputs: Mapping[str, str],
     samples: Callable[[], Iterable[Feeds]],
     progress: Callable[[int, int], None] | None = None,
+    *,
+    onto: Mapping[str, Histogram] | None = None,
+    beside: tuple[str, Callable[[Float32], None]] | None = None,
 ) -> dict[str, Histogram]:
     """Run the graph on every sample and count what its products take in.
 
@@ -82,22 +85,30 @@ def collect(
         inputs: product -> the tensor it takes.
         samples: gives what the graph is fed with, {input: array}, one frame after the other, as often as asked.
         progress: called with (runs done, 0).
+        onto: product -> histogram of values that were seen before.
+        beside: an output of the graph, and what is called with it for each sample in turn.
 
     Returns:
         product -> histogram. Of samples and tensors no more is held in memory than one run of a part of the tensors.
     """
     model = onnx.load_model_from_string(graph)
-    found: dict[str, Histogram] = {tensor: Histogram() for tensor in set(inputs.values())}
+    before = {tensor: onto[product] for product, tensor in inputs.items()} if onto else {}
+    found: dict[str, Histogram] = {tensor: before.get(tensor, Histogram()) for tensor in set(inputs.values())}
     runs = 0
     given = {i.name for i in model.graph.input}
     for part in parts_of(model, [tensor for tensor in found if tensor not in given]):
         session = session_of(model, part)
+        watched = part if beside is None else [*part, beside[0]]
         for feed in samples():
-            for tensor, values in zip(part, session.run(part, dict(feed)), strict=True):
-                found[tensor] = found[tensor].with_values(values)
+            for tensor, values in zip(watched, session.run(watched, dict(feed)), strict=True):
+                if tensor in found:
+                    found[tensor] = found[tensor].with_values(values)
+                elif beside is not None:
+                    beside[1](values)
             runs += 1
             if progress is not None:
                 progress(runs, 0)
+        beside = None
     for feed in samples() if given & found.keys() else ():
         for name in given & found.keys():
             found[name] = found[name].with_values(feed[name])

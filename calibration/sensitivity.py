@@ -4,11 +4,14 @@ Three parts kept apart, as in NNCF's accuracy-aware quantisation: something that
 the ranking of the groups, and the search over prefixes of that ranking. A group is the products of one kind in one
 block. The search is a bisection: costs add up, so that of the prefixes of a ranking by cost per multiply-add the
 longest one within the limit is found in a few evaluations, each of the whole graph; then groups that did not fit are
-tried one by one. Nothing is random: the same scores give the same choice.
+tried one by one. Where what the groups cost alone says how many will fit, it begins there, and asks again what they
+cost where that fails: frames that rank groups do not show all that other frames have. Groups too small to be worth
+an evaluation follow their neighbours. Nothing is random: the same scores give the same choice.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from .agreement import Score
 from .products import Product
@@ -16,6 +19,9 @@ from .products import Product
 Evaluate = Callable[[frozenset[str]], Score]
 """Names of groups that run in int8 -> what it costs."""
 MOST_RETRIES = 6
+MOST_REVISIONS = 3
+WORTH = 0.005
+"""Groups that hold less than this share of the multiply-adds together are not worth an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,14 @@ class Group:
     share: float
 
 
+class Limit(Protocol):
+    """What int8 may cost."""
+
+    def missed_by(self, score: Score) -> list[str]:
+        """What the score goes beyond, in words; nothing where the limit holds."""
+        ...
+
+
 @dataclass(frozen=True)
 class MaxDrop:
     """What int8 may cost on the judged frames: dB of PSNR (mean over tasks, worst task), degrees, share of choices."""
@@ -35,10 +49,6 @@ class MaxDrop:
     worst_psnr_db: float
     sam_deg: float
     routing: float
-
-    def held_by(self, score: Score) -> bool:
-        """The score stays within all four."""
-        return not self.missed_by(score)
 
     def missed_by(self, score: Score) -> list[str]:
         """What the score goes beyond, in words."""
@@ -56,12 +66,17 @@ class MaxDrop:
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluated set of groups: share of multiply-adds in int8, what it costs, whether the limit holds."""
+    """An evaluated set of groups: share of multiply-adds in int8, what it costs, and where it goes beyond the limit."""
 
     groups: frozenset[str]
     share: float
     score: Score
-    holds: bool
+    missed: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """The limit is kept."""
+        return not self.missed
 
 
 @dataclass(frozen=True)
@@ -102,8 +117,11 @@ def search(
     groups: Sequence[Group],
     costs: Mapping[str, Score],
     evaluate: Evaluate,
-    limit: MaxDrop,
-    progress: Callable[[int, int], None] | None = None,
+    limit: Limit,
+    told: Callable[[Point], None] | None = None,
+    *,
+    first: float | None = None,
+    revise: Callable[[Point, Mapping[str, Score]], Mapping[str, Score]] | None = None,
 ) -> Search:
     """Rank the groups by what each costs alone, and find the most int8 that keeps the limit.
 
@@ -112,10 +130,11 @@ def search(
         costs: group -> score of the graph in which it alone runs in int8.
         evaluate: scores a set of groups.
         limit: what must hold.
-        progress: called with (evaluations done, expected).
+        told: called with each set that was evaluated.
+        first: begin with as many groups of the ranking as cost no more dB than this together; all where it is None.
+        revise: what the groups cost alone, where they were said to cost less than the first set turned out to.
     """
-    expected = len(groups).bit_length() + MOST_RETRIES + 1
-    ranking = tuple(sorted(groups, key=lambda g: (_price(costs[g.name], g), g.name)))
+    ranking = _ranking(groups, costs)
     points: list[Point] = []
 
     def tried(chosen: frozenset[str]) -> Point:
@@ -123,27 +142,93 @@ def search(
         if known is None:
             found = evaluate(chosen)
             share = sum(g.share for g in groups if g.name in chosen)
-            known = Point(chosen, share, found, limit.held_by(found))
+            known = Point(chosen, share, found, tuple(limit.missed_by(found)))
             points.append(known)
-            if progress is not None:
-                progress(min(expected, len(points)), expected)
+            if told is not None:
+                told(known)
         return known
 
     def prefix(length: int) -> frozenset[str]:
         return frozenset(g.name for g in ranking[:length])
 
-    longest, beyond = 0, len(ranking) + 1
-    while beyond - longest > 1:
+    def beginning() -> int:
         # All of them first: often everything fits, or everything but the last.
-        middle = len(ranking) if beyond > len(ranking) else (longest + beyond) // 2
+        return len(ranking) if first is None else _fitting(ranking, costs, first)
+
+    for _ in range(MOST_REVISIONS if revise is not None and ranking else 0):
+        point = tried(prefix(beginning()))
+        if point.holds:
+            break
+        assert revise is not None
+        costs = revise(point, costs)
+        ranking = _ranking(groups, costs)
+    longest, beyond, reach = 0, len(ranking) + 1, 1
+    middle = beginning()
+    while beyond - longest > 1 and (longest == 0 or _share(ranking[longest : beyond - 1]) >= WORTH):
         longest, beyond = (middle, beyond) if tried(prefix(middle)).holds else (longest, middle)
+        if beyond > len(ranking):
+            middle = min(len(ranking), longest + reach)
+        elif longest or first is None:
+            middle = (longest + beyond) // 2
+        else:
+            middle = max(1, beyond - reach)
+        reach *= 2
     kept = prefix(longest)
     # What is behind the one that did not fit may fit without it.
-    for group in ranking[longest + 1 :][:MOST_RETRIES]:
+    behind = [g for g in ranking[longest + 1 :] if g.share >= WORTH]
+    for group in behind[:MOST_RETRIES]:
         more = kept | {group.name}
         kept = more if tried(more).holds else kept
     holding = [p for p in points if p.holds and p.groups]
     return Search(ranking, dict(costs), tuple(points), max(holding, key=lambda p: p.share, default=None))
+
+
+def _ranking(groups: Sequence[Group], costs: Mapping[str, Score]) -> tuple[Group, ...]:
+    return tuple(sorted(groups, key=lambda g: (_price(costs[g.name], g), g.name)))
+
+
+def _share(groups: Iterable[Group]) -> float:
+    return sum(g.share for g in groups)
+
+
+def _fitting(ranking: Sequence[Group], costs: Mapping[str, Score], most: float) -> int:
+    """How many groups of the ranking distort by no more than this together, at least one."""
+    total = 0.0
+    for count, group in enumerate(ranking):
+        total += costs[group.name].mean_distortion_db
+        if total > most:
+            return max(count, 1)
+    return len(ranking)
+
+
+def settled(
+    found: Search, point: Point, evaluate: Evaluate, limit: Limit, told: Callable[[Point], None] | None = None
+) -> tuple[Point, ...]:
+    """Put groups of a chosen set back, the dearest first, until another evaluation of it keeps its own limit too.
+
+    Args:
+        found: with the ranking.
+        point: of it, to begin with.
+        evaluate: scores a set of groups as it is going to fly.
+        limit: what must hold there.
+        told: called with each set that was evaluated.
+
+    Returns:
+        every set that was evaluated. The last one holds, or is the one group that could not be spared either.
+    """
+    kept = [g for g in found.ranking if g.name in point.groups]
+    back, points = 0, []
+    while True:
+        kept = kept[: max(1, len(kept) - back)]
+        chosen = frozenset(g.name for g in kept)
+        score = evaluate(chosen)
+        points.append(Point(chosen, _share(kept), score, tuple(limit.missed_by(score))))
+        if told is not None:
+            told(points[-1])
+        if points[-1].holds or len(kept) == 1:
+            return tuple(points)
+        # Twice as many each time, so that the number of evaluations is bounded.
+        back = max(1, 2 * back)
 
 
 def _price(score: Score, group: Group) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from export.networks import Network
@@ -143,9 +144,14 @@ def as_graph(
             output_names=list(ports.outputs),
             opset_version=opset,
             verbose=False,
+            optimize=False,
         )
-    if program is None:
-        raise RuntimeError("the exporter gave no program")
+        if program is None:
+            raise RuntimeError("the exporter gave no program")
+        # Two thirds of what the exporter writes is arithmetic on constants, at which each rule would look in vain.
+        optimizer.fold_constants(program.model, onnx_shape_inference=True)
+        optimizer.remove_unused_nodes(program.model)
+        optimizer.optimize_ir(program.model)
     model = program.model_proto
     write_operators(model, operators)
     _name_nodes(model, root, module_name)

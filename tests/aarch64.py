@@ -122,7 +122,11 @@ def main() -> None:
     python = kept_python()
     shutil.rmtree(BUNDLES, ignore_errors=True)
     start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "tests.flight_bundles", BUNDLES], cwd=TREE, check=True)
+    built = subprocess.run(
+        [sys.executable, "-m", "tests.flight_bundles", BUNDLES], cwd=TREE, check=False, capture_output=True, text=True
+    )
+    if built.returncode:
+        sys.exit(built.stdout + built.stderr)
     print(f"bundles, built here: {time.monotonic() - start:.0f} s", flush=True)
     start = time.monotonic()
     there = {**os.environ, "FLIGHT_BUNDLES": str(BUNDLES), "PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1"}

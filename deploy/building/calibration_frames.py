@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
 
 from calibration import agreement, dataset
 from calibration import cubes as cube_files
@@ -10,11 +13,17 @@ from calibration.dataset import CalibrationSet, Origin
 from calibration.measuring import Measuring
 from export.networks import Network
 from export.torch_engine import TorchEngine
+from runtime.arrays import Float32
+from runtime.durable import replacing
 from runtime.errors import InputError
+from runtime.signature import Signature
 
 from .. import console
 from ..checking.probes import measuring
 from ..config import SEARCHED_SIDE, SIMULATED, Config
+
+MARGINS = "network.margins"
+"""Name of the margins among what is kept of PyTorch's answer."""
 
 
 def open_calibration(
@@ -79,7 +88,27 @@ def _measured(config: Config, net: Network, *, whole: bool = False) -> tuple[Mea
 
 
 def cases(net: Network, frames: CalibrationSet, origins: Sequence[Origin], kept: Path | None) -> Iterator[Case]:
-    """What PyTorch makes of these frames, one after the other."""
-    engine = TorchEngine(net, *frames.size)
+    """What PyTorch makes of these frames, one after the other; kept beside them, it is asked once."""
+    signature = net.signature(*frames.size)
+    engine: TorchEngine | None = None
     for sample in frames.samples(origins, kept):
-        yield agreement.case_of(sample, *engine.infer_with_margins(sample.feeds), engine.signature)
+        file = None if kept is None else kept / f"{frames.key(sample.origin)}-network.npz"
+        made = None if file is None else _kept(file, signature)
+        if made is None:
+            engine = engine or TorchEngine(net, *frames.size)
+            given, margins = engine.infer_with_margins(sample.feeds)
+            made = {**given, MARGINS: margins}
+            if file is not None:
+                with replacing(file) as temporary, temporary.open("wb") as stream:
+                    np.savez(stream, **made)  # type: ignore[arg-type]
+        yield agreement.case_of(sample, made, made[MARGINS], signature)
+
+
+def _kept(file: Path, signature: Signature) -> dict[str, Float32] | None:
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            made = {name: held[name] for name in held.files}
+    # Not there yet, or damaged: PyTorch is asked again.
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None
+    return made if {MARGINS, *signature.ports.outputs} <= set(made) else None

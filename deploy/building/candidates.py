@@ -71,6 +71,7 @@ def judged_candidates(
     gates: GatesSection,
     engines: Mapping[str, str],
     kept: Path,
+    known: Mapping[str, Score],
 ) -> tuple[tuple[Candidate, ...], dict[str, MachineError]]:
     """Score every variant on the judged frames, at the size of the build's frame.
 
@@ -83,16 +84,19 @@ def judged_candidates(
         engines: precision -> the engine that would run it: it is judged in no other, since engines differ in int8.
             What this machine cannot run is computed by ONNX Runtime, FP16 in FP16's arithmetic.
         kept: folder in which frames are kept.
+        known: precision -> its score on these frames, where it was measured already.
 
     Returns:
         the candidates, and why others could not be computed.
     """
     signature = net.signature(plan.lines, plan.samples)
-    scores: dict[str, list[Score]] = {name: [] for name in VARIANTS[::-1] if name in graphs.variants}
+    scores: dict[str, list[Score]] = {
+        name: [known[name]] if name in known else [] for name in VARIANTS[::-1] if name in graphs.variants
+    }
     opened: dict[str, Engine] = {}
     failures: dict[str, MachineError] = {}
     with ExitStack() as stack:
-        for name in list(scores):
+        for name in scores.keys() - known.keys():
             program, half = graphs.variants[name].data, computes_half(name, plan.half)
             program = half_arithmetic(program) if half else program
             where = PORTABLE if half else engines.get(name, PORTABLE)

@@ -1,44 +1,44 @@
 """The int8 graph of a build: frames, ranges, the way to choose them, what each group costs, and what may run in int8.
 
-Everything slow is kept in the build's workplace: frames, ranges, and every score by what was scored, so that a build
-that was stopped goes on where it was.
+Everything slow is kept in the build's workplace: frames, what PyTorch makes of them, ranges, and every score by what
+was scored, so that a build that was stopped goes on where it was.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
-from calibration import agreement, modelopt, sensitivity
-from calibration import ranges as ranging
+from calibration import agreement, sensitivity
 from calibration.agreement import Case, Score
 from calibration.dataset import CalibrationSet
+from calibration.figures import figures
 from calibration.products import int8_share, products
-from calibration.quantized import quantized, taken
+from calibration.quantized import quantized
 from calibration.sensitivity import Group, MaxDrop, Point, Search
 from export.networks import Network
-from export.onnx import Probe
-from runtime.durable import write_bytes
-from runtime.engines import EngineOptions, open_engine
-from runtime.errors import GateError, MachineError
+from runtime.engines import PORTABLE, EngineOptions, open_engine
 from runtime.signature import Signature
 
 from .. import console
+from ..checking.gates import failed, judge, told
 from ..config import Config
-from ..reporting.precision_plots import pareto_plot
+from ..config.sections import GatesSection
+from . import int8_spots
 from .calibration_frames import cases
+from .int8_ranges import evened, ranges_of
+from .int8_told import Steps, nothing_holds, set_facts
 from .scores import ScoreBook, figures_of
 
 DEAR_DB = 0.02
-"""Groups that distort by more than this are tried with every way to choose ranges."""
+"""Groups that distort by more than this are tried with every way to choose ranges, the dearest ones."""
+MOST_DEAR = 6
 CLEARLY_BETTER = 0.9
-SCORES, RANGES = "scores.jsonl", "ranges.json"
-SENSITIVITY, PICTURE = "report/sensitivity.json", "report/pareto.png"
+SCORES = "scores.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,65 @@ class Calibrated:
     """An int8 graph with what led to it.
 
     Attributes:
-        graph: float32 with int8 pairs, for the frame of the build.
+        graph: as it flies, with int8 pairs, for the frame of the build.
+        engine: in which it was scored.
+        score: on the judged frames, at the size of the build's frame.
         facts: for the manifest.
         search: every set of groups that was tried.
     """
 
     graph: bytes
+    engine: str
+    score: Score
     facts: dict[str, Any]
     search: Search
 
 
-def score_graph(
-    graph: bytes, signature: Signature, judged: Iterator[Case] | Sequence[Case], engine: str, precision: str
-) -> Score:
+@dataclass(frozen=True)
+class Allowed:
+    """What int8 may cost while it is searched for: the gates, and what `max_drop` leaves of them as a margin."""
+
+    margin: MaxDrop
+    gates: GatesSection
+
+    def missed_by(self, score: Score) -> list[str]:
+        """What the score goes beyond, in words."""
+        return [*self.margin.missed_by(score), *Gated(self.gates).missed_by(score)]
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What int8 may cost as it flies: the gates."""
+
+    gates: GatesSection
+
+    def missed_by(self, score: Score) -> list[str]:
+        """The gates that fail, in words."""
+        return [told(gate) for gate in failed(judge(figures(score), self.gates, "int8"))]
+
+
+def _same(graph: bytes) -> bytes:
+    return graph
+
+
+@dataclass(frozen=True)
+class Flight:
+    """How an int8 graph flies.
+
+    Attributes:
+        engine: graph with everything in int8 -> the engine that such a graph is scored in.
+        made: float32 graph with int8 pairs -> the graph that flies.
+        runs: what flies -> a graph that this machine's engine computes like it.
+        precision: of the engine.
+    """
+
+    engine: Callable[[bytes], str] = lambda _: PORTABLE
+    made: Callable[[bytes], bytes] = _same
+    runs: Callable[[bytes], bytes] = _same
+    precision: str = "int8"
+
+
+def score_graph(graph: bytes, signature: Signature, judged: Iterable[Case], engine: str, precision: str) -> Score:
     """What a graph costs in an engine."""
     with open_engine(engine, graph, signature, EngineOptions(precision=precision)) as opened:
         return agreement.score(opened.infer, signature, judged)
@@ -71,207 +117,174 @@ def max_drop(config: Config) -> MaxDrop:
 
 
 def calibrate(
-    net: Network, graph: bytes, searched: bytes, frames: CalibrationSet, allowed: MaxDrop, work: Path
+    net: Network,
+    graph: bytes,
+    ranked: bytes,
+    frames: CalibrationSet,
+    whole: CalibrationSet,
+    config: Config,
+    work: Path,
+    flight: Flight = Flight(),
 ) -> Calibrated:
     """Choose ranges and products, and write the int8 graph.
+
+    Ranges come from small frames, and groups are ranked on such in the portable engine. Every set that may be chosen is
+    scored on frames of the build's size, in the engine that flies, and held against the gates.
 
     Args:
         net: the network.
         graph: its float32 graph for the frame of the build.
-        searched: the same for the frame of the search; its nodes have the same names.
-        frames: the calibration set at the size of the search.
-        allowed: what int8 may cost on the judged frames.
+        ranked: the same for the frame that groups are ranked on; its nodes have the same names.
+        frames: the calibration set at that size.
+        whole: the calibration set at the size of the build's frame.
+        config: with its gates and what int8 may cost.
         work: the build's workplace.
+        flight: how the graph flies.
 
     Raises:
         GateError: nothing can run in int8 within what is allowed.
+        MachineError: the engine that flies cannot run it here.
     """
-    model = onnx.load_model_from_string(searched)
-    listed = products(model)
+    allowed = Allowed(max_drop(config), config.gates)
+    listed = products(onnx.load_model_from_string(graph))
     every = frozenset(p.name for p in listed if p.quantisable)
     groups = sensitivity.groups_of(listed)
     console.say(
-        f"calibrates {len(frames.fit)} frames choose ranges, {len(frames.judge)} frames of "
-        f"{len({o.cube for o in frames.judge})} other cubes judge; {len(groups)} groups of layers may run in int8"
+        f"calibrates {len(frames.fit)} frames choose ranges, {len(whole.judge)} frames of "
+        f"{len({o.cube for o in whole.judge})} other cubes judge; {len(groups)} groups of layers may run in int8"
     )
-    by_method, coverage = _ranges(net, model, searched, every, frames, work)
-    signature = net.signature(*frames.size)
+    graph, ranked = evened(net, graph, ranked, every, frames, work)
+    by_method, experts = ranges_of(net, ranked, every, frames, work)
+    kept = work / "frames"
     with console.progress("asking PyTorch") as moved:
-        judged = []
-        for case in cases(net, frames, frames.judge, work / "frames"):
-            judged.append(case)
-            moved(len(judged), len(frames.judge))
+        # Each task on one of two cubes tells which group is dear; what is chosen is judged by all of them.
+        small = list(cases(net, frames, frames.judge[: 2 * len({o.task for o in frames.judge})][::2], kept))
+        for number, _ in enumerate(cases(net, whole, whole.judge, kept)):
+            moved(number + 1, len(whole.judge))
     book = ScoreBook(work / SCORES)
 
-    first = [case for case in judged if case.sample.origin.cube == judged[0].sample.origin.cube]
-
-    def scored(ranges: Mapping[str, float], chosen: frozenset[str], by: Sequence[Case] = judged) -> Score:
-        told = sorted((name, ranges[name]) for name in chosen)
-        key = hashlib.sha256(json.dumps([frames.digest(), len(by), told]).encode()).hexdigest()[:24]
-        return book.get(
-            key, lambda: score_graph(quantized(searched, ranges, chosen), signature, by, "onnxruntime", "int8")
-        )
-
-    def ranked(ranges: Mapping[str, float], chosen: frozenset[str]) -> Score:
-        # One cube tells which group is dear; what is chosen is judged by all of them.
-        return scored(ranges, chosen, first)
+    def alone(ranges: Mapping[str, float], names: Collection[str], by: Sequence[Case] = small) -> Score:
+        made = quantized(ranked, ranges, names)
+        key = _key(made, frames, PORTABLE, [case.sample.origin.task for case in by])
+        return book.get(key, lambda: score_graph(made, net.signature(*frames.size), by, PORTABLE, "int8"))
 
     with console.progress("comparing ways to choose ranges") as moved:
         methods = {}
         for number, method in enumerate(by_method):
-            methods[method] = scored(by_method[method], every)
+            methods[method] = alone(by_method[method], every)
             moved(number + 1, len(by_method))
         method = min(methods, key=lambda name: methods[name].mean_distortion_db)
-        ranges, own = _by_group(groups, by_method, method, ranked, moved)
     with console.progress("measuring what int8 costs") as moved:
-        costs = {g.name: ranked(ranges, frozenset(g.products)) for g in groups}
-        found = sensitivity.search(
-            groups, costs, lambda names: scored(ranges, sensitivity.names_of(groups, names)), allowed, moved
+        ranges, own, costs = _by_group(groups, by_method, method, alone, moved)
+
+    engine = flight.engine(quantized(graph, ranges, every))
+
+    spots: dict[frozenset[str], Path] = {}
+
+    def tried(chosen: frozenset[str]) -> Score:
+        written = quantized(graph, ranges, sensitivity.names_of(groups, chosen))
+        key = _key(written, whole, engine, [])
+        spots[chosen] = work / "spots" / f"{key}.json"
+
+        def made() -> Score:
+            score, spot = int8_spots.scored(
+                written, net.signature(*whole.size), cases(net, whole, whole.judge, kept), engine, "int8",
+                frames.size, allowed.margin,
+            )  # fmt: skip
+            int8_spots.keep(spots[chosen], spot)
+            return score
+
+        return book.get(key, made)
+
+    def flown(chosen: frozenset[str]) -> Score:
+        if flight.made is _same:
+            return tried(chosen)
+        written = flight.made(quantized(graph, ranges, sensitivity.names_of(groups, chosen)))
+        signature, judged = net.signature(*whole.size), cases(net, whole, whole.judge, kept)
+        return book.get(
+            _key(written, whole, engine, [flight.precision]),
+            lambda: score_graph(flight.runs(written), signature, judged, engine, flight.precision),
         )
+
+    def revised(point: Point, known: Mapping[str, Score]) -> Mapping[str, Score]:
+        if frames.size == whole.size and net.signature(*whole.size).tiling == "fixed":
+            return known
+        spot = int8_spots.kept(spots[point.groups])
+        case = int8_spots.spot_case(net, ranked, frames, whole, spot, kept)
+        now = dict(known)
+        with console.progress("measuring where it lost most") as moved:
+            for number, group in enumerate(groups):
+                now[group.name] = agreement.joined([known[group.name], alone(ranges, group.products, [case])])
+                moved(number + 1, len(groups))
+        return now
+
+    steps = Steps(groups)
+    found = sensitivity.search(groups, costs, tried, allowed, steps, first=allowed.margin.psnr_db, revise=revised)
     if found.chosen is None:
-        best = min(found.points, key=lambda p: len(allowed.missed_by(p.score)))
-        missed = "; ".join(allowed.missed_by(best.score))
-        raise GateError(
-            f"nothing of this network can run in int8 within calibration.max_drop: the best of {len(found.points)} "
-            f"tries, with {100 * best.share:.1f} % of the multiply-adds, has {missed}",
-            key="int8",
-            remedy="allow more in calibration.max_drop, or build with another --precision",
-        )
-    chosen = sensitivity.names_of(groups, found.chosen.groups)
-    made = quantized(graph, ranges, chosen)
+        raise nothing_holds(min(found.points, key=lambda p: p.share), len(found.points))
+    settled = sensitivity.settled(
+        found,
+        found.chosen,
+        flown,
+        Gated(config.gates),
+        steps if flight.made is not _same else None,
+    )
+    last = settled[-1]
+    if not last.holds:
+        raise nothing_holds(last, len(found.points) + len(settled))
+    found = replace(found, chosen=last)
+    made = flight.made(quantized(graph, ranges, sensitivity.names_of(groups, last.groups)))
     facts = {
-        "calibration": _set_facts(frames, work, coverage),
+        "calibration": set_facts(frames, whole, work, experts),
         "method": method,
         "methods": {name: figures_of(score) for name, score in methods.items()},
         "method_of_group": own,
-        "max_drop": asdict(allowed),
+        "max_drop": asdict(allowed.margin),
+        "gates": {g.figure.key: g.limit for g in judge(figures(last.score), config.gates, "int8")},
         "int8_mac_share": int8_share(onnx.load_model_from_string(made)),
-        "kept_in_higher_precision": [g.name for g in found.ranking if g.name not in found.chosen.groups],
-        "on_judged_frames": figures_of(found.chosen.score),
-        "evaluations": len(found.costs) + len(found.points) + len(methods),
+        "kept_in_higher_precision": [g.name for g in found.ranking if g.name not in last.groups],
+        "on_judged_frames": figures_of(last.score),
+        "judged_in": engine,
+        "steps": steps.lines,
+        "evaluations": len(found.costs) + len(found.points) + len(settled) + len(methods),
     }
-    return Calibrated(made, facts, found)
+    return Calibrated(made, engine, last.score, facts, found)
+
+
+def _key(graph: bytes, frames: CalibrationSet, engine: str, how: Sequence[str]) -> str:
+    content = [hashlib.sha256(graph).hexdigest(), frames.digest(), engine, how]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
 def _by_group(
     groups: Sequence[Group],
     by_method: Mapping[str, Mapping[str, float]],
     method: str,
-    ranked: Callable[[Mapping[str, float], frozenset[str]], Score],
+    alone: Callable[[Mapping[str, float], Collection[str]], Score],
     moved: Callable[[int, int], None],
-) -> tuple[dict[str, float], dict[str, str]]:
+) -> tuple[dict[str, float], dict[str, str], dict[str, Score]]:
     """Ranges by the method that is best for the whole, but by another where a dear group alone is better off with it.
 
     Returns:
-        {product: range}, and {group: method} of those that have another one.
+        {product: range}, {group: method} of those that have another one, and what each group costs alone.
     """
     ranges, own = dict(by_method[method]), {}
-    alone = {}
+    costs = {}
     for number, group in enumerate(groups):
-        alone[group.name] = ranked(ranges, frozenset(group.products)).mean_distortion_db
-        moved(number + 1, len(groups))
-    dear = [g for g in groups if alone[g.name] > DEAR_DB]
-    for number, group in enumerate(dear):
-        names = frozenset(group.products)
-        costs = {m: ranked(by_method[m], names).mean_distortion_db for m in by_method}
-        best = min(costs, key=lambda name: costs[name])
-        if best != method and costs[best] < CLEARLY_BETTER * costs[method]:
-            own[group.name] = best
-            ranges |= {name: by_method[best][name] for name in names}
-        moved(number + 1, len(dear))
-    return ranges, own
+        costs[group.name] = alone(ranges, group.products)
+        moved(number + 1, len(groups) + MOST_DEAR)
+    dear = sorted(
+        (g for g in groups if costs[g.name].mean_distortion_db > DEAR_DB), key=lambda g: -_distortion(costs, g)
+    )
+    for number, group in enumerate(dear[:MOST_DEAR]):
+        tried = {m: alone(by_method[m], group.products) for m in by_method}
+        best = min(tried, key=lambda name: tried[name].mean_distortion_db)
+        if best != method and tried[best].mean_distortion_db < CLEARLY_BETTER * costs[group.name].mean_distortion_db:
+            own[group.name], costs[group.name] = best, tried[best]
+            ranges |= {name: by_method[best][name] for name in group.products}
+        moved(len(groups) + number + 1, len(groups) + MOST_DEAR)
+    return ranges, own, costs
 
 
-def _ranges(
-    net: Network, model: Any, searched: bytes, every: frozenset[str], frames: CalibrationSet, work: Path
-) -> tuple[dict[str, dict[str, float]], list[list[int]]]:
-    """{method: {product: range}}, and how many frames chose each expert [layers][experts]."""
-    file = work / RANGES
-    try:
-        held = json.loads(file.read_bytes())
-        if held["digest"] == frames.digest() and set(held["methods"]["minmax"]) == set(every):
-            return held["methods"], held["coverage"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # Not there yet, or damaged: made anew.
-    signature = net.signature(*frames.size)
-    routing = signature.routing
-    coverage = np.zeros((0, 0) if routing is None else routing.shape, np.int64)
-
-    def given() -> Iterator[Probe]:
-        for sample in frames.samples(frames.fit, work / "frames"):
-            yield sample.feeds
-
-    with console.progress("watching the network's values") as moved:
-        histograms = ranging.collect(searched, taken(model, every), given, moved)
-    if routing is not None:
-        with open_engine("onnxruntime", searched, signature) as engine:
-            for feeds in given():
-                coverage += engine.infer(feeds)[routing.name] > 0
-    by_method = {method: ranging.ranges(histograms, method) for method in ranging.METHODS}
-    by_method |= _by_modelopt(searched, taken(model, every), given, by_method["minmax"])
-    content = {"digest": frames.digest(), "methods": by_method, "coverage": coverage.tolist()}
-    write_bytes(file, json.dumps(content).encode())
-    return by_method, coverage.tolist()
-
-
-def _by_modelopt(
-    searched: bytes,
-    inputs: Mapping[str, str],
-    given: Callable[[], Iterator[Probe]],
-    instead: Mapping[str, float],
-) -> dict[str, dict[str, float]]:
-    """Ranges by NVIDIA's Model Optimizer where it is installed, ours where it leaves a product alone."""
-    found: dict[str, dict[str, float]] = {}
-    if not modelopt.available():
-        return found
-    for way in modelopt.WAYS:
-        try:
-            found[f"modelopt-{way}"] = {**instead, **modelopt.modelopt_ranges(searched, inputs, given(), way)}
-        # Its exceptions share no base class but Exception.
-        except Exception as error:  # noqa: PERF203
-            console.warn(f"Model Optimizer's {way} is left out: {error}")
-    return found
-
-
-def _set_facts(frames: CalibrationSet, work: Path, coverage: list[list[int]]) -> dict[str, Any]:
-    every = (*frames.fit, *frames.judge)
-    hashes = {sample.origin: sample.sha256 for sample in frames.samples(every, work / "frames")}
-    idle = sum(count == 0 for layer in coverage for count in layer)
-    total = sum(map(len, coverage))
-    if total:
-        console.say(f"experts    {total - idle} of {total} were chosen by some calibration frame")
-    return {
-        "source": Path(frames.asked.source).name,
-        "cubes": {name: asdict(record) for name, record in frames.cubes.items()},
-        "skipped": dict(frames.skipped),
-        "seed": frames.asked.seed,
-        "fit": [{**asdict(o), "sha256": hashes[o]} for o in frames.fit],
-        "judged": [{**asdict(o), "sha256": hashes[o]} for o in frames.judge],
-        "expert_coverage": coverage,
-        "experts_reached": [total - idle, total],
-    }
-
-
-def report_files(found: Calibrated) -> dict[str, bytes]:
-    """The search as a table (JSON) and, where drawings can be made, as a picture."""
-    search = found.search
-    table = {
-        "groups": [
-            {"group": g.name, "products": list(g.products), "share": g.share, **figures_of(search.costs[g.name]),
-             "distortion_db": search.costs[g.name].mean_distortion_db}
-            for g in search.ranking
-        ],
-        "points": [_point(p, search) for p in search.points],
-        "chosen": None if search.chosen is None else _point(search.chosen, search),
-    }  # fmt: skip
-    files = {SENSITIVITY: (json.dumps(table, indent=1) + "\n").encode()}
-    try:
-        files[PICTURE] = pareto_plot(search)
-    except MachineError:
-        console.say("picture    of the search left out: it needs the extra `report`")
-    return files
-
-
-def _point(point: Point, search: Search) -> dict[str, Any]:
-    left = [g.name for g in search.ranking if g.name not in point.groups]
-    return {"share": point.share, "holds": point.holds, "left_out": left, **figures_of(point.score)}
+def _distortion(costs: Mapping[str, Score], group: Group) -> float:
+    return costs[group.name].mean_distortion_db

@@ -21,7 +21,8 @@ from ..checking.half import exact_nodes
 from ..checking.probes import simulated_probes
 from ..config import Config
 from .calibration_frames import cases
-from .int8 import PICTURE, SENSITIVITY, calibrate, max_drop, report_files, score_graph
+from .int8 import calibrate, score_graph
+from .int8_told import PICTURE, SENSITIVITY, report_files
 from .scores import figures_of
 
 
@@ -45,7 +46,7 @@ class Costs:
 def int8_costs(net: Network, graph: bytes, frames: CalibrationSet, config: Config) -> Costs:
     """What int8 costs in every group of layers alone, and which groups may run in it."""
     with tempfile.TemporaryDirectory() as work:
-        found = calibrate(net, graph, graph, frames, max_drop(config), Path(work))
+        found = calibrate(net, graph, graph, frames, frames, config, Path(work))
     search = found.search
     assert search.chosen is not None
     groups = sorted(search.ranking, key=lambda g: -search.costs[g.name].mean_distortion_db)
@@ -65,7 +66,7 @@ def int8_costs(net: Network, graph: bytes, frames: CalibrationSet, config: Confi
     )
     if routing := search.chosen.score.routing:
         told += f", {100 * routing.agreement:.2f} % same experts"
-    files = {name: data for name, data in report_files(found).items() if name in (SENSITIVITY, PICTURE)}
+    files = {name: data for name, data in report_files(search).items() if name in (SENSITIVITY, PICTURE)}
     table: dict[str, Any] = json.loads(files[SENSITIVITY])
     return Costs(rows, told, {**table, "int8_mac_share": facts["int8_mac_share"], "method": facts["method"]}, files)
 

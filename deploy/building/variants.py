@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calibration.agreement import Score
 from calibration.dataset import CalibrationSet
+from calibration.half_arithmetic import half_arithmetic
 from export import onnx as exporting
 from export.networks import Network
 from export.onnx import Probe
@@ -19,7 +21,8 @@ from ..config import Config
 from .calibration_frames import simulated_frames
 from .candidates import fastest, judged_candidates, timed
 from .graphs import Graphs, exported, probe_frames
-from .int8 import calibrate, max_drop, report_files
+from .int8 import Flight, calibrate
+from .int8_told import report_files
 from .plan import Plan
 from .precision import Decision, decide_by_speed, decide_unmeasured, require_passed, show
 
@@ -34,6 +37,7 @@ class Variants:
         facts: for the manifest's evidence.
         files: for the bundle.
         without_int8: why there is no int8 graph, where there might have been one.
+        int8: the int8 graph's score on the judged frames, and the engine that it was taken in.
     """
 
     graphs: Graphs
@@ -41,6 +45,7 @@ class Variants:
     facts: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     without_int8: str | None = None
+    int8: tuple[Score, str] | None = None
 
 
 def make_variants(
@@ -57,13 +62,13 @@ def make_variants(
     if frames is None:
         told = "no calibration cubes were given, so int8 was left out" if "int8" in plan.target.precisions else None
         return Variants(graphs, judged, without_int8=told)
-    whole = frames.size == (plan.lines, plan.samples)
     fp32 = graphs.variants["fp32"]
     export = exporting.export_graph
-    searched = fp32 if whole else exported(lambda: export(net, *frames.size), work, "searched")[0]
+    small = frames.size != judged.size
+    ranked = exported(lambda: export(net, *frames.size), work, "searched")[0] if small else fp32
     try:
-        found = calibrate(net, fp32.data, searched.data, frames, max_drop(config), work)
-    except GateError as error:
+        found = calibrate(net, fp32.data, ranked.data, frames, judged, config, work, _flight(net, plan, graphs))
+    except (GateError, MachineError) as error:
         if plan.precision == "int8":
             raise
         return Variants(graphs, judged, without_int8=f"int8 is out: {error.problem}")
@@ -72,13 +77,33 @@ def make_variants(
         f"int8       {100 * facts['int8_mac_share']:.1f} % of the multiply-adds, ranges by {facts['method']}; "
         f"{len(facts['kept_in_higher_precision'])} groups stay in {'fp16' if plan.half else 'fp32'}"
     )
-    try:
-        data = in_half(found.graph, "int8", probe_frames(net, plan), net) if plan.half else found.graph
-    except MachineError as error:
-        if plan.precision == "int8":
-            raise
-        return Variants(graphs, judged, without_int8=f"int8 is out: {error.problem}")
-    return Variants(graphs.having("int8", data), judged, {"quantisation": facts}, report_files(found))
+    return Variants(
+        graphs.having("int8", found.graph),
+        judged,
+        {"quantisation": facts},
+        report_files(found.search),
+        int8=(found.score, found.engine),
+    )
+
+
+def _flight(net: Network, plan: Plan, graphs: Graphs) -> Flight:
+    """How an int8 graph of this build flies; what this machine cannot run is computed by ONNX Runtime."""
+    if plan.half:
+        made = lambda graph: in_half(graph, "int8", probe_frames(net, plan), net)  # noqa: E731
+        return Flight(made=made, runs=half_arithmetic, precision="fp32")
+    if plan.engine != "auto":
+        return Flight(engine=lambda _: plan.engine)
+
+    def fastest_here(graph: bytes) -> str:
+        times, refused = timed(
+            graphs.having("int8", graph), plan, net.signature(plan.lines, plan.samples), probe_frames(net, plan)[0],
+            ("int8",),
+        )  # fmt: skip
+        if refused:
+            raise refused["int8"]
+        return fastest(times)["int8"]
+
+    return Flight(engine=fastest_here)
 
 
 def decide(
@@ -100,9 +125,14 @@ def decide(
         return Decision(plan.precision, min(of_engine, key=lambda name: of_engine[name]), "", (), of_engine)
     names = [name for name in VARIANTS[::-1] if name in variants.graphs.variants]
     times, refused = ({}, {}) if on_gpu else timed(variants.graphs, plan, signature, probe, names)
+    known = {}
+    if variants.int8 is not None:
+        known["int8"], its_own = variants.int8
+        # It was searched in one engine: in another it may cost something else.
+        times = {key: time for key, time in times.items() if key[0] != "int8" or key[1] == its_own}
     candidates, failures = judged_candidates(
         net, plan, variants.graphs.only(names if on_gpu else fastest(times)), variants.judged, config.gates,
-        fastest(times), work / "frames",
+        fastest(times), work / "frames", known,
     )  # fmt: skip
     refused = {**refused, **failures}
     if plan.precision in refused:

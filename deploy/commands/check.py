@@ -78,7 +78,7 @@ def command(
     from runtime.bundle import load_bundle
     from runtime.bundle_files import verified_bundle
 
-    from ..building.int8 import PICTURE
+    from ..building.int8_told import PICTURE
     from ..checking.check import check, judged
 
     config = read_config(config_file, checkpoint_given=checkpoint is not None)

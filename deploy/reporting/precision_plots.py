@@ -104,16 +104,17 @@ def distance_plot(series: Mapping[str, Mapping[str, float]]) -> bytes:
     """How far each variant is from float32 behind every block, in the order of the network; PNG.
 
     Args:
-        series: {variant: {block: distance as a share of the values' size}}, the same blocks for all.
+        series: {variant: {block: distance as a share of the values' size}}; a variant may lack blocks of another.
 
     Raises:
         MachineError: matplotlib is not installed.
     """
-    blocks = list(next(iter(series.values())))
+    blocks = max((list(distances) for distances in series.values()), key=len)
     with drawing(1, panel=(9.3, 3.2), columns=1) as (figure, (axes,)):
-        for place, (name, distances) in enumerate(series.items()):
-            values = [max(distances[block], LEAST_DISTANCE) for block in blocks]
-            axes.plot(range(len(blocks)), values, ".-", color=COLOURS[place % len(COLOURS)], label=drawn_label(name))
+        for number, (name, distances) in enumerate(series.items()):
+            places = [place for place, block in enumerate(blocks) if block in distances]
+            values = [max(distances[blocks[at]], LEAST_DISTANCE) for at in places]
+            axes.plot(places, values, ".-", color=COLOURS[number % len(COLOURS)], label=drawn_label(name))
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
         axes.set_ylabel("distance, share of the values")

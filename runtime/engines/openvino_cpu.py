@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the same graph, often faster; bfloat16 only where the bundle says so."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,18 @@ PRODUCTS = ("FullyConnected", "Convolution", "GroupConvolution", "ConvolutionBac
 """Layers with weights, as OpenVINO names them when it has compiled a graph; int8 ones may have more behind it."""
 
 
+def _silenced() -> None:
+    """Keep OpenVINO from telling its maker, over the network, that it was imported; call it before that.
+
+    It would fork a process for it, and write to the user's home, unless somebody had told it not to.
+    """
+    # None makes an import fail, and OpenVINO then takes the stub that it has for where this is not installed.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
 def available() -> str | None:
     """Version of OpenVINO, or None where it is not installed."""
+    _silenced()
     try:
         import openvino
     except ImportError:
@@ -61,6 +72,7 @@ class OpenVinoCpu(Engine):
 
 def open_engine(graph: bytes, signature: Signature, options: EngineOptions) -> OpenVinoCpu:
     """See `runtime.engines.open_engine`."""
+    _silenced()
     try:
         import openvino as ov
     except ImportError as error:

@@ -10,7 +10,18 @@ import pytest
 
 from calibration.agreement import Routing, Score, TaskCost
 from calibration.products import Product
-from calibration.sensitivity import MOST_RETRIES, Group, MaxDrop, Point, Search, groups_of, names_of, pareto, search
+from calibration.sensitivity import (
+    MOST_RETRIES,
+    Group,
+    MaxDrop,
+    Point,
+    Search,
+    groups_of,
+    names_of,
+    pareto,
+    search,
+    settled,
+)
 
 LIMIT = MaxDrop(psnr_db=0.1, worst_psnr_db=10, sam_deg=10, routing=0)
 
@@ -186,7 +197,7 @@ def test_a_group_that_changes_experts_comes_last() -> None:
     ],
 )
 def test_all_four_limits_must_hold(score: Score, holds: bool) -> None:
-    assert MaxDrop(0.1, 0.3, 0.2, 0.99).held_by(score) is holds
+    assert (MaxDrop(0.1, 0.3, 0.2, 0.99).missed_by(score) == []) is holds
 
 
 def test_a_group_is_the_products_of_one_kind_in_one_block() -> None:
@@ -211,7 +222,7 @@ def test_a_group_is_the_products_of_one_kind_in_one_block() -> None:
 
 def test_the_front_is_what_no_other_point_beats() -> None:
     def point(share: float, cost: float) -> Point:
-        return Point(frozenset({f"{share} {cost}"}), share, score_of(cost), True)
+        return Point(frozenset({f"{share} {cost}"}), share, score_of(cost))
 
     best = [point(0.1, -0.1), point(0.4, 0.0), point(0.7, 0.2)]
     beaten = [point(0.3, 0.1), point(0.4, 0.05), point(0.1, 0.0), point(0.7, 0.3)]
@@ -227,10 +238,57 @@ def test_the_front_is_what_no_other_point_beats() -> None:
     assert pareto([]) == ()
 
 
-def test_progress_ends_within_what_was_expected() -> None:
+def test_every_set_that_is_evaluated_is_told() -> None:
     groups = equal_groups(20)
     evaluate = Adding(dict.fromkeys((g.name for g in groups), 0.02))
-    seen: list[tuple[int, int]] = []
-    search(groups, evaluate.alone(), evaluate, LIMIT, lambda done, of: seen.append((done, of)))
-    assert [done for done, _ in seen] == list(range(1, len(evaluate.asked) + 1))
-    assert len({of for _, of in seen}) == 1 and seen[-1][0] <= seen[-1][1]
+    seen: list[Point] = []
+    found = search(groups, evaluate.alone(), evaluate, LIMIT, seen.append)
+    assert tuple(seen) == found.points and [p.holds for p in seen] == [not p.missed for p in seen]
+
+
+@pytest.mark.parametrize("first", [0.0, 0.04, 0.1, 5.0])
+def test_where_it_begins_changes_the_number_of_evaluations_and_not_the_choice(first: float) -> None:
+    groups = equal_groups(30)
+    evaluate = Adding({g.name: 0.004 + 0.0001 * i for i, g in enumerate(groups)})
+    found = search(groups, evaluate.alone(), evaluate, LIMIT, first=first)
+    best = searched(groups, evaluate).chosen
+    assert found.chosen is not None and best is not None and found.chosen.groups == best.groups
+    assert first != 0.1 or len(found.points) <= 2 + MOST_RETRIES
+
+
+@pytest.mark.parametrize("fits", range(1, 17))
+def test_a_choice_that_fails_as_it_flies_gives_the_dearest_groups_back_until_it_holds(fits: int) -> None:
+    groups = equal_groups(16)
+    costs = Adding({g.name: 0.001 + 0.0001 * i for i, g in enumerate(groups)})
+    found = searched(groups, costs)
+    assert found.chosen is not None and len(found.chosen.groups) == 16
+    flies = Adding(dict.fromkeys(costs.costs, 0.1 / (fits + 0.5)))
+    steps = settled(found, found.chosen, flies, LIMIT)
+    assert [p.holds for p in steps] == [False] * (len(steps) - 1) + [True] and len(steps) <= 6
+    assert steps[-1].groups == {g.name for g in found.ranking[: len(steps[-1].groups)]}
+
+
+def test_the_one_group_that_cannot_be_spared_is_left_with_what_it_misses() -> None:
+    groups = equal_groups(16)
+    found = searched(groups, Adding(dict.fromkeys((g.name for g in groups), 0.001)))
+    assert found.chosen is not None
+    steps = settled(found, found.chosen, Adding(dict.fromkeys((g.name for g in groups), 5.0)), LIMIT)
+    assert steps[-1].groups == {"g00"} and not steps[-1].holds and "psnr_db 5 dB, at most 0.1" in steps[-1].missed
+
+
+def test_a_group_whose_cost_was_hidden_is_found_where_the_first_set_lost() -> None:
+    groups = equal_groups(16)
+    true = Adding({g.name: 0.5 if g.name == "g03" else 0.001 for g in groups})
+    hidden = {**true.alone(), "g03": score_of(0.0)}
+    asked: list[Point] = []
+
+    def revise(point: Point, costs: Mapping[str, Score]) -> Mapping[str, Score]:
+        asked.append(point)
+        return {**costs, "g03": true.of(frozenset({"g03"}))}
+
+    found = search(groups, hidden, true, LIMIT, first=0.1, revise=revise)
+    assert found.chosen is not None and found.chosen.groups == {g.name for g in groups} - {"g03"}
+    assert [p.groups for p in asked] == [{g.name for g in groups}] and len(found.points) <= 3
+    without = search(groups, hidden, true, LIMIT, first=0.1)
+    assert len(without.points) > len(found.points) and without.chosen is not None
+    assert without.chosen.share < found.chosen.share

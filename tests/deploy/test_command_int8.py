@@ -91,6 +91,8 @@ def test_int8_comes_with_all_that_led_to_it(
     assert {s["cube"] for s in calibration["fit"]}.isdisjoint({s["cube"] for s in calibration["judged"]})
     assert set(facts["methods"]) == {"minmax", "percentile", "entropy", "mse"} and facts["method"] in facts["methods"]
     assert np.shape(calibration["expert_coverage"]) == (1, 4)
+    idle = np.count_nonzero(np.array(calibration["expert_coverage"]) == 0)
+    assert calibration["experts_reached"] == [4 - idle, 4] and calibration["frames_steered"] == 3 * idle
     table = json.loads(files["report/sensitivity.json"])
     assert table["chosen"]["holds"] and {g["group"] for g in table["groups"]} >= {"patch_embed.proj convolution"}
     assert files["report/pareto.png"].startswith(b"\x89PNG")
@@ -123,16 +125,45 @@ def test_int8_comes_with_all_that_led_to_it(
     assert "calibrated with" in told and "int8" in told
 
 
-@pytest.mark.slow
-def test_int8_that_fails_its_gate_is_exit_1_with_the_figures(
+def test_a_gate_that_fails_sends_the_search_on_until_all_pass(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
 ) -> None:
-    config = LOOSE + "gates: {max_difference: null, psnr_drop_db: 0, sam_rise_deg: 0}\n"
+    done = built(capsys, small_checkpoint, tmp_path / "all", LOOSE + GATES_OFF, "--calibration", cubes)
+    assert done.code == 0, done.err
+    everything = done.json["calibration"]
+    assert everything["kept_in_higher_precision"] == [] and len(everything["steps"]) == 1
+    # A limit that int8 everywhere does not hold, and most of it does.
+    limit = 0.7 * done.json["candidates"]["int8"]["gates"]["max_difference"]["measured"]
+    gates = GATES_OFF.replace("routing_agreement: null", f"routing_agreement: null, max_difference: {limit}")
+    done = built(capsys, small_checkpoint, tmp_path / "some", LOOSE + gates, "--calibration", cubes)
+    assert done.code == 0, done.err
+    facts = done.json["calibration"]
+    assert 0 < facts["int8_mac_share"] < everything["int8_mac_share"] and facts["kept_in_higher_precision"]
+    assert "misses max_difference" in facts["steps"][0] and any(line.endswith(": holds") for line in facts["steps"])
+    judged = done.json["candidates"]["int8"]
+    gate = judged["gates"]["max_difference"]
+    assert gate["passed"] and gate["measured"] <= gate["limit"] == facts["gates"]["max_difference"] == limit
+    assert (
+        facts["on_judged_frames"]["mean_psnr_drop_db"] == judged["mean_psnr_drop_db"]
+        and facts["judged_in"] == "onnxruntime"
+    )
+    for line in facts["steps"]:
+        assert line in done.err.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_what_no_group_can_hold_is_exit_1_and_names_the_group_that_could_not_be_spared(
+    capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path
+) -> None:
+    config = LOOSE + "gates: {max_difference: 0}\n"
     done = built(capsys, small_checkpoint, tmp_path / "bundle", config, "--calibration", cubes)
-    assert done.code == 1 and done.json["error"]["key"] in ("gates.psnr_drop_db", "gates.sam_rise_deg")
-    figures = done.json["result"]["candidates"]["int8"]
-    assert figures["gates"]["sam_rise_deg"]["limit"] == 0 and len(figures["tasks"]) == 7
+    assert done.code == 1 and done.json["error"]["key"] == "int8"
+    told = done.json["result"]["int8"]
+    assert len(told["groups"]) == 1 and f"`{told['groups'][0]}` alone" in done.err
+    assert any("max_difference" in missed for missed in told["missed"]) and len(told["tasks"]) == 7
     assert not (tmp_path / "bundle").exists()
+    done = built(capsys, small_checkpoint, tmp_path / "auto", config, "--calibration", cubes, precision="auto")
+    assert done.code in (0, 1) and "int8 is out: nothing of this network can run in int8" in done.err
 
 
 @pytest.mark.slow
@@ -140,7 +171,7 @@ def test_where_nothing_fits_max_drop_auto_goes_without_int8_and_says_so(
     capsys: Capsys, small_checkpoint: Path, cubes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A limit that no score can hold: to lose nothing is possible by chance.
-    monkeypatch.setattr("calibration.sensitivity.MaxDrop.held_by", lambda *_: False)
+    monkeypatch.setattr("calibration.sensitivity.MaxDrop.missed_by", lambda *_: ["everything"])
     done = built(capsys, small_checkpoint, tmp_path / "bundle", LOOSE, "--calibration", cubes, precision="auto")
     assert done.code == 0 and done.json["precision"]["chosen"] == "fp32", done.err
     assert "int8 is out: nothing of this network can run in int8" in done.json["precision"]["why"]

@@ -231,7 +231,7 @@ def test_a_view_into_a_frame_gets_the_same_as_a_line(everything: Radiometry) -> 
 
 @pytest.mark.parametrize("chosen", [{}, {"dark": "dark.npy", "flat": "flat.npy"}, EVERYTHING])
 def test_nothing_is_allocated_per_line(everything: Radiometry, folder: Folder, chosen: dict[str, Any]) -> None:
-    bands, samples = 60, 400
+    bands, samples = 120, 400
     rng = np.random.default_rng(1)
     for name in ("dark", "flat", "gain"):
         np.save(folder.path / f"large_{name}.npy", rng.uniform(0.9, 1.1, (bands, samples)))
@@ -259,8 +259,8 @@ def test_nothing_is_allocated_per_line(everything: Radiometry, folder: Folder, c
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # NumPy's own casting buffers are 8192 elements each; a line would be 96 kB of float32.
-    assert peak < 80_000
+    # NumPy's own casting buffers are 8192 elements each, up to three of them; a line would be 192 kB of float32.
+    assert peak < 110_000
 
 
 def test_saturation_counts_good_pixels_only(folder: Folder) -> None:

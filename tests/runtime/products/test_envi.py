@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from runtime.errors import CubeFileError, MachineError
 from runtime.files import read_cube
 from runtime.files.envi import read_envi, read_header
-from runtime.products import Result, format_of, open_cube, open_writer
-from runtime.products.contract import CubeReader, Description, Grid, Place, Quality, Reading
+from runtime.products import format_of, open_cube, open_writer
+from runtime.products.contract import CubeReader, Description, Grid, Place, Quality, Reading, Result
 from runtime.products.envi_place import grid_of, map_fields
 from runtime.stated import Stated
 from tests.contracts.killing import killed

@@ -495,7 +495,8 @@ def test_lines_that_a_hanging_disk_did_not_take_are_incomplete() -> None:
     try:
         count = result.count
         assert "record" in result.hung
-        assert count.recorded == 20 == count.issued - count.incomplete
+        # Of lines that were handed over together with those that hang, nobody knows.
+        assert 0 < count.recorded <= 20 and count.recorded == count.issued - count.incomplete
         assert count.issued == count.restored + count.dropped + count.incomplete
     finally:
         release.set()
