@@ -480,17 +480,18 @@ def test_a_file_whose_engine_is_slow_ends_in_time_with_a_whole_record() -> None:
 
 
 def test_lines_that_a_hanging_disk_did_not_take_are_incomplete() -> None:
-    release = threading.Event()
+    hangs, release = threading.Event(), threading.Event()
 
     class Hangs(Record):
         def append(self, *arguments: Any, **more: Any) -> None:
             if len(self.lines) == 20:
+                hangs.set()
                 release.wait(60)
             super().append(*arguments, **more)
 
     record = Hangs()
     stream = stream_of(Script(range(1_000_000), live=True, pause=0.001), same, record)
-    threading.Timer(0.3, stream.stop).start()
+    threading.Thread(target=lambda: hangs.wait(60) and stream.stop()).start()
     result = stream.run()
     try:
         count = result.count
