@@ -376,7 +376,7 @@ def test_without_pytorch_it_says_what_to_install(here: Path) -> None:
 
 
 def test_the_tiny_bundle_restores_what_pytorch_restores(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    assert names_in(tiny_checkpoint.parent) == ["bundle", tiny_checkpoint.name]
+    assert names_in(tiny_checkpoint.parent) == ["tiny", tiny_checkpoint.name]
     with load_bundle(tiny_bundle) as bundle:
         ports = bundle.manifest.signature.ports
         assert list(ports.shapes) == ["frame", "metrics", "restored", "routing"]
