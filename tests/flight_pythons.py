@@ -116,7 +116,7 @@ def fill(python: Python) -> None:
             shutil.rmtree(python.cache, ignore_errors=True)
             pip = ("-m", "pip", "install", "--quiet", "--constraint", "constraints.txt")
             said(python.found, "-m", "venv", flight)
-            said(flight / "bin/python", *pip, f".[{EXTRAS}]", *BARE)
+            said(flight / "bin/python", *pip, *BARE, "--editable", f".[{EXTRAS}]")
             said(flight / "bin/python", "-m", "pip", "uninstall", "--quiet", "--yes", "damp-deploy")
             said(python.found, "-m", "venv", "--without-pip", tools)
             see(tools, [flight])

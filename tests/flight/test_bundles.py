@@ -41,7 +41,7 @@ def opened(bundle: Path, engine: str | None = None) -> Bundle:
     try:
         return load_bundle(bundle, threads=1, prompt=next(iter(manifest.prompts), None), engine=engine)
     except MachineError as error:
-        # OpenVINO 2026.4 on aarch64 reads the axis of a sum past its end, and refuses the graph if that is not zero.
+        # OpenVINO 2026.4 on aarch64 seems to read the axis of a sum past its end, and refuses an int8 graph by chance.
         if engine == "onnxruntime" or platform.machine() == "x86_64" or error.key != "precision":
             raise
         pytest.skip(str(error))
