@@ -65,7 +65,8 @@ def make_variants(
     fp32 = graphs.variants["fp32"]
     export = exporting.export_graph
     small = frames.size != judged.size
-    ranked = exported(lambda: export(net, *frames.size), work, "searched")[0] if small else fp32
+    experts = plan.target.experts
+    ranked = exported(lambda: export(net, *frames.size, experts), work, "searched")[0] if small else fp32
     try:
         found = calibrate(net, fp32.data, ranked.data, frames, judged, config, work, _flight(net, plan, graphs))
     except (GateError, MachineError) as error:
