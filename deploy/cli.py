@@ -38,7 +38,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "deploy.commands.check",
         "Compare a bundle with PyTorch; exit 1 when the variant that flies fails a gate of the configuration.",
     ),
-    "evaluate": ("deploy.commands.evaluate", "Measure a model on clean cubes: degrade, restore, compare."),
+    "evaluate": ("deploy.commands.evaluate", "Measure models on clean cubes: degrade, restore, compare."),
     "sensitivity": (
         "deploy.commands.sensitivity",
         "Measure what a lower precision costs, block by block and layer class by layer class.",

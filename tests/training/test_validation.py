@@ -37,7 +37,9 @@ def held(tasks: tuple[str, ...] = TASKS) -> tuple[HeldScene, ...]:
     scenes = []
     for task, place in product(tasks, (0, 1)):
         taken = np.float32(NEEDED.get(task, 7.7) * (1 + place))
-        scenes.append(HeldScene(task, place, clean - taken, clean, np.array([taken - 0.01, *range(5)], np.float32)))
+        bad = clean - taken
+        metrics = np.array([taken - 0.01, *range(5)], np.float32)
+        scenes.append(HeldScene(task, place, bad, clean, metrics, bad))
     return tuple(scenes)
 
 
