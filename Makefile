@@ -82,7 +82,7 @@ lint-imports: install
 check-flight: install ## do the flight computers' Pythons find wheels for the flight install?
 	$(BIN)/python -m tests.flight_wheels
 
-check-pythons: install ## the tests of what flies, under every one of PYTHONS that is found; exit 3 where none is
+check-pythons: install ## the tests of what flies, under every one of PYTHONS that is found; fails where none is
 	$(BIN)/python -m tests.flight_pythons $(PYTHONS)
 
 check-aarch64: install ## the flight install run as aarch64, emulated (needs qemu-user-static): tests/flight, in ten minutes

@@ -312,7 +312,8 @@ def meaning_for(
     bad: Mapping[int, str] | None = None,
 ) -> Meaning:
     """What the numbers of a cube mean to the bundle of a manifest; see `meaning_of`. Raises CubeError."""
-    known = Known("bundle", manifest.scale, manifest.wavelengths, manifest.signature.measured.bands)
+    signature = manifest.signature
+    known = Known("bundle", manifest.scale, manifest.wavelengths, signature.measured.bands, signature.fills)
     if manifest.signature.alike:
         found = meaning_of(cube, stated, asked, known, bad=bad)
     else:

@@ -102,11 +102,11 @@ def survey(reader: CubeReader, judge: Judge, asked: Asked, tell: Callable[[int, 
     except CubeError as error:
         error.file = error.file or str(description.path)
         raise
-    fills = np.empty(len(sample), np.float32)
+    means = np.empty(len(sample), np.float32)
     for band, mean in enumerate(seen.means()):
-        meaning.conversion.band_to_unit(band, np.array([mean]), fills[band : band + 1])
+        meaning.conversion.band_to_unit(band, np.array([mean]), means[band : band + 1])
     nothing = np.zeros((0, description.shape[2]), np.bool_)
-    return Survey(replace(meaning, fills=fills, missing=nothing), seen.missing)
+    return Survey(replace(meaning, means=means, missing=nothing), seen.missing)
 
 
 def steps(reader: CubeReader, most: int) -> list[tuple[int, int]]:

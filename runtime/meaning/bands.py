@@ -51,6 +51,16 @@ def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], 
     return found
 
 
+def stays(why: str, constant: str | None) -> bool:
+    """Whether a bad band is left as it is where what is missing is made up: its file, or somebody, wants it so.
+
+    Args:
+        why: it is bad.
+        constant: what somebody asks for bands of one value.
+    """
+    return why == LISTED or (constant == "leave" and why.startswith(ONE_VALUE))
+
+
 def clipped(values: NDArray[Any]) -> float:
     """Share of a band's values that are its largest; 0 of few."""
     return float(np.mean(values == values.max())) if values.size >= FEWEST else 0.0

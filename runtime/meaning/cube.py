@@ -12,7 +12,7 @@ from runtime.arrays import Bools, Float32
 from runtime.errors import CubeError
 from runtime.files.envi_text import CONVERTING
 from runtime.meaning import words
-from runtime.meaning.bands import LISTED, bad_bands, bridged
+from runtime.meaning.bands import LISTED, bad_bands, bridged, stays
 from runtime.meaning.doubtful import doubtful
 from runtime.meaning.marks import Mark, marked, seen_marks, told_mark
 from runtime.meaning.numbers import BRIGHTEST, Asked, Known, Values, by_brightest, judged, of_numbers
@@ -37,8 +37,9 @@ class Meaning:
         missing: bool [lines, samples], pixels that are marked in a band that is not bad.
         wavelengths: nm, None where nobody tells them.
         order: bands in the order in which the network sees them; None for their own.
-        fills: float32 [bands], what the network sees in missing pixels; None for the mean of the others.
+        means: float32 [bands], what the network sees in missing pixels; None for the mean of the others.
         lost: {band, from 0: why} of bad ones that are made up, see `holed`.
+        constant: what somebody asks for bands of one value.
         notes: what was made of it, for people.
         doubts: what a person should read before trusting the result.
     """
@@ -50,15 +51,16 @@ class Meaning:
     missing: Bools
     wavelengths: tuple[float, ...] | None
     order: tuple[int, ...] | None = None
-    fills: Float32 | None = None
+    means: Float32 | None = None
     lost: Mapping[int, str] = field(default_factory=dict)
+    constant: str | None = None
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
     def holed(self, cube: NDArray[Any], masked: Bools | None = None) -> "tuple[Meaning, Bools]":
         """The meaning to a network that is to be given no holes, and where these are.
 
-        Pixels stay missing that are masked or of which nothing is known, bands stay bad that their file calls so.
+        Pixels stay missing that are masked or of which nothing is known; of bad bands see `without_lost`.
 
         Args:
             cube: [bands, lines, samples].
@@ -81,9 +83,9 @@ class Meaning:
         return replace(self.without_lost(), missing=gone), holes
 
     def without_lost(self) -> "Meaning":
-        """The same, where of bad bands only those stay bad that their file calls so, and the others are lost."""
+        """The same, where bad bands that nobody wants left as they are (`bands.stays`) are lost."""
         unseen = {**self.bad, **self.lost}
-        told = {band: why for band, why in unseen.items() if why == LISTED}
+        told = {band: why for band, why in unseen.items() if stays(why, self.constant)}
         return replace(self, bad=told, lost={band: why for band, why in unseen.items() if band not in told})
 
     def unit(self, cube: NDArray[Any], holes: Bools | None = None) -> Float32:
@@ -97,17 +99,17 @@ class Meaning:
             holes: from `holed`; they hold zero, except in bands that stay bad.
         """
         unit, unseen = self.conversion.to_unit(cube), {*self.bad, *self.lost}
-        some, fills = self.missing.any(), self.fills
+        some, means = self.missing.any(), self.means
         for number, band in enumerate(unit):
             if number in unseen:
                 continue
             if holes is not None:
                 band[holes[number]] = 0
-            if some and fills is None:
+            if some and means is None:
                 there = ~self.missing if holes is None else ~(self.missing | holes[number])
                 band[self.missing] = band[there].mean(dtype=np.float64) if there.any() else 0
-            elif some and fills is not None:
-                band[self.missing] = fills[number]
+            elif some and means is not None:
+                band[self.missing] = means[number]
         seen, places = self.ordered(unit), self.order or range(len(unit))
         bridged(seen, {place for place, number in enumerate(places) if number in unseen}, self.centres)
         seen[[place for place, number in enumerate(places) if number in self.lost]] = 0
@@ -233,7 +235,7 @@ def meaning_of(
     missing, counts = _missing(cube, marks, bad)
     if missing.all():
         raise CubeError("every pixel is marked as missing", key="data ignore value", remedy="give a cube with data")
-    of_bad, bad_doubts = words.of_bad(bad, said=asked.constant_bands is not None)
+    of_bad, bad_doubts = words.of_bad(bad, constant=asked.constant_bands, fills=known.fills)
     whose, conversion, notes = of_numbers(cube.dtype, len(cube), stated, asked, known)
     values = Values.of(cube, marks, bad)
     if whose == BRIGHTEST:
@@ -251,6 +253,7 @@ def meaning_of(
         missing,
         told,
         order,
+        constant=asked.constant_bands,
         notes=(*notes, *of_bad),
         doubts=tuple(
             filter(

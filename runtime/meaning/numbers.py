@@ -52,12 +52,14 @@ class Known:
         scale: number that stands for 1.0 in integers that nobody else tells of.
         wavelengths: of its bands in nm.
         bands: that it takes.
+        fills: it is to be given no holes, see `runtime.signature`.
     """
 
     whose: str = "bundle"
     scale: float | None = None
     wavelengths: Sequence[float] | None = None
     bands: int | None = None
+    fills: bool = False
 
 
 @dataclass(frozen=True, eq=False)

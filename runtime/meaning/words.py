@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.meaning.bands import ONE_VALUE
+from runtime.meaning.bands import ONE_VALUE, stays
 from runtime.meaning.marks import NEAR, Mark, held
 
 FAR_NANOMETRES = 5.0
 DOUBLE = np.dtype(np.float64)
 BRIDGED = "interpolated for the network, given back as they came"
+MADE_UP = "made up of the others, and restored"
 
 
 def bands(numbers: Iterable[int]) -> str:
@@ -26,19 +27,20 @@ def pixels(count: int) -> str:
     return f"{count} pixel{'s' * (count != 1)}"
 
 
-def of_bad(bad: Mapping[int, str], *, said: bool) -> tuple[list[str], list[str]]:
+def of_bad(bad: Mapping[int, str], *, constant: str | None, fills: bool = False) -> tuple[list[str], list[str]]:
     """What is said of bad bands: notes of those that somebody told of, doubts of those that nobody named.
 
     Args:
         bad: {band: why}.
-        said: what becomes of bands of one value.
+        constant: what somebody asks for bands of one value; None where nobody does.
+        fills: what is missing is made up.
     """
     notes, doubts = list[str](), list[str]()
     for why in dict.fromkeys(bad.values()):
         which = [band for band, other in bad.items() if other == why]
         many = f"are {why} ({len(which)} in all)" if len(which) > 1 else f"is {why}"
-        told = f"{bands(which)} {many}: {BRIDGED}"
-        if why.startswith(ONE_VALUE) and not said:
+        told = f"{bands(which)} {many}: {MADE_UP if fills and not stays(why, constant) else BRIDGED}"
+        if why.startswith(ONE_VALUE) and constant is None:
             doubts.append(f"{told}; say --constant-bands leave if that is right, or restore")
         else:
             notes.append(told)

@@ -254,7 +254,7 @@ def fit(
         )
         raise CubeError(problem, key="bands", value=count, remedy=remedy)
     try:
-        lines, meaning = _meant(source, asked, manifest.scale, radiometry, keeps=signature.alike)
+        lines, meaning = _meant(source, asked, manifest.scale, radiometry, keeps=signature.alike, fills=signature.fills)
     except CubeError as error:
         error.file = error.file or source.describe().get("path")
         raise
@@ -291,13 +291,18 @@ def fit(
 
 
 def _meant(
-    source: Source, asked: Asked, scale: float | None, radiometry: Mapping[str, Any], *, keeps: bool = True
+    source: Source,
+    asked: Asked,
+    scale: float | None,
+    radiometry: Mapping[str, Any],
+    *,
+    keeps: bool = True,
+    fills: bool = False,
 ) -> tuple[LineFormat, SourceMeaning]:
     """What a source's numbers mean to a bundle of that scale, and the lines' format with it. Raises CubeError."""
     lines = source.format
-    meaning = source_meaning(
-        source, asked, scale, converts=not radiometry, keeps=keeps, saturation=_limit(lines, radiometry)
-    )
+    limit = _limit(lines, radiometry)
+    meaning = source_meaning(source, asked, scale, converts=not radiometry, keeps=keeps, saturation=limit, fills=fills)
     said = lines.scale if asked.scale is None else asked.scale
     return replace(lines, scale=said, ignore_value=standing(meaning.marks, lines.dtype)), meaning
 

@@ -191,6 +191,7 @@ class Preparer:
         if self._chosen is not None and self._centres is not None:
             self._centres = tuple(self._centres[band] for band in self._chosen)
         self._listed = np.isin(np.arange(format.bands) if self._chosen is None else self._chosen, facts.bad)
+        self._left = self._listed
         self._told: dict[int, str] = {}
         self.tables = Tables(radiometric.tables())
         self._whole = np.zeros(format.shape, np.float32)
@@ -409,7 +410,7 @@ class Preparer:
         """
         assert space.holes is not None, "the network is given no holes"
         unit, missing, holes = space.unit[:, :count], space.missing[:, :count], space.holes[:, :count]
-        listed = self._listed & bad
+        listed = self._left & bad
         came = unit[listed].copy()
         np.copyto(holes, missing)
         holes[bad] = True
@@ -481,13 +482,14 @@ class Preparer:
         bad = self._listed | missing | wild | (constant & several & (self._facts.constant_bands != "restore"))
         if bad.all():
             bad = self._listed & ~self._listed.all()
+        self._left = self._listed | (constant & bad & (self._facts.constant_bands == "leave"))
         why = {
             int(band): "without a single value" if missing[band] or wild[band] else "of one value"
             for band in np.flatnonzero(bad & ~self._listed)
         }
         new = {self._number(band): reason for band, reason in why.items() if self._number(band) not in self._told}
         self._told |= new
-        notes, doubts = words.of_bad(new, said=self._facts.constant_bands is not None)
+        notes, doubts = words.of_bad(new, constant=self._facts.constant_bands, fills=self._facts.signature.fills)
         return bad, (*told, *notes, *doubts), ends if whole and all_lines else None
 
     def _number(self, band: int) -> int:

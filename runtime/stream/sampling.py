@@ -6,7 +6,7 @@ import numpy as np
 
 from runtime.errors import CubeError
 from runtime.meaning import Asked, Known, Mark, look, words
-from runtime.meaning.bands import LISTED
+from runtime.meaning.bands import LISTED, stays
 from runtime.meaning.doubtful import doubtful
 from runtime.meaning.marks import marked
 from runtime.meaning.numbers import BRIGHTEST, Values, by_brightest, judged, of_numbers
@@ -36,6 +36,7 @@ def source_meaning(
     converts: bool,
     keeps: bool = True,
     saturation: float | None = None,
+    fills: bool = False,
 ) -> SourceMeaning:
     """What a source's numbers mean.
 
@@ -45,6 +46,7 @@ def source_meaning(
         scale: the bundle's.
         converts: its numbers go to the unit range as they are, by a scale or gains; else radiometry makes them others.
         keeps: missing values may stay in what is restored; else their frames are dropped.
+        fills: the network is to be given no holes.
         saturation: digital number at which the detector is at its limit, which is no mark of missing values.
 
     Raises:
@@ -74,7 +76,7 @@ def source_meaning(
         doubts += [f"of {sample.shape[1]} lines looked at, {text}" for text in seen]
         if not keeps and any(pixels.any() for pixels in found):
             doubts.append(f"what is restored has no place for missing pixels: {DROPPED}")
-        doubts += words.of_bad(bad, said=asked.constant_bands is not None)[1]
+        doubts += words.of_bad(bad, constant=asked.constant_bands, fills=fills)[1]
         good = np.setdiff1d(np.arange(format.bands), list(bad))
         wild = ~np.isfinite(sample[good]) & ~marked(sample[good], marks)
         if wild.any():
@@ -105,10 +107,12 @@ def source_meaning(
         doubts.append(
             "the source's gains and offsets are not applied: radiometry takes its numbers as they are recorded"
         )
-    notes += words.of_bad(bad, said=asked.constant_bands is not None)[0]
+    notes += words.of_bad(bad, constant=asked.constant_bands, fills=fills)[0]
     if source.several:
         # What follows may have other bands; they are looked at frame by frame.
         bad = {band: why for band, why in bad.items() if why == LISTED}
+    elif fills:
+        bad = {band: why for band, why in bad.items() if stays(why, asked.constant_bands)}
     return SourceMeaning(conversion, whose, tuple(marks), bad, tuple(notes), tuple(doubts))
 
 

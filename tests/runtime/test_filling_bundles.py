@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ import runtime
 from runtime.bundle import Bundle, load_bundle
 from runtime.by_lines.product import judged
 from runtime.by_lines.rows import Block, restore_lines
+from runtime.files import read_cube, write_cube
 from runtime.lines import LineFormat
 from runtime.meaning import Asked
 from runtime.metrics import prompt_metrics
 from runtime.signature import Plane, Signature
+from runtime.sources import Source, open_source
 from runtime.stated import Stated
 from runtime.stream.pipeline import StreamOptions
 from tests.contracts.bundles import known_bundle, reseal
@@ -152,7 +155,7 @@ def streamed(bundle: Bundle, cube: NDArray[np.float32], tmp_path: Path, **asked:
         )
         result = stream.run()
     assert result.failures == {}
-    return runtime.files.read_cube(tmp_path / "out" / "restored.hdr").cube, result
+    return read_cube(tmp_path / "out" / "restored.hdr").cube, result
 
 
 def test_lines_are_restored_as_cubes_are(bundle: Bundle, tmp_path: Path) -> None:
@@ -173,3 +176,43 @@ def test_a_band_that_a_line_scan_camera_lost_is_restored(bundle: Bundle, tmp_pat
     lost[1] = MARK
     made, _ = streamed(bundle, lost, tmp_path)
     in_range(made, cube)
+
+
+def dead_band(lines: int = 16) -> NDArray[np.float32]:
+    cube = scene(lines=lines)
+    cube[1] = 0.75
+    return cube
+
+
+@pytest.mark.parametrize("asked", [None, "leave"])
+def test_what_is_told_of_a_dead_band_is_what_becomes_of_it(bundle: Bundle, asked: Literal["leave"] | None) -> None:
+    dead = dead_band()
+    meaning = bundle.meaning(dead, asked=Asked(constant_bands=asked))
+    told = " ".join((*meaning.notes, *meaning.doubts))
+    made = bundle.restore(dead, meaning=meaning).cube
+    if asked == "leave":
+        np.testing.assert_array_equal(made[1], dead[1])
+    else:
+        in_range(made, scene(lines=16))
+    assert ("given back as they came" in told) is (asked == "leave")
+    assert ("made up of the others, and restored" in told) is (asked is None)
+
+
+@pytest.mark.parametrize("shown", [False, True], ids=["lines", "file"])
+def test_a_dead_band_is_restored_whether_a_file_showed_it_or_its_lines(
+    bundle: Bundle, tmp_path: Path, shown: bool
+) -> None:
+    dead = dead_band()
+    if shown:
+        write_cube(tmp_path / "scene.bil", dead, fields={})
+        source: Source = open_source(f"envi:{tmp_path / 'scene.bil'}")
+    else:
+        format = LineFormat(BANDS, SAMPLES, dead.dtype)
+        source = Script([np.ascontiguousarray(dead[:, n]) for n in range(16)], format)
+    with source:
+        with pytest.warns(UserWarning, match="made up of the others") if shown else nullcontext():
+            stream = runtime.open_stream(
+                bundle, source, restored=tmp_path / "out", options=StreamOptions(policy="block")
+            )
+        stream.run()
+    in_range(read_cube(tmp_path / "out" / "restored.hdr").cube, scene(lines=16))

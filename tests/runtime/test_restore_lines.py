@@ -165,7 +165,7 @@ def test_a_large_cube_means_what_a_look_at_all_of_it_says(bundle: Bundle, monkey
     assert [mark.low for mark in found.meaning.marks] == [-9999.0], "a mark in a line that no sample holds"
     assert found.missing == 2 and set(found.meaning.bad) == {1, 5}
     inside = np.delete(cube.reshape(7, -1), [333 * 30 + 7, 333 * 30 + 8], axis=1)
-    np.testing.assert_allclose(found.meaning.fills[0], inside[0].mean(), rtol=1e-5)  # type: ignore[index]
+    np.testing.assert_allclose(found.meaning.means[0], inside[0].mean(), rtol=1e-5)  # type: ignore[index]
 
 
 def test_values_that_are_not_finite_are_refused_wherever_they_lie(
