@@ -54,8 +54,8 @@ class Minisig:
 
 
 def key_name(key: bytes) -> str:
-    """The id of a key as minisign writes it."""
-    return key[::-1].hex().upper()
+    """The id of a key as minisign writes it: a number, without zeros in front."""
+    return f"{int.from_bytes(key, 'little'):X}"
 
 
 def hashed(data: bytes) -> bytes:

@@ -57,6 +57,10 @@ def test_minisign_takes_our_keys_and_signatures(tmp_path: Path, cheap: None, pas
     assert (tmp_path / "r.pub").read_bytes().splitlines()[1] == dump_public(key.public).splitlines()[1]
 
 
+def test_a_key_is_named_as_minisign_names_it() -> None:
+    assert key_name(bytes.fromhex("c8924ff72170b10b")) == "BB17021F74F92C8"
+
+
 @needs_minisign
 def test_keys_of_minisign_are_taken(tmp_path: Path) -> None:
     plain, public = tmp_path / "plain.key", tmp_path / "plain.pub"
