@@ -34,7 +34,7 @@ INPAINT_RATES = (0.7, 0.8)
 BANDLOSS_RATES = (0.1, 0.2)
 POISSON_PEAK = 10.0
 MOTION_LENGTH = 15
-LONG_SIGMAS, SHORT_SIGMAS = (1.5, 4.5), (0.4, 1.2)
+LONG_AXES, SHORT_AXES, LARGEST_AXIS = (2.5, 8.0), (0.3, 2.5), 60
 BICUBIC_A = -0.75
 
 
@@ -178,7 +178,12 @@ def motion_kernel(length: int, angle: float) -> NDArray[np.float32]:
     reach = length // 2
     # Rounding puts a path along an axis exactly on it, without a fringe of weights near zero.
     direction = np.round([np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))], 12)
-    points = reach + (np.arange(length) - (length - 1) / 2)[:, None] * direction
+    return _shared((np.arange(length) - (length - 1) / 2)[:, None] * direction, reach)
+
+
+def _shared(points: NDArray[np.float64], reach: int) -> NDArray[np.float32]:
+    """Kernel [2 reach + 1, 2 reach + 1] of points [N, 2] about its middle, each shared bilinearly by four pixels."""
+    points = reach + points
     base = points.astype(int)
     part = points - base
     kernel = np.zeros((2 * reach + 2, 2 * reach + 2))
@@ -186,7 +191,7 @@ def motion_kernel(length: int, angle: float) -> NDArray[np.float32]:
         for column in (0, 1):
             weight = np.abs(1 - row - part[:, 0]) * np.abs(1 - column - part[:, 1])
             np.add.at(kernel, (base[:, 0] + row, base[:, 1] + column), weight)
-    return (kernel[:-1, :-1] / length).astype(np.float32)
+    return (kernel[:-1, :-1] / len(points)).astype(np.float32)
 
 
 def astigmatism(
@@ -197,34 +202,37 @@ def astigmatism(
     short: float | None = None,
     angle: float | None = None,
 ) -> Cube:
-    """Convolve every band with an elliptic Gaussian, as optics off their axis do; borders reflected as in `blur`.
+    """Convolve every band with an even ellipse, borders reflected as in `blur`.
+
+    A point that astigmatic optics see out of focus is one, as round as their pupil halfway between the two foci and a
+    line in each (geometrical optics: Born and Wolf, Principles of Optics, 4.6).
 
     Args:
-        long, short: standard deviations in pixels along and across, above 0 to 20; drawn from U(1.5, 4.5) and
-            U(0.4, 1.2) if None.
+        long, short: half axes in pixels, above 0 to 60; drawn from U(2.5, 8) and U(0.3, 2.5) if None.
         angle: of the long one in degrees, 0 along samples, 90 along lines; drawn from U(0, 180) if None.
 
     Raises:
-        InputError: a deviation is outside (0, 20], or angle is not finite.
+        InputError: a half axis is outside (0, 60], or angle is not finite.
     """
     cube = checked(cube)
-    long = rng.uniform(*LONG_SIGMAS) if long is None else long
-    short = rng.uniform(*SHORT_SIGMAS) if short is None else short
+    long = rng.uniform(*LONG_AXES) if long is None else long
+    short = rng.uniform(*SHORT_AXES) if short is None else short
     kernel = elliptic_kernel(long, short, rng.uniform(0, 180) if angle is None else angle)
     return np.asarray([correlate(band, kernel, mode="mirror") for band in cube], np.float32)
 
 
 def elliptic_kernel(long: float, short: float, angle: float) -> NDArray[np.float32]:
-    """Square kernel of odd side of an elliptic Gaussian; sums to 1. Raises InputError, see `astigmatism`."""
-    within("long", long, 1e-3, 20)
-    within("short", short, 1e-3, 20)
+    """Square kernel of odd side of an even ellipse; sums to 1. Raises InputError, see `astigmatism`."""
+    within("long", long, 1e-3, LARGEST_AXIS)
+    within("short", short, 1e-3, LARGEST_AXIS)
     within("angle", angle, -1e6, 1e6)
-    reach = math.ceil(3 * max(long, short))
-    line, sample = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    reach = math.ceil(max(long, short))
+    # Less than half a pixel apart, and never fewer than make a round ellipse.
+    side = np.linspace(-1, 1, 4 * max(reach, 4) + 1)
+    disc = np.stack(np.meshgrid(short * side, long * side, indexing="ij"), axis=-1)
+    across, along = disc[np.hypot(*np.meshgrid(side, side)) <= 1].T
     sine, cosine = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
-    along, across = line * sine + sample * cosine, line * cosine - sample * sine
-    kernel = np.exp(-0.5 * ((along / long) ** 2 + (across / short) ** 2))
-    return np.asarray(kernel / kernel.sum(), np.float32)
+    return _shared(np.stack([along * sine + across * cosine, along * cosine - across * sine], axis=1), reach)
 
 
 def poisson(cube: Cube, rng: np.random.Generator, *, peak: float = POISSON_PEAK) -> Cube:

@@ -18,11 +18,11 @@ from calibration.degradations import (
     BICUBIC_A,
     BLUR_SIZES,
     INPAINT_RATES,
-    LONG_SIGMAS,
+    LONG_AXES,
     MOTION_LENGTH,
     NOISE_SIGMAS,
     POISSON_PEAK,
-    SHORT_SIGMAS,
+    SHORT_AXES,
     SR_FACTORS,
     elliptic_kernel,
     gaussian_kernel,
@@ -81,7 +81,7 @@ def mixed(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator, stre
 
 
 def astigmatism(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator, strength: float) -> Tensor:
-    drawn = [rng.uniform(*limits, len(cubes)) for limits in (LONG_SIGMAS, SHORT_SIGMAS, (0, 180))]
+    drawn = [rng.uniform(*limits, len(cubes)) for limits in (LONG_AXES, SHORT_AXES, (0, 180))]
     shapes = zip(*drawn, strict=True)
     return _filtered(
         cubes, [elliptic_kernel(strength * long, strength * short, angle) for long, short, angle in shapes]
