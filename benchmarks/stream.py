@@ -44,22 +44,31 @@ from .timing import show
 OWN_BAR, METRICS_BAR, APART_BAR = 0.03, 0.15, 1.2
 WAITS = ((20, 15), (20, 5), (5, 15))
 """Milliseconds of engine and metrics."""
-FRAMES, RUNS, WARM_UP = 20, 7, 2
+FRAMES, RUNS, WARM_UP = 60, 7, 2
 
 
 class Memory(Source):
-    """Lines from memory, over and over."""
+    """Lines from memory, over and over, as fast as they are taken or so many in a second.
 
-    live = False
+    Attributes:
+        waited: processor seconds of waiting for the next.
+    """
 
-    def __init__(self, format: LineFormat, count: int) -> None:
+    def __init__(self, format: LineFormat, count: int, rate: float | None = None) -> None:
         rng = np.random.default_rng(0)
         self.format, self._left = format, count
         self._lines = rng.integers(1, 4000, (64, *format.shape)).astype(format.dtype)
+        self.live, self._rate = rate is not None, rate
+        self._due, self.waited = time.monotonic(), 0.0
 
     def read(self, line: Any, timeout: float) -> Event:
         if not self._left:
             return Ended()
+        if self._rate is not None:
+            began = time.thread_time()
+            self._due += 1 / self._rate
+            time.sleep(max(0.0, self._due - time.monotonic()))
+            self.waited += time.thread_time() - began
         self._left -= 1
         line[:] = self._lines[self._left % 64]
         return Taken(self._left, time.time_ns())
@@ -96,8 +105,11 @@ def frame_parts(bundle: Any, facts: RestorerFacts, format: LineFormat) -> dict[s
     return {part: statistics.median(row[part] for row in found) for part in found[0]}
 
 
-def own_seconds(facts: RestorerFacts, format: LineFormat) -> float:
-    """Processor seconds per frame of everything but radiometry, metrics and the engine; median of several streams."""
+def own_seconds(facts: RestorerFacts, format: LineFormat, frame_s: float | None = None) -> float:
+    """Processor seconds per frame of everything but radiometry, metrics and the engine; median of several streams.
+
+    Lines come as fast as they are taken, or a frame of them in `frame_s` seconds.
+    """
     signature = facts.signature
     facts = replace(facts, prompts=Unmeasured(signature))
     side = {s.name: np.ones(s.shape, np.float32) for s in signature.side}
@@ -117,16 +129,17 @@ def own_seconds(facts: RestorerFacts, format: LineFormat) -> float:
 
         radiometry.apply_line = timed  # type: ignore[method-assign]
         step = facts.frame[0] - facts.overlap
+        source = Memory(format, FRAMES * step, None if frame_s is None else step / frame_s)
         with tempfile.TemporaryDirectory() as folder:
             record = open_line_writer(Path(folder), "lines", format)
             restored = open_line_writer(Path(folder), "restored", format)
             stream = Stream(
-                Memory(format, FRAMES * step), Restoring(facts, idle, radiometry, format), record,
+                source, Restoring(facts, idle, radiometry, format), record,
                 [NamedSink("restored", RestoredFile(restored), "block", True)], StreamOptions(),
             )  # fmt: skip
             began = time.process_time()
             stream.run()
-            found.append((time.process_time() - began - spent[0]) / FRAMES)
+            found.append((time.process_time() - began - spent[0] - source.waited) / FRAMES)
     return statistics.median(found)
 
 
@@ -156,9 +169,7 @@ def apart(signature: Signature, overlap: int, engine_s: float, metrics_s: float)
     measured = signature.measured
     format = LineFormat(measured.bands, measured.samples, np.dtype(np.uint16), 4095.0, 4095.0)
     step = facts.frame[0] - overlap
-    stream = Stream(
-        Memory(format, 4 * FRAMES * step), Restoring(facts, waits, load_radiometry({}, format), format), None
-    )
+    stream = Stream(Memory(format, 80 * step), Restoring(facts, waits, load_radiometry({}, format), format), None)
     prepared: list[float] = []
     seen = stream._seen
 
@@ -203,13 +214,15 @@ def main() -> int:
             parts = frame_parts(bundle, facts, format)
     own = own_seconds(facts, format)
     whole = parts["radiometry"] + parts["metrics"] + parts["engine"] + own
+    paced = own_seconds(facts, format, whole)
     shape = " x ".join(map(str, measured.shape[1:]))
     grid = Table(
         title=f"a frame of {shape}, {m.network.parameters / 1e6:.1f} M parameters, {arguments.threads} threads"
     )
     for column in ("part", "ms", "share of the frame"):
         grid.add_column(column, justify="left" if column == "part" else "right")
-    for name, seconds in (*((n, parts[n]) for n in ("radiometry", "metrics", "engine")), ("the stream's own", own)):
+    own_rows = (("the stream's own", own), ("its own where lines come one by one", paced))
+    for name, seconds in (*((n, parts[n]) for n in ("radiometry", "metrics", "engine")), *own_rows):
         grid.add_row(name, f"{1e3 * seconds:.1f}", f"{100 * seconds / whole:.2f} %")
     show(grid)
     own_share, metrics_share = own / whole, parts["metrics"] / parts["engine"]

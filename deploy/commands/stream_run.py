@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import signal
@@ -30,6 +31,7 @@ from runtime.stream.health import Watchdog
 from runtime.stream.opening import MEMORY
 from runtime.stream.pipeline import Stream, StreamResult
 from runtime.stream.scrubbing import Scrubber
+from runtime.stream.selftest import START_S
 from runtime.stream.snapshot import Snapshot
 from runtime.stream.teller import BoardTemperature, Teller
 from runtime.trust import trust_here
@@ -120,13 +122,13 @@ def run_stream(
     if engine is not None:
         refuse_unknown(engine)
 
-    def load(path: Path) -> Bundle:
+    def load(path: Path, whole: bool = False) -> Bundle:
         with ExitStack() as undo:
             opening = load_bundle(path, threads=threads, engine=engine, prompt=prompt or config.stream.prompt)
             opened = undo.enter_context(opening)
             opened.prompts.check_chosen()
             if self_test:
-                _prove(opened)
+                _prove(opened, math.inf if whole or not config.stream.selftest_seconds else START_S)
             undo.pop_all()
         return opened
 
@@ -201,7 +203,7 @@ def run_stream(
     return report
 
 
-def _slots(store: Path) -> Callable[[Callable[[Path], Bundle]], Flying]:
+def _slots(store: Path) -> Callable[[Callable[[Path, bool], Bundle]], Flying]:
     """What flies from two slots, once it is told what loads a bundle; what is doubtful about them is said."""
     from runtime.slots import doubts
 
@@ -239,12 +241,14 @@ def _damaged(events: EventLog | None) -> Callable[[Path, str], None]:
     return found
 
 
-def _prove(loaded: Bundle) -> None:
+def _prove(loaded: Bundle, seconds: float) -> None:
     with console.progress("self-test"):
-        difference = loaded.self_test()
+        difference = loaded.self_test(seconds)
     off = told(difference, loaded.manifest.golden.truth is not None)
-    count = len(loaded.answers)
+    done, count = len(loaded.answers), len(loaded.manifest.proofs)
     frames = "golden frame" if count == 1 else f"{count} golden frames"
+    if done < count:
+        frames, off = f"{done} of {frames}", f"{off}; the others follow in flight"
     console.say(f"self-test   {frames} restored, off by {off}")
 
 

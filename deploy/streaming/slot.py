@@ -34,13 +34,13 @@ class Flying(Closing):
 
     Args:
         store: see `runtime.slots`.
-        load: opens a bundle and proves it.
+        load: opens a bundle and proves it, on every golden frame if it is told so.
 
     Attributes:
         name: of the slot that flies; None where none does.
     """
 
-    def __init__(self, store: Path, load: Callable[[Path], Bundle]) -> None:
+    def __init__(self, store: Path, load: Callable[[Path, bool], Bundle]) -> None:
         self.store, self._load = store, load
         self.name: str | None = None
         self._early: list[dict[str, Any]] = []
@@ -86,8 +86,10 @@ class Flying(Closing):
         raise why
 
     def _opened(self, name: str) -> Bundle | DeployError:
+        # Where another slot would fly in its place, it is proved before it flies.
+        doubtful = self.name is not None or slots.read_state(self.store).slots[name].state == "new"
         try:
-            bundle = self._load(self.store / name)
+            bundle = self._load(self.store / name, doubtful)
         except (InputError, GateError, MachineError) as error:
             self._failed.append(name)
             if _blames(error):

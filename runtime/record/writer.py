@@ -334,7 +334,9 @@ class LineWriter(Closing):
         format = self._layout.format
         if values.shape[-2:] != format.shape or values.dtype != format.dtype:
             raise ValueError(f"{values.dtype} {values.shape} are not lines of {self._layout.describe()}")
-        return np.ascontiguousarray(values, self._layout.stored).reshape(-1).view(np.uint8).data
+        if values.dtype != self._layout.stored or not values.flags.c_contiguous:
+            values = np.ascontiguousarray(values, self._layout.stored)
+        return values.reshape(-1).view(np.uint8).data
 
     def _room(self, wanted: int) -> int:
         """Lines, at least one, that the open file may take now: a ring goes on to a new segment, deletes an old one."""

@@ -34,7 +34,7 @@ from .pool import LinePool
 from .preparation import Preparation
 from .preparing import SPACES, RestorerFacts
 from .queues import Policy, Queue
-from .recording import Recorder, ToFrames
+from .recording import LINGER_S, Recorder, ToFrames
 from .report import FrameReport
 from .restoration import BUNDLE, Restoration, Speed
 from .restoring import FrameRestorer
@@ -230,6 +230,7 @@ class Stream:
             self._tell,
             lambda error: self.stop("failure"),
             self._given_up.is_set,
+            LINGER_S if source.live else 0.0,
         )
         self._workers = {
             outlet.name: OutletWorker(

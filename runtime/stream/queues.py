@@ -1,6 +1,7 @@
 """Bounded queues between stages, each with a policy that has a name."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, Literal, TypeVar
@@ -66,14 +67,22 @@ class Queue(Generic[T]):
             self._changed.notify_all()
             return item
 
-    def several(self, timeout: float, most: int) -> list[T]:
-        """The oldest items, as `get`; until the next call they take room as if they were still in the queue."""
+    def several(self, timeout: float, most: int, linger: float = 0.0) -> list[T]:
+        """The oldest items, as `get`; until the next call they take room as if they were still in the queue.
+
+        Args:
+            linger: seconds that more are waited for where there are fewer than `most`: one wake-up for all of them.
+        """
         with self._changed:
             if self._out:
                 self._out = 0
                 self._changed.notify_all()
             if not self._items and not self._closed:
                 self._changed.wait(timeout)
+            few = 0 < len(self._items) < most and not self._closed
+        if few and linger:
+            time.sleep(linger)
+        with self._changed:
             found = [self._items.popleft() for _ in range(min(most, len(self._items)))]
             self._out = len(found)
         return found

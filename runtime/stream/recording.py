@@ -3,10 +3,9 @@
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 
 from runtime.errors import DeployError, MachineError
 from runtime.lines import Flag
@@ -23,6 +22,8 @@ from .screening import Screen
 CHECKPOINT_SECONDS = 1.0
 AT_ONCE = 64
 """Lines that are written together, where so many wait."""
+LINGER_S = 0.02
+"""So long more lines are waited for: a wake-up and two writes for each of them cost more than all else that is done."""
 LITTLE_ENDIAN = sys.byteorder == "little"
 """The record is; elsewhere the checksum of the line in memory is not the record's."""
 
@@ -44,6 +45,7 @@ class Recorder:
         frames: where recorded lines go; None where nothing restores them: they are dropped.
         failed: called once when the record cannot be written any more.
         given_up: frames that restoration does not take are let go once it says so.
+        linger: seconds that more lines are waited for before some are written.
 
     Attributes:
         failure: why the record ended.
@@ -61,8 +63,9 @@ class Recorder:
         log: Log,
         failed: Callable[[DeployError], None],
         given_up: Callable[[], bool] = lambda: False,
+        linger: float = 0.0,
     ) -> None:
-        self._incoming, self._writer, self._screen = incoming, writer, screen
+        self._incoming, self._writer, self._screen, self._linger = incoming, writer, screen, linger
         self._frames, self._books = frames, books
         self._stage, self._log, self._failed = stage, log, failed
         self._given_up = given_up
@@ -77,7 +80,7 @@ class Recorder:
         try:
             while not self._incoming.done:
                 self._tick()
-                items = self._incoming.several(PATIENCE, AT_ONCE)
+                items = self._incoming.several(PATIENCE, AT_ONCE, self._linger)
                 for lines, group in groupby(items, lambda item: isinstance(item, Slot)):
                     if lines:
                         self._lines([item for item in group if isinstance(item, Slot)])
@@ -102,8 +105,7 @@ class Recorder:
         recorded, dropped = safe if self._writer is not None else 0, safe if self._frames is None else 0
         # What is not safe on disk counts as lines that never came.
         self._books.add(recorded=recorded, dropped=dropped, incomplete=len(slots) - safe)
-        for slot in slots[:safe]:
-            self._give(partial(Assembler.take, slot=slot))
+        self._give(lambda assembler: chain.from_iterable(map(assembler.take, slots[:safe])))
         slots[0].pool.release(slots)
 
     def _looked_at(self, slot: Slot) -> int:
@@ -138,7 +140,7 @@ class Recorder:
     def _miss(self, count: int) -> None:
         self._give(lambda assembler: assembler.miss(count, time.monotonic()))
 
-    def _give(self, completed: Callable[[Assembler], list[Frame]]) -> None:
+    def _give(self, completed: Callable[[Assembler], Iterable[Frame]]) -> None:
         if self._frames is None:
             return
         for frame in completed(self._frames.assembler):

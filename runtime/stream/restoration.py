@@ -236,6 +236,8 @@ class Restoration:
         self._list(watch, told)
         if mend:
             self._repair(told)
+        elif not watch.ever_good:
+            self._off(told)
         return False
 
     def _list(self, watch: SelfTest, why: str) -> None:

@@ -18,6 +18,8 @@ SHARE = 0.02
 """Of the time, at most, that tests take."""
 IDLE_SHARE = 0.1
 """Where nothing waits to be restored, a test comes after so much of the time between two."""
+START_S = 0.5
+"""The start waits for golden frames no longer; the first has come out then, and those that are left follow at once."""
 AGAIN = "where lines are still to come the engine is opened anew"
 
 
@@ -62,11 +64,11 @@ class SelfTest(Closing):
         self._begin()
 
     def _begin(self) -> None:
-        """With an engine that was just proved."""
+        """With an engine that was just proved, on the first golden frames at least."""
         now = time.monotonic()
         self._first = {place: answer.checksum for place, answer in enumerate(self._bundle.answers)}
         self._good_at = [self.reached] * len(self._bundle.manifest.proofs)
-        self._place, self._alarmed = 0, False
+        self._place, self._alarmed = len(self._first) % len(self._good_at), False
         self._tested = self._refreshed = now
         self._not_before = self._alarm_after = now
 
@@ -97,11 +99,12 @@ class SelfTest(Closing):
 
     def due(self, *, idle: bool) -> bool:
         """Whether a test is to be run now."""
-        now = time.monotonic()
-        wait = self._seconds * (IDLE_SHARE if idle else 1.0)
-        if self._alarmed and now >= self._alarm_after:
-            return True
-        return now >= self._not_before and self._seconds > 0 and now - self._tested >= wait
+        now, unproved = time.monotonic(), len(self._first) < len(self._good_at)
+        alarm = self._alarmed and now >= self._alarm_after
+        if alarm or not self.in_flight:
+            return alarm
+        wait = 0.0 if unproved else self._seconds * (IDLE_SHARE if idle else 1.0)
+        return (unproved and idle) or (now >= self._not_before and now - self._tested >= wait)
 
     def refresh_due(self) -> bool:
         """Whether the engine is to be opened anew, though nothing was found."""
@@ -134,6 +137,11 @@ class SelfTest(Closing):
     def since(self) -> int:
         """Number of the first line that was restored since the proof that fails was last good."""
         return self._good_at[self._place]
+
+    @property
+    def ever_good(self) -> bool:
+        """Whether the proof that fails ever did not, with this engine."""
+        return self._place in self._first
 
     def _found(self, place: int) -> DeployError | None:
         try:

@@ -12,9 +12,13 @@ from deploy.streaming.slot import SECONDS, TESTS, Flying
 from runtime import slots
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import BundleError, DeployError, InputError, MachineError, UntrustedError
-from tests.contracts.bundles import known_bundle, reseal
+from tests.contracts.bundles import known_bundle, prove_more, reseal
 from tests.contracts.command import assert_failed, invoke
 from tests.contracts.signed import write_keys
+
+
+def opened(place: Path, whole: bool) -> Bundle:
+    return load_bundle(place)
 
 
 def stored(folder: Path, *networks: str) -> Path:
@@ -37,7 +41,7 @@ def snapshot(restored: int, state: str = "on", tests: int = 0) -> dict[str, Any]
 @pytest.mark.parametrize("same", [True, False])
 def test_the_other_slot_takes_over_where_it_holds_the_same_network(tmp_path: Path, same: bool) -> None:
     store = stored(tmp_path, "1", "1" if same else "2")
-    flying = Flying(store, load_bundle)
+    flying = Flying(store, opened)
     with flying.open() as bundle:
         first = flying.name
         assert first is not None
@@ -61,7 +65,7 @@ def test_a_slot_is_good_only_after_tests_and_restored_lines(tmp_path: Path, monk
     new = slots.install(update, store).active
     now = [100.0]
     monkeypatch.setattr("deploy.streaming.slot.time.monotonic", lambda: now[0])
-    flying = Flying(store, load_bundle)
+    flying = Flying(store, opened)
     with flying.open():
         for second in range(int(SECONDS) + 10):
             now[0] += 1
@@ -94,6 +98,29 @@ def test_a_keyring_or_an_option_says_nothing_of_a_bundle(tmp_path: Path, capsys:
     assert slots.read_state(store).slots == before
 
 
+@pytest.mark.parametrize("off", [0, 0.5])
+def test_a_start_waits_for_some_golden_frames_and_a_new_slot_for_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, off: float
+) -> None:
+    monkeypatch.setattr("deploy.commands.stream_run.START_S", 0.0)
+    store = stored(tmp_path, "1")
+    words = ("stream", "--store", store, "--source", "sim:bands=3,samples=16,count=20,rate=2000")
+    assert "golden frame restored" in invoke(capsys, *words).out
+    update = prove_more(known_bundle(tmp_path / "update"), 0, off)
+    slots.good(store, new := slots.install(update, store, allow_older=True).active)
+    done = invoke(capsys, *words)
+    assert "1 of 3 golden frames restored" in done.out + done.err and "the others follow" in done.out + done.err
+    assert done.code == (3 if off else 0)
+    other = "a" if new == "b" else "b"
+    slots.good(store, other)
+    slots.install(update, store, allow_older=True)
+    done = invoke(capsys, *words)
+    if off:
+        assert f"slot {new} does not fly" in done.out + done.err and slots.read_state(store).active == other
+    else:
+        assert "3 golden frames restored" in done.out + done.err and "1 of 3" not in done.out + done.err
+
+
 def newly(folder: Path) -> Path:
     slots.install(known_bundle(folder / "new"), folder / "store")
     return folder / "store"
@@ -114,7 +141,7 @@ def test_streams_that_end_well_cost_a_new_bundle_no_try(tmp_path: Path, capsys: 
 @pytest.mark.parametrize("how", ["hung", "a failed test", "off"])
 def test_an_end_that_is_not_clean_costs_a_try(tmp_path: Path, how: str) -> None:
     store = newly(tmp_path)
-    flying = Flying(store, load_bundle)
+    flying = Flying(store, opened)
     with flying.open():
         if how == "a failed test":
             flying.look({**snapshot(100), "restoration": {"state": "on", "tests": {"tests": 3, "failed": 1}}})
@@ -138,7 +165,7 @@ def test_who_is_not_to_blame_gets_the_try_back(tmp_path: Path, error: type[Deplo
     store = tmp_path / "store"
     slots.install(known_bundle(tmp_path / "bundle"), store)
 
-    def load(place: Path) -> Bundle:
+    def load(place: Path, whole: bool) -> Bundle:
         raise error("not today")
 
     for _ in range(slots.TRIES + 1):

@@ -22,7 +22,7 @@ from runtime.stream.opening import open_stream
 from runtime.stream.pipeline import Restoring, Stream, StreamResult
 from runtime.stream.selftest import SelfTest
 from runtime.stream.snapshot import Snapshot
-from tests.contracts.bundles import known_bundle, reseal
+from tests.contracts.bundles import known_bundle, prove_more, reseal
 
 from .lines import Script
 from .test_pipeline import FACTS, FORMAT, same
@@ -319,6 +319,29 @@ def test_tests_take_no_more_than_their_share(bundle: runtime.Bundle, monkeypatch
     assert not watch.due(idle=False), "but not all the time"
     now[0] = 8 + 150
     assert watch.due(idle=False)
+
+
+def test_golden_frames_that_the_start_left_are_the_next_tests(tmp_path: Path) -> None:
+    with runtime.load_bundle(prove_more(known_bundle(tmp_path / "bundle"), 0, 0, 0)) as bundle:
+        bundle.self_test(0)
+        assert len(bundle.answers) == 1
+        watch = SelfTest(bundle, bundle.again)
+        for _ in range(3):
+            assert watch.due(idle=True) and watch.due(idle=False) and watch.test() is None
+        assert not watch.due(idle=True) and not watch.due(idle=False)
+        assert not SelfTest(bundle, bundle.again, seconds=0).due(idle=True)
+        bundle.self_test()
+        assert len(bundle.answers) == 4 and not SelfTest(bundle, bundle.again).due(idle=True)
+
+
+def test_what_one_of_those_finds_is_of_all_lines_since_the_start(tmp_path: Path) -> None:
+    with runtime.load_bundle(prove_more(known_bundle(tmp_path / "bundle", scale=4095), 0, 0.5)) as bundle:
+        bundle.self_test(0)
+        result, snapshot, events = flown(bundle, tmp_path, selftest_seconds=1000)
+    (suspect,) = of_kind(events, "suspect")
+    assert suspect["sequence"] == 0 and "golden" in suspect["why"]
+    assert suspect["lines"] == result.count.restored == snapshot.restoration.suspect_lines > 0
+    assert snapshot.restoration.state == "off" and "restoration is off" in result.failures["restore"].one_line()
 
 
 def test_golden_frames_that_change_in_memory_are_found(bundle: runtime.Bundle) -> None:
