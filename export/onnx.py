@@ -51,7 +51,8 @@ class Agreement:
     """How a graph compares with its network on the probes.
 
     Attributes:
-        difference: largest difference as a share of the output's range; of quality alone the change of PSNR in dB.
+        difference: largest difference as a share of the output's range; in int8 root mean square of it; of quality
+            alone the change of PSNR in dB.
         rms: root mean square of it, likewise.
         routing: largest difference of an expert's weight; 0 without experts.
         limit: what `difference` was held against.
@@ -272,7 +273,7 @@ def compare(
         for index, probe in enumerate(probes):
             expected, found = reference.infer(probe), engine.infer(probe)
             span = float(np.ptp(expected[name])) or 1.0
-            difference = apart(found[name], expected[name], truth)
+            difference = apart(found[name], expected[name], truth, precision)
             if truth is None and precision == "fp32" and difference > LIMIT:
                 rounding = max(rounding or 0.0, _rounding(net, signature, probe, expected[name]) / span)
                 limit = max(limit, min(LOOSEST_LIMIT, ROUNDING_SLACK * rounding))
@@ -295,7 +296,7 @@ def compare(
             f"the exported graph does not compute in {engine_name} what PyTorch does",
             key="difference",
             value=largest,
-            remedy=f"at most {told(limit, truth is not None)}; nothing was written; another --engine may do",
+            remedy=f"at most {told(limit, truth is not None, precision)}; nothing was written; another --engine may do",
         )
     return Agreement(
         largest, float(np.sqrt(np.mean(squares))), routing_difference, limit, rounding, len(choices), len(probes),

@@ -199,7 +199,7 @@ class Bundle(Closing):
         if proof == 0:
             check_golden_metrics(self.prompts, self.contents, self.path)
             check_golden_embedding(self.prompts, self.contents, self.path)
-        return proved(self.engine, self.contents, proof, self.choice.tolerance, self.path)
+        return proved(self.engine, self.contents, proof, self.choice.precision, self.path)
 
     def close(self) -> None:
         """Give back the engine, and the metrics' graph."""

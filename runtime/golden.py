@@ -24,16 +24,16 @@ def golden_feeds(contents: Contents, signature: Signature, path: Path) -> dict[s
     return {name: _golden(contents, name, shape, path) for name, shape in signature.ports.inputs.items()}
 
 
-def golden_difference(engine: Engine, contents: Contents, tolerance: float, path: Path) -> float:
+def golden_difference(engine: Engine, contents: Contents, precision: str, path: Path) -> float:
     """Run the golden frame of a bundle through an engine, with every prompt; see `Bundle.self_test`.
 
     Args:
         engine: what is to be proved.
         contents, path: the bundle with its golden files, and its folder.
-        tolerance: largest difference, see `parity.apart`.
+        precision: that it computes in; the bundle has a tolerance for it.
     """
     return max(
-        proved(engine, contents, proof, tolerance, path).difference for proof in range(len(contents.manifest.proofs))
+        proved(engine, contents, proof, precision, path).difference for proof in range(len(contents.manifest.proofs))
     )
 
 
@@ -50,7 +50,7 @@ class Answer:
     checksum: int
 
 
-def proved(engine: Engine, contents: Contents, proof: int, tolerance: float, path: Path) -> Answer:
+def proved(engine: Engine, contents: Contents, proof: int, precision: str, path: Path) -> Answer:
     """Run one of a bundle's proofs, by its place in `Manifest.proofs`; else as `golden_difference`.
 
     Raises:
@@ -59,11 +59,12 @@ def proved(engine: Engine, contents: Contents, proof: int, tolerance: float, pat
         MachineError: the engine failed.
     """
     signature, output, true = engine.signature, engine.signature.restored.name, contents.manifest.golden.truth
+    tolerance = contents.manifest.tolerances[precision]
     truth = None if true is None else _stored(contents, true, signature.restored.shape, path)
     files = contents.manifest.proofs[proof]
     arrays = {name: _stored(contents, file, signature.ports.shapes[name], path) for name, file in files.items()}
     made = engine.infer({name: arrays[name] for name in signature.ports.inputs})
-    difference = apart(made[output], arrays[output], truth)
+    difference = apart(made[output], arrays[output], truth, precision)
     same = all(np.array_equal(made[side.name] > 0, arrays[side.name] > 0) for side in signature.side)
     if not (difference <= tolerance and same):
         raise GateError(
@@ -71,7 +72,8 @@ def proved(engine: Engine, contents: Contents, proof: int, tolerance: float, pat
             file=path,
             key="golden",
             value=difference,
-            remedy=f"at most {told(tolerance, true is not None)} and the same experts; do not fly this bundle here",
+            remedy=f"at most {told(tolerance, true is not None, precision)} and the same experts; do not fly this "
+            "bundle here",
         )
     checksum = 0
     for name in signature.ports.outputs:

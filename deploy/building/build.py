@@ -175,11 +175,12 @@ def build(
                 files[EXTRACTOR_GRAPH] = extractor_graph(net, signature, probes, work)
             costs = [cost_of(data) for data in files.values()]
             cost = Cost(max(c.peak_bytes for c in costs), max(c.multiply_adds for c in costs))
+            tolerances = {name: golden_tolerance(agreement, name) for name, agreement in agreements.items()}
             manifest = _manifest(
                 net, plan, why, scale_from, graphs, agreements, decision, facts, step.deferred, config.output, cost
             )
             files |= variants.files | instrument_files(net)
-            golden, others = golden_files(net, plan, graphs, diverse, max(manifest.tolerances.values()))
+            golden, others = golden_files(net, plan, graphs, diverse, tolerances)
             files |= golden | prompt_files(net, signature)
             manifest = manifest.model_copy(update={"golden": manifest.golden.model_copy(update={"others": others})})
             write_bundle(finished, files, manifest)
@@ -223,7 +224,7 @@ def _say_what_was_built(graphs: Graphs, agreements: dict[str, Any], step: Engine
         graph = graphs.chosen(name)
         console.say(
             f"graph      {name}: {graph.nodes} nodes, opset {graph.opset}; differs from PyTorch by at most "
-            f"{told(agreement.difference, agreement.parity == 'quality')} (limit {agreement.limit:.1e})"
+            f"{told(agreement.difference, agreement.parity == 'quality', name)} (limit {agreement.limit:.1e})"
             + (f", {agreement.choices} sets of experts exercised" if agreement.choices else "")
         )
         if agreement.parity == "elements" and agreement.limit > PRECISIONS[name].limit:

@@ -72,7 +72,7 @@ def other_experts(
     graphs: Graphs,
     probe: Probe,
     probes: list[Probe],
-    tolerance: float,
+    tolerances: Mapping[str, float],
     reference: TorchEngine,
 ) -> list[Probe]:
     """The golden frame with other metrics, so that between them every expert works that any of many metrics call.
@@ -97,11 +97,11 @@ def other_experts(
     called, margins = choices(tried)
     clear = np.where(margins >= CLOSE, margins.clip(max=CLEAR), 0).min(axis=1)
     with ExitStack() as stack:
-        engines = []
+        engines = {}
         for name, graph in graphs.variants.items():
             program = half_arithmetic(graph.data) if computes_half(name, plan.half) else graph.data
             options = EngineOptions(plan.target.threads)
-            engines.append(stack.enter_context(open_engine("onnxruntime", program, signature, options)))
+            engines[name] = stack.enter_context(open_engine("onnxruntime", program, signature, options))
         for _ in range(RUNS):
             promise = (called & ~covered).sum(axis=(1, 2)) * clear
             best = promise.argmax()
@@ -113,7 +113,9 @@ def other_experts(
             made, ahead = reference.infer_with_margins(feeds)
             chosen = made[routing.name] > 0
             sure = bool(chosen[~covered].any() and ahead.min() >= CLOSE)
-            if sure and all(_alike(engine.infer(feeds), made, reference, tolerance) for engine in engines):
+            if sure and all(
+                _alike(engine.infer(feeds), made, reference, tolerances[name], name) for name, engine in engines.items()
+            ):
                 covered |= chosen
                 found.append({metrics.name: feeds[metrics.name], **made})
     return found
@@ -126,15 +128,17 @@ def _moved(own: Float32) -> Float32:
     return (own[np.arange(MOVES) % len(own)] * np.exp(far * moves)).astype(np.float32)
 
 
-def _alike(made: Mapping[str, Float32], expected: Probe, reference: TorchEngine, tolerance: float) -> bool:
+def _alike(
+    made: Mapping[str, Float32], expected: Probe, reference: TorchEngine, tolerance: float, precision: str
+) -> bool:
     """With room: other processors round differently."""
     output, side = reference.signature.restored.name, reference.signature.side
     same = all(np.array_equal(made[one.name] > 0, expected[one.name] > 0) for one in side)
-    return same and apart(made[output], expected[output]) <= tolerance / 2
+    return same and apart(made[output], expected[output], precision=precision) <= tolerance / 2
 
 
 def golden_files(
-    net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], tolerance: float
+    net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], tolerances: Mapping[str, float]
 ) -> tuple[dict[str, bytes], list[dict[str, str]]]:
     """The golden frame, and what it becomes with every prompt, and with metrics that choose other experts.
 
@@ -154,14 +158,14 @@ def golden_files(
         for name, condition in net.conditions.items()
     }
     for (one, mine), (two, other) in combinations(restored.items(), 2):
-        distance = apart(mine, other)
-        if distance <= tolerance:
+        distance = apart(mine, other, precision=plan.precision)
+        if distance <= tolerances[plan.precision]:
             console.warn(
                 f"{one} and {two} restore the golden frame alike ({distance:.1e}): its proof does not tell them apart"
             )
     files |= {golden_of(name, net, signature): array_bytes(made) for name, made in restored.items()}
     others = []
-    found = other_experts(net, plan, graphs, probe, probes, tolerance, reference)
+    found = other_experts(net, plan, graphs, probe, probes, tolerances, reference)
     for number, arrays in enumerate(found, 2):
         others.append({name: f"golden/{number}/{name}.npy" for name in arrays})
         files |= {others[-1][name]: array_bytes(array) for name, array in arrays.items()}

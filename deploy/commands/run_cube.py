@@ -119,7 +119,7 @@ def proved(loaded: Bundle, how: How) -> None:
     if how.self_test:
         with console.progress("self-test"):
             difference = loaded.self_test()
-        off = told(difference, loaded.manifest.golden.truth is not None)
+        off = told(difference, loaded.manifest.golden.truth is not None, loaded.choice.precision)
         console.say(f"self-test   golden frame restored, off by {off}")
 
 

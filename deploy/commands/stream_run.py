@@ -244,7 +244,7 @@ def _damaged(events: EventLog | None) -> Callable[[Path, str], None]:
 def _prove(loaded: Bundle, seconds: float) -> None:
     with console.progress("self-test"):
         difference = loaded.self_test(seconds)
-    off = told(difference, loaded.manifest.golden.truth is not None)
+    off = told(difference, loaded.manifest.golden.truth is not None, loaded.choice.precision)
     done, count = len(loaded.answers), len(loaded.manifest.proofs)
     frames = "golden frame" if count == 1 else f"{count} golden frames"
     if done < count:

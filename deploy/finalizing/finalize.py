@@ -116,7 +116,7 @@ def finalize(
         shutil.rmtree(work, ignore_errors=True)
     console.say(
         f"engine     {facts['bytes'] / 2**20:.1f} MiB, built in {facts['seconds']:.1f} s; golden frame within "
-        f"{told(best.difference, manifest.golden.truth is not None)} (at most {tolerance:.1e})",
+        f"{told(best.difference, manifest.golden.truth is not None, best.precision)} (at most {tolerance:.1e})",
         "bold green",
     )
     return {
@@ -173,7 +173,7 @@ def _proved(
             console.progress(f"proving the {precision} engine"),
             device.open(manifest.target.engine, made.data, manifest.signature, options) as engine,
         ):
-            difference = golden_difference(engine, bundle, manifest.tolerances[precision], folder)
+            difference = golden_difference(engine, bundle, precision, folder)
             feeds, times = golden_feeds(bundle, manifest.signature, folder), []
             for _ in range(TIMES if manifest.precision.rivals else 1):
                 began = time.perf_counter()
