@@ -181,7 +181,7 @@ def motion_kernel(length: int, angle: float) -> NDArray[np.float32]:
     return _shared((np.arange(length) - (length - 1) / 2)[:, None] * direction, reach)
 
 
-def _shared(points: NDArray[np.float64], reach: int) -> NDArray[np.float32]:
+def _shared(points: NDArray[np.floating], reach: int) -> NDArray[np.float32]:
     """Kernel [2 reach + 1, 2 reach + 1] of points [N, 2] about its middle, each shared bilinearly by four pixels."""
     points = reach + points
     base = points.astype(int)

@@ -6,7 +6,8 @@ block. The search is a bisection: costs add up, so that of the prefixes of a ran
 longest one within the limit is found in a few evaluations, each of the whole graph; then groups that did not fit are
 tried one by one. Where what the groups cost alone says how many will fit, it begins there, and asks again what they
 cost where that fails: frames that rank groups do not show all that other frames have. Groups too small to be worth
-an evaluation follow their neighbours. Nothing is random: the same scores give the same choice.
+an evaluation follow their neighbours. Then groups that are left are taken apart, and the same is done with their
+products. Nothing is random: the same scores give the same choice.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,6 +109,16 @@ def groups_of(products: Sequence[Product]) -> tuple[Group, ...]:
     )
 
 
+def taken_apart(groups: Sequence[Group], kept: frozenset[str], products: Sequence[Product]) -> tuple[Group, ...]:
+    """The groups that are kept, and of the others each product as a group of its own."""
+    total = sum(p.multiply_adds for p in products)
+    left = {name for group in groups if group.name not in kept for name in group.products}
+    return (
+        *(group for group in groups if group.name in kept),
+        *(Group(p.name, (p.name,), p.multiply_adds / total) for p in products if p.name in left),
+    )
+
+
 def names_of(groups: Iterable[Group], chosen: frozenset[str]) -> frozenset[str]:
     """The products of the chosen groups."""
     return frozenset(name for group in groups if group.name in chosen for name in group.products)
@@ -122,6 +133,7 @@ def search(
     *,
     first: float | None = None,
     revise: Callable[[Point, Mapping[str, Score]], Mapping[str, Score]] | None = None,
+    beside: Search | None = None,
 ) -> Search:
     """Rank the groups by what each costs alone, and find the most int8 that keeps the limit.
 
@@ -133,15 +145,19 @@ def search(
         told: called with each set that was evaluated.
         first: begin with as many groups of the ranking as cost no more dB than this together; all where it is None.
         revise: what the groups cost alone, where they were said to cost less than the first set turned out to.
+        beside: a search before, whose choice is kept in every set; what it evaluated is in what is returned.
     """
+    held = None if beside is None else beside.chosen
+    base: frozenset[str] = frozenset() if held is None else held.groups
+    groups = [g for g in groups if g.name not in base]
     ranking = _ranking(groups, costs)
-    points: list[Point] = []
+    points: list[Point] = [] if beside is None else list(beside.points)
 
     def tried(chosen: frozenset[str]) -> Point:
         known = next((p for p in points if p.groups == chosen), None)
         if known is None:
             found = evaluate(chosen)
-            share = sum(g.share for g in groups if g.name in chosen)
+            share = sum(g.share for g in groups if g.name in chosen) + (0.0 if held is None else held.share)
             known = Point(chosen, share, found, tuple(limit.missed_by(found)))
             points.append(known)
             if told is not None:
@@ -149,7 +165,7 @@ def search(
         return known
 
     def prefix(length: int) -> frozenset[str]:
-        return frozenset(g.name for g in ranking[:length])
+        return base | {g.name for g in ranking[:length]}
 
     def beginning() -> int:
         # All of them first: often everything fits, or everything but the last.
@@ -180,7 +196,9 @@ def search(
         more = kept | {group.name}
         kept = more if tried(more).holds else kept
     holding = [p for p in points if p.holds and p.groups]
-    return Search(ranking, dict(costs), tuple(points), max(holding, key=lambda p: p.share, default=None))
+    before = () if beside is None else tuple(g for g in beside.ranking if g.name in base)
+    every = dict(costs) if beside is None else {**beside.costs, **costs}
+    return Search((*before, *ranking), every, tuple(points), max(holding, key=lambda p: p.share, default=None))
 
 
 def _ranking(groups: Sequence[Group], costs: Mapping[str, Score]) -> tuple[Group, ...]:

@@ -222,6 +222,16 @@ def calibrate(
     found = sensitivity.search(groups, costs, tried, allowed, steps, first=allowed.margin.psnr_db, revise=revised)
     if found.chosen is None:
         raise nothing_holds(min(found.points, key=lambda p: p.share), len(found.points))
+    steps.groups = groups = sensitivity.taken_apart(groups, found.chosen.groups, listed)
+    apart = [g for g in groups if g.name not in found.chosen.groups]
+    with console.progress("measuring products of what is left") as moved:
+        costs = {}
+        for number, group in enumerate(apart):
+            costs[group.name] = alone(ranges, group.products)
+            moved(number + 1, len(apart))
+    room = max(0.0, allowed.margin.psnr_db - found.chosen.score.mean_psnr_drop_db)
+    found = sensitivity.search(groups, costs, tried, allowed, steps, first=room, beside=found)
+    assert found.chosen is not None, "what was chosen before still holds"
     settled = sensitivity.settled(
         found,
         found.chosen,

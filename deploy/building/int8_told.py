@@ -35,14 +35,18 @@ def _named(names: Sequence[str]) -> str:
 
 
 class Steps:
-    """Says in a line what became of each set that was tried, and keeps the lines for the manifest."""
+    """Says in a line what became of each set that was tried, and keeps the lines for the manifest.
+
+    Attributes:
+        groups: that sets are chosen from.
+    """
 
     def __init__(self, groups: Sequence[Group]) -> None:
-        self._names = [g.name for g in groups]
+        self.groups = groups
         self.lines: list[str] = []
 
     def __call__(self, point: Point) -> None:
-        out = [name for name in self._names if name not in point.groups]
+        out = [g.name for g in self.groups if g.name not in point.groups]
         costs = (
             f"{100 * point.share:.1f} % in int8 loses {point.score.mean_psnr_drop_db:.3f} dB, "
             f"worst {point.score.worst_psnr_drop_db:.3f}, {point.score.mean_sam_rise_deg:+.2f} degrees"

@@ -21,6 +21,7 @@ from calibration.sensitivity import (
     pareto,
     search,
     settled,
+    taken_apart,
 )
 
 LIMIT = MaxDrop(psnr_db=0.1, worst_psnr_db=10, sam_deg=10, routing=0)
@@ -75,6 +76,28 @@ def test_the_longest_prefix_that_holds_is_found(fit: int) -> None:
     assert found.chosen.groups == {g.name for g in groups[:fit]}
     assert found.chosen.share == pytest.approx(fit / 16)
     assert len(evaluate.asked) == len(found.points) <= 1 + 5 + MOST_RETRIES
+
+
+def test_products_of_what_is_left_are_tried_beside_what_holds() -> None:
+    products = [Product(f"{block}/Conv{place}", block, "pointwise", 100, True) for block in "ab" for place in range(4)]
+    groups = groups_of(products)
+    costs = {p.name: 0.01 for p in products} | {"b/Conv2": 1.0}
+    every = Adding(costs)
+
+    def evaluate(chosen: frozenset[str]) -> Score:
+        return every(names_of(now, chosen))
+
+    now = groups
+    first = search(groups, {g.name: every.of(frozenset(g.products)) for g in groups}, evaluate, LIMIT)
+    assert first.chosen is not None and first.chosen.groups == {"a pointwise"}
+    now = taken_apart(groups, first.chosen.groups, products)
+    assert [g.name for g in now] == ["a pointwise", "b/Conv0", "b/Conv1", "b/Conv2", "b/Conv3"]
+    left = {g.name: every.of(frozenset(g.products)) for g in now[1:]}
+    found = search(now, left, evaluate, LIMIT, first=0.05, beside=first)
+    assert found.chosen is not None and found.chosen.groups == {g.name for g in now} - {"b/Conv2"}
+    assert found.chosen.share == pytest.approx(7 / 8) and found.points[: len(first.points)] == first.points
+    assert [g.name for g in found.ranking] == ["a pointwise", "b/Conv0", "b/Conv1", "b/Conv3", "b/Conv2"]
+    assert set(found.costs) >= {g.name for g in found.ranking}
 
 
 def test_where_everything_holds_one_evaluation_is_enough() -> None:
