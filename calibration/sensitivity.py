@@ -110,13 +110,12 @@ def groups_of(products: Sequence[Product]) -> tuple[Group, ...]:
 
 
 def taken_apart(groups: Sequence[Group], kept: frozenset[str], products: Sequence[Product]) -> tuple[Group, ...]:
-    """The groups that are kept, and of the others each product as a group of its own."""
+    """The groups that are kept or have one product, and of the others each product as a group of its own."""
     total = sum(p.multiply_adds for p in products)
-    left = {name for group in groups if group.name not in kept for name in group.products}
-    return (
-        *(group for group in groups if group.name in kept),
-        *(Group(p.name, (p.name,), p.multiply_adds / total) for p in products if p.name in left),
-    )
+    whole = [group for group in groups if group.name in kept or len(group.products) == 1]
+    held = {name for group in whole for name in group.products}
+    there = {name for group in groups for name in group.products} - held
+    return (*whole, *(Group(p.name, (p.name,), p.multiply_adds / total) for p in products if p.name in there))
 
 
 def names_of(groups: Iterable[Group], chosen: frozenset[str]) -> frozenset[str]:
