@@ -148,7 +148,7 @@ def main() -> int:
             cube = folder / f"{lines}x{samples}.hdr"
             write_cube(cube, simulate_scene(0, manifest.signature.measured.bands, lines, samples).truth)
             about = f"{lines}x{samples}, {len(manifest.proofs)} golden frames"
-            stream = ["stream", str(bundle), "--restored", "OUT/restored", "--source"]
+            stream = ["stream", str(bundle), "--record", "OUT/raw", "--restored", "OUT/restored", "--source"]
             for what, words in (
                 ("deploy run", ["run", str(bundle), str(cube), "--out", "OUT/restored.hdr"]),
                 ("deploy stream --source envi:", [*stream, f"envi:{cube}"]),

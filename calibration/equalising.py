@@ -98,6 +98,8 @@ class _Writer:
             return
         divisors = self._divisors(most, products)
         alone = len(products) == len(self.users[tensor]) and tensor not in self.outputs
+        # A product over the last axis has other channels than a convolution makes.
+        alone = alone and _channel_axis(products[0]) == 1
         if not (alone and self._taken_in(maker, divisors)):
             worth = most.max() > SPREAD * np.median(most) and maker.op_type not in (*MOVING, "Concat")
             if not worth:

@@ -166,7 +166,9 @@ class Bundle(Closing):
             meaning=meaning,
             unit=unit or not m.signature.alike,
             missing=int(meaning.missing.sum()),
-            made_up=0 if holes is None else int(holes.sum() - len(meaning.bad) * meaning.missing.size),
+            made_up=0
+            if holes is None
+            else int((holes & ~meaning.missing).sum() - len(meaning.bad) * (~meaning.missing).sum()),
         )
         made = np.asarray(restored.cube, np.float32)
         if not m.signature.alike:

@@ -180,7 +180,7 @@ def run_cube(bundle: Path, cube: Path, out: Path, how: How) -> dict[str, Any]:
         "experts": chosen_experts(manifest.signature, restored),
         "missing_pixels": restored.missing,
         "made_up": restored.made_up,
-        "bad_bands": {band + 1: why for band, why in meaning.bad.items()},
+        "bad_bands": {band + 1: why for band, why in (restored.meaning or meaning).bad.items()},
         "doubts": list(meaning.doubts),
         "suspect": list(restored.suspect),
         "moved": restored.moved,

@@ -122,19 +122,21 @@ def run_stream(
     if engine is not None:
         refuse_unknown(engine)
 
+    keeps_recording = record is not None and on_bad_bundle != "refuse"
+
     def load(path: Path, whole: bool = False) -> Bundle:
         with ExitStack() as undo:
             opening = load_bundle(path, threads=threads, engine=engine, prompt=prompt or config.stream.prompt)
             opened = undo.enter_context(opening)
             opened.prompts.check_chosen()
             if self_test:
-                _prove(opened, math.inf if whole or not config.stream.selftest_seconds else START_S)
+                later = keeps_recording and not whole and config.stream.selftest_seconds
+                _prove(opened, START_S if later else math.inf)
             undo.pop_all()
         return opened
 
     opened_as = shlex.quote(str(bundle)) if store is None else f"--store {shlex.quote(str(store))}"
     places = [Path(str(bundle))] if store is None else [store / name for name in NAMES]
-    keeps_recording = record is not None and on_bad_bundle != "refuse"
     with ExitStack() as stack:
         flying = None if slots is None else stack.enter_context(slots(load))
         try:

@@ -32,13 +32,11 @@ def judged(manifest: Manifest, reader: CubeReader, asked: Asked, progress: Progr
     """A look at every pixel of a product, for the bundle of a manifest. Raises CubeError."""
     refuse_unfit(manifest, reader.description)
     asked = replace(asked, by_wavelength=manifest.signature.measured.kind == "cube")
-    found = survey(reader, partial(meaning_for, manifest), asked, progress)
+    found = survey(reader, partial(meaning_for, manifest), asked, progress, fills=manifest.signature.fills)
     bands, described = manifest.signature.measured.bands, reader.description
     doubt = words.axis_doubt(described.shape, bands, described.stated.axes)
     if doubt is not None:
         found = replace(found, meaning=replace(found.meaning, doubts=(*found.meaning.doubts, doubt)))
-    if manifest.signature.fills:
-        found = replace(found, meaning=found.meaning.without_lost(), fills=True)
     return found
 
 

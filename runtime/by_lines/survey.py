@@ -69,7 +69,14 @@ def missing_in(numbers: NDArray[Any], meaning: Meaning, masked: Bools | None) ->
     return missing
 
 
-def survey(reader: CubeReader, judge: Judge, asked: Asked, tell: Callable[[int, int], None] | None = None) -> Survey:
+def survey(
+    reader: CubeReader,
+    judge: Judge,
+    asked: Asked,
+    tell: Callable[[int, int], None] | None = None,
+    *,
+    fills: bool = False,
+) -> Survey:
     """Look at every pixel of a product.
 
     Args:
@@ -77,6 +84,7 @@ def survey(reader: CubeReader, judge: Judge, asked: Asked, tell: Callable[[int, 
         judge: what makes a meaning of a cube.
         asked: what somebody says of its numbers.
         tell: called with (lines done, lines in all).
+        fills: the network is to be given no holes.
 
     Raises:
         CubeError: as `meaning_of`, naming the file.
@@ -90,7 +98,7 @@ def survey(reader: CubeReader, judge: Judge, asked: Asked, tell: Callable[[int, 
         for _ in range(ROUNDS):
             meaning = judge(sample, stated, asked, bad=bad)
             ends = _ends(sample, meaning)
-            seen = _looked(reader, meaning, ends, tell)
+            seen = _looked(reader, meaning, ends, tell, fills)
             found = _bad(seen, meaning, ends, constant=asked.constant_bands != "restore")
             agreed = found.keys() == meaning.bad.keys() and not seen.beyond(sample, meaning.bad)
             bad = found
@@ -106,7 +114,8 @@ def survey(reader: CubeReader, judge: Judge, asked: Asked, tell: Callable[[int, 
     for band, mean in enumerate(seen.means()):
         meaning.conversion.band_to_unit(band, np.array([mean]), means[band : band + 1])
     nothing = np.zeros((0, description.shape[2]), np.bool_)
-    return Survey(replace(meaning, means=means, missing=nothing), seen.missing)
+    meaning = replace(meaning, means=means, missing=nothing)
+    return Survey(meaning.without_lost() if fills else meaning, seen.missing, fills)
 
 
 def steps(reader: CubeReader, most: int) -> list[tuple[int, int]]:
@@ -144,7 +153,8 @@ class _Looked:
     Attributes:
         counts: values that are neither marked nor infinite nor NaN. same: those [bands, 2] that are the
             smallest, or the largest, of the sample.
-        sums: of good bands, over the `pixels` that are not `missing`.
+        sums: of good bands, over the `pixels` that are not `missing`; over their own `counts` where what is missing
+            `fills`, so that a pixel is missing only where all of them are.
         smallest, largest: values of a band; low, high: pixels [bands] that hold them.
         inside: pixels with a value in some band. wild: pixels with one that is not finite and not marked, `first` of
             them as (band, value).
@@ -157,6 +167,7 @@ class _Looked:
     largest: NDArray[np.float64]
     low: list[NDArray[Any] | None]
     high: list[NDArray[Any] | None]
+    fills: bool
     pixels: int = 0
     inside: int = 0
     missing: int = 0
@@ -164,7 +175,7 @@ class _Looked:
     first: tuple[int, float] | None = None
 
     def means(self) -> NDArray[np.float64]:
-        return self.sums / max(1, self.pixels)
+        return self.sums / np.maximum(1, self.counts if self.fills else self.pixels)
 
     def beyond(self, sample: NDArray[Any], bad: Mapping[int, str]) -> bool:
         """Whether good bands hold values beyond those of the sample."""
@@ -192,13 +203,13 @@ def _ends(sample: NDArray[Any], meaning: Meaning) -> NDArray[Any]:
 
 
 def _looked(
-    reader: CubeReader, meaning: Meaning, ends: NDArray[Any], tell: Callable[[int, int], None] | None
+    reader: CubeReader, meaning: Meaning, ends: NDArray[Any], tell: Callable[[int, int], None] | None, fills: bool
 ) -> _Looked:
     bands, lines, _ = reader.description.shape
     zeros = np.zeros(bands, np.int64)
     seen = _Looked(
         zeros, np.zeros((bands, 2), np.int64), np.zeros(bands), np.full(bands, np.inf), np.full(bands, -np.inf),
-        [None] * bands, [None] * bands,
+        [None] * bands, [None] * bands, fills,
     )  # fmt: skip
     for start, stop in steps(reader, BLOCK_BYTES):
         _look_at(reader.read_lines(start, stop), reader.missing(start, stop), meaning, ends, seen)
@@ -210,11 +221,12 @@ def _looked(
 def _look_at(numbers: NDArray[Any], masked: Bools | None, meaning: Meaning, ends: NDArray[Any], seen: _Looked) -> None:
     flat = numbers.reshape(len(numbers), -1)
     none = np.zeros(flat.shape[1], np.bool_) if masked is None else masked.reshape(-1)
-    missing, inside, wild = none.copy(), np.zeros_like(none), np.zeros_like(none)
+    missing = np.ones_like(none) if seen.fills else none.copy()
+    inside, wild = np.zeros_like(none), np.zeros_like(none)
     for number, band in enumerate(flat):
         out = marked(band, meaning.marks) | none
         if number not in meaning.bad:
-            missing |= out
+            missing = missing & out if seen.fills else missing | out
         if band.dtype.kind == "f":
             unknown = ~np.isfinite(band) & ~out
             if number not in meaning.bad and unknown.any():
@@ -227,6 +239,8 @@ def _look_at(numbers: NDArray[Any], masked: Bools | None, meaning: Meaning, ends
         seen.counts[number] += values.size
         if not values.size:
             continue
+        if seen.fills and number not in meaning.bad:
+            seen.sums[number] += values.sum(dtype=np.float64)
         seen.same[number] += [np.count_nonzero(values == end) for end in ends[number]]
         for extreme, better, kept, pixels in (
             (int(values.argmin()), np.less, seen.smallest, seen.low),
@@ -236,7 +250,7 @@ def _look_at(numbers: NDArray[Any], masked: Bools | None, meaning: Meaning, ends
                 kept[number] = values[extreme]
                 pixels[number] = flat[:, np.flatnonzero(there)[extreme]].copy()
     there = ~missing
-    if meaning.marks or masked is not None:
+    if not seen.fills and (meaning.marks or masked is not None):
         for number, band in enumerate(flat):
             if number not in meaning.bad:
                 seen.sums[number] += band[there].sum(dtype=np.float64)
@@ -255,7 +269,7 @@ def _bad(seen: _Looked, meaning: Meaning, ends: NDArray[Any], *, constant: bool)
             continue
         if not count:
             found[number] = "without a single value"
-        elif count < HARDLY * seen.inside:
+        elif count < HARDLY * seen.inside and not seen.fills:
             found[number] = f"without a value in {100 * (1 - count / seen.inside):.0f} % of the pixels"
         elif constant and single[number] and not single.all():
             found[number] = f"{ONE_VALUE}, {ends[number, seen.same[number].argmax()]:g}"

@@ -19,7 +19,9 @@ LISTED, ONE_VALUE = "marked bad in the header", "of one value"
 """What is wrong with a band, for people."""
 
 
-def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], *, constant: bool) -> dict[int, str]:
+def bad_bands(
+    cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], *, constant: bool, fills: bool = False
+) -> dict[int, str]:
     """{band, from 0: what is wrong with it}.
 
     Args:
@@ -27,6 +29,7 @@ def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], 
         marks: of missing values.
         listed: bands that the file calls bad.
         constant: whether a band of one value is bad; never where all of them are.
+        fills: what is missing is made up, for which few values of a band are better than none.
     """
     inside = np.zeros(cube.shape[1:], np.bool_)
     counts, single = list[int](), list[float | None]()
@@ -44,7 +47,7 @@ def bad_bands(cube: NDArray[Any], marks: Sequence[Mark], listed: Sequence[int], 
             continue
         if not count:
             found[number] = "without a single value"
-        elif count < HARDLY * pixels:
+        elif count < HARDLY * pixels and not fills:
             found[number] = f"without a value in {100 * (1 - count / pixels):.0f} % of the pixels"
         elif constant and (value := single[number]) is not None and None in single:
             found[number] = f"{ONE_VALUE}, {value:g}"

@@ -1,7 +1,7 @@
 """The meaning of one cube: what was asked for, stated, known and seen, put together."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -227,13 +227,13 @@ def meaning_of(
     asked, known = asked or Asked(), known or Known()
     if cube.dtype.kind not in "iuf":
         raise CubeError("not a cube of real numbers", key="cube", value=cube.dtype, remedy="give integers or floats")
-    marks, looked = look(cube, stated, asked)
+    marks, looked = look(cube, stated, asked, fills=known.fills)
     bad = looked if bad is None else bad
     if len(bad) == len(cube):
         problem = "every pixel is marked as missing" if marks else "no band holds data"
         raise CubeError(problem, key="cube", value=words.bands(bad), remedy="give a cube with data")
     missing, counts = _missing(cube, marks, bad)
-    if missing.all():
+    if missing.all() and not (known.fills and _something(cube, marks, bad)):
         raise CubeError("every pixel is marked as missing", key="data ignore value", remedy="give a cube with data")
     of_bad, bad_doubts = words.of_bad(bad, constant=asked.constant_bands, fills=known.fills)
     whose, conversion, notes = of_numbers(cube.dtype, len(cube), stated, asked, known)
@@ -272,14 +272,19 @@ def meaning_of(
     )
 
 
-def look(cube: NDArray[Any], stated: Stated, asked: Asked) -> tuple[list[Mark], dict[int, str]]:
-    """The marks of a cube [bands, lines, samples], told and seen, and its bad bands."""
+def _something(cube: NDArray[Any], marks: Sequence[Mark], bad: Collection[int]) -> bool:
+    """Whether something of a good band is not marked."""
+    return any(not marked(band, marks).all() for number, band in enumerate(cube) if number not in bad)
+
+
+def look(cube: NDArray[Any], stated: Stated, asked: Asked, *, fills: bool = False) -> tuple[list[Mark], dict[int, str]]:
+    """The marks of a cube [bands, lines, samples], told and seen, and its bad bands; for `fills` see `bad_bands`."""
     marks = _told_marks(cube, stated, asked)
     constant = asked.constant_bands == "leave" if stated.photograph else asked.constant_bands != "restore"
     wanted = asked.marks != () and not stated.photograph
     while True:
         # Bands first: one of a single far value is a bad band, not a mark. Then again, behind the marks.
-        bad = bad_bands(cube, marks, stated.bad, constant=constant)
+        bad = bad_bands(cube, marks, stated.bad, constant=constant, fills=fills)
         looked = np.array([band not in bad for band in range(len(cube))])
         seen = seen_marks(cube, marks, looked) if looked.any() and wanted else []
         new = [mark for mark in seen if mark not in marks]

@@ -280,6 +280,7 @@ def fit(
             asked.marks != () and not source.stated.photograph,
             asked.constant_bands or ("restore" if source.stated.photograph else None),
             bundle.restored_range,
+            meaning.lost,
         ),
         radiometric,
         _output(bundle, lines, chosen, radiometric.scale, radiometry, output, linear="gains" in radiometric.describe()),

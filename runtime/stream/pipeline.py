@@ -493,5 +493,5 @@ def _judged(radiometric: Radiometry, facts: RestorerFacts) -> NDArray[np.bool_]:
     wanted = np.ones(radiometric.format.shape, np.bool_)
     if facts.chosen is not None:
         wanted[np.setdiff1d(np.arange(len(wanted)), facts.chosen)] = False
-    wanted[list(facts.bad)] = False
+    wanted[[*facts.bad, *facts.lost]] = False
     return radiometric.needed(wanted)

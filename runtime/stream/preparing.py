@@ -6,7 +6,7 @@ One frame is prepared while the engine restores the one before, each in memory o
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Literal
 
@@ -59,7 +59,8 @@ class RestorerFacts:
         chosen: places of the bands that are restored, in the source's lines; None for all of them.
         wavelengths: of the source's bands in nm, None where nobody tells them.
         marks: of missing values; None for the ignore value of the lines.
-        bad: bands of the source that no network should see, from 0.
+        bad: bands of the source that no network should see, from 0; `lost` are those that are made up for one that is
+            given no holes.
         learns: whether marks that nobody named are looked for.
         known: range of values in the unit range that the network is known to give; None where nobody knows.
         constant_bands: what somebody asks for bands of one value: to `leave` them as they are, which is done with a
@@ -76,6 +77,7 @@ class RestorerFacts:
     learns: bool = True
     constant_bands: Literal["leave", "restore"] | None = None
     known: Range | None = None
+    lost: tuple[int, ...] = ()
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -191,7 +193,7 @@ class Preparer:
         if self._chosen is not None and self._centres is not None:
             self._centres = tuple(self._centres[band] for band in self._chosen)
         self._listed = np.isin(np.arange(format.bands) if self._chosen is None else self._chosen, facts.bad)
-        self._left = self._listed
+        self._left: Bools = self._listed
         self._told: dict[int, str] = {}
         self.tables = Tables(radiometric.tables())
         self._whole = np.zeros(format.shape, np.float32)
@@ -257,7 +259,7 @@ class Preparer:
         unfit = np.fromiter((slot is not None and slot.flags & faults != 0 for slot in frame.slots), np.bool_, count)
         if self._image is not None and (unfit.any() or not taken.all() or count < len(self._image)):
             raise self._not_whole(int((taken & ~unfit).sum()))
-        kept, bad, doubts, ends = self._fill(frame.slots, space)
+        kept, bad, came, doubts, ends = self._fill(frame.slots, space)
         unfit[[keep.place for keep in kept if keep.whole]] = True
         fit = np.flatnonzero(taken & ~unfit)
         missing = self._missing(space, taken)
@@ -266,14 +268,14 @@ class Preparer:
         if len(fit) < ENOUGH * count or (fixed and count < self._facts.frame[0]):
             if not self.passes_through:
                 raise self._not_whole(len(fit))
-            return self._passed(frame, space, kept, bad, doubts, began)
+            return self._passed(frame, space, kept, bad, came, doubts, began)
         unit, bands = space.unit[:, :count], np.flatnonzero(bad)
+        self._bridge(came, np.flatnonzero(taken), count)
         if space.holes is not None:
-            bad, came = self._make_up(space, bad, fit, count)
-            self._bridge(came, fit, count)
+            left = self._left[bad]
+            bad, came = self._make_up(space, bad, fit, count), came[left]
         self._bridge(space.unit, fit, count)
         if space.holes is None:
-            came = unit[bad]
             bridged(unit, bands, self._centres)
         if ends is None or missing or len(fit) < count or len(bands):
             ends = unit.min(axis=(1, 2)), unit.max(axis=(1, 2))
@@ -314,15 +316,16 @@ class Preparer:
 
     def _pass(self, frame: Frame, space: Space) -> Prepared:
         began = time.monotonic()
-        kept, bad, doubts, _ = self._fill(frame.slots, space)
-        return self._passed(frame, space, kept, bad, doubts, began)
+        kept, bad, came, doubts, _ = self._fill(frame.slots, space)
+        return self._passed(frame, space, kept, bad, came, doubts, began)
 
     def _passed(
-        self, frame: Frame, space: Space, kept: Sequence[Kept], bad: Bools, doubts: tuple[str, ...], began: float
-    ) -> Prepared:
+        self, frame: Frame, space: Space, kept: Sequence[Kept], bad: Bools, came: Float32, doubts: tuple[str, ...],
+        began: float,
+    ) -> Prepared:  # fmt: skip
         taken = np.array(frame.taken)
-        self._bridge(space.unit, np.flatnonzero(taken), len(taken))
-        came = space.unit[bad, : len(taken)]
+        for values in (space.unit, came):
+            self._bridge(values, np.flatnonzero(taken), len(taken))
         return Prepared(
             frame, space, taken, taken, kept, bad, came, None, (), self.prompts, bool(self.marks), self.mark, doubts,
             {"radiometry": time.monotonic() - began}, self.mended,
@@ -359,17 +362,19 @@ class Preparer:
 
     def _fill(
         self, slots: Sequence[Slot | None], space: Space
-    ) -> tuple[list[Kept], Bools, tuple[str, ...], tuple[Float32, Float32] | None]:
+    ) -> tuple[list[Kept], Bools, Float32, tuple[str, ...], tuple[Float32, Float32] | None]:
         """Radiometry of all lines.
 
         Returns:
-            (what of them is to come out as it came in, bands that the network should not see, what people should know,
-            lowest and highest value of each band where every line was looked at).
+            (what of them is to come out as it came in, bands that the network should not see, what these held, what
+            people should know, lowest and highest value of each band where every line was looked at).
         """
         came = [(place, slot) for place, slot in enumerate(slots) if slot is not None]
         if self._image is not None:
             self._develop(self._image, came, space)
-            return [], self._listed, (), None
+            return [], self._listed, space.unit[self._listed, : len(slots)], (), None
+        # The frame before left there what it had.
+        space.missing[:, [place for place, slot in enumerate(slots) if slot is None]] = False
         kept = []
         for place, slot in came:
             out, flags = space.unit[:, place], slot.flags
@@ -380,9 +385,16 @@ class Preparer:
                 kept.append(Kept(place, self._selected(self._mask).copy(), out.copy(), False))
             self._find_missing(slot.line, space.missing[:, place])
         bad, doubts, ends = self._judge(came, space)
+        if space.holes is not None:
+            # A band that is made up was not measured where it is at the detector's limit either.
+            kept = [
+                keep if keep.mask is None else replace(keep, mask=keep.mask & (~bad | self._left)[:, None])
+                for keep in kept
+            ]
+        held = space.unit[bad, : len(slots)]
         if self.marks:
             kept += self._without_missing(came, space, ~bad)
-        return kept, bad, doubts, ends
+        return kept, bad, held, doubts, ends
 
     def _without_missing(self, came: Sequence[tuple[int, Slot]], space: Space, good: Bools) -> list[Kept]:
         """Put means of each line in the place of its missing pixels; returns what these held.
@@ -402,26 +414,24 @@ class Preparer:
                 out[marks] = 0
         return kept
 
-    def _make_up(self, space: Space, bad: Bools, fit: NDArray[np.intp], count: int) -> tuple[Bools, Float32]:
-        """Fill what is missing of the lines that are fit.
-
-        Returns:
-            (bands that stay bad since somebody lists them, what they held).
-        """
+    def _make_up(self, space: Space, bad: Bools, fit: NDArray[np.intp], count: int) -> Bools:
+        """Fill what is missing of the lines that are fit; returns the bands that stay bad, since somebody wants it."""
         assert space.holes is not None, "the network is given no holes"
         unit, missing, holes = space.unit[:, :count], space.missing[:, :count], space.holes[:, :count]
         listed = self._left & bad
-        came = unit[listed].copy()
-        np.copyto(holes, missing)
+        holes.fill(False)
+        holes[:, fit] = missing[:, fit]
         holes[bad] = True
         if holes.any():
             lines = slice(None) if len(fit) == count else fit
             unit[:, lines] = filled(unit[:, lines], holes[:, lines], self._centres)
-            gone = missing[~bad].all(axis=0)
-            missing[:] = gone
+            gone: Bools = np.asarray(missing[~bad].all(axis=0))
+            # Lines that are not fit, and bands that stay, come out as they came, with their marks.
+            made = np.ix_(~listed, fit)
+            missing[made] = np.broadcast_to(gone[fit], missing[made].shape)
             holes &= ~gone
             holes[listed] = False
-        return listed, came
+        return listed
 
     def _develop(self, image: Line, came: Sequence[tuple[int, Slot]], space: Space) -> None:
         """Radiometry of a frame of an area detector. Raises CubeError where its numbers are none to restore from."""
@@ -482,7 +492,7 @@ class Preparer:
         bad = self._listed | missing | wild | (constant & several & (self._facts.constant_bands != "restore"))
         if bad.all():
             bad = self._listed & ~self._listed.all()
-        self._left = self._listed | (constant & bad & (self._facts.constant_bands == "leave"))
+        self._left = np.asarray(self._listed | (constant & bad & (self._facts.constant_bands == "leave")))
         why = {
             int(band): "without a single value" if missing[band] or wild[band] else "of one value"
             for band in np.flatnonzero(bad & ~self._listed)

@@ -30,6 +30,8 @@ class Queue(Generic[T]):
         self._changed = threading.Condition()
         self._closed = False
         self._out = 0
+        self._enough = 1
+        """Items from which on who gets is woken."""
 
     def put(
         self, item: T, waiting: Callable[[], None] = lambda: None, given_up: Callable[[], bool] = lambda: False
@@ -53,7 +55,8 @@ class Queue(Generic[T]):
                 self._dropped(self._items.popleft())
                 self.drops += 1
             self._items.append(item)
-            self._changed.notify_all()
+            if len(self._items) >= self._enough:
+                self._changed.notify_all()
         return True
 
     def get(self, timeout: float) -> T | None:
@@ -71,7 +74,7 @@ class Queue(Generic[T]):
         """The oldest items, as `get`; until the next call they take room as if they were still in the queue.
 
         Args:
-            linger: seconds that more are waited for where there are fewer than `most`: one wake-up for all of them.
+            linger: seconds that more are waited for, up to `most` or half of the capacity: one wake-up for all of them.
         """
         with self._changed:
             if self._out:
@@ -79,10 +82,11 @@ class Queue(Generic[T]):
                 self._changed.notify_all()
             if not self._items and not self._closed:
                 self._changed.wait(timeout)
-            few = 0 < len(self._items) < most and not self._closed
-        if few and linger:
-            time.sleep(linger)
-        with self._changed:
+            if linger and self._items:
+                ends, self._enough = time.monotonic() + linger, min(most, max(1, self.capacity // 2))
+                while (left := ends - time.monotonic()) > 0 and len(self._items) < self._enough and not self._closed:
+                    self._changed.wait(left)
+                self._enough = 1
             found = [self._items.popleft() for _ in range(min(most, len(self._items)))]
             self._out = len(found)
         return found

@@ -110,8 +110,10 @@ class Restoration:
                 self.untested, last = self._since(watch.oldest)
                 self._log("untested", sequence=watch.oldest, last=last, lines=self.untested)
                 return
+            began = time.monotonic()
             if not self._tested(watch, mend=False):
                 return
+            self._took = max(self._took, time.monotonic() - began)
 
     def _account(self, frame: Frame | None) -> None:
         """Frames that the queue dropped before this one, or all that it dropped."""
@@ -148,7 +150,9 @@ class Restoration:
         except Exception as error:
             self._broken(frame, error)
             return
-        self._failures, self._took = 0, report.seconds["whole"]
+        self._failures = 0
+        if not report.passed:
+            self._took = report.seconds["whole"]
         self.given += 1
         self.passed += report.passed
         for doubt in report.doubts:

@@ -24,6 +24,7 @@ class SourceMeaning:
     scale_from: str | None
     marks: tuple[Mark, ...]
     bad: dict[int, str]
+    lost: tuple[int, ...]
     notes: tuple[str, ...]
     doubts: tuple[str, ...]
 
@@ -65,7 +66,7 @@ def source_meaning(
         ]
         bad = dict.fromkeys(stated.bad, LISTED)
     else:
-        marks, bad = look(sample, stated, asked)
+        marks, bad = look(sample, stated, asked, fills=fills)
         marks = [mark for mark in marks if not at_limit(mark, saturation)]
         found = [np.logical_or.reduce([mark.found(band) for band in sample]) for mark in marks]
         seen = words.of_marks(marks, [int(np.count_nonzero(pixels)) for pixels in found], sample.dtype)
@@ -108,12 +109,14 @@ def source_meaning(
             "the source's gains and offsets are not applied: radiometry takes its numbers as they are recorded"
         )
     notes += words.of_bad(bad, constant=asked.constant_bands, fills=fills)[0]
+    stay, lost = bad, tuple[int, ...]()
     if source.several:
         # What follows may have other bands; they are looked at frame by frame.
-        bad = {band: why for band, why in bad.items() if why == LISTED}
+        stay = {band: why for band, why in bad.items() if why == LISTED}
     elif fills:
-        bad = {band: why for band, why in bad.items() if stays(why, asked.constant_bands)}
-    return SourceMeaning(conversion, whose, tuple(marks), bad, tuple(notes), tuple(doubts))
+        stay = {band: why for band, why in bad.items() if stays(why, asked.constant_bands)}
+        lost = tuple(bad.keys() - stay.keys())
+    return SourceMeaning(conversion, whose, tuple(marks), stay, lost, tuple(notes), tuple(doubts))
 
 
 def at_limit(mark: Mark, saturation: float | None) -> bool:

@@ -184,7 +184,7 @@ class SelfTest(Closing):
         # What a fresh engine answers otherwise, too, no flipped bit has done.
         known, self._bundle = self._first, fresh
         self._begin()
-        self._exact = self._exact and all(self._first[place] == answer for place, answer in known.items())
+        self._exact = self._exact and all(self._first.get(place, answer) == answer for place, answer in known.items())
         self._repairs += repair
         return fresh
 

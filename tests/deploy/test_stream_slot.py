@@ -16,6 +16,8 @@ from tests.contracts.bundles import known_bundle, prove_more, reseal
 from tests.contracts.command import assert_failed, invoke
 from tests.contracts.signed import write_keys
 
+LINES = "sim:bands=3,samples=16,count=20,rate=2000"
+
 
 def opened(place: Path, whole: bool) -> Bundle:
     return load_bundle(place)
@@ -104,13 +106,14 @@ def test_a_start_waits_for_some_golden_frames_and_a_new_slot_for_all(
 ) -> None:
     monkeypatch.setattr("deploy.commands.stream_run.START_S", 0.0)
     store = stored(tmp_path, "1")
-    words = ("stream", "--store", store, "--source", "sim:bands=3,samples=16,count=20,rate=2000")
+    words = ("stream", "--store", store, "--source", LINES, "--record", tmp_path / "raw")
     assert "golden frame restored" in invoke(capsys, *words).out
     update = prove_more(known_bundle(tmp_path / "update"), 0, off)
     slots.good(store, new := slots.install(update, store, allow_older=True).active)
     done = invoke(capsys, *words)
     assert "1 of 3 golden frames restored" in done.out + done.err and "the others follow" in done.out + done.err
     assert done.code == (3 if off else 0)
+    assert slots.read_state(store).slots[new].state == ("bad" if off else "good")
     other = "a" if new == "b" else "b"
     slots.good(store, other)
     slots.install(update, store, allow_older=True)
@@ -119,6 +122,16 @@ def test_a_start_waits_for_some_golden_frames_and_a_new_slot_for_all(
         assert f"slot {new} does not fly" in done.out + done.err and slots.read_state(store).active == other
     else:
         assert "3 golden frames restored" in done.out + done.err and "1 of 3" not in done.out + done.err
+
+
+def test_where_nothing_goes_on_without_it_a_bundle_is_proved_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.commands.stream_run.START_S", 0.0)
+    words = ("stream", prove_more(known_bundle(tmp_path / "bundle"), 0, 0.5), "--source", LINES)
+    for more in ((), ("--record", tmp_path / "raw", "--on-bad-bundle", "refuse")):
+        assert_failed(invoke(capsys, *words, "--restored", tmp_path / "made", *more), 1, "golden")
+        assert not (tmp_path / "made").exists() and not (tmp_path / "raw").exists()
 
 
 def newly(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,11 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.by_lines.product import judged
 from runtime.by_lines.rows import Block, restore_lines
 from runtime.files import read_cube, write_cube
-from runtime.lines import LineFormat
+from runtime.lines import Broken, LineFormat, Missing
 from runtime.meaning import Asked
 from runtime.metrics import prompt_metrics
 from runtime.signature import Plane, Signature
-from runtime.sources import Source, open_source
+from runtime.sources import Source, SourceOptions, open_source
 from runtime.stated import Stated
 from runtime.stream.pipeline import StreamOptions
 from tests.contracts.bundles import known_bundle, reseal
@@ -216,3 +217,100 @@ def test_a_dead_band_is_restored_whether_a_file_showed_it_or_its_lines(
             )
         stream.run()
     in_range(read_cube(tmp_path / "out" / "restored.hdr").cube, scene(lines=16))
+
+
+@pytest.mark.parametrize("fills", [True, False])
+def test_what_is_not_restored_comes_out_of_a_stream_as_it_came(tmp_path: Path, fills: bool) -> None:
+    folder = known_bundle(tmp_path / "bundle", scale=10000)
+    reseal(folder, lambda content: content["signature"].update(fills=fills))
+    cube = np.rint(10000 * scene(lines=16)).astype(np.int16)
+    cube[1, :, 3] = MARK
+    cube[:, 6, 7] = MARK, 1234, 4577
+    cube[0, 4, 5] = MARK
+    cube[:, 5] = cube[:, 4]
+    source = Script(
+        [np.ascontiguousarray(cube[:, n]) for n in range(16)],
+        LineFormat(3, 16, cube.dtype, ignore_value=MARK, scale=10000),
+    )
+    source.stated = replace(source.stated, bad=(1,))
+    with load_bundle(folder) as bundle, source:
+        options = StreamOptions(policy="block", selftest_seconds=0)
+        result = runtime.open_stream(bundle, source, restored=tmp_path / "out", options=options).run()
+    made = read_cube(tmp_path / "out" / "restored.hdr").cube
+    assert result.failures == {} and result.count.passed == 1
+    np.testing.assert_array_equal(made[1], cube[1], "the file calls it bad")
+    np.testing.assert_array_equal(made[:, 5], cube[:, 5], "the line repeats the one before")
+    assert (made[0, 4, 5] == MARK) is not fills
+
+
+def test_a_frame_says_nothing_of_the_one_before(bundle: Bundle) -> None:
+    def metrics(marked: slice) -> dict[str, float]:
+        """Of a frame that lacks a line, behind two that pass as they came."""
+        constant = np.ascontiguousarray(scene()[:, 0])
+        constant[0, marked] = MARK
+        lines = [np.ascontiguousarray(scene()[:, n]) for n in range(LINES)]
+        told: list[Any] = [*([constant] * LINES), Broken("x")] * 2 + lines
+        told[-4] = Missing(1, 1, "x")
+        told[-1][0, 1] = MARK
+        found = []
+        runtime.open_stream(
+            bundle, Script(told, LineFormat(BANDS, SAMPLES, np.dtype(np.float32), ignore_value=MARK)),
+            sinks=[lambda block: found.append(dict(block.metrics))],
+            options=StreamOptions(policy="block", selftest_seconds=0),
+        ).run()  # fmt: skip
+        return found[-1]
+
+    assert metrics(slice(0, 1)) == metrics(slice(None, None, 2))
+
+
+@pytest.mark.parametrize("bands", [3, 8])
+def test_a_dead_band_at_the_limit_of_the_detector_is_restored(tmp_path: Path, bands: int) -> None:
+    folder = known_bundle(tmp_path / "bundle", scale=4095)
+    reseal(folder, lambda content: content["signature"].update(fills=True))
+    clean = np.rint(4095 * scene(bands, 16)).astype(np.uint16)
+    write_cube(tmp_path / "scene.bil", np.where(np.arange(bands)[:, None, None] == 1, np.uint16(4095), clean))
+    options = SourceOptions(saturation=4095, scale=4095)
+    with load_bundle(folder) as bundle, open_source(f"envi:{tmp_path / 'scene.bil'}", options) as source:
+        with pytest.warns(UserWarning, match="made up of the others, and restored"):
+            stream = runtime.open_stream(
+                bundle, source, restored=tmp_path / "out", options=StreamOptions(policy="block")
+            )
+        assert stream.run().count.passed == 0
+    made = read_cube(tmp_path / "out" / "restored.hdr").cube
+    assert np.abs(made.astype(int) - clean).max() < 200
+
+
+def test_most_of_a_cube_may_be_missing(bundle: Bundle) -> None:
+    cube, line_sample = scene(), np.indices((LINES, SAMPLES)).sum(axis=0)
+    cube[line_sample % 3 == np.arange(3)[:, None, None]] = MARK
+    made = bundle.restore(cube, ignore_value=MARK)
+    in_range(made.cube, scene())
+    assert (made.missing, made.made_up) == (0, LINES * SAMPLES)
+    cube = np.where(np.random.default_rng(0).random(cube.shape) < 0.7, np.float32(MARK), scene())
+    gone = (cube == MARK).all(axis=0)
+    made = bundle.restore(cube, ignore_value=MARK)
+    assert made.missing == gone.sum() and made.made_up == (cube == MARK).sum() - 3 * gone.sum()
+    assert np.array_equal(made.cube == MARK, np.broadcast_to(gone, cube.shape))
+
+
+def test_what_is_made_up_is_counted(bundle: Bundle) -> None:
+    cube = scene()
+    cube[1], cube[:, 2, 3:6] = MARK, MARK
+    made = bundle.restore(cube, ignore_value=MARK)
+    assert made.made_up == ((cube == MARK) & (made.cube != MARK)).sum() == LINES * SAMPLES - 3
+    assert made.meaning is not None and not made.meaning.bad
+
+
+@pytest.mark.parametrize("lines", [8, 24])
+def test_products_of_which_most_is_missing_are_restored_as_cubes_are(bundle: Bundle, lines: int) -> None:
+    cube = scene(lines=lines)
+    cube[np.random.default_rng(0).random(cube.shape) < 0.7] = MARK
+    gone = (cube == MARK).all(axis=0)
+    reader = Memory(cube, stated=Stated(marks=(MARK,)))
+    found = judged(bundle.manifest, reader, Asked())
+    assert found.missing == gone.sum() and not found.meaning.bad and not found.meaning.lost
+    seen = bundle.restore(cube, ignore_value=MARK)
+    assert np.array_equal(seen.cube == MARK, np.broadcast_to(gone, cube.shape))
+    assert found.meaning.means is not None
+    known = np.where(cube == MARK, np.nan, cube)
+    np.testing.assert_allclose(found.meaning.means, np.nanmean(known, axis=(1, 2)), rtol=1e-5)
