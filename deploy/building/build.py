@@ -156,6 +156,9 @@ def build(
             probes = probe_frames(net, plan)
             decision = decide(net, plan, variants, config, signature, probes[0], work)
             chosen, precision = decision.engine, decision.precision
+            if precision == "int8" and variants.judged is not None:
+                cubes = len({origin.cube for origin in variants.judged.judge})
+                console.say(f"judged     by {cubes} cubes alone: run `deploy check` on others before it flies")
             why = decision.why or why
             plan = dataclasses.replace(plan, precision=precision)
             graphs = graphs.only({precision, *(c.precision for c in decision.candidates if c.passed)})

@@ -171,7 +171,8 @@ def golden_files(
         files |= {others[-1][name]: array_bytes(array) for name, array in arrays.items()}
     if signature.routing is not None:
         called = np.any([one[signature.routing.name] > 0 for one in (made, *found)], axis=0)
-        console.say(f"golden     {1 + len(found)} frames, which call {called.sum()} of {called.size} experts")
+        beyond = "" if called.all() else "; a fault in another one would be found by no golden frame"
+        console.say(f"golden     {1 + len(found)} frames, which call {called.sum()} of {called.size} experts{beyond}")
     return files, others
 
 

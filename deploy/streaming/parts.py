@@ -14,7 +14,7 @@ from runtime.lines import LineFormat
 from runtime.meaning import Asked
 from runtime.meaning.numbers import DIM_SHARE, UNIT_LIMIT
 from runtime.meaning.words import wavelength_doubt
-from runtime.record.index import without
+from runtime.record.index import runs_of, stems, without
 from runtime.record.writer import LineWriter
 from runtime.sinks import Sink, SinkOptions, StreamFacts, open_sink
 from runtime.sinks.quicklook import Scroll
@@ -166,7 +166,7 @@ def make_parts(
         # Of others some lines were looked at.
         parts.telling.append(_doubt_scale(fitted.unsaid, console.warn))
     parts.telling.append(_tell_doubts(console.warn))
-    parts.notes += _never_restored(parts)
+    parts.notes += _never_restored(parts, [] if restored is None else _other_serials(restored, manifest.serial))
     return parts
 
 
@@ -211,11 +211,20 @@ def _segment(told: StreamSection) -> int | None:
     return None if told.segment_mib is None else told.segment_mib << 20
 
 
-def _never_restored(parts: Parts) -> list[str]:
+def _other_serials(restored: Path, serial: int) -> list[Path]:
+    """Folders of lines that bundles of other serials restored, where a store flies."""
+    if restored.name != str(serial):
+        return []
+    return sorted(f for f in restored.parent.iterdir() if f.name.isdigit() and f.name != restored.name)
+
+
+def _never_restored(parts: Parts, others: Sequence[Path]) -> list[str]:
     """Lines of the record that no run before has restored: it was killed, or dropped their frames."""
     if parts.record is None or parts.restored is None:
         return []
     left = without(parts.record.runs(), parts.restored.runs())
+    for folder in others:
+        left = without(left, runs_of(stems(folder, "restored")))
     if not left:
         return []
     told = ", ".join(f"{first} to {last}" for first, last in left[:SHOWN])

@@ -194,7 +194,8 @@ def open_restored(bundle: Bundle, source: Source, fitted: Fit, restored: Path, o
     places = "all" if facts.chosen is None else ",".join(map(str, facts.chosen))
     network, radiometry = bundle.manifest.network.checkpoint_sha256[:12], fitted.radiometry.digest()[:12]
     prompt = f", {bundle.prompts.identity}" if bundle.prompts.chosen else ""
-    meaning = f"network {network}, bands {places}, radiometry {radiometry}{prompt}"
+    precision = bundle.choice.precision
+    meaning = f"network {network}, precision {precision}, bands {places}, radiometry {radiometry}{prompt}"
     return opened.enter_context(open_line_writer(restored, "restored", fitted.output, fields=fields, meaning=meaning))
 
 

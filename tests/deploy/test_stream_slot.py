@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deploy.streaming.slot import SECONDS, TESTS, Flying
 from runtime import slots
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import BundleError, DeployError, InputError, MachineError, UntrustedError
+from runtime.files import write_cube
 from tests.contracts.bundles import known_bundle, prove_more, reseal
 from tests.contracts.command import assert_failed, invoke
 from tests.contracts.signed import write_keys
@@ -132,6 +134,25 @@ def test_where_nothing_goes_on_without_it_a_bundle_is_proved_before(
     for more in ((), ("--record", tmp_path / "raw", "--on-bad-bundle", "refuse")):
         assert_failed(invoke(capsys, *words, "--restored", tmp_path / "made", *more), 1, "golden")
         assert not (tmp_path / "made").exists() and not (tmp_path / "raw").exists()
+
+
+def test_lines_that_the_bundle_before_restored_are_not_called_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = stored(tmp_path, "1")
+    words = ("stream", "--store", store, "--source", "envi:scene.hdr", "--record", tmp_path / "raw")
+    write_cube(Path("scene.hdr"), np.arange(3 * 20 * 16, dtype=np.uint16).reshape(3, 20, 16))
+    words = (*words, "--restored", tmp_path / "made", "--scale", "4095", "--json")
+    assert invoke(capsys, *words).json["lines"]["restored"] == 20
+    update = known_bundle(tmp_path / "update")
+    reseal(update, lambda content: content.update(serial=7))
+    slots.install(update, store)
+    done = invoke(capsys, *words)
+    assert done.json["lines"]["restored"] == 20 and sorted(f.name for f in (tmp_path / "made").iterdir()) == ["1", "7"]
+    assert not any("were not restored by the runs before" in told for told in done.json["warnings"])
+    shutil.rmtree(tmp_path / "made/1")
+    told = invoke(capsys, *words).json["warnings"]
+    assert any("lines 0 to 19 of the record were not restored by the runs before" in one for one in told)
 
 
 def newly(folder: Path) -> Path:
