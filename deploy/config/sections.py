@@ -255,7 +255,7 @@ class MaxDropSection(Section):
         default=0.3, description="Loss of PSNR in the task that loses most, in dB.", examples=[0.3]
     )
     sam_deg: Annotated[Number, Field(ge=0)] = Field(
-        default=0.5, description="Rise of the spectral angle, mean over tasks, in degrees.", examples=[0.5]
+        default=0.67, description="Rise of the spectral angle, mean over tasks, in degrees.", examples=[0.5]
     )
     routing_percent: Annotated[Number, Field(ge=0, le=100)] = Field(
         default=99.5, description="Tiles and layers that choose the same experts, in percent.", examples=[99.5]
