@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,7 +157,9 @@ def show(found: Comparison, gates: Mapping[str, list[GateResult]]) -> None:
             "variant": [name + " (flies)" * (name == found.chosen) for name in variants],
             **columns(variants.values()),
             "int8": [f"{v.int8_mac_share:.0%}" for v in variants.values()],
-            "its gates": ["FAILED" if failed(gates[name]) else "passed" for name in variants],
+            "its gates": [
+                f"FAILED: {_keys(missed)}" if (missed := failed(gates[name])) else "passed" for name in variants
+            ],
         }
         console.table("variants against PyTorch", tuple(cells), list(zip(*cells.values(), strict=True)))
     if found.metrics_apart:
@@ -181,6 +183,14 @@ def show(found: Comparison, gates: Mapping[str, list[GateResult]]) -> None:
     console.table(f"{found.chosen} against PyTorch", ("gate", "measured", "limit", "verdict"), rows)
 
 
+def _keys(gates: Sequence[GateResult]) -> str:
+    return ", ".join(g.figure.key for g in gates)
+
+
+def _gates_json(gates: Sequence[GateResult]) -> dict[str, Any]:
+    return {g.figure.key: g.as_json() for g in gates}
+
+
 def conclude(found: Comparison, gates: Mapping[str, list[GateResult]], bundle: Path, why: str) -> dict[str, Any]:
     """What `--json` prints; raises GateError where a gate of what flies failed."""
     from ..checking.gates import failed
@@ -191,12 +201,13 @@ def conclude(found: Comparison, gates: Mapping[str, list[GateResult]], bundle: P
         "cubes": list(found.cubes),
         "doubts": list(found.doubts),
         "tasks": {task: _as_json(r) for task, r in tasks.items()},
-        "gates": {g.figure.key: g.as_json() for g in gates[found.chosen]},
+        "gates": _gates_json(gates[found.chosen]),
         "tiling_drop_db": max(r.tiling_drop_db for r in tasks.values()),
         "metrics_apart": dict(found.metrics_apart),
         "gaps": dict(found.gaps),
         "variants": {
-            name: {**_variant_json(v), "passed": not failed(gates[name])} for name, v in found.variants.items()
+            name: {**_variant_json(v), "gates": _gates_json(gates[name]), "passed": not failed(gates[name])}
+            for name, v in found.variants.items()
         },
         "chosen": found.chosen,
         "why": why,
@@ -208,7 +219,7 @@ def conclude(found: Comparison, gates: Mapping[str, list[GateResult]], bundle: P
             file=bundle,
             key=f"gates.{missed[0].figure.key}",
             value=float(f"{missed[0].measured:.6g}"),
-            remedy=f"{missed[0].allowed} is asked for",
+            remedy=f"{missed[0].allowed} is asked for" + (f"; {_keys(missed[1:])} failed too" if missed[1:] else ""),
         )
         error.result = summary
         raise error
