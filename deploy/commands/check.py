@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -107,7 +108,9 @@ def command(
 
             drawn = verified_bundle(bundle).files.get(PICTURE, b"")
             pareto = drawn if drawn.startswith(PNG_SIGNATURE) else None
-            made = check_report(loaded, found, gates[found.chosen], str(config.model.checkpoint), pareto)
+            cubes = "" if data is None else f"--data {quote(str(data))} "
+            cubes += "" if scenes is None else f"--scenes {quote(scenes)} "
+            made = check_report(loaded, found, gates[found.chosen], str(config.model.checkpoint), cubes, pareto)
             write_report(report, made)
             console.say(f"report     {report}")
         why = loaded.choice.why

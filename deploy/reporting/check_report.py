@@ -22,13 +22,28 @@ Pictured = tuple[Case, Quality | None, Quality]
 
 
 def check_report(
-    bundle: Bundle, found: Comparison, gates: list[GateResult], checkpoint: str, pareto: bytes | None = None
+    bundle: Bundle,
+    found: Comparison,
+    gates: list[GateResult],
+    checkpoint: str,
+    cubes: str = "",
+    pareto: bytes | None = None,
 ) -> Report:
-    """The page of `deploy check`; `pareto` is the picture of the search for int8, as PNG."""
+    """The page of `deploy check`.
+
+    Args:
+        cubes: the options that name them, where there were any.
+        pareto: the picture of the search for int8, as PNG.
+    """
+    m, precision = bundle.manifest, bundle.choice.precision
+    build = f"deploy build --target {m.target.name} --checkpoint {checkpoint} --precision {precision}"
+    build += f" --size {m.signature.measured.lines}x{m.signature.measured.samples}"
+    build += f" --scale {m.scale:g}" * (m.scale_from == "flag") + " --calibration CUBES" * (precision == "int8")
     commands = (
-        Command(f"deploy build --target {bundle.manifest.target.name} --checkpoint {checkpoint}", "builds the bundle"),
+        Command(build, "builds the bundle"),
         Command(
-            f"deploy check BUNDLE --checkpoint {checkpoint} --report report.html", "measures it and writes this page"
+            f"deploy check BUNDLE --checkpoint {checkpoint} {cubes}--report report.html",
+            "measures it and writes this page",
         ),
     )
     return assemble(f"{checkpoint} on {bundle.manifest.target.name}", bundle, found, gates, commands, pareto=pareto)

@@ -41,6 +41,7 @@ def test_the_engine_restores_as_pytorch_does(
         assert task["tiling_drop_db"] != 0 and task["engine"]["psnr"] != task["input"]["psnr"]
     text = page.read_text()
     assert text.count("data:image/png;base64") >= 8 and "http" not in text.replace("http-equiv", "")
+    assert f"deploy build --target cpu --checkpoint {tiny_checkpoint} --precision fp32 --size 64x64" in text
 
 
 def test_a_gate_that_fails_is_exit_1_with_the_figures(
@@ -51,6 +52,7 @@ def test_a_gate_that_fails_is_exit_1_with_the_figures(
     done = invoke(capsys, *arguments, "--json")
     assert done.code == 1 and done.json["error"]["code"] == 1 and done.json["error"]["key"] == "gates.max_difference"
     measured = done.json["result"]["gates"]["max_difference"]
+    assert done.json["result"]["variants"]["fp32"]["gates"]["max_difference"] == measured
     assert measured["passed"] is False and 0 < measured["measured"] < 1e-3
     config.write_text(CHECKED + "gates:\n  max_difference: null\n")
     assert invoke(capsys, *arguments).code == 0
