@@ -57,6 +57,11 @@ class Assembler:
         self._slots: list[Slot | None] = []
         self._first = self._inherited = self._number = self._gap = self._run = 0
 
+    @property
+    def lacks(self) -> int:
+        """Lines that the next frame still waits for, at least one."""
+        return self._lines - len(self._slots)
+
     def take(self, slot: Slot) -> list[Frame]:
         """Add a line, which the assembler holds from now on; returns the frames that this completes, mostly none."""
         done = []

@@ -80,7 +80,9 @@ class Recorder:
         try:
             while not self._incoming.done:
                 self._tick()
-                items = self._incoming.several(PATIENCE, AT_ONCE, self._linger)
+                # A frame goes on as soon as it is whole, not beside the next one.
+                most = AT_ONCE if self._frames is None else min(AT_ONCE, self._frames.assembler.lacks)
+                items = self._incoming.several(PATIENCE, most, self._linger)
                 for lines, group in groupby(items, lambda item: isinstance(item, Slot)):
                     if lines:
                         self._lines([item for item in group if isinstance(item, Slot)])

@@ -96,7 +96,9 @@ def test_what_is_no_measurement_is_refused_in_one_line(
 
 def test_the_frame_that_the_end_cuts_off_is_told_as_that(bundle: Path, tmp_path: Path, capsys: Capsys) -> None:
     source = f"sim:snapshot,frames=2,count={2 * SIDE + 5}"
-    done = invoke(capsys, "stream", bundle, "--source", source, "--restored", tmp_path / "out", "--json")
+    (tmp_path / "waits.yaml").write_text("stream:\n  policy: block\n")
+    words = ("--source", source, "--restored", tmp_path / "out", "--config", tmp_path / "waits.yaml", "--json")
+    done = invoke(capsys, "stream", bundle, *words)
     frames = done.json["frames_by_fate"]
     assert done.code == 0 and (frames["restored"], frames["unfit"], frames["cut_off"]) == (2, 0, 1), done.err
     assert "5 lines were not restored: 1 frames, since the end cut them off" in done.err
