@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable
@@ -95,6 +96,6 @@ def table(title: str, comparisons: Iterable[Comparison], baseline: str, candidat
 
 def show(*tables: Table | str) -> None:
     """Print tables and lines."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     for item in tables:
         console.print(item)

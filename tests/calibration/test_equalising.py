@@ -146,3 +146,23 @@ def test_channels_of_nothing_and_of_far_too_much_stay_within_bounds() -> None:
     made = equalised(graph, peaks)
     np.testing.assert_array_equal(run(made, frames()[0]), run(graph, frames()[0]))
     assert equalised(graph, {"end/Conv": np.zeros(CHANNELS)}) == equalised(graph, {}) and MOST == 1024
+
+
+@pytest.mark.parametrize("channels", [8, 6])
+def test_a_product_over_samples_divides_no_channels(channels: int) -> None:
+    rng = np.random.default_rng(0)
+    values = {"w": weights(rng, channels, channels, 1, 1), "m": weights(rng, 8, 8)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="a/Conv", kernel_shape=[1, 1]),
+        helper.make_node("MatMul", ["c", "m"], ["y"], name="b/MatMul"),
+    ]
+    told = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, 4, 8]) for name in "xy"]
+    held = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    made = helper.make_model(
+        helper.make_graph(nodes, "g", told[:1], told[1:], held),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    graph, feeds = made.SerializeToString(), {"x": weights(rng, 1, channels, 4, 8)}
+    peaks = peaks_of(graph, taken(made, frozenset(["a/Conv", "b/MatMul"])), lambda: [feeds])
+    np.testing.assert_allclose(run(equalised(graph, peaks), feeds), run(graph, feeds), rtol=1e-4, atol=1e-4)

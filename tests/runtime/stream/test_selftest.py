@@ -386,3 +386,11 @@ def test_a_clock_that_is_set_is_told() -> None:
     restoring = Restoring(FACTS, same, load_radiometry({}, FORMAT), FORMAT)
     Stream(Stepped(range(60), live=True), restoring, None, [], log=lambda kind, **f: events.append((kind, f))).run()
     assert [round(one["seconds"]) for one in of_kind(events, "clock")] == [7]
+
+
+def test_a_bundle_with_fewer_golden_frames_takes_the_place_of_one_with_more(tmp_path: Path) -> None:
+    fewer = known_bundle(tmp_path / "fewer")
+    with runtime.load_bundle(prove_more(known_bundle(tmp_path / "bundle"), 0, 0)) as bundle:
+        bundle.self_test()
+        with SelfTest(bundle, lambda: runtime.load_bundle(fewer)) as watch:
+            assert len(watch.renew(repair=False).answers) == 1 and watch.test() is None
