@@ -1,4 +1,4 @@
-"""Who goes first where there are too few cores: lines before everything else, restoration behind it.
+"""Who goes first where there are too few cores: lines, then what makes room for them, restoration behind it.
 
 Linux gives every thread a niceness of its own, and a new thread that of the one that made it (sched(7)).
 """
@@ -8,19 +8,21 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-NICENESS, URGENCY = 10, -10
+NICENESS, ROOM, URGENCY = 10, 5, -10
 """Beside what the process was started with."""
 NAME_CHARACTERS = 15
 """The kernel keeps so much of a thread's name (proc(5), /proc/pid/comm)."""
 
 
-def yield_to_others(thread: int | None = None) -> None:
+def yield_to_others(thread: int | None = None, by: int = NICENESS) -> None:
     """Let a thread of this process, by default the caller, and those that it makes later, wait for all others.
+
+    Less (ROOM) is for what lines wait for in the end.
 
     Does nothing where the system has no such thing.
     """
     with suppress(OSError, AttributeError):
-        _put(threading.get_native_id() if thread is None else thread, NICENESS)
+        _put(threading.get_native_id() if thread is None else thread, by)
 
 
 def _put(thread: int, beside: int) -> None:

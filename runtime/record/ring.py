@@ -1,6 +1,5 @@
 """A ring of line files within a limit: the oldest segment goes when room is needed, once it was read back and right."""
 
-import os
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -13,11 +12,11 @@ from runtime.descriptors import insisting, is_shortage
 from runtime.durable import sync_folder, write_bytes
 from runtime.errors import CubeFileError, DeployError, InputError, MachineError
 from runtime.files.envi_header import parse_header
+from runtime.priority import ROOM, yield_to_others
 from runtime.record.index import PIECE, RECORD, check_file, suffixed
 
 SMALLEST_SEGMENT, LARGEST_SEGMENT = 16 << 20, 1 << 30
 """Bytes of a segment where nothing else was asked for."""
-NICENESS = 10
 WAITING_SECONDS = 0.25
 """Between two calls of `waiting`."""
 VERIFIED_BYTES = 64
@@ -206,9 +205,7 @@ class Ring:
         self.deleted_segments += 1
 
     def _verify_all(self) -> None:
-        with suppress(OSError, AttributeError):
-            # Linux: of this thread alone.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        yield_to_others(by=ROOM)
         while True:
             with self._changed:
                 while not self._stopping.is_set() and self._next() is None:
