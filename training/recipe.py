@@ -178,6 +178,18 @@ class Gates(Part):
     experts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
 
 
+class Teacher(Part):
+    """A finished network whose restorations are learned beside the truth (Hinton et al. 2015, of pixels here).
+
+    Attributes:
+        checkpoint: a file or a packaged model of the same bands and metrics, and filled as the recipe says.
+        share: of the loss that is the distance from what it restores.
+    """
+
+    checkpoint: str
+    share: Share
+
+
 class Optimiser(Part):
     """AdamW, linear warm-up, cosine; `hold` is the share of the steps before the cosine begins to fall."""
 
@@ -235,7 +247,7 @@ class Recipe(Part):
             both are folded into the prompt's first layer where weights are written.
         fill: what is known to be missing is made up (`runtime.filling`) before the network sees it, here and in flight;
             its metrics are of the frame as it was.
-        data, tasks, patches, ease, loss, gates, optimiser: what is learned, and how.
+        data, tasks, patches, ease, loss, gates, teacher, optimiser: what is learned, and how.
         on_gpu: what is otherwise on a GPU.
         log_every, validate_every: steps; save_seconds: at most between two saved states. They change no number.
     """
@@ -253,6 +265,7 @@ class Recipe(Part):
     ease: Ease | None = None
     loss: Loss = Loss()
     gates: Gates = Gates()
+    teacher: Teacher | None = None
     optimiser: Optimiser
     on_gpu: OnGpu | None = None
     log_every: Count = 100
@@ -329,6 +342,7 @@ LATER = (
     ("", "fill", False),
     ("", "ease", None),
     ("", "gates", Gates().model_dump(mode="json")),
+    ("", "teacher", None),
     ("", "on_gpu", None),
     ("data", "photographs", None),
     ("optimiser", "hold", 0.0),

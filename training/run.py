@@ -78,6 +78,7 @@ class Run:
         step: those done.
         seen: (L1 errors, tasks) of the patches since the last line of the log.
         adopted: hash of the weights that it took in place of its own.
+        teacher: who restores beside it, and the hash of its weights.
     """
 
     net: Damp
@@ -91,6 +92,7 @@ class Run:
     step: int = 0
     seen: list[tuple[Tensor, tuple[str, ...]]] = field(default_factory=list)
     adopted: str | None = None
+    teacher: tuple[Damp, str] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -137,7 +139,26 @@ def begin(recipe: Recipe, draws: Draws, way: Way | None = None) -> Run:
     usage = torch.full((recipe.config.layers, recipe.config.experts), 1 / recipe.config.experts, device=device)
     routed = compiled(net.routed) if way.compiled else net.routed
     ema = {k: v.clone() for k, v in net.state_dict().items()}
-    return Run(net, optimiser, ema, standard.to(device), usage, routed, way, recipe.optimiser.steps)
+    made = Run(net, optimiser, ema, standard.to(device), usage, routed, way, recipe.optimiser.steps)
+    made.teacher = None if recipe.teacher is None else teacher_of(recipe, recipe.teacher.checkpoint, device)
+    return made
+
+
+def teacher_of(recipe: Recipe, checkpoint: str, device: torch.device) -> tuple[Damp, str]:
+    """The teacher on its device, and its weights' hash. Raises CheckpointError, ConfigError: it does not fit."""
+    given = load_checkpoint(checkpoint)
+    net, own = damp_of(given), recipe.config
+    for key, theirs, ours in (
+        ("network.bands", net.config.bands, own.bands),
+        ("network.metric_set", net.config.metric_set, own.metric_set),
+        ("fill", given.facts.fills, recipe.fill),
+    ):
+        if theirs != ours:
+            raise ConfigError(
+                "the teacher takes other frames or metrics", file=checkpoint, key=key, value=ours,
+                remedy=f"the teacher's is {theirs}",
+            )  # fmt: skip
+    return net.requires_grad_(False).to(device), given.facts.sha256
 
 
 def compiled(routed: Routed) -> Routed:
@@ -169,6 +190,7 @@ def save(run: Run, recipe: Recipe, file: Path) -> None:
         "net": run.net.state_dict(), "optimiser": run.optimiser.state_dict(), "ema": run.ema, "step": run.step,
         "steps": run.steps, "standard": [run.standard.mean, run.standard.deviation], "usage": run.usage,
         "recipe": recipe.digest(), "seen": run.seen, "adopted": run.adopted,
+        "teacher": run.teacher and run.teacher[1],
     }  # fmt: skip
     write_state(file, state)
 
@@ -176,6 +198,8 @@ def save(run: Run, recipe: Recipe, file: Path) -> None:
 def resume(run: Run, recipe: Recipe, file: Path) -> None:
     """Bring `run` to where `file` says. Raises ConfigError where another recipe wrote it, InputError for no state."""
     state = read_state(file, STATE, recipe.digest(), run.device)
+    if state.get("teacher") != (run.teacher and run.teacher[1]):
+        raise ConfigError("begun with another teacher", file=file, key="teacher", remedy="give that, or another --out")
     run.net.load_state_dict(state["net"])
     run.optimiser.load_state_dict(state["optimiser"])
     for key, value in run.ema.items():
@@ -209,7 +233,13 @@ def step(run: Run, recipe: Recipe, batch: Batch) -> Tensor:
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.way.half):
         restored, gates, probabilities = run.routed(degraded, metrics)
     errors = (restored.float() - batch.clean).abs().mean((1, 2, 3))
-    loss = softened(errors, recipe.loss, progress) + balance(run.usage, recipe.gates, gates, probabilities)
+    loss = softened(errors, recipe.loss, progress)
+    if run.teacher is not None and recipe.teacher is not None:
+        with torch.no_grad():
+            shown_how, _ = run.teacher[0](degraded, batch.metrics)
+        apart = (restored.float() - shown_how).abs().mean((1, 2, 3))
+        loss = loss.lerp(softened(apart, recipe.loss, progress), recipe.teacher.share)
+    loss = loss + balance(run.usage, recipe.gates, gates, probabilities)
     if recipe.gates.guide:
         loss = loss + recipe.gates.guide * guidance(recipe.gates.experts, batch.tasks, probabilities)
     run.optimiser.zero_grad()

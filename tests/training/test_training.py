@@ -254,6 +254,8 @@ DECIDING: list[dict[str, Any]] = [
     {"loss__last_floor": 0.02},
     {"optimiser__steps": 5},
     {"optimiser__ema": 0.99},
+    {"teacher": {"checkpoint": "damp-tiny", "share": 0.5}},
+    {"teacher": {"checkpoint": "damp-tiny", "share": 0.6}},
 ]
 
 
@@ -614,6 +616,58 @@ def test_a_start_that_is_no_part_of_the_network_is_refused(scenes: Path, straigh
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         train(made(start="damp-none"), scenes, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# Teachers
+
+
+def test_a_step_learns_from_the_truth_and_from_what_the_teacher_restores(scenes: Path, straight: Path) -> None:
+    """The share weighs the two losses, and so their gradients."""
+    drawn, weights, plain = batch(scenes, 1, 0), {}, {"loss": {}, "optimiser__gradient_norm": 1e6}
+    taught = load_checkpoint(straight).module
+    with torch.no_grad():
+        target = replace(drawn, clean=taught(drawn.degraded, drawn.metrics)[0])
+    for share in (None, 0.25, 1.0):
+        teacher = None if share is None else {"checkpoint": str(straight), "share": share}
+        run = begun(recipe := made(teacher=teacher, **plain))
+        errors = step(run, recipe, drawn)
+        weights[share] = run.net.output.weight.grad
+        expected = (drawn.degraded - drawn.clean).abs().mean((1, 2, 3))
+        torch.testing.assert_close(errors, expected, rtol=1e-4, atol=0)
+    run = begun(made(**plain))
+    step(run, made(**plain), target)
+    torch.testing.assert_close(weights[1.0], run.net.output.weight.grad, rtol=1e-4, atol=1e-7)
+    mixed = 0.75 * weights[None] + 0.25 * weights[1.0]
+    torch.testing.assert_close(weights[0.25], mixed, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(weights[None], weights[1.0], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"network__metric_set": "log6"}, "network.metric_set"), ({"fill": True}, "fill")], ids=str,
+)  # fmt: skip
+def test_a_teacher_of_other_frames_or_metrics_is_refused(straight: Path, changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match="the teacher takes other") as caught:
+        begun(made(teacher={"checkpoint": str(straight), "share": 0.5}, **changes))
+    assert caught.value.key == key and caught.value.file == str(straight)
+
+
+def test_a_run_goes_on_with_its_teacher_alone(
+    scenes: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = shutil.copy(straight, tmp_path / "teacher.safetensors")
+    recipe = made(teacher={"checkpoint": str(teacher), "share": 0.5})
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", interrupt_at(2, interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, scenes, tmp_path / "run")
+    whole = train(recipe, scenes, tmp_path / "whole")
+    other = made(seed=4)
+    shutil.copy(train(other, scenes, tmp_path / "other"), teacher)
+    with pytest.raises(ConfigError, match="another teacher"):
+        train(recipe, scenes, tmp_path / "run")
+    shutil.copy(straight, teacher)
+    assert train(recipe, scenes, tmp_path / "run").read_bytes() == whole.read_bytes()
 
 
 # Ablations
