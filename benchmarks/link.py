@@ -1,9 +1,10 @@
 """Does `deploy stream` take all that a gigabit link carries? `python -m benchmarks.link --minutes 10`.
 
-The virtual spectrometer of `benchmarks.endurance`, 224 bands x 640 samples in Mono12, is to send 411 lines per
-second, 118 MB, in packets of 9000 bytes, and is asked for more, since it sleeps a whole period after each. It runs at a
-real-time priority where this user may give it one: a camera has a processor of its own. The stream goes before what
-else runs here, where it may, and has camera buffers for two seconds. Lines go into a ring on disk, as a user would limit it, and `damp-tiny` restores what it can.
+The virtual spectrometer of `benchmarks.endurance`, 224 bands x 640 samples in Mono12, is to send 411 lines per second,
+118 MB, in packets of 9000 bytes, and is asked for more, since it sleeps a whole period after each. It runs at a real-
+time priority where this user may give it one: a camera has a processor of its own. The stream goes before what else
+runs here, where it may, and has camera buffers for two seconds. Lines go into a ring on disk, as a user would limit it,
+and `damp-tiny` restores what it can.
 Every number that the camera sent is in or missing, so lines in and incomplete are what it sent and what was lost. Bars:
 411 lines per second, no line lost, none unequal to what was sent, none unaccounted for. Exit code 1 when one is missed.
 """

@@ -89,7 +89,8 @@ class Golden(Part):
         arrays: {tensor: file}.
         tolerance: largest difference of the restored frame, as a share of its range.
         truth: file of what the restored frame should be, where the tolerance is of its quality alone, in dB of PSNR.
-        others: what it goes in with to choose other experts, and becomes: {tensor: file}, in place of those above.
+        others: what goes in to choose other experts, and what that becomes: {tensor: file}, in place of those above.
+            The frame is another one only where the truth, which is of the golden one, is not needed.
     """
 
     arrays: dict[str, InnerPath]
@@ -218,7 +219,8 @@ class Manifest(Sealed):
         told = [named.arrays.keys() for named in self.prompts.values()]
         if any(names != own.keys() for names in told) or self.golden.arrays not in self.proofs:
             raise ValueError("the prompts by name are others than the signature's")
-        if any(not signature.ports.shapes.keys() - {signature.measured.name} >= o.keys() for o in self.golden.others):
+        own_frame = set() if self.golden.truth is None else {signature.measured.name}
+        if any(not signature.ports.shapes.keys() - own_frame >= other.keys() for other in self.golden.others):
             raise ValueError("the golden arrays are others than the signature's tensors")
         if 2 * self.overlap > min(signature.measured.size) or (self.overlap and signature.tiling == "fixed"):
             raise ValueError("frames overlap by more than half of their side, or have one place only and overlap")

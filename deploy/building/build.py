@@ -183,7 +183,7 @@ def build(
                 net, plan, why, scale_from, graphs, agreements, decision, facts, step.deferred, config.output, cost
             )
             files |= variants.files | instrument_files(net)
-            golden, others = golden_files(net, plan, graphs, diverse, tolerances)
+            golden, others = golden_files(net, plan, graphs, diverse, probes, tolerances)
             files |= golden | prompt_files(net, signature)
             manifest = manifest.model_copy(update={"golden": manifest.golden.model_copy(update={"others": others})})
             write_bundle(finished, files, manifest)

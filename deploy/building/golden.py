@@ -28,7 +28,7 @@ GOLDEN_LEAST, TRUTH = 5e-3, "golden/truth.npy"
 MOVES, FURTHEST, CLEAR = 8192, 3.0, 10 * CLOSE
 """Metrics that are tried, how far, and the margin from which on a choice is as good as any."""
 RUNS = 16
-"""Frames that are run for them at most."""
+"""Times that a frame is run for them at most."""
 
 
 def golden_probe(net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], reference: TorchEngine) -> Probe:
@@ -75,49 +75,56 @@ def other_experts(
     tolerances: Mapping[str, float],
     reference: TorchEngine,
 ) -> list[Probe]:
-    """The golden frame with other metrics, so that between them every expert works that any of many metrics call.
+    """Frames with metrics, so that between them every expert works that any of many metrics call on any of the probes.
 
     A fault in an expert that no proof calls would fly unnoticed. Only metrics are taken whose choices no rounding turns
     over, and with which every graph of the bundle does what PyTorch does. All are judged by the routers alone, on what
-    these see of the golden frame; the frame is run with those that promise most.
+    these see of a frame; the frame is run with those that promise most. The golden frame is tried first: others make
+    the bundle larger by themselves.
 
     Returns:
-        {tensor: array} of the metrics and of what the network gives, each with an expert that none before it has.
+        {tensor: array} of the metrics, the frame where it is not the golden one, and what the network gives, each with
+        an expert that none before it has.
     """
     signature = reference.signature
     routing, metrics = signature.routing, signature.metrics
     found: list[Probe] = []
     if net.architecture.routing is None or routing is None or metrics is None:
         return found
-    made, choices = reference.infer_with_choices(probe)
-    covered = made[routing.name] > 0
-    if covered.all():
-        return found
+    frame = signature.measured.name
+    frames = {one[frame].tobytes(): one[frame] for one in (probe, *probes)}
     tried = _moved(np.concatenate([one[metrics.name] for one in probes]))
-    called, margins = choices(tried)
-    clear = np.where(margins >= CLOSE, margins.clip(max=CLEAR), 0).min(axis=1)
+    covered = reference.infer(probe)[routing.name] > 0
     with ExitStack() as stack:
         engines = {}
         for name, graph in graphs.variants.items():
             program = half_arithmetic(graph.data) if computes_half(name, plan.half) else graph.data
             options = EngineOptions(plan.target.threads)
             engines[name] = stack.enter_context(open_engine("onnxruntime", program, signature, options))
-        for _ in range(RUNS):
-            promise = (called & ~covered).sum(axis=(1, 2)) * clear
-            best = promise.argmax()
-            if not promise[best]:
+        for own in frames.values():
+            if covered.all():
                 break
-            # One of every set of experts: others fail as it does.
-            clear[(called == called[best]).all(axis=(1, 2))] = 0
-            feeds = {**probe, metrics.name: tried[best : best + 1]}
-            made, ahead = reference.infer_with_margins(feeds)
-            chosen = made[routing.name] > 0
-            sure = bool(chosen[~covered].any() and ahead.min() >= CLOSE)
-            if sure and all(
-                _alike(engine.infer(feeds), made, reference, tolerances[name], name) for name, engine in engines.items()
-            ):
-                covered |= chosen
-                found.append({metrics.name: feeds[metrics.name], **made})
+            base = {**probe, frame: own}
+            called, margins = reference.infer_with_choices(base)[1](tried)
+            clear = np.where(margins >= CLOSE, margins.clip(max=CLEAR), 0).min(axis=1)
+            for _ in range(RUNS):
+                promise = (called & ~covered).sum(axis=(1, 2)) * clear
+                best = promise.argmax()
+                if not promise[best]:
+                    break
+                # One of every set of experts: others fail as it does.
+                clear[(called == called[best]).all(axis=(1, 2))] = 0
+                feeds = {**base, metrics.name: tried[best : best + 1]}
+                made, ahead = reference.infer_with_margins(feeds)
+                chosen = made[routing.name] > 0
+                sure = bool(chosen[~covered].any() and ahead.min() >= CLOSE)
+                if sure and all(
+                    _alike(engine.infer(feeds), made, reference, tolerances[name], name)
+                    for name, engine in engines.items()
+                ):
+                    covered |= chosen
+                    beside = {} if np.array_equal(own, probe[frame]) else {frame: own}
+                    found.append({metrics.name: feeds[metrics.name], **beside, **made})
     return found
 
 
@@ -138,9 +145,17 @@ def _alike(
 
 
 def golden_files(
-    net: Network, plan: Plan, graphs: Graphs, probes: list[Probe], tolerances: Mapping[str, float]
+    net: Network,
+    plan: Plan,
+    graphs: Graphs,
+    probes: list[Probe],
+    more: list[Probe],
+    tolerances: Mapping[str, float],
 ) -> tuple[dict[str, bytes], list[dict[str, str]]]:
-    """The golden frame, and what it becomes with every prompt, and with metrics that choose other experts.
+    """The golden frame, what it becomes with every prompt, and frames with metrics that choose other experts.
+
+    Args:
+        probes: of which one is the golden frame; `more` are tried for experts that are left.
 
     Returns:
         ({file in the bundle: content}, `Golden.others`).
@@ -165,7 +180,7 @@ def golden_files(
             )
     files |= {golden_of(name, net, signature): array_bytes(made) for name, made in restored.items()}
     others = []
-    found = other_experts(net, plan, graphs, probe, probes, tolerances, reference)
+    found = other_experts(net, plan, graphs, probe, [*probes, *more], tolerances, reference)
     for number, arrays in enumerate(found, 2):
         others.append({name: f"golden/{number}/{name}.npy" for name in arrays})
         files |= {others[-1][name]: array_bytes(array) for name, array in arrays.items()}

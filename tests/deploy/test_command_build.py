@@ -399,6 +399,17 @@ def test_golden_frames_call_every_expert_that_metrics_can_call(
         assert bundle.self_test() <= bundle.manifest.golden.tolerance
 
 
+def test_golden_frames_call_an_expert_that_metrics_call_on_another_frame_alone(
+    capsys: Capsys, in_a_folder_of_its_own: None, graphs_once: None
+) -> None:
+    done = invoke(capsys, "build", "--checkpoint", "damp-tiny", "--size", "64x64", "--target", "cpu", "--out", "bundle")
+    assert done.code == 0 and "which call 3 of 4 experts" in done.out
+    golden, *others = (np.load(Path("bundle") / p["frame"]) for p in read_manifest(Path("bundle")).proofs)
+    assert sum(not np.array_equal(golden, other) for other in others) == 1
+    with load_bundle(Path("bundle")) as bundle:
+        assert bundle.self_test() <= bundle.manifest.golden.tolerance
+
+
 # Weights among others in a file
 
 

@@ -43,6 +43,7 @@ from tests.contracts.bundles import (
     for_a_board,
     give_engine,
     known_bundle,
+    prove_another,
     rebind,
     reseal,
     sealed,
@@ -940,6 +941,24 @@ def test_another_golden_output_fails_the_self_test(tiny_bundle: Path, tmp_path: 
     with load_bundle(altered) as bundle, pytest.raises(GateError, match="does not restore the golden frame") as caught:
         bundle.self_test()
     assert caught.value.exit_code == 1 and "do not fly" in caught.value.remedy
+
+
+def test_a_proof_may_have_a_frame_of_its_own(tmp_path: Path) -> None:
+    bundle = prove_another(known_bundle(tmp_path / "bundle"), 1)
+    frames = [np.load(bundle / proof["frame"]) for proof in read_manifest(bundle).proofs]
+    assert len(frames) == 2 and not np.array_equal(*frames)
+    with load_bundle(bundle) as loaded:
+        assert loaded.self_test() <= loaded.manifest.golden.tolerance and len(loaded.answers) == 2
+    swap(bundle, "golden/2/frame.npy", array_bytes(frames[0]))
+    with load_bundle(bundle) as loaded, pytest.raises(GateError, match="does not restore the golden frame"):
+        loaded.self_test()
+
+
+def test_a_proof_of_quality_has_the_frame_that_its_truth_is_of(tmp_path: Path) -> None:
+    bundle = prove_another(known_bundle(tmp_path / "bundle"), 1)
+    reseal(bundle, lambda content: content["golden"].update(truth="golden/restored.npy"))
+    with pytest.raises(BundleError, match="golden arrays are others"):
+        read_manifest(bundle)
 
 
 def test_other_experts_fail_the_self_test(tiny_bundle: Path, tmp_path: Path) -> None:

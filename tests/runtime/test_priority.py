@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.priority import NICENESS, yield_to_others
+from runtime.priority import NICENESS, ROOM, yield_to_others
 
 ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads have a niceness on Linux only")
@@ -76,6 +76,27 @@ may = os.geteuid() == 0 or found
 assert not may or (found, now) == (1, URGENCY), (found, now)
 assert let_go_first("nobody is called so") == 0
 """
+
+
+READING_BACK = """
+import os, threading, time
+from runtime.priority import ROOM
+from runtime.record.ring import Ring
+os.nice(3)
+ring = Ring(1 << 30)
+(thread,) = [t for t in threading.enumerate() if t.name == "ring-verify"]
+until = time.monotonic() + 20
+while (found := os.getpriority(os.PRIO_PROCESS, thread.native_id)) != 3 + ROOM and time.monotonic() < until:
+    time.sleep(0.01)
+ring.close()
+assert found == 3 + ROOM, found
+"""
+
+
+@linux
+def test_what_makes_room_for_lines_goes_before_restoration() -> None:
+    assert 0 < ROOM < NICENESS
+    subprocess.run([sys.executable, "-c", READING_BACK], cwd=ROOT, check=True, timeout=60)
 
 
 @linux
