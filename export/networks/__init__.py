@@ -174,11 +174,12 @@ def save_checkpoint(
         wavelengths: band centres in nanometres.
         about: one line on data and recipe.
         fills: holes of a frame are made up before it sees them, see `runtime.signature`.
-        half: kernels of convolutions in 16 bits, about half the bytes; choices between numbers may hang on matrices.
+        half: weights in 16 bits from as many axes on as the architecture says, about half the bytes.
     """
     stored, own = net.architecture.stored(net.module), net.state_dict()
     if half:
-        stored = {k: v.half() if k in own and v.is_floating_point() and v.dim() > 2 else v for k, v in stored.items()}
+        halved = {k for k, v in own.items() if v.is_floating_point() and v.dim() >= net.architecture.halved}
+        stored = {k: v.half() if k in halved else v for k, v in stored.items()}
     metadata: dict[str, Any] = {
         "architecture": net.architecture.id,
         "configuration": net.configuration,

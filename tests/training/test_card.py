@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from calibration.baselines import BASELINES
-from export.networks import load_checkpoint, network_of, save_checkpoint
+from export.networks import PACKAGED, load_checkpoint, network_of, save_checkpoint
 from export.networks.damp import Damp
-from runtime.errors import InputError
+from runtime.errors import ConfigError, InputError
 from training.card import GOALS, card, main, read_evaluation
+from training.package import package
 from training.recipe import Recipe, load_recipe
 
 SHIPPED = Path(__file__).parents[2] / "training" / "recipes" / "ablation.yaml"
@@ -154,3 +157,26 @@ def test_the_command_prints_the_card(
 def test_an_evaluation_that_is_none_or_anothers_is_refused(content: Any, says: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=says):
         read_evaluation(written(tmp_path / "evaluation.json", content), Path("nano.safetensors"))
+
+
+def test_a_packaged_model_is_the_run_in_16_bits(checkpoint: Path, tmp_path: Path) -> None:
+    given = load_checkpoint(checkpoint)
+    file = save_checkpoint(
+        given, tmp_path / "nano.safetensors", scale=4095, wavelengths=(1.0, 2.0, 3.0, 4.0), about="of a run", fills=True
+    )
+    (tmp_path / "models").mkdir()
+    packaged = package(file, tmp_path / "models")
+    assert packaged.name == "nano.safetensors" and packaged.stat().st_size < 0.7 * file.stat().st_size
+    facts = load_checkpoint(packaged).facts
+    told = (facts.scale, facts.wavelengths, facts.about, facts.fills)
+    assert told == (4095, (1.0, 2.0, 3.0, 4.0), "of a run", True)
+    stored, own = load_file(packaged), given.state_dict()
+    for key, value in stored.items():
+        halved = value.is_floating_point() and value.dim() > 1
+        assert torch.equal(value, own[key].half() if halved else own[key])
+
+
+def test_another_network_is_not_packaged_as_a_damp(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no DAMP"):
+        package(PACKAGED / "mst-tiny.safetensors", tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -39,6 +39,7 @@ ARCHITECTURE = Architecture(
     configuration=lambda net: net.config.as_dict(),
     about=_about,
     stored=stored_state,
+    halved=2,
     module_name=module_name,
     options={"top_k": "experts that run for a frame"},
     chosen=lambda net: {"top_k": net.config.top_k},
