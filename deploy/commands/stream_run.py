@@ -419,6 +419,8 @@ def _told(result: StreamResult, last: Snapshot, events: EventLog | None, more: M
     shown = ", ".join(f"{name} {value}" for name, value in count.as_json().items())
     console.say(f"lines      {shown}", "bold green" if not result.failures else "bold")
     console.say(f"frames     {report['frames']} in {result.seconds:.1f} s; ended by {result.ended_by}")
+    if tests := last.restoration.tests.tests:
+        console.say(f"self-tests {tests} behind the start's, {last.restoration.tests.failed or 'none'} failed")
     if count.dropped:
         fates = (
             ("dropped", "restoration was behind"), ("failed", "the engine failed on them"),

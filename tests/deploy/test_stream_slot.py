@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,8 @@ def test_a_start_waits_for_some_golden_frames_and_a_new_slot_for_all(
     done = invoke(capsys, *words)
     assert "1 of 3 golden frames restored" in done.out + done.err and "the others follow" in done.out + done.err
     assert done.code == (3 if off else 0)
+    said = re.search(r"self-tests [1-9]\d* behind the start's, (\w+) failed", done.out + done.err)
+    assert said is not None and (said[1] == "none") == (not off)
     assert slots.read_state(store).slots[new].state == ("bad" if off else "good")
     other = "a" if new == "b" else "b"
     slots.good(store, other)
