@@ -162,7 +162,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with told():
         net = load_checkpoint(arguments.checkpoint)
-        tasks, scenes = read_evaluation(arguments.evaluation, Path(net.facts.file))
+        tasks, scenes = read_evaluation(arguments.evaluation, Path(net.facts.name))
         size = Path(net.facts.file).stat().st_size
         print(card(net, load_recipe(arguments.recipe), tasks, scenes, arguments.took, size), end="")
 

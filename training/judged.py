@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from export.networks import PACKAGED, Network, load_checkpoint
+from export.networks import PACKAGED, SUFFIX, Network, load_checkpoint
+from export.networks.reading import packed
 from runtime.durable import write_bytes
 from runtime.errors import InputError
 from training.recipe import LessonRecipe
@@ -34,7 +35,7 @@ def publish(
     recipe: LessonRecipe, run: Path, card: Callable[[Network, Mapping[str, Any], int], str], judge: str,
     models: Path = PACKAGED,
 ) -> Path:  # fmt: skip
-    """Write `NAME.safetensors` and `NAME.md` of a run.
+    """Write `NAME.safetensors.xz` and `NAME.md` of a run.
 
     Args:
         recipe: of the run.
@@ -53,9 +54,9 @@ def publish(
     judged = kept(file)
     if judged is None:
         raise InputError("the weights were not judged", file=run / JUDGED, remedy=f"python -m {judge}")
-    content = file.read_bytes()
+    content = packed(file.read_bytes())
     if len(content) > LARGEST:
         raise InputError("is too large to be packaged", file=file, value=len(content), remedy="a smaller network")
     write_bytes(models / f"{recipe.name}.md", card(net, judged, len(content)).encode())
-    write_bytes(models / file.name, content)
-    return models / file.name
+    write_bytes(made := models / f"{recipe.name}{SUFFIX}", content)
+    return made

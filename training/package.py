@@ -1,13 +1,13 @@
 """Package what a run of a DAMP wrote: `python -m training.package RUN/damp-tiny.safetensors`.
 
-Weights go among the packaged models in 16 bits, with all that is told of them; then they are evaluated by their name,
-and `training.card` writes their card.
+Weights go among the packaged models, packed and in 16 bits, with all that is told of them; then they are evaluated by
+their name, and `training.card` writes their card.
 """
 
 import argparse
 from pathlib import Path
 
-from export.networks import PACKAGED, load_checkpoint, save_checkpoint
+from export.networks import PACKAGED, SUFFIX, load_checkpoint, save_checkpoint
 from training.console import console, told
 from training.run import damp_of
 
@@ -17,10 +17,10 @@ def package(file: Path, models: Path = PACKAGED) -> Path:
     net = load_checkpoint(file)
     damp_of(net)
     facts = net.facts
+    made = models / f"{file.name.partition('.')[0]}{SUFFIX}"
     return save_checkpoint(
-        net, models / file.name, scale=facts.scale, wavelengths=facts.wavelengths, about=facts.about, half=True,
-        fills=facts.fills,
-    )  # fmt: skip
+        net, made, scale=facts.scale, wavelengths=facts.wavelengths, about=facts.about, half=True, fills=facts.fills
+    )
 
 
 def main() -> None:

@@ -264,7 +264,7 @@ def _manifest(
             configuration=json.loads(json.dumps(net.configuration)),
             options={k: v for k, v in net.options.items() if k not in net.architecture.kept},
             parameters=net.parameters,
-            checkpoint=net.facts.file.name,
+            checkpoint=net.facts.name,
             checkpoint_sha256=net.facts.sha256,
             about=net.facts.about,
         ),
@@ -407,4 +407,4 @@ def _scale_text(scale: float | None, origin: str | None, signature: Signature) -
 
 def _described(net: Network) -> str:
     told = (f"{net.parameters / 1e6:.2f} M parameters", net.architecture.about(net.module), net.facts.place)
-    return f"{net.facts.file.name}: {', '.join(filter(None, told))}"
+    return f"{net.facts.name}: {', '.join(filter(None, told))}"

@@ -125,4 +125,4 @@ def refuse_other_network(bundle: Bundle, net: Network) -> None:
                 remedy="give the checkpoint that the bundle was built from",
             )
     if net.facts.sha256 != bundle.manifest.network.checkpoint_sha256:
-        console.warn(f"{net.facts.file.name} is not the very file that the bundle was built from")
+        console.warn(f"{net.facts.name} is not the very file that the bundle was built from")

@@ -25,8 +25,8 @@ DEPTH, SHOWN = 2, 3
 
 def is_checkpoint(path: Path) -> bool:
     """Whether this names a checkpoint rather than a bundle: a file by its suffix, or a packaged model."""
-    packaged = path.name == str(path) and (MODELS / f"{path}.safetensors").is_file()
-    return not path.is_dir() and (path.name.endswith(SUFFIXES) or packaged)
+    packaged = path.name == str(path) and (MODELS / f"{path}.safetensors.xz").is_file()
+    return not path.is_dir() and (path.name.removesuffix(".xz").endswith(SUFFIXES) or packaged)
 
 
 def inspect_checkpoint(name: Path, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

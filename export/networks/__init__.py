@@ -25,6 +25,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """A network with a prior is its backbone's too: it stands before it."""
 PACKAGED = Path(__file__).resolve().parent.parent / "models"
+SUFFIX = ".safetensors.xz"
+"""Of packaged models."""
 
 __all__ = [
     "ARCHITECTURES",
@@ -41,7 +43,7 @@ __all__ = [
 
 def packaged_models() -> tuple[str, ...]:
     """Names of the models that come with this distribution."""
-    return tuple(sorted(p.stem for p in PACKAGED.glob("*.safetensors")))
+    return tuple(sorted(p.name.removesuffix(SUFFIX) for p in PACKAGED.glob(f"*{SUFFIX}")))
 
 
 def find_checkpoint(name: str | Path) -> Path:
@@ -58,7 +60,7 @@ def find_checkpoint(name: str | Path) -> Path:
             f"no such checkpoint: {error.strerror}", file=plain(path), remedy="check the path and its permissions"
         ) from error
     if not exists and str(name) in packaged_models():
-        return PACKAGED / f"{name}.safetensors"
+        return PACKAGED / f"{name}{SUFFIX}"
     if not exists:
         models = ", ".join(packaged_models()) or "none"
         raise CheckpointError("no such checkpoint", file=path, remedy=f"give a path or a packaged model ({models})")
@@ -72,7 +74,8 @@ def load_checkpoint(
 
     Args:
         path: a reference `.pth` (a state dict, bare or within dictionaries, whatever all of its keys begin with;
-            `config.json` beside it is read), one of our `.safetensors`, or the name of a packaged model.
+            `config.json` beside it is read), one of our `.safetensors`, an .xz of either, or the name of a packaged
+            model.
         top_k: the option of DAMP: experts that run for a frame; needed where neither the file nor `config.json` says
             it, wins over both.
         weights: what the keys of the weights begin with, dictionaries and dots alike, where the file holds several; of
@@ -169,7 +172,7 @@ def save_checkpoint(
 
     Args:
         net: the network.
-        path: where to.
+        path: where to; packed where it ends with `.xz`.
         scale: DN per 1.0 of the training data, for integer cubes.
         wavelengths: band centres in nanometres.
         about: one line on data and recipe.

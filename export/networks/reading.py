@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import lzma
 import math
 import pickle
 import re
@@ -24,13 +25,20 @@ from runtime.untrusted import IrregularError, TooLargeError, read_untrusted
 
 METADATA_KEY = "damp_deploy"
 DIGEST = "weights_sha256"
+PACKED = b"\xfd7zXZ\0"
+"""How an .xz begins."""
+PACKING = {"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 2, "lp": 2, "pb": 2}
+"""Numbers of two and four bytes: 0.83 of their size, 0.87 without being told."""
 LARGEST_FILE = 4 << 30
 LARGEST_CONFIG = 1 << 20
 LARGEST_HEADER = 64 << 20
+UNPACKING = 256 << 20
+"""Memory that an .xz may ask for; the strongest preset asks for 65 MiB."""
 MOST_ENTRIES, LONGEST_KEY, DEEPEST = 1 << 17, 256, 4
 """What a pickle holds at most; how long the key of a dictionary may be, and how deep it may lie, to be looked into."""
 LARGEST_EXPANSION = 4
-"""Bytes of tensors per byte of file. A state dict repeats little; a tensor of one repeated element can be any size."""
+"""Bytes of tensors per byte of file, and of a file per byte of .xz. A state dict repeats little; a tensor of one
+repeated element can be any size."""
 NAMED = 6
 DOS_FOLDER = 0x10
 DAMAGED = "copy or download it again; nothing of it was used"
@@ -71,7 +79,7 @@ class CheckpointFacts:
 
     Attributes:
         file: the checkpoint.
-        sha256: of its bytes.
+        sha256: of its bytes; of an .xz of what is in it.
         scale: DN per 1.0 of the training data, None if not told.
         wavelengths: band centres in nanometres, empty if not told.
         about: one line on data and recipe.
@@ -92,6 +100,11 @@ class CheckpointFacts:
     beside: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     fills: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the file that the hash is of."""
+        return self.file.name.removesuffix(".xz")
 
     @property
     def place(self) -> str:
@@ -126,8 +139,10 @@ class Checkpoint:
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
-    """Read a `.pth` or `.safetensors` by its content, not its name. Raises CheckpointError."""
+    """Read a `.pth` or `.safetensors`, or an .xz of one, by its content, not its name. Raises CheckpointError."""
     data = _bytes(file)
+    if data.startswith(PACKED):
+        data = _unpacked(data, file)
     digest = hashlib.sha256(data).hexdigest()
     if _looks_like_safetensors(data, file):
         return _read_safetensors(file, data, digest)
@@ -136,10 +151,11 @@ def read_checkpoint(file: Path) -> Checkpoint:
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
-    """Write tensors and our metadata, whole or not at all."""
+    """Write tensors and our metadata, whole or not at all; packed where the name ends with .xz."""
     tensors = {k: v.detach().contiguous().cpu() for k, v in state.items()}
     content = {**metadata, DIGEST: _weights_digest(safetensors.torch.save(tensors))}
-    write_bytes(path, safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(content, sort_keys=True)}))
+    data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(content, sort_keys=True)})
+    write_bytes(path, packed(data) if path.suffix == ".xz" else data)
     return path
 
 
@@ -165,6 +181,23 @@ def _bytes(file: Path) -> bytes:
     if not data:
         raise CheckpointError("the file is empty", file=file, remedy=DAMAGED)
     return data
+
+
+def packed(data: bytes) -> bytes:
+    """A checkpoint as .xz."""
+    return lzma.compress(data, filters=[PACKING])
+
+
+def _unpacked(data: bytes, file: Path) -> bytes:
+    xz = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=UNPACKING)
+    try:
+        content = xz.decompress(data, max_length=LARGEST_EXPANSION * len(data))
+    except lzma.LZMAError as error:
+        raise _damaged(file, str(error)) from None
+    if not xz.eof or xz.unused_data:
+        why = "it ends early, or expands beyond what weights do" if not xz.eof else "something follows its end"
+        raise _damaged(file, why)
+    return content
 
 
 def _looks_like_safetensors(data: bytes, file: Path) -> bool:

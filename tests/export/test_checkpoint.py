@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
+import lzma
 import os
 import pickle
 import random
@@ -235,7 +237,7 @@ def test_packaged_models_are_found_by_name_and_paths_win(
 ) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "here").mkdir()
-    packaged = stored(small, tmp_path / "models" / "tiny.safetensors")
+    packaged = stored(small, tmp_path / "models" / "tiny.safetensors.xz")
     monkeypatch.setattr(export.networks, "PACKAGED", packaged.parent)
     monkeypatch.chdir(tmp_path / "here")
     assert packaged_models() == ("tiny",)
@@ -614,6 +616,39 @@ def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
     refusal(path)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_an_xz_of_a_checkpoint_is_that_checkpoint(tmp_path: Path, small: Damp, state: State, suffix: str) -> None:
+    plain = stored(small, tmp_path / "net.safetensors") if suffix == ".safetensors" else saved(tmp_path, state)
+    (there := tmp_path / f"there{suffix}.xz").write_bytes(lzma.compress(plain.read_bytes()))
+    found, expected = load_checkpoint(there, 1), load_checkpoint(plain, 1)
+    assert same(found.module, expected.module)
+    assert found.facts.sha256 == expected.facts.sha256 == hashlib.sha256(plain.read_bytes()).hexdigest()
+    assert (found.facts.file, found.facts.name) == (there, f"there{suffix}")
+
+
+def test_a_packed_checkpoint_is_smaller_and_the_same(tmp_path: Path, small: Damp) -> None:
+    plain, there = (stored(small, tmp_path / f"net.safetensors{suffix}") for suffix in ("", ".xz"))
+    assert there.stat().st_size < 0.95 * plain.stat().st_size
+    assert lzma.decompress(there.read_bytes()) == plain.read_bytes()
+
+
+def test_an_xz_that_is_damaged_or_expands_is_refused(tmp_path: Path, small: Damp) -> None:
+    data = stored(small, tmp_path / "net.safetensors.xz").read_bytes()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    bad = {
+        "cut": data[:-20], "head": data[:6], "flipped": bytes(flipped), "longer": data + b"more", "twice": data * 2,
+        "bomb": lzma.compress(bytes(64 << 20)),
+        "nested": lzma.compress(data), "no checkpoint": lzma.compress(bytes(range(256)) * 4),
+    }  # fmt: skip
+    bad["hungry"] = lzma.compress(data, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 30}])
+    for name, content in bad.items():
+        (file := tmp_path / f"{name}.safetensors.xz").write_bytes(content)
+        error = refusal(file)
+        assert error.file == str(file) and error.remedy, name
+    assert "expands" in str(refusal(tmp_path / "bomb.safetensors.xz"))
+
+
 def test_a_compressed_archive_is_refused_unexpanded(tmp_path: Path, state: State) -> None:
     path = saved(tmp_path, state)
     bomb = tmp_path / "bomb.pth"
@@ -755,7 +790,7 @@ def test_every_packaged_model_loads_is_small_and_has_a_card() -> None:
     assert sum(file.stat().st_size for file in files) <= 40 * 2**20
     for name, file in zip(names, files, strict=True):
         net = load_checkpoint(name)
-        card = file.with_suffix(".md").read_text(encoding="utf-8")
+        card = file.with_name(f"{name}.md").read_text(encoding="utf-8")
         assert card.startswith(f"# {name}\n") and "## What it is not good for" in card
         assert f"{net.parameters / 1e6:.2f} M parameters" in card
         if net.architecture.id != "damp":

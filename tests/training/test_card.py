@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import lzma
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from calibration.baselines import BASELINES
 from export.networks import PACKAGED, load_checkpoint, network_of, save_checkpoint
@@ -166,11 +167,11 @@ def test_a_packaged_model_is_the_run_in_16_bits(checkpoint: Path, tmp_path: Path
     )
     (tmp_path / "models").mkdir()
     packaged = package(file, tmp_path / "models")
-    assert packaged.name == "nano.safetensors" and packaged.stat().st_size < 0.7 * file.stat().st_size
+    assert packaged.name == "nano.safetensors.xz" and packaged.stat().st_size < 0.7 * file.stat().st_size
     facts = load_checkpoint(packaged).facts
     told = (facts.scale, facts.wavelengths, facts.about, facts.fills)
     assert told == (4095, (1.0, 2.0, 3.0, 4.0), "of a run", True)
-    stored, own = load_file(packaged), given.state_dict()
+    stored, own = safetensors.torch.load(lzma.decompress(packaged.read_bytes())), given.state_dict()
     for key, value in stored.items():
         halved = value.is_floating_point() and value.dim() > 1
         assert torch.equal(value, own[key].half() if halved else own[key])
@@ -178,5 +179,5 @@ def test_a_packaged_model_is_the_run_in_16_bits(checkpoint: Path, tmp_path: Path
 
 def test_another_network_is_not_packaged_as_a_damp(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no DAMP"):
-        package(PACKAGED / "mst-tiny.safetensors", tmp_path)
+        package(PACKAGED / "mst-tiny.safetensors.xz", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,7 @@
 """Package a judged run with its card: `python -m training.rgb.pack --recipe FILE --run RUN --took "3 hours"`.
 
-`NAME.safetensors` and `NAME.md` go to export/models. Only a run that reached its last step is taken, and only with the
-figures of the very file (`training.rgb.judge`).
+`NAME.safetensors.xz` and `NAME.md` go to export/models. Only a run that reached its last step is taken, and only with
+the figures of the very file (`training.rgb.judge`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Package a judged run with its card: `python -m training.snapshot.pack --recipe FILE --run RUN --took "1 hour"`.
 
-`NAME.safetensors` and `NAME.md` go to export/models. Only a run that reached its last step is taken, and only with the
-figures of the very file (`training.snapshot.judge`).
+`NAME.safetensors.xz` and `NAME.md` go to export/models. Only a run that reached its last step is taken, and only with
+the figures of the very file (`training.snapshot.judge`).
 """
 
 from __future__ import annotations
