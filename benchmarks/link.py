@@ -61,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=440.0, help="lines per second that the camera is asked for")
-    parser.add_argument("--least", type=float, default=411.0, help="that it must send")
+    parser.add_argument("--least", type=float, help="that it must send; by default 411, or the rate")
     parser.add_argument("--spool-limit", default="4GiB")
     parser.add_argument("--bundle", type=Path, help="by default damp-tiny for frames of 128x128, built here")
     parser.add_argument("--folder", type=Path, help="where the record goes; by default a temporary folder")
@@ -83,6 +83,7 @@ def main() -> int:
         except pytest.skip.Exception as why:
             print(f"left out: {why}")
             return 0
+        asked.least = asked.least or min(411.0, asked.rate)
         return judge(asked, camera.under, run)
 
 

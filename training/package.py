@@ -17,7 +17,7 @@ def package(file: Path, models: Path = PACKAGED) -> Path:
     net = load_checkpoint(file)
     damp_of(net)
     facts = net.facts
-    made = models / f"{file.name.partition('.')[0]}{SUFFIX}"
+    made = models / f"{file.name.partition('.')[0].removesuffix('-best')}{SUFFIX}"
     return save_checkpoint(
         net, made, scale=facts.scale, wavelengths=facts.wavelengths, about=facts.about, half=True, fills=facts.fills
     )

@@ -307,6 +307,12 @@ class Recipe(Part):
         except (TypeError, ValueError) as error:
             raise ValueError(f"network: {error}") from error
 
+    @property
+    def centres(self) -> tuple[float, ...]:
+        """Band centres in nm; empty where the cubes may have any."""
+        spacing = self.data.wavelengths
+        return tuple(np.linspace(spacing.first, spacing.last, spacing.count).tolist()) if spacing else ()
+
     def digest(self) -> str:
         """SHA-256 of everything that decides the result; a run goes on only with the digest it began with."""
         if self._told is not None:

@@ -140,11 +140,11 @@ def begin(recipe: Recipe, draws: Draws, way: Way | None = None) -> Run:
     routed = compiled(net.routed) if way.compiled else net.routed
     ema = {k: v.clone() for k, v in net.state_dict().items()}
     made = Run(net, optimiser, ema, standard.to(device), usage, routed, way, recipe.optimiser.steps)
-    made.teacher = None if recipe.teacher is None else teacher_of(recipe, recipe.teacher.checkpoint, device)
+    made.teacher = None if recipe.teacher is None else teacher_of(recipe, recipe.teacher.checkpoint, device, way.dense)
     return made
 
 
-def teacher_of(recipe: Recipe, checkpoint: str, device: torch.device) -> tuple[Damp, str]:
+def teacher_of(recipe: Recipe, checkpoint: str, device: torch.device, dense: bool) -> tuple[Damp, str]:
     """The teacher on its device, and its weights' hash. Raises CheckpointError, ConfigError: it does not fit."""
     given = load_checkpoint(checkpoint)
     net, own = damp_of(given), recipe.config
@@ -152,12 +152,16 @@ def teacher_of(recipe: Recipe, checkpoint: str, device: torch.device) -> tuple[D
         ("network.bands", net.config.bands, own.bands),
         ("network.metric_set", net.config.metric_set, own.metric_set),
         ("fill", given.facts.fills, recipe.fill),
+        ("data.wavelengths", given.facts.wavelengths, recipe.centres),
     ):
         if theirs != ours:
             raise ConfigError(
                 "the teacher takes other frames or metrics", file=checkpoint, key=key, value=ours,
                 remedy=f"the teacher's is {theirs}",
             )  # fmt: skip
+    for module in net.modules():
+        if isinstance(module, ExpertMixture):
+            module.dense = dense
     return net.requires_grad_(False).to(device), given.facts.sha256
 
 
@@ -235,9 +239,9 @@ def step(run: Run, recipe: Recipe, batch: Batch) -> Tensor:
     errors = (restored.float() - batch.clean).abs().mean((1, 2, 3))
     loss = softened(errors, recipe.loss, progress)
     if run.teacher is not None and recipe.teacher is not None:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=run.way.half):
             shown_how, _ = run.teacher[0](degraded, batch.metrics)
-        apart = (restored.float() - shown_how).abs().mean((1, 2, 3))
+        apart = (restored.float() - shown_how.float()).abs().mean((1, 2, 3))
         loss = loss.lerp(softened(apart, recipe.loss, progress), recipe.teacher.share)
     loss = loss + balance(run.usage, recipe.gates, gates, probabilities)
     if recipe.gates.guide:

@@ -193,12 +193,10 @@ def _validate(run: Run, recipe: Recipe, held: Sequence[HeldScene], out: Path) ->
 
 
 def _write(net: Damp, recipe: Recipe, run: Run, file: Path) -> Path:
-    spacing = recipe.data.wavelengths
-    centres = tuple(np.linspace(spacing.first, spacing.last, spacing.count)) if spacing else ()
-    about = recipe.about(run.step)
     return save_checkpoint(
-        network_of(net.cpu()), file, scale=recipe.data.stored_scale, wavelengths=centres, about=about, fills=recipe.fill
-    )
+        network_of(net.cpu()), file, scale=recipe.data.stored_scale, wavelengths=recipe.centres,
+        about=recipe.about(run.step), fills=recipe.fill,
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -177,12 +177,16 @@ def save_checkpoint(
         wavelengths: band centres in nanometres.
         about: one line on data and recipe.
         fills: holes of a frame are made up before it sees them, see `runtime.signature`.
-        half: weights in 16 bits from as many axes on as the architecture says, about half the bytes.
+        half: those weights in 16 bits that the architecture says, about half the bytes.
+
+    Raises:
+        CheckpointError: a weight is not finite, in 16 bits where those are asked for; nothing was written.
     """
     stored, own = net.architecture.stored(net.module), net.state_dict()
     if half:
-        halved = {k for k, v in own.items() if v.is_floating_point() and v.dim() >= net.architecture.halved}
+        halved = {k for k, v in own.items() if v.is_floating_point() and net.architecture.halved(k, v)}
         stored = {k: v.half() if k in halved else v for k, v in stored.items()}
+        _check_finite(stored, path)
     metadata: dict[str, Any] = {
         "architecture": net.architecture.id,
         "configuration": net.configuration,

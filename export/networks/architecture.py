@@ -65,7 +65,7 @@ class Architecture:
         about: the network in a few words, for people.
         tasks: what it is measured by, one at least; of `measure`, else of `calibration.degradations`.
         stored: tensors that a checkpoint keeps; the state dict.
-        halved: axes from which on a weight may be stored in 16 bits: choices between numbers may hang on matrices.
+        halved: (key, weight) -> whether it may be stored in 16 bits: choices between numbers may hang on matrices.
         module_name: the network's module that a part of the static form stands for.
         options: what may be said when it is loaded: {name: meaning}.
         doubts: (state, network) -> sentences on options that were taken in place of what the checkpoint has.
@@ -104,7 +104,7 @@ class Architecture:
     gathered: Callable[[Any], nn.Module] | None = None
     size: Callable[[Any], tuple[int, int] | None] = lambda module: None
     stored: Callable[[Any], Mapping[str, Tensor]] = lambda module: module.state_dict()
-    halved: int = 3
+    halved: Callable[[str, Tensor], bool] = lambda key, weight: weight.dim() > 2
     module_name: Callable[[str], str] = lambda part: part
     options: Mapping[str, str] = field(default_factory=dict)
     doubts: Callable[[Mapping[str, Tensor], Any], tuple[str, ...]] = lambda state, module: ()

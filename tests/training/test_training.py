@@ -644,7 +644,12 @@ def test_a_step_learns_from_the_truth_and_from_what_the_teacher_restores(scenes:
 
 @pytest.mark.parametrize(
     ("changes", "key"),
-    [({"network__metric_set": "log6"}, "network.metric_set"), ({"fill": True}, "fill")], ids=str,
+    [
+        ({"network__metric_set": "log6"}, "network.metric_set"),
+        ({"fill": True}, "fill"),
+        ({"data__wavelengths": {"first": 400, "last": 1000, "count": BANDS}}, "data.wavelengths"),
+    ],
+    ids=str,
 )  # fmt: skip
 def test_a_teacher_of_other_frames_or_metrics_is_refused(straight: Path, changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match="the teacher takes other") as caught:

@@ -39,7 +39,8 @@ ARCHITECTURE = Architecture(
     configuration=lambda net: net.config.as_dict(),
     about=_about,
     stored=stored_state,
-    halved=2,
+    # Routers choose as before in 16 bits, measured; a prompt's first layer takes metrics of any size.
+    halved=lambda key, weight: weight.dim() > 1 and not key.startswith("dep."),
     module_name=module_name,
     options={"top_k": "experts that run for a frame"},
     chosen=lambda net: {"top_k": net.config.top_k},
