@@ -785,7 +785,7 @@ def test_a_damaged_file_is_refused_or_harmless(
 
 def test_every_packaged_model_loads_is_small_and_has_a_card() -> None:
     names = packaged_models()
-    assert {"damp-nano", "damp-tiny", "damp-small"} <= set(names)
+    assert {"damp-nano", "damp-tiny", "damp-small", "damp-base"} <= set(names)
     files = [find_checkpoint(name) for name in names]
     assert sum(file.stat().st_size for file in files) <= 40 * 2**20
     for name, file in zip(names, files, strict=True):
@@ -796,7 +796,8 @@ def test_every_packaged_model_loads_is_small_and_has_a_card() -> None:
         if net.architecture.id != "damp":
             continue
         config = loaded(name).config
-        assert (config.metric_set, config.gate, config.experts, config.top_k) == ("paper6", "concat", 4, 1)
+        assert (config.gate, config.experts, config.top_k) == ("concat", 4, 1)
+        assert (config.metric_set, net.facts.fills) == (("log6", True) if name == "damp-base" else ("paper6", False))
         assert config.bands == 31
         if not name.endswith("-rs"):
             assert net.facts.scale == 65535 and net.facts.wavelengths == tuple(range(400, 701, 10))
