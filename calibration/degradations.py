@@ -7,8 +7,8 @@ what is no finite, non-empty float cube.
 
 noise, blur, sr, inpaint and bandloss, with their severities, are the training tasks of DAMP (arXiv 2512.20251);
 motionblur and poisson are its unseen tasks, for which the paper gives no severity: length and peak are our choice, as
-are the sensor faults stripes, deadlines and mixed, and the optics of astigmatism. Those of photographs are in
-`calibration.photographs`.
+are the sensor faults stripes, deadlines and mixed, the noise of a sound sensor, faint, and the optics of astigmatism.
+Those of photographs are in `calibration.photographs`.
 """
 
 import difflib
@@ -34,6 +34,7 @@ INPAINT_RATES = (0.7, 0.8)
 BANDLOSS_RATES = (0.1, 0.2)
 POISSON_PEAK = 10.0
 MOTION_LENGTH = 15
+FAINT_SIGMAS = (5e-4, 0.02)
 LONG_AXES, SHORT_AXES, LARGEST_AXIS = (2.5, 8.0), (0.3, 2.5), 60
 BICUBIC_A = -0.75
 
@@ -55,6 +56,25 @@ def noise(cube: Cube, rng: np.random.Generator, *, sigma: float | None = None) -
     noisy *= np.float32(sigma)
     noisy += cube
     return noisy
+
+
+def faint(
+    cube: Cube, rng: np.random.Generator, *, least: float = FAINT_SIGMAS[0], most: float = FAINT_SIGMAS[1]
+) -> Cube:
+    """Add white Gaussian noise of another strength to every band, as a sound sensor's bands have it.
+
+    Args:
+        least, most: deviations in units of the cube, from 1e-6, between which each band's is drawn, log-uniform; the
+            defaults are 66 and 34 dB below 1.0, our choice.
+
+    Raises:
+        InputError: they are below 1e-6, not finite or the wrong way round.
+    """
+    cube = checked(cube)
+    within("least", least, 1 / BRIGHTEST, BRIGHTEST)
+    within("most", most, least, BRIGHTEST)
+    sigmas = np.exp(rng.uniform(np.log(least), np.log(most), len(cube))).astype(np.float32)
+    return np.asarray(cube + sigmas[:, None, None] * rng.standard_normal(cube.shape, dtype=np.float32))
 
 
 def blur(cube: Cube, rng: np.random.Generator, *, size: int | None = None) -> Cube:
@@ -310,6 +330,7 @@ DEGRADATIONS: Mapping[str, Degradation] = MappingProxyType(
         function.__name__: function
         for function in (
             noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed, astigmatism,
+            faint,
             photographs.haze, photographs.rain, photographs.snow, photographs.lowlight, photographs.defocus,
             photographs.grain, photographs.jpeg,
         )

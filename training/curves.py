@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,12 +18,13 @@ SMOOTHED = 10
 
 
 def append_row(file: Path, row: Mapping[str, float]) -> None:
-    """Append a row, with a header where the file is new. Raises InputError where the disk is full."""
-    new = not file.exists()
+    """Append a row to the columns that the file has, or to its own where it is new. Raises InputError: a full disk."""
     try:
-        with file.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, list(row))
-            if new:
+        with file.open("a+", newline="") as stream:
+            stream.seek(0)
+            columns = next(csv.reader(stream), None)
+            writer = csv.DictWriter(stream, columns or list(row), restval=math.nan, extrasaction="ignore")
+            if columns is None:
                 writer.writeheader()
             writer.writerow(row)
     except OSError as error:

@@ -17,6 +17,7 @@ from calibration.degradations import (
     BANDLOSS_RATES,
     BICUBIC_A,
     BLUR_SIZES,
+    FAINT_SIGMAS,
     INPAINT_RATES,
     LONG_AXES,
     MOTION_LENGTH,
@@ -34,6 +35,11 @@ Damage = Callable[[Tensor, np.random.Generator, torch.Generator, float], Tensor]
 
 def noise(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator, strength: float) -> Tensor:
     return _noisy(cubes, strength * rng.uniform(*NOISE_SIGMAS, len(cubes)), fields)
+
+
+def faint(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator, strength: float) -> Tensor:
+    sigmas = strength * np.exp(rng.uniform(*np.log(FAINT_SIGMAS), cubes.shape[:2])).astype(np.float32)
+    return cubes + sent(sigmas, cubes.device)[:, :, None, None] * _normal(tuple(cubes.shape), fields)
 
 
 def blur(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator, strength: float) -> Tensor:
@@ -91,7 +97,20 @@ def astigmatism(cubes: Tensor, rng: np.random.Generator, fields: torch.Generator
 DAMAGES: Mapping[str, Damage] = MappingProxyType(
     {
         f.__name__: f
-        for f in (noise, blur, sr, inpaint, bandloss, poisson, motionblur, stripes, deadlines, mixed, astigmatism)
+        for f in (
+            noise,
+            blur,
+            sr,
+            inpaint,
+            bandloss,
+            poisson,
+            motionblur,
+            stripes,
+            deadlines,
+            mixed,
+            astigmatism,
+            faint,
+        )
     }
 )
 

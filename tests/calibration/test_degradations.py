@@ -224,6 +224,16 @@ def test_astigmatism_is_wider_along_its_angle(angle, along):
     assert abs(seen[0].sum() - 1) < 1e-5
 
 
+def test_faint_noise_is_white_and_of_another_strength_in_each_band(clean):
+    flat = np.full((64, 64, 64), 0.5, np.float32)
+    added = degradations.faint(flat, rng(), least=0.001, most=0.01) - flat
+    deviations = added.std(axis=(1, 2))
+    assert 0.00095 < deviations.min() < 0.0015 and 0.0065 < deviations.max() < 0.0105
+    assert abs(np.log(deviations).mean() - np.log(0.001 * 0.01) / 2) < 0.3
+    whitened = added / deviations[:, None, None]
+    assert abs((whitened[:, 1:] * whitened[:, :-1]).mean()) < 0.01 > abs((whitened[1:] * whitened[:-1]).mean())
+
+
 def test_what_is_known_to_be_lost_is_what_is_zero_of_what_loses(clean):
     for name in ("inpaint", "bandloss"):
         degraded = degrade(clean, name, rng())
@@ -234,7 +244,16 @@ def test_what_is_known_to_be_lost_is_what_is_zero_of_what_loses(clean):
 def test_the_registry_is_what_training_and_gates_count_on():
     assert TRAINING == ("noise", "blur", "sr", "inpaint", "bandloss")
     assert UNSEEN == ("motionblur", "poisson")
-    assert set(DEGRADATIONS) == {*TRAINING, *UNSEEN, *PHOTOGRAPHS, "stripes", "deadlines", "mixed", "astigmatism"}
+    assert set(DEGRADATIONS) == {
+        *TRAINING,
+        *UNSEEN,
+        *PHOTOGRAPHS,
+        "stripes",
+        "deadlines",
+        "mixed",
+        "astigmatism",
+        "faint",
+    }
     assert set(LOSE) < set(DEGRADATIONS)
 
 
@@ -296,6 +315,9 @@ def test_what_is_no_cube_is_refused_by_all(cube, key):
         ("motionblur", {"length": 0}),
         ("motionblur", {"angle": float("inf")}),
         ("astigmatism", {"long": 0}),
+        ("faint", {"least": 0}),
+        ("faint", {"most": 1e-5}),
+        ("faint", {"most": float("inf")}),
         ("astigmatism", {"short": 61}),
         ("astigmatism", {"angle": float("nan")}),
         ("stripes", {"gain": 2}),

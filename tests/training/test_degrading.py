@@ -103,6 +103,14 @@ def test_astigmatism_is_as_defined(seed: int) -> None:
 # With chance: severities and statistics
 
 
+def test_faint_noise_has_the_deviations_that_are_defined() -> None:
+    clean = cubes(2, 31, 64, 64)
+    added = damaged("faint", clean, strength=0.5, seed=3) - clean.numpy()
+    sigmas = np.exp(np.random.default_rng(3).uniform(*np.log(degradations.FAINT_SIGMAS), (2, 31)))
+    np.testing.assert_allclose(added.std((2, 3)), sigmas / 2, rtol=0.06)
+    assert 30 < sigmas.max() / sigmas.min() <= 40
+
+
 def test_noise_is_white_of_each_cubes_own_deviation() -> None:
     clean, sigmas = cubes(3, 31, 64, 64), (30 / 255, 50 / 255, 70 / 255)
     added = damaged("noise", clean, severities=sigmas) - clean.numpy()

@@ -1021,6 +1021,14 @@ def test_a_full_disk_is_told_and_leaves_the_last_state(tmp_path: Path) -> None:
 # Logs
 
 
+def test_a_log_keeps_the_columns_that_it_began_with(tmp_path: Path) -> None:
+    file = tmp_path / "validation.csv"
+    append_row(file, {"step": 1, "noise": 2.0})
+    append_row(file, {"step": 2, "noise": 3.0, "faint": 4.0})
+    append_row(file, {"step": 3})
+    assert file.read_text().splitlines() == ["step,noise", "1,2.0", "2,3.0", "3,nan"]
+
+
 def test_a_log_is_cut_after_a_step(tmp_path: Path) -> None:
     file = tmp_path / "training.csv"
     drop_rows_after(file, 5)
