@@ -151,8 +151,8 @@ def gone(group: int, folder: Path, *, within: float) -> bool:
 @pytest.mark.parametrize(
     ("end", "code", "within"),
     [
-        (lambda process: process.send_signal(signal.SIGINT), 130, 2),
-        pytest.param(lambda process: process.send_signal(signal.SIGTERM), 130, 2, marks=pytest.mark.slow),
+        (lambda process: process.send_signal(signal.SIGINT), 130, 10),
+        pytest.param(lambda process: process.send_signal(signal.SIGTERM), 130, 10, marks=pytest.mark.slow),
         pytest.param(lambda process: process.kill(), -signal.SIGKILL, 60, marks=pytest.mark.slow),
         (lambda process: [os.kill(pid, signal.SIGKILL) for pid in children(process.pid)], 3, 60),
     ],

@@ -290,7 +290,8 @@ def test_a_run_is_judged_and_then_packaged(
     ended = next(row for row in read_rows(run / "validation.csv")[::-1] if row["step"] <= recipe.first_stage)
     assert found["true prior"] == {"step": f"{ended['step']:g}", "psnr": ended["true prior"]}
     assert found["tiles"] == 2 and found["starts"] > 0
-    card = pack(recipe, run, "a moment", tmp_path).with_suffix(".md").read_text()
+    assert load_checkpoint(pack(recipe, run, "a moment", tmp_path)).facts.about == recipe.about(recipe.optimiser.steps)
+    card = (tmp_path / "learned.md").read_text()
     assert "after a description alone" in card and "| learned |" in card and "own split" in card
 
 
