@@ -27,6 +27,7 @@ from training.console import console, told
 from training.curves import read_rows
 from training.data import load_scenes
 from training.recipe import LessonRecipe, Part, Recipe, load_recipe, read_yaml
+from training.rivals import Kind, train_rival
 from training.run import damp_of
 from training.train import train
 from training.validation import COSTS, held_scenes, prompt_costs
@@ -36,9 +37,10 @@ Lessons = TypeVar("Lessons", bound=LessonRecipe)
 
 
 class Variant(Part):
-    """What a variant is, and the keys that it changes: {"network.top_k": 2}."""
+    """What a variant is, and the keys that it changes: {"network.top_k": 2}; `rival` trains that in place of a DAMP."""
 
     about: str
+    rival: Kind | None = None
     changes: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -85,12 +87,18 @@ def recipe_of(file: Path, study: Study, name: str, seed: int) -> Recipe:
     return load_recipe(file.parent / study.recipe, **{**content, "seed": seed, "name": f"{base.name}-{name}-{seed}"})
 
 
-def figures(recipe: Recipe, data: Sequence[Path], out: Path, device: str) -> dict[str, float]:
+def figures(
+    recipe: Recipe, data: Sequence[Path], out: Path, device: str, rival: Kind | None = None
+) -> dict[str, float]:
     """Train, or read what was trained: gain of every task, their mean over the trained ones, and the costs.
 
     Raises:
         DeployError: as `train`; another recipe's run.
     """
+    if rival is not None:
+        train_rival(rival, recipe, data, out)
+        last = read_rows(out / "validation.csv")[-1]
+        return {name: last[name] for name in (*TASKS, "mean")}
     file, kept = out / f"{recipe.name}.safetensors", out / "costs.json"
     if not _finished(recipe, out):
         train(recipe, data, out, device)
@@ -156,7 +164,8 @@ def main() -> None:
                 recipe = recipe_of(arguments.study, study, name, seed)
                 console.print(f"{recipe.name}: {study.variants[name].about}")
                 place = arguments.out / f"{name}-{seed}"
-                found.setdefault(name, []).append(figures(recipe, arguments.data, place, arguments.device))
+                rival = study.variants[name].rival
+                found.setdefault(name, []).append(figures(recipe, arguments.data, place, arguments.device, rival))
         stream = io.StringIO()
         rows = [
             {"variant": name, "seed": seed, **row}

@@ -9,7 +9,7 @@ GPU they are but for the order of atomic additions.
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def train(
     place = usable(device, "--device")
     recipe = recipe.on_device(place.type)
     given = None if weights is None else _given(weights, recipe)
-    used, held = _scenes(recipe, data)
+    used, held = scenes_of(recipe, data)
     draws = Draws(recipe, used, place)
     way = WAYS[place.type]
     run = begin(recipe, draws, replace(way, compiled=way.compiled and not eager))
@@ -113,7 +113,7 @@ def _step(run: Run, recipe: Recipe, draws: Draws) -> Errors:
     return step(run, recipe, batch), batch.tasks
 
 
-def _scenes(recipe: Recipe, data: Path | Sequence[Path]) -> tuple[Scenes, dict[str, Any]]:
+def scenes_of(recipe: Recipe, data: Path | Sequence[Path]) -> tuple[Scenes, dict[str, Any]]:
     """(what is trained on, held-out cubes by name). Raises DeployError where they do not fit the recipe."""
     found = load_scenes(data, recipe.data)
     cubes = dict(found.cubes)
@@ -166,7 +166,7 @@ def _given(weights: str | Path, recipe: Recipe) -> Network:
 
 def _adopt_better(run: Run, recipe: Recipe, held: Sequence[HeldScene], given: Network) -> None:
     module = damp_of(given)
-    own, other = (_mean(validate(net.to(run.device), held), recipe) for net in (averaged(run, recipe), module))
+    own, other = (mean_of(validate(net.to(run.device), held), recipe) for net in (averaged(run, recipe), module))
     if other > own:
         adopt(run, module)
     verdict = "taken" if other > own else "left"
@@ -175,14 +175,15 @@ def _adopt_better(run: Run, recipe: Recipe, held: Sequence[HeldScene], given: Ne
     )
 
 
-def _mean(gains: dict[str, float], recipe: Recipe) -> float:
+def mean_of(gains: Mapping[str, float], recipe: Recipe) -> float:
+    """Of the tasks that a recipe trains."""
     return float(np.mean([gains[task] for task in recipe.tasks]))
 
 
 def _validate(run: Run, recipe: Recipe, held: Sequence[HeldScene], out: Path) -> None:
     net = averaged(run, recipe)
     gains = validate(net, held)
-    mean = _mean(gains, recipe)
+    mean = mean_of(gains, recipe)
     console.print(f"step {run.step} gain in dB: " + ", ".join(f"{k} {v:+.2f}" for k, v in gains.items()))
     best = max((m for row in read_rows(out / "validation.csv") if (m := row["mean"]) == m), default=-math.inf)
     _write(net, recipe, run, out / f"{recipe.name}.safetensors")

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from calibration.degradations import DEGRADATIONS
 from calibration.measuring import bands_measured
 from calibration.quality import psnr
-from export.networks.damp import SIZE_MULTIPLE, Damp
+from export.networks.damp import SIZE_MULTIPLE
 from runtime.arrays import Float32
 from runtime.metrics import prompt_metrics
 from training.data import made_up
@@ -64,7 +65,7 @@ def held_scenes(scenes: Mapping[str, Float32], recipe: Recipe) -> tuple[HeldScen
     return tuple(held)
 
 
-def validate(net: Damp, held: Sequence[HeldScene]) -> dict[str, float]:
+def validate(net: nn.Module, held: Sequence[HeldScene]) -> dict[str, float]:
     """Gain in dB of every task, mean over its scenes; NaN where there is none."""
     gains: dict[str, list[float]] = {task: [] for task in DAMAGES}
     for scene in held:
@@ -72,7 +73,7 @@ def validate(net: Damp, held: Sequence[HeldScene]) -> dict[str, float]:
     return {task: float(np.mean(rows)) if rows else float("nan") for task, rows in gains.items()}
 
 
-def prompt_costs(net: Damp, held: Sequence[HeldScene], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+def prompt_costs(net: nn.Module, held: Sequence[HeldScene], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """What wrong metrics cost in dB: {task: {kind of COSTS: dB}}, mean over the scenes.
 
     `wrong` is the mean over the metrics of the same scene under each of the other tasks, `worst` the most of them.
@@ -94,7 +95,7 @@ def prompt_costs(net: Damp, held: Sequence[HeldScene], tasks: Sequence[str]) -> 
     return {task: {kind: float(np.mean(values)) for kind, values in row.items()} for task, row in costs.items()}
 
 
-def _restored(net: Damp, scene: HeldScene, prompts: Sequence[Float32]) -> list[Float32]:
+def _restored(net: nn.Module, scene: HeldScene, prompts: Sequence[Float32]) -> list[Float32]:
     net.eval()
     device = next(net.parameters()).device
     frame = torch.from_numpy(np.ascontiguousarray(scene.given))[None].to(device)

@@ -22,7 +22,7 @@ from training.card import GOALS, card, main, read_evaluation
 from training.package import package
 from training.recipe import Recipe, load_recipe
 
-SHIPPED = Path(__file__).parents[2] / "training" / "recipes" / "ablation.yaml"
+SHIPPED = Path(__file__).parents[2] / "training" / "recipes" / "damp-nano.yaml"
 HELD = ["cloth", "paints"]
 
 

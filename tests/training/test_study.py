@@ -45,11 +45,15 @@ def shortened(folder: Path, **changes: Any) -> Path:
         np.savez(folder / f"{name}.npz", cube=cube)
     recipe = yaml.safe_load((STUDIES[0].parent / load_study(STUDIES[0]).recipe).read_text())
     recipe["network"] |= {"bands": 4, "dim": 8, "embedding": 8}
-    recipe["data"] |= {"validation": ["held"], "wavelengths": None}
+    recipe["data"] |= {"validation": ["held"], "wavelengths": None, "photographs": None}
     recipe["optimiser"] |= {"steps": 2, "warmup": 1}
     recipe["patches"] = [{"count": 1, "size": 64}]
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    variants = {"full": {"about": "all of it"}, "none": {"about": "no prompt", "changes": {"ablate": "prompt"}}}
+    variants = {
+        "full": {"about": "all of it"},
+        "none": {"about": "no prompt", "changes": {"ablate": "prompt"}},
+        "unet": {"about": "another network", "rival": "unet"},
+    }
     study = {"recipe": "recipe.yaml", "seeds": [1, 2], "variants": variants, **changes}
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(study))
@@ -75,11 +79,11 @@ def test_the_table_is_what_the_runs_logged(
     assert times == {each: each.stat().st_mtime_ns for each in times}, "a finished run was run again"
     with (out / "study.csv").open() as table:
         rows = {(row["variant"], row["seed"]): row for row in csv.DictReader(table)}
-    assert list(rows) == [("full", "1"), ("full", "2"), ("none", "1"), ("none", "2")]
+    assert list(rows) == [(name, seed) for name in ("full", "none", "unet") for seed in "12"]
     for (name, seed), row in rows.items():
         logged = read_rows(out / f"{name}-{seed}" / "validation.csv")[-1]
         assert [float(row[task]) for task in (*TASKS, "mean")] == [logged[task] for task in (*TASKS, "mean")]
-        assert all((row[cost] == "") if name == "none" else np.isfinite(float(row[cost])) for cost in COSTS)
+        assert all((row[cost] == "") if name != "full" else np.isfinite(float(row[cost])) for cost in COSTS)
 
 
 def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(
