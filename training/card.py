@@ -62,6 +62,12 @@ def card(net: Network, recipe: Recipe, tasks: Figures, scenes: list[str], took: 
         else f"any bands, {config.bands} neighbouring ones at a time"
     )
     scale = recipe.data.stored_scale
+    file = f"training/recipes/{recipe.name}.yaml"
+    judged = [f"deploy evaluate {recipe.name} --data DIR --scenes {','.join(scenes)}"]
+    if scale is None:
+        # No one number stands for 1.0 in its scenes.
+        judged = [f"python -m training.held --recipe {file} --data DIR --out HELD"]
+        judged += [f"deploy evaluate {recipe.name} --data HELD"]
     softened = "" if recipe.loss.first_floor is None else " softened as the recipe says"
     unseen = [UNSEEN_WORDS[task] for task in UNSEEN if task not in recipe.tasks]
     untrained = f"; never trained on: {', '.join(unseen)}" if unseen else ""
@@ -75,8 +81,7 @@ def card(net: Network, recipe: Recipe, tasks: Figures, scenes: list[str], took: 
         f"{options.learning_rate:g}, EMA {options.ema:g}, gating noise, seed {recipe.seed})"
         + (f", grown from `{recipe.start}`" if recipe.start else "")
         + f"; {took}. Tasks: {', '.join(recipe.tasks)}{untrained}.",
-        f"```\npython -m training.train --recipe training/recipes/{recipe.name}.yaml --data DIR --out RUN\n"
-        f"deploy evaluate {recipe.name} --data DIR --scenes {','.join(scenes)}\n```",
+        "\n".join(["```", f"python -m training.train --recipe {file} --data DIR --out RUN", *judged, "```"]),
         "## Figures",
         f"Means over {', '.join(scenes)}, whole. PSNR in dB from the mean squared error over all elements, SAM in "
         "degrees; bandloss over the lost bands only.",

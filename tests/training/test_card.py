@@ -91,11 +91,13 @@ def test_a_card_says_where_goals_are_missed_baselines_better_and_spectra_bent(
 
 
 def test_a_card_says_of_its_training_what_the_recipe_says(recipe_file: Path, tmp_path: Path) -> None:
+    data = yaml.safe_load(recipe_file.read_text())["data"]
     for changes, says, says_not in (
         ({}, ("never trained on: motion blur, Poisson noise", "L1 softened"), ()),
         ({"tasks": {"noise": 1, "poisson": 1}}, ("never trained on: motion blur.",), ("Poisson",)),
         ({"loss": {}}, ("AdamW, L1, cosine",), ("softened",)),
         ({"start": "damp-tiny"}, ("grown from `damp-tiny`",), ()),
+        ({"data": {**data, "stored_scale": None}}, ("training.held", "evaluate nano --data HELD\n"), ("--scenes",)),
     ):
         recipe = load_recipe(recipe_file, **changes)
         net = network_of(Damp(recipe.config))
