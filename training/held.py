@@ -17,7 +17,9 @@ from training.recipe import Recipe, load_recipe
 
 def write_held(recipe: Recipe, data: Sequence[Path], out: Path) -> list[Path]:
     """Each as `cube`, float32 [lines, samples, bands], in an .npz of its name. Raises DeployError, as training does."""
-    held = held_out(dict(load_scenes(data, recipe.data).cubes), recipe.data.validation)
+    held = held_out(
+        dict(load_scenes(data, recipe.data.model_copy(update={"photographs": None})).cubes), recipe.data.validation
+    )
     out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{name}.npz" for name in held]
     for file, cube in zip(files, held.values(), strict=True):
