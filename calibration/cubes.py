@@ -13,7 +13,7 @@ from runtime.files.disk import complete_pairs
 from runtime.files.foreign import refuse_foreign
 from runtime.files.photographs import SUFFIXES as PHOTOGRAPHS
 from runtime.meaning import Asked, Known, meaning_of
-from runtime.meaning.words import bands, number, of_bad, pixels
+from runtime.meaning.words import bands, number, pixels
 from runtime.simulation.cassi import resampled
 
 FAR = 100.0
@@ -108,10 +108,10 @@ def _ending(files: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
 
 
 def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
-    """Read a cube without its bad bands, and refuse what is no clean cube for this network.
+    """Read a cube and refuse what is no clean cube for this network.
 
     Raises:
-        DeployError: it cannot be read, has no scale, missing pixels, fewer good bands than the network, or values far
+        DeployError: it cannot be read, has no scale, missing pixels, fewer bands than the network, or values far
             outside the unit range.
     """
     named = file.suffix.lower() in (".npz", ".mat")
@@ -138,10 +138,16 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
             value=", ".join(number(mark.low) for mark in meaning.marks),
             remedy=f"{WITHOUT}; --ignore-value none where they are measurements",
         )
-    good = [band for band in range(len(source.cube)) if band not in meaning.bad]
-    cube, own = meaning.unit(source.cube), source.wavelengths or centres
     if meaning.bad:
-        cube, own = cube[good], own and tuple(own[band] for band in good)
+        raise InputError(
+            f"has {len(meaning.bad)} bad band{'s' * (len(meaning.bad) > 1)}, so there is no truth to compare with",
+            file=file,
+            key="bands",
+            value=bands(meaning.bad),
+            remedy=WITHOUT,
+        )
+    cube = meaning.unit(source.cube)
+    own = source.wavelengths or centres
     if targets and own and own != targets:
         try:
             cube, own = resampled(cube, own, targets), targets
@@ -150,10 +156,9 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
             raise
     if len(cube) < wanted.bands:
         raise InputError(
-            f"has {len(cube)} {'good ' * bool(meaning.bad)}bands, the network restores {wanted.bands}",
+            f"has {len(cube)} bands, the network restores {wanted.bands}",
             file=file,
             key="bands",
-            value=f"bad {bands(meaning.bad)}" if meaning.bad else None,
             remedy="leave it out",
         )
     largest = float(np.abs(cube).max())
@@ -161,11 +166,7 @@ def unit_cube(file: Path, wanted: Wanted) -> UnitCube:
         raise InputError(
             "holds values far outside [0, 1]", file=file, value=f"{largest:.3g}", remedy="give a larger --scale"
         )
-    # What a run would make of bad bands is no matter here.
-    _, of_runs = of_bad(meaning.bad, constant=None)
-    left_out = [f"bad {bands(meaning.bad)} left out, without a truth to compare with"] if meaning.bad else []
-    doubts = [*(doubt for doubt in meaning.doubts if doubt not in of_runs), *left_out, *_brightness(cube)]
-    doubts = [f"{file.name}: {doubt}" for doubt in doubts]
+    doubts = [f"{file.name}: {doubt}" for doubt in (*meaning.doubts, *_brightness(cube))]
     return UnitCube(cube, own, tuple(doubts))
 
 

@@ -67,7 +67,7 @@ def card(net: Network, recipe: Recipe, tasks: Figures, scenes: list[str], took: 
     if scale is None:
         # No one number stands for 1.0 in its scenes.
         judged = [f"python -m training.held --recipe {file} --data DIR --out HELD"]
-        judged += [f"deploy evaluate {recipe.name} --data HELD"]
+        judged += [f"deploy evaluate {recipe.name} --data HELD --scenes {','.join(scenes)}"]
     softened = "" if recipe.loss.first_floor is None else " softened as the recipe says"
     unseen = [UNSEEN_WORDS[task] for task in UNSEEN if task not in recipe.tasks]
     untrained = f"; never trained on: {', '.join(unseen)}" if unseen else ""

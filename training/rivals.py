@@ -1,24 +1,27 @@
 """Networks that are not ours, for comparison: trained as a recipe trains a DAMP, on its draws, for its steps, as large.
 
-`unet` is the plain one (Ronneberger et al. 2015), `channel-attention` has attention across channels and gated
-feed-forwards as Restormer (Zamir et al. 2022). Neither is told metrics nor has experts; both restore a difference to
-the frame. A study names them as variants, see `training.study`.
+`unet` is the plain one (Ronneberger et al. 2015), `channel-attention` has the blocks of Restormer (Zamir et al. 2022)
+in a U-Net that is no wider behind them than before, one block a level. Neither is told metrics nor has experts; both
+restore a difference to the frame. A study names them as variants, see `training.study`; they are trained on a CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.networks.damp import Damp
 from runtime.durable import write_bytes
+from runtime.errors import ConfigError
 from training.data import Batch, Draws
 from training.lessons import teach
 from training.recipe import LessonRecipe, Recipe
@@ -64,7 +67,7 @@ def _twice(given: int, made: int) -> nn.Module:
 
 
 class ChannelAttention(nn.Module):
-    """Restormer's U-Net with one block of its attention and feed-forward a level, and one to refine."""
+    """A U-Net with one block of Restormer's attention and feed-forward a level, and one to refine."""
 
     def __init__(self, bands: int, width: int) -> None:
         super().__init__()
@@ -162,6 +165,10 @@ class RivalRecipe(LessonRecipe):
     architecture: Kind
     given: Recipe
 
+    def digest(self) -> str:
+        # Its cadence is no part of the recipe's own digest.
+        return sha256(f"{self.architecture} {self.given.digest()}".encode()).hexdigest()
+
 
 class RivalLesson:
     """Restoration by the recipe's loss. Its checkpoints are tensors for no tool but this one."""
@@ -189,9 +196,23 @@ class RivalLesson:
         return file
 
 
+def rival_recipe(kind: Kind, recipe: Recipe) -> RivalRecipe:
+    """The run of a rival. Raises ConfigError where the DAMP begins with, or is taught by, what a rival cannot have."""
+    for key in ("start", "ablate", "teacher"):
+        if getattr(recipe, key) is not None:
+            raise ConfigError("a rival has no such thing", key=key, remedy="compare DAMPs without it")
+    told = recipe.model_dump(include={"name", "seed", "optimiser", "log_every", "validate_every", "save_seconds"})
+    return RivalRecipe(architecture=kind, given=recipe, **told)
+
+
 def train_rival(kind: Kind, recipe: Recipe, data: Path | Sequence[Path], out: Path) -> Path:
     """Train a rival as `training.train.train` does a DAMP, on a CPU; see `training.lessons.teach`."""
     used, held = scenes_of(recipe, data)
-    told = recipe.model_dump(include={"name", "seed", "optimiser", "log_every", "validate_every", "save_seconds"})
-    lesson = RivalLesson(RivalRecipe(architecture=kind, given=recipe, **told), held_scenes(held, recipe))
+    lesson = RivalLesson(rival_recipe(kind, recipe), held_scenes(held, recipe))
     return teach(lesson.recipe, lesson, Draws(recipe, used, torch.device("cpu")), out)
+
+
+def trained_by(file: Path) -> str:
+    """What a rival's checkpoint tells of its recipe."""
+    with safe_open(file, "pt") as opened:
+        return str(opened.metadata()["about"])

@@ -27,7 +27,7 @@ from training.console import console, told
 from training.curves import read_rows
 from training.data import load_scenes
 from training.recipe import LessonRecipe, Part, Recipe, load_recipe, read_yaml
-from training.rivals import Kind, train_rival
+from training.rivals import Kind, rival_recipe, train_rival, trained_by
 from training.run import damp_of
 from training.train import train
 from training.validation import COSTS, held_scenes, prompt_costs
@@ -62,6 +62,11 @@ def recipes_of(file: Path, load: Callable[..., Lessons]) -> Iterator[tuple[str, 
     study = load_study(file)
     for variant, what in study.variants.items():
         for seed in study.seeds:
+            if what.rival is not None:
+                raise ConfigError(
+                    "only a DAMP has rivals", file=file, key=f"variants.{variant}.rival", value=what.rival,
+                    remedy="leave it out",
+                )  # fmt: skip
             changes = {**what.changes, "seed": seed, "name": f"{variant}-{seed}"}
             recipe = load(file.parent / study.recipe, **changes)
             console.print(f"{recipe.name}: {what.about}")
@@ -95,29 +100,34 @@ def figures(
     Raises:
         DeployError: as `train`; another recipe's run.
     """
-    if rival is not None:
-        train_rival(rival, recipe, data, out)
-        last = read_rows(out / "validation.csv")[-1]
-        return {name: last[name] for name in (*TASKS, "mean")}
-    file, kept = out / f"{recipe.name}.safetensors", out / "costs.json"
+    file, kept, steps = out / f"{recipe.name}.safetensors", out / "costs.json", recipe.optimiser.steps
+    if rival is not None and device != "cpu":
+        raise InputError("rivals are trained on a CPU", key="--device", remedy="say --device cpu, for all of the study")
     if not _finished(recipe, out):
-        train(recipe, data, out, device)
-    net = load_checkpoint(file)
-    if net.facts.about != recipe.about(recipe.optimiser.steps):
+        if rival is None:
+            train(recipe, data, out, device)
+        else:
+            train_rival(rival, recipe, data, out)
+    by = load_checkpoint(file).facts.about if rival is None else trained_by(file)
+    if by != (recipe if rival is None else rival_recipe(rival, recipe)).about(steps):
         raise ConfigError(
             "was trained by another recipe", file=file, remedy="give another --out, or the recipe it began with"
         )
     (*_, last) = read_rows(out / "validation.csv") or [{}]
-    if last.get("step") != recipe.optimiser.steps:
+    if last.get("step") != steps:
         raise InputError("does not tell the last step", file=out / "validation.csv", remedy="remove the run")
-    if not kept.exists():
+    # A network without a prompt was never shown one: there is nothing wrong to show it.
+    if rival is None and recipe.ablate != "prompt" and not kept.exists():
         cubes = load_scenes(data, recipe.data).cubes
         held = held_scenes({name: cubes[name] for name in recipe.data.validation}, recipe)
-        # A network without a prompt was never shown one: there is nothing wrong to show it.
-        costs = {} if recipe.ablate == "prompt" else prompt_costs(damp_of(net), held, tuple(recipe.tasks))
+        costs = prompt_costs(damp_of(load_checkpoint(file)), held, tuple(recipe.tasks))
         means = {kind: float(np.mean([row[kind] for row in costs.values()])) for kind in COSTS if costs}
         write_bytes(kept, json.dumps(means).encode())
-    return {**{task: last[task] for task in TASKS}, "mean": last["mean"], **json.loads(kept.read_bytes())}
+    return {
+        **{task: last[task] for task in TASKS},
+        "mean": last["mean"],
+        **(json.loads(kept.read_bytes()) if kept.exists() else {}),
+    }
 
 
 def _finished(recipe: Recipe, out: Path) -> bool:

@@ -77,8 +77,8 @@ def command(
     MODEL is a packaged model, a checkpoint or a bundle; several are given the same degraded cubes and stand in one
     table. For every degradation and cube: PSNR, SSIM and spectral angle of the degraded input, of a classical method
     and of the model; and in words where the classical method does as well. Cubes are ENVI, .npy, .mat or .npz; those
-    with missing pixels are refused, bad bands left out. Scores of cubes that a model was trained on flatter it: name
-    the others with --scenes.
+    with missing pixels are refused. Scores of cubes that a model was trained on flatter it: name the others with
+    --scenes.
     """
     from calibration import cubes as cube_files
     from calibration.choosing import best_texts, choice_of, classical_text

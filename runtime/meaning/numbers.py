@@ -14,6 +14,8 @@ from runtime.stated import Stated
 
 UNIT_LIMIT = 4.0
 """In the unit range values reach this at most, or somebody took another scale."""
+OFTEN = 2.0
+"""Where one in a hundred lies beyond, it is no glint: a sensor of more bits than somebody said."""
 DIM_SHARE = 0.1
 """Below this share of a scale that nobody said for these numbers, it may be another sensor's."""
 USUAL = (100, 255, 1000, 4095, 10000, 65535)
@@ -198,6 +200,7 @@ def judged(
     if whose == BRIGHTEST:
         return conversion, None
     found, plain = values.reach(conversion), values.reach(Conversion())
+    often = min(found.bright, found.high) > OFTEN
     linear = conversion.gains is not None or conversion.offsets is not None
     key = _gains(stated)[0] if linear else "reflectance scale factor" if whose == "file" else "scale"
     low = f"values reach down to {found.low:.4g}: if they mark missing pixels, say --ignore-value"
@@ -205,7 +208,7 @@ def judged(
         if conversion.scale == 1 and not linear:
             # They are to be taken as they are.
             return conversion, None
-        if found.middle > UNIT_LIMIT or found.bright < DARK:
+        if often or found.bright < DARK:
             return conversion, f"values reach {found.high:.2g} times what --scale says stands for 1.0"
         return conversion, low if found.low < -UNIT_LIMIT else None
     value = None if linear else f"{conversion.scale:g}"
@@ -238,7 +241,7 @@ def judged(
             value=value,
             remedy=f"say which number stands for 1.0, such as --scale {example}, or --scale 1 to take them as they are",
         )
-    if found.high > UNIT_LIMIT:
+    if found.high > UNIT_LIMIT or often:
         return conversion, (
             f"values reach {found.high:.4g} where 1.0 is expected: if another number stands for it, say --scale"
         )

@@ -126,19 +126,3 @@ def test_a_scale_that_may_be_wrong_is_doubted(tmp_path: Path, factor: float, tol
     np.save(tmp_path / "a.npy", (scene() * np.float32(50)).transpose(1, 2, 0))
     with pytest.raises(CubeError, match=r"a\.npy, scale: the numbers reach .* as they are"):
         unit_cube(tmp_path / "a.npy", Wanted(3))
-
-
-def test_bad_bands_are_left_out_and_told(tmp_path: Path) -> None:
-    """Of one value, or listed in the header: there is no truth in either."""
-    cube, waves = scene(6), (400.0, 450.0, 500.0, 550.0, 600.0, 650.0)
-    cube[1] = 0
-    told = ", ".join(f"{w:g}" for w in waves)
-    file = envi(tmp_path / "a.hdr", cube, wavelength=f"{{{told}}}", wavelength_units="nm", bbl="{1, 1, 1, 0, 1, 1}")
-    found = unit_cube(file, Wanted(4))
-    np.testing.assert_array_equal(found.cube, cube[[0, 2, 4, 5]])
-    assert found.wavelengths == (400.0, 500.0, 600.0, 650.0)
-    assert [doubt for doubt in found.doubts if "band" in doubt] == [
-        "a.hdr: bad bands 2, 4 left out, without a truth to compare with"
-    ]
-    with pytest.raises(InputError, match=r"has 4 good bands, the network restores 5.*bad bands 2, 4"):
-        unit_cube(file, Wanted(5))

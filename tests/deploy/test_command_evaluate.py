@@ -127,7 +127,7 @@ def test_mistakes_are_said_in_one_line(
     cube = np.load(cubes / "floats.npy")
     cube[..., 4] = 0
     np.save(holes / "holes.npy", cube)
-    refused("--data", holes, parts=("has 30 good bands", "holes.npy", "bad band 5"))
+    refused("--data", holes, parts=("1 bad band", "holes.npy", "band 5"))
     (tmp_path / "file").write_text("")
     done = invoke(capsys, "evaluate", tiny_checkpoint, "--data", cubes, "--out", tmp_path / "file", "--json")
     assert assert_json_error(done, 2)["key"] == "--out"

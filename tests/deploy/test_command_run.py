@@ -186,7 +186,8 @@ def test_values_that_do_not_fit_are_counted_and_warned_of(capsys: Capsys, doubli
     done = invoke(capsys, "run", doubling, "scene.hdr", "--out", "out.hdr", "--json")
     count = int((cube >= 128).sum())
     assert done.json["saturated"] == count > 0
-    beyond, counted = done.json["warnings"]
+    scale, beyond, counted = done.json["warnings"]
+    assert "values reach 2.55 where 1.0 is expected" in scale
     assert "many values come out far beyond the range" in beyond, "as a network's should not"
     assert counted == f"{count} values do not fit uint8 and were set to its limit"
     assert f"warning: {count} values do not fit uint8" in done.err

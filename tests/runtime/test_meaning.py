@@ -424,6 +424,15 @@ def test_scales_that_do_not_look_right_are_doubted() -> None:
     spiky[2, 3, 4] = 30
     assert any("values reach 30" in doubt and "--scale" in doubt for doubt in understood(spiky).doubts)
     assert not understood(numbers("i2", 500), scale=500.0).doubts
+    # A sensor of more bits than somebody said: most numbers are still below 4.
+    for far in (2.5, 5):
+        by_flag = understood(numbers("i2"), scale=10000 / far).doubts
+        by_file = understood(numbers("i2"), Stated(scale=10000 / far)).doubts
+        for doubts in (by_flag, by_file):
+            assert any("values reach" in doubt and "--scale" in doubt for doubt in doubts)
+    glint = numbers("i2")
+    glint[:, 3, 4] = 29000
+    assert not understood(glint, scale=10000.0).doubts
     deep = numbers("f4")
     deep[:, 3, 3:9] = np.linspace(-300, -200, 6)
     assert any("down to -300" in doubt and "--ignore-value" in doubt for doubt in understood(deep).doubts)

@@ -97,7 +97,11 @@ def test_a_card_says_of_its_training_what_the_recipe_says(recipe_file: Path, tmp
         ({"tasks": {"noise": 1, "poisson": 1}}, ("never trained on: motion blur.",), ("Poisson",)),
         ({"loss": {}}, ("AdamW, L1, cosine",), ("softened",)),
         ({"start": "damp-tiny"}, ("grown from `damp-tiny`",), ()),
-        ({"data": {**data, "stored_scale": None}}, ("training.held", "evaluate nano --data HELD\n"), ("--scenes",)),
+        (
+            {"data": {**data, "stored_scale": None}},
+            ("training.held", "nano --data HELD --scenes cloth,paints\n"),
+            ("--data DIR --scenes",),
+        ),
     ):
         recipe = load_recipe(recipe_file, **changes)
         net = network_of(Damp(recipe.config))
