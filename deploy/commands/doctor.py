@@ -109,7 +109,8 @@ def _engines() -> list[Finding]:
 
     found = available_engines()
     findings = [
-        Finding(f"engine {name}", "ok" if v else "absent", v or _remedy(extra_of(name))) for name, v in found.items()
+        Finding(f"engine {name}", "ok" if v else "absent", v or _remedy(name, extra_of(name)))
+        for name, v in found.items()
     ]
     gpu = compute_capability()
     findings.append(Finding("gpu", "ok" if gpu else "absent", f"SM {gpu}" if gpu else "none that CUDA can use"))
@@ -118,8 +119,11 @@ def _engines() -> list[Finding]:
     return findings
 
 
-def _remedy(extra: str) -> str:
-    return f'pip install "damp-deploy[{extra}]"' if extra else "not installed"
+def _remedy(engine: str, extra: str) -> str:
+    from runtime.engines.tensorrt_libraries import REMEDIES
+
+    remedy = REMEDIES.get(engine) or (f'pip install "damp-deploy[{extra}]"' if extra else "")
+    return f"not installed: {remedy}" if remedy else "not installed"
 
 
 def _trust() -> tuple[list[Finding], dict[str, Any]]:

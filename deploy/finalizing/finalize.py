@@ -92,8 +92,9 @@ def finalize(
     if target.sm is None:
         raise BundleError("its target has no GPU", file=folder, key="target.sm", remedy="build the bundle again")
     request = Request(target.engine, target.sm, target.workspace_mib or 1024, target.tensorrt)
-    version = device.version(request)
+    # First the GPU: elsewhere than on the target no builder is of any use.
     _refuse_other_gpu(target.name, target.sm, device.present())
+    version = device.version(request)
     console.say(f"bundle     {manifest.network.checkpoint} for {target.name}, {manifest.precision.chosen}")
     console.say(f"builder    {request.kind} {version}, SM {request.sm}")
     with ours_alone(folder.absolute().with_name(f".{folder.absolute().name}.finalizing")) as work:

@@ -306,7 +306,7 @@ def test_doctor_asks_an_engine_what_brings_it(capsys: Capsys, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "strange_engine", module)
     monkeypatch.setitem(ENGINES, "strange", "strange_engine")
     findings = {finding["name"]: finding for finding in invoke(capsys, "doctor", "--json").json["findings"]}
-    said = 'pip install "damp-deploy[strange]"' if extra else "not installed"
+    said = 'not installed: pip install "damp-deploy[strange]"' if extra else "not installed"
     assert findings["engine strange"] == {"name": "engine strange", "outcome": "absent", "text": said}
 
 
