@@ -212,7 +212,22 @@ def _int8(manifest: Manifest) -> str:
         return "calibrated"
     return (
         f"{100 * share:.1f} % of the multiply-adds, calibrated with {len(used)} cubes "
-        f"({len(skipped)} skipped); left out: {', '.join(map(str, left)) or 'nothing'}"
+        f"({len(skipped)} skipped){_judged(told, cubes)}; left out: {', '.join(map(str, left)) or 'nothing'}"
+    )
+
+
+def _judged(told: Mapping[str, Any], cubes: Mapping[str, Any]) -> str:
+    """What was lost on the cubes that chose no range; a stranger's manifest may say nothing of it."""
+    try:
+        names = sorted({str(frame["cube"]) for frame in cubes["judged"]})
+        lost = told["on_judged_frames"]
+        worst, task = max((float(row["psnr_drop_db"]), name) for name, row in lost["tasks"].items())
+        mean, bent = float(lost["mean_psnr_drop_db"]), float(lost["mean_sam_rise_deg"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ""
+    return (
+        f", judged by {len(names)} of them alone ({', '.join(names)}): loses {mean:.3f} dB, at most {worst:.3f} "
+        f"({task}), {bent:+.2f} degrees"
     )
 
 

@@ -121,8 +121,9 @@ def test_int8_comes_with_all_that_led_to_it(
     for part in ("What int8 costs", "Where the variants part", "How clearly PyTorch chose", "The tiles least like"):
         assert part in page
 
-    told = invoke(capsys, "inspect", out).out
-    assert "calibrated with" in told and "int8" in told
+    told = " ".join(invoke(capsys, "inspect", out).out.split())
+    judge = calibration["judged"][0]["cube"]
+    assert f"calibrated with 3 cubes (0 skipped), judged by 1 of them alone ({judge}): loses" in told
 
 
 def test_a_gate_that_fails_sends_the_search_on_until_all_pass(
