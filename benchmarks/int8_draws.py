@@ -86,7 +86,9 @@ def row(found: dict[str, Any]) -> tuple[bool, list[str]]:
     share = built["calibration"]["int8_mac_share"]
     times = [min(candidates[p]["milliseconds"].values(), default=np.nan) for p in ("fp32", "int8")]
     passed = all(g["passed"] is not False for g in gates.values())
-    checked = found.get("checked", {}).get("variants", {}).get("int8", {})
+    told = found.get("checked", {})
+    # Where a gate fails the figures are beside the error.
+    checked = told.get("result", told).get("variants", {}).get("int8", {})
     figures = [f"{gates[key]['measured']:.3f} of {gates[key]['limit']:g}" for key in GATES]
     independent = (
         f"{checked.get('mean_psnr_drop_db', np.nan):.3f} dB, {checked.get('mean_sam_rise_deg', np.nan):+.2f} deg"
