@@ -156,7 +156,7 @@ def test_a_jetsons_engine_is_deferred_and_the_bundle_complete(
     )
     assert checked.code in (0, 1) and "max_difference" in (checked.json.get("gates") or checked.json["result"]["gates"])
     failed = invoke(capsys, "finalize", out, "--json")
-    assert failed.code == 3 and "not installed" in failed.json["error"]["message"]
+    assert failed.code == 3 and "no GPU that CUDA can use" in failed.json["error"]["message"]
 
 
 def test_finalising_builds_proves_and_installs(bundle: Path) -> None:
