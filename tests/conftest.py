@@ -29,6 +29,17 @@ def data_dir() -> Path:
     return DATA
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """What tests write goes into folders of their own: a file beside the sources would be committed one day."""
+    before = {entry.name for entry in ROOT.iterdir()}
+    yield
+    left = {entry.name for entry in ROOT.iterdir()} - before - {"build", "dist"}
+    assert not sorted(name for name in left if not name.startswith(".") and "egg" not in name), (
+        "tests wrote files beside the sources"
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `.safetensors` with seeded weights: 31 bands of 400 to 700 nm, 8 channels, 4 experts, scale 65535."""

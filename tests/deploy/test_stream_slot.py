@@ -143,8 +143,8 @@ def test_lines_that_the_bundle_before_restored_are_not_called_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = stored(tmp_path, "1")
-    words = ("stream", "--store", store, "--source", "envi:scene.hdr", "--record", tmp_path / "raw")
-    write_cube(Path("scene.hdr"), np.arange(3 * 20 * 16, dtype=np.uint16).reshape(3, 20, 16))
+    words = ("stream", "--store", store, "--source", f"envi:{tmp_path / 'scene.hdr'}", "--record", tmp_path / "raw")
+    write_cube(tmp_path / "scene.hdr", np.arange(3 * 20 * 16, dtype=np.uint16).reshape(3, 20, 16))
     words = (*words, "--restored", tmp_path / "made", "--scale", "4095", "--json")
     assert invoke(capsys, *words).json["lines"]["restored"] == 20
     update = known_bundle(tmp_path / "update")
