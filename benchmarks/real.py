@@ -1,4 +1,4 @@
-"""What models do to real noisy cubes, without truth: `python -m benchmarks.real --models damp-tiny-rs`.
+"""What models do to real noisy cubes, without truth: `python -m benchmarks.real --models damp-base-rs`.
 
 Cubes of satellites and aircraft from the folder that DAMP_DATA names are restored by models and by non-local means.
 Figures are those of `calibration.no_reference`: SNR of the third of the bands with the least in the input, and of the
@@ -44,7 +44,7 @@ from deploy.reporting.quicklooks import fitted, limits_of, png_bytes, rgb, save_
 from runtime.arrays import Float32
 
 Bools = NDArray[np.bool_]
-MODELS = ("damp-tiny-rs", "damp-small")
+MODELS = ("damp-base-rs", "damp-base")
 CLASSICAL = BASELINES["noise"]
 COLUMNS = ("cube", "by", "SNR, noisy third", "SNR, clean third", "stripes, %", "bent, degrees", "scene in change", "")
 FARTHEST_NM = 20.0

@@ -23,7 +23,7 @@ WORKERS = 2
 TILED = {"input.frame": "64x64", "input.overlap": 16}
 CODED = {"input.frame": "64x118", "input.overlap": 0}
 PACKAGED: Mapping[str, Mapping[str, Any]] = {
-    "damp-base": TILED, "damp-small": TILED, "damp-nano": TILED, "damp-tiny": TILED, "damp-tiny-rs": TILED,
+    "damp-base": TILED, "damp-small": TILED, "damp-nano": TILED, "damp-tiny": TILED, "damp-base-rs": TILED,
     "dfpir-tiny": TILED, "dpmambair-tiny": TILED, "mst-tiny": CODED, "mst-tiny-sdp": CODED,
 }  # fmt: skip
 INT8 = {**TILED, "target": "intel", "precision": "int8", "calibration.dir": "simulated"}

@@ -67,7 +67,9 @@ def card(net: Network, recipe: Recipe, tasks: Figures, scenes: list[str], took: 
     if scale is None:
         # No one number stands for 1.0 in its scenes.
         judged = [f"python -m training.held --recipe {file} --data DIR --out HELD"]
-        judged += [f"deploy evaluate {recipe.name} --data HELD --scenes {','.join(scenes)}"]
+        judged += [
+            f"deploy evaluate {recipe.name} --data HELD --layout lines,samples,bands --scenes {','.join(scenes)}"
+        ]
     softened = "" if recipe.loss.first_floor is None else " softened as the recipe says"
     unseen = [UNSEEN_WORDS[task] for task in UNSEEN if task not in recipe.tasks]
     untrained = f"; never trained on: {', '.join(unseen)}" if unseen else ""
@@ -79,7 +81,7 @@ def card(net: Network, recipe: Recipe, tasks: Figures, scenes: list[str], took: 
         f"Trained on {recipe.data.name}; data not included. Never trained on: {', '.join(recipe.data.validation)}. "
         f"{options.steps:,} steps of {_patches(recipe)} (AdamW, L1{softened}, cosine from "
         f"{options.learning_rate:g}, EMA {options.ema:g}, gating noise, seed {recipe.seed})"
-        + (f", grown from `{recipe.start}`" if recipe.start else "")
+        + _grown(recipe)
         + f"; {took}. Tasks: {', '.join(recipe.tasks)}{untrained}.",
         "\n".join(["```", f"python -m training.train --recipe {file} --data DIR --out RUN", *judged, "```"]),
         "## Figures",
@@ -98,6 +100,12 @@ def _gate(config: Any) -> str:
     gate = {"concat": "concatenating gate", "additive": "additive gate"}[config.gate]
     mixtures = "one mixture" if config.layers == 1 else f"{config.layers} mixtures"
     return f"{metrics}, {gate}, top-{config.top_k} of {config.experts} experts in {mixtures}"
+
+
+def _grown(recipe: Recipe) -> str:
+    earlier = ", its earlier edition" if recipe.start == recipe.name else ""
+    start = f", grown from `{recipe.start}`{earlier}" if recipe.start else ""
+    return start + (f", taught by `{recipe.teacher.checkpoint}`" if recipe.teacher else "")
 
 
 def _patches(recipe: Recipe) -> str:

@@ -29,7 +29,7 @@ def test_models_stand_beside_what_was_given_of_their_bands(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = folder / "out"
-    models = ("damp-tiny-rs", "damp-nano")
+    models = ("damp-base-rs", "damp-nano")
     arguments = ["real", "--models", *models, "--cubes", "salton", "--data", str(folder), "--out", str(out)]
     monkeypatch.setattr("sys.argv", arguments)
     assert real.main() == 0
@@ -38,7 +38,7 @@ def test_models_stand_beside_what_was_given_of_their_bands(
     assert [row[:2] for row in rows] == [
         ["AVIRIS, Salton Sea, 33 bands", "input"],
         ["", "non-local means"],
-        ["", "damp-tiny-rs"],
+        ["", "damp-base-rs"],
         ["AVIRIS, Salton Sea, 31 bands", "input"],
         ["", "non-local means"],
         ["", "damp-nano"],
@@ -53,7 +53,7 @@ def test_models_stand_beside_what_was_given_of_their_bands(
 
 
 def test_a_model_is_given_the_bands_nearest_to_its_own_or_none() -> None:
-    with opened("damp-nano", {}) as model, opened("damp-tiny-rs", {}) as any_bands:
+    with opened("damp-nano", {}) as model, opened("damp-base-rs", {}) as any_bands:
         assert model.wavelengths is not None
         centres = np.asarray(model.wavelengths)
         sensor = np.concatenate([[300.0], centres[::-1] + 3.0, [900.0]])

@@ -96,10 +96,12 @@ def test_a_card_says_of_its_training_what_the_recipe_says(recipe_file: Path, tmp
         ({}, ("never trained on: motion blur, Poisson noise", "L1 softened"), ()),
         ({"tasks": {"noise": 1, "poisson": 1}}, ("never trained on: motion blur.",), ("Poisson",)),
         ({"loss": {}}, ("AdamW, L1, cosine",), ("softened",)),
-        ({"start": "damp-tiny"}, ("grown from `damp-tiny`",), ()),
+        ({"start": "damp-tiny"}, ("grown from `damp-tiny`;",), ("earlier", "taught")),
+        ({"start": "nano"}, ("grown from `nano`, its earlier edition;",), ()),
+        ({"teacher": {"checkpoint": "damp-base", "share": 0.5}}, ("taught by `damp-base`",), ("grown",)),
         (
             {"data": {**data, "stored_scale": None}},
-            ("training.held", "nano --data HELD --scenes cloth,paints\n"),
+            ("training.held", "nano --data HELD --layout lines,samples,bands --scenes cloth,paints\n"),
             ("--data DIR --scenes",),
         ),
     ):
