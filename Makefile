@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 # What is trained, and on which folders of scenes.
-RECIPE ?= damp-base
+RECIPE ?= damp-base-long
 DATA ?= $(or $(DAMP_DATA),../shared/data)
 # Recipes of these architectures are of networks for photographs.
 PHOTOGRAPHS := $(DATA)/rgb/bsds-train
